@@ -1,0 +1,1 @@
+"""Multi-task ranking networks: their configuration, training and export."""
