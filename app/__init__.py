@@ -1,0 +1,1 @@
+"""Gatehouse, online ranking: one user, n candidates, a score per task, one rank score."""

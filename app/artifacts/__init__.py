@@ -1,0 +1,1 @@
+"""What lies on disk between training and serving: manifest, program, golden examples, store."""

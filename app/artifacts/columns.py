@@ -1,0 +1,61 @@
+"""Feature columns: the typed arrays that a request, a batch and a golden example are made of.
+
+A column is an array with one row per user or per candidate: dense float32 `[n, dim]`, id int64
+`[n]`, id list int64 `[n, max_length]`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.artifacts.manifest import DenseInput, IdInput, Input
+
+Column = npt.NDArray[Any]
+Columns = Mapping[str, Column]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`R` requests with `B` candidates between them.
+
+    Attributes:
+        user: columns with `R` rows.
+        candidate: columns with `B` rows.
+        row_to_request: int64 `[B]`, the user row that each candidate row belongs to.
+    """
+
+    user: Columns
+    candidate: Columns
+    row_to_request: npt.NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        """B, the number of candidates."""
+        return len(self.row_to_request)
+
+    def requests(self) -> Iterable["Batch"]:
+        """Yield each request as a batch of its own."""
+        for request in np.unique(self.row_to_request):
+            mine = self.row_to_request == request
+            yield Batch(
+                user={name: column[request : request + 1] for name, column in self.user.items()},
+                candidate={name: column[mine] for name, column in self.candidate.items()},
+                row_to_request=np.zeros(int(mine.sum()), dtype=np.int64),
+            )
+
+
+def column_dtype(feature: Input) -> type[np.float32] | type[np.int64]:
+    """Return the dtype of a feature's column."""
+    return np.float32 if isinstance(feature, DenseInput) else np.int64
+
+
+def column_shape(feature: Input, rows: int) -> tuple[int, ...]:
+    """Return the shape of a feature's column of `rows` rows."""
+    if isinstance(feature, DenseInput):
+        return (rows, feature.dim)
+    if isinstance(feature, IdInput):
+        return (rows,)
+    return (rows, feature.max_length)

@@ -1,0 +1,143 @@
+"""Golden examples: inputs and what they gave when the artifact was made.
+
+They prove, on the machine that serves, that the program still computes what was published.
+`golden.safetensors` holds `user.<feature>`, `candidate.<feature>`, `row_to_request`, `raw` and
+`scores`.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse, save as serialise
+
+from app.artifacts.columns import Batch, Column, column_dtype, column_shape
+from app.artifacts.manifest import Description, Device
+from app.artifacts.program import Program, scores
+from app.errors import ArtifactInvalid
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A batch of requests, its raw outputs `[B, K]` and its scores `[B, K]`, float32."""
+
+    batch: Batch
+    raw: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+
+    @classmethod
+    def record(cls, program: Program, batch: Batch) -> Self:
+        """Run `batch` and keep what came out."""
+        raw = program.run(batch)
+        return cls(batch, raw, scores(raw, program.description.tasks))
+
+    def to_bytes(self) -> bytes:
+        """Return the content of `golden.safetensors`."""
+        tensors: dict[str, Column] = {
+            **{f"user.{name}": column for name, column in self.batch.user.items()},
+            **{f"candidate.{name}": column for name, column in self.batch.candidate.items()},
+            "row_to_request": self.batch.row_to_request,
+            "raw": self.raw,
+            "scores": self.scores,
+        }
+        return serialise({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+
+    @classmethod
+    def from_bytes(cls, content: bytes, description: Description) -> Self:
+        """Read `golden.safetensors`; every tensor must fit the description.
+
+        Raises:
+            ArtifactInvalid: a tensor is missing, or has another dtype or shape.
+        """
+        try:
+            tensors = parse(content)
+        except SafetensorError as error:
+            raise ArtifactInvalid(f"golden.safetensors cannot be read: {error}") from error
+        take = partial(_take, tensors)
+        row_to_request = take("row_to_request", np.int64, (None,))
+        rows = len(row_to_request)
+        if rows == 0 or row_to_request.min() < 0:
+            raise ArtifactInvalid(
+                "golden.safetensors: row_to_request must hold rows, none negative"
+            )
+        requests = int(row_to_request.max()) + 1
+        user = {
+            each.name: take(f"user.{each.name}", column_dtype(each), column_shape(each, requests))
+            for each in description.user_inputs
+        }
+        candidate = {
+            each.name: take(f"candidate.{each.name}", column_dtype(each), column_shape(each, rows))
+            for each in description.candidate_inputs
+        }
+        expected = (rows, len(description.tasks))
+        return cls(
+            Batch(user, candidate, row_to_request),
+            raw=take("raw", np.float32, expected),
+            scores=take("scores", np.float32, expected),
+        )
+
+    def check(self, program: Program) -> None:
+        """Run every request in company and alone; each answer must be the recorded one.
+
+        Raises:
+            ArtifactInvalid: an output is further from its golden than the manifest's tolerance.
+        """
+        tolerance = program.description.precision.tolerance.get(_device_name(program))
+        if tolerance is None:
+            raise ArtifactInvalid(f"the manifest states no tolerance for {program.device.type}")
+        self._compare(program, self.batch, slice(None), tolerance, "in company")
+        for request, batch in enumerate(self.batch.requests()):
+            mine = self.batch.row_to_request == request
+            self._compare(program, batch, mine, tolerance, f"request {request} alone")
+
+    def _compare(
+        self,
+        program: Program,
+        batch: Batch,
+        rows: slice | npt.NDArray[np.bool_],
+        tolerance: float,
+        how: str,
+    ) -> None:
+        try:
+            raw = program.run(batch)
+        except (RuntimeError, ValueError) as error:
+            raise ArtifactInvalid(f"golden check, {how}: the program failed: {error}") from error
+        for what, got, golden in (
+            ("raw output", raw, self.raw[rows]),
+            ("score", scores(raw, program.description.tasks), self.scores[rows]),
+        ):
+            error_ratio = np.abs(got - golden) / (1 + np.abs(golden))  # [B, K]
+            worst = float(np.max(error_ratio))
+            if not worst <= tolerance:  # also where it is NaN
+                k = int(np.argmax(error_ratio)) % len(program.description.tasks)
+                raise ArtifactInvalid(
+                    f"golden check, {how}: {what} of task {program.description.tasks[k].name} "
+                    f"is off by {worst:.3g}, tolerance {tolerance:g} on {program.device.type}"
+                )
+
+
+def _device_name(program: Program) -> Device:
+    return "cuda" if program.device.type == "cuda" else "cpu"
+
+
+def _take(
+    tensors: dict[str, Column],
+    name: str,
+    dtype: type[np.float32] | type[np.int64],
+    shape: tuple[int | None, ...],
+) -> Column:
+    tensor = tensors.get(name)
+    if tensor is None:
+        raise ArtifactInvalid(f"golden.safetensors: no tensor {name!r}")
+    fits = len(tensor.shape) == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
+    )
+    if tensor.dtype != dtype or not fits:
+        raise ArtifactInvalid(
+            f"golden.safetensors: {name} is {tensor.dtype} {tensor.shape}, "
+            f"must be {np.dtype(dtype)} {shape}"
+        )
+    return tensor

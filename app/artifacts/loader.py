@@ -1,0 +1,102 @@
+"""From an artifact in the store to a program that is proven to compute what was published.
+
+This module holds the only call of `torch.jit.load`. A TorchScript file is code: it is loaded only
+from the store, and only when its bytes have the size and the SHA-256 that the manifest states.
+The bytes that are hashed are the bytes that are loaded.
+"""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+
+import torch
+from pydantic import ValidationError
+
+from app.artifacts.golden import Golden
+from app.artifacts.manifest import Description, FileDigest, Manifest
+from app.artifacts.program import Program
+from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact
+from app.errors import ArtifactInvalid
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A verified version of a model, on its device and ready to run; hashed by identity."""
+
+    manifest: Manifest
+    program: Program
+    golden: Golden
+
+    def __str__(self) -> str:
+        return f"{self.manifest.name}/{self.manifest.version}"
+
+
+def load(artifact: Artifact, device: torch.device) -> Model:
+    """Verify an artifact's files, load its program onto `device`, and check it against its golden.
+
+    Raises:
+        ArtifactInvalid: with the file and the rule that it breaks.
+    """
+    manifest = read_manifest(artifact)
+    golden = Golden.from_bytes(_read_verified(artifact, GOLDEN, manifest.files[GOLDEN]), manifest)
+    content = _read_verified(artifact, PROGRAM, manifest.files[PROGRAM])
+    program = load_program(content, manifest, device)
+    golden.check(program)
+    return Model(manifest, program, golden)
+
+
+def read_manifest(artifact: Artifact) -> Manifest:
+    """Read and validate `model.json`.
+
+    Raises:
+        ArtifactInvalid: it cannot be read, or it describes another model or version.
+    """
+    try:
+        manifest = Manifest.model_validate_json((artifact.folder / MANIFEST).read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "document"
+        raise ArtifactInvalid(f"{MANIFEST}: {where}: {first['msg']}") from error
+    except OSError as error:
+        raise ArtifactInvalid(f"{MANIFEST}: {error.strerror}") from error
+    if (manifest.name, manifest.version) != (artifact.model, artifact.version):
+        raise ArtifactInvalid(
+            f"{MANIFEST}: describes {manifest.name}/{manifest.version}, but lies in {artifact}"
+        )
+    return manifest
+
+
+def load_program(content: bytes, description: Description, device: torch.device) -> Program:
+    """Load TorchScript and freeze it on `device`.
+
+    Freezing folds parameters into the graph, which is why it happens here, where the device is
+    known, and not in the file.
+
+    Raises:
+        ArtifactInvalid: the content is no TorchScript, or cannot be frozen.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
+            warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+            module = torch.jit.load(io.BytesIO(content), map_location=device)  # type: ignore[no-untyped-call]
+            module.eval()
+            # A module that was frozen before it was saved has no `training` attribute left.
+            frozen = torch.jit.freeze(module) if hasattr(module, "training") else module
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArtifactInvalid(f"{PROGRAM}: cannot be loaded as TorchScript: {reason}") from error
+    return Program(frozen, description, device)
+
+
+def _read_verified(artifact: Artifact, name: str, digest: FileDigest) -> bytes:
+    try:
+        content = (artifact.folder / name).read_bytes()
+    except OSError as error:
+        raise ArtifactInvalid(f"{name}: {error.strerror}") from error
+    if len(content) != digest.size:
+        raise ArtifactInvalid(f"{name}: has {len(content)} bytes, the manifest says {digest.size}")
+    if hashlib.sha256(content).hexdigest() != digest.sha256:
+        raise ArtifactInvalid(f"{name}: its SHA-256 is not the one in the manifest")
+    return content

@@ -1,0 +1,218 @@
+"""The manifest: what an artifact holds, what it takes, what it gives, and how it was checked.
+
+`model.json` is one `Manifest`. It describes any TorchScript module, not only the networks of this
+repository: which features exist, how they are packed into the module's arguments, which output is
+which task, and how a raw output becomes a score.
+"""
+
+from datetime import datetime
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from app.ranking.policy import Policy
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Side = Literal["user", "candidate"]
+Device = Literal["cpu", "cuda"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DenseInput(_Value):
+    """A vector of float32, `[·, dim]`; a plain number is accepted where `dim` is 1."""
+
+    kind: Literal["dense"] = "dense"
+    name: Name
+    side: Side
+    dim: int = Field(1, ge=1)
+    default: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _default_has_dim_numbers(self) -> Self:
+        if self.default is not None and len(self.default) != self.dim:
+            raise ValueError(f"default has {len(self.default)} numbers, dim is {self.dim}")
+        return self
+
+
+class _Vocabulary(_Value):
+    name: Name
+    side: Side
+    vocabulary_size: int = Field(ge=1)
+    unknown: int | Literal["reject"] = 0
+    """The row that an id outside `[0, vocabulary_size)` maps to, or that it is an error."""
+
+    @model_validator(mode="after")
+    def _unknown_is_a_row(self) -> Self:
+        if self.unknown != "reject" and not 0 <= self.unknown < self.vocabulary_size:
+            raise ValueError(f"unknown must lie in [0, {self.vocabulary_size}) or be 'reject'")
+        return self
+
+
+class IdInput(_Vocabulary):
+    """One int64 id, `[·]`."""
+
+    kind: Literal["id"] = "id"
+    default: int | None = None
+
+
+class IdListInput(_Vocabulary):
+    """Up to `max_length` int64 ids, `[·, max_length]`, filled up with `padding`."""
+
+    kind: Literal["id_list"] = "id_list"
+    max_length: int = Field(ge=1)
+    padding: int = -1
+    padding_side: Literal["left", "right"] = "right"
+    default: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _default_fits(self) -> Self:
+        if self.default is not None and len(self.default) > self.max_length:
+            raise ValueError(f"default is longer than max_length, {self.max_length}")
+        return self
+
+
+Input = Annotated[DenseInput | IdInput | IdListInput, Field(discriminator="kind")]
+
+
+class RequestCall(_Value):
+    """`module(user, candidate, row_to_request)`: the user's side once per request.
+
+    `user` and `candidate` are `Dict[str, Tensor]` with `R` and `B` rows; `row_to_request` is int64
+    `[B]` and says which user row each candidate row belongs to.
+    """
+
+    layout: Literal["request"] = "request"
+
+
+class Argument(_Value):
+    """One tensor of a `rows` call: features side by side, as one dtype.
+
+    `rank` 1 is `[B]` and takes one feature of width 1; `rank` 2 is `[B, total width]`.
+    """
+
+    name: Name
+    pack: tuple[Name, ...] = Field(min_length=1)
+    dtype: Literal["float32", "int64"]
+    rank: Literal[1, 2] = 2
+
+
+class RowsCall(_Value):
+    """`module(*arguments)` or `module({name: argument})`: everything tiled to `B` rows."""
+
+    layout: Literal["rows"] = "rows"
+    style: Literal["positional", "dict"]
+    arguments: tuple[Argument, ...] = Field(min_length=1)
+
+
+Call = Annotated[RequestCall | RowsCall, Field(discriminator="layout")]
+
+
+class Output(_Value):
+    """Where a task's raw output stands in what the module returns.
+
+    `path` is None where the module returns one tensor, an index into a tuple, or a key of a dict;
+    the tensor found there is `[B]`, or `[B, columns]` of which `column` is taken.
+    """
+
+    path: int | Name | None = None
+    column: int = Field(0, ge=0)
+
+
+class TaskOutput(_Value):
+    """One predicted behaviour: where its raw output is, and what makes it a score.
+
+    The score is `clamp(link(raw))`. Links are inverse link functions: `identity`, `sigmoid`, `exp`
+    and `expm1`.
+    """
+
+    name: Name
+    kind: Literal["binary", "duration", "regression"]
+    unit: str = Field(max_length=32)
+    link: Literal["identity", "sigmoid", "exp", "expm1"]
+    clamp: tuple[float, float] | None = None
+    output: Output = Output()
+
+    @model_validator(mode="after")
+    def _clamp_is_an_interval(self) -> Self:
+        if self.clamp is not None and not self.clamp[0] < self.clamp[1]:
+            raise ValueError("clamp must be (low, high) with low < high")
+        return self
+
+
+class Precision(_Value):
+    """In which precision the module computes, and how near its answers must come to the golden.
+
+    An output `y` matches its golden `g` where `|y - g| <= tolerance * (1 + |g|)`.
+    """
+
+    name: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tolerance: dict[Device, Annotated[float, Field(gt=0)]] = {"cpu": 1e-5, "cuda": 1e-4}
+
+
+class Description(_Value):
+    """What the maker of a model knows about it: everything but files, version and time."""
+
+    name: Name
+    architecture: str = Field(max_length=64)
+    inputs: tuple[Input, ...] = Field(min_length=1)
+    call: Call = RequestCall()
+    tasks: tuple[TaskOutput, ...] = Field(min_length=1)
+    ranking: Policy
+    precision: Precision = Precision()
+    evaluation: dict[str, dict[str, float]] = {}
+    """Held-out figures per task, such as `{"click": {"auc": 0.74}}`."""
+    training: dict[str, JsonValue] = {}
+    """The configuration that made the model, for people; serving does not read it."""
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        features = [each.name for each in self.inputs]
+        tasks = [task.name for task in self.tasks]
+        for what, names in (("input", features), ("task", tasks)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"two {what}s have the same name")
+        if strangers := set(self.ranking.weights) - set(tasks):
+            raise ValueError(f"the ranking policy weighs unknown tasks: {sorted(strangers)}")
+        if isinstance(self.call, RowsCall):
+            packed = [name for argument in self.call.arguments for name in argument.pack]
+            if strangers := set(packed) - set(features):
+                raise ValueError(f"arguments pack unknown inputs: {sorted(strangers)}")
+            if unused := set(features) - set(packed):
+                raise ValueError(f"inputs that no argument packs: {sorted(unused)}")
+        return self
+
+    @cached_property
+    def user_inputs(self) -> tuple[Input, ...]:
+        """The inputs of the user's side, in call order."""
+        return tuple(each for each in self.inputs if each.side == "user")
+
+    @cached_property
+    def candidate_inputs(self) -> tuple[Input, ...]:
+        """The inputs of the candidates' side, in call order."""
+        return tuple(each for each in self.inputs if each.side == "candidate")
+
+    @cached_property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks' names, in the order of the score columns."""
+        return tuple(task.name for task in self.tasks)
+
+
+class FileDigest(_Value):
+    """What a file of the artifact must be, byte for byte."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class Manifest(Description):
+    """`model.json`: a `Description` and what was written beside it."""
+
+    format: Literal[1] = 1
+    version: int = Field(ge=1)
+    created: datetime
+    torch_version: str
+    files: dict[Literal["model.ts", "golden.safetensors"], FileDigest] = Field(min_length=2)

@@ -1,0 +1,86 @@
+"""Publishing: a module becomes a new version in the store, whole or not at all."""
+
+import hashlib
+import io
+import os
+import tempfile
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from app.artifacts.columns import Batch
+from app.artifacts.golden import Golden
+from app.artifacts.loader import load_program
+from app.artifacts.manifest import Description, FileDigest, Manifest
+from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact, Store
+
+
+def publish(
+    store: Store, description: Description, module: torch.jit.ScriptModule, requests: Batch
+) -> Artifact:
+    """Write a new version of a model and return it.
+
+    The golden examples are what the saved file gives for `requests` when it is loaded as the
+    service loads it, on the CPU. Readers of the store see the whole version or nothing: it is
+    written under a temporary name and renamed.
+
+    Args:
+        store: where to write; the version is one above the newest.
+        description: what the maker knows about the model.
+        module: in `eval` mode, not frozen, so that the file can be loaded onto any device.
+        requests: two or more requests of different sizes.
+
+    Raises:
+        ArtifactInvalid: the module cannot be loaded, or its outputs are not what the description
+            says.
+    """
+    program = _to_bytes(module)
+    golden = Golden.record(load_program(program, description, torch.device("cpu")), requests)
+    files = {PROGRAM: program, GOLDEN: golden.to_bytes()}
+
+    folder = store.folder / description.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".publishing-") as temporary:
+        written = Path(temporary) / "artifact"
+        written.mkdir()
+        for name, content in files.items():
+            _write(written / name, content)
+        while True:
+            version = max(store.versions(description.name), default=0) + 1
+            manifest = Manifest(
+                **dict(description),
+                version=version,
+                created=datetime.now(UTC).replace(microsecond=0),
+                torch_version=torch.__version__,
+                files={name: _digest(content) for name, content in files.items()},
+            )
+            _write(written / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+            try:
+                written.rename(folder / str(version))
+            except OSError:
+                if not (folder / str(version)).exists():
+                    raise
+                continue  # somebody published this version meanwhile: take the next
+            return Artifact(description.name, version, folder / str(version))
+
+
+def _to_bytes(module: torch.jit.ScriptModule) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+        torch.jit.save(module, buffer)
+    return buffer.getvalue()
+
+
+def _digest(content: bytes) -> FileDigest:
+    return FileDigest(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

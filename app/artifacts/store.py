@@ -1,0 +1,56 @@
+"""The store: the folder of artifacts, `<store>/<model>/<version>/`."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+MANIFEST: Final = "model.json"
+PROGRAM: Final = "model.ts"
+GOLDEN: Final = "golden.safetensors"
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One version of one model in the store; its files are not read yet."""
+
+    model: str
+    version: int
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Artifacts under one folder. Only names that the store itself listed become paths."""
+
+    folder: Path
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Yield every complete artifact, by model name, then version.
+
+        An artifact is complete when its manifest is there: it is written under a temporary name
+        and renamed as a whole. Other files and folders are passed over.
+        """
+        for model in sorted(_folders(self.folder, _MODEL_NAME)):
+            versions = sorted(int(each.name) for each in _folders(model, _VERSION))
+            for version in versions:
+                folder = model / str(version)
+                if (folder / MANIFEST).is_file():
+                    yield Artifact(model.name, version, folder)
+
+    def versions(self, model: str) -> list[int]:
+        """Return the complete versions of a model, ascending."""
+        return [each.version for each in self.artifacts() if each.model == model]
+
+
+def _folders(parent: Path, name: re.Pattern[str]) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return [each for each in parent.iterdir() if name.fullmatch(each.name) and each.is_dir()]

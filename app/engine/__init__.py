@@ -1,0 +1,1 @@
+"""From a request to task scores: encode, queue, batch, run on a lane; knows no HTTP."""

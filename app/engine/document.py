@@ -1,0 +1,120 @@
+"""The two sides of a JSON document, whichever way the candidates were written, as columns of values.
+
+Candidates come as an object of columns (`{"item_id": [11, 12]}`) or as a list of objects
+(`[{"item_id": 11}, {"item_id": 12}]`). Either becomes a `Side`, which also knows what to call a
+place in the document that was sent, as a JSON pointer (RFC 6901).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from app.errors import Problem
+
+MOST_PROBLEMS = 20
+"""A report names so many problems at most: one wrong column can hold thousands."""
+
+_LONGEST_NAME = 64  # characters of a name that a pointer repeats
+
+
+class Missing:
+    """Stands for a value that was not sent."""
+
+
+MISSING = Missing()
+
+
+@dataclass(slots=True)
+class Findings:
+    """What reading one document brought to light: problems, and ids outside their vocabulary."""
+
+    problems: list[Problem] = field(default_factory=list)
+    unknown_ids: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many problems as a report names."""
+        return len(self.problems) >= MOST_PROBLEMS
+
+    def problem(self, pointer: str, detail: str) -> None:
+        """Note a problem, unless there are enough."""
+        if not self.full:
+            self.problems.append(Problem(pointer, detail))
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The user's or the candidates' features as they were sent, one list of `rows` values each."""
+
+    columns: Mapping[str, Sequence[Any]]
+    rows: int
+    written_as: Literal["user", "columns", "objects"]
+    refused: frozenset[str] = frozenset()
+    """Features whose column as a whole is wrong; that is among the findings already."""
+
+    def pointer(self, name: str, row: int | None = None, element: int | None = None) -> str:
+        """Return the JSON pointer of a feature, of one row's value, or of one of its elements."""
+        at = "" if row is None else f"/{row}"
+        inside = "" if element is None else f"/{element}"
+        match self.written_as:
+            case "user":
+                return f"/user/{_escaped(name)}{inside}"
+            case "columns":
+                return f"/candidates/{_escaped(name)}{at}{inside}"
+            case "objects":
+                return f"/candidates{at or '/0'}/{_escaped(name)}{inside}"
+
+
+def user_side(user: object, findings: Findings) -> Side:
+    """Read `{"age": 3}` as columns of one row."""
+    if not isinstance(user, dict):
+        findings.problem("/user", "must be an object, feature name to value")
+        user = {}
+    return Side({name: [value] for name, value in user.items()}, 1, "user")
+
+
+def candidate_side(candidates: object, findings: Findings) -> Side:
+    """Read candidates written as columns or as objects."""
+    if isinstance(candidates, dict):
+        return _from_columns(candidates, findings)
+    if isinstance(candidates, list):
+        return _from_objects(candidates, findings)
+    findings.problem("/candidates", "must be an object of columns, or a list of objects")
+    return Side({}, 0, "columns")
+
+
+def _from_columns(candidates: dict[str, Any], findings: Findings) -> Side:
+    columns: dict[str, list[Any]] = {}
+    refused: set[str] = set()
+    for name, values in candidates.items():
+        pointer = f"/candidates/{_escaped(name)}"
+        first, expected = next(iter(columns.items()), (name, values))
+        if not isinstance(values, list):
+            findings.problem(pointer, "must be a list, one value a candidate")
+        elif len(values) != len(expected):
+            detail = f"has {len(values)} values, but {_escaped(first)} has {len(expected)}"
+            findings.problem(pointer, detail)
+        else:
+            columns[name] = values
+            continue
+        refused.add(name)
+    rows = len(next(iter(columns.values()), []))
+    return Side(columns, rows, "columns", frozenset(refused))
+
+
+def _from_objects(candidates: list[Any], findings: Findings) -> Side:
+    objects: list[dict[str, Any]] = []
+    for row, candidate in enumerate(candidates):
+        if isinstance(candidate, dict):
+            objects.append(candidate)
+        else:
+            findings.problem(f"/candidates/{row}", "must be an object, feature name to value")
+            objects.append({})
+    names: Iterable[str] = dict.fromkeys(name for candidate in objects for name in candidate)
+    columns = {name: [candidate.get(name, MISSING) for candidate in objects] for name in names}
+    return Side(columns, len(objects), "objects")
+
+
+def _escaped(name: str) -> str:
+    shown = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"
+    return shown.replace("~", "~0").replace("/", "~1")

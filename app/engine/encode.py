@@ -1,0 +1,175 @@
+"""A JSON document's user and candidates become feature columns, checked against the manifest.
+
+Numbers go from Python objects into column bytes through `struct`: on 500 rows of 100 floats that
+takes 0.4 of the time of `numpy.array`, refuses strings and null, which NumPy would take for
+numbers, and notices ragged rows by itself. Where it fails, the column is read again value by value
+(`app.engine.slow_encode`), which says where and why.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.artifacts.columns import Column, Columns, column_dtype, column_shape
+from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+from app.engine.document import Findings, Side, candidate_side, user_side
+from app.engine.slow_encode import slow_column
+from app.errors import InvalidRequest, PayloadTooLarge
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRequest:
+    """One user and n candidates as columns.
+
+    Attributes:
+        user: columns with one row.
+        candidate: columns with `rows` rows.
+        rows: n, the number of candidates.
+        unknown_ids: how many ids of each feature lay outside its vocabulary, where any did.
+    """
+
+    user: Columns
+    candidate: Columns
+    rows: int
+    unknown_ids: Mapping[str, int]
+
+
+def encode(
+    manifest: Manifest,
+    user: object,
+    candidates: object,
+    *,
+    max_candidates: int,
+    findings: Findings | None = None,
+) -> EncodedRequest:
+    """Check a request's features and turn them into columns.
+
+    A dense value may be a boolean, which counts as 0 or 1; an id may not. An id outside the
+    vocabulary is *unknown*: it becomes the manifest's `unknown` row and is counted.
+
+    Args:
+        manifest: which features there are.
+        user: an object, feature name to value.
+        candidates: an object of columns, feature name to list of values; or a list of objects, one
+            a candidate.
+        max_candidates: the most candidates that are let in.
+        findings: problems found elsewhere in the document, to be reported together.
+
+    Raises:
+        InvalidRequest: with every problem (the first 20), each with its JSON pointer.
+        PayloadTooLarge: there are more than `max_candidates` candidates.
+    """
+    findings = findings or Findings()
+    sent_candidates = candidate_side(candidates, findings)
+    rows = sent_candidates.rows
+    if rows > max_candidates:
+        raise PayloadTooLarge(f"{rows} candidates; the limit is {max_candidates}")
+    user_columns = _encode_side(user_side(user, findings), manifest.user_inputs, findings)
+    candidate_columns = _encode_side(sent_candidates, manifest.candidate_inputs, findings)
+    if findings.problems:
+        raise InvalidRequest(findings.problems)
+    return EncodedRequest(user_columns, candidate_columns, rows, findings.unknown_ids)
+
+
+def _encode_side(side: Side, features: Sequence[Input], findings: Findings) -> dict[str, Column]:
+    known = {feature.name for feature in features}
+    for name in (side.columns.keys() | side.refused) - known:
+        findings.problem(
+            side.pointer(name), f"is no {_WHOSE[side.written_as]} feature of the model"
+        )
+    encoded: dict[str, Column] = {}
+    for feature in features:
+        values = side.columns.get(feature.name)
+        if values is None:
+            if feature.default is None:
+                if feature.name not in side.refused:
+                    findings.problem(side.pointer(feature.name), "is missing and has no default")
+                continue
+            values = [feature.default] * side.rows
+        try:
+            encoded[feature.name] = _fast_column(feature, values, findings)
+        except (struct.error, TypeError, ValueError, OverflowError):
+            encoded[feature.name] = slow_column(feature, values, side, findings)
+    return encoded
+
+
+def _fast_column(feature: Input, values: Sequence[Any], findings: Findings) -> Column:
+    """Return a column, or raise anything where some value is not as it should be."""
+    if not values:
+        return np.zeros(column_shape(feature, 0), column_dtype(feature))
+    match feature:
+        case DenseInput():
+            return _dense(feature, values)
+        case IdInput():
+            return _id(feature, values, findings)
+        case IdListInput():
+            return _id_list(feature, values, findings)
+
+
+def _dense(feature: DenseInput, values: Sequence[Any]) -> Column:
+    if feature.dim == 1 and isinstance(values[0], int | float):
+        packed = _format(f"{len(values)}f").pack(*values)
+    else:
+        pack_row = _format(f"{feature.dim}f").pack
+        packed = b"".join([pack_row(*row) for row in values])
+    column = np.frombuffer(bytearray(packed), np.float32).reshape(len(values), feature.dim)
+    if not np.isfinite(column).all():
+        raise ValueError
+    return column
+
+
+def _id(feature: IdInput, values: Sequence[Any], findings: Findings) -> Column:
+    if set(map(type, values)) != {int}:  # a bool packs as an integer
+        raise TypeError
+    packed = _format(f"{len(values)}q").pack(*values)
+    column = np.frombuffer(bytearray(packed), np.int64)  # [n]
+    return _known(feature, column, np.ones(len(values), dtype=np.bool_), findings)
+
+
+def _id_list(feature: IdListInput, values: Sequence[Any], findings: Findings) -> Column:
+    if not set(map(type, values)) <= {list, tuple}:
+        raise TypeError
+    if not set(map(type, chain.from_iterable(values))) <= {int}:
+        raise TypeError
+    width, padding = feature.max_length, feature.padding
+    pack_row = _format(f"{width}q").pack
+    lengths = np.fromiter(map(len, values), np.int64, len(values))[:, None]  # [n, 1]
+    if feature.padding_side == "right":
+        rows = [pack_row(*row, *[padding] * (width - len(row))) for row in values]
+        real = np.arange(width) < lengths  # [n, max_length]
+    else:
+        rows = [pack_row(*[padding] * (width - len(row)), *row) for row in values]
+        real = np.arange(width) >= width - lengths  # [n, max_length]
+    column = np.frombuffer(bytearray(b"".join(rows)), np.int64).reshape(len(values), width)
+    return _known(feature, column, real, findings)
+
+
+def _known(
+    feature: IdInput | IdListInput,
+    ids: Column,
+    real: npt.NDArray[np.bool_],
+    findings: Findings,
+) -> Column:
+    """Map ids outside the vocabulary to the unknown row, and count them; padding stays."""
+    unknown = ((ids < 0) | (ids >= feature.vocabulary_size)) & real
+    count = int(np.count_nonzero(unknown))
+    if count:
+        if feature.unknown == "reject":
+            raise ValueError
+        ids[unknown] = feature.unknown
+        findings.unknown_ids[feature.name] = count
+    return ids
+
+
+@lru_cache(maxsize=1024)
+def _format(layout: str) -> struct.Struct:
+    return struct.Struct(layout)
+
+
+_WHOSE = {"user": "user", "columns": "candidate", "objects": "candidate"}

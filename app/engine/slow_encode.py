@@ -1,0 +1,107 @@
+"""A column encoded value by value: says where each wrong value stands and which rule it breaks.
+
+What is right it encodes exactly as `app.engine.encode` does, which calls it only for columns that
+its own fast path will not take.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from app.artifacts.columns import Column, column_dtype, column_shape
+from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input
+from app.engine.document import Findings, Missing, Side
+
+Complain = Callable[[int | None, str], None]  # (element or None, detail)
+
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+def slow_column(feature: Input, values: Sequence[Any], side: Side, findings: Findings) -> Column:
+    """Encode a column, and note every wrong value; a row with a wrong value is left at zero."""
+    column = np.zeros(column_shape(feature, len(values)), column_dtype(feature))
+    for row, value in enumerate(values):
+        if findings.full:
+            break
+        before = len(findings.problems)
+
+        def complain(element: int | None, detail: str, row: int = row) -> None:
+            findings.problem(side.pointer(feature.name, row, element), detail)
+
+        read = _read(feature, value, complain, findings)
+        if len(findings.problems) == before:
+            column[row] = read
+    return column
+
+
+def _read(feature: Input, value: object, complain: Complain, findings: Findings) -> Any:
+    if isinstance(value, Missing):
+        if feature.default is None:
+            complain(None, "is missing and has no default")
+            return None
+        value = feature.default
+    match feature:
+        case DenseInput():
+            return _read_dense(feature, value, complain)
+        case IdInput():
+            return _read_id(feature, value, None, complain, findings)
+        case IdListInput():
+            return _read_id_list(feature, value, complain, findings)
+
+
+def _read_dense(feature: DenseInput, value: object, complain: Complain) -> list[Any]:
+    if feature.dim == 1 and not isinstance(value, list | tuple):
+        _check_number(value, None, complain)
+        return [value]
+    if not isinstance(value, list | tuple):
+        complain(None, f"must be a list of {feature.dim} numbers")
+    elif len(value) != feature.dim:
+        complain(None, f"must have {feature.dim} numbers, has {len(value)}")
+    else:
+        for element, number in enumerate(value):
+            _check_number(number, element, complain)
+        return list(value)
+    return []
+
+
+def _check_number(number: object, element: int | None, complain: Complain) -> None:
+    if not isinstance(number, int | float):
+        complain(element, "must be a number")
+    elif not abs(number) <= _LARGEST_FLOAT32:  # also where it is NaN
+        complain(element, "must be finite and fit float32")
+
+
+def _read_id(
+    feature: IdInput | IdListInput,
+    value: object,
+    element: int | None,
+    complain: Complain,
+    findings: Findings,
+) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        complain(element, "must be an integer id")
+    elif not -(2**63) <= value < 2**63:
+        complain(element, "must fit int64")
+    elif 0 <= value < feature.vocabulary_size:
+        return value
+    elif feature.unknown == "reject":
+        complain(element, f"must lie in the vocabulary, 0 to {feature.vocabulary_size - 1}")
+    else:
+        findings.unknown_ids[feature.name] = findings.unknown_ids.get(feature.name, 0) + 1
+        return feature.unknown
+    return 0
+
+
+def _read_id_list(
+    feature: IdListInput, value: object, complain: Complain, findings: Findings
+) -> list[int]:
+    if not isinstance(value, list | tuple):
+        complain(None, f"must be a list of at most {feature.max_length} integer ids")
+        return []
+    if len(value) > feature.max_length:
+        complain(None, f"must have at most {feature.max_length} ids, has {len(value)}")
+        return []
+    ids = [_read_id(feature, each, i, complain, findings) for i, each in enumerate(value)]
+    padding = [feature.padding] * (feature.max_length - len(ids))
+    return ids + padding if feature.padding_side == "right" else padding + ids

@@ -1,0 +1,151 @@
+"""Every error that a caller can see.
+
+    GatehouseError
+    ├── MalformedBody            400  the body is no JSON object
+    ├── ModelNotFound            404
+    ├── VersionNotFound          404
+    ├── RequestTimeout           408  the body came too slowly
+    ├── PayloadTooLarge          413  body or rows over the limit
+    ├── UnsupportedMediaType     415
+    ├── InvalidRequest           422  what was said is wrong: every problem at once
+    ├── Overloaded               429  the queue's row budget is full
+    ├── InferenceFailed          500  the model raised, or gave a wrong shape or a non-finite score
+    ├── NotReady                 503  no model yet
+    ├── Draining                 503  shutting down
+    └── DeadlineExceeded         504  it waited or ran past its deadline
+
+    ArtifactInvalid              an artifact cannot be served; seen by operators, not by callers
+
+The status stands on the class; `slug` names the error in problem documents, in metrics and in
+logs. How an error becomes a response body is known to `app.api.problems` alone.
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import ClassVar
+
+
+class GatehouseError(Exception):
+    """An error with an HTTP status; its message is written for the caller."""
+
+    status: ClassVar[HTTPStatus]
+    slug: ClassVar[str]
+    title: ClassVar[str]
+    retry_after_s: ClassVar[int | None] = None
+
+
+class MalformedBody(GatehouseError):
+    """The body is not what its content type says."""
+
+    status = HTTPStatus.BAD_REQUEST
+    slug = "malformed-body"
+    title = "The body cannot be read"
+
+
+class ModelNotFound(GatehouseError):
+    """No model of that name is served."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "model-not-found"
+    title = "No such model"
+
+
+class VersionNotFound(GatehouseError):
+    """The model is served, but not in that version."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "version-not-found"
+    title = "No such version"
+
+
+class RequestTimeout(GatehouseError):
+    """The body did not arrive in time."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    slug = "request-timeout"
+    title = "The body came too slowly"
+
+
+class PayloadTooLarge(GatehouseError):
+    """The body has too many bytes, or the request too many candidates."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    slug = "payload-too-large"
+    title = "The request is too large"
+
+
+class UnsupportedMediaType(GatehouseError):
+    """The content type or the content encoding is not understood."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    slug = "unsupported-media-type"
+    title = "Content type not supported"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a request: where (RFC 6901 JSON pointer) and which rule."""
+
+    pointer: str
+    detail: str
+
+
+class InvalidRequest(GatehouseError):
+    """What the request says is wrong; `problems` lists every place. No value is echoed."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    slug = "invalid-request"
+    title = "The request breaks the model's rules"
+
+    def __init__(self, problems: list[Problem]) -> None:
+        first = problems[0]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(f"{first.pointer or '/'}: {first.detail}{more}")
+        self.problems = problems
+
+
+class Overloaded(GatehouseError):
+    """The queue is full."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    slug = "overloaded"
+    title = "Too much work is waiting"
+    retry_after_s = 1
+
+
+class InferenceFailed(GatehouseError):
+    """The model could not score this request; the cause stands in the log only."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    slug = "inference-failed"
+    title = "The model could not score the request"
+
+
+class NotReady(GatehouseError):
+    """No model is active yet."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "not-ready"
+    title = "No model is ready"
+    retry_after_s = 1
+
+
+class Draining(GatehouseError):
+    """The server is shutting down; another replica will answer."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "draining"
+    title = "The server is shutting down"
+    retry_after_s = 1
+
+
+class DeadlineExceeded(GatehouseError):
+    """The answer would come after the caller stopped waiting."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    slug = "deadline-exceeded"
+    title = "The deadline has passed"
+
+
+class ArtifactInvalid(Exception):
+    """An artifact cannot be served. The message names the file and the rule that it breaks."""
