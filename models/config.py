@@ -16,7 +16,7 @@ Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"]
 TaskKind = Literal["binary", "duration", "regression"]
 Loss = Literal["bce", "weighted_logistic", "log1p_mse", "mse", "huber"]
 Link = Literal["sigmoid", "exp", "expm1", "identity"]
-Body = Literal["single_task", "shared_bottom", "moe", "mmoe", "cgc", "ple"]
+BodyName = Literal["single_task", "shared_bottom", "moe", "mmoe", "cgc", "ple"]
 Architecture = Literal["single_task", "shared_bottom", "moe", "mmoe", "cgc", "ple", "esmm"]
 
 LOSSES: dict[TaskKind, tuple[Loss, ...]] = {  # the first is the default
@@ -150,10 +150,10 @@ class NetworkConfig(Record):
     tower_hidden_units: tuple[PositiveInt, ...] = (64,)
     tower_activation: Activation = "relu"
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    esmm_body: Body = "single_task"
+    esmm_body: BodyName = "single_task"
 
     @property
-    def body(self) -> Body:
+    def body(self) -> BodyName:
         """The architecture that makes the logits: under ESMM, the one it stands on."""
         return self.esmm_body if self.architecture == "esmm" else self.architecture
 
@@ -195,32 +195,6 @@ def _counts(counts: int | tuple[int, ...]) -> tuple[int, ...]:
     return (counts,) if isinstance(counts, int) else counts
 
 
-def embedding_owners(features: Sequence[Feature]) -> dict[str, str]:
-    """For each id or id-list feature, the feature whose embedding table it uses (mostly itself).
-
-    Raises:
-        ValueError: two features have one name, or ``shared_with`` names a feature that has no
-            table of its own, or one of another vocabulary or width.
-    """
-    _check_unique("features", (feature.name for feature in features))
-    tables = {f.name: f for f in features if not isinstance(f, DenseFeature)}
-    owners: dict[str, str] = {}
-    for feature in tables.values():
-        owner = tables.get(feature.shared_with or feature.name)
-        if owner is None or owner.shared_with is not None:
-            raise ValueError(
-                f"shared_with: {feature.shared_with!r} of {feature.name!r} has no table of its own"
-            )
-        size = (feature.vocabulary_size, feature.embedding_dim)
-        if size != (owner.vocabulary_size, owner.embedding_dim):
-            raise ValueError(
-                f"shared_with: {feature.name!r} and {owner.name!r} must agree in "
-                "vocabulary_size and embedding_dim"
-            )
-        owners[feature.name] = owner.name
-    return owners
-
-
 def entire_space_parents(network: NetworkConfig, tasks: Sequence[Task]) -> tuple[int | None, ...]:
     """For each task, the column whose probability multiplies its own (ESMM), or ``None``.
 
@@ -228,7 +202,7 @@ def entire_space_parents(network: NetworkConfig, tasks: Sequence[Task]) -> tuple
         ValueError: two tasks have one name; or, under ESMM, no binary task's ``sample_space`` is
             another binary task, or one's sample space has a sample space of its own.
     """
-    _check_unique("tasks", (task.name for task in tasks))
+    check_unique("tasks", (task.name for task in tasks))
     if network.architecture != "esmm":
         return (None,) * len(tasks)
     columns = {task.name: k for k, task in enumerate(tasks) if task.kind == "binary"}
@@ -260,7 +234,8 @@ def links(network: NetworkConfig, tasks: Sequence[Task]) -> tuple[Link, ...]:
     )
 
 
-def _check_unique(field: str, names: Iterable[str]) -> None:
+def check_unique(field: str, names: Iterable[str]) -> None:
+    """Raise a ValueError if a name is used twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
