@@ -4,12 +4,14 @@
     ├── MalformedBody            400  the body is no JSON object
     ├── ModelNotFound            404
     ├── VersionNotFound          404
+    ├── MethodNotAllowed         405
     ├── RequestTimeout           408  the body came too slowly
     ├── PayloadTooLarge          413  body or rows over the limit
     ├── UnsupportedMediaType     415
     ├── InvalidRequest           422  what was said is wrong: every problem at once
     ├── Overloaded               429  the queue's row budget is full
     ├── InferenceFailed          500  the model raised, or gave a wrong shape or a non-finite score
+    ├── InternalError            500  a fault of the server's own
     ├── NotReady                 503  no model yet
     ├── Draining                 503  shutting down
     └── DeadlineExceeded         504  it waited or ran past its deadline
@@ -56,6 +58,14 @@ class VersionNotFound(GatehouseError):
     status = HTTPStatus.NOT_FOUND
     slug = "version-not-found"
     title = "No such version"
+
+
+class MethodNotAllowed(GatehouseError):
+    """The path exists, but not for this method."""
+
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    slug = "method-not-allowed"
+    title = "Method not allowed"
 
 
 class RequestTimeout(GatehouseError):
@@ -119,6 +129,14 @@ class InferenceFailed(GatehouseError):
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     slug = "inference-failed"
     title = "The model could not score the request"
+
+
+class InternalError(GatehouseError):
+    """A fault of the server's own; the log has the cause under the request's id."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    slug = "internal-error"
+    title = "The server failed"
 
 
 class NotReady(GatehouseError):

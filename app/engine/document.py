@@ -1,4 +1,4 @@
-"""The two sides of a JSON document, whichever way the candidates were written, as columns of values.
+"""The two sides of a JSON document as columns of values, whichever way they were written.
 
 Candidates come as an object of columns (`{"item_id": [11, 12]}`) or as a list of objects
 (`[{"item_id": 11}, {"item_id": 12}]`). Either becomes a `Side`, which also knows what to call a
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from app.errors import Problem
+from app.errors import InvalidRequest, Problem
 
 MOST_PROBLEMS = 20
 """A report names so many problems at most: one wrong column can hold thousands."""
@@ -36,10 +36,23 @@ class Findings:
         """Whether there are as many problems as a report names."""
         return len(self.problems) >= MOST_PROBLEMS
 
+    def raise_any(self) -> None:
+        """Raise InvalidRequest if there are problems."""
+        if self.problems:
+            raise InvalidRequest(self.problems)
+
     def problem(self, pointer: str, detail: str) -> None:
         """Note a problem, unless there are enough."""
         if not self.full:
             self.problems.append(Problem(pointer, detail))
+
+    def strangers(self, pointer: str, sent: Mapping[str, object], known: frozenset[str]) -> None:
+        """Note a problem for each member of an object that nobody reads."""
+        for name in sent:
+            if name not in known:
+                self.problem(
+                    join(pointer, name), f"is not known; known: {', '.join(sorted(known))}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +71,11 @@ class Side:
         inside = "" if element is None else f"/{element}"
         match self.written_as:
             case "user":
-                return f"/user/{_escaped(name)}{inside}"
+                return f"{join('/user', name)}{inside}"
             case "columns":
-                return f"/candidates/{_escaped(name)}{at}{inside}"
+                return f"{join('/candidates', name)}{at}{inside}"
             case "objects":
-                return f"/candidates{at or '/0'}/{_escaped(name)}{inside}"
+                return f"{join('/candidates' + (at or '/0'), name)}{inside}"
 
 
 def user_side(user: object, findings: Findings) -> Side:
@@ -87,12 +100,14 @@ def _from_columns(candidates: dict[str, Any], findings: Findings) -> Side:
     columns: dict[str, list[Any]] = {}
     refused: set[str] = set()
     for name, values in candidates.items():
-        pointer = f"/candidates/{_escaped(name)}"
+        pointer = join("/candidates", name)
         first, expected = next(iter(columns.items()), (name, values))
         if not isinstance(values, list):
             findings.problem(pointer, "must be a list, one value a candidate")
         elif len(values) != len(expected):
-            detail = f"has {len(values)} values, but {_escaped(first)} has {len(expected)}"
+            detail = (
+                f"has {len(values)} values, but {join('/candidates', first)} has {len(expected)}"
+            )
             findings.problem(pointer, detail)
         else:
             columns[name] = values
@@ -115,6 +130,7 @@ def _from_objects(candidates: list[Any], findings: Findings) -> Side:
     return Side(columns, len(objects), "objects")
 
 
-def _escaped(name: str) -> str:
+def join(pointer: str, name: str) -> str:
+    """Return the pointer of an object's member; an overlong name is cut."""
     shown = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"
-    return shown.replace("~", "~0").replace("/", "~1")
+    return f"{pointer}/{shown.replace('~', '~0').replace('/', '~1')}"

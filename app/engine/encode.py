@@ -20,7 +20,7 @@ from app.artifacts.columns import Column, Columns, column_dtype, column_shape
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
 from app.engine.document import Findings, Side, candidate_side, user_side
 from app.engine.slow_encode import slow_column
-from app.errors import InvalidRequest, PayloadTooLarge
+from app.errors import PayloadTooLarge
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,9 @@ def encode(
     manifest: Manifest,
     user: object,
     candidates: object,
+    findings: Findings,
     *,
     max_candidates: int,
-    findings: Findings | None = None,
 ) -> EncodedRequest:
     """Check a request's features and turn them into columns.
 
@@ -58,31 +58,29 @@ def encode(
         user: an object, feature name to value.
         candidates: an object of columns, feature name to list of values; or a list of objects, one
             a candidate.
+        findings: takes every problem; where it has any, the columns are not fit for use.
         max_candidates: the most candidates that are let in.
-        findings: problems found elsewhere in the document, to be reported together.
 
     Raises:
-        InvalidRequest: with every problem (the first 20), each with its JSON pointer.
         PayloadTooLarge: there are more than `max_candidates` candidates.
     """
-    findings = findings or Findings()
     sent_candidates = candidate_side(candidates, findings)
     rows = sent_candidates.rows
     if rows > max_candidates:
         raise PayloadTooLarge(f"{rows} candidates; the limit is {max_candidates}")
-    user_columns = _encode_side(user_side(user, findings), manifest.user_inputs, findings)
-    candidate_columns = _encode_side(sent_candidates, manifest.candidate_inputs, findings)
-    if findings.problems:
-        raise InvalidRequest(findings.problems)
-    return EncodedRequest(user_columns, candidate_columns, rows, findings.unknown_ids)
+    return EncodedRequest(
+        user=_encode_side(user_side(user, findings), manifest.user_inputs, findings),
+        candidate=_encode_side(sent_candidates, manifest.candidate_inputs, findings),
+        rows=rows,
+        unknown_ids=findings.unknown_ids,
+    )
 
 
 def _encode_side(side: Side, features: Sequence[Input], findings: Findings) -> dict[str, Column]:
     known = {feature.name for feature in features}
-    for name in (side.columns.keys() | side.refused) - known:
-        findings.problem(
-            side.pointer(name), f"is no {_WHOSE[side.written_as]} feature of the model"
-        )
+    for name in [*side.columns, *sorted(side.refused)]:
+        if name not in known:
+            findings.problem(side.pointer(name), "is no feature of this side of the model")
     encoded: dict[str, Column] = {}
     for feature in features:
         values = side.columns.get(feature.name)
@@ -170,6 +168,3 @@ def _known(
 @lru_cache(maxsize=1024)
 def _format(layout: str) -> struct.Struct:
     return struct.Struct(layout)
-
-
-_WHOSE = {"user": "user", "columns": "candidate", "objects": "candidate"}

@@ -31,11 +31,13 @@ def slow_column(feature: Input, values: Sequence[Any], side: Side, findings: Fin
 
         read = _read(feature, value, complain, findings)
         if len(findings.problems) == before:
-            column[row] = read
+            column[row] = np.asarray(read, dtype=column.dtype)
     return column
 
 
-def _read(feature: Input, value: object, complain: Complain, findings: Findings) -> Any:
+def _read(
+    feature: Input, value: object, complain: Complain, findings: Findings
+) -> float | Sequence[float] | None:
     if isinstance(value, Missing):
         if feature.default is None:
             complain(None, "is missing and has no default")
@@ -50,26 +52,26 @@ def _read(feature: Input, value: object, complain: Complain, findings: Findings)
             return _read_id_list(feature, value, complain, findings)
 
 
-def _read_dense(feature: DenseInput, value: object, complain: Complain) -> list[Any]:
+def _read_dense(feature: DenseInput, value: object, complain: Complain) -> list[float]:
     if feature.dim == 1 and not isinstance(value, list | tuple):
-        _check_number(value, None, complain)
-        return [value]
+        return [_read_number(value, None, complain)]
     if not isinstance(value, list | tuple):
         complain(None, f"must be a list of {feature.dim} numbers")
     elif len(value) != feature.dim:
         complain(None, f"must have {feature.dim} numbers, has {len(value)}")
     else:
-        for element, number in enumerate(value):
-            _check_number(number, element, complain)
-        return list(value)
+        return [_read_number(number, element, complain) for element, number in enumerate(value)]
     return []
 
 
-def _check_number(number: object, element: int | None, complain: Complain) -> None:
+def _read_number(number: object, element: int | None, complain: Complain) -> float:
     if not isinstance(number, int | float):
         complain(element, "must be a number")
     elif not abs(number) <= _LARGEST_FLOAT32:  # also where it is NaN
         complain(element, "must be finite and fit float32")
+    else:
+        return float(number)
+    return 0.0
 
 
 def _read_id(

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Formula = Literal["weighted_sum", "power_product"]
-Weight = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-"""Bounded, so that no sum of weighted scores leaves float64."""
+LARGEST_WEIGHT = 1e6
+"""Bounds weights on both sides, so that no sum of weighted scores leaves float64."""
+Weight = Annotated[float, Field(ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False)]
 
 
 class Policy(BaseModel):

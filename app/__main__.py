@@ -1,0 +1,94 @@
+"""The `gatehouse` command."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from pydantic_settings import CliApp, CliSettingsSource, SettingsError
+from rich.console import Console
+from rich.table import Table
+
+from app.artifacts.loader import load
+from app.artifacts.store import Store
+from app.errors import ArtifactInvalid
+from app.main import run
+from app.settings import Settings
+
+USAGE = """usage: gatehouse COMMAND [OPTION ...]
+
+  serve         serve the newest good version of every model in the store
+  check STORE   verify every artifact in a store and print a table
+
+`gatehouse serve --help` lists the settings, each with its unit and default.
+"""
+
+EXIT_OK, EXIT_WRONG, EXIT_USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 1 where something is wrong, 2 for wrong usage."""
+    match list(sys.argv[1:] if arguments is None else arguments):
+        case ["serve", *flags]:
+            return serve(flags)
+        case ["check", store] if not store.startswith("-"):
+            return check(Path(store))
+        case ["-h" | "--help", *_] | ["check", "-h" | "--help"]:
+            print(USAGE, end="")
+            return EXIT_OK
+        case []:
+            return _usage_error("a command is missing; try --help")
+        case ["check", *_]:
+            return _usage_error("check takes one folder")
+        case [command, *_]:
+            return _usage_error(f"no command {command!r}; try --help")
+    raise AssertionError  # every list is matched above
+
+
+def serve(flags: Sequence[str]) -> int:
+    """Read the settings and serve until a signal."""
+    source = CliSettingsSource[Settings](
+        Settings,
+        cli_prog_name="gatehouse serve",
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+        cli_show_env_vars=True,
+    )
+    try:
+        settings = CliApp.run(Settings, cli_args=list(flags), cli_settings_source=source)
+    except SettingsError as error:
+        return _usage_error(str(error).removeprefix("error parsing CLI: "))
+    except ValidationError as error:
+        # Only names and rules: a value could be a secret.
+        rules = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        return _usage_error("; ".join(rules))
+    return run(settings)
+
+
+def check(folder: Path) -> int:
+    """Load every artifact, run its golden examples, and print what came of it."""
+    table = Table("artifact", "network", "tasks", "verdict")
+    artifacts = list(Store(folder).artifacts())
+    wrong = 0
+    for artifact in artifacts:
+        try:
+            manifest = load(artifact, torch.device("cpu")).manifest
+        except ArtifactInvalid as error:
+            wrong += 1
+            table.add_row(str(artifact), "", "", f"[red]{error}")
+        else:
+            tasks = ", ".join(manifest.task_names)
+            table.add_row(str(artifact), manifest.architecture, tasks, "[green]good")
+    Console().print(table if artifacts else f"no artifacts in {folder}")
+    return EXIT_WRONG if wrong or not artifacts else EXIT_OK
+
+
+def _usage_error(message: str) -> int:
+    print("gatehouse:", " ".join(message.split()), file=sys.stderr)
+    return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Reading a request's body within its limits: type before bytes, bytes before parsing."""
+
+import asyncio
+import json
+from contextlib import suppress
+
+import orjson
+from starlette.types import Receive, Scope
+
+from app.errors import MalformedBody, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+
+
+class CallerLeft(Exception):
+    """The caller closed the connection before its request was whole; nobody wants an answer."""
+
+
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float) -> bytes:
+    """Return a JSON request's whole body.
+
+    Raises:
+        UnsupportedMediaType: the content type is not JSON, or the content is encoded.
+        PayloadTooLarge: it is larger than `max_bytes`; refused while it is read, or before.
+        RequestTimeout: it took longer than `timeout_s`.
+        CallerLeft: the connection closed.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            _check_type(value)
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise UnsupportedMediaType("content-encoding must be identity")
+        elif name == b"content-length" and int(value) > max_bytes:
+            raise PayloadTooLarge(f"the body is larger than {max_bytes} bytes")
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise CallerLeft
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > max_bytes:
+                    raise PayloadTooLarge(f"the body is larger than {max_bytes} bytes")
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except TimeoutError:
+        raise RequestTimeout(f"the body took longer than {timeout_s:g} s") from None
+
+
+def decode(body: bytes) -> object:
+    """Parse JSON.
+
+    NaN and Infinity are no JSON, but what Python and JavaScript write by mistake: they are read,
+    so that the check of the features can say where they stand.
+
+    Raises:
+        MalformedBody: the body is not JSON.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if b"NaN" in body or b"Infinity" in body:
+            with suppress(ValueError, RecursionError):
+                document: object = json.loads(body)
+                return document
+        at = f"line {error.lineno} column {error.colno}"
+        raise MalformedBody(f"the body is not JSON: {error.msg.split(':')[0]}, {at}") from None
+
+
+def _check_type(value: bytes) -> None:
+    media_type = value.split(b";", 1)[0].strip().lower()
+    if media_type != b"application/json":
+        raise UnsupportedMediaType("content-type must be application/json")

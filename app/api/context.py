@@ -1,0 +1,40 @@
+"""What is known of a request while it is on its way; it travels in the ASGI scope."""
+
+import time
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+_KEY = "gatehouse"
+
+
+@dataclass(slots=True)
+class Context:
+    """One request, as logs and metrics see it.
+
+    Attributes:
+        request_id: the caller's `x-request-id`, or one made here.
+        route: the path's template; bounded, so it can be a label.
+        model: the name of an active model, or empty.
+        status: of the answer; 499 until one is sent, and if the caller leaves first.
+        fields: more for the log line; never feature values.
+        began: `time.perf_counter()` when the headers were there.
+    """
+
+    request_id: str
+    route: str = "other"
+    model: str = ""
+    status: int = 499
+    fields: dict[str, object] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+
+    def attach(self, scope: Scope) -> None:
+        """Put this context into a scope."""
+        scope[_KEY] = self
+
+
+def context_of(scope: Scope) -> Context:
+    """Return the context that the middleware attached."""
+    context = scope[_KEY]
+    assert isinstance(context, Context)
+    return context

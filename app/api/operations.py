@@ -1,0 +1,42 @@
+"""What a supervisor, a load balancer, Prometheus and a person in a browser call."""
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from app.api.home import home_page
+from app.engine.service import Service
+from app.errors import Draining, NotReady
+from app.telemetry.metrics import Metrics
+
+
+def routes(service: Service, metrics: Metrics, *, lane_hang_s: float) -> APIRouter:
+    """Return the operations' routes."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/livez", summary="200 while the loop and every lane answer; else restart it")
+    async def livez() -> PlainTextResponse:
+        alive = service.is_alive(lane_hang_s)
+        return PlainTextResponse("alive\n" if alive else "a lane is stuck\n", 200 if alive else 503)
+
+    @router.get("/readyz", summary="200 while requests are welcome; else send them elsewhere")
+    async def readyz() -> PlainTextResponse:
+        if service.draining:
+            raise Draining("the server is shutting down")
+        if not service.is_ready:
+            raise NotReady("no model is active yet")
+        return PlainTextResponse("ready\n")
+
+    @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+    async def scrape() -> Response:
+        text = await asyncio.to_thread(metrics.render)
+        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    @router.get("/", include_in_schema=False)
+    async def home(request: Request) -> HTMLResponse:
+        origin = str(request.base_url).rstrip("/")
+        return HTMLResponse(home_page(service.registry, origin))
+
+    return router

@@ -1,0 +1,90 @@
+"""Errors as `application/problem+json` (RFC 9457); the only place that knows how they look.
+
+`type` is `/problems/<slug>`, a page of this server, and `instance` is the request's id.
+"""
+
+import inspect
+
+import orjson
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.types import Send
+
+from app import errors
+from app.api.context import context_of
+from app.errors import GatehouseError, InvalidRequest
+
+MEDIA_TYPE = "application/problem+json"
+
+ERRORS: dict[str, type[GatehouseError]] = {
+    each.slug: each
+    for each in vars(errors).values()
+    if inspect.isclass(each) and issubclass(each, GatehouseError) and each is not GatehouseError
+}
+"""Every error a caller can see, by slug."""
+
+router = APIRouter(include_in_schema=False)
+
+
+async def send_problem(send: Send, error: GatehouseError, request_id: str) -> None:
+    """Answer with an error, from a plain ASGI callable."""
+    body = _body(error, request_id)
+    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+    headers += [(name.encode(), value.encode()) for name, value in _headers(error).items()]
+    await send({"type": "http.response.start", "status": int(error.status), "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def install(app: FastAPI) -> None:
+    """Make FastAPI's routes answer with problem documents too."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        assert isinstance(error, GatehouseError)
+        body = _body(error, context_of(request.scope).request_id)
+        return Response(body, int(error.status), _headers(error), MEDIA_TYPE)
+
+    async def unrouted(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        problem = {
+            "type": "about:blank",
+            "title": error.detail,
+            "status": error.status_code,
+            "instance": context_of(request.scope).request_id,
+        }
+        return Response(orjson.dumps(problem), error.status_code, error.headers, MEDIA_TYPE)
+
+    app.add_exception_handler(GatehouseError, known)
+    app.add_exception_handler(HTTPException, unrouted)
+    app.include_router(router)
+
+
+@router.get("/problems/{slug}")
+async def explain(slug: str) -> PlainTextResponse:
+    """Say what an error means: the page that its `type` points to."""
+    error = ERRORS.get(slug)
+    if error is None:
+        raise HTTPException(404)
+    text = (
+        f"{error.title} ({error.status.value} {error.status.phrase})\n\n{inspect.getdoc(error)}\n"
+    )
+    return PlainTextResponse(text)
+
+
+def _headers(error: GatehouseError) -> dict[str, str]:
+    return {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+
+
+def _body(error: GatehouseError, request_id: str) -> bytes:
+    problem: dict[str, object] = {
+        "type": f"/problems/{error.slug}",
+        "title": error.title,
+        "status": int(error.status),
+        "detail": str(error),
+        "instance": request_id,
+    }
+    if isinstance(error, InvalidRequest):
+        problem["errors"] = [
+            {"pointer": each.pointer, "detail": each.detail} for each in error.problems
+        ]
+    return orjson.dumps(problem)

@@ -1,0 +1,98 @@
+"""The native API's documents, for OpenAPI and for `/v1/models`.
+
+The score route does not parse with these: its features are checked against a model's manifest, by
+`app.engine.encode`. A test holds both against each other.
+"""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from app.artifacts.manifest import Input, Precision, TaskOutput
+from app.ranking.policy import Policy
+
+
+class RankingOptions(BaseModel):
+    """How this request's scores are fused and cut."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy: str | None = Field(None, description="name of a policy of the model; default: its own")
+    weights: dict[str, float] | None = Field(None, description="weights instead of the policy's")
+    top_k: int | None = Field(None, ge=1, description="length of `ranking` at most; default: all")
+
+
+class ScoreRequest(BaseModel):
+    """One user and n candidates."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user: dict[str, JsonValue] = Field({}, description="the user's features, name to value")
+    candidates: dict[str, list[JsonValue]] | list[dict[str, JsonValue]] = Field(
+        description="columns, feature name to n values; or a list of n objects"
+    )
+    candidate_keys: list[str | int] | None = Field(
+        None, description="n names to be used in `ranking`; default: positions from 0"
+    )
+    ranking: RankingOptions | None = None
+
+
+class ScoreAnswer(BaseModel):
+    """Scores in the candidates' order, and the ranking, best first."""
+
+    model: str
+    version: int
+    scores: dict[str, list[float]] = Field(description="per task, one score a candidate")
+    rank_score: list[float] = Field(description="one fused score a candidate; higher is better")
+    ranking: list[str | int] = Field(description="candidate keys or positions, best first")
+    policy: Policy = Field(description="what was applied")
+
+
+class FieldProblem(BaseModel):
+    """One thing that is wrong, and where: an RFC 6901 pointer into the request."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None
+    instance: str = Field(description="the request's id")
+    errors: list[FieldProblem] | None = None
+
+
+class ModelCard(BaseModel):
+    """What an active model takes, gives and is known to be worth."""
+
+    name: str
+    version: int
+    architecture: str
+    created: datetime
+    device: str
+    inputs: tuple[Input, ...]
+    tasks: tuple[TaskOutput, ...]
+    ranking: Policy
+    precision: Precision
+    evaluation: dict[str, dict[str, float]]
+    score_url: str
+    example_request: dict[str, JsonValue] = Field(description="works as it is, posted to score_url")
+
+
+class RefusedArtifact(BaseModel):
+    """A version in the store that cannot be served, and why."""
+
+    model: str
+    version: int
+    reason: str
+
+
+class ModelList(BaseModel):
+    """Every active model, and every refused version."""
+
+    models: list[ModelCard]
+    refused: list[RefusedArtifact]

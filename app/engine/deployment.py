@@ -1,0 +1,108 @@
+"""Deployment: the newest good version in the store becomes the active one.
+
+A version is verified and loaded on a thread, warmed up on every lane, and only then activated.
+Whatever goes wrong before, the version that was active goes on serving.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from app.artifacts.loader import Model, load
+from app.artifacts.registry import Registry
+from app.artifacts.store import Artifact, Store
+from app.engine.lanes import Lane, Part
+from app.errors import ArtifactInvalid
+
+_WARM_UP_PASSES = 3  # the TorchScript executor profiles, then compiles, then runs
+
+
+class Deployment:
+    """Follows a store on behalf of a registry."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        lanes: Sequence[Lane],
+        *,
+        device: torch.device,
+        warm_up_rows: Sequence[int],
+    ) -> None:
+        """Do nothing yet; `warm_up_rows` are the batch sizes that every lane runs beforehand."""
+        self._store = store
+        self._registry = registry
+        self._lanes = lanes
+        self._device = device
+        self._warm_up_rows = warm_up_rows
+
+    async def refresh(self) -> None:
+        """Activate, of each model in the store, the newest version that can be served.
+
+        Versions that were refused before are not tried again.
+
+        Raises:
+            ArtifactInvalid: the store has artifacts, but nothing is active and nothing can be.
+        """
+        artifacts = await asyncio.to_thread(lambda: list(self._store.artifacts()))
+        for name in dict.fromkeys(artifact.model for artifact in artifacts):
+            versions = [artifact for artifact in artifacts if artifact.model == name]
+            await self._activate_newest(versions)
+        if artifacts and not self._registry.models():
+            reasons = [f"{artifact}: {why}" for artifact, why in self._registry.refused.items()]
+            raise ArtifactInvalid("; ".join(reasons))
+
+    async def follow(self, interval_s: float) -> None:
+        """Refresh again and again: a version published later is served without a restart."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self.refresh()
+            except ArtifactInvalid:
+                continue  # each refusal is in the log; a better version may come
+
+    async def _activate_newest(self, versions: Sequence[Artifact]) -> None:
+        active = {str(model) for model in self._registry.models()}
+        for artifact in reversed(versions):
+            if str(artifact) in active:
+                return
+            if artifact in self._registry.refused:
+                continue
+            try:
+                model = await asyncio.to_thread(load, artifact, self._device)
+                await self._warm_up(model)
+            except ArtifactInvalid as error:
+                self._registry.refuse(artifact, str(error))
+            else:
+                self._registry.activate(model)
+                return
+
+    async def _warm_up(self, model: Model) -> None:
+        """Run every size on every lane, so that no request is the first of its kind.
+
+        Each size is run as one request and as two: a program may be specialised to either.
+        """
+        batches = [
+            parts
+            for rows in self._warm_up_rows
+            for parts in ([_rows(model, rows)], [_rows(model, 1), _rows(model, max(1, rows - 1))])
+        ]
+        for lane in self._lanes:
+            for parts in batches * _WARM_UP_PASSES:
+                outcome = await lane.run(model, parts)
+                if isinstance(outcome.scores, Exception):
+                    raise ArtifactInvalid(f"warm-up failed: {outcome.scores}") from outcome.scores
+
+
+def _rows(model: Model, rows: int) -> Part:
+    """Return a request of `rows` candidates: the first golden user, golden candidates repeated."""
+    golden = model.golden.batch
+    taken = np.arange(rows) % golden.rows
+    return Part(
+        user={name: column[:1] for name, column in golden.user.items()},
+        candidate={name: column[taken] for name, column in golden.candidate.items()},
+        start=0,
+        stop=rows,
+    )

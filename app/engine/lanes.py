@@ -1,0 +1,171 @@
+"""Lanes: worker threads that run batches, one batch at a time each.
+
+TorchScript releases the GIL while it computes, so lanes run beside the event loop and beside each
+other. A lane owns what happens in its thread; the event loop hands it work and gets the outcome
+back through `call_soon_threadsafe`.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from app.artifacts.columns import Batch, Columns
+from app.artifacts.loader import Model
+from app.artifacts.program import scores
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows `start` to `stop` of one request: what it gives to a batch."""
+
+    user: Columns
+    candidate: Columns
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a lane made of a batch.
+
+    Attributes:
+        scores: `[B, K]` float32, or the exception that the batch ended in.
+        collate_s: time to bring the parts together.
+        compute_s: time in the model, its link functions included.
+    """
+
+    scores: npt.NDArray[np.float32] | Exception
+    collate_s: float = 0.0
+    compute_s: float = 0.0
+
+    @property
+    def duration_s(self) -> float:
+        """How long the lane was busy."""
+        return self.collate_s + self.compute_s
+
+
+OnOutcome = Callable[["Lane", Outcome], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    model: Model
+    parts: Sequence[Part]
+    on_outcome: OnOutcome
+
+
+class Lane:
+    """One thread that runs batches on one device.
+
+    Owned by the event loop, but for `_main`, which is the thread.
+    """
+
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, *, threads: int = 1) -> None:
+        """Start the thread; `threads` is how many cores one operator may use in it."""
+        self.name = name
+        self._loop = loop
+        self._outstanding = 0  # batches handed over and not reported
+        self._progress = 0.0  # loop time (s) of the last report, or of the end of idleness
+        self._threads = threads
+        self._inbox: SimpleQueue[_Work | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        state = "busy" if self._outstanding else "idle"
+        return f"<Lane {self.name} {state if self._thread.is_alive() else 'stopped'}>"
+
+    def submit(self, model: Model, parts: Sequence[Part], on_outcome: OnOutcome) -> None:
+        """Run a batch after those handed over before; `on_outcome` is called on the event loop."""
+        if not self._outstanding:
+            self._progress = self._loop.time()
+        self._outstanding += 1
+        self._inbox.put(_Work(model, parts, on_outcome))
+
+    async def run(self, model: Model, parts: Sequence[Part]) -> Outcome:
+        """Run a batch and wait for it."""
+        done: asyncio.Future[Outcome] = self._loop.create_future()
+        self.submit(model, parts, lambda _lane, outcome: done.set_result(outcome))
+        return await done
+
+    def is_alive(self, hang_s: float) -> bool:
+        """Whether the thread lives and no batch has kept it busy for longer than `hang_s`."""
+        stuck = self._outstanding > 0 and self._loop.time() - self._progress > hang_s
+        return self._thread.is_alive() and not stuck
+
+    def stop(self) -> None:
+        """End the thread after the batch it is at."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _main(self) -> None:
+        torch.set_num_threads(self._threads)  # holds for the calling thread only
+        while (work := self._inbox.get()) is not None:
+            outcome = run(work.model, work.parts)
+            self._loop.call_soon_threadsafe(self._report, work.on_outcome, outcome)
+            del work, outcome  # nothing of a request outlives its batch while the lane is idle
+
+    def _report(self, on_outcome: OnOutcome, outcome: Outcome) -> None:
+        self._outstanding -= 1
+        self._progress = self._loop.time()
+        on_outcome(self, outcome)
+
+
+def run(model: Model, parts: Sequence[Part]) -> Outcome:
+    """Collate parts into one batch, run it, and return scores for all of its rows."""
+    began = time.perf_counter()
+    try:
+        batch = collate(parts)
+        collated = time.perf_counter()
+        result = scores(model.program.run(batch), model.manifest.tasks)
+    except Exception as error:  # noqa: BLE001  (whatever a model raises fails its batch, not the lane)
+        return Outcome(error)
+    return Outcome(result, collated - began, time.perf_counter() - collated)
+
+
+def collate(parts: Sequence[Part]) -> Batch:
+    """Bring parts together: one user row a part, candidate rows one part after the other."""
+    if len(parts) == 1:
+        (part,) = parts
+        rows = part.stop - part.start
+        candidate = {name: c[part.start : part.stop] for name, c in part.candidate.items()}
+        return Batch(part.user, candidate, np.zeros(rows, np.int64))
+    return Batch(
+        user={name: np.concatenate([p.user[name] for p in parts]) for name in parts[0].user},
+        candidate={
+            name: np.concatenate([p.candidate[name][p.start : p.stop] for p in parts])
+            for name in parts[0].candidate
+        },
+        row_to_request=np.repeat(np.arange(len(parts)), [p.stop - p.start for p in parts]),
+    )
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: the cgroup's quota, where it is the smaller."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def _cgroup_quota() -> float | None:
+    """Return the CPU quota in cores (cgroup v2, then v1), or None where there is none."""
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
+        return None if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        folder = Path("/sys/fs/cgroup/cpu")
+        micros = int((folder / "cpu.cfs_quota_us").read_text("ascii"))
+        return (
+            micros / int((folder / "cpu.cfs_period_us").read_text("ascii")) if micros > 0 else None
+        )
+    return None

@@ -1,0 +1,90 @@
+"""The life of a scoring request: encoded features in, scores and an order out."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from app.artifacts.loader import Model
+from app.artifacts.registry import Registry
+from app.engine.batcher import Batcher, Scored
+from app.engine.encode import EncodedRequest
+from app.ranking.fusion import fuse, order
+from app.ranking.policy import Policy
+from app.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request gets.
+
+    Attributes:
+        scores: `[n, K]` float32, in the order of the model's tasks.
+        rank_score: `[n]` float32.
+        ranking: positions of candidates, best first, at most `top_k`.
+        stages: seconds by stage: queue, collate, compute, rank.
+    """
+
+    scores: npt.NDArray[np.float32]
+    rank_score: npt.NDArray[np.float32]
+    ranking: npt.NDArray[np.intp]
+    stages: Mapping[str, float]
+
+
+class Service:
+    """Scores and ranks with the models of a registry."""
+
+    def __init__(self, registry: Registry, batcher: Batcher, metrics: Metrics) -> None:
+        """Serve what `registry` holds, on the lanes of `batcher`."""
+        self.registry = registry
+        self.batcher = batcher
+        self.draining = False
+        self._metrics = metrics
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are welcome: a model is active, and the server is not draining."""
+        return not self.draining and bool(self.registry.models())
+
+    def is_alive(self, hang_s: float) -> bool:
+        """Whether every lane lives and none has been at one batch for longer than `hang_s`."""
+        return all(lane.is_alive(hang_s) for lane in self.batcher.lanes)
+
+    async def score(
+        self,
+        model: Model,
+        request: EncodedRequest,
+        policy: Policy,
+        *,
+        top_k: int | None,
+        deadline: float,
+    ) -> Answer:
+        """Score a request's candidates and rank them.
+
+        Args:
+            model: who scores.
+            request: one user and n candidates; none is fine.
+            policy: how the scores are fused.
+            top_k: how many positions `ranking` holds at most.
+            deadline: loop time (s) after which no answer is wanted.
+
+        Raises:
+            Overloaded, DeadlineExceeded, InferenceFailed: see `Batcher.score`.
+        """
+        self._metrics.unknown(model.manifest.name, request.unknown_ids)
+        if request.rows == 0:
+            scored = Scored(np.empty((0, len(model.manifest.tasks)), np.float32))
+        else:
+            scored = await self.batcher.score(model, request, deadline)
+        began = time.perf_counter()
+        rank_score = fuse(scored.scores, model.manifest.task_names, policy)
+        ranking = order(rank_score, top_k)
+        stages = {
+            "queue": scored.queue_s,
+            "collate": scored.collate_s,
+            "compute": scored.compute_s,
+            "rank": time.perf_counter() - began,
+        }
+        return Answer(scored.scores, rank_score, ranking, stages)

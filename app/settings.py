@@ -1,0 +1,86 @@
+"""Every knob of the service, once: type, default, range, unit, and one line of help.
+
+A knob is set by a flag of `gatehouse serve` (`--max-batch-rows 256`) or by an environment variable
+(`GATEHOUSE_MAX_BATCH_ROWS=256`); the flag wins.
+"""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Serve the newest good version of every model in the store."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GATEHOUSE_", frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    store: Path = Field(
+        Path("store"), description="folder of artifacts, <store>/<model>/<version>/"
+    )
+    store_poll_s: float = Field(
+        5.0, gt=0, le=3600, description="how often the store is searched for new versions (s)"
+    )
+    default_model: str | None = Field(
+        None, description="model that answers /v1/score; not needed where only one is active"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where models run; auto is cuda where there is one"
+    )
+    lanes: int | None = Field(
+        None, ge=1, le=256, description="worker threads; by default one a core on CPU, one on GPU"
+    )
+    max_batch_rows: int = Field(
+        512, ge=1, le=65536, description="the most candidates in one batch (rows)"
+    )
+    min_piece_rows: int = Field(
+        64, ge=1, le=65536, description="a large request is not split below this (rows)"
+    )
+    max_wait_ms: float = Field(
+        0.0, ge=0, le=1000, description="how long an idle lane waits for company for a row (ms)"
+    )
+    max_queue_rows: int = Field(
+        32768, ge=1, description="more waiting candidates than this are refused with 429 (rows)"
+    )
+    max_candidates: int = Field(4096, ge=1, description="the most candidates in one request (rows)")
+    max_body_bytes: int = Field(16 << 20, ge=1024, description="the largest request body (bytes)")
+    body_timeout_ms: float = Field(
+        5000.0, gt=0, description="how long a body may take to arrive (ms)"
+    )
+    request_timeout_ms: float = Field(
+        1000.0, gt=0, le=600_000, description="deadline of requests that state none (ms)"
+    )
+    keep_alive_s: int = Field(
+        75, ge=1, description="how long an idle connection is kept; above the caller's own (s)"
+    )
+    drain_delay_s: float = Field(
+        0.0, ge=0, le=600, description="after SIGTERM, how long to serve on while not ready (s)"
+    )
+    drain_timeout_s: int = Field(
+        30, ge=1, le=3600, description="after that, how long requests may take to finish (s)"
+    )
+    lane_hang_s: float = Field(
+        30.0, gt=0, description="a lane busy with one batch for longer is not alive (s)"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least severe log record that is written"
+    )
+    log_sample: float = Field(
+        0.01, ge=0, le=1, description="share of good requests that are logged; errors always are"
+    )
+    slow_request_ms: float = Field(
+        100.0, ge=0, description="a request slower than this is always logged (ms)"
+    )
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.max_candidates > self.max_queue_rows:
+            raise ValueError("max_candidates must not be above max_queue_rows")
+        if self.min_piece_rows > self.max_batch_rows:
+            raise ValueError("min_piece_rows must not be above max_batch_rows")
+        return self

@@ -1,0 +1,138 @@
+"""Prometheus metrics: every series the service exports, created up front.
+
+Durations are in seconds, labels are bounded, and label sets that are known are created with the
+registry, so that `rate()` starts from zero. Counting is cheap and thread-safe; rendering is not
+cheap and belongs off the event loop.
+"""
+
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+STAGES = ("decode", "encode", "queue", "collate", "compute", "rank", "respond")
+"""Where the time of a scoring request goes, in order."""
+
+LATENCY_BUCKETS = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
+    *(0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+)
+STAGE_BUCKETS = (
+    *(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
+    *(0.1, 0.5, 1.0, 5.0),
+)
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+REQUEST_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The service's series on one registry; no other code creates any."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """Create every series on `registry`, or on one of its own."""
+        self.registry = registry or CollectorRegistry()
+        self._requests = self._counter(
+            "requests_total", "Requests answered.", ("route", "model", "status")
+        )
+        self._durations = self._histogram(
+            "request_duration_seconds",
+            "From the request's headers to the end of its answer.",
+            LATENCY_BUCKETS,
+            ("route", "model"),
+        )
+        stages = self._histogram(
+            "stage_duration_seconds",
+            "Where the time of scored requests goes.",
+            STAGE_BUCKETS,
+            ("stage",),
+        )
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._candidates = self._histogram(
+            "request_candidates", "Candidates in a scored request.", ROW_BUCKETS
+        )
+        self._batch_rows = self._histogram("batch_rows", "Rows in a batch.", ROW_BUCKETS)
+        self._batch_requests = self._histogram(
+            "batch_requests", "Requests in a batch.", REQUEST_BUCKETS
+        )
+        self._lane_busy = self._counter(
+            "lane_busy_seconds_total", "Time that lanes spent on batches.", ("lane",)
+        )
+        self._shed = self._counter(
+            "shed_total", "Requests that were refused or dropped for lack of time.", ("reason",)
+        )
+        for reason in ("overloaded", "deadline-exceeded"):
+            self._shed.labels(reason)
+        self._failures = self._counter("failures_total", "Batches that failed.", ("kind",))
+        for kind in ("model", "non-finite"):
+            self._failures.labels(kind)
+        self._unknown_ids = self._counter(
+            "unknown_id_total", "Ids outside their feature's vocabulary.", ("model", "feature")
+        )
+        self._model_info = self._gauge(
+            "model_info", "The active version of each model; always 1.", ("model", "version", "sha")
+        )
+        self._swaps = self._counter(
+            "model_swaps_total", "Versions tried, by result.", ("model", "result")
+        )
+
+    def watch(self, name: str, help_: str, read: Callable[[], float]) -> None:
+        """Export a gauge that is read at each scrape."""
+        self._gauge(name, help_).set_function(read)
+
+    def answered(self, route: str, model: str, status: int, duration_s: float) -> None:
+        """Count one answered request."""
+        self._requests.labels(route, model, str(status)).inc()
+        self._durations.labels(route, model).observe(duration_s)
+
+    def scored(self, candidates: int, stages: Mapping[str, float]) -> None:
+        """Count one scored request: how large it was, and its time (s) by stage."""
+        self._candidates.observe(candidates)
+        for stage, duration_s in stages.items():
+            self._stages[stage].observe(duration_s)
+
+    def batch(self, *, rows: int, requests: int, lane: str, busy_s: float) -> None:
+        """Count one batch that ran."""
+        self._batch_rows.observe(rows)
+        self._batch_requests.observe(requests)
+        self._lane_busy.labels(lane).inc(busy_s)
+
+    def shed(self, reason: str) -> None:
+        """Count a request that was refused, or dropped for lack of time."""
+        self._shed.labels(reason).inc()
+
+    def failed(self, kind: str) -> None:
+        """Count a batch that failed, or a request whose scores were no numbers."""
+        self._failures.labels(kind).inc()
+
+    def unknown(self, model: str, counts: Mapping[str, int]) -> None:
+        """Count ids outside their vocabulary, by feature."""
+        for feature, count in counts.items():
+            self._unknown_ids.labels(model, feature).inc(count)
+
+    def tried(self, model: str, *, activated: bool) -> None:
+        """Count a version that became active or was refused."""
+        self._swaps.labels(model, "activated" if activated else "refused").inc()
+
+    def activated(self, model: str, version: int, sha256: str) -> None:
+        """Say that this version of a model is the active one now."""
+        self._model_info.labels(model, str(version), sha256[:12]).set(1)
+
+    def retired(self, model: str, version: int, sha256: str) -> None:
+        """Remove what `activated` said of a version."""
+        self._model_info.remove(model, str(version), sha256[:12])
+
+    def render(self) -> bytes:
+        """Return the exposition text; takes milliseconds."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, help_: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(f"gatehouse_{name}", help_, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help_: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(f"gatehouse_{name}", help_, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, help_: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
+    ) -> Histogram:
+        return Histogram(
+            f"gatehouse_{name}", help_, labels, buckets=buckets, registry=self.registry
+        )
