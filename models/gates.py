@@ -31,7 +31,7 @@ class Softmax(nn.Module):
         self.num_gates = len(sees)
         self.num_experts = num_experts
         self.is_full = all(list(experts) == list(range(num_experts)) for experts in sees)
-        widths = [len(experts) for experts in sees]
+        widths = self.widths = [len(experts) for experts in sees]
         column = torch.full((len(sees), num_experts), sum(widths))  # past the last: unseen
         for gate, experts in enumerate(sees):
             start = sum(widths[:gate])

@@ -54,7 +54,7 @@ class Level(nn.Module):
 
         The next ``X`` has ``G`` rows: K + 1, or K after the last level.
         """
-        e = self.experts(X.index_select(0, self.owner))  # [Σm_t + m_s, B, d]
+        e = self.experts(X, self.owner)  # [Σm_t + m_s, B, d]
         g = self.gates(X[: self.num_gates])  # [B, G, Σm_t + m_s]
         return mix(g, e), g  # eq. 6
 
