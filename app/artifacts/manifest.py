@@ -16,6 +16,9 @@ from app.ranking.policy import Policy
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Side = Literal["user", "candidate"]
 Device = Literal["cpu", "cuda"]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
+Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Value(BaseModel):
@@ -29,7 +32,7 @@ class DenseInput(_Value):
     name: Name
     side: Side
     dim: int = Field(1, ge=1)
-    default: tuple[float, ...] | None = None
+    default: tuple[Float32, ...] | None = None
 
     @model_validator(mode="after")
     def _default_has_dim_numbers(self) -> Self:
@@ -41,7 +44,7 @@ class DenseInput(_Value):
 class _Vocabulary(_Value):
     name: Name
     side: Side
-    vocabulary_size: int = Field(ge=1)
+    vocabulary_size: Int64 = Field(ge=1)
     unknown: int | Literal["reject"] = 0
     """The row that an id outside `[0, vocabulary_size)` maps to, or that it is an error."""
 
@@ -51,12 +54,21 @@ class _Vocabulary(_Value):
             raise ValueError(f"unknown must lie in [0, {self.vocabulary_size}) or be 'reject'")
         return self
 
+    def _check_default(self, ids: tuple[int, ...]) -> None:
+        if self.unknown == "reject" and not all(0 <= each < self.vocabulary_size for each in ids):
+            raise ValueError("default lies outside the vocabulary, where ids are rejected")
+
 
 class IdInput(_Vocabulary):
     """One int64 id, `[·]`."""
 
     kind: Literal["id"] = "id"
-    default: int | None = None
+    default: Int64 | None = None
+
+    @model_validator(mode="after")
+    def _default_is_accepted(self) -> Self:
+        self._check_default(() if self.default is None else (self.default,))
+        return self
 
 
 class IdListInput(_Vocabulary):
@@ -64,14 +76,15 @@ class IdListInput(_Vocabulary):
 
     kind: Literal["id_list"] = "id_list"
     max_length: int = Field(ge=1)
-    padding: int = -1
+    padding: Int64 = -1
     padding_side: Literal["left", "right"] = "right"
-    default: tuple[int, ...] | None = None
+    default: tuple[Int64, ...] | None = None
 
     @model_validator(mode="after")
     def _default_fits(self) -> Self:
         if self.default is not None and len(self.default) > self.max_length:
             raise ValueError(f"default is longer than max_length, {self.max_length}")
+        self._check_default(self.default or ())
         return self
 
 
@@ -98,6 +111,12 @@ class Argument(_Value):
     pack: tuple[Name, ...] = Field(min_length=1)
     dtype: Literal["float32", "int64"]
     rank: Literal[1, 2] = 2
+
+    @model_validator(mode="after")
+    def _rank_1_takes_one_feature(self) -> Self:
+        if self.rank == 1 and len(self.pack) > 1:
+            raise ValueError(f"rank 1 takes one feature, not {len(self.pack)}")
+        return self
 
 
 class RowsCall(_Value):
@@ -150,7 +169,7 @@ class Precision(_Value):
     """
 
     name: Literal["fp32", "bf16", "fp16"] = "fp32"
-    tolerance: dict[Device, Annotated[float, Field(gt=0)]] = {"cpu": 1e-5, "cuda": 1e-4}
+    tolerance: dict[Device, Tolerance] = {"cpu": 1e-5, "cuda": 1e-4}
 
 
 class Description(_Value):
@@ -172,13 +191,18 @@ class Description(_Value):
     def _names_agree(self) -> Self:
         features = [each.name for each in self.inputs]
         tasks = [task.name for task in self.tasks]
-        for what, names in (("input", features), ("task", tasks)):
+        arguments = self.call.arguments if isinstance(self.call, RowsCall) else ()
+        for what, names in (
+            ("input", features),
+            ("task", tasks),
+            ("argument", [argument.name for argument in arguments]),
+        ):
             if len(set(names)) < len(names):
                 raise ValueError(f"two {what}s have the same name")
         if strangers := set(self.ranking.weights) - set(tasks):
             raise ValueError(f"the ranking policy weighs unknown tasks: {sorted(strangers)}")
-        if isinstance(self.call, RowsCall):
-            packed = [name for argument in self.call.arguments for name in argument.pack]
+        if arguments:
+            packed = [name for argument in arguments for name in argument.pack]
             if strangers := set(packed) - set(features):
                 raise ValueError(f"arguments pack unknown inputs: {sorted(strangers)}")
             if unused := set(features) - set(packed):

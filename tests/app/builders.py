@@ -1,0 +1,132 @@
+"""Small artifacts made in the test: features of every kind, and modules whose sums can be checked.
+
+`description()` and `Request` belong together: the module reads the features by name. `Rows` takes
+one packed float32 matrix, whatever was packed into it.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.artifacts.columns import Batch, Column, column_shape
+from app.artifacts.loader import Model, load
+from app.artifacts.manifest import (
+    DenseInput,
+    Description,
+    FileDigest,
+    IdInput,
+    IdListInput,
+    Input,
+    Manifest,
+    Output,
+    TaskOutput,
+)
+from app.artifacts.program import Program
+from app.artifacts.publish import publish
+from app.artifacts.store import GOLDEN, PROGRAM, Artifact, Store
+from app.ranking.policy import Policy
+
+CPU = torch.device("cpu")
+
+INPUTS: tuple[Input, ...] = (
+    DenseInput(name="age", side="user"),
+    IdListInput(name="recent", side="user", vocabulary_size=10, max_length=3, default=()),
+    IdInput(name="item", side="candidate", vocabulary_size=10),
+    DenseInput(name="quality", side="candidate", dim=2),
+)
+
+
+class Request(nn.Module):
+    """[B, 2]: the user's age and number of recent items and the item's id, and its quality."""
+
+    def forward(
+        self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
+    ) -> Tensor:
+        recent = (user["recent"] >= 0).sum(1).to(torch.float32)  # [R]
+        once = 0.01 * user["age"][:, 0] + 0.1 * recent  # [R]
+        click = once[row_to_request] - 0.1 * candidate["item"].to(torch.float32)  # [B]
+        return torch.stack([click, candidate["quality"].sum(1)], dim=1)  # [B, 2]
+
+
+class Company(nn.Module):
+    """[B, 2]: like no good ranker, what a row gets depends on the rows beside it."""
+
+    def forward(
+        self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
+    ) -> Tensor:
+        quality = candidate["quality"] + user["age"][row_to_request]
+        return quality - quality.mean(0)  # [B, 2]
+
+
+def scripted(module: nn.Module) -> torch.jit.ScriptModule:
+    script: torch.jit.ScriptModule = torch.jit.script(module.eval())
+    return script
+
+
+def task(name: str, **changes: Any) -> TaskOutput:
+    fields: dict[str, Any] = {"kind": "regression", "unit": "", "link": "identity"}
+    return TaskOutput(name=name, **(fields | changes))
+
+
+def description(**changes: Any) -> Description:
+    fields: dict[str, Any] = {
+        "name": "feed",
+        "architecture": "sums",
+        "inputs": INPUTS,
+        "tasks": (
+            task("click", kind="binary", unit="probability", link="sigmoid"),
+            task("dwell", kind="duration", unit="s", link="expm1", output=Output(column=1)),
+        ),
+        "ranking": Policy(weights={"click": 1.0, "dwell": 0.5}),
+    }
+    return Description(**(fields | changes))
+
+
+def manifest(**changes: Any) -> Manifest:
+    """A manifest without files behind it."""
+    fields: dict[str, Any] = {
+        "version": 1,
+        "created": datetime(2026, 1, 1, tzinfo=UTC),
+        "torch_version": torch.__version__,
+        "files": {name: FileDigest(sha256="0" * 64, size=0) for name in (PROGRAM, GOLDEN)},
+    }
+    own = {name: changes.pop(name) for name in tuple(changes) if name in Manifest.model_fields}
+    return Manifest(**(dict(description()) | fields | own))
+
+
+def batch(inputs: Sequence[Input] = INPUTS, sizes: Sequence[int] = (3, 1, 2)) -> Batch:
+    """Random requests with so many candidates each."""
+    random = np.random.default_rng(7)
+
+    def columns(side: str, rows: int) -> dict[str, Column]:
+        return {each.name: _column(random, each, rows) for each in inputs if each.side == side}
+
+    row_to_request = np.repeat(np.arange(len(sizes)), sizes)
+    return Batch(columns("user", len(sizes)), columns("candidate", sum(sizes)), row_to_request)
+
+
+def _column(random: np.random.Generator, feature: Input, rows: int) -> Column:
+    shape = column_shape(feature, rows)
+    if isinstance(feature, DenseInput):
+        return random.normal(size=shape).astype(np.float32)
+    return random.integers(0, feature.vocabulary_size, shape)
+
+
+def program(module: nn.Module, **changes: Any) -> Program:
+    return Program(scripted(module), description(**changes), CPU)
+
+
+def published(folder: Path, module: nn.Module | None = None, **changes: Any) -> Artifact:
+    """A new version in the store at `folder`."""
+    described = description(**changes)
+    module = scripted(module or Request())
+    return publish(Store(folder), described, module, batch(described.inputs))
+
+
+def model(folder: Path, **changes: Any) -> Model:
+    return load(published(folder, **changes), CPU)
