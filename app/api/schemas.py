@@ -4,6 +4,7 @@ The score route does not parse with these: its features are checked against a mo
 `app.engine.encode`. A test holds both against each other.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -78,7 +79,7 @@ class ModelCard(BaseModel):
     tasks: tuple[TaskOutput, ...]
     ranking: Policy
     precision: Precision
-    evaluation: dict[str, dict[str, float]]
+    evaluation: Mapping[str, Mapping[str, float | None]]
     score_url: str
     example_request: dict[str, JsonValue] = Field(description="works as it is, posted to score_url")
 

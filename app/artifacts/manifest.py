@@ -5,11 +5,13 @@ repository: which features exist, how they are packed into the module's argument
 which task, and how a raw output becomes a score.
 """
 
+import math
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from app.ranking.policy import Policy
 
@@ -18,6 +20,10 @@ Side = Literal["user", "candidate"]
 Device = Literal["cpu", "cuda"]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
+Figure = Annotated[
+    float | None, BeforeValidator(lambda f: None if isinstance(f, float) and math.isnan(f) else f)
+]
+"""A measurement; None where there was nothing to measure, which JSON cannot say as NaN."""
 Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -152,7 +158,7 @@ class TaskOutput(_Value):
     kind: Literal["binary", "duration", "regression"]
     unit: str = Field(max_length=32)
     link: Literal["identity", "sigmoid", "exp", "expm1"]
-    clamp: tuple[float, float] | None = None
+    clamp: tuple[Float32, Float32] | None = None
     output: Output = Output()
 
     @model_validator(mode="after")
@@ -182,7 +188,7 @@ class Description(_Value):
     tasks: tuple[TaskOutput, ...] = Field(min_length=1)
     ranking: Policy
     precision: Precision = Precision()
-    evaluation: dict[str, dict[str, float]] = {}
+    evaluation: Mapping[str, Mapping[str, Figure]] = {}
     """Held-out figures per task, such as `{"click": {"auc": 0.74}}`."""
     training: dict[str, JsonValue] = {}
     """The configuration that made the model, for people; serving does not read it."""

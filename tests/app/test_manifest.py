@@ -39,6 +39,12 @@ def test_a_manifest_survives_being_written_and_read():
     assert Manifest.model_validate_json(written.model_dump_json()) == written
 
 
+def test_a_figure_that_could_not_be_measured_is_written_and_read_as_none():
+    written = manifest(evaluation={"click": {"auc": float("nan"), "log_loss": 0.5}})
+    read = Manifest.model_validate_json(written.model_dump_json())
+    assert read.evaluation == {"click": {"auc": None, "log_loss": 0.5}}
+
+
 def test_the_sides_inputs_keep_their_order():
     assert [each.name for each in manifest().user_inputs] == ["age", "recent"]
     assert [each.name for each in manifest().candidate_inputs] == ["item", "quality"]
@@ -129,6 +135,7 @@ def test_an_unknown_default_is_fine_where_unknown_ids_are():
         {"clamp": (1.0, 1.0)},
         {"clamp": (1.0, 0.0)},
         {"clamp": (0.0, float("nan"))},
+        {"clamp": (0.0, float("inf"))},
         {"output": {"column": -1}},
         {"output": {"path": "a b"}},
     ],
