@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import prometheus_client
 import torch
 import uvicorn
 import uvloop
@@ -69,7 +70,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             "Requests, or pieces of one, that wait.",
             lambda: batcher.queued_requests,
         )
-        service = Service(registry, batcher, metrics)
+        service = Service(registry, batcher, lanes, metrics)
         deployment = Deployment(
             Store(settings.store),
             registry,
@@ -116,6 +117,8 @@ def run(settings: Settings) -> int:
     It is 0 after a drain, and 2 where the store holds artifacts and none can be served.
     """
     json_logs.configure(settings.log_level)
+    # Each counter and histogram would have a second series, with the time of its creation.
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings))
 

@@ -1,4 +1,4 @@
-"""A request that works as it is, made from a model's first golden example."""
+"""A request that works as it is, made from a model's golden examples."""
 
 import itertools
 from typing import Any
@@ -10,17 +10,20 @@ from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, IdListInput, Input
 
 MOST_CANDIDATES = 3
+LONGEST_LIST = 5
 
 
 def example_request(model: Model) -> dict[str, Any]:
-    """Return a score request: a golden user with up to three of the golden candidates."""
-    batch = model.golden.batch
-    rows = min(batch.rows, MOST_CANDIDATES)
+    """Return a score request: a golden user and up to three of its candidates."""
     manifest = model.manifest
-    candidates = {f.name: _values(f, batch.candidate, rows) for f in manifest.candidate_inputs}
+    requests = list(model.golden.batch.requests())
+    batch = next((each for each in requests if each.rows >= MOST_CANDIDATES), requests[0])
+    rows = min(batch.rows, MOST_CANDIDATES)
     request = {
         "user": {f.name: _values(f, batch.user, 1)[0] for f in manifest.user_inputs},
-        "candidates": candidates,
+        "candidates": {
+            f.name: _values(f, batch.candidate, rows) for f in manifest.candidate_inputs
+        },
         "candidate_keys": [f"item-{position}" for position in range(1, rows + 1)],
         "ranking": {"top_k": rows},
     }
@@ -32,7 +35,8 @@ def example_request(model: Model) -> dict[str, Any]:
 def _values(feature: Input, columns: Columns, rows: int) -> list[Any]:
     values = list(columns[feature.name][:rows])
     if isinstance(feature, IdListInput):
-        return [[i for i in ids.tolist() if i != feature.padding] for ids in values]
+        lists = [[i for i in ids.tolist() if i != feature.padding] for ids in values]
+        return [ids[:LONGEST_LIST] for ids in lists]
     if isinstance(feature, DenseInput) and feature.dim == 1:
         return list(itertools.chain.from_iterable(values))
     return values

@@ -23,7 +23,7 @@ _PAGE = """<!doctype html>
   table {{ border-collapse: collapse }}
   td, th {{ text-align: left; padding: .15rem 1.2rem .15rem 0; font-weight: normal }}
   th {{ color: #5b6b7b }}
-  pre {{ background: #f0f2ee; padding: .8rem; overflow-x: auto; font-size: .85rem }}
+  pre {{ background: #f0f2ee; padding: .8rem; white-space: pre-wrap; font-size: .85rem }}
 </style>
 <h1>Gatehouse</h1>
 <p>Online ranking: one user, many candidates, a score per task, one rank score.</p>

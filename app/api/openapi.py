@@ -34,8 +34,11 @@ def install(app: FastAPI, registry: Registry) -> None:
         )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(definitions["$defs"])
-        for path, summary in ROUTES.items():
-            document["paths"][path] = {"post": _score_operation(path, summary, registry)}
+        scoring = {
+            path: {"post": _score_operation(path, summary, registry)}
+            for path, summary in ROUTES.items()
+        }
+        document["paths"] = scoring | document["paths"]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents

@@ -11,75 +11,38 @@ Everything here runs on the event loop.
 import asyncio
 import logging
 import math
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from app.artifacts.loader import Model
 from app.engine.encode import EncodedRequest
-from app.engine.lanes import Lane, Outcome, Part
-from app.errors import DeadlineExceeded, GatehouseError, InferenceFailed, Overloaded
+from app.engine.lanes import OnOutcome, Outcome, Part
+from app.engine.queue import Pending, Piece, PieceQueue, Scored
+from app.errors import DeadlineExceeded, InferenceFailed, Overloaded
 from app.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Scored:
-    """A request's scores, `[n, K]` float32, and where its time went.
+class BatchLane(Protocol):
+    """What the batcher needs of a lane."""
 
-    The durations (s) are those of the piece that finished last.
-    """
+    name: str
 
-    scores: npt.NDArray[np.float32]
-    queue_s: float = 0.0
-    collate_s: float = 0.0
-    compute_s: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    """A request until it is answered."""
-
-    request: EncodedRequest
-    arrival: float  # loop time (s)
-    deadline: float  # loop time (s)
-    future: asyncio.Future[Scored]
-    result: Scored
-    rows_left: int  # rows without scores
-
-    def fail(self, error: GatehouseError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-@dataclass(slots=True, eq=False)
-class _Piece:
-    """Rows `start` to `stop` of a request, waiting or in a batch."""
-
-    pending: _Pending
-    start: int
-    stop: int
-    alone: bool = False  # its batch failed: by itself it fails or succeeds for itself
-
-    @property
-    def rows(self) -> int:
-        return self.stop - self.start
-
-    def __repr__(self) -> str:
-        return f"{self.start}:{self.stop}{' alone' if self.alone else ''}"
+    def submit(self, model: Model, parts: Sequence[Part], on_outcome: OnOutcome) -> None:
+        """Run a batch, then call `on_outcome` on the event loop."""
 
 
 class Batcher:
     """Brings the rows of requests to lanes and their scores back.
 
-    All mutable state is `_queues` (pieces that wait, by model), `_idle` (lanes that wait) and
-    `queued_rows`, the sum over `_queues`. Three events move it:
+    All mutable state is `_queues` (pieces that wait, by model) and `_idle` (lanes that wait). Three
+    events move it:
 
     - a request arrives: its rows join the back of its model's queue;
     - the event loop comes round: every idle lane takes a batch from the front of a queue;
@@ -88,7 +51,7 @@ class Batcher:
 
     def __init__(
         self,
-        lanes: Sequence[Lane],
+        lanes: Sequence[BatchLane],
         *,
         max_batch_rows: int,
         min_piece_rows: int,
@@ -108,21 +71,25 @@ class Batcher:
             max_queue_rows: more waiting rows than this are refused.
             metrics: where batches are counted.
         """
-        self.lanes = tuple(lanes)
-        self.queued_rows = 0
         self._max_batch_rows = max_batch_rows
         self._min_piece_rows = min_piece_rows
         self._max_wait_s = max_wait_s
         self._max_queue_rows = max_queue_rows
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._queues: dict[Model, deque[_Piece]] = {}
+        self._queues: dict[Model, PieceQueue] = {}
         self._idle = list(lanes)
-        self._wake_up: asyncio.Handle | None = None
+        self._dispatch_is_due = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        queues = {str(model): list(queue) for model, queue in self._queues.items()}
-        return f"<Batcher queued {self.queued_rows} rows {queues}, idle {self._idle}>"
+        queues = {str(model): queue for model, queue in self._queues.items()}
+        return f"<Batcher {self.queued_rows} rows wait {queues}, idle lanes {self._idle}>"
+
+    @property
+    def queued_rows(self) -> int:
+        """How many rows wait."""
+        return sum(queue.rows for queue in self._queues.values())
 
     @property
     def queued_requests(self) -> int:
@@ -142,10 +109,11 @@ class Batcher:
             DeadlineExceeded: the deadline passed first.
             InferenceFailed: the model failed on this request.
         """
-        if self.queued_rows and self.queued_rows + request.rows > self._max_queue_rows:
+        waiting = self.queued_rows
+        if waiting and waiting + request.rows > self._max_queue_rows:
             self._metrics.shed("overloaded")
-            raise Overloaded(f"{self.queued_rows} rows are waiting")
-        pending = _Pending(
+            raise Overloaded(f"{waiting} candidates are waiting")
+        pending = Pending(
             request,
             arrival=self._loop.time(),
             deadline=deadline,
@@ -153,96 +121,72 @@ class Batcher:
             result=Scored(np.empty((request.rows, len(model.manifest.tasks)), np.float32)),
             rows_left=request.rows,
         )
-        self._queues.setdefault(model, deque()).append(_Piece(pending, 0, request.rows))
-        self.queued_rows += request.rows
-        self._wake_soon()
+        self._queue(model).append(Piece(pending, 0, request.rows))
+        self._dispatch_soon()
         expiry = self._loop.call_at(deadline, self._expire, pending)
         try:
             return await pending.future
         finally:
             expiry.cancel()
 
-    def _wake_soon(self) -> None:
+    def _queue(self, model: Model) -> PieceQueue:
+        queue = self._queues.get(model)
+        if queue is None:
+            queue = self._queues[model] = PieceQueue(
+                max_batch_rows=self._max_batch_rows, min_piece_rows=self._min_piece_rows
+            )
+        return queue
+
+    def _dispatch_soon(self) -> None:
         """Dispatch once when the loop comes round: what arrives together is batched together."""
-        if self._wake_up is None:
-            self._wake_up = self._loop.call_soon(self._dispatch)
+        if not self._dispatch_is_due:
+            self._dispatch_is_due = True
+            self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        if self._wake_up is not None:
-            self._wake_up.cancel()  # it may be a timer for a later time
-            self._wake_up = None
+        """Give every idle lane a batch, as long as there are rows that need not wait."""
+        self._dispatch_is_due = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         while self._idle and self._queues:
-            model, wait_s = self._most_urgent()
+            model, wait_s = self._next_model()
             if wait_s > 0:
-                self._wake_up = self._loop.call_later(wait_s, self._dispatch)
+                self._timer = self._loop.call_later(wait_s, self._dispatch_soon)
                 return
-            if pieces := self._form_batch(model):
+            queue = self._queues.pop(model)
+            # Shared out over the idle lanes, a lonely large request is as fast as they can be.
+            share = math.ceil(queue.rows / len(self._idle))
+            pieces = queue.take(min(self._max_batch_rows, max(self._min_piece_rows, share)))
+            if queue.rows:
+                self._queues[model] = queue  # behind the other models
+            if pieces:
                 lane = self._idle.pop()
-                parts = [_part(piece) for piece in pieces]
-                lane.submit(model, parts, partial(self._finish, model, pieces, self._loop.time()))
+                finish = partial(self._finish, lane, model, pieces, self._loop.time())
+                lane.submit(model, [piece.part() for piece in pieces], finish)
 
-    def _most_urgent(self) -> tuple[Model, float]:
-        """Return the model whose turn it is, and for how long (s) its rows may wait for company."""
+    def _next_model(self) -> tuple[Model, float]:
+        """Return the model whose turn it is, and how long (s) its rows may wait for company."""
+        if self._max_wait_s == 0:
+            return next(iter(self._queues)), 0.0
         now = self._loop.time()
-        waits = {}
-        for model, queue in self._queues.items():  # the model served last comes last
-            full = sum(piece.rows for piece in queue) >= self._max_batch_rows
-            waits[model] = 0.0 if full else queue[0].pending.arrival + self._max_wait_s - now
-            if waits[model] <= 0:
+        waits: dict[Model, float] = {}
+        for model, queue in self._queues.items():
+            if queue.rows >= self._max_batch_rows:
                 return model, 0.0
+            waits[model] = queue.oldest_arrival + self._max_wait_s - now
         return min(waits.items(), key=itemgetter(1))
 
-    def _form_batch(self, model: Model) -> list[_Piece]:
-        """Take a batch from the front of a model's queue; empty if all its callers have left."""
-        queue = self._queues.pop(model)
-        # The queued rows are shared out over the idle lanes, so that a lonely large request is as
-        # fast as all lanes together allow.
-        share = math.ceil(sum(piece.rows for piece in queue) / len(self._idle))
-        target = min(self._max_batch_rows, max(self._min_piece_rows, share))
-        pieces: list[_Piece] = []
-        rows = 0
-        while queue and rows < target:
-            piece = queue[0]
-            if piece.pending.future.done():  # its caller left, or its deadline passed
-                self.queued_rows -= queue.popleft().rows
-                continue
-            taken = piece.rows if piece.alone else self._cut(piece.rows, rows, target)
-            if taken == 0 or (piece.alone and pieces):
-                break  # it is first in the next batch
-            queue.popleft()
-            if taken < piece.rows:  # the rest has its turn after everybody else
-                queue.append(_Piece(piece.pending, piece.start + taken, piece.stop))
-            self.queued_rows -= taken
-            pieces.append(replace(piece, stop=piece.start + taken))
-            rows += taken
-            if piece.alone:
-                break
-        if queue:
-            self._queues[model] = queue  # at the end of the dict: other models are served first
-        return pieces
-
-    def _cut(self, wanted: int, rows: int, target: int) -> int:
-        """Return how many of `wanted` rows join a batch that holds `rows` already, maybe none.
-
-        It is all of them, or a piece such that neither it nor the rest is below `min_piece_rows`.
-        """
-        largest_piece = wanted - self._min_piece_rows
-        if wanted <= target - rows:
-            return wanted
-        if (taken := min(target - rows, largest_piece)) >= self._min_piece_rows:
-            return taken
-        space = self._max_batch_rows - rows
-        if wanted <= space:
-            return wanted
-        if (taken := min(space, largest_piece)) >= self._min_piece_rows:
-            return taken
-        return 0 if rows else space
-
     def _finish(
-        self, model: Model, pieces: list[_Piece], dispatched: float, lane: Lane, outcome: Outcome
+        self,
+        lane: BatchLane,
+        model: Model,
+        pieces: list[Piece],
+        dispatched: float,
+        outcome: Outcome,
     ) -> None:
         self._idle.append(lane)
-        self._wake_soon()
+        self._dispatch_soon()
         if isinstance(outcome.scores, Exception):
             self._fail(model, pieces, outcome.scores)
             return
@@ -259,7 +203,7 @@ class Batcher:
             if piece.pending.rows_left == 0:
                 self._answer(piece.pending, dispatched, outcome)
 
-    def _deliver(self, piece: _Piece, scores: npt.NDArray[np.float32]) -> None:
+    def _deliver(self, piece: Piece, scores: npt.NDArray[np.float32]) -> None:
         pending = piece.pending
         if np.isfinite(scores).all():
             pending.result.scores[piece.start : piece.stop] = scores
@@ -268,7 +212,7 @@ class Batcher:
             self._metrics.failed("non-finite")
             pending.fail(InferenceFailed("the model gave a score that is not finite"))
 
-    def _answer(self, pending: _Pending, dispatched: float, outcome: Outcome) -> None:
+    def _answer(self, pending: Pending, dispatched: float, outcome: Outcome) -> None:
         if self._loop.time() > pending.deadline:
             self._expire(pending)
         elif not pending.future.done():
@@ -277,23 +221,16 @@ class Batcher:
             pending.result.compute_s = outcome.compute_s
             pending.future.set_result(pending.result)
 
-    def _fail(self, model: Model, pieces: list[_Piece], error: Exception) -> None:
+    def _fail(self, model: Model, pieces: list[Piece], error: Exception) -> None:
         """Fail the one request of a failed batch, or run each of its requests alone."""
         self._metrics.failed("model")
         logger.error("a batch of %s failed: %d requests", model, len(pieces), exc_info=error)
         if len(pieces) == 1:
             pieces[0].pending.fail(InferenceFailed("the model failed on this request"))
             return
-        queue = self._queues.setdefault(model, deque())
-        queue.extendleft(replace(piece, alone=True) for piece in reversed(pieces))
-        self.queued_rows += sum(piece.rows for piece in pieces)
+        self._queue(model).put_back_alone(pieces)
 
-    def _expire(self, pending: _Pending) -> None:
+    def _expire(self, pending: Pending) -> None:
         if not pending.future.done():
             self._metrics.shed("deadline-exceeded")
             pending.fail(DeadlineExceeded("the scores were not ready before the deadline"))
-
-
-def _part(piece: _Piece) -> Part:
-    request = piece.pending.request
-    return Part(request.user, request.candidate, piece.start, piece.stop)

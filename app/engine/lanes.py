@@ -54,7 +54,7 @@ class Outcome:
         return self.collate_s + self.compute_s
 
 
-OnOutcome = Callable[["Lane", Outcome], None]
+OnOutcome = Callable[[Outcome], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Lane:
     async def run(self, model: Model, parts: Sequence[Part]) -> Outcome:
         """Run a batch and wait for it."""
         done: asyncio.Future[Outcome] = self._loop.create_future()
-        self.submit(model, parts, lambda _lane, outcome: done.set_result(outcome))
+        self.submit(model, parts, done.set_result)
         return await done
 
     def is_alive(self, hang_s: float) -> bool:
@@ -118,7 +118,7 @@ class Lane:
     def _report(self, on_outcome: OnOutcome, outcome: Outcome) -> None:
         self._outstanding -= 1
         self._progress = self._loop.time()
-        on_outcome(self, outcome)
+        on_outcome(outcome)
 
 
 def run(model: Model, parts: Sequence[Part]) -> Outcome:

@@ -1,7 +1,7 @@
 """The life of a scoring request: encoded features in, scores and an order out."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +9,10 @@ import numpy.typing as npt
 
 from app.artifacts.loader import Model
 from app.artifacts.registry import Registry
-from app.engine.batcher import Batcher, Scored
+from app.engine.batcher import Batcher
 from app.engine.encode import EncodedRequest
+from app.engine.lanes import Lane
+from app.engine.queue import Scored
 from app.ranking.fusion import fuse, order
 from app.ranking.policy import Policy
 from app.telemetry.metrics import Metrics
@@ -36,10 +38,13 @@ class Answer:
 class Service:
     """Scores and ranks with the models of a registry."""
 
-    def __init__(self, registry: Registry, batcher: Batcher, metrics: Metrics) -> None:
-        """Serve what `registry` holds, on the lanes of `batcher`."""
+    def __init__(
+        self, registry: Registry, batcher: Batcher, lanes: Sequence[Lane], metrics: Metrics
+    ) -> None:
+        """Serve what `registry` holds, on the lanes that `batcher` feeds."""
         self.registry = registry
-        self.batcher = batcher
+        self._batcher = batcher
+        self._lanes = lanes
         self.draining = False
         self._metrics = metrics
 
@@ -50,7 +55,7 @@ class Service:
 
     def is_alive(self, hang_s: float) -> bool:
         """Whether every lane lives and none has been at one batch for longer than `hang_s`."""
-        return all(lane.is_alive(hang_s) for lane in self.batcher.lanes)
+        return all(lane.is_alive(hang_s) for lane in self._lanes)
 
     async def score(
         self,
@@ -77,7 +82,7 @@ class Service:
         if request.rows == 0:
             scored = Scored(np.empty((0, len(model.manifest.tasks)), np.float32))
         else:
-            scored = await self.batcher.score(model, request, deadline)
+            scored = await self._batcher.score(model, request, deadline)
         began = time.perf_counter()
         rank_score = fuse(scored.scores, model.manifest.task_names, policy)
         ranking = order(rank_score, top_k)
