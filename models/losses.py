@@ -1,0 +1,137 @@
+"""What training minimises: one loss a task, each over the rows on which its label is defined.
+
+Three mechanisms weigh behaviours against each other, and they are not the same:
+
+- **task weights** ω₀·γ^epoch multiply the tasks' losses (:func:`task_weights`);
+- **sample loss reweighting** multiplies the *rows* of one output's loss
+  (:func:`reweighted_bce`);
+- **fusion** weighs finished scores, when a request is ranked. It is no part of training.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.config import Link, Loss, Task
+
+HUBER_DELTA = 1.0
+
+
+def bce_with_log_probability(log_p: Tensor, label: Tensor) -> Tensor:
+    """Binary cross-entropy of log-probabilities (≤ 0), row by row: -y·log p - (1-y)·log(1-p).
+
+    It is what ESMM's pCTCVR column needs: a product of probabilities has no logit. 1-p is computed
+    as -expm1(log p), which keeps the digits that 1-exp(log p) would lose near p = 1.
+    """
+    below_one = log_p.clamp(max=-torch.finfo(log_p.dtype).tiny)  # log 0 is not finite
+    return -(label * log_p + (1 - label) * torch.log(-torch.expm1(below_one)))
+
+
+def weighted_logistic(output: Tensor, seconds: Tensor) -> Tensor:
+    """Weighted logistic regression of a duration T, row by row: (T+1)·softplus(z) - T·z.
+
+    Covington et al., RecSys 2016, section 4.2, weigh each positive by its watch time, so that the
+    odds e^z come near E[T]. Here every row counts as one negative and T positives, which makes it
+    exact: the derivative (T+1)·σ(z) - T vanishes in expectation where e^z = E[T | x].
+    """
+    return (seconds + 1) * functional.softplus(output) - seconds * output
+
+
+def row_losses(loss: Loss, link: Link, output: Tensor, label: Tensor) -> Tensor:
+    """One task's loss on every row, `[B]`.
+
+    Args:
+        loss: the task's.
+        link: the column's; `exp` tells a `bce` that the output is a log-probability.
+        output: `[B]`, before the inverse link.
+        label: `[B]`, finite: 0 or 1, seconds, or a number.
+    """
+    match loss:
+        case "bce" if link == "exp":
+            return bce_with_log_probability(output, label)
+        case "bce":
+            return functional.binary_cross_entropy_with_logits(output, label, reduction="none")
+        case "weighted_logistic":
+            return weighted_logistic(output, label)
+        case "log1p_mse":
+            return functional.mse_loss(output, torch.log1p(label), reduction="none")
+        case "mse":
+            return functional.mse_loss(output, label, reduction="none")
+        case "huber":
+            return functional.huber_loss(output, label, reduction="none", delta=HUBER_DELTA)
+
+
+def target(task: Task, link: Link, labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What a column is to predict, and where: labels `[B]`, and a mask, bool `[B]`.
+
+    Outside the task's sample space the label is 0, whatever it was, and the mask is false. An ESMM
+    product column (a binary task whose link is `exp`) is defined on every row: its label is 1
+    where both behaviours happened, else 0.
+    """
+    label = labels[task.name]
+    everywhere = torch.ones_like(label, dtype=torch.bool)
+    if task.sample_space is None:
+        return label, everywhere
+    inside = labels[task.sample_space] == 1  # [B]
+    label = torch.where(inside, label, torch.zeros_like(label))
+    is_product = task.kind == "binary" and link == "exp"
+    return label, everywhere if is_product else inside
+
+
+def task_losses(
+    outputs: Tensor, labels: Mapping[str, Tensor], tasks: Sequence[Task], links: Sequence[Link]
+) -> Tensor:
+    """Each task's mean loss over its sample space, `[K]` (PLE, RecSys 2020, eq. 8).
+
+    A label outside its task's sample space, NaN included, touches neither value nor gradient: it
+    is replaced before the loss is taken, since 0 · NaN is still NaN in the backward pass. The mean
+    divides by the number of rows inside, or by 1 where there are none.
+
+    Args:
+        outputs: `[B, K]`, before the inverse link.
+        labels: `[B]` for every task and every sample space.
+        tasks: the K tasks, in column order.
+        links: of the K columns.
+    """
+    means = []
+    for k, (task, link) in enumerate(zip(tasks, links, strict=True)):
+        label, inside = target(task, link, labels)
+        values = row_losses(task.loss, link, outputs[:, k], label)  # [B]
+        kept = torch.where(inside, values, torch.zeros_like(values))
+        means.append(kept.sum() / inside.sum().clamp(min=1))
+    return torch.stack(means)  # [K]
+
+
+def task_weights(tasks: Sequence[Task], epoch: int = 0) -> Tensor:
+    """ω₀·γ^epoch of each task, float32 `[K]` (PLE, RecSys 2020, eq. 9); epochs count from 0."""
+    return torch.tensor([task.weight * task.weight_decay**epoch for task in tasks])
+
+
+def reweighted_bce(
+    logit: Tensor,
+    label: Tensor,
+    behaviours: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+) -> Tensor:
+    """Sample loss reweighting: one output, each row weighted by the behaviours it had.
+
+    A row's weight is 1 + Σ weight·behaviour, so that an impression that was clicked *and* liked
+    pulls more than one that was only clicked. One score then serves for all behaviours, in place
+    of a task for each; it is no longer a calibrated probability.
+
+    Args:
+        logit: `[B]`.
+        label: `[B]`, 0 or 1.
+        behaviours: `[B]` by name, such as liked, or seconds; NaN counts as none.
+        weights: of the behaviours that count, not negative.
+
+    Returns:
+        The weighted mean of the rows' cross-entropies, a scalar.
+    """
+    row_weight = torch.ones_like(logit)
+    for name, weight in weights.items():
+        row_weight = row_weight + weight * behaviours[name].nan_to_num(nan=0.0)  # [B]
+    values = functional.binary_cross_entropy_with_logits(logit, label, reduction="none")  # [B]
+    return (row_weight * values).sum() / row_weight.sum().clamp(min=1)
