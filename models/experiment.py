@@ -1,0 +1,158 @@
+"""One TOML file, one experiment: network, tasks, data, training and ranking, checked when read.
+
+```toml
+name = "feed"                        # the model's name in the store
+
+[network]                            # models.config.NetworkConfig
+architecture = "mmoe"
+
+[[tasks]]                            # models.config.Task, one table a task, in column order
+name = "click"
+kind = "binary"
+
+[data]                               # models.data: source = "feed" or "synthetic", and its size
+source = "feed"
+
+[embedding]                          # of every id and id list; the data says which there are
+dim = 16
+
+[training]                           # TrainingConfig
+epochs = 5
+
+[ranking]                            # app.ranking.policy.Policy: how task scores are fused
+weights = { click = 1.0 }
+
+[clamp]                              # per task: the interval that scores are cut to
+dwell = [0, 600]
+```
+
+`extends = "other.toml"`, a path beside the file, takes every table that the file itself does not
+have from that other one, whole; so experiments that differ in one table are one table long.
+"""
+
+import tomllib
+from pathlib import Path
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from app.artifacts.manifest import Name
+from app.ranking.policy import Policy
+from models import data
+from models.config import Feature, NetworkConfig, Pooling, Record, Task, links
+from models.data import DataConfig
+
+
+class ExperimentInvalid(ValueError):
+    """An experiment file cannot be used. The message is one line: file, field, rule."""
+
+
+class EmbeddingConfig(Record):
+    """The embedding tables: `dim` columns each; `pooling` makes one vector of an id list."""
+
+    dim: PositiveInt = 16
+    pooling: Pooling = "mean"
+
+
+class TrainingConfig(Record):
+    """How the network learns.
+
+    A batch has about `batch_rows` candidates, cut between requests. Training stops after `epochs`,
+    or when the validation loss has not improved for `patience` epochs; the best epoch's weights
+    are kept either way. The optimiser is AdamW, which is Adam where `weight_decay` is 0.
+
+    `threads` work within an operator. One is the default, because operators of this size gain
+    little from a second thread, and lose much where it has to wait for a busy core.
+    """
+
+    epochs: PositiveInt = 10
+    batch_rows: PositiveInt = 1024
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: float = Field(default=0.0, ge=0)
+    patience: PositiveInt = 2
+    seed: int = Field(default=0, ge=0)
+    threads: PositiveInt = 1
+
+
+class Experiment(Record):
+    """Everything that decides what a training run makes."""
+
+    name: Name
+    network: NetworkConfig
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    data: DataConfig
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    training: TrainingConfig = TrainingConfig()
+    ranking: Policy
+    clamp: dict[str, tuple[float, float]] = Field(default_factory=dict)
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What the network reads: the features of the data, in call order."""
+        return data.features(
+            self.data, embedding_dim=self.embedding.dim, pooling=self.embedding.pooling
+        )
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "Experiment":
+        links(self.network, self.tasks)
+        if self.network.body in ("cgc", "ple"):
+            self.network.task_experts(len(self.tasks))
+        for task in self.tasks:
+            _check_labels(task, self.data)
+        names = {task.name for task in self.tasks}
+        for field, used in (("ranking.weights", self.ranking.weights), ("clamp", self.clamp)):
+            if strangers := sorted(set(used) - names):
+                raise ValueError(f"{field}: there is no task {strangers[0]!r}")
+        for name, (low, high) in self.clamp.items():
+            if not low < high:
+                raise ValueError(f"clamp.{name}: must be [low, high] with low < high")
+        return self
+
+
+def read(path: Path) -> Experiment:
+    """Read and check an experiment file.
+
+    Raises:
+        ExperimentInvalid: the file cannot be read, or breaks a rule.
+    """
+    tables = _tables(path)
+    extends = tables.pop("extends", None)
+    if extends is not None:
+        if not isinstance(extends, str):
+            raise ExperimentInvalid(f"{path}: extends: must be the name of a file")
+        tables = _tables(path.parent / extends) | tables
+    try:
+        return Experiment.model_validate(tables)
+    except ValidationError as error:
+        raise ExperimentInvalid(f"{path}: {_first_problem(error)}") from error
+
+
+def _tables(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExperimentInvalid(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ExperimentInvalid(f"{path}: is not TOML: {error}") from error
+
+
+def _check_labels(task: Task, source: DataConfig) -> None:
+    kinds = source.LABELS
+    if kinds.get(task.name) != task.kind:
+        known = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        raise ValueError(
+            f"tasks: {source.source} has no {task.kind} label {task.name!r}, it has {known}"
+        )
+    if task.sample_space is not None and kinds.get(task.sample_space) != "binary":
+        raise ValueError(
+            f"tasks.{task.name}.sample_space: {source.source} has no binary label "
+            f"{task.sample_space!r}"
+        )
+
+
+def _first_problem(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    where = ".".join(map(str, problems[0]["loc"]))
+    rule = problems[0]["msg"].removeprefix("Value error, ")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{where}: {rule}{more}" if where else f"{rule}{more}"
