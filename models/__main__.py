@@ -1,0 +1,65 @@
+"""`python -m models train | show`: parses, calls, prints."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from app.artifacts.store import Store
+from app.errors import ArtifactInvalid
+from models import experiment, train
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except experiment.ExperimentInvalid as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    except (train.Diverged, ArtifactInvalid, OSError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; nothing was published", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m models", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    trains = commands.add_parser(
+        "train", help="train an experiment's network and publish it as a new version"
+    )
+    trains.add_argument("--config", type=Path, required=True, metavar="FILE", help="a TOML file")
+    trains.add_argument(
+        "--store",
+        type=Path,
+        default=Path("store"),
+        metavar="DIR",
+        help="the folder of artifacts; made if absent (default: %(default)s)",
+    )
+    trains.add_argument("--quiet", action="store_true", help="a line an epoch, no progress bar")
+    trains.set_defaults(command=_train)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    console = Console()
+    artifact = train.run(
+        experiment.read(arguments.config),
+        Store(arguments.store),
+        quiet=arguments.quiet,
+        console=console,
+    )
+    console.print(f"published [bold]{artifact}[/]: {artifact.folder}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
