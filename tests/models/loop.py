@@ -15,7 +15,7 @@ from models.config import Activation, NetworkConfig
 from models.gates import InputGates
 from models.layers import ACTIVATIONS, InputLinear, StackedLinear
 
-Pick = Callable[[Tensor], Tensor]
+Pick = Callable[[Any], Any]
 
 
 def mlp(
