@@ -5,14 +5,16 @@ Candidates come as an object of columns (`{"item_id": [11, 12]}`) or as a list o
 place in the document that was sent, as a JSON pointer (RFC 6901).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from app.errors import InvalidRequest, Problem
+from app.errors import InvalidRequest, PayloadTooLarge, Problem
 
 MOST_PROBLEMS = 20
 """A report names so many problems at most: one wrong column can hold thousands."""
+
+NO_FEATURE = "is no feature of this side of the model"
 
 _LONGEST_NAME = 64  # characters of a name that a pointer repeats
 
@@ -78,25 +80,31 @@ class Side:
                 return f"{join('/candidates' + (at or '/0'), name)}{inside}"
 
 
-def user_side(user: object, findings: Findings) -> Side:
-    """Read `{"age": 3}` as columns of one row."""
+def user_side(user: object, known: frozenset[str], findings: Findings) -> Side:
+    """Read `{"age": 3}` as columns of one row; `known` are the names of the user's features."""
     if not isinstance(user, dict):
         findings.problem("/user", "must be an object, feature name to value")
-        user = {}
+        return Side({}, 1, "user", known)
     return Side({name: [value] for name, value in user.items()}, 1, "user")
 
 
-def candidate_side(candidates: object, findings: Findings) -> Side:
-    """Read candidates written as columns or as objects."""
+def candidate_side(
+    candidates: object, known: frozenset[str], findings: Findings, *, max_rows: int
+) -> Side:
+    """Read candidates written as columns or as objects; `known` are the names of their features.
+
+    Raises:
+        PayloadTooLarge: there are more than `max_rows` candidates.
+    """
     if isinstance(candidates, dict):
-        return _from_columns(candidates, findings)
+        return _from_columns(candidates, findings, max_rows)
     if isinstance(candidates, list):
-        return _from_objects(candidates, findings)
+        return _from_objects(candidates, known, findings, max_rows)
     findings.problem("/candidates", "must be an object of columns, or a list of objects")
-    return Side({}, 0, "columns")
+    return Side({}, 0, "columns", known)
 
 
-def _from_columns(candidates: dict[str, Any], findings: Findings) -> Side:
+def _from_columns(candidates: dict[str, Any], findings: Findings, max_rows: int) -> Side:
     columns: dict[str, list[Any]] = {}
     refused: set[str] = set()
     for name, values in candidates.items():
@@ -114,20 +122,34 @@ def _from_columns(candidates: dict[str, Any], findings: Findings) -> Side:
             continue
         refused.add(name)
     rows = len(next(iter(columns.values()), []))
+    _check_count(rows, max_rows)
     return Side(columns, rows, "columns", frozenset(refused))
 
 
-def _from_objects(candidates: list[Any], findings: Findings) -> Side:
-    objects: list[dict[str, Any]] = []
+def _from_objects(
+    candidates: list[Any], known: frozenset[str], findings: Findings, max_rows: int
+) -> Side:
+    _check_count(len(candidates), max_rows)
+    objects = [each if isinstance(each, dict) else {} for each in candidates]
     for row, candidate in enumerate(candidates):
-        if isinstance(candidate, dict):
-            objects.append(candidate)
-        else:
+        if not isinstance(candidate, dict):
             findings.problem(f"/candidates/{row}", "must be an object, feature name to value")
-            objects.append({})
-    names: Iterable[str] = dict.fromkeys(name for candidate in objects for name in candidate)
-    columns = {name: [candidate.get(name, MISSING) for candidate in objects] for name in names}
+        elif not candidate.keys() <= known:
+            for name in candidate:
+                if name not in known:
+                    findings.problem(join(f"/candidates/{row}", name), NO_FEATURE)
+    # Only of known names: columns of whatever names were sent would take rows x names of memory.
+    columns = {
+        name: [each.get(name, MISSING) for each in objects]
+        for name in known
+        if not objects or any(name in each for each in objects)
+    }
     return Side(columns, len(objects), "objects")
+
+
+def _check_count(rows: int, max_rows: int) -> None:
+    if rows > max_rows:
+        raise PayloadTooLarge(f"{rows} candidates; the limit is {max_rows}")
 
 
 def join(pointer: str, name: str) -> str:

@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from app.artifacts.columns import Column, Columns, column_dtype, column_shape
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
-from app.engine.document import Findings, Side, candidate_side, user_side
+from app.engine.document import NO_FEATURE, Findings, Side, candidate_side, user_side
 from app.engine.slow_encode import slow_column
-from app.errors import PayloadTooLarge
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +63,24 @@ def encode(
     Raises:
         PayloadTooLarge: there are more than `max_candidates` candidates.
     """
-    sent_candidates = candidate_side(candidates, findings)
-    rows = sent_candidates.rows
-    if rows > max_candidates:
-        raise PayloadTooLarge(f"{rows} candidates; the limit is {max_candidates}")
+    user_names = frozenset(feature.name for feature in manifest.user_inputs)
+    names = frozenset(feature.name for feature in manifest.candidate_inputs)
+    one = user_side(user, user_names, findings)
+    many = candidate_side(candidates, names, findings, max_rows=max_candidates)
     return EncodedRequest(
-        user=_encode_side(user_side(user, findings), manifest.user_inputs, findings),
-        candidate=_encode_side(sent_candidates, manifest.candidate_inputs, findings),
-        rows=rows,
+        user=_encode_side(one, manifest.user_inputs, user_names, findings),
+        candidate=_encode_side(many, manifest.candidate_inputs, names, findings),
+        rows=many.rows,
         unknown_ids=findings.unknown_ids,
     )
 
 
-def _encode_side(side: Side, features: Sequence[Input], findings: Findings) -> dict[str, Column]:
-    known = {feature.name for feature in features}
+def _encode_side(
+    side: Side, features: Sequence[Input], known: frozenset[str], findings: Findings
+) -> dict[str, Column]:
     for name in [*side.columns, *sorted(side.refused)]:
         if name not in known:
-            findings.problem(side.pointer(name), "is no feature of this side of the model")
+            findings.problem(side.pointer(name), NO_FEATURE)
     encoded: dict[str, Column] = {}
     for feature in features:
         values = side.columns.get(feature.name)
@@ -114,6 +114,8 @@ def _dense(feature: DenseInput, values: Sequence[Any]) -> Column:
     if feature.dim == 1 and isinstance(values[0], int | float):
         packed = _format(f"{len(values)}f").pack(*values)
     else:
+        if not set(map(type, values)) <= {list, tuple}:  # a long string would unpack as well
+            raise TypeError
         pack_row = _format(f"{feature.dim}f").pack
         packed = b"".join([pack_row(*row) for row in values])
     column = np.frombuffer(bytearray(packed), np.float32).reshape(len(values), feature.dim)

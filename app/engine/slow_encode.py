@@ -15,7 +15,8 @@ from app.engine.document import Findings, Missing, Side
 
 Complain = Callable[[int | None, str], None]  # (element or None, detail)
 
-_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+_BEYOND_FLOAT32 = float(2**128 - 2**103)
+"""The least number that rounds to infinity; between it and the largest float32, all round down."""
 
 
 def slow_column(feature: Input, values: Sequence[Any], side: Side, findings: Findings) -> Column:
@@ -67,7 +68,7 @@ def _read_dense(feature: DenseInput, value: object, complain: Complain) -> list[
 def _read_number(number: object, element: int | None, complain: Complain) -> float:
     if not isinstance(number, int | float):
         complain(element, "must be a number")
-    elif not abs(number) <= _LARGEST_FLOAT32:  # also where it is NaN
+    elif not abs(number) < _BEYOND_FLOAT32:  # also where it is NaN
         complain(element, "must be finite and fit float32")
     else:
         return float(number)
