@@ -1,0 +1,347 @@
+"""The container files keep their promises. Nothing here builds an image: that needs an engine."""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import tomllib
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from app.main import gatehouse
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+DOCKERFILE = ROOT / "Dockerfile"
+COMPOSE = ROOT / "docker/compose.yaml"
+PROMETHEUS = ROOT / "docker/prometheus.yml"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        return [word for word in shlex.split(self.text) if not word.startswith("--")]
+
+    @property
+    def is_from_context(self) -> bool:
+        return self.name == "COPY" and "--from=" not in self.text
+
+
+def stages() -> list[list[Instruction]]:
+    """The Dockerfile's instructions by stage, each stage from its FROM on."""
+    lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.startswith("#")]
+    found: list[list[Instruction]] = []
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        if line.strip():
+            instruction = Instruction(*line.split(maxsplit=1))
+            if instruction.name == "FROM":
+                found.append([])
+            found[-1].append(instruction)
+    return found
+
+
+def last(name: str) -> Instruction:
+    """What the image's configuration says: the last instruction of that name."""
+    return [each for each in stages()[-1] if each.name == name][-1]
+
+
+def image_environment() -> dict[str, str]:
+    pairs = [pair for each in stages()[-1] if each.name == "ENV" for pair in each.words]
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def compose():
+    return yaml.safe_load(COMPOSE.read_text())
+
+
+def settings(monkeypatch, **environment: str) -> Settings:
+    for name in os.environ:
+        if name.startswith("GATEHOUSE_"):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Settings()
+
+
+# The image
+
+
+def test_sigterm_reaches_the_service_and_no_shell():
+    assert json.loads(last("CMD").text) == ["gatehouse", "serve"]
+    assert last("STOPSIGNAL").text == "SIGTERM"
+    assert not [each for each in stages()[-1] if each.name in ("ENTRYPOINT", "SHELL")]
+
+
+def test_the_service_does_not_run_as_root():
+    # By number, so that Kubernetes can tell that it is not root.
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last("USER").text)
+    names = [each.name for each in stages()[-1]]
+    assert "RUN" not in names[names.index("USER") :]
+
+
+def test_the_demo_model_belongs_to_the_user():
+    [copied] = [
+        each for each in stages()[-1] if each.words[-1:] == ["/store"] and each.name == "COPY"
+    ]
+    assert f"--chown={last('USER').text}" in copied.text
+
+
+def test_the_settings_of_the_image_are_valid_and_agree_with_it(monkeypatch):
+    image = settings(monkeypatch, **image_environment())
+    assert image.host == "0.0.0.0"
+    assert str(image.port) == last("EXPOSE").text
+    assert str(image.store) == last("VOLUME").text
+
+
+@pytest.mark.parametrize("file", [DOCKERFILE, COMPOSE], ids=lambda file: file.name)
+def test_every_variable_is_a_setting(file):
+    names = set(re.findall(r"GATEHOUSE_(\w+)", file.read_text()))
+    assert names
+    assert {name.lower() for name in names} <= set(Settings.model_fields)
+
+
+def test_the_base_is_pinned_to_a_python_that_the_project_supports():
+    names: list[str] = []
+    for stage in stages():
+        image, *named = stage[0].words
+        if image not in names:
+            version = re.fullmatch(r"python:(3\.\d+)-slim-bookworm", image)
+            assert version, image
+            assert project()["requires-python"] == ">=3.11,<3.14"
+            assert version[1] in ("3.11", "3.12", "3.13")
+        names += named[1:]
+
+
+def test_a_change_of_the_sources_does_not_install_the_dependencies_again():
+    build = stages()[1]
+    installed = next(i for i, each in enumerate(build) if "requirements.lock" in each.text)
+    assert build[installed].is_from_context
+    assert build[installed].words[0] == "requirements.lock"
+    assert "pip install --requirement requirements.lock" in build[installed + 1].text
+    assert not any(each.is_from_context for each in build[:installed])
+
+
+def test_what_is_copied_exists_and_is_let_into_the_context():
+    sources = [
+        word
+        for stage in stages()
+        for each in stage
+        if each.is_from_context
+        for word in each.words[:-1]
+    ]
+    assert {"requirements.lock", "pyproject.toml", "app", "models"} <= set(sources)
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    assert [source for source in sources if not is_in_context(source)] == []
+
+
+def is_in_context(path: str) -> bool:
+    """Whether .dockerignore lets a path in: its last pattern that matches decides."""
+    verdict = True
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if line and not line.startswith("#"):
+            pattern = line.removeprefix("!")
+            parts = path.split("/")
+            prefixes = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+            anywhere = pattern.startswith("**/")
+            candidates = parts if anywhere else prefixes
+            if any(fnmatch(each, pattern.removeprefix("**/")) for each in candidates):
+                verdict = line.startswith("!")
+    return verdict
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".git/config",
+        ".venv/bin/python",
+        ".env",
+        "app/.env",
+        "app/__pycache__/main.pyc",
+        "id_rsa",
+        "store/feed/1/model.ts",
+        "tests/test_docker.py",
+    ],
+)
+def test_history_stores_tests_caches_and_secrets_stay_out_of_the_context(path):
+    assert not is_in_context(path)
+
+
+def test_no_index_is_named_and_none_reaches_the_final_image():
+    arguments = [each.text for stage in stages() for each in stage if each.name == "ARG"]
+    assert arguments == ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"]
+    assert not [each for each in stages()[-1] if each.name == "ARG"]
+    assert "://" not in re.sub(r"http://127\.0\.0\.1", "", DOCKERFILE.read_text())
+
+
+def test_the_labels_agree_with_the_project():
+    labels = dict(word.split("=", 1) for word in last("LABEL").words)
+    assert labels["org.opencontainers.image.version"] == project()["version"]
+    assert labels["org.opencontainers.image.licenses"] == project()["license"]
+
+
+# The health check
+
+
+def probe(port: int) -> int:
+    """Run HEALTHCHECK's command as the engine would, and return its exit code."""
+    command = json.loads(last("HEALTHCHECK").text.partition("CMD")[2])
+    command[0] = {"python": sys.executable}[command[0]]
+    # A proxy where nobody listens: the check must not ask it.
+    environment = {"GATEHOUSE_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
+    ran = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False)
+    return ran.returncode
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [(200, 0), (503, 1)])
+def test_the_health_check_asks_a_route_of_the_service(status, exit_code, tmp_path):
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            assert probe(server.server_port) == exit_code
+        finally:
+            server.shutdown()
+            thread.join()
+    assert asked == ["/livez"]
+    assert ask(tmp_path, asked[0]) == 200
+
+
+def test_the_health_check_fails_where_nobody_listens():
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        port = server.server_port
+    assert probe(port) == 1
+
+
+def ask(store: Path, path: str) -> int:
+    """The status of a GET from the service on an empty store."""
+
+    async def asking() -> int:
+        async with gatehouse(Settings(store=store, lanes=1)) as parts:
+            transport = httpx.ASGITransport(parts.app)
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://gatehouse"
+            ) as client:
+                return (await client.get(path)).status_code
+
+    return asyncio.run(asking())
+
+
+# Compose
+
+
+@pytest.mark.parametrize("service", ["gatehouse", "prometheus"])
+def test_services_are_confined(service):
+    confined = compose()["services"][service]
+    assert confined["read_only"] is True
+    assert confined["tmpfs"] == ["/tmp"]
+    assert confined["cap_drop"] == ["ALL"]
+    assert confined["security_opt"] == ["no-new-privileges:true"]
+    assert all(port.startswith("127.0.0.1:") for port in confined["ports"])
+
+
+def test_compose_builds_this_dockerfile_and_publishes_its_port(monkeypatch):
+    service = compose()["services"]["gatehouse"]
+    assert (COMPOSE.parent / service["build"]["context"]).resolve() == ROOT
+    assert service["build"]["args"] == ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"]
+    image = settings(monkeypatch, **image_environment() | service["environment"])
+    assert service["ports"] == [f"127.0.0.1:8000:{image.port}"]
+    assert service["volumes"] == [f"store:{image.store}"]
+
+
+def test_the_engine_waits_for_the_drain(monkeypatch):
+    service = compose()["services"]["gatehouse"]
+    drain = settings(monkeypatch, **image_environment() | service["environment"])
+    assert drain.drain_delay_s > 0
+    grace = re.fullmatch(r"(\d+)s", service["stop_grace_period"])
+    assert grace
+    assert int(grace[1]) >= drain.drain_delay_s + drain.drain_timeout_s + 5
+
+
+def test_the_health_check_of_the_image_is_inherited_and_waited_for():
+    services = compose()["services"]
+    assert "healthcheck" not in services["gatehouse"]
+    assert services["prometheus"]["depends_on"] == {"gatehouse": {"condition": "service_healthy"}}
+
+
+def test_prometheus_is_pinned_and_reads_our_file():
+    prometheus = compose()["services"]["prometheus"]
+    assert re.fullmatch(r"prom/prometheus:v\d+\.\d+\.\d+", prometheus["image"])
+    mounts = [mount.split(":") for mount in prometheus["volumes"]]
+    assert ["./prometheus.yml", "/etc/prometheus/prometheus.yml", "ro"] in mounts
+
+
+def test_every_named_volume_is_declared():
+    declared = compose()["volumes"]
+    mounts = [mount for service in compose()["services"].values() for mount in service["volumes"]]
+    named = {mount.split(":")[0] for mount in mounts if not mount.startswith(".")}
+    assert named == set(declared)
+
+
+def test_compose_accepts_the_file():
+    docker = shutil.which("docker")
+    if (
+        docker is None
+        or subprocess.run(
+            [docker, "compose", "version"], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("docker compose is not installed")
+    subprocess.run([docker, "compose", "--file", COMPOSE, "config", "--quiet"], check=True)
+
+
+# Prometheus
+
+
+def test_prometheus_scrapes_the_service(monkeypatch, tmp_path):
+    [job] = yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]
+    port = settings(monkeypatch, **image_environment()).port
+    assert job["job_name"] == "gatehouse"
+    assert job["static_configs"] == [{"targets": [f"gatehouse:{port}"]}]
+    assert "gatehouse" in compose()["services"]
+    assert ask(tmp_path, job.get("metrics_path", "/metrics")) == 200
+
+
+def test_promtool_accepts_the_file():
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    subprocess.run([promtool, "check", "config", PROMETHEUS], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_hadolint_has_nothing_to_say():
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed")
+    said = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout + said.stderr) == (0, "")
