@@ -13,7 +13,7 @@ from starlette.types import Send
 
 from app import errors
 from app.api.context import context_of
-from app.errors import GatehouseError, InvalidRequest
+from app.errors import GatehouseError, InvalidRequest, MethodNotAllowed
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -72,7 +72,12 @@ async def explain(slug: str) -> PlainTextResponse:
 
 
 def _headers(error: GatehouseError) -> dict[str, str]:
-    return {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = "POST"  # the hot routes take nothing else; FastAPI answers for its own
+    return headers
 
 
 def _body(error: GatehouseError, request_id: str) -> bytes:

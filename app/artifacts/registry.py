@@ -15,7 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 class Registry:
-    """Active models by name, and the versions that were refused, with the reason."""
+    """Active models by name, and the versions that were refused.
+
+    Attributes:
+        refused: the reason, by artifact.
+    """
 
     def __init__(self, metrics: Metrics, *, default_model: str | None = None) -> None:
         """Start empty; `default_model` answers where a request names none."""
@@ -54,9 +58,10 @@ class Registry:
             raise VersionNotFound("this version of the model is not active")
         return model
 
-    def activate(self, model: Model) -> None:
-        """Let a model answer from now on, in place of its former version."""
+    def activate(self, artifact: Artifact, model: Model) -> None:
+        """Let the model of an artifact answer from now on, in place of its former version."""
         manifest = model.manifest
+        self.refused.pop(artifact, None)
         former = self._active.get(manifest.name)
         self._active[manifest.name] = model
         self._metrics.activated(manifest.name, manifest.version, manifest.files[PROGRAM].sha256)

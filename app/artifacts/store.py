@@ -25,6 +25,11 @@ class Artifact:
     def __str__(self) -> str:
         return f"{self.model}/{self.version}"
 
+    def fingerprint(self) -> frozenset[tuple[str, int, int]]:
+        """Return name, size and time of change of every file: it differs when one was changed."""
+        files = [(each.name, each.stat()) for each in self.folder.iterdir()]
+        return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
+
 
 @dataclass(frozen=True, slots=True)
 class Store:

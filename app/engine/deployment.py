@@ -37,11 +37,13 @@ class Deployment:
         self._lanes = lanes
         self._device = device
         self._warm_up_rows = warm_up_rows
+        self._tried: dict[Artifact, frozenset[tuple[str, int, int]]] = {}
 
     async def refresh(self) -> None:
         """Activate, of each model in the store, the newest version that can be served.
 
-        Versions that were refused before are not tried again.
+        A version that was refused is tried again when its files have changed: it may have been
+        seen while somebody was copying it.
 
         Raises:
             ArtifactInvalid: the store has artifacts, but nothing is active and nothing can be.
@@ -68,15 +70,17 @@ class Deployment:
         for artifact in reversed(versions):
             if str(artifact) in active:
                 return
-            if artifact in self._registry.refused:
+            fingerprint = await asyncio.to_thread(artifact.fingerprint)
+            if self._tried.get(artifact) == fingerprint:
                 continue
+            self._tried[artifact] = fingerprint
             try:
                 model = await asyncio.to_thread(load, artifact, self._device)
                 await self._warm_up(model)
             except ArtifactInvalid as error:
                 self._registry.refuse(artifact, str(error))
             else:
-                self._registry.activate(model)
+                self._registry.activate(artifact, model)
                 return
 
     async def _warm_up(self, model: Model) -> None:

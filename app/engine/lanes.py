@@ -151,21 +151,19 @@ def collate(parts: Sequence[Part]) -> Batch:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use: the cgroup's quota, where it is the smaller."""
+    """Return how many cores this process may use: its affinity, or its cgroup's quota if less."""
     cores = len(os.sched_getaffinity(0))
-    quota = _cgroup_quota()
+    quota = cgroup_quota(Path("/sys/fs/cgroup"))
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
-def _cgroup_quota() -> float | None:
-    """Return the CPU quota in cores (cgroup v2, then v1), or None where there is none."""
+def cgroup_quota(folder: Path) -> float | None:
+    """Return the CPU quota in cores (cgroup v2, else v1), or None where there is none."""
     with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
+        quota, period = (folder / "cpu.max").read_text("ascii").split()
         return None if quota == "max" else int(quota) / int(period)
     with suppress(OSError, ValueError):
-        folder = Path("/sys/fs/cgroup/cpu")
-        micros = int((folder / "cpu.cfs_quota_us").read_text("ascii"))
-        return (
-            micros / int((folder / "cpu.cfs_period_us").read_text("ascii")) if micros > 0 else None
-        )
+        quota_us = int((folder / "cpu" / "cpu.cfs_quota_us").read_text("ascii"))
+        period_us = int((folder / "cpu" / "cpu.cfs_period_us").read_text("ascii"))
+        return quota_us / period_us if quota_us > 0 else None
     return None

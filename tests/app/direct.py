@@ -1,0 +1,40 @@
+"""The naive twin of the whole service: one request straight through `model.ts`."""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+
+from app.artifacts.store import Artifact
+
+
+def direct_scores(artifact: Artifact, request: dict[str, Any]) -> dict[str, list[float]]:
+    """Return what `model.ts` of the tiny model gives for a columnar score request."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(artifact.folder / "model.ts")
+    user, candidates = request["user"], request["candidates"]
+    recent = user["recent_items"]
+    rows = len(candidates["item_id"])
+    with torch.no_grad():
+        logits = module(
+            {
+                "user_id": torch.tensor([user["user_id"]]),
+                "age_bucket": torch.tensor([user["age_bucket"]]),
+                "recent_items": torch.tensor([recent + [-1] * (20 - len(recent))]),
+                "activity": torch.tensor([user["activity"]]),
+            },
+            {
+                "item_id": torch.tensor(candidates["item_id"]),
+                "category": torch.tensor(candidates["category"]),
+                "quality": torch.tensor(candidates["quality"]).reshape(rows, 2),
+            },
+            torch.zeros(rows, dtype=torch.int64),
+        )
+    click, like, dwell = logits.double().T.tolist()
+    return {
+        "click": [1 / (1 + math.exp(-z)) for z in click],
+        "like": [1 / (1 + math.exp(-z)) for z in like],
+        "dwell": [min(600.0, math.exp(z)) for z in dwell],
+    }
