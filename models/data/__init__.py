@@ -12,6 +12,7 @@ from models.data.synthetic import SyntheticConfig
 
 __all__ = [
     "PADDING",
+    "SOURCES",
     "UNKNOWN",
     "DataConfig",
     "Dataset",
@@ -22,6 +23,7 @@ __all__ = [
     "generate",
 ]
 
+SOURCES = ("feed", "synthetic")
 DataConfig = Annotated[FeedConfig | SyntheticConfig, Field(discriminator="source")]
 
 
