@@ -35,11 +35,13 @@ from pathlib import Path
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from app.artifacts.manifest import Name
+from app.artifacts.manifest import Float32, Name
 from app.ranking.policy import Policy
 from models import data
 from models.config import Feature, NetworkConfig, Pooling, Record, Task, links
-from models.data import DataConfig
+from models.data import SOURCES, DataConfig
+
+LONGEST_UNIT = 32  # that a manifest holds
 
 
 class ExperimentInvalid(ValueError):
@@ -83,7 +85,7 @@ class Experiment(Record):
     embedding: EmbeddingConfig = EmbeddingConfig()
     training: TrainingConfig = TrainingConfig()
     ranking: Policy
-    clamp: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    clamp: dict[str, tuple[Float32, Float32]] = Field(default_factory=dict)
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -148,11 +150,15 @@ def _check_labels(task: Task, source: DataConfig) -> None:
             f"tasks.{task.name}.sample_space: {source.source} has no binary label "
             f"{task.sample_space!r}"
         )
+    if len(task.unit) > LONGEST_UNIT:
+        raise ValueError(f"tasks.{task.name}.unit: has more than {LONGEST_UNIT} characters")
 
 
 def _first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    where = ".".join(map(str, problems[0]["loc"]))
+    # The tag of a data source stands in the location, but not in the file.
+    place = [part for i, part in enumerate(problems[0]["loc"]) if i != 1 or part not in SOURCES]
+    where = ".".join(map(str, place))
     rule = problems[0]["msg"].removeprefix("Value error, ")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{where}: {rule}{more}" if where else f"{rule}{more}"
