@@ -9,7 +9,7 @@ from rich.console import Console
 
 from app.artifacts.store import Store
 from app.errors import ArtifactInvalid
-from models import experiment, train
+from models import experiment, networks, show, train
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -33,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m models", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shows = commands.add_parser(
+        "show", help="print an experiment's network: parts, shapes, parameters, operations"
+    )
+    shows.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file")
+    shows.set_defaults(command=_show)
     trains = commands.add_parser(
         "train", help="train an experiment's network and publish it as a new version"
     )
@@ -58,6 +63,13 @@ def _train(arguments: argparse.Namespace) -> int:
         console=console,
     )
     console.print(f"published [bold]{artifact}[/]: {artifact.folder}", soft_wrap=True)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    shown = experiment.read(arguments.config)
+    network = networks.build(shown.network, shown.features, shown.tasks, seed=shown.training.seed)
+    Console().print(show.render(network))
     return 0
 
 
