@@ -224,6 +224,7 @@ class Towers(nn.Module):
 
     def __init__(self, num_tasks: int, inputs: int, config: NetworkConfig) -> None:
         super().__init__()
+        self.inputs = inputs
         widths = (inputs, *config.tower_hidden_units)
         self.hidden = StackedMLP(num_tasks, widths, config.tower_activation, dropout=config.dropout)
         self.last_weight = draw(num_tasks, widths[-1], 1, inputs=widths[-1])  # [K, t, 1]
