@@ -62,8 +62,9 @@ def decode(body: bytes) -> object:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         if b"NaN" in body or b"Infinity" in body:
-            with suppress(ValueError, RecursionError):
+            with suppress(ValueError, TypeError, RecursionError):
                 document: object = json.loads(body)
+                orjson.dumps(document)  # a name or a key that it cannot write cannot be answered
                 return document
         at = f"line {error.lineno} column {error.colno}"
         raise MalformedBody(f"the body is not JSON: {error.msg.split(':')[0]}, {at}") from None
