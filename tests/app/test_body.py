@@ -1,0 +1,232 @@
+"""Bodies: what is let in, what is refused before it is read, and what is taken for JSON."""
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable, Sequence
+
+import orjson
+import pytest
+from hypothesis import given, strategies as st
+from starlette.types import Message, Scope
+
+from app.api.body import CallerLeft, decode, read_body
+from app.errors import MalformedBody, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from tests.clock import VirtualTimeLoop
+
+MAX_BYTES = 10
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+class Caller:
+    """Sends its messages one by one, each `pause_s` after the one before; then it is silent."""
+
+    def __init__(self, *messages: Message, pause_s: float = 0.0) -> None:
+        self._messages = list(messages)
+        self._pause_s = pause_s
+        self.asked = 0
+
+    async def receive(self) -> Message:
+        self.asked += 1
+        await asyncio.sleep(self._pause_s)
+        if not self._messages:
+            await asyncio.Event().wait()
+        return self._messages.pop(0)
+
+
+def part(body: bytes, *, more: bool = False) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+async def read(
+    receive: Callable[[], Awaitable[Message]], *headers: tuple[bytes, bytes], timeout_s: float = 1.0
+) -> bytes:
+    scope: Scope = {"type": "http", "headers": list(headers)}
+    return await read_body(scope, receive, max_bytes=MAX_BYTES, timeout_s=timeout_s)
+
+
+async def test_a_body_is_its_parts_in_order():
+    caller = Caller(part(b"[1", more=True), part(b"", more=True), part(b",2]"))
+    assert await read(caller.receive) == b"[1,2]"
+    assert caller.asked == 3
+
+
+async def test_no_more_is_read_than_the_body():
+    caller = Caller(part(b"{}"), part(b"the next request"))
+    assert await read(caller.receive) == b"{}"
+    assert caller.asked == 1
+
+
+async def test_a_message_without_fields_is_an_empty_last_part():
+    assert await read(Caller({"type": "http.request"}).receive) == b""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"application/json", b"application/json; charset=utf-8", b"Application/JSON ;x=y"],
+)
+async def test_json_is_accepted_however_it_is_spelt(value):
+    assert await read(Caller(part(b"{}")).receive, (b"content-type", value)) == b"{}"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"text/json", b"application/x-www-form-urlencoded", b"application/jsonp", b"", b"*/*"],
+)
+async def test_another_content_type_is_refused_before_the_body_is_read(value):
+    caller = Caller(part(b"{}"))
+    with pytest.raises(UnsupportedMediaType):
+        await read(caller.receive, (b"content-type", value))
+    assert caller.asked == 0
+
+
+async def test_an_identity_encoding_is_none():
+    headers = [(b"content-encoding", b"Identity")]
+    assert await read(Caller(part(b"{}")).receive, *headers) == b"{}"
+
+
+@pytest.mark.parametrize("value", [b"gzip", b"br", b"identity, gzip"])
+async def test_an_encoded_body_is_refused_before_it_is_read(value):
+    caller = Caller(part(b"{}"))
+    with pytest.raises(UnsupportedMediaType):
+        await read(caller.receive, (b"content-encoding", value))
+    assert caller.asked == 0
+
+
+async def test_a_body_of_the_limit_passes():
+    body = b"x" * MAX_BYTES
+    assert await read(Caller(part(body)).receive, (b"content-length", b"10")) == body
+
+
+async def test_a_length_over_the_limit_is_refused_before_the_body_is_read():
+    caller = Caller(part(b"{}"))
+    with pytest.raises(PayloadTooLarge, match="larger than 10 bytes"):
+        await read(caller.receive, (b"content-length", b"11"))
+    assert caller.asked == 0
+
+
+async def test_a_body_that_grows_over_the_limit_is_refused_there():
+    caller = Caller(*[part(b"xxxx", more=True)] * 100)
+    with pytest.raises(PayloadTooLarge):
+        await read(caller.receive)
+    assert caller.asked == 3
+
+
+async def test_a_length_that_lies_does_not_let_more_in():
+    with pytest.raises(PayloadTooLarge):
+        await read(Caller(part(b"x" * 11)).receive, (b"content-length", b"2"))
+
+
+async def test_a_caller_that_leaves_is_not_answered():
+    caller = Caller(part(b"[1,", more=True), {"type": "http.disconnect"})
+    with pytest.raises(CallerLeft):
+        await read(caller.receive)
+
+
+async def test_a_body_that_stops_coming_times_out():
+    caller = Caller(part(b"[1,", more=True))
+    with pytest.raises(RequestTimeout, match=r"longer than 2\.5 s"):
+        await read(caller.receive, timeout_s=2.5)
+    assert asyncio.get_running_loop().time() == 2.5
+
+
+async def test_the_time_limit_holds_for_the_whole_body_not_for_each_part():
+    parts = [part(b"1", more=True)] * 4
+    with pytest.raises(RequestTimeout):
+        await read(Caller(*parts, pause_s=0.5).receive, timeout_s=1.75)
+    assert asyncio.get_running_loop().time() == 1.75
+
+
+async def test_a_body_that_comes_slowly_but_in_time_passes():
+    parts: Sequence[Message] = [part(b"1", more=True), part(b"2", more=True), part(b"3")]
+    assert await read(Caller(*parts, pause_s=0.5).receive, timeout_s=1.75) == b"123"
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)
+    ),
+    max_leaves=10,
+)
+
+
+@given(JSON)
+def test_json_is_read_as_it_was_meant(document):
+    assert decode(json.dumps(document).encode()) == document
+
+
+@pytest.mark.parametrize("text", [b"NaN", b"Infinity", b"-Infinity"])
+def test_numbers_that_json_lacks_are_read_to_be_refused_where_they_stand(text):
+    document = decode(b'{"candidates": {"quality": [1.5, ' + text + b"]}}")
+    assert isinstance(document, dict)
+    first, second = document["candidates"]["quality"]
+    assert first == 1.5
+    assert not math.isfinite(second)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"{",
+        b'{"user": {"age": 3',
+        b'{"a": 1,}',
+        b"{'a': 1}",
+        b"[1] [2]",
+        b"\xff\xfe",
+        b'{"a": "\xc3\x28"}',
+        b'{"a": "\xed\xa0\x80"}',
+        '{"a": 1}'.encode("utf-16"),
+        b"nan",
+        b"NaN NaN",
+        b"[NaN",
+        b"[" * 100_000,
+        b"[NaN, " + b"[" * 100_000,
+        b"[" * 5_000 + b"]" * 5_000,
+        b"[" * 5_000 + b"NaN" + b"]" * 5_000,
+        b"[NaN, " + b"9" * 10_000 + b"]",
+    ],
+    ids=lambda body: str(body[:20]),
+)
+def test_what_is_not_json_is_malformed(body):
+    with pytest.raises(MalformedBody, match="not JSON"):
+        decode(body)
+
+
+def test_the_place_of_the_fault_is_told_but_not_the_text():
+    with pytest.raises(MalformedBody) as caught:
+        decode(b'{"user":\n  {"age": secret}}')
+    assert "line 2 column 11" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"candidate_keys": ["\ud800"], "user": NaN}',
+        rb'{"\udfff": NaN}',
+        b'{"candidate_keys": [1, 36893488147419103232], "note": NaN}',
+    ],
+)
+def test_what_could_not_be_written_back_is_not_read_beside_a_nan_either(body):
+    with pytest.raises(MalformedBody):
+        decode(body)
+
+
+@given(st.binary(max_size=30) | JSON.map(lambda document: json.dumps(document).encode()[:-1]))
+def test_any_bytes_are_read_or_malformed(body):
+    try:
+        document = decode(body + b"NaN")
+    except MalformedBody:
+        return
+    orjson.dumps(document)
