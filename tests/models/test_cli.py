@@ -1,0 +1,104 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.artifacts.store import Store
+from models import __main__ as cli
+
+TINY = Path(__file__).with_name("tiny.toml")
+ROOT = Path(__file__).parents[2]
+
+
+def test_train_ends_with_the_figures_and_the_artifact(tmp_path, capsys):
+    status = cli.main(["train", "--config", str(TINY), "--store", str(tmp_path), "--quiet"])
+
+    shown = capsys.readouterr()
+    assert status == 0
+    assert "best possible" in shown.out
+    assert shown.out.rstrip().splitlines()[-1] == f"published tiny/1: {tmp_path / 'tiny' / '1'}"
+    assert shown.err == ""
+
+
+def test_training_again_makes_the_next_version(tmp_path, capsys):
+    for _ in range(2):
+        cli.main(["train", "--config", str(TINY), "--store", str(tmp_path), "--quiet"])
+
+    assert "published tiny/2" in capsys.readouterr().out
+    assert Store(tmp_path).versions("tiny") == [1, 2]
+
+
+def test_a_wrong_file_is_one_line_and_status_2(tmp_path, capsys):
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(TINY.read_text().replace("epochs = 2", "epochs = 0"))
+
+    status = cli.main(["train", "--config", str(wrong), "--store", str(tmp_path / "store")])
+
+    shown = capsys.readouterr()
+    assert status == 2
+    assert shown.err == f"{wrong}: training.epochs: Input should be greater than 0\n"
+    assert shown.out == ""
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_diverging_run_is_one_line_and_status_1(tmp_path, capsys):
+    wild = tmp_path / "wild.toml"
+    wild.write_text(TINY.read_text().replace("learning_rate = 0.01", "learning_rate = 1e30"))
+
+    status = cli.main(["train", "--config", str(wild), "--store", str(tmp_path)])
+
+    assert status == 1
+    assert capsys.readouterr().err.startswith("epoch 1: the ")
+
+
+def test_a_store_that_cannot_be_written_is_one_line_and_status_1(tmp_path, capsys):
+    (tmp_path / "file").touch()
+
+    status = cli.main(["train", "--config", str(TINY), "--store", str(tmp_path / "file")])
+
+    error = capsys.readouterr().err
+    assert status == 1
+    assert "Not a directory" in error
+    assert error.count("\n") == 1
+
+
+def test_show_prints_the_network(capsys):
+    status = cli.main(["show", str(TINY)])
+
+    shown = capsys.readouterr().out
+    assert status == 0
+    assert "PLE" in shown
+    assert "total" in shown
+
+
+def test_help_names_defaults(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["train", "--help"])
+
+    assert "(default: store)" in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_clean_and_publishes_nothing(tmp_path):
+    endless = tmp_path / "endless.toml"
+    endless.write_text(TINY.read_text().replace("epochs = 2", "epochs = 100000\npatience = 100000"))
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-u", "-m", "models", "train"),
+            *("--config", str(endless), "--store", str(tmp_path / "store")),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "epoch 1/" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert error == "interrupted; nothing was published\n"
+    assert not (tmp_path / "store").exists()
