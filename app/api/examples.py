@@ -40,3 +40,9 @@ def _values(feature: Input, columns: Columns, rows: int) -> list[Any]:
     if isinstance(feature, DenseInput) and feature.dim == 1:
         return list(itertools.chain.from_iterable(values))
     return values
+
+
+def _unpadded(feature: IdListInput, ids: list[int]) -> list[int]:
+    step = -1 if feature.padding_side == "right" else 1
+    real = list(itertools.dropwhile(lambda each: each == feature.padding, ids[::step]))
+    return real[::step]
