@@ -35,8 +35,7 @@ def example_request(model: Model) -> dict[str, Any]:
 def _values(feature: Input, columns: Columns, rows: int) -> list[Any]:
     values = list(columns[feature.name][:rows])
     if isinstance(feature, IdListInput):
-        lists = [[i for i in ids.tolist() if i != feature.padding] for ids in values]
-        return [ids[:LONGEST_LIST] for ids in lists]
+        return [_unpadded(feature, ids.tolist())[:LONGEST_LIST] for ids in values]
     if isinstance(feature, DenseInput) and feature.dim == 1:
         return list(itertools.chain.from_iterable(values))
     return values
