@@ -37,7 +37,7 @@ format: $(DEVELOPMENT)  ## format the code
 
 # Torch is locked without its local tag (+cpu, +cu130), and what only its CUDA builds need is left
 # out: its own metadata pins those exactly, and the CPU build must not be made to install them.
-FREEZE := freeze --exclude-editable | sed -E 's/\+(cpu|cu[0-9]+)$$//' | grep -viE '^(nvidia-|cuda-|triton==|setuptools==)'
+FREEZE := freeze --all --exclude-editable | sed -E 's/\+(cpu|cu[0-9]+)$$//' | grep -viE '^(pip==|nvidia-|cuda-|triton==)'
 
 lock: pyproject.toml  ## resolve the dependencies anew and write both lock files
 	rm -rf build/lock

@@ -1,19 +1,18 @@
-"""The `gatehouse` command."""
+"""The `gatehouse` command: parses, calls, prints.
 
+Torch takes seconds to import. It is imported where it is needed, so that help and a wrong flag
+answer at once, and so that a signal finds a handler before: the first process of a container is
+deaf to signals that it has none for.
+"""
+
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
-from rich.console import Console
-from rich.table import Table
 
-from app.artifacts.loader import load
-from app.artifacts.store import Store
-from app.errors import ArtifactInvalid
-from app.main import run
 from app.settings import Settings
 
 USAGE = """usage: gatehouse COMMAND [OPTION ...]
@@ -64,11 +63,22 @@ def serve(flags: Sequence[str]) -> int:
         # Only names and rules: a value could be a secret.
         rules = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         return _usage_error("; ".join(rules))
+    signal.signal(signal.SIGTERM, _stop_before_start)
+    from app.main import run
+
     return run(settings)
 
 
 def check(folder: Path) -> int:
     """Load every artifact, run its golden examples, and print what came of it."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from app.artifacts.loader import load
+    from app.artifacts.store import Store
+    from app.errors import ArtifactInvalid
+
     table = Table("artifact", "network", "tasks", "verdict")
     artifacts = list(Store(folder).artifacts())
     wrong = 0
@@ -83,6 +93,11 @@ def check(folder: Path) -> int:
             table.add_row(str(artifact), manifest.architecture, tasks, "[green]good")
     Console().print(table if artifacts else f"no artifacts in {folder}")
     return EXIT_WRONG if wrong or not artifacts else EXIT_OK
+
+
+def _stop_before_start(_signal: int, _frame: object) -> None:
+    """Nothing was accepted yet, so there is nothing to drain."""
+    sys.exit(EXIT_OK)
 
 
 def _usage_error(message: str) -> int:

@@ -35,6 +35,8 @@ logger = logging.getLogger("app")
 
 EXIT_OK, EXIT_UNUSABLE = 0, 2
 
+_LINGER_S = 0.2  # bytes that were sent before the listener closed have arrived by then
+
 
 @dataclass(frozen=True, slots=True)
 class Gatehouse:
@@ -170,9 +172,10 @@ async def _deploy(settings: Settings, parts: Gatehouse, server: uvicorn.Server) 
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains on SIGTERM and SIGINT and lets its caller return.
 
-    Uvicorn raises the signal again when it has stopped, which makes the exit code 143. Here a
-    signal fails readiness, the server goes on for `drain_delay_s`, and then it stops listening and
-    finishes what it has. A second signal changes nothing.
+    Uvicorn raises the signal again when it has stopped, which makes the exit code 143, and closes
+    connections on which a request is just arriving. Here a signal fails readiness, the server goes
+    on for `drain_delay_s`, then it stops listening, waits for what was sent before, and finishes
+    it. While it drains, every answer closes its connection. A second signal changes nothing.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, drain_delay_s: float) -> None:
@@ -198,9 +201,15 @@ class DrainingServer(uvicorn.Server):
         if not self._service.draining:
             logger.info("draining: not ready any more, stopping in %g s", self._drain_delay_s)
             self._service.draining = True
-            loop.call_later(self._drain_delay_s, self._stop)
+            loop.call_later(self._drain_delay_s, self._stop, loop)
 
-    def _stop(self) -> None:
+    def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Refuse new connections; let requests that are on their way on old ones still arrive."""
+        for listener in self.servers:
+            listener.close()
+        loop.call_later(_LINGER_S, self._exit)
+
+    def _exit(self) -> None:
         self.should_exit = True
 
 

@@ -1,14 +1,35 @@
-"""What every test shares: one thread for torch, plain asyncio, and no test measured by time."""
+"""What every test shares: plain asyncio, one thread for torch, and one tiny artifact a run."""
+
+import io
 
 import hypothesis
 import pytest
 import torch
+from rich.console import Console
+
+from app.artifacts.store import Artifact, Store
+from models import experiment, train
+from tests import TINY_EXPERIMENT
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("gatehouse", deadline=None)
+hypothesis.settings.register_profile("gatehouse", deadline=None)  # no test is measured by time
 hypothesis.settings.load_profile("gatehouse")
 
 
 @pytest.fixture(scope="session")
 def anyio_backend():
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Artifact:
+    """A trained and published version; tests that change it copy it first."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    console = Console(file=io.StringIO())
+    return train.run(experiment.read(TINY_EXPERIMENT), store, quiet=True, console=console)
+
+
+@pytest.fixture(scope="session")
+def store(tiny) -> Store:
+    """The store that holds `tiny` and nothing else."""
+    return Store(tiny.folder.parent.parent)

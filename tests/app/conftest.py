@@ -1,30 +1,10 @@
-"""One tiny artifact a run, and the service over it inside the test's own event loop."""
-
-import io
+"""The service over the tiny artifact, inside the test's own event loop."""
 
 import httpx
 import pytest
-from rich.console import Console
 
-from app.artifacts.store import Artifact, Store
 from app.main import gatehouse
 from app.settings import Settings
-from models import experiment, train
-from tests import TINY_EXPERIMENT
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Artifact:
-    """A trained and published version; tests that change it copy it first."""
-    store = Store(tmp_path_factory.mktemp("store"))
-    console = Console(file=io.StringIO())
-    return train.run(experiment.read(TINY_EXPERIMENT), store, quiet=True, console=console)
-
-
-@pytest.fixture(scope="session")
-def store(tiny) -> Store:
-    """The store that holds `tiny` and nothing else."""
-    return Store(tiny.folder.parent.parent)
 
 
 @pytest.fixture(scope="module")

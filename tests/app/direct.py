@@ -2,18 +2,19 @@
 
 import math
 import warnings
+from functools import cache
 from typing import Any
 
 import torch
 
 from app.artifacts.store import Artifact
 
+HISTORY = 4  # ids in a list of recent items, in tiny.toml
+
 
 def direct_scores(artifact: Artifact, request: dict[str, Any]) -> dict[str, list[float]]:
     """Return what `model.ts` of the tiny model gives for a columnar score request."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = torch.jit.load(artifact.folder / "model.ts")
+    module = _module(artifact)
     user, candidates = request["user"], request["candidates"]
     recent = user["recent_items"]
     rows = len(candidates["item_id"])
@@ -22,7 +23,7 @@ def direct_scores(artifact: Artifact, request: dict[str, Any]) -> dict[str, list
             {
                 "user_id": torch.tensor([user["user_id"]]),
                 "age_bucket": torch.tensor([user["age_bucket"]]),
-                "recent_items": torch.tensor([recent + [-1] * (20 - len(recent))]),
+                "recent_items": torch.tensor([recent + [-1] * (HISTORY - len(recent))]),
                 "activity": torch.tensor([user["activity"]]),
             },
             {
@@ -38,3 +39,11 @@ def direct_scores(artifact: Artifact, request: dict[str, Any]) -> dict[str, list
         "like": [1 / (1 + math.exp(-z)) for z in like],
         "dwell": [min(600.0, math.exp(z)) for z in dwell],
     }
+
+
+@cache
+def _module(artifact: Artifact) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module: torch.jit.ScriptModule = torch.jit.load(artifact.folder / "model.ts")
+    return module

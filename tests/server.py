@@ -1,0 +1,78 @@
+"""A real server process on a real socket."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+START_S = 60.0  # of patience, on a slow machine
+
+
+@dataclass
+class Server:
+    """`gatehouse serve` in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def terminate(self) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(START_S)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running_server(store: Path, log: Path, *flags: str, ready: bool = True) -> Iterator[Server]:
+    """Start a server over `store`, wait until it is ready (or alive), and end it afterwards."""
+    port = free_port()
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "app", "serve"),
+                *("--store", str(store), "--port", str(port), *flags),
+            ],
+            stderr=stderr,
+            env=clean_environment(),
+        )
+    server = Server(process, f"http://127.0.0.1:{port}", log)
+    try:
+        _wait(server, "/readyz" if ready else "/livez")
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without settings of the service."""
+    return {name: value for name, value in os.environ.items() if not re.match("GATEHOUSE_", name)}
+
+
+def _wait(server: Server, path: str) -> None:
+    patience = time.monotonic() + START_S
+    while time.monotonic() < patience and server.process.poll() is None:
+        try:
+            if httpx.get(server.url + path).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"the server did not answer {path}:\n{server.log.read_text()}")
