@@ -30,8 +30,15 @@ class Golden:
 
     @classmethod
     def record(cls, program: Program, batch: Batch) -> Self:
-        """Run `batch` and keep what came out."""
-        raw = program.run(batch)
+        """Run `batch` and keep what came out.
+
+        Raises:
+            ArtifactInvalid: the program failed, or its outputs are not what its description says.
+        """
+        try:
+            raw = program.run(batch)
+        except (RuntimeError, ValueError) as error:
+            raise ArtifactInvalid(f"golden requests: the program failed: {error}") from error
         return cls(batch, raw, scores(raw, program.description.tasks))
 
     def to_bytes(self) -> bytes:
@@ -54,7 +61,7 @@ class Golden:
         """
         try:
             tensors = parse(content)
-        except SafetensorError as error:
+        except (SafetensorError, KeyError) as error:  # KeyError: a dtype that NumPy lacks
             raise ArtifactInvalid(f"golden.safetensors cannot be read: {error}") from error
         take = partial(_take, tensors)
         row_to_request = take("row_to_request", np.int64, (None,))
@@ -89,8 +96,9 @@ class Golden:
         if tolerance is None:
             raise ArtifactInvalid(f"the manifest states no tolerance for {program.device.type}")
         self._compare(program, self.batch, slice(None), tolerance, "in company")
-        for request, batch in enumerate(self.batch.requests()):
-            mine = self.batch.row_to_request == request
+        row_to_request = self.batch.row_to_request
+        for request, batch in zip(np.unique(row_to_request), self.batch.requests(), strict=True):
+            mine = row_to_request == request
             self._compare(program, batch, mine, tolerance, f"request {request} alone")
 
     def _compare(

@@ -94,6 +94,8 @@ def _column(returned: object, task: TaskOutput, rows: int) -> Tensor:
     path = task.output.path
     if path is not None:
         try:
+            if isinstance(returned, Tensor):  # an index would pick a candidate, not a task
+                raise TypeError
             found = returned[path]  # type: ignore[index]  # what cannot be indexed is refused
         except (TypeError, KeyError, IndexError):
             raise ValueError(f"task {task.name}: the module's output has no {path!r}") from None

@@ -34,11 +34,13 @@ def publish(
 
     Raises:
         ArtifactInvalid: the module cannot be loaded, or its outputs are not what the description
-            says.
+            says, or a request's outputs change with its company.
     """
-    program = _to_bytes(module)
-    golden = Golden.record(load_program(program, description, torch.device("cpu")), requests)
-    files = {PROGRAM: program, GOLDEN: golden.to_bytes()}
+    content = _to_bytes(module)
+    program = load_program(content, description, torch.device("cpu"))
+    golden = Golden.record(program, requests)
+    golden.check(program)
+    files = {PROGRAM: content, GOLDEN: golden.to_bytes()}
 
     folder = store.folder / description.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,8 +49,9 @@ def publish(
         written.mkdir()
         for name, content in files.items():
             _write(written / name, content)
+        version = max(store.versions(description.name), default=0)
         while True:
-            version = max(store.versions(description.name), default=0) + 1
+            version += 1
             manifest = Manifest(
                 **dict(description),
                 version=version,
@@ -62,7 +65,7 @@ def publish(
             except OSError:
                 if not (folder / str(version)).exists():
                     raise
-                continue  # somebody published this version meanwhile: take the next
+                continue  # the name is taken, by somebody quicker or by a fragment: try the next
             return Artifact(description.name, version, folder / str(version))
 
 
