@@ -38,7 +38,7 @@ class Golden:
         try:
             raw = program.run(batch)
         except (RuntimeError, ValueError) as error:
-            raise ArtifactInvalid(f"golden requests: the program failed: {error}") from error
+            raise ArtifactInvalid(f"golden requests: the program failed: {_end(error)}") from error
         return cls(batch, raw, scores(raw, program.description.tasks))
 
     def to_bytes(self) -> bytes:
@@ -112,7 +112,9 @@ class Golden:
         try:
             raw = program.run(batch)
         except (RuntimeError, ValueError) as error:
-            raise ArtifactInvalid(f"golden check, {how}: the program failed: {error}") from error
+            raise ArtifactInvalid(
+                f"golden check, {how}: the program failed: {_end(error)}"
+            ) from error
         for what, got, golden in (
             ("raw output", raw, self.raw[rows]),
             ("score", scores(raw, program.description.tasks), self.scores[rows]),
@@ -125,6 +127,11 @@ class Golden:
                     f"golden check, {how}: {what} of task {program.description.tasks[k].name} "
                     f"is off by {worst:.3g}, tolerance {tolerance:g} on {program.device.type}"
                 )
+
+
+def _end(error: Exception) -> str:
+    """Return the last line: what a module raised stands below TorchScript's own traceback."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 def _device_name(program: Program) -> Device:

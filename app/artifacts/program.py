@@ -39,7 +39,10 @@ class Program:
                 user = {name: tensor.to(self.device) for name, tensor in user.items()}
                 candidate = {name: tensor.to(self.device) for name, tensor in candidate.items()}
                 row_to_request = row_to_request.to(self.device)
-            returned = self._call(user, candidate, row_to_request)
+            try:
+                returned = self._call(user, candidate, row_to_request)
+            except torch.jit.Error as error:  # a `raise` in the module; it is no RuntimeError
+                raise RuntimeError(str(error)) from error
             columns = [
                 _column(returned, task, batch.rows) for task in self.description.tasks
             ]  # K of [B]
