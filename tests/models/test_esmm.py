@@ -45,8 +45,8 @@ def test_conversion_is_never_likelier_than_its_click(body):
     assert (outputs[:, 1].exp() <= outputs[:, 0].sigmoid()).all()
 
 
-@pytest.mark.parametrize("click", [-50.0, 50.0])
-@pytest.mark.parametrize("conversion", [-50.0, 50.0])
+@pytest.mark.parametrize("click", [-200.0, -50.0, 50.0, 200.0])
+@pytest.mark.parametrize("conversion", [-200.0, -50.0, 50.0, 200.0])
 def test_extreme_logits_keep_value_and_gradient(click, conversion):
     body = Constant(torch.tensor([[click, conversion]]))
     output = ESMM(body, [None, 0])(X)[0, 1]
