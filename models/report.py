@@ -50,7 +50,7 @@ class Report:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=quiet or not console.is_terminal,
+            disable=quiet,
         )
         self._bar = self._progress.add_task(
             "training", total=epochs * rows, epoch=f"1/{epochs}", loss=float("nan"), rate=0.0

@@ -72,6 +72,7 @@ def test_a_network_in_training_mode_is_exported_without_its_dropout(tiny, held_o
     artifact = export(network, tiny, held_out, {}, Store(tmp_path))
 
     load(artifact, torch.device("cpu"))  # runs every golden request twice
+    assert not network.training
 
 
 def test_golden_requests_have_all_sizes(golden):

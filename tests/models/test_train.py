@@ -70,6 +70,14 @@ def test_the_same_seed_trains_the_same_network(tiny, splits):
     assert validation_loss(other, tiny, splits) != validation_loss(first, tiny, splits)
 
 
+def test_dropout_acts_while_training(tiny, splits):
+    dropout = tiny.network.model_copy(update={"dropout": 0.5})
+    without, _ = fit(tiny, splits)
+    with_it, _ = fit(tiny.model_copy(update={"network": dropout}), splits)
+
+    assert validation_loss(with_it, tiny, splits) != validation_loss(without, tiny, splits)
+
+
 def test_training_leaves_the_callers_random_numbers_alone(tiny, splits):
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -113,8 +121,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_publishes_nothing(tiny, tmp
 def test_a_run_shows_its_epochs_and_figures_and_publishes_them(tiny, tmp_path):
     shown = io.StringIO()
     before = torch.get_num_threads()
+    two_threads = with_training(tiny, threads=before + 1)
 
-    artifact = train.run(tiny, Store(tmp_path), console=Console(file=shown, width=100))
+    artifact = train.run(two_threads, Store(tmp_path), console=Console(file=shown, width=100))
 
     assert str(artifact) == "tiny/1"
     figures = read_manifest(artifact).evaluation
@@ -124,7 +133,8 @@ def test_a_run_shows_its_epochs_and_figures_and_publishes_them(tiny, tmp_path):
     assert "epoch 2/2" in lines
     assert "best possible" in lines
     assert f"{figures['click']['auc']:.4f}" in lines
-    assert "\x1b" not in lines  # a file gets no bar
+    assert lines.count("rows/s") == 2  # a file gets no bar
+    assert "\x1b" not in lines
     assert torch.get_num_threads() == before
 
 
