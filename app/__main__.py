@@ -58,10 +58,10 @@ def serve(flags: Sequence[str]) -> int:
     try:
         settings = CliApp.run(Settings, cli_args=list(flags), cli_settings_source=source)
     except SettingsError as error:
-        return _usage_error(str(error).removeprefix("error parsing CLI: "))
+        return _usage_error(_without_values(str(error).removeprefix("error parsing CLI: ")))
     except ValidationError as error:
         # Only names and rules: a value could be a secret.
-        rules = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        rules = [": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors()]
         return _usage_error("; ".join(rules))
     signal.signal(signal.SIGTERM, _stop_before_start)
     from app.main import run
@@ -73,6 +73,7 @@ def check(folder: Path) -> int:
     """Load every artifact, run its golden examples, and print what came of it."""
     import torch
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from app.artifacts.loader import load
@@ -87,17 +88,26 @@ def check(folder: Path) -> int:
             manifest = load(artifact, torch.device("cpu")).manifest
         except ArtifactInvalid as error:
             wrong += 1
-            table.add_row(str(artifact), "", "", f"[red]{error}")
+            table.add_row(str(artifact), "", "", f"[red]{escape(str(error))}")
         else:
             tasks = ", ".join(manifest.task_names)
-            table.add_row(str(artifact), manifest.architecture, tasks, "[green]good")
-    Console().print(table if artifacts else f"no artifacts in {folder}")
+            table.add_row(str(artifact), escape(manifest.architecture), tasks, "[green]good")
+    Console().print(table if artifacts else escape(f"no artifacts in {folder}"))
     return EXIT_WRONG if wrong or not artifacts else EXIT_OK
 
 
 def _stop_before_start(_signal: int, _frame: object) -> None:
     """Nothing was accepted yet, so there is nothing to drain."""
     sys.exit(EXIT_OK)
+
+
+def _without_values(message: str) -> str:
+    """Keep of unrecognised arguments the flags' names only: the rest could be a secret."""
+    what, colon, arguments = message.partition("unrecognized arguments: ")
+    if not colon:
+        return message
+    flags = [each.partition("=")[0] for each in arguments.split() if each.startswith("--")]
+    return f"{what}no flag {', '.join(flags)}" if flags else f"{what}only flags are taken"
 
 
 def _usage_error(message: str) -> int:
