@@ -64,10 +64,10 @@ class Registry:
         self.refused.pop(artifact, None)
         former = self._active.get(manifest.name)
         self._active[manifest.name] = model
-        self._metrics.activated(manifest.name, manifest.version, manifest.files[PROGRAM].sha256)
         if former is not None:
             old = former.manifest
             self._metrics.retired(old.name, old.version, old.files[PROGRAM].sha256)
+        self._metrics.activated(manifest.name, manifest.version, manifest.files[PROGRAM].sha256)
         self._metrics.tried(manifest.name, activated=True)
         logger.info("model %s is active", model)
 
