@@ -37,7 +37,7 @@ def test_an_argument_wins_over_the_environment(monkeypatch):
     assert Settings(port=9001).port == 9001
 
 
-OUT_OF_RANGE = {
+OUT_OF_RANGE: dict[str, list[int | float | str]] = {
     "port": [-1, 65536, "http"],
     "store_poll_s": [0, 3601],
     "device": ["tpu"],

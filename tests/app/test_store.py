@@ -1,5 +1,7 @@
 """The store: complete artifacts, in order, and nothing else that lies about."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,23 @@ def test_an_artifact_may_be_a_link_to_a_folder(tmp_path):
     (tmp_path / "store" / "feed").mkdir(parents=True)
     (tmp_path / "store" / "feed" / "1").symlink_to(real)
     assert names(Store(tmp_path / "store")) == ["feed/1"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "model.ts").write_bytes(b"longer"),
+        lambda folder: (folder / "model.ts").unlink(),
+        lambda folder: (folder / "golden.safetensors").touch(),
+        lambda folder: os.utime(folder / "model.ts", ns=(0, 1)),
+    ],
+    ids=["size", "removed", "added", "touched"],
+)
+def test_a_fingerprint_changes_with_the_files(tmp_path, change: Callable[[Path], object]):
+    folder = complete(tmp_path / "feed" / "1")
+    (folder / "model.ts").write_bytes(b"short")
+    (artifact,) = Store(tmp_path).artifacts()
+    before = artifact.fingerprint()
+    assert artifact.fingerprint() == before
+    change(folder)
+    assert artifact.fingerprint() != before

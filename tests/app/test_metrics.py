@@ -1,0 +1,127 @@
+"""Metrics: the names, units and zeros that dashboards and alerts are written against."""
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.telemetry.metrics import LATENCY_BUCKETS, ROW_BUCKETS, STAGES, Metrics
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"gatehouse_{name}", labels)
+
+
+def test_every_series_has_its_name_and_its_help(metrics):
+    families = {f.name: f for f in text_string_to_metric_families(metrics.render().decode())}
+    assert set(families) >= {
+        "gatehouse_requests",
+        "gatehouse_request_duration_seconds",
+        "gatehouse_stage_duration_seconds",
+        "gatehouse_request_candidates",
+        "gatehouse_batch_rows",
+        "gatehouse_batch_requests",
+        "gatehouse_lane_busy_seconds",
+        "gatehouse_shed",
+        "gatehouse_failures",
+        "gatehouse_unknown_id",
+        "gatehouse_model_info",
+        "gatehouse_model_swaps",
+    }
+    for name, family in families.items():
+        assert name.startswith("gatehouse_")
+        assert family.documentation.endswith(".")
+
+
+def test_series_that_are_known_beforehand_start_at_zero(metrics):
+    for reason in ("overloaded", "deadline-exceeded"):
+        assert value(metrics, "shed_total", reason=reason) == 0
+    for kind in ("model", "non-finite"):
+        assert value(metrics, "failures_total", kind=kind) == 0
+    for stage in STAGES:
+        assert value(metrics, "stage_duration_seconds_count", stage=stage) == 0
+    for name in ("request_candidates", "batch_rows", "batch_requests"):
+        assert value(metrics, f"{name}_count") == 0
+
+
+def test_an_answered_request_is_counted_by_route_model_and_status(metrics):
+    metrics.answered("/v1/score", "feed", 200, 0.004)
+    metrics.answered("/v1/score", "feed", 200, 0.2)
+    metrics.answered("/v1/score", "feed", 422, 0.001)
+    route = {"route": "/v1/score", "model": "feed"}
+    assert value(metrics, "requests_total", **route, status="200") == 2
+    assert value(metrics, "requests_total", **route, status="422") == 1
+    assert value(metrics, "request_duration_seconds_count", **route) == 3
+    assert value(metrics, "request_duration_seconds_sum", **route) == pytest.approx(0.205)
+    assert value(metrics, "request_duration_seconds_bucket", **route, le="0.005") == 2
+
+
+def test_a_scored_request_is_measured_by_stage(metrics):
+    metrics.scored(50, {"decode": 0.001, "compute": 0.004})
+    assert value(metrics, "request_candidates_sum") == 50
+    assert value(metrics, "stage_duration_seconds_sum", stage="compute") == 0.004
+    assert value(metrics, "stage_duration_seconds_count", stage="rank") == 0
+
+
+def test_a_stage_that_is_not_known_is_a_mistake(metrics):
+    with pytest.raises(KeyError):
+        metrics.scored(1, {"think": 1.0})
+
+
+def test_a_batch_counts_its_rows_requests_and_time(metrics):
+    metrics.batch(rows=96, requests=3, lane="lane-0", busy_s=0.25)
+    metrics.batch(rows=4, requests=1, lane="lane-0", busy_s=0.5)
+    assert value(metrics, "batch_rows_sum") == 100
+    assert value(metrics, "batch_rows_bucket", le="4.0") == 1
+    assert value(metrics, "batch_requests_sum") == 4
+    assert value(metrics, "lane_busy_seconds_total", lane="lane-0") == 0.75
+
+
+def test_what_was_shed_or_failed_or_unknown_is_counted_by_its_label(metrics):
+    metrics.shed("overloaded")
+    metrics.failed("non-finite")
+    metrics.unknown("feed", {"item": 3, "tags": 1})
+    metrics.unknown("feed", {"item": 2})
+    assert value(metrics, "shed_total", reason="overloaded") == 1
+    assert value(metrics, "failures_total", kind="non-finite") == 1
+    assert value(metrics, "unknown_id_total", model="feed", feature="item") == 5
+    assert value(metrics, "unknown_id_total", model="feed", feature="tags") == 1
+
+
+def test_a_version_is_shown_while_it_is_active_only(metrics):
+    metrics.activated("feed", 1, "a" * 64)
+    metrics.activated("feed", 2, "b" * 64)
+    metrics.retired("feed", 1, "a" * 64)
+    assert value(metrics, "model_info", model="feed", version="2", sha="b" * 12) == 1
+    assert value(metrics, "model_info", model="feed", version="1", sha="a" * 12) is None
+
+
+def test_versions_that_were_tried_are_counted_by_result(metrics):
+    metrics.tried("feed", activated=True)
+    metrics.tried("feed", activated=False)
+    metrics.tried("feed", activated=False)
+    assert value(metrics, "model_swaps_total", model="feed", result="activated") == 1
+    assert value(metrics, "model_swaps_total", model="feed", result="refused") == 2
+
+
+def test_a_watched_gauge_is_read_at_each_scrape(metrics):
+    waiting = [3.0]
+    metrics.watch("queue_rows", "Candidates that wait.", lambda: waiting[0])
+    assert value(metrics, "queue_rows") == 3
+    waiting[0] = 5
+    assert b"gatehouse_queue_rows 5.0" in metrics.render()
+
+
+def test_two_services_in_one_process_do_not_share_series():
+    one, other = Metrics(), Metrics(CollectorRegistry())
+    one.shed("overloaded")
+    assert value(other, "shed_total", reason="overloaded") == 0
+
+
+@pytest.mark.parametrize("buckets", [LATENCY_BUCKETS, ROW_BUCKETS])
+def test_buckets_ascend(buckets):
+    assert list(buckets) == sorted(set(buckets))
