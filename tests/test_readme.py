@@ -1,0 +1,139 @@
+"""README is true: its blocks run, its map and its table are complete."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from tests import REPOSITORY
+from tests.app.artifacts import add_version
+from tests.server import clean_environment, running_server
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    command
+    for language, block in BLOCKS
+    if language == "sh"
+    for command in re.split(r"\n(?=\S)(?!\}')", block.strip())
+]
+
+
+def commands(program: str) -> list[str]:
+    """README's commands that run a program."""
+    found = [command for command in COMMANDS if command.split()[0].endswith(program)]
+    assert found
+    return found
+
+
+def run(command: list[str], folder: Path) -> str:
+    finished = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=clean_environment(), check=False
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def test_every_command_is_of_a_kind_that_is_tested():
+    kinds = {Path(command.split()[0]).name for command in COMMANDS}
+    assert kinds == {"make", "curl", "python", "gatehouse", "docker"}
+
+
+@pytest.mark.slow
+def test_the_curl_command_answers_as_printed(store, tmp_path):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    shutil.copytree(store.folder, tmp_path / "store")
+    add_version(tmp_path / "store", "feed", 1, name="feed")
+    shutil.rmtree(tmp_path / "store" / "tiny")
+    (curl,) = commands("curl")
+    (printed,) = [json.loads(block) for language, block in BLOCKS if language == "json"]
+    with running_server(tmp_path / "store", tmp_path / "log") as server:
+        here = curl.replace("http://127.0.0.1:8000", server.url)
+        answer = json.loads(run(["sh", "-c", here], tmp_path))
+    assert shape(answer) == shape(printed)
+    assert sorted(answer["ranking"]) == sorted(printed["ranking"])
+    assert answer["policy"] == printed["policy"]
+
+
+def shape(node):
+    """A document without its values."""
+    if isinstance(node, dict):
+        return {name: shape(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [shape(value) for value in node]
+    return type(node)
+
+
+def test_make_targets_exist():
+    for command in commands("make"):
+        run(["make", "--dry-run", *command.split()[1:]], REPOSITORY)
+
+
+@pytest.mark.slow
+def test_gatehouse_commands_run(store, tmp_path):
+    (tmp_path / "store").symlink_to(store.folder)
+    for command in commands("gatehouse"):
+        output = run([sys.executable, "-m", "app", *command.split()[1:]], tmp_path)
+        assert "good" in output
+
+
+@pytest.mark.slow
+def test_python_commands_run():
+    for command in commands("python"):
+        arguments = command.split()[1:]
+        named = [each for each in arguments if each.endswith(".toml")]
+        assert all((REPOSITORY / each).is_file() for each in named)
+        if "train" in arguments:  # it takes a minute: its options are parsed, and no more
+            arguments.append("--help")
+        run([sys.executable, *arguments], REPOSITORY)
+
+
+def test_docker_commands_name_files_that_exist():
+    for command in commands("docker"):
+        for name in re.findall(r"-f (\S+)", command):
+            assert (REPOSITORY / name).is_file()
+    assert (REPOSITORY / "Dockerfile").is_file()
+
+
+def test_the_settings_table_is_that_of_the_code():
+    rows = re.findall(r"^\| `(GATEHOUSE_\w+)` \| (.*?) \| (.*?) \|$", README, flags=re.MULTILINE)
+    expected = [
+        (
+            f"GATEHOUSE_{name.upper()}",
+            "" if field.default is None else str(field.default),
+            field.description,
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+    found = [(name, default.strip(), text.replace("`", "")) for name, default, text in rows]
+    assert found == expected
+
+
+def test_the_map_names_every_module_and_no_other():
+    (tree,) = (block for language, block in BLOCKS if language == "text")
+    mapped, folders = set(), [REPOSITORY]
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.match(r"\s*((?:\S+ )*?\S+)(?:\s{2,}|$)", line)[1].split()  # type: ignore[index]
+        for name in names if all("." in each for each in names) else names[:1]:
+            path = folders[depth] / name
+            assert path.exists(), line
+            mapped.add(path.resolve())
+            if name.endswith("/"):
+                folders[depth + 1 :] = [path]
+    for package in ("app", "models"):
+        for module in (REPOSITORY / package).rglob("*.py"):
+            if module.name not in ("__init__.py", "__main__.py"):
+                listed = module.resolve() in mapped or "telemetry" in module.parts
+                assert listed or "data" in module.parts, f"{module} is not in README's map"
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (REPOSITORY / target).exists()
