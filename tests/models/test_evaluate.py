@@ -150,6 +150,20 @@ def test_a_figure_that_is_not_defined_is_left_out(tiny):
     assert evaluation["like"] == {}
 
 
+@pytest.mark.parametrize(("architecture", "known"), [("ple", {}), ("esmm", {"like"})])
+def test_data_that_does_not_know_what_to_expect_has_no_oracle(tiny, architecture, known):
+    tiny = tiny.model_copy(update={"network": NetworkConfig(architecture=architecture)})
+    network, test = oracle(tiny, data.generate(tiny.data).test)
+    expected = {name: value for name, value in test.expected.items() if name in known}
+    test = data.Dataset(
+        test.user, test.candidate, test.row_to_request, test.labels, expected, test.users
+    )
+
+    figures = evaluate(network, test, tiny.tasks, task_outputs(tiny))["like"]
+
+    assert set(figures) == {"auc", "user_auc", "calibration"}
+
+
 def test_predictions_come_in_the_order_of_the_rows(tiny):
     network, test = oracle(tiny, data.generate(tiny.data).test)
 

@@ -109,10 +109,13 @@ def test_later_epochs_weigh_tasks_by_their_decay(tiny, splits):
     assert epochs[1].validation_loss > 0.1  # so that epochs can be compared
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_publishes_nothing(tiny, tmp_path):
-    wild = with_training(tiny, learning_rate=1e30)
+@pytest.mark.parametrize(("batch_rows", "which"), [(128, "training"), (10**6, "validation")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_publishes_nothing(
+    tiny, tmp_path, batch_rows, which
+):
+    wild = with_training(tiny, learning_rate=1e30, batch_rows=batch_rows)
 
-    with pytest.raises(train.Diverged, match=r"^epoch 1: the \w+ loss is (nan|inf)$"):
+    with pytest.raises(train.Diverged, match=rf"^epoch 1: the {which} loss is (nan|inf)$"):
         train.run(wild, Store(tmp_path), console=Console(file=io.StringIO()))
 
     assert list(tmp_path.iterdir()) == []
