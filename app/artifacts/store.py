@@ -26,8 +26,14 @@ class Artifact:
         return f"{self.model}/{self.version}"
 
     def fingerprint(self) -> frozenset[tuple[str, int, int]]:
-        """Return name, size and time of change of every file: it differs when one was changed."""
-        files = [(each.name, each.stat()) for each in self.folder.iterdir()]
+        """Return name, size and time of change of every file: it differs when one was changed.
+
+        It is empty where the files are being removed.
+        """
+        try:
+            files = [(each.name, each.stat()) for each in self.folder.iterdir()]
+        except FileNotFoundError:
+            return frozenset()
         return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
 
 
@@ -56,6 +62,7 @@ class Store:
 
 
 def _folders(parent: Path, name: re.Pattern[str]) -> list[Path]:
-    if not parent.is_dir():
+    try:
+        return [each for each in parent.iterdir() if name.fullmatch(each.name) and each.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):  # perhaps removed since it was listed
         return []
-    return [each for each in parent.iterdir() if name.fullmatch(each.name) and each.is_dir()]

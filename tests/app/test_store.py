@@ -103,3 +103,7 @@ def test_a_fingerprint_changes_with_the_files(tmp_path, change: Callable[[Path],
     assert artifact.fingerprint() == before
     change(folder)
     assert artifact.fingerprint() != before
+
+
+def test_a_version_that_is_gone_has_an_empty_fingerprint(tmp_path):
+    assert Artifact("feed", 1, tmp_path / "feed" / "1").fingerprint() == frozenset()
