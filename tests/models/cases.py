@@ -1,5 +1,8 @@
-"""Networks to try: features of every kind, tasks, random inputs, and a pairwise grid of counts."""
+"""Networks to try: features of every kind, tasks, inputs, a pairwise grid; examples, loaded."""
 
+import copy
+import functools
+import io
 import itertools
 import random
 from collections.abc import Sequence
@@ -18,8 +21,10 @@ from models.config import (
     NetworkConfig,
     Task,
 )
+from models.networks import build
 
 Values = dict[str, Tensor]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
 ARCHITECTURES: tuple[Architecture, ...] = (
     "single_task",
     "shared_bottom",
@@ -75,6 +80,27 @@ def small(architecture: Architecture, **changes: Any) -> NetworkConfig:
         "esmm_body": "ple",
     }
     return NetworkConfig(architecture=architecture, **(fields | changes))
+
+
+@functools.cache
+def example(architecture: Architecture, dtype: torch.dtype = torch.float32) -> Any:
+    config = small(architecture, num_task_experts=(1, 2, 1), num_levels=3)
+    return build(config, FEATURES, tasks(3), seed=1).to(dtype).eval()
+
+
+@functools.cache
+def loaded(architecture: Architecture, dtype: torch.dtype = torch.float32) -> Any:
+    """The example, scripted, frozen, saved and loaded."""
+    served = copy.deepcopy(example(architecture, dtype)).requires_grad_(False)
+    frozen = torch.jit.freeze(torch.jit.script(served), preserved_attrs=["gate_weights"])
+    file = io.BytesIO()
+    torch.jit.save(frozen, file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 def values(

@@ -1,51 +1,32 @@
-"""A network as it is used: whole batches, single rows, copies, threads, scripted and exported."""
+"""A network as it is used: batches, single rows, users tiled or not, copies, steps, NaN."""
 
 import copy
-import functools
-import io
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.config import Architecture, DenseFeature
+from models.config import DenseFeature
 from models.networks import build
 from tests.models.cases import (
     ARCHITECTURES,
     FEATURES,
     GRID,
+    TOLERANCE,
     Case,
     Values,
+    assert_close,
+    example,
+    loaded,
     small,
     tasks,
     values,
 )
 
-SIZES = [(1, 1), (1, 2), (2, 2), (3, 64)]  # requests, rows
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
-
 
 def network(case: Case) -> Any:
     return build(case.config, FEATURES, tasks(case.num_tasks), seed=1).to(case.dtype).eval()
-
-
-@functools.cache
-def example(architecture: Architecture, dtype: torch.dtype = torch.float32) -> Any:
-    config = small(architecture, num_task_experts=(1, 2, 1), num_levels=3)
-    return build(config, FEATURES, tasks(3), seed=1).to(dtype).eval()
-
-
-@functools.cache
-def loaded(architecture: Architecture, dtype: torch.dtype = torch.float32) -> Any:
-    """The example, scripted, frozen, saved and loaded."""
-    served = copy.deepcopy(example(architecture, dtype)).requires_grad_(False)
-    frozen = torch.jit.freeze(torch.jit.script(served), preserved_attrs=["gate_weights"])
-    file = io.BytesIO()
-    torch.jit.save(frozen, file)
-    file.seek(0)
-    return torch.jit.load(file)
 
 
 def rows(arguments: tuple[Values, Values, Tensor], which: Any) -> tuple[Values, Values, Tensor]:
@@ -57,10 +38,6 @@ def rows(arguments: tuple[Values, Values, Tensor], which: Any) -> tuple[Values, 
         {name: column[which] for name, column in candidate.items()},
         torch.arange(len(chosen)),
     )
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("case", GRID, ids=str)
@@ -115,66 +92,6 @@ def test_no_rows_give_no_scores(architecture, num_requests):
     assert loaded(architecture)(*arguments).shape == (0, 3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_form_of_a_network_gives_the_same_scores(architecture, dtype):
-    module = example(architecture, dtype)
-    scripted = torch.jit.script(module)
-    frozen = torch.jit.freeze(scripted)
-    for size in SIZES:
-        arguments = values(*size)
-        expected = module(*arguments)
-        assert expected.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        for form in (scripted, frozen, loaded(architecture, dtype)):
-            for _ in range(3):  # a profiled run and optimised ones
-                assert_close(form(*arguments), expected, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_exported_program_takes_any_number_of_requests_and_rows(architecture):
-    user, candidate, row_to_request = values(3, 7)
-    R, B = torch.export.Dim("R", min=1, max=1024), torch.export.Dim("B", min=1, max=65536)
-    program = torch.export.export(
-        example(architecture),
-        (user, candidate, row_to_request),
-        dynamic_shapes=({n: {0: R} for n in user}, {n: {0: B} for n in candidate}, {0: B}),
-    ).module()
-    for size in SIZES:
-        arguments = values(*size)
-        assert_close(program(*arguments), example(architecture)(*arguments), 1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ["mmoe", "ple"])
-def test_many_rows_run_fewer_experts_at_a_time_and_score_the_same(architecture, dtype):
-    config = small(architecture, expert_hidden_units=(128, 16), num_experts=5)
-    module = build(config, FEATURES, tasks(3), seed=1).to(dtype).eval().requires_grad_(False)
-    arguments = values(4, 1500)  # 1500 rows of 128 units in float32 are 0.75 of a megabyte
-    assert_close(torch.jit.script(module)(*arguments), module(*arguments), TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("architecture", ["shared_bottom", "ple"])
-def test_reduced_precision_stays_near(architecture):
-    arguments = values(2, 64)
-    expected = example(architecture, torch.float32)(*arguments)
-    assert_close(example(architecture, torch.bfloat16)(*arguments), expected, 3e-2)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_eight_threads_score_as_one_does(architecture):
-    module = loaded(architecture)
-    batches = [values(1 + seed % 3, 1 + 5 * seed, seed) for seed in range(8)]
-    expected = [module(*batch) for batch in batches]
-
-    def score(i: int) -> bool:
-        torch.set_num_threads(1)
-        with torch.inference_mode():
-            return torch.equal(module(*batches[i % 8]), expected[i % 8])
-
-    with ThreadPoolExecutor(8) as threads:
-        assert all(threads.map(score, range(64)))
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_state_dict_makes_another_network_the_same(architecture):
     source, target = example(architecture), copy.deepcopy(example(architecture))
@@ -219,32 +136,6 @@ def test_dropout_acts_in_training_only_and_never_in_a_gate():
     module.eval()
     assert torch.equal(module(*arguments), module(*arguments))
     assert_close(torch.jit.script(module)(*arguments), module(*arguments), 1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("architecture", "shapes"),
-    [
-        ("single_task", []),
-        ("shared_bottom", []),
-        ("moe", [(9, 1, 4)]),
-        ("mmoe", [(9, 3, 4)]),
-        ("cgc", [(9, 3, 6)]),
-        ("ple", [(9, 4, 6), (9, 4, 6), (9, 3, 6)]),
-        ("esmm", [(9, 4, 6), (9, 4, 6), (9, 3, 6)]),
-    ],
-)
-def test_gate_weights_can_be_watched_and_sum_to_one(architecture, shapes, dtype):
-    arguments = values(2, 9)
-    weights = loaded(architecture, dtype).gate_weights(*arguments)
-    assert [tuple(level.shape) for level in weights] == shapes
-    for level, expected in zip(
-        weights, example(architecture, dtype).gate_weights(*arguments), strict=True
-    ):
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        assert level.dtype == exact
-        assert_close(level.sum(2), torch.ones_like(level[:, :, 0]), 1e-6)
-        assert_close(level, expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
