@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,6 +30,16 @@ class Epoch:
     validation_loss: float
     validation_losses: dict[str, float]
     is_best: bool
+
+
+class Listener(Protocol):
+    """Who is told how a training goes while it goes."""
+
+    def batch(self, rows: int, loss: float) -> None:
+        """A batch was learnt from."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """An epoch is over."""
 
 
 class Report:

@@ -22,7 +22,7 @@ from models.experiment import Experiment
 from models.export import export, task_outputs
 from models.losses import task_losses, task_weights
 from models.networks import build
-from models.report import Epoch, Report, evaluation_table
+from models.report import Epoch, Listener, Report, evaluation_table
 
 
 class Diverged(Exception):
@@ -53,7 +53,7 @@ def run(
         f"{rows:,} rows of {splits.train.requests:,} requests to learn from"
     )
     network = build(experiment.network, experiment.features, tasks, seed=training.seed)
-    with _threads(training.threads):
+    with threads(training.threads):
         with Report(console, epochs=training.epochs, rows=rows, quiet=quiet) as report:
             fit(network, splits, experiment, report)
         evaluation = evaluate(network, splits.test, tasks, task_outputs(experiment))
@@ -61,7 +61,9 @@ def run(
         return export(network, experiment, splits.test, evaluation, store)
 
 
-def fit(network: nn.Module, splits: Splits, experiment: Experiment, report: Report) -> list[Epoch]:
+def fit(
+    network: nn.Module, splits: Splits, experiment: Experiment, listener: Listener
+) -> list[Epoch]:
     """Train `network` in place and say how each epoch went.
 
     It ends when the validation loss has not improved for `patience` epochs, with the weights of
@@ -84,7 +86,7 @@ def fit(network: nn.Module, splits: Splits, experiment: Experiment, report: Repo
         torch.manual_seed(training.seed)  # draws the dropout
         for number in range(1, training.epochs + 1):
             batches = splits.train.batches(training.batch_rows, shuffle)
-            train_loss = _learn(network, optimizer, batches, experiment, number, report)
+            train_loss = _learn(network, optimizer, batches, experiment, number, listener)
             by_task, loss = _validate(network, splits.validation, experiment)
             if not math.isfinite(loss):
                 raise Diverged(f"epoch {number}: the validation loss is {loss}")
@@ -92,7 +94,7 @@ def fit(network: nn.Module, splits: Splits, experiment: Experiment, report: Repo
                 best_loss, best_number = loss, number
                 best_weights = copy.deepcopy(network.state_dict())
             epochs.append(Epoch(number, train_loss, loss, by_task, is_best=best_number == number))
-            report.epoch(epochs[-1])
+            listener.epoch(epochs[-1])
             if number - best_number >= training.patience:
                 break
     network.load_state_dict(best_weights)
@@ -105,7 +107,7 @@ def _learn(
     batches: Iterator[Dataset],
     experiment: Experiment,
     number: int,
-    report: Report,
+    listener: Listener,
 ) -> float:
     """One epoch; returns the batches' mean loss Σₖ ω₀γ^epoch · lossₖ (PLE, eq. 7)."""
     columns = links(experiment.network, experiment.tasks)
@@ -122,7 +124,7 @@ def _learn(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        report.batch(batch.rows, value)
+        listener.batch(batch.rows, value)
         total, count = total + value, count + 1
     return total / count
 
@@ -139,7 +141,7 @@ def _validate(
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     """Let torch use `count` threads within an operator, and give it back its own number after."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
