@@ -1,5 +1,6 @@
 """Every form of a network, eager, scripted, frozen, loaded, exported, gives the same scores."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -105,3 +106,20 @@ def test_gate_weights_can_be_watched_and_sum_to_one(architecture, shapes, dtype)
         assert level.dtype == exact
         assert_close(level.sum(2), torch.ones_like(level[:, :, 0]), 1e-6)
         assert_close(level, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_gpu_scores_as_the_cpu_does(architecture):
+    served = copy.deepcopy(example(architecture)).requires_grad_(False).cuda()
+    frozen = torch.jit.freeze(torch.jit.script(served))
+    for size in [(1, 0), *SIZES]:
+        user, candidate, row_to_request = values(*size)
+        outputs = frozen(
+            {name: column.cuda() for name, column in user.items()},
+            {name: column.cuda() for name, column in candidate.items()},
+            row_to_request.cuda(),
+        )
+        expected = example(architecture)(user, candidate, row_to_request)
+        assert_close(outputs.cpu(), expected, 1e-4)
