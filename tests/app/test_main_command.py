@@ -96,7 +96,7 @@ def test_check_of_a_store_with_one_bad_artifact_says_why_and_checks_the_rest(cap
         published(tmp_path)
     (tmp_path / "feed" / "1" / PROGRAM).write_bytes(b"")
     (tmp_path / "feed" / "2" / GOLDEN).unlink()
-    (tmp_path / "feed" / "3" / MANIFEST).write_text('{"name": "feed", "version": "[/x] [red]"}')
+    (tmp_path / "feed" / "3" / MANIFEST).write_text('{"name": "feed"}')
     assert main(["check", str(tmp_path)]) == EXIT_WRONG == 1
     first, second, third, fourth = [
         line for line in capsys.readouterr().out.splitlines() if "feed/" in line
@@ -110,9 +110,12 @@ def test_check_of_a_store_with_one_bad_artifact_says_why_and_checks_the_rest(cap
 def test_check_shows_brackets_as_they_are(capsys, tmp_path):
     published(tmp_path, architecture="[bold]mine[/bold]")
     published(tmp_path)
-    (tmp_path / "feed" / "2" / MANIFEST).write_text("{}")
-    main(["check", str(tmp_path)])
-    assert "[bold]mine[/bold]" in capsys.readouterr().out
+    path = tmp_path / "feed" / "2" / MANIFEST
+    path.write_text(path.read_text().replace('"format"', '"[/x]": 1, "format"'))
+    assert main(["check", str(tmp_path)]) == EXIT_WRONG
+    out = capsys.readouterr().out
+    assert "[bold]mine[/bold]" in out
+    assert "model.json: [/x]: Extra inputs are not permitted" in out
 
 
 @pytest.mark.parametrize("name", ["empty", "not there", "[red]store[/x]"])
