@@ -12,7 +12,9 @@ from models import experiment, train
 from tests import TINY_EXPERIMENT
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("gatehouse", deadline=None)  # no test is measured by time
+hypothesis.settings.register_profile(  # no test is measured by time
+    "gatehouse", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("gatehouse")
 
 
