@@ -88,7 +88,12 @@ class ScoreRoutes:
         began = time.perf_counter()
         document = decode(body)
         decoded = time.perf_counter()
-        request = read_request(document, manifest, max_candidates=self._limits.max_candidates)
+        request = read_request(
+            document,
+            manifest,
+            max_candidates=self._limits.max_candidates,
+            vocabularies=model.vocabularies,
+        )
         encoded = time.perf_counter()
         answer = await self._service.score(
             model, request.features, request.policy, top_k=request.top_k, deadline=deadline

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
+from app.artifacts.encoding import Vocabularies
 from app.artifacts.manifest import Manifest
 from app.engine.document import MISSING, Findings, join
 from app.engine.encode import EncodedRequest, encode
@@ -31,7 +33,13 @@ class ScoreRequest:
     top_k: int | None
 
 
-def read_request(document: object, manifest: Manifest, *, max_candidates: int) -> ScoreRequest:
+def read_request(
+    document: object,
+    manifest: Manifest,
+    *,
+    max_candidates: int,
+    vocabularies: Vocabularies = MappingProxyType({}),
+) -> ScoreRequest:
     """Check a document and encode its features.
 
     Raises:
@@ -48,6 +56,7 @@ def read_request(document: object, manifest: Manifest, *, max_candidates: int) -
         document.get("candidates", MISSING),
         findings,
         max_candidates=max_candidates,
+        vocabularies=vocabularies,
     )
     keys = _read_keys(document.get("candidate_keys"), features.rows, findings)
     options = document.get("ranking")

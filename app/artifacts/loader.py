@@ -8,15 +8,17 @@ The bytes that are hashed are the bytes that are loaded.
 import hashlib
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import ValidationError
 
+from app.artifacts.encoding import Vocabularies
 from app.artifacts.golden import Golden
 from app.artifacts.manifest import Description, FileDigest, Manifest
 from app.artifacts.program import Program
 from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact
+from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
 
 
@@ -27,6 +29,7 @@ class Model:
     manifest: Manifest
     program: Program
     golden: Golden
+    vocabularies: Vocabularies = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.manifest.name}/{self.manifest.version}"
@@ -43,7 +46,10 @@ def load(artifact: Artifact, device: torch.device) -> Model:
     content = _read_verified(artifact, PROGRAM, manifest.files[PROGRAM])
     program = load_program(content, manifest, device)
     golden.check(program)
-    return Model(manifest, program, golden)
+    vocabularies = read_vocabularies(
+        manifest, lambda name: _read_verified(artifact, name, manifest.files[name])
+    )
+    return Model(manifest, program, golden, vocabularies)
 
 
 def read_manifest(artifact: Artifact) -> Manifest:
@@ -76,18 +82,42 @@ def load_program(content: bytes, description: Description, device: torch.device)
     Raises:
         ArtifactInvalid: the content is no TorchScript, or cannot be frozen.
     """
+    module = load_module(content, device)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
-            warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
-            module = torch.jit.load(io.BytesIO(content), map_location=device)  # type: ignore[no-untyped-call]
-            module.eval()
+            _ignore_deprecation()
             # A module that was frozen before it was saved has no `training` attribute left.
             frozen = torch.jit.freeze(module) if hasattr(module, "training") else module
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArtifactInvalid(f"{PROGRAM}: cannot be loaded as TorchScript: {reason}") from error
+        raise _unloadable(error) from error
     return Program(frozen, description, device)
+
+
+def load_module(content: bytes, device: torch.device) -> torch.jit.ScriptModule:
+    """Load TorchScript onto `device` as it is, in `eval` mode.
+
+    Raises:
+        ArtifactInvalid: the content is no TorchScript.
+    """
+    try:
+        with warnings.catch_warnings():
+            _ignore_deprecation()
+            module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+                io.BytesIO(content), map_location=device
+            )
+            return module.eval()
+    except (RuntimeError, ValueError) as error:
+        raise _unloadable(error) from error
+
+
+def _ignore_deprecation() -> None:
+    warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
+    warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+
+
+def _unloadable(error: Exception) -> ArtifactInvalid:
+    reason = str(error).strip().splitlines()[0]
+    return ArtifactInvalid(f"{PROGRAM}: cannot be loaded as TorchScript: {reason}")
 
 
 def _read_verified(artifact: Artifact, name: str, digest: FileDigest) -> bytes:

@@ -11,15 +11,48 @@ from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
+from app.artifacts.encoding import Listed
+from app.artifacts.inputs import (
+    DenseInput,
+    Float32,
+    IdInput,
+    IdListInput,
+    Input,
+    Name,
+    Side,
+    Value,
+)
 from app.ranking.policy import Policy
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Side = Literal["user", "candidate"]
+__all__ = [
+    "Argument",
+    "Call",
+    "DenseInput",
+    "Description",
+    "Device",
+    "FileDigest",
+    "FileName",
+    "Float32",
+    "IdInput",
+    "IdListInput",
+    "Input",
+    "Manifest",
+    "Name",
+    "Output",
+    "Precision",
+    "RequestCall",
+    "RowsCall",
+    "Side",
+    "TaskOutput",
+]
+
 Device = Literal["cpu", "cuda"]
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
+FileName = Annotated[
+    str,
+    Field(pattern=r"^(model\.ts|golden\.safetensors|vocabulary\.[A-Za-z0-9][\w.-]{0,63}\.jsonl)$"),
+]
 Figure = Annotated[
     float | None, BeforeValidator(lambda f: None if isinstance(f, float) and math.isnan(f) else f)
 ]
@@ -27,77 +60,11 @@ Figure = Annotated[
 Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+LARGEST_FLOAT_VOCABULARY = 2**24
+"""The most ids that float32 can tell apart from each other."""
 
 
-class DenseInput(_Value):
-    """A vector of float32, `[·, dim]`; a plain number is accepted where `dim` is 1."""
-
-    kind: Literal["dense"] = "dense"
-    name: Name
-    side: Side
-    dim: int = Field(1, ge=1)
-    default: tuple[Float32, ...] | None = None
-
-    @model_validator(mode="after")
-    def _default_has_dim_numbers(self) -> Self:
-        if self.default is not None and len(self.default) != self.dim:
-            raise ValueError(f"default has {len(self.default)} numbers, dim is {self.dim}")
-        return self
-
-
-class _Vocabulary(_Value):
-    name: Name
-    side: Side
-    vocabulary_size: Int64 = Field(ge=1)
-    unknown: int | Literal["reject"] = 0
-    """The row that an id outside `[0, vocabulary_size)` maps to, or that it is an error."""
-
-    @model_validator(mode="after")
-    def _unknown_is_a_row(self) -> Self:
-        if self.unknown != "reject" and not 0 <= self.unknown < self.vocabulary_size:
-            raise ValueError(f"unknown must lie in [0, {self.vocabulary_size}) or be 'reject'")
-        return self
-
-    def _check_default(self, ids: tuple[int, ...]) -> None:
-        if self.unknown == "reject" and not all(0 <= each < self.vocabulary_size for each in ids):
-            raise ValueError("default lies outside the vocabulary, where ids are rejected")
-
-
-class IdInput(_Vocabulary):
-    """One int64 id, `[·]`."""
-
-    kind: Literal["id"] = "id"
-    default: Int64 | None = None
-
-    @model_validator(mode="after")
-    def _default_is_accepted(self) -> Self:
-        self._check_default(() if self.default is None else (self.default,))
-        return self
-
-
-class IdListInput(_Vocabulary):
-    """Up to `max_length` int64 ids, `[·, max_length]`, filled up with `padding`."""
-
-    kind: Literal["id_list"] = "id_list"
-    max_length: int = Field(ge=1)
-    padding: Int64 = -1
-    padding_side: Literal["left", "right"] = "right"
-    default: tuple[Int64, ...] | None = None
-
-    @model_validator(mode="after")
-    def _default_fits(self) -> Self:
-        if self.default is not None and len(self.default) > self.max_length:
-            raise ValueError(f"default is longer than max_length, {self.max_length}")
-        self._check_default(self.default or ())
-        return self
-
-
-Input = Annotated[DenseInput | IdInput | IdListInput, Field(discriminator="kind")]
-
-
-class RequestCall(_Value):
+class RequestCall(Value):
     """`module(user, candidate, row_to_request)`: the user's side once per request.
 
     `user` and `candidate` are `Dict[str, Tensor]` with `R` and `B` rows; `row_to_request` is int64
@@ -107,7 +74,7 @@ class RequestCall(_Value):
     layout: Literal["request"] = "request"
 
 
-class Argument(_Value):
+class Argument(Value):
     """One tensor of a `rows` call: features side by side, as one dtype.
 
     `rank` 1 is `[B]` and takes one feature of width 1; `rank` 2 is `[B, total width]`.
@@ -125,7 +92,7 @@ class Argument(_Value):
         return self
 
 
-class RowsCall(_Value):
+class RowsCall(Value):
     """`module(*arguments)` or `module({name: argument})`: everything tiled to `B` rows."""
 
     layout: Literal["rows"] = "rows"
@@ -136,7 +103,7 @@ class RowsCall(_Value):
 Call = Annotated[RequestCall | RowsCall, Field(discriminator="layout")]
 
 
-class Output(_Value):
+class Output(Value):
     """Where a task's raw output stands in what the module returns.
 
     `path` is None where the module returns one tensor, an index into a tuple, or a key of a dict;
@@ -147,7 +114,7 @@ class Output(_Value):
     column: int = Field(0, ge=0)
 
 
-class TaskOutput(_Value):
+class TaskOutput(Value):
     """One predicted behaviour: where its raw output is, and what makes it a score.
 
     The score is `clamp(link(raw))`. Links are inverse link functions: `identity`, `sigmoid`, `exp`
@@ -168,17 +135,17 @@ class TaskOutput(_Value):
         return self
 
 
-class Precision(_Value):
+class Precision(Value):
     """In which precision the module computes, and how near its answers must come to the golden.
 
     An output `y` matches its golden `g` where `|y - g| <= tolerance * (1 + |g|)`.
     """
 
     name: Literal["fp32", "bf16", "fp16"] = "fp32"
-    tolerance: dict[Device, Tolerance] = {"cpu": 1e-5, "cuda": 1e-4}
+    tolerance: dict[Device, Tolerance] = Field(default={"cpu": 1e-5, "cuda": 1e-4})
 
 
-class Description(_Value):
+class Description(Value):
     """What the maker of a model knows about it: everything but files, version and time."""
 
     name: Name
@@ -188,9 +155,9 @@ class Description(_Value):
     tasks: tuple[TaskOutput, ...] = Field(min_length=1)
     ranking: Policy
     precision: Precision = Precision()
-    evaluation: Mapping[str, Mapping[str, Figure]] = {}
+    evaluation: Mapping[str, Mapping[str, Figure]] = Field(default={})
     """Held-out figures per task, such as `{"click": {"auc": 0.74}}`."""
-    training: dict[str, JsonValue] = {}
+    training: dict[str, JsonValue] = Field(default={})
     """The configuration that made the model, for people; serving does not read it."""
 
     @model_validator(mode="after")
@@ -213,6 +180,12 @@ class Description(_Value):
                 raise ValueError(f"arguments pack unknown inputs: {sorted(strangers)}")
             if unused := set(features) - set(packed):
                 raise ValueError(f"inputs that no argument packs: {sorted(unused)}")
+            as_floats = {n for each in arguments if each.dtype == "float32" for n in each.pack}
+            for each in self.inputs:
+                if each.name in as_floats and getattr(each, "vocabulary_size", 0) > 2**24:
+                    raise ValueError(
+                        f"{each.name}: float32 tells 2**24 ids apart; pack it as int64"
+                    )
         return self
 
     @cached_property
@@ -226,12 +199,18 @@ class Description(_Value):
         return tuple(each for each in self.inputs if each.side == "candidate")
 
     @cached_property
+    def vocabulary_files(self) -> frozenset[str]:
+        """The files that the inputs' encodings name."""
+        encodings = [each.encoding for each in self.inputs if not isinstance(each, DenseInput)]
+        return frozenset(each.file for each in encodings if isinstance(each, Listed))
+
+    @cached_property
     def task_names(self) -> tuple[str, ...]:
         """The tasks' names, in the order of the score columns."""
         return tuple(task.name for task in self.tasks)
 
 
-class FileDigest(_Value):
+class FileDigest(Value):
     """What a file of the artifact must be, byte for byte."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -245,4 +224,11 @@ class Manifest(Description):
     version: int = Field(ge=1)
     created: datetime
     torch_version: str
-    files: dict[Literal["model.ts", "golden.safetensors"], FileDigest] = Field(min_length=2)
+    files: dict[FileName, FileDigest] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _files_are_complete(self) -> Self:
+        needed = {"model.ts", "golden.safetensors"} | self.vocabulary_files
+        if missing := sorted(needed - set(self.files)):
+            raise ValueError(f"files: there is no {missing[0]}")
+        return self

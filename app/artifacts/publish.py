@@ -5,8 +5,10 @@ import io
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -15,10 +17,16 @@ from app.artifacts.golden import Golden
 from app.artifacts.loader import load_program
 from app.artifacts.manifest import Description, FileDigest, Manifest
 from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact, Store
+from app.artifacts.vocabulary import read_vocabularies
+from app.errors import ArtifactInvalid
 
 
 def publish(
-    store: Store, description: Description, module: torch.jit.ScriptModule, requests: Batch
+    store: Store,
+    description: Description,
+    module: torch.jit.ScriptModule | bytes,
+    requests: Batch,
+    vocabularies: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Artifact:
     """Write a new version of a model and return it.
 
@@ -29,18 +37,24 @@ def publish(
     Args:
         store: where to write; the version is one above the newest.
         description: what the maker knows about the model.
-        module: in `eval` mode, not frozen, so that the file can be loaded onto any device.
+        module: in `eval` mode, not frozen, so that the file can be loaded onto any device; or the
+            bytes of such a file, which are published as they are.
         requests: two or more requests of different sizes.
+        vocabularies: the files that the inputs' encodings name, by name.
 
     Raises:
         ArtifactInvalid: the module cannot be loaded, or its outputs are not what the description
-            says, or a request's outputs change with its company.
+            says, or a request's outputs change with its company; or a vocabulary is missing or
+            wrong.
     """
-    content = _to_bytes(module)
+    if missing := sorted(description.vocabulary_files - vocabularies.keys()):
+        raise ArtifactInvalid(f"{missing[0]}: is missing; an input's encoding names it")
+    read_vocabularies(description, vocabularies.__getitem__)
+    content = module if isinstance(module, bytes) else _to_bytes(module)
     program = load_program(content, description, torch.device("cpu"))
     golden = Golden.record(program, requests)
     golden.check(program)
-    files = {PROGRAM: content, GOLDEN: golden.to_bytes()}
+    files = {PROGRAM: content, GOLDEN: golden.to_bytes(), **vocabularies}
 
     folder = store.folder / description.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +67,7 @@ def publish(
         while True:
             version += 1
             manifest = Manifest(
-                **dict(description),
+                **{name: getattr(description, name) for name in Description.model_fields},
                 version=version,
                 created=datetime.now(UTC).replace(microsecond=0),
                 torch_version=torch.__version__,

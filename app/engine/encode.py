@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from app.artifacts.columns import Column, Columns, column_dtype, column_shape
+from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabulary, rows_of
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
 from app.engine.document import NO_FEATURE, Findings, Side, candidate_side, user_side
 from app.engine.slow_encode import slow_column
@@ -46,6 +48,7 @@ def encode(
     findings: Findings,
     *,
     max_candidates: int,
+    vocabularies: Vocabularies = MappingProxyType({}),
 ) -> EncodedRequest:
     """Check a request's features and turn them into columns.
 
@@ -59,6 +62,7 @@ def encode(
             a candidate.
         findings: takes every problem; where it has any, the columns are not fit for use.
         max_candidates: the most candidates that are let in.
+        vocabularies: of the features whose encoding has one.
 
     Raises:
         PayloadTooLarge: there are more than `max_candidates` candidates.
@@ -68,15 +72,19 @@ def encode(
     one = user_side(user, user_names, findings)
     many = candidate_side(candidates, names, findings, max_rows=max_candidates)
     return EncodedRequest(
-        user=_encode_side(one, manifest.user_inputs, user_names, findings),
-        candidate=_encode_side(many, manifest.candidate_inputs, names, findings),
+        user=_encode_side(one, manifest.user_inputs, user_names, vocabularies, findings),
+        candidate=_encode_side(many, manifest.candidate_inputs, names, vocabularies, findings),
         rows=many.rows,
         unknown_ids=findings.unknown_ids,
     )
 
 
 def _encode_side(
-    side: Side, features: Sequence[Input], known: frozenset[str], findings: Findings
+    side: Side,
+    features: Sequence[Input],
+    known: frozenset[str],
+    vocabularies: Vocabularies,
+    findings: Findings,
 ) -> dict[str, Column]:
     for name in [*side.columns, *sorted(side.refused)]:
         if name not in known:
@@ -90,14 +98,17 @@ def _encode_side(
                     findings.problem(side.pointer(feature.name), "is missing and has no default")
                 continue
             values = [feature.default] * side.rows
+        vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
         try:
-            encoded[feature.name] = _fast_column(feature, values, findings)
+            encoded[feature.name] = _fast_column(feature, values, vocabulary, findings)
         except (struct.error, TypeError, ValueError, OverflowError):
-            encoded[feature.name] = slow_column(feature, values, side, findings)
+            encoded[feature.name] = slow_column(feature, values, side, findings, vocabulary)
     return encoded
 
 
-def _fast_column(feature: Input, values: Sequence[Any], findings: Findings) -> Column:
+def _fast_column(
+    feature: Input, values: Sequence[Any], vocabulary: Vocabulary, findings: Findings
+) -> Column:
     """Return a column, or raise anything where some value is not as it should be."""
     if not values:
         return np.zeros(column_shape(feature, 0), column_dtype(feature))
@@ -105,9 +116,9 @@ def _fast_column(feature: Input, values: Sequence[Any], findings: Findings) -> C
         case DenseInput():
             return _dense(feature, values)
         case IdInput():
-            return _id(feature, values, findings)
+            return _id(feature, values, vocabulary, findings)
         case IdListInput():
-            return _id_list(feature, values, findings)
+            return _id_list(feature, values, vocabulary, findings)
 
 
 def _dense(feature: DenseInput, values: Sequence[Any]) -> Column:
@@ -124,28 +135,43 @@ def _dense(feature: DenseInput, values: Sequence[Any]) -> Column:
     return column
 
 
-def _id(feature: IdInput, values: Sequence[Any], findings: Findings) -> Column:
-    if set(map(type, values)) != {int}:  # a bool packs as an integer
+def _id(
+    feature: IdInput, values: Sequence[Any], vocabulary: Vocabulary, findings: Findings
+) -> Column:
+    if set(map(type, values)) != {feature.encoding.id_type}:  # a bool packs as an integer
         raise TypeError
-    packed = _format(f"{len(values)}q").pack(*values)
-    column = np.frombuffer(bytearray(packed), np.int64)  # [n]
+    if isinstance(feature.encoding, Identity):
+        packed = _format(f"{len(values)}q").pack(*values)
+        column = np.frombuffer(bytearray(packed), np.int64)  # [n]
+    else:
+        column = rows_of(feature.encoding, values, vocabulary)  # [n]
     return _known(feature, column, np.ones(len(values), dtype=np.bool_), findings)
 
 
-def _id_list(feature: IdListInput, values: Sequence[Any], findings: Findings) -> Column:
+def _id_list(
+    feature: IdListInput, values: Sequence[Any], vocabulary: Vocabulary, findings: Findings
+) -> Column:
     if not set(map(type, values)) <= {list, tuple}:
         raise TypeError
-    if not set(map(type, chain.from_iterable(values))) <= {int}:
+    if not set(map(type, chain.from_iterable(values))) <= {feature.encoding.id_type}:
         raise TypeError
     width, padding = feature.max_length, feature.padding
     pack_row = _format(f"{width}q").pack
     lengths = np.fromiter(map(len, values), np.int64, len(values))[:, None]  # [n, 1]
-    if feature.padding_side == "right":
+    is_right = feature.padding_side == "right"
+    position = np.arange(width)
+    real = position < lengths if is_right else position >= width - lengths  # [n, max_length]
+    if not isinstance(feature.encoding, Identity):
+        if lengths.max() > width:
+            raise ValueError
+        filled = np.full(real.shape, padding)  # [n, max_length]
+        ids = list(chain.from_iterable(values))
+        filled[real] = rows_of(feature.encoding, ids, vocabulary)
+        return _known(feature, filled, real, findings)
+    if is_right:
         rows = [pack_row(*row, *[padding] * (width - len(row))) for row in values]
-        real = np.arange(width) < lengths  # [n, max_length]
     else:
         rows = [pack_row(*[padding] * (width - len(row)), *row) for row in values]
-        real = np.arange(width) >= width - lengths  # [n, max_length]
     column = np.frombuffer(bytearray(b"".join(rows)), np.int64).reshape(len(values), width)
     return _known(feature, column, real, findings)
 

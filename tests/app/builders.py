@@ -93,10 +93,12 @@ def manifest(**changes: Any) -> Manifest:
         "version": 1,
         "created": datetime(2026, 1, 1, tzinfo=UTC),
         "torch_version": torch.__version__,
-        "files": {name: FileDigest(sha256="0" * 64, size=0) for name in (PROGRAM, GOLDEN)},
     }
     own = {name: changes.pop(name) for name in tuple(changes) if name in Manifest.model_fields}
-    return Manifest(**(dict(description()) | fields | own))
+    everything = dict(description()) | fields | own
+    files = {PROGRAM, GOLDEN, *Description.model_construct(**everything).vocabulary_files}
+    digests = {"files": {name: FileDigest(sha256="0" * 64, size=0) for name in files}}
+    return Manifest(**(digests | everything))
 
 
 def batch(inputs: Sequence[Input] = INPUTS, sizes: Sequence[int] = (3, 1, 2)) -> Batch:

@@ -3,6 +3,7 @@
 `expected` is the encoder as one would write it first: one value at a time, in plain Python.
 """
 
+import binascii
 import copy
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from app.artifacts.columns import Column, column_dtype, column_shape
+from app.artifacts.encoding import Hashed, Id, Identity, Listed
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
 from tests.app.builders import manifest
 
@@ -19,6 +21,10 @@ MOST_ROWS = 4
 TEXT = "a-value-that-nobody-may-echo"
 NUMBER = 987654321987
 INT64 = st.integers(-(2**63), 2**63 - 1)
+LISTED: dict[str, tuple[Id, ...]] = {
+    "string": ("a", "é", "item-1", "\n", '"'),
+    "int64": (0, -1, 2**63 - 1, 7, 12),
+}
 NUMBERS = st.one_of(
     st.floats(width=32, allow_nan=False, allow_infinity=False),
     st.integers(-(2**70), 2**70),
@@ -35,6 +41,49 @@ class Case:
     candidates: Any
     rows: int
 
+    @property
+    def vocabularies(self) -> dict[str, dict[Id, int]]:
+        return {
+            each.name: listed(each.encoding, each.vocabulary_size)
+            for each in self.manifest.inputs
+            if not isinstance(each, DenseInput)
+        }
+
+
+@st.composite
+def encodings(draw: st.DrawFn, size: int) -> Identity | Hashed | Listed:
+    ids = draw(st.sampled_from(("string", "int64")))
+    kind = draw(st.sampled_from((Identity, Hashed, Listed)))
+    if kind is Hashed and size > 1:
+        return Hashed(ids=ids, buckets=size - 1, seed=draw(st.integers(0, 2**63 - 1)))
+    if kind is Listed and size > 1:
+        return Listed(ids=ids, file="vocabulary.ids.jsonl")
+    return Identity()
+
+
+def listed(encoding: Identity | Hashed | Listed, size: int) -> dict[Id, int]:
+    """What the file of a vocabulary for `size` rows holds."""
+    if not isinstance(encoding, Listed):
+        return {}
+    return {each: row for row, each in enumerate(LISTED[encoding.ids][: size - 1], 1)}
+
+
+def any_ids(encoding: Identity | Hashed | Listed) -> st.SearchStrategy[Any]:
+    if isinstance(encoding, Identity):
+        return INT64
+    return st.sampled_from(LISTED[encoding.ids]) | (
+        st.text() if encoding.ids == "string" else INT64
+    )
+
+
+def known_ids(encoding: Identity | Hashed | Listed, size: int) -> st.SearchStrategy[Any]:
+    """Ids that have a row."""
+    if isinstance(encoding, Identity):
+        return st.integers(0, size - 1)
+    if isinstance(encoding, Listed):
+        return st.sampled_from(sorted(listed(encoding, size), key=str))
+    return st.text(min_size=1) if encoding.ids == "string" else INT64
+
 
 @st.composite
 def inputs(draw: st.DrawFn, name: str) -> Input:
@@ -45,13 +94,15 @@ def inputs(draw: st.DrawFn, name: str) -> Input:
         dense = st.tuples(*[st.floats(-9, 9)] * dim)
         return DenseInput(name=name, side=side, dim=dim, default=draw(st.none() | dense))
     size = draw(st.integers(1, 12))
+    encoding = draw(encodings(size))
     unknown = draw(st.just("reject") | st.integers(0, size - 1))
-    ids = st.integers(0, size - 1) if unknown == "reject" else INT64
+    ids = known_ids(encoding, size) if unknown == "reject" else any_ids(encoding)
     common: dict[str, Any] = {
         "name": name,
         "side": side,
         "vocabulary_size": size,
         "unknown": unknown,
+        "encoding": encoding,
     }
     if kind is IdInput:
         return IdInput(**common, default=draw(st.none() | ids))
@@ -76,9 +127,11 @@ def values(feature: Input) -> st.SearchStrategy[Any]:
     if isinstance(feature, DenseInput):
         row: st.SearchStrategy[Any] = st.lists(NUMBERS, min_size=feature.dim, max_size=feature.dim)
         return NUMBERS | row if feature.dim == 1 else row
-    ids = st.integers(-2, feature.vocabulary_size + 2) | INT64
+    ids = any_ids(feature.encoding)
+    if isinstance(feature.encoding, Identity):
+        ids |= st.integers(-2, feature.vocabulary_size + 2)
     if feature.unknown == "reject":
-        ids = st.integers(0, feature.vocabulary_size - 1)
+        ids = known_ids(feature.encoding, feature.vocabulary_size)
     return ids if isinstance(feature, IdInput) else st.lists(ids, max_size=feature.max_length)
 
 
@@ -124,10 +177,12 @@ def expected(case: Case, feature: Input) -> tuple[Column, int]:
     """A feature's column and the number of its unknown ids."""
     unknown = 0
 
-    def known(identifier: int) -> int:
+    def known(identifier: Id) -> int:
         nonlocal unknown
-        if isinstance(feature, DenseInput) or 0 <= identifier < feature.vocabulary_size:
-            return identifier
+        assert not isinstance(feature, DenseInput)
+        row = row_of(feature, identifier)
+        if 0 <= row < feature.vocabulary_size:
+            return row
         assert feature.unknown != "reject"
         unknown += 1
         return feature.unknown
@@ -145,6 +200,26 @@ def expected(case: Case, feature: Input) -> tuple[Column, int]:
             rows.append(ids + padding if feature.padding_side == "right" else padding + ids)
     shape = column_shape(feature, len(rows))
     return np.array(rows, column_dtype(feature)).reshape(shape), unknown
+
+
+def row_of(feature: IdInput | IdListInput, identifier: Any) -> int:
+    """An id's row as `app.artifacts.encoding` tells it, in plain integers; -1 where it has none."""
+    encoding = feature.encoding
+    if isinstance(encoding, Identity):
+        return int(identifier)
+    if isinstance(encoding, Listed):
+        return listed(encoding, feature.vocabulary_size).get(identifier, -1)
+    if identifier == "":
+        return -1
+    if encoding.ids == "string":
+        content = identifier.encode()
+        x = binascii.crc32(content) + (len(content) << 32)
+    else:
+        x = identifier % 2**64
+    z = (x + (encoding.seed + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return 1 + (z ^ (z >> 31)) % encoding.buckets
 
 
 @dataclass
@@ -168,15 +243,25 @@ def wrong_values(feature: Input) -> list[tuple[tuple[int, ...], Any]]:
         ragged = [((), [0.5] * (feature.dim + 1)), ((), [])]
         scalar = [((), NUMBER)] if feature.dim > 1 else [((), x) for x in bad[:-1]]
         return text + inside + ragged + scalar
-    ids: list[Any] = [TEXT, None, True, False, 1.0, float("nan"), 2**63, -(2**63) - 1, [NUMBER]]
-    if feature.unknown == "reject":
-        ids += [NUMBER, -NUMBER]
+    ids: list[Any] = [None, True, False, 1.0, float("nan"), [NUMBER]]
+    if feature.encoding.id_type is str:
+        text = [each for each in text if each[1] != TEXT or isinstance(feature, IdListInput)]
+        ids += [NUMBER]
+        if isinstance(feature.encoding, Hashed):
+            ids += ["\ud800" + TEXT]
+    else:
+        ids += [TEXT, 2**63, -(2**63) - 1]
+    if feature.unknown == "reject" and not isinstance(feature.encoding, Hashed):
+        ids += [TEXT] if feature.encoding.id_type is str else [NUMBER, -NUMBER]
     if isinstance(feature, IdInput):
         return text + [((), each) for each in ids]
     last = feature.max_length - 1
-    too_long = [0] * (feature.max_length + 1)
+    good: Any = next(iter(listed(feature.encoding, feature.vocabulary_size)), None)
+    if good is None:
+        good = 0 if feature.encoding.id_type is int else "item"
+    too_long = [good] * (feature.max_length + 1)
     return [*text, ((), too_long), ((), 7), ((), True)] + [
-        ((last,), [0] * last + [each]) for each in ids
+        ((last,), [good] * last + [each]) for each in ids
     ]
 
 

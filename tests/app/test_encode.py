@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from app.artifacts.encoding import Hashed, Listed, Vocabularies
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input
 from app.engine.document import MOST_PROBLEMS, Findings, Side
 from app.engine.encode import EncodedRequest, encode
@@ -24,6 +25,7 @@ from tests.app.documents import (
     sent,
 )
 
+NONE: Vocabularies = {}
 AGE = DenseInput(name="age", side="user", default=(30.0,))
 ITEM = IdInput(name="item", side="candidate", vocabulary_size=10, unknown=7)
 QUALITY = DenseInput(name="quality", side="candidate", dim=2)
@@ -31,22 +33,43 @@ TAGS = IdListInput(name="tags", side="candidate", vocabulary_size=10, max_length
 
 
 def encoded(
-    inputs: tuple[Input, ...], candidates: object, user: object = None, *, most: int = 1000
+    inputs: tuple[Input, ...],
+    candidates: object,
+    user: object = None,
+    *,
+    most: int = 1000,
+    vocabularies: Vocabularies = NONE,
 ) -> EncodedRequest:
     findings = Findings()
-    request = encode(manifest(inputs=inputs), user or {}, candidates, findings, max_candidates=most)
+    request = encode(
+        manifest(inputs=inputs),
+        user or {},
+        candidates,
+        findings,
+        max_candidates=most,
+        vocabularies=vocabularies,
+    )
     findings.raise_any()
     return request
 
 
-def problems(inputs: tuple[Input, ...], candidates: object, user: object = None) -> list[Problem]:
+def problems(
+    inputs: tuple[Input, ...],
+    candidates: object,
+    user: object = None,
+    vocabularies: Vocabularies = NONE,
+) -> list[Problem]:
     with pytest.raises(InvalidRequest) as caught:
-        encoded(inputs, candidates, user)
+        encoded(inputs, candidates, user, vocabularies=vocabularies)
     return caught.value.problems
 
 
 def pointers(inputs: tuple[Input, ...], candidates: object, user: object = None) -> list[str]:
     return [problem.pointer for problem in problems(inputs, candidates, user)]
+
+
+def encoded_case(case: Case) -> EncodedRequest:
+    return encoded(case.manifest.inputs, case.candidates, case.user, vocabularies=case.vocabularies)
 
 
 def columns_of(request: EncodedRequest) -> dict[str, Any]:
@@ -55,7 +78,7 @@ def columns_of(request: EncodedRequest) -> dict[str, Any]:
 
 @given(cases())
 def test_what_fits_is_encoded_as_a_plain_loop_would(case: Case):
-    request = encoded(case.manifest.inputs, case.candidates, case.user)
+    request = encoded_case(case)
     assert request.rows == case.rows
     unknown_ids = {}
     for feature in case.manifest.inputs:
@@ -69,11 +92,12 @@ def test_what_fits_is_encoded_as_a_plain_loop_would(case: Case):
 
 @given(cases())
 def test_the_slow_twin_encodes_exactly_as_the_fast_one(case: Case):
-    request = encoded(case.manifest.inputs, case.candidates, case.user)
+    request = encoded_case(case)
     findings = Findings()
     for feature in case.manifest.inputs:
         values = sent(case, feature)
-        slow = slow_column(feature, values, Side({}, len(values), "columns"), findings)
+        vocabulary = case.vocabularies.get(feature.name, {})
+        slow = slow_column(feature, values, Side({}, len(values), "columns"), findings, vocabulary)
         np.testing.assert_array_equal(slow, columns_of(request)[feature.name], strict=True)
     assert findings.problems == []
     assert findings.unknown_ids == request.unknown_ids
@@ -82,7 +106,7 @@ def test_the_slow_twin_encodes_exactly_as_the_fast_one(case: Case):
 @given(damaged())
 def test_every_wrong_value_is_found_at_its_place_and_not_echoed(case_and_damages):
     case, damages = case_and_damages
-    found = problems(case.manifest.inputs, case.candidates, case.user)
+    found = problems(case.manifest.inputs, case.candidates, case.user, case.vocabularies)
     assert {each.pointer for each in found} == {damage.pointer for damage in damages}
     document = {"user": case.user, "candidates": case.candidates}
     for damage in damages:
@@ -98,7 +122,8 @@ def test_the_slow_twin_accepts_nothing_that_the_fast_one_refuses(case_and_damage
     findings = Findings()
     for feature in case.manifest.inputs:
         values = sent(case, feature)
-        slow_column(feature, values, Side({}, len(values), "columns"), findings)
+        vocabulary = case.vocabularies.get(feature.name, {})
+        slow_column(feature, values, Side({}, len(values), "columns"), findings, vocabulary)
     assert len(findings.problems) == len(damages)
 
 
@@ -155,6 +180,51 @@ def test_ids_outside_the_vocabulary_are_refused_where_the_manifest_says_so():
     assert pointers((strict,), {"item": [9, 10, 0, -1]}) == [
         "/candidates/item/1",
         "/candidates/item/3",
+    ]
+
+
+BRAND = IdInput(
+    name="brand",
+    side="candidate",
+    vocabulary_size=3,
+    unknown=0,
+    encoding=Listed(file="vocabulary.brand.jsonl"),
+)
+CLIP = IdInput(name="clip", side="candidate", vocabulary_size=9, encoding=Hashed(buckets=8))
+
+
+def test_strings_become_rows_and_those_without_a_row_are_unknown_and_counted():
+    listed: Vocabularies = {"brand": {"acme": 1, "zeta": 2}}
+    request = encoded(
+        (BRAND, CLIP),
+        {"brand": ["zeta", "acme", "", "Acme"], "clip": ["x", "x", "", "é"]},
+        vocabularies=listed,
+    )
+    assert request.candidate["brand"].tolist() == [2, 1, 0, 0]
+    clip = request.candidate["clip"].tolist()
+    assert clip[0] == clip[1] > 0
+    assert clip[2] == 0
+    assert request.unknown_ids == {"brand": 2, "clip": 1}
+
+
+def test_an_id_of_another_type_is_told_which_type_it_must_have():
+    wide = CLIP.model_copy(update={"encoding": Hashed(ids="int64", buckets=8)})
+    sent = {"brand": ["a", 7, None], "clip": ["a", "b", True]}
+    assert problems((BRAND, CLIP), sent) == [
+        Problem("/candidates/brand/1", "must be a string id"),
+        Problem("/candidates/brand/2", "must be a string id"),
+        Problem("/candidates/clip/2", "must be a string id"),
+    ]
+    assert problems((wide,), {"clip": [2**63 - 1, 2**63, "7"]}) == [
+        Problem("/candidates/clip/1", "must fit int64"),
+        Problem("/candidates/clip/2", "must be an integer id"),
+    ]
+
+
+def test_a_string_that_is_not_listed_is_refused_where_the_manifest_says_so():
+    strict = BRAND.model_copy(update={"unknown": "reject"})
+    assert problems((strict,), {"brand": ["a", "b"]}, None, {"brand": {"a": 1}}) == [
+        Problem("/candidates/brand/1", "must lie in the vocabulary")
     ]
 
 

@@ -1,0 +1,142 @@
+"""Encodings: from the ids that a backend has to rows of an embedding table.
+
+Three ways, one implementation for training and for serving:
+
+- `identity`: the id is the row.
+- `hash`: an id, a string or an int64, falls into one of `buckets` rows, 1 to `buckets`. Row 0 stays
+  the unknown; of strings, the empty one alone is unknown. Two ids may share a row.
+- `vocabulary`: a file of the artifact lists the ids that are known, one JSON value a line (JSON
+  Lines, UTF-8); the id on line n has row n, counted from 1. Every other id is unknown.
+
+The hash is written down here so that any language can compute it. All numbers are unsigned with 64
+bits, and wrap:
+
+    x = crc32(u) + (length(u) << 32)   of a string, u its UTF-8 bytes (CRC-32 as in zlib and PNG)
+    x = id mod 2⁶⁴                     of an int64
+    z = x + (seed + 1) · 0x9E3779B97F4A7C15                          SplitMix64 (Steele et al. 2014)
+    z = (z ^ (z >> 30)) · 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) · 0x94D049BB133111EB
+    h = z ^ (z >> 31),   row = 1 + h mod buckets
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Literal
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+Id = str | int
+Vocabulary = Mapping[Id, int]
+"""Id to row."""
+Vocabularies = Mapping[str, Vocabulary]
+"""By feature, where the feature's encoding has one."""
+Hashes = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.int64]
+
+NOT_KNOWN = -1  # no row of any table
+NO_VOCABULARY: Vocabulary = MappingProxyType({})
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15
+_FILE = r"^vocabulary\.[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.jsonl$"
+
+VocabularyFile = Annotated[str, Field(pattern=_FILE)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Identity(_Value):
+    """The id, an integer, is the row."""
+
+    kind: Literal["identity"] = "identity"
+
+    @property
+    def id_type(self) -> type[Id]:
+        """What an id is in a request."""
+        return int
+
+
+class Hashed(_Value):
+    """The id's hash says which of `buckets` rows it has."""
+
+    kind: Literal["hash"] = "hash"
+    ids: Literal["string", "int64"] = "string"
+    buckets: int = Field(ge=1, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @property
+    def id_type(self) -> type[Id]:
+        """What an id is in a request."""
+        return str if self.ids == "string" else int
+
+
+class Listed(_Value):
+    """The id's line in `file`, beside the manifest, is its row."""
+
+    kind: Literal["vocabulary"] = "vocabulary"
+    ids: Literal["string", "int64"] = "string"
+    file: VocabularyFile
+
+    @property
+    def id_type(self) -> type[Id]:
+        """What an id is in a request."""
+        return str if self.ids == "string" else int
+
+
+Encoding = Annotated[Identity | Hashed | Listed, Field(discriminator="kind")]
+
+
+def rows_of(encoding: Hashed | Listed, ids: Sequence[Id], vocabulary: Vocabulary) -> Rows:
+    """The rows of ids, int64 `[n]`; `NOT_KNOWN` where an id has none.
+
+    500 strings take 0.1 ms through the hash and 0.02 ms through a vocabulary.
+
+    Args:
+        encoding: how ids become rows.
+        ids: all of the encoding's `id_type`.
+        vocabulary: what `encoding.file` holds; not looked at for a hash.
+
+    Raises:
+        OverflowError: an integer does not fit int64.
+        UnicodeEncodeError: a string to be hashed has no UTF-8.
+    """
+    if isinstance(encoding, Listed):
+        if encoding.ids == "int64":
+            np.fromiter(ids, np.int64, len(ids))
+        lookup = vocabulary.get
+        return np.fromiter([lookup(each, NOT_KNOWN) for each in ids], np.int64, len(ids))
+    if encoding.ids == "int64":
+        hashes = hash_integers(np.fromiter(ids, np.int64, len(ids)), encoding.seed)
+    else:
+        hashes = hash_strings(ids, encoding.seed)
+    rows = (hashes % np.uint64(encoding.buckets)).astype(np.int64) + 1  # [n]
+    if encoding.ids == "string" and "" in ids:
+        rows[[each == "" for each in ids]] = NOT_KNOWN
+    return rows
+
+
+def hash_strings(ids: Sequence[Id], seed: int) -> Hashes:
+    """The hashes of strings, uint64 `[n]`.
+
+    Raises:
+        UnicodeEncodeError: a string has no UTF-8.
+    """
+    content = [str(each).encode() for each in ids]
+    checksum = np.fromiter(map(crc32, content), np.uint64, len(content))  # [n]
+    length = np.fromiter(map(len, content), np.uint64, len(content))  # [n]
+    return _split_mix(checksum + (length << np.uint64(32)), seed)
+
+
+def hash_integers(ids: Rows, seed: int) -> Hashes:
+    """The hashes of int64 `[n]`, uint64 `[n]`."""
+    return _split_mix(ids.view(np.uint64), seed)
+
+
+def _split_mix(x: Hashes, seed: int) -> Hashes:
+    z = x + np.uint64((seed + 1) * _GOLDEN_RATIO % 2**64)  # [n], wraps
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
