@@ -5,6 +5,7 @@ Whatever goes wrong before, the version that was active goes on serving.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from app.artifacts.registry import Registry
 from app.artifacts.store import Artifact, Store
 from app.engine.lanes import Lane, Part
 from app.errors import ArtifactInvalid
+
+logger = logging.getLogger(__name__)
 
 _WARM_UP_PASSES = 3  # the TorchScript executor profiles, then compiles, then runs
 
@@ -64,6 +67,8 @@ class Deployment:
                 await self.refresh()
             except ArtifactInvalid:
                 continue  # each refusal is in the log; a better version may come
+            except OSError as error:  # a network volume that is away for a while
+                logger.error("the store cannot be read: %s", error)  # noqa: TRY400
 
     async def _activate_newest(self, versions: Sequence[Artifact]) -> None:
         active = {str(model) for model in self._registry.models()}
@@ -79,6 +84,8 @@ class Deployment:
                 await self._warm_up(model)
             except ArtifactInvalid as error:
                 self._registry.refuse(artifact, str(error))
+            except Exception as error:  # noqa: BLE001  (somebody's code: it may raise anything)
+                self._registry.refuse(artifact, f"{type(error).__name__}: {error}")
             else:
                 self._registry.activate(artifact, model)
                 return

@@ -131,6 +131,29 @@ async def test_a_version_that_was_seen_half_copied_is_tried_again(folder):
         assert parts.service.registry.refused == {}
 
 
+class Volume(Store):
+    """A store on a network volume that cannot be read at first."""
+
+    def artifacts(self):
+        marker = self.folder / "away"
+        if marker.exists():
+            marker.unlink()
+            raise PermissionError(13, "Permission denied")
+        return super().artifacts()
+
+
+async def test_a_store_that_cannot_be_read_for_a_while_is_followed_again(folder):
+    async with gatehouse(settings(folder)) as parts:
+        parts.deployment._store = Volume(folder)
+        (folder / "away").touch()
+        following = asyncio.ensure_future(parts.deployment.follow(0.01))
+        async with asyncio.timeout(30):
+            while not parts.service.is_ready:  # noqa: ASYNC110  (as a load balancer does)
+                await asyncio.sleep(0.01)
+        assert not (folder / "away").exists()
+        following.cancel()
+
+
 async def test_several_models_are_served_by_name(folder):
     add_version(folder, "other", 1, name="other")
     async with gatehouse(settings(folder)) as parts:
