@@ -5,10 +5,12 @@ answer at once, and so that a signal finds a handler before: the first process o
 deaf to signals that it has none for.
 """
 
+import argparse
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
@@ -19,8 +21,57 @@ USAGE = """usage: gatehouse COMMAND [OPTION ...]
 
   serve         serve the newest good version of every model in the store
   check STORE   verify every artifact in a store and print a table
+  import FILE   make an artifact of a TorchScript file that was made elsewhere
 
-`gatehouse serve --help` lists the settings, each with its unit and default.
+`gatehouse serve --help` lists the settings, each with its unit and default; `gatehouse import
+--help` says how a file is described.
+"""
+
+IMPORT_USAGE = """\
+A module that takes one matrix, a row a candidate, is described by flags:
+
+  gatehouse import ctr.pt --name ctr --columns age,gender@3,price,item@5000 --user age,gender
+                   --tasks click:logit,dwell:log-seconds
+
+A column is NAME for a number, NAME:16 for 16 numbers, NAME@5000 for an id from 0 to 4999, checked
+to be whole and in range. Tasks stand in the order of the outputs, columns of a matrix or parts of a
+tuple; a dict has a key for each. What a module gives for a task is
+
+  probability, logit, log-probability       the score is a probability
+  seconds, log-seconds, log1p-seconds       the score is a number of seconds
+  number                                    the score is what the module gives
+
+Every other module is described by a file, --config:
+
+  name = "ctr"                              # the model's name in the store
+  style = "positional"                      # or "dict": one dict of tensors, by argument name
+  architecture = "DeepFM"                   # for people
+  ranges = { age = [18, 90] }               # dense values to try it with; else standard normal
+  ranking = { formula = "power_product", weights = { click = 1.0 } }
+
+  [[inputs]]                                # the features, in the order in which they are offered
+  name = "item"
+  side = "candidate"                        # or "user": sent once a request, tiled to the rows
+  kind = "id"                               # dense (dim) | id | id_list (max_length, padding,
+  vocabulary_size = 5000                    #   padding_side = "right" or "left")
+  unknown = "reject"                        # or the row that an id outside the vocabulary takes
+  default = 0                               # where a request leaves the feature out
+  encoding = { kind = "hash", buckets = 4999 }  # of strings; or "vocabulary", file beside this one
+
+  [[arguments]]                             # the module's tensors; left out: all as one matrix
+  name = "item_id"
+  pack = ["item"]                           # features side by side
+  dtype = "int64"                           # or "float32"; ids as float32 up to 2**24 only
+  rank = 1                                  # 1 is [B], 2 is [B, width]
+
+  [[tasks]]
+  name = "click"
+  gives = "logit"
+  clamp = [0.0, 0.9]                        # optional: the score is cut to this
+  output = { path = 0, column = 1 }         # optional: index or key, then column
+
+The module runs with 1, 2 and 257 rows. It is refused, with the reason, where it fails, where a
+row's output depends on the rows beside it, or is not finite. Nothing is unpickled.
 """
 
 EXIT_OK, EXIT_WRONG, EXIT_USAGE = 0, 1, 2
@@ -33,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return serve(flags)
         case ["check", store] if not store.startswith("-"):
             return check(Path(store))
+        case ["import", *flags]:
+            return import_file(flags)
         case ["-h" | "--help", *_] | ["check", "-h" | "--help"]:
             print(USAGE, end="")
             return EXIT_OK
@@ -94,6 +147,81 @@ def check(folder: Path) -> int:
             table.add_row(str(artifact), escape(manifest.architecture), tasks, "[green]good")
     Console().print(table if artifacts else escape(f"no artifacts in {folder}"))
     return EXIT_WRONG if wrong or not artifacts else EXIT_OK
+
+
+class WrongUsage(ValueError):
+    """A command line cannot be understood; the message is one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse that leaves it to `main` to say what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise WrongUsage(_without_values(message))
+
+
+def import_file(flags: Sequence[str]) -> int:
+    """Try a foreign TorchScript file, and publish it where it can serve."""
+    from app.artifacts.foreign import ForeignInvalid, from_flags, read
+
+    try:
+        told = _import_parser().parse_args(flags)
+        content = told.file.read_bytes()
+        by_flags = (told.name, told.columns, told.user, told.tasks)
+        if told.config is not None and any(by_flags):
+            raise WrongUsage("--config says all that --name, --columns, --user, --tasks say")
+        if told.config is None and not (told.name and told.columns and told.tasks):
+            raise WrongUsage("import needs --config, or --name, --columns and --tasks")
+        model = from_flags(*by_flags) if told.config is None else read(told.config)
+    except (WrongUsage, ForeignInvalid) as error:
+        return _usage_error(str(error))
+    except OSError as error:
+        return _usage_error(f"{error.filename}: {error.strerror}")
+
+    from app.artifacts.publish import publish
+    from app.artifacts.store import Store
+    from app.artifacts.trial import examine
+    from app.errors import ArtifactInvalid
+
+    try:
+        trial = examine(content, model)
+        needed = sorted(trial.description.vocabulary_files)
+        vocabularies = {name: (told.config.parent / name).read_bytes() for name in needed}
+        artifact = publish(
+            Store(told.store), trial.description, content, trial.requests, vocabularies
+        )
+    except (ArtifactInvalid, OSError) as error:
+        print("gatehouse:", f"{told.file} cannot be imported:", error, file=sys.stderr)
+        return EXIT_WRONG
+    print(f"published {artifact}: {artifact.folder}")
+    return EXIT_OK
+
+
+def _import_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="gatehouse import",
+        description="Make an artifact of a TorchScript file that was made elsewhere.",
+        epilog=IMPORT_USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="what torch.jit.save wrote")
+    parser.add_argument("--config", type=Path, metavar="TOML", help="describes the module")
+    parser.add_argument(
+        "--store", type=Path, default=Path("store"), help="folder of artifacts (default: store)"
+    )
+    parser.add_argument("--name", help="the model's name in the store")
+    for flag, what in (
+        ("--columns", "columns of the matrix, from left to right"),
+        ("--user", "those of them that are the user's"),
+        ("--tasks", "tasks, each with what the module gives"),
+    ):
+        parser.add_argument(flag, type=_names, default=[], metavar="A,B", help=what)
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [each.strip() for each in text.split(",")]
 
 
 def _stop_before_start(_signal: int, _frame: object) -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import load as parse, save as serialise
 
 from app.artifacts.columns import Batch, Column, column_dtype, column_shape
 from app.artifacts.manifest import Description, Device
-from app.artifacts.program import Program, scores
+from app.artifacts.program import Program, cause, scores
 from app.errors import ArtifactInvalid
 
 
@@ -38,7 +38,7 @@ class Golden:
         try:
             raw = program.run(batch)
         except (RuntimeError, ValueError) as error:
-            raise ArtifactInvalid(f"golden requests: the program failed: {_end(error)}") from error
+            raise ArtifactInvalid(f"golden requests: the program failed: {cause(error)}") from error
         return cls(batch, raw, scores(raw, program.description.tasks))
 
     def to_bytes(self) -> bytes:
@@ -113,7 +113,7 @@ class Golden:
             raw = program.run(batch)
         except (RuntimeError, ValueError) as error:
             raise ArtifactInvalid(
-                f"golden check, {how}: the program failed: {_end(error)}"
+                f"golden check, {how}: the program failed: {cause(error)}"
             ) from error
         for what, got, golden in (
             ("raw output", raw, self.raw[rows]),
@@ -127,11 +127,6 @@ class Golden:
                     f"golden check, {how}: {what} of task {program.description.tasks[k].name} "
                     f"is off by {worst:.3g}, tolerance {tolerance:g} on {program.device.type}"
                 )
-
-
-def _end(error: Exception) -> str:
-    """Return the last line: what a module raised stands below TorchScript's own traceback."""
-    return str(error).strip().rpartition("\n")[2]
 
 
 def _device_name(program: Program) -> Device:

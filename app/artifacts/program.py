@@ -32,6 +32,20 @@ class Program:
             RuntimeError: the module raised.
         """
         with torch.inference_mode():
+            returned = self.call(batch)
+            columns = [
+                _column(returned, task, batch.rows) for task in self.description.tasks
+            ]  # K of [B]
+            raw: Raw = torch.stack(columns, dim=1).to("cpu", torch.float32).numpy()  # [B, K]
+            return raw
+
+    def call(self, batch: Batch) -> object:
+        """Return what the module itself returns, on its device.
+
+        Raises:
+            RuntimeError: the module raised.
+        """
+        with torch.inference_mode():
             user = {name: torch.from_numpy(array) for name, array in batch.user.items()}
             candidate = {name: torch.from_numpy(array) for name, array in batch.candidate.items()}
             row_to_request = torch.from_numpy(batch.row_to_request)
@@ -40,14 +54,9 @@ class Program:
                 candidate = {name: tensor.to(self.device) for name, tensor in candidate.items()}
                 row_to_request = row_to_request.to(self.device)
             try:
-                returned = self._call(user, candidate, row_to_request)
+                return self._call(user, candidate, row_to_request)
             except torch.jit.Error as error:  # a `raise` in the module; it is no RuntimeError
                 raise RuntimeError(str(error)) from error
-            columns = [
-                _column(returned, task, batch.rows) for task in self.description.tasks
-            ]  # K of [B]
-            raw: Raw = torch.stack(columns, dim=1).to("cpu", torch.float32).numpy()  # [B, K]
-            return raw
 
     def _call(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
@@ -61,6 +70,16 @@ class Program:
     def _call_rows(self, call: RowsCall, features: dict[str, Tensor]) -> object:
         packed = {argument.name: _pack(argument, features) for argument in call.arguments}
         return self._module(packed) if call.style == "dict" else self._module(*packed.values())
+
+
+def cause(error: Exception) -> str:
+    """Return the line of a program's error that says what went wrong.
+
+    What a module raised stands below TorchScript's own traceback; what is wrong with a call stands
+    above the declaration that it does not fit.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if lines[0].startswith("forward()") else lines[-1]
 
 
 def scores(raw: Raw, tasks: tuple[TaskOutput, ...]) -> Scores:
