@@ -145,7 +145,7 @@ def _id(
         column = np.frombuffer(bytearray(packed), np.int64)  # [n]
     else:
         column = rows_of(feature.encoding, values, vocabulary)  # [n]
-    return _known(feature, column, np.ones(len(values), dtype=np.bool_), findings)
+    return _known(feature, column, None, findings)
 
 
 def _id_list(
@@ -179,11 +179,16 @@ def _id_list(
 def _known(
     feature: IdInput | IdListInput,
     ids: Column,
-    real: npt.NDArray[np.bool_],
+    real: npt.NDArray[np.bool_] | None,
     findings: Findings,
 ) -> Column:
-    """Map ids outside the vocabulary to the unknown row, and count them; padding stays."""
-    unknown = ((ids < 0) | (ids >= feature.vocabulary_size)) & real
+    """Map ids outside the vocabulary to the unknown row, and count them.
+
+    Where `real` is given, it says which ids are no padding; padding stays.
+    """
+    unknown = ids.view(np.uint64) >= feature.vocabulary_size  # a negative id is a huge one there
+    if real is not None:
+        unknown &= real
     count = int(np.count_nonzero(unknown))
     if count:
         if feature.unknown == "reject":
