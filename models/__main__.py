@@ -1,4 +1,4 @@
-"""`python -m models train | show`: parses, calls, prints."""
+"""`python -m models train | vocabulary | show`: parses, calls, prints."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from app.artifacts.store import Store
 from app.errors import ArtifactInvalid
-from models import experiment, networks, show, train
+from models import data, experiment, networks, show, train
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
-    except experiment.ExperimentInvalid as error:
+    except (experiment.ExperimentInvalid, data.DataInvalid) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     except (train.Diverged, ArtifactInvalid, OSError) as error:
@@ -38,6 +38,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     shows.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file")
     shows.set_defaults(command=_show)
+    lists = commands.add_parser(
+        "vocabulary", help="make the vocabularies of an experiment's table that are not there yet"
+    )
+    lists.add_argument("--config", type=Path, required=True, metavar="FILE", help="a TOML file")
+    lists.set_defaults(command=_vocabulary)
     trains = commands.add_parser(
         "train", help="train an experiment's network and publish it as a new version"
     )
@@ -63,6 +68,12 @@ def _train(arguments: argparse.Namespace) -> int:
         console=console,
     )
     console.print(f"published [bold]{artifact}[/]: {artifact.folder}", soft_wrap=True)
+    return 0
+
+
+def _vocabulary(arguments: argparse.Namespace) -> int:
+    for path, ids in data.make_vocabularies(experiment.read(arguments.config).data).items():
+        print(f"{path}: {ids:,} ids")
     return 0
 
 

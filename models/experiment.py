@@ -10,8 +10,8 @@ architecture = "mmoe"
 name = "click"
 kind = "binary"
 
-[data]                               # models.data: source = "feed" or "synthetic", and its size
-source = "feed"
+[data]                               # models.data: source = "feed" or "synthetic", and its size;
+source = "feed"                      # or "files" and a schema_file: models.data.schema
 
 [embedding]                          # of every id and id list; the data says which there are
 dim = 16
@@ -130,6 +130,17 @@ def read(path: Path) -> Experiment:
 
 
 def _tables(path: Path) -> dict[str, object]:
+    tables = _toml(path)
+    match tables.get("data"):
+        case {"schema_file": str(name), **rest}:
+            schema = path.parent / name
+            tables["data"] = {"folder": str(schema.parent)} | _toml(schema) | rest
+        case {"source": "files", **rest}:
+            tables["data"] = {"source": "files", "folder": str(path.parent)} | rest
+    return tables
+
+
+def _toml(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -139,7 +150,7 @@ def _tables(path: Path) -> dict[str, object]:
 
 
 def _check_labels(task: Task, source: DataConfig) -> None:
-    kinds = source.LABELS
+    kinds = data.label_kinds(source)
     if kinds.get(task.name) != task.kind:
         known = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise ValueError(

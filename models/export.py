@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from app.artifacts.columns import Batch, Column
+from app.artifacts.encoding import Encoding, Identity
 from app.artifacts.manifest import (
     DenseInput,
     Description,
@@ -24,6 +25,7 @@ from app.artifacts.manifest import (
 )
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
+from models import data
 from models.config import DenseFeature, Feature, IdFeature, links
 from models.data import PADDING, UNKNOWN, Dataset
 from models.evaluate import Evaluation
@@ -58,16 +60,21 @@ def export(
         warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
         scripted = torch.jit.script(network)
     return publish(
-        store, description(experiment, evaluation), scripted, golden_requests(experiment, held_out)
+        store,
+        description(experiment, evaluation),
+        scripted,
+        golden_requests(experiment, held_out),
+        data.vocabulary_files(experiment.data),
     )
 
 
 def description(experiment: Experiment, evaluation: Evaluation) -> Description:
     """What the service must know about the experiment's network."""
+    encodings = data.encodings(experiment.data)
     return Description(
         name=experiment.name,
         architecture=experiment.network.architecture,
-        inputs=tuple(_input(feature) for feature in experiment.features),
+        inputs=tuple(_input(feature, encodings) for feature in experiment.features),
         call=RequestCall(),
         tasks=task_outputs(experiment),
         ranking=experiment.ranking,
@@ -117,21 +124,24 @@ def _first_rows(columns: Mapping[str, Tensor], count: int) -> dict[str, Column]:
     }
 
 
-def _input(feature: Feature) -> Input:
+def _input(feature: Feature, encodings: Mapping[str, Encoding]) -> Input:
     if isinstance(feature, DenseFeature):
         return DenseInput(name=feature.name, side=feature.side, dim=feature.dim)
+    encoding = encodings.get(feature.name, Identity())
     if isinstance(feature, IdFeature):
         return IdInput(
             name=feature.name,
             side=feature.side,
             vocabulary_size=feature.vocabulary_size,
             unknown=UNKNOWN,
+            encoding=encoding,
         )
     return IdListInput(
         name=feature.name,
         side=feature.side,
         vocabulary_size=feature.vocabulary_size,
         unknown=UNKNOWN,
+        encoding=encoding,
         max_length=feature.max_length,
         padding=PADDING,
         padding_side="right",

@@ -66,18 +66,19 @@ def row_losses(loss: Loss, link: Link, output: Tensor, label: Tensor) -> Tensor:
 def target(task: Task, link: Link, labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What a column is to predict, and where: labels `[B]`, and a mask, bool `[B]`.
 
-    Outside the task's sample space the label is 0, whatever it was, and the mask is false. An ESMM
-    product column (a binary task whose link is `exp`) is defined on every row: its label is 1
-    where both behaviours happened, else 0.
+    Outside the task's sample space, and where the label is NaN, the label is 0, whatever it was,
+    and the mask is false. An ESMM product column (a binary task whose link is `exp`) is defined on
+    every row whose labels are: its label is 1 where both behaviours happened, else 0.
     """
     label = labels[task.name]
-    everywhere = torch.ones_like(label, dtype=torch.bool)
+    defined = ~label.isnan()  # [B]
     if task.sample_space is None:
-        return label, everywhere
-    inside = labels[task.sample_space] == 1  # [B]
+        return torch.where(defined, label, torch.zeros_like(label)), defined
+    space = labels[task.sample_space]
+    inside = (space == 1) & defined  # [B]
     label = torch.where(inside, label, torch.zeros_like(label))
     is_product = task.kind == "binary" and link == "exp"
-    return label, everywhere if is_product else inside
+    return label, (space == 0) | inside if is_product else inside
 
 
 def task_losses(

@@ -41,12 +41,15 @@ def run(
         console: where progress and figures are shown; standard output where `None`.
 
     Raises:
+        DataInvalid: the data cannot be used.
         Diverged: a loss is not finite.
         ArtifactInvalid: the network cannot be published.
     """
     console = console or Console()
     training, tasks = experiment.training, experiment.tasks
-    splits = data.generate(experiment.data)
+    splits = data.generate(experiment.data, tasks)
+    for note in splits.notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     rows = splits.train.rows
     console.print(
         f"[bold]{experiment.name}[/]: {experiment.network.architecture}, "

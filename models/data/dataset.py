@@ -5,8 +5,9 @@ one, so that a batch has the layout in which the service calls the network: the 
 per request. Nothing here knows where the data came from.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -88,10 +89,61 @@ class Dataset:
         )
 
 
+def joined(datasets: Sequence[Dataset]) -> Dataset:
+    """One or more datasets behind each other; they have the same columns."""
+
+    def columns(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    if len(datasets) == 1:
+        return datasets[0]
+    requests = torch.tensor([each.requests for each in datasets])
+    shift = requests.cumsum(0) - requests  # requests ahead of each dataset
+    return Dataset(
+        user=columns([each.user for each in datasets]),
+        candidate=columns([each.candidate for each in datasets]),
+        row_to_request=torch.cat(
+            [each.row_to_request + by for each, by in zip(datasets, shift, strict=True)]
+        ),
+        labels=columns([each.labels for each in datasets]),
+        expected=columns([each.expected for each in datasets]),
+        users=torch.cat([each.users for each in datasets]),
+    )
+
+
+class TrainingSet(Protocol):
+    """Requests to learn from, in memory (`Dataset`) or not."""
+
+    @property
+    def requests(self) -> int:
+        """R."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        ...
+
+    def batches(self, rows: int, shuffle: torch.Generator | None = None) -> Iterator[Dataset]:
+        """Yield every request once, in batches of about `rows` rows."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """What a network learns from, what stops the training, and what it is judged by."""
+    """What a network learns from, what stops the training, and what it is judged by.
 
-    train: Dataset
+    `notes` are lines for a person who wonders about the data.
+    """
+
+    train: TrainingSet
     validation: Dataset
     test: Dataset
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SplitsInMemory(Splits):
+    """Splits of which the training set is in memory too."""
+
+    train: Dataset

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from models.config import DenseFeature, Feature, IdFeature, IdListFeature, Pooling, Side
-from models.data.dataset import Dataset, Splits
+from models.data.dataset import Dataset, SplitsInMemory
 from models.data.simulation import FeedConfig, Floats, Round, World, simulate
 
 
@@ -41,14 +41,14 @@ def features(config: FeedConfig, embedding_dim: int, pooling: Pooling) -> tuple[
     )
 
 
-def generate(config: FeedConfig) -> Splits:
+def generate(config: FeedConfig) -> SplitsInMemory:
     """Simulate a feed: its last round is the test set, the one before it the validation set.
 
     `expected` holds P(click), P(like | click) and E[dwell]; `like` is NaN where not clicked, and
     `dwell` 0. The same configuration gives the same data.
     """
     world, rounds = simulate(config)
-    return Splits(
+    return SplitsInMemory(
         train=_dataset(world, rounds[:-2]),
         validation=_dataset(world, rounds[-2:-1]),
         test=_dataset(world, rounds[-1:]),

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, PositiveInt
 
 from models.config import DenseFeature, Feature, Record, TaskKind
-from models.data.dataset import Dataset, Splits
+from models.data.dataset import Dataset, SplitsInMemory
 
 Floats = npt.NDArray[np.float64]
 
@@ -76,7 +76,7 @@ class Curves:
         return np.asarray(linear + np.sin(phases).sum(axis=2))  # [B, 2], eqs. 3 and 4
 
 
-def generate(config: SyntheticConfig) -> Splits:
+def generate(config: SyntheticConfig) -> SplitsInMemory:
     """Draw `rows` examples: eight tenths to learn from, one to validate on and one to test on.
 
     Every row is a request of one candidate. The same configuration gives the same data.
@@ -89,7 +89,7 @@ def generate(config: SyntheticConfig) -> Splits:
     tenth = config.rows // 10
     parts = np.split(np.arange(config.rows), [config.rows - 2 * tenth, config.rows - tenth])
     train, validation, test = (_dataset(x[rows], labels[rows], expected[rows]) for rows in parts)
-    return Splits(train, validation, test)
+    return SplitsInMemory(train, validation, test)
 
 
 def _dataset(x: Floats, labels: Floats, expected: Floats) -> Dataset:

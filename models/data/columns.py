@@ -1,0 +1,212 @@
+"""Columns of Arrow arrays become columns of numbers, and rows that are wrong are told apart.
+
+Every function takes an array of `n` rows, of whatever type Parquet gave it, or of strings out of
+CSV, and returns its values and which rows are wrong, bool `[n]`. A wrong row's values mean nothing.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from app.artifacts.encoding import (
+    Hashed,
+    Hashes,
+    Id,
+    Listed,
+    Vocabulary,
+    hash_integers,
+    hash_strings,
+    rows_of,
+)
+from models.data.dataset import PADDING, UNKNOWN
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+_WORDS = {"true": 1.0, "false": 0.0}
+
+
+def numbers(array: pa.Array) -> tuple[Floats, Flags]:
+    """Floats `[n]`, NaN where null; text that is no number is wrong."""
+    try:
+        return _float64(array), np.zeros(len(array), dtype=np.bool_)
+    except pa.ArrowInvalid:
+        values = [_number(each) for each in array.to_pylist()]
+    wrong = np.array([each is None for each in values])
+    return np.array([math.nan if each is None else each for each in values]), wrong
+
+
+def _float64(array: pa.Array) -> Floats:
+    floats = pc.cast(array, pa.float64())
+    return np.asarray(pc.fill_null(floats, math.nan).to_numpy(zero_copy_only=False))
+
+
+def _number(text: str | None) -> float | None:
+    if text is None:
+        return math.nan
+    try:
+        return _WORDS[text.lower()] if text.lower() in _WORDS else float(text)
+    except ValueError:
+        return None
+
+
+def integers(array: pa.Array) -> tuple[Integers, Flags, Flags]:
+    """Integers `[n]`, which are null, and which are wrong: no integer, or none that fits int64."""
+    null = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False))
+    wrong = np.zeros(len(array), dtype=np.bool_)
+    try:
+        whole = pc.fill_null(pc.cast(array, pa.int64()), 0)
+        return np.asarray(whole.to_numpy(zero_copy_only=False)), null, wrong
+    except pa.ArrowInvalid:
+        values = np.zeros(len(array), dtype=np.int64)
+    for row, each in enumerate(array.to_pylist()):
+        try:
+            values[row] = 0 if each is None else int(each)
+        except (ValueError, OverflowError):
+            wrong[row] = True
+    return values, null, wrong
+
+
+def hashes(array: pa.Array) -> tuple[Hashes, Flags]:
+    """A hash of each value, string or integer, uint64 `[n]`; a null is wrong."""
+    if pa.types.is_integer(array.type):
+        values, null, wrong = integers(array)
+        return hash_integers(values, seed=0), null | wrong
+    row, distinct = _distinct(array)
+    return np.append(hash_strings(distinct, seed=0), np.uint64(0))[row], row < 0
+
+
+def ids(
+    array: pa.Array, encoding: int | Hashed | Listed, vocabulary: Vocabulary
+) -> tuple[Integers, Flags]:
+    """Rows of an embedding table `[n]`; `UNKNOWN` where an id is null or has none.
+
+    Args:
+        array: of ids.
+        encoding: how they become rows; a number is the vocabulary size of ids that are rows.
+        vocabulary: for a `Listed`.
+    """
+    if isinstance(encoding, int):
+        row, null, wrong = integers(array)
+        return np.where((row >= 0) & (row < encoding) & ~null, row, UNKNOWN), wrong
+    if encoding.ids == "int64" and isinstance(encoding, Hashed):
+        values, null, wrong = integers(array)
+        return np.where(null, UNKNOWN, rows_of(encoding, values.tolist(), vocabulary)), wrong
+    if encoding.ids == "int64":
+        values, null, wrong = integers(array)
+        array = pa.array(values, mask=null)
+    else:
+        wrong = np.zeros(len(array), dtype=np.bool_)
+    index, distinct = _distinct(array)
+    rows = np.append(rows_of(encoding, distinct, vocabulary), UNKNOWN)  # the last is for nulls
+    return np.maximum(rows, UNKNOWN)[index], wrong
+
+
+def distinct_ids(array: pa.Array, id_type: str) -> dict[Id, int]:
+    """How often each id occurs."""
+    if id_type == "int64":
+        values, null, wrong = integers(array)
+        array = pa.array(values, mask=null | wrong)
+    index, distinct = _distinct(array)
+    counts = np.bincount(index[index >= 0], minlength=len(distinct))
+    return {each: int(count) for each, count in zip(distinct, counts, strict=True) if each != ""}
+
+
+def _distinct(array: pa.Array) -> tuple[Integers, list[Id]]:
+    """Each row's place among the distinct values, -1 where null, and those values."""
+    if not pa.types.is_dictionary(array.type):
+        array = pc.dictionary_encode(array)
+    index = pc.fill_null(pc.cast(array.indices, pa.int64()), -1)
+    return np.asarray(index.to_numpy(zero_copy_only=False)), array.dictionary.to_pylist()
+
+
+def lists(array: pa.Array, separator: str) -> tuple[pa.Array, Integers]:
+    """The elements of lists, one behind the other, and the length of each list `[n]`.
+
+    Text is taken apart at `separator`; a null is an empty list.
+    """
+    if _is_text(array.type):
+        parts = pc.split_pattern(pc.utf8_trim(array, separator), separator)
+        lengths = _lengths(parts)
+        flat = parts.flatten()
+        filled = np.asarray(pc.not_equal(flat, "").to_numpy(zero_copy_only=False), dtype=np.bool_)
+        owner = np.repeat(np.arange(len(array)), lengths)[filled]
+        return flat.filter(pa.array(filled)), np.bincount(owner, minlength=len(array))
+    return array.flatten(), _lengths(array)
+
+
+def _lengths(array: pa.Array) -> Integers:
+    lengths = pc.fill_null(pc.cast(pc.list_value_length(array), pa.int64()), 0)
+    return np.asarray(lengths.to_numpy(zero_copy_only=False))
+
+
+def id_lists(
+    array: pa.Array,
+    separator: str,
+    max_length: int,
+    rows: Callable[[pa.Array], tuple[Integers, Flags]],
+) -> tuple[Integers, Flags]:
+    """The first `max_length` ids of each list as rows `[n, max_length]`, padded.
+
+    Args:
+        array: of lists, or of text.
+        separator: between the ids of a text.
+        max_length: of a list.
+        rows: turns ids into rows.
+    """
+    elements, lengths = lists(array, separator)
+    values, bad = rows(elements)  # [Σ lengths]
+    owner = np.repeat(np.arange(len(array)), lengths)
+    position = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    kept = position < max_length
+    filled = np.full((len(array), max_length), PADDING)  # [n, max_length]
+    filled[owner[kept], position[kept]] = values[kept]
+    wrong = np.zeros(len(array), dtype=np.bool_)
+    wrong[owner[bad]] = True
+    return filled, wrong
+
+
+def dense_lists(array: pa.Array, separator: str, dim: int) -> tuple[Floats, Flags]:
+    """Lists of exactly `dim` numbers as `[n, dim]`; every other list is wrong."""
+    elements, lengths = lists(array, separator)
+    values, bad = numbers(elements)  # [Σ lengths]
+    wrong = lengths != dim
+    owner = np.repeat(np.arange(len(array)), lengths)
+    filled = np.zeros((len(array), dim))  # [n, dim]
+    filled[~wrong] = values[~wrong[owner]].reshape(-1, dim)
+    wrong[owner[bad]] = True
+    return filled, wrong
+
+
+def text(array: pa.Array) -> list[str | None]:
+    """Each value as text."""
+    return [None if each is None else str(each) for each in array.to_pylist()]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type is of strings, dictionary-encoded or not."""
+    return _is_text(kind.value_type) if pa.types.is_dictionary(kind) else _is_text(kind)
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a type is of integers, floats or booleans."""
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    )
+
+
+def element_type(kind: pa.DataType) -> pa.DataType | None:
+    """The type of a list's elements; None where a type is of no lists."""
+    is_list = (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+    return kind.value_type if is_list else None

@@ -1,0 +1,199 @@
+"""A table in files as training data: looked through once, then streamed every epoch.
+
+The first pass checks every row, counts, and keeps the validation and the test set; nothing is
+trained on data that is not known to be good.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from app.artifacts.encoding import Hashes
+from models.config import Task
+from models.data.dataset import Dataset, Splits, joined
+from models.data.files import TableFile, find, open_file
+from models.data.fitting import check_types
+from models.data.schema import DataInvalid, FilesConfig, SplitByFile
+from models.data.table import TEST, TRAIN, VALIDATION, Rows, TableReader, needed
+
+PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
+SHOWN_PROBLEMS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A part of a file that can be read by itself, and the part of the data it belongs to."""
+
+    file: TableFile
+    number: int
+    part: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRows:
+    """The training set, read from its files again for every epoch."""
+
+    config: FilesConfig
+    reader: TableReader
+    units: Sequence[Unit]
+    requests: int
+    rows: int
+
+    def batches(self, rows: int, shuffle: torch.Generator | None = None) -> Iterator[Dataset]:
+        """Yield every request once, in batches of about `rows` rows.
+
+        A shuffled epoch draws the order of files and row groups, and shuffles the requests within
+        `shuffle_rows` rows that are next to each other then.
+        """
+        order = torch.arange(len(self.units))
+        if shuffle is not None:
+            order = torch.randperm(len(self.units), generator=shuffle)
+        waiting: list[Dataset] = []
+        for unit in order.tolist():
+            for read in _read(self.config, self.reader, self.units[unit]):
+                if (part := read.of(TRAIN)) is not None:
+                    waiting.append(part)
+                if sum(each.rows for each in waiting) >= self.config.shuffle_rows:
+                    yield from joined(waiting).batches(rows, shuffle)
+                    waiting = []
+        if waiting:
+            yield from joined(waiting).batches(rows, shuffle)
+
+
+@dataclass(slots=True)
+class _Range:
+    """Where a label is defined, and between which values it lies there."""
+
+    count: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+
+    def add(self, values: npt.NDArray[np.float32]) -> None:
+        if len(values):
+            self.count += len(values)
+            self.low = min(self.low, float(values.min()))
+            self.high = max(self.high, float(values.max()))
+
+
+@dataclass(slots=True)
+class _Scan:
+    """What the first pass finds."""
+
+    config: FilesConfig
+    tasks: Sequence[Task]
+    requests: int = 0
+    rows: int = 0
+    bad_rows: int = 0
+    problems: list[str] = field(default_factory=list)
+    held_out: dict[int, list[Dataset]] = field(default_factory=lambda: {VALIDATION: [], TEST: []})
+    ranges: dict[tuple[int, str], _Range] = field(default_factory=dict)
+    groups: dict[int, Hashes] = field(default_factory=dict)
+
+    def add(self, read: Rows) -> None:
+        self.bad_rows += len(read.problems)
+        self.problems += read.problems[: SHOWN_PROBLEMS - len(self.problems)]
+        if self.bad_rows > self.config.max_bad_rows:
+            raise DataInvalid(
+                f"{self.bad_rows} bad rows so far, max_bad_rows is {self.config.max_bad_rows}: "
+                + "; ".join(self.problems)
+            )
+        for part in PARTS:
+            dataset = read.of(part)
+            if dataset is None:
+                continue
+            if part == TRAIN:
+                self.requests += dataset.requests
+                self.rows += dataset.rows
+            else:
+                self.held_out[part].append(dataset)
+            seen = self.groups.get(part, np.zeros(0, np.uint64))
+            self.groups[part] = np.union1d(seen, read.group[read.part == part])
+            for task in self.tasks:
+                defined = ~dataset.labels[task.name].isnan()
+                if task.sample_space is not None:
+                    defined &= dataset.labels[task.sample_space] == 1
+                found = self.ranges.setdefault((part, task.name), _Range())
+                found.add(dataset.labels[task.name][defined].numpy())
+
+    def check(self) -> None:
+        """Check what only the whole table shows."""
+        for part, name in PARTS.items():
+            if part not in self.groups:
+                raise DataInvalid(f"split: the {name} set has no rows")
+        for one, other in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST)):
+            if common := len(np.intersect1d(self.groups[one], self.groups[other])):
+                raise DataInvalid(
+                    f"split: {common} requests (column {self.config.group!r}) are in the "
+                    f"{PARTS[one]} set and in the {PARTS[other]} set too"
+                )
+        for task in self.tasks:
+            space = f" where {task.sample_space} is 1" if task.sample_space else ""
+            for part in (TRAIN, VALIDATION):
+                if not self.ranges[part, task.name].count:
+                    raise DataInvalid(
+                        f"task {task.name!r}: no row of the {PARTS[part]} set has its label{space}"
+                    )
+            found = self.ranges[TRAIN, task.name]
+            if found.low == found.high:
+                raise DataInvalid(
+                    f"task {task.name!r}: its label is {found.low:g} on every row of the training "
+                    f"set{space}; there is nothing to learn"
+                )
+
+
+def generate(config: FilesConfig, tasks: Sequence[Task]) -> Splits:
+    """Read and check the whole table once.
+
+    Args:
+        config: the schema.
+        tasks: whose labels must vary in the training set.
+
+    Raises:
+        DataInvalid: the files do not fit the schema, or nothing could be learnt from them.
+    """
+    units = units_of(config)
+    reader = TableReader(config)
+    scan = _Scan(config, tasks)
+    for unit in units:
+        for read in _read(config, reader, unit):
+            scan.add(read)
+    scan.check()
+    notes = [f"left out: {problem}" for problem in scan.problems]
+    if scan.bad_rows:
+        notes.append(f"left out {scan.bad_rows} bad rows in all")
+    training = [unit for unit in units if unit.part in (None, TRAIN)]
+    return Splits(
+        train=FileRows(config, reader, training, scan.requests, scan.rows),
+        validation=joined(scan.held_out[VALIDATION]),
+        test=joined(scan.held_out[TEST]),
+        notes=tuple(notes),
+    )
+
+
+def units_of(config: FilesConfig) -> list[Unit]:
+    """Everything that is to be read, in the order of the files.
+
+    Raises:
+        DataInvalid: a file is missing, is no table, or does not fit the schema.
+    """
+    folder, split = Path(config.folder), config.split
+    patterns: dict[int | None, tuple[str, ...]] = {None: config.files}
+    if isinstance(split, SplitByFile):
+        patterns = {TRAIN: split.train, VALIDATION: split.validation, TEST: split.test}
+    units = []
+    for part, named in patterns.items():
+        for path in find(folder, named):
+            file = open_file(path)
+            check_types(file, config)
+            units += [Unit(file, number, part) for number in range(file.units)]
+    return units
+
+
+def _read(config: FilesConfig, reader: TableReader, unit: Unit) -> Iterator[Rows]:
+    for chunk in unit.file.chunks(unit.number, list(needed(config))):
+        yield reader.read(chunk, unit.part)

@@ -1,0 +1,228 @@
+"""What a table of Parquet or CSV files means: its features, labels and requests, and its parts.
+
+```toml
+files = ["impressions-*.parquet"]  # beside this file; all Parquet or all CSV with a header
+group = "request_id"               # rows that share it are one request, and never in two parts
+user = "user_id"                   # whom a request belongs to, for per-user AUC; default: group
+
+[split]                            # by = "hash" of the group, "column", or "file"
+by = "hash"
+validation = 0.1
+test = 0.1
+
+[[features]]
+name = "item_id"                   # the column is called so too, unless `column` says otherwise
+kind = "id"                        # id | id_list | dense
+side = "candidate"                 # user | candidate
+encoding = { kind = "vocabulary", file = "items.jsonl" }  # or hash, or identity
+
+[[features]]
+name = "recent_items"
+kind = "id_list"
+side = "user"
+max_length = 20                    # longer lists keep their first ids
+shared_with = "item_id"            # the same ids, the same embeddings
+
+[[features]]
+name = "quality"
+kind = "dense"
+side = "candidate"
+columns = ["freshness", "length"]  # several numbers side by side; or `dim` numbers of a list column
+
+[[labels]]
+name = "click"
+kind = "binary"                    # binary | duration | regression
+```
+
+A label that is empty, null or NaN, or whose `mask` column is false, is not defined on that row; it
+counts in no loss and no figure. In CSV a list is one field with a `separator`, a space by default.
+Nothing here reads a row: see :mod:`models.data.files`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from models.config import Record, Side, TaskKind, check_unique
+
+IdType = Literal["string", "int64"]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class DataInvalid(ValueError):
+    """Data cannot be used. The message is one line: file or column, and rule."""
+
+
+class IdentityIds(Record):
+    """Integers below `vocabulary_size` that are rows already; 0 is the unknown."""
+
+    kind: Literal["identity"]
+    vocabulary_size: PositiveInt
+
+
+class HashedIds(Record):
+    """Ids that fall into `buckets` rows by their hash (:mod:`app.artifacts.encoding`)."""
+
+    kind: Literal["hash"]
+    ids: IdType = "string"
+    buckets: int = Field(ge=1, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class ListedIds(Record):
+    """Ids that are listed in `file`, one JSON value a line; every other is unknown.
+
+    `python -m models vocabulary` makes the file of the ids that the training set has at least
+    `min_count` times.
+    """
+
+    kind: Literal["vocabulary"]
+    ids: IdType = "string"
+    file: str = Field(min_length=1)
+    min_count: PositiveInt = 1
+
+
+Ids = Annotated[IdentityIds | HashedIds | ListedIds, Field(discriminator="kind")]
+
+
+class DenseColumns(Record):
+    """Numbers: one for each of `columns`, or `dim` in the one list column."""
+
+    kind: Literal["dense"]
+    name: str = Field(min_length=1)
+    side: Side
+    columns: tuple[str, ...] = Field(default_factory=lambda data: (data["name"],), min_length=1)
+    dim: PositiveInt = Field(default_factory=lambda data: len(data.get("columns", "1")))
+    separator: str = Field(default=" ", min_length=1)
+
+    @model_validator(mode="after")
+    def _dim_fits(self) -> "DenseColumns":
+        if len(self.columns) > 1 and self.dim != len(self.columns):
+            raise ValueError(f"dim: is {self.dim}, but there are {len(self.columns)} columns")
+        return self
+
+
+class _IdColumn(Record):
+    name: str = Field(min_length=1)
+    side: Side
+    column: str = Field(default_factory=lambda data: data.get("name", ""))
+    encoding: Ids | None = None
+    shared_with: str | None = None
+
+    @model_validator(mode="after")
+    def _has_one_encoding(self) -> "_IdColumn":
+        if (self.encoding is None) == (self.shared_with is None):
+            raise ValueError(f"{self.name}: needs either an encoding or shared_with")
+        return self
+
+
+class IdColumn(_IdColumn):
+    """One id; a null is unknown."""
+
+    kind: Literal["id"]
+
+
+class IdListColumn(_IdColumn):
+    """A list of ids, of which the first `max_length` count."""
+
+    kind: Literal["id_list"]
+    max_length: PositiveInt
+    separator: str = Field(default=" ", min_length=1)
+
+
+TableFeature = Annotated[DenseColumns | IdColumn | IdListColumn, Field(discriminator="kind")]
+
+
+class Label(Record):
+    """What a user did: 0 or 1, seconds, or a number; defined where `mask`, if any, is true."""
+
+    name: str = Field(min_length=1)
+    kind: TaskKind
+    column: str = Field(default_factory=lambda data: data.get("name", ""))
+    mask: str | None = None
+
+
+class SplitByHash(Record):
+    """A share of the requests each, drawn by the hash of their group with `seed`."""
+
+    by: Literal["hash"] = "hash"
+    validation: Share = 0.1
+    test: Share = 0.1
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> "SplitByHash":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test: must be below 1, or nothing is left to train on")
+        return self
+
+
+class SplitByColumn(Record):
+    """Rows whose `column` has one of the values; every other row is for training."""
+
+    by: Literal["column"]
+    column: str
+    validation: tuple[str | int, ...] = Field(min_length=1)
+    test: tuple[str | int, ...] = Field(min_length=1)
+
+
+class SplitByFile(Record):
+    """Files, or patterns of files, for each part."""
+
+    by: Literal["file"]
+    train: tuple[str, ...] = Field(min_length=1)
+    validation: tuple[str, ...] = Field(min_length=1)
+    test: tuple[str, ...] = Field(min_length=1)
+
+
+Split = Annotated[SplitByHash | SplitByColumn | SplitByFile, Field(discriminator="by")]
+
+
+class FilesConfig(Record):
+    """A table in files, and how it is read.
+
+    `folder` is where `files` and vocabularies lie. Training holds `shuffle_rows` rows in memory at
+    a time, and shuffles within them; the validation and the test set are held whole. At most
+    `max_bad_rows` rows may be wrong; they are left out.
+    """
+
+    source: Literal["files"] = "files"
+    folder: str = "."
+    files: tuple[str, ...] = ()
+    group: str
+    user: str = Field(default_factory=lambda data: data.get("group", ""))
+    split: Split = SplitByHash()
+    features: tuple[TableFeature, ...] = Field(min_length=1)
+    labels: tuple[Label, ...] = Field(min_length=1)
+    max_bad_rows: int = Field(default=0, ge=0)
+    shuffle_rows: PositiveInt = 200_000
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "FilesConfig":
+        check_unique("features", (feature.name for feature in self.features))
+        check_unique("labels", (label.name for label in self.labels))
+        if isinstance(self.split, SplitByFile) == bool(self.files):
+            raise ValueError("files: needed, unless the split is by file, which names them itself")
+        owners = {each.name: each for each in self.features if not isinstance(each, DenseColumns)}
+        for feature in owners.values():
+            owner = owners.get(feature.shared_with or feature.name)
+            if owner is None or owner.encoding is None:
+                raise ValueError(
+                    f"features.{feature.name}.shared_with: {feature.shared_with!r} is no id "
+                    "feature with an encoding of its own"
+                )
+        return self
+
+    def ids(self, feature: IdColumn | IdListColumn) -> IdentityIds | HashedIds | ListedIds:
+        """The encoding of a feature: its own, or that of the one it shares."""
+        if feature.encoding is not None:
+            return feature.encoding
+        (owner,) = (each for each in self.features if each.name == feature.shared_with)
+        assert not isinstance(owner, DenseColumns)
+        assert owner.encoding is not None
+        return owner.encoding
+
+    def path(self, name: str) -> Path:
+        """Where a file that the schema names lies."""
+        return Path(self.folder) / name

@@ -1,0 +1,229 @@
+"""What the columns of a table mean: chunks of rows in, labelled requests out.
+
+A request is a run of adjacent rows with one group and the same user features, so that a user row
+stands for exactly the rows that it was written on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from app.artifacts.encoding import NO_VOCABULARY, Hashed, Hashes, Listed, Vocabulary, hash_integers
+from models.data import columns
+from models.data.columns import Flags
+from models.data.dataset import Dataset
+from models.data.files import Chunk
+from models.data.schema import (
+    DenseColumns,
+    FilesConfig,
+    IdColumn,
+    IdentityIds,
+    Label,
+    SplitByColumn,
+    SplitByHash,
+    TableFeature,
+)
+from models.data.vocabulary import encoding_of, read_vocabulary_of
+
+Values = npt.NDArray[Any]
+Parts = npt.NDArray[np.int8]
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The good rows of a chunk, one array a column, and what was wrong with the others."""
+
+    user: Mapping[str, Values]
+    candidate: Mapping[str, Values]
+    labels: Mapping[str, npt.NDArray[np.float32]]
+    group: Hashes
+    owner: Hashes
+    part: Parts
+    problems: Sequence[str] = ()
+
+    def of(self, part: int) -> Dataset | None:
+        """The requests of one part; None where there are none."""
+        kept = np.flatnonzero(self.part == part)
+        if len(kept) == 0:
+            return None
+        user = {name: column[kept] for name, column in self.user.items()}
+        begins = _begins([self.group[kept], *user.values()])  # [B] where a request begins
+        first = np.flatnonzero(begins)  # [R]
+        return Dataset(
+            user={name: torch.from_numpy(column[first]) for name, column in user.items()},
+            candidate={n: torch.from_numpy(column[kept]) for n, column in self.candidate.items()},
+            row_to_request=torch.from_numpy(np.cumsum(begins) - 1),
+            labels={name: torch.from_numpy(label[kept]) for name, label in self.labels.items()},
+            expected={},
+            users=torch.from_numpy(self.owner[kept][first].view(np.int64)),
+        )
+
+
+@dataclass(slots=True)
+class _Faults:
+    """Why rows are wrong; a row has the first reason that was found."""
+
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def add(self, wrong: Flags, reason: str) -> None:
+        for row in np.flatnonzero(wrong).tolist():
+            self.reasons.setdefault(row, reason)
+
+
+class TableReader:
+    """Reads chunks as a schema says."""
+
+    def __init__(self, config: FilesConfig) -> None:
+        """Read the vocabularies.
+
+        Raises:
+            DataInvalid: a vocabulary is missing or wrong.
+        """
+        self._config = config
+        self._ids: dict[str, tuple[int | Hashed | Listed, Vocabulary]] = {}
+        for feature in config.features:
+            if not isinstance(feature, DenseColumns):
+                ids = config.ids(feature)
+                if isinstance(ids, IdentityIds):
+                    self._ids[feature.name] = (ids.vocabulary_size, NO_VOCABULARY)
+                else:
+                    vocabulary = read_vocabulary_of(config, feature)
+                    self._ids[feature.name] = (encoding_of(ids, feature.name), vocabulary)
+
+    def read(self, chunk: Chunk, part: int | None) -> Rows:
+        """Turn a chunk into columns.
+
+        Args:
+            chunk: with all columns that `needed` names.
+            part: of the whole file, where the split is by file.
+        """
+        faults = _Faults()
+        table = chunk.table
+        group, wrong = columns.hashes(table[self._config.group])
+        faults.add(wrong, f"column {self._config.group!r} is empty, so it belongs to no request")
+        owner, wrong = columns.hashes(table[self._config.user])
+        faults.add(wrong, f"column {self._config.user!r} is empty, so it belongs to no user")
+        sides: dict[str, dict[str, Values]] = {"user": {}, "candidate": {}}
+        for feature in self._config.features:
+            sides[feature.side][feature.name] = self._feature(table, feature, faults)
+        labels = {each.name: _label(table, each, faults) for each in self._config.labels}
+        parts = parts_of(self._config, table, part)
+        problems = [f"{place}: {why}" for place, why in chunk.broken]
+        problems += [f"{chunk.place(row)}: {faults.reasons[row]}" for row in sorted(faults.reasons)]
+        good = np.ones(len(group), dtype=np.bool_)
+        good[list(faults.reasons)] = False
+        return Rows(
+            user={name: column[good] for name, column in sides["user"].items()},
+            candidate={name: column[good] for name, column in sides["candidate"].items()},
+            labels={name: label[good] for name, label in labels.items()},
+            group=group[good],
+            owner=owner[good],
+            part=parts[good],
+            problems=problems,
+        )
+
+    def _feature(self, table: pa.RecordBatch, feature: TableFeature, faults: _Faults) -> Values:
+        if isinstance(feature, DenseColumns):
+            values, wrong = _dense(table, feature)
+            with np.errstate(over="ignore"):
+                dense = values.astype(np.float32)  # [n, dim]
+            finite = np.isfinite(dense).all(axis=1)
+            what = f"{feature.dim} finite numbers" if feature.dim > 1 else "a finite number"
+            faults.add(wrong | ~finite, f"feature {feature.name!r} is not {what}")
+            return dense
+        encoding, vocabulary = self._ids[feature.name]
+        array = table[feature.column]
+        if isinstance(feature, IdColumn):
+            rows, wrong = columns.ids(array, encoding, vocabulary)
+            faults.add(wrong, f"feature {feature.name!r} is not an integer id")
+            return rows
+        rows, wrong = columns.id_lists(
+            array,
+            feature.separator,
+            feature.max_length,
+            lambda elements: columns.ids(elements, encoding, vocabulary),
+        )
+        faults.add(wrong, f"feature {feature.name!r} is not a list of integer ids")
+        return rows
+
+
+def parts_of(config: FilesConfig, table: pa.RecordBatch, part: int | None) -> Parts:
+    """Which part of the data each row is in, `[n]`.
+
+    Args:
+        config: says how the data is split.
+        table: rows with all columns that `needed` names.
+        part: of the whole file, where the split is by file.
+    """
+    split = config.split
+    parts = np.full(table.num_rows, TRAIN if part is None else part, np.int8)
+    if isinstance(split, SplitByHash):
+        group, _ = columns.hashes(table[config.group])
+        drawn = hash_integers(group.view(np.int64), split.seed) / 2.0**64  # [n] in [0, 1)
+        parts[drawn < split.validation + split.test] = TEST
+        parts[drawn < split.validation] = VALIDATION
+    elif isinstance(split, SplitByColumn):
+        values = columns.text(table[split.column])
+        for named_part, named in ((VALIDATION, split.validation), (TEST, split.test)):
+            chosen = set(map(str, named))
+            parts[[value in chosen for value in values]] = named_part
+    return parts
+
+
+def needed(config: FilesConfig) -> dict[str, str]:
+    """Every column that is read, and what for."""
+    uses = {config.group: "group", config.user: "user"}
+    if isinstance(config.split, SplitByColumn):
+        uses[config.split.column] = "split.column"
+    for feature in config.features:
+        names = feature.columns if isinstance(feature, DenseColumns) else (feature.column,)
+        uses |= dict.fromkeys(names, f"feature {feature.name!r}")
+    for label in config.labels:
+        uses |= {name: f"label {label.name!r}" for name in (label.column, label.mask) if name}
+    return uses
+
+
+def _dense(table: pa.RecordBatch, feature: DenseColumns) -> tuple[Values, Flags]:
+    if len(feature.columns) == 1 and feature.dim > 1:
+        return columns.dense_lists(table[feature.columns[0]], feature.separator, feature.dim)
+    read = [columns.numbers(table[name]) for name in feature.columns]
+    values = np.stack([each for each, _ in read], axis=1)  # [n, dim]
+    return values, np.logical_or.reduce([wrong for _, wrong in read])
+
+
+def _label(table: pa.RecordBatch, label: Label, faults: _Faults) -> npt.NDArray[np.float32]:
+    values, wrong = columns.numbers(table[label.column])  # [n]
+    faults.add(wrong, f"label {label.name!r} is not a number")
+    if label.mask is not None:
+        mask, wrong = columns.numbers(table[label.mask])
+        faults.add(wrong, f"column {label.mask!r} is neither true nor false")
+        values = np.where(mask == 1, values, np.nan)
+    undefined = np.isnan(values)
+    match label.kind:
+        case "binary":
+            faults.add(
+                ~undefined & (values != 0) & (values != 1), f"label {label.name!r} is not 0 or 1"
+            )
+        case "duration":
+            bad = ~undefined & ~((values >= 0) & (values < np.inf))
+            faults.add(bad, f"label {label.name!r} is not a duration in seconds")
+        case "regression":
+            faults.add(np.isinf(values), f"label {label.name!r} is not finite")
+    return values.astype(np.float32)
+
+
+def _begins(keys: Sequence[Values]) -> Flags:
+    """Where a run of rows with the same keys begins."""
+    begins = np.ones(len(keys[0]), dtype=np.bool_)
+    begins[1:] = False
+    for key in keys:
+        changes = key[1:] != key[:-1]
+        begins[1:] |= changes if changes.ndim == 1 else changes.any(axis=1)
+    return begins
