@@ -22,6 +22,9 @@ epochs = 5
 [ranking]                            # app.ranking.policy.Policy: how task scores are fused
 weights = { click = 1.0 }
 
+[export]                             # ExportConfig: precision, and what it may cost; left out,
+precision = "bf16"                   # fp32; else bf16, fp16 or int8-embeddings, if near enough
+
 [clamp]                              # per task: the interval that scores are cut to
 dwell = [0, 600]
 ```
@@ -36,6 +39,7 @@ from pathlib import Path
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from app.artifacts.manifest import Float32, Name
+from app.artifacts.precision import PrecisionName
 from app.ranking.policy import Policy
 from models import data
 from models.config import Feature, NetworkConfig, Pooling, Record, Task, links
@@ -75,6 +79,24 @@ class TrainingConfig(Record):
     threads: PositiveInt = 1
 
 
+class ExportConfig(Record):
+    """What is published: fp32 as trained, or reduced precision where it stays near to that.
+
+    The thresholds of the parity gate, on held-out rows (:class:`app.artifacts.precision.Parity`):
+    no probability may change by more than `max_probability_change`, no seconds or other number by
+    more than the share `max_number_change`, no AUC (XAUC of durations) by more than
+    `max_auc_change`; of a user's 50 best of 500 candidates at least `min_top_50_overlap` must stay
+    among the 50 best, and Kendall's τ of their order must reach `min_kendall_tau`.
+    """
+
+    precision: PrecisionName = "fp32"
+    max_probability_change: PositiveFloat = 0.01
+    max_number_change: PositiveFloat = 0.05
+    max_auc_change: PositiveFloat = 0.001
+    min_top_50_overlap: float = Field(default=0.98, ge=0, le=1)
+    min_kendall_tau: float = Field(default=0.99, ge=-1, le=1)
+
+
 class Experiment(Record):
     """Everything that decides what a training run makes."""
 
@@ -85,6 +107,7 @@ class Experiment(Record):
     embedding: EmbeddingConfig = EmbeddingConfig()
     training: TrainingConfig = TrainingConfig()
     ranking: Policy
+    export: ExportConfig = ExportConfig()
     clamp: dict[str, tuple[Float32, Float32]] = Field(default_factory=dict)
 
     @property

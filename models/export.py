@@ -23,13 +23,17 @@ from app.artifacts.manifest import (
     RequestCall,
     TaskOutput,
 )
+from app.artifacts.precision import Precision
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
+from app.errors import ArtifactInvalid
 from models import data
 from models.config import DenseFeature, Feature, IdFeature, links
 from models.data import PADDING, UNKNOWN, Dataset
-from models.evaluate import Evaluation
+from models.evaluate import Evaluation, evaluate
 from models.experiment import Experiment
+from models.parity import Form, parity, refuse_unless_near
+from models.precision import reduced
 
 GOLDEN_SIZES = (1, 2, 3, 5, 8, 16, 32)
 """Candidates of the golden requests; the first has an unknown id, the second empty histories."""
@@ -48,27 +52,55 @@ def export(
         network: trained; it is left in evaluation mode, in which it is scripted.
         experiment: what made it; all of it is written into the manifest.
         held_out: the golden requests are made of its rows.
-        evaluation: figures for the manifest.
+        evaluation: figures for the manifest; in reduced precision, the network is judged anew.
         store: where the version appears, whole or not at all.
 
     Raises:
-        ArtifactInvalid: the network's outputs are not what the experiment says.
+        ArtifactInvalid: the network's outputs are not what the experiment says, or reduced
+            precision does not run on this machine or is too far from fp32.
     """
     network.eval()
+    served, precision, evaluation = _in_precision(network, experiment, held_out, evaluation)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
-        scripted = torch.jit.script(network)
+        scripted = torch.jit.script(served)
     return publish(
         store,
-        description(experiment, evaluation),
+        description(experiment, evaluation, precision),
         scripted,
         golden_requests(experiment, held_out),
         data.vocabulary_files(experiment.data),
     )
 
 
-def description(experiment: Experiment, evaluation: Evaluation) -> Description:
+def _in_precision(
+    network: nn.Module, experiment: Experiment, held_out: Dataset, evaluation: Evaluation
+) -> tuple[nn.Module, Precision, Evaluation]:
+    """The network in the experiment's precision, what that cost, and its own figures."""
+    name = experiment.export.precision
+    if name == "fp32":
+        return network, Precision(), evaluation
+    outputs = task_outputs(experiment)
+    served = reduced(network, name)
+    try:
+        own = evaluate(served, held_out, experiment.tasks, outputs)
+    except RuntimeError as error:
+        raise ArtifactInvalid(f"{name} does not run on the CPU here: {error}") from error
+    found = parity(
+        Form(network, evaluate(network, held_out, experiment.tasks, outputs)),
+        Form(served, own),
+        held_out,
+        outputs,
+        experiment.ranking,
+    )
+    refuse_unless_near(found, experiment.export, outputs)
+    return served, Precision.reduced(name, found), own
+
+
+def description(
+    experiment: Experiment, evaluation: Evaluation, precision: Precision | None = None
+) -> Description:
     """What the service must know about the experiment's network."""
     encodings = data.encodings(experiment.data)
     return Description(
@@ -78,6 +110,7 @@ def description(experiment: Experiment, evaluation: Evaluation) -> Description:
         call=RequestCall(),
         tasks=task_outputs(experiment),
         ranking=experiment.ranking,
+        precision=precision or Precision(),
         evaluation=evaluation,
         training=experiment.model_dump(mode="json"),
     )

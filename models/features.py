@@ -129,7 +129,7 @@ class IdColumns(nn.Module):
     def forward(self, values: dict[str, Tensor], tables: list[Tensor]) -> Tensor:
         """Embeddings of int64 ids ``[.]``, beside each other: ``[., n·width]``."""
         ids = torch.stack([values[name] for name in self.names], 1)  # [., n]
-        return embed(ids, self.first, self.size, tables[self.table]).flatten(1)  # [., n·width]
+        return embed(ids, self.first, self.size, tables, self.table).flatten(1)  # [., n·width]
 
 
 class IdListColumns(nn.Module):
@@ -158,7 +158,7 @@ class IdListColumns(nn.Module):
     def forward(self, values: dict[str, Tensor], tables: list[Tensor]) -> Tensor:
         """Pooled embeddings of int64 lists ``[., max_length]``: ``[., n·width]``."""
         ids = torch.cat([values[name] for name in self.names], 1)  # [., ΣL]
-        embeddings = embed(ids, self.first, self.size, tables[self.table])  # [., ΣL, width]
+        embeddings = embed(ids, self.first, self.size, tables, self.table)  # [., ΣL, width]
         present = self.member & (ids != -1).unsqueeze(1)  # [., n, ΣL]
         count = present.sum(2, keepdim=True)  # [., n, 1]
         divisor = torch.where(self.is_mean, count, 1).clamp(min=1)  # an empty list pools to zero
@@ -192,11 +192,16 @@ def embedding_owners(features: Sequence[Feature]) -> dict[str, str]:
     return owners
 
 
-def embed(ids: Tensor, first: Tensor, size: Tensor, table: Tensor) -> Tensor:
-    """Rows of ``table`` ``[rows, width]`` for ``ids`` ``[., n]``, as ``[., n, width]``.
+def embed(ids: Tensor, first: Tensor, size: Tensor, tables: list[Tensor], table: int) -> Tensor:
+    """Rows of ``tables[table]`` ``[rows, width]`` for ``ids`` ``[., n]``, as ``[., n, width]``.
 
     Column ``i`` owns ``size[i]`` rows from ``first[i]``; an id outside them takes the first,
-    which means *unknown*.
+    which means *unknown*. The row of an int8 table is multiplied by its scale: behind the tables
+    stand as many of scales, ``[rows, 1]`` (:func:`models.precision.quantised`).
     """
     known = (ids >= 0) & (ids < size)  # [., n]
-    return functional.embedding(torch.where(known, ids, 0) + first, table)
+    row = torch.where(known, ids, 0) + first  # [., n]
+    found = functional.embedding(row, tables[table])  # [., n, width]
+    if tables[table].dtype != torch.int8:
+        return found
+    return found * functional.embedding(row, tables[table + len(tables) // 2])

@@ -24,6 +24,7 @@ from app.artifacts.inputs import (
     Side,
     Value,
 )
+from app.artifacts.precision import Device, Precision
 from app.ranking.policy import Policy
 
 __all__ = [
@@ -48,7 +49,6 @@ __all__ = [
     "TaskOutput",
 ]
 
-Device = Literal["cpu", "cuda"]
 FileName = Annotated[
     str,
     Field(pattern=r"^(model\.ts|golden\.safetensors|vocabulary\.[A-Za-z0-9][\w.-]{0,63}\.jsonl)$"),
@@ -57,7 +57,6 @@ Figure = Annotated[
     float | None, BeforeValidator(lambda f: None if isinstance(f, float) and math.isnan(f) else f)
 ]
 """A measurement; None where there was nothing to measure, which JSON cannot say as NaN."""
-Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 LARGEST_FLOAT_VOCABULARY = 2**24
@@ -133,16 +132,6 @@ class TaskOutput(Value):
         if self.clamp is not None and not self.clamp[0] < self.clamp[1]:
             raise ValueError("clamp must be (low, high) with low < high")
         return self
-
-
-class Precision(Value):
-    """In which precision the module computes, and how near its answers must come to the golden.
-
-    An output `y` matches its golden `g` where `|y - g| <= tolerance * (1 + |g|)`.
-    """
-
-    name: Literal["fp32", "bf16", "fp16"] = "fp32"
-    tolerance: dict[Device, Tolerance] = Field(default={"cpu": 1e-5, "cuda": 1e-4})
 
 
 class Description(Value):
