@@ -1,15 +1,30 @@
-"""`python -m models train | vocabulary | show`: parses, calls, prints."""
+"""`python -m models train | vocabulary | show | compare | sweep`: parses, calls, prints."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from app.artifacts.store import Store
 from app.errors import ArtifactInvalid
-from models import data, experiment, networks, show, train
+from models import (
+    compare,
+    correlation,
+    data,
+    experiment,
+    networks,
+    plots,
+    show,
+    tables,
+    timing,
+    train,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -26,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("interrupted; nothing was published", file=sys.stderr)
+        print(f"interrupted; {arguments.kept}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -37,12 +52,12 @@ def _parser() -> argparse.ArgumentParser:
         "show", help="print an experiment's network: parts, shapes, parameters, operations"
     )
     shows.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file")
-    shows.set_defaults(command=_show)
+    shows.set_defaults(command=_show, kept="nothing was printed")
     lists = commands.add_parser(
         "vocabulary", help="make the vocabularies of an experiment's table that are not there yet"
     )
     lists.add_argument("--config", type=Path, required=True, metavar="FILE", help="a TOML file")
-    lists.set_defaults(command=_vocabulary)
+    lists.set_defaults(command=_vocabulary, kept="nothing was written")
     trains = commands.add_parser(
         "train", help="train an experiment's network and publish it as a new version"
     )
@@ -55,8 +70,48 @@ def _parser() -> argparse.ArgumentParser:
         help="the folder of artifacts; made if absent (default: %(default)s)",
     )
     trains.add_argument("--quiet", action="store_true", help="a line an epoch, no progress bar")
-    trains.set_defaults(command=_train)
+    trains.set_defaults(command=_train, kept="nothing was published")
+    _add_series(
+        commands.add_parser("compare", help="train several networks on one data set; tabulate"),
+        command=_compare,
+        configs=compare.CONFIGS,
+    )
+    _add_series(
+        commands.add_parser("sweep", help="train several networks on tasks more and less alike"),
+        command=_sweep,
+        configs=correlation.CONFIGS,
+    )
     return parser
+
+
+def _add_series(
+    parser: argparse.ArgumentParser,
+    *,
+    command: Callable[[argparse.Namespace], int],
+    configs: Path,
+) -> None:
+    """The arguments of a command that trains a series of runs."""
+    parser.add_argument(
+        "configs",
+        type=Path,
+        nargs="*",
+        default=sorted(configs.glob("*.toml")),
+        metavar="CONFIG",
+        help=f"TOML files (default: those of models/{configs.relative_to(Path(__file__).parent)})",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="runs of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build") / parser.prog.split()[-1],
+        metavar="DIR",
+        help="where runs, table and plot are kept; runs that it has are not made again "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="a line a run, no progress bar")
+    parser.set_defaults(command=command, kept="runs that were over are kept")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -81,6 +136,54 @@ def _show(arguments: argparse.Namespace) -> int:
     shown = experiment.read(arguments.config)
     network = networks.build(shown.network, shown.features, shown.tasks, seed=shown.training.seed)
     Console().print(show.render(network))
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    entries = compare.read(arguments.configs)
+    console = Console(stderr=True)
+    folder: Path = arguments.out
+    comparison = compare.run(entries, _seeds(arguments), folder, console, quiet=arguments.quiet)
+    times = timing.forward_times(
+        {entry.name: entry.experiment for entry in entries},
+        data.generate(entries[0].experiment.data).test,
+    )
+    _write(folder / "compare.md", tables.markdown(comparison, times))
+    return _plot(folder / "gains.png", lambda: plots.gains(comparison))
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    entries = compare.read(arguments.configs)
+    console = Console(stderr=True)
+    folder: Path = arguments.out
+    swept = correlation.run(entries, _seeds(arguments), folder, console, quiet=arguments.quiet)
+    _write(folder / "sweep.md", correlation.markdown(swept))
+    return _plot(folder / "correlation.png", lambda: plots.correlation(swept))
+
+
+def _seeds(arguments: argparse.Namespace) -> int:
+    seeds: int = arguments.seeds
+    if seeds < compare.FEWEST_SEEDS:
+        raise experiment.ExperimentInvalid(
+            f"--seeds: must be {compare.FEWEST_SEEDS} or more, or there is no deviation"
+        )
+    return seeds
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text, and print it."""
+    path.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def _plot(path: Path, draw: Callable[[], "Figure"]) -> int:
+    """Draw a plot; where that is not possible, say so, since the table is there all the same."""
+    try:
+        plots.save(draw(), path)
+    except plots.PlotsUnavailable as error:
+        print(error, file=sys.stderr)
+    else:
+        print(f"plotted: {path}", file=sys.stderr)
     return 0
 
 
