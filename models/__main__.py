@@ -22,6 +22,7 @@ from models import (
     timing,
     train,
 )
+from models.checkpoint import CheckpointInvalid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,9 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
-    except (experiment.ExperimentInvalid, data.DataInvalid) as error:
+    except (experiment.ExperimentInvalid, data.DataInvalid, CheckpointInvalid) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
+    except train.Interrupted as error:
+        print(f"{error}; the same command with --resume goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except (train.Diverged, ArtifactInvalid, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
@@ -68,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("store"),
         metavar="DIR",
         help="the folder of artifacts; made if absent (default: %(default)s)",
+    )
+    trains.add_argument(
+        "--resume", action="store_true", help="go on with the run that was interrupted"
     )
     trains.add_argument("--quiet", action="store_true", help="a line an epoch, no progress bar")
     trains.set_defaults(command=_train, kept="nothing was published")
@@ -116,11 +123,15 @@ def _add_series(
 
 def _train(arguments: argparse.Namespace) -> int:
     console = Console()
+    planned = experiment.read(arguments.config)
+    store: Path = arguments.store
     artifact = train.run(
-        experiment.read(arguments.config),
-        Store(arguments.store),
+        planned,
+        Store(store),
         quiet=arguments.quiet,
         console=console,
+        checkpoint=store / ".checkpoints" / f"{planned.name}.safetensors",
+        resume=arguments.resume,
     )
     console.print(f"published [bold]{artifact}[/]: {artifact.folder}", soft_wrap=True)
     return 0

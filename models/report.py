@@ -81,6 +81,15 @@ class Report:
     ) -> None:
         self._progress.stop()
 
+    def resumed(self, epoch: int, rows: int) -> None:
+        """The epochs before this one are over already, and about so many rows of this one."""
+        self._console.print(f"resuming in epoch {epoch}/{self._epochs}", highlight=False)
+        self._progress.update(
+            self._bar,
+            epoch=f"{min(epoch, self._epochs)}/{self._epochs}",
+            completed=(epoch - 1) * self._rows + rows,
+        )
+
     def batch(self, rows: int, loss: float) -> None:
         """A batch was learnt from."""
         self._seen += rows

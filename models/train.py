@@ -4,10 +4,13 @@
 requests, so the network is called as the service calls it: users `[R]`, candidates `[B]`.
 """
 
-import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
 
 import torch
 from rich.console import Console
@@ -15,8 +18,9 @@ from torch import nn
 
 from app.artifacts.store import Artifact, Store
 from models import data
+from models.checkpoint import TrainingState
 from models.config import links
-from models.data import Dataset, Splits
+from models.data import Dataset, Splits, TrainingSet
 from models.evaluate import evaluate, predict
 from models.experiment import Experiment
 from models.export import export, task_outputs
@@ -29,8 +33,18 @@ class Diverged(Exception):
     """A loss is not finite any more; nothing was published."""
 
 
+class Interrupted(Exception):
+    """Training was stopped by Ctrl-C, and can go on from its checkpoint."""
+
+
 def run(
-    experiment: Experiment, store: Store, *, quiet: bool = False, console: Console | None = None
+    experiment: Experiment,
+    store: Store,
+    *,
+    quiet: bool = False,
+    console: Console | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
 ) -> Artifact:
     """Make the data, train, evaluate on the test set, and publish.
 
@@ -39,8 +53,12 @@ def run(
         store: where the artifact appears, whole or not at all.
         quiet: no progress bar, only a line an epoch; so it is on a console that is no terminal.
         console: where progress and figures are shown; standard output where `None`.
+        checkpoint: a file that keeps what was learnt until it is published.
+        resume: go on from that file.
 
     Raises:
+        CheckpointInvalid: it cannot be resumed from.
+        Interrupted: by Ctrl-C; the checkpoint is kept.
         DataInvalid: the data cannot be used.
         Diverged: a loss is not finite.
         ArtifactInvalid: the network cannot be published.
@@ -58,78 +76,123 @@ def run(
     network = build(experiment.network, experiment.features, tasks, seed=training.seed)
     with threads(training.threads):
         with Report(console, epochs=training.epochs, rows=rows, quiet=quiet) as report:
-            fit(network, splits, experiment, report)
+            state = TrainingState(network, experiment, rows, path=checkpoint)
+            if resume:
+                state.restore()
+                report.resumed(state.progress.epoch, state.progress.batches * training.batch_rows)
+            fit(network, splits, experiment, report, state)
         evaluation = evaluate(network, splits.test, tasks, task_outputs(experiment))
         console.print(evaluation_table(evaluation, rows=splits.test.rows))
-        return export(network, experiment, splits.test, evaluation, store)
+        artifact = export(network, experiment, splits.test, evaluation, store)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+        with suppress(OSError):  # there are others in it
+            checkpoint.parent.rmdir()
+    return artifact
 
 
 def fit(
-    network: nn.Module, splits: Splits, experiment: Experiment, listener: Listener
+    network: nn.Module,
+    splits: Splits,
+    experiment: Experiment,
+    listener: Listener,
+    state: TrainingState | None = None,
 ) -> list[Epoch]:
     """Train `network` in place and say how each epoch went.
 
     It ends when the validation loss has not improved for `patience` epochs, with the weights of
     the best one. The same seed gives the same batches. The test set is not looked at.
 
+    Args:
+        network: to be trained.
+        splits: the training set to learn from, the validation set to stop by.
+        experiment: how.
+        listener: is told of every batch and epoch.
+        state: from where to go on; the beginning where `None`. Where it has a path, it is saved
+            there after every epoch and on Ctrl-C.
+
     Raises:
         Diverged: a loss is not finite.
+        Interrupted: by Ctrl-C, where the state has a path; it is saved.
     """
     training = experiment.training
-    optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=training.learning_rate,
-        weight_decay=training.weight_decay,
-        fused=True,
-    )
-    shuffle = torch.Generator().manual_seed(training.seed)
-    epochs: list[Epoch] = []
-    best_loss, best_number, best_weights = math.inf, 0, network.state_dict()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)  # draws the dropout
-        for number in range(1, training.epochs + 1):
-            batches = splits.train.batches(training.batch_rows, shuffle)
-            train_loss = _learn(network, optimizer, batches, experiment, number, listener)
-            by_task, loss = _validate(network, splits.validation, experiment)
-            if not math.isfinite(loss):
-                raise Diverged(f"epoch {number}: the validation loss is {loss}")
-            if loss < best_loss:
-                best_loss, best_number = loss, number
-                best_weights = copy.deepcopy(network.state_dict())
-            epochs.append(Epoch(number, train_loss, loss, by_task, is_best=best_number == number))
-            listener.epoch(epochs[-1])
-            if number - best_number >= training.patience:
-                break
-    network.load_state_dict(best_weights)
-    return epochs
+    state = state or TrainingState(network, experiment, splits.train.rows)
+    progress = state.progress
+    with torch.random.fork_rng(devices=[]), _interrupts(state.path is not None) as asked_to_stop:
+        torch.set_rng_state(state.dropout)
+        while not progress.is_over(training):
+            number = progress.epoch
+            _learn(state, splits.train, experiment, listener, asked_to_stop)
+            if not asked_to_stop():
+                by_task, loss = _validate(network, splits.validation, experiment)
+                if not math.isfinite(loss):
+                    raise Diverged(f"epoch {number}: the validation loss is {loss}")
+                train_loss = progress.loss_sum / progress.batches
+                is_best = loss < progress.best_loss
+                state.end_epoch(Epoch(number, train_loss, loss, by_task, is_best=is_best))
+                listener.epoch(progress.epochs[-1])
+            if state.path is not None:
+                state.save(state.path)
+            if asked_to_stop():
+                raise Interrupted(f"interrupted in epoch {progress.epoch}; {state.path} is kept")
+    state.keep_best()
+    return progress.epochs
 
 
 def _learn(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[Dataset],
+    state: TrainingState,
+    training_set: TrainingSet,
     experiment: Experiment,
-    number: int,
     listener: Listener,
-) -> float:
-    """One epoch; returns the batches' mean loss Σₖ ω₀γ^epoch · lossₖ (PLE, eq. 7)."""
+    asked_to_stop: Callable[[], bool],
+) -> None:
+    """The rest of an epoch; a batch's loss is Σₖ ω₀γ^epoch · lossₖ (PLE, eq. 7)."""
+    progress, network = state.progress, state.network
     columns = links(experiment.network, experiment.tasks)
-    weights = task_weights(experiment.tasks, number - 1)  # [K]
-    total, count = 0.0, 0
+    weights = task_weights(experiment.tasks, progress.epoch - 1)  # [K]
+    state.begin_epoch()
     network.train()
-    for batch in batches:
+    batches = training_set.batches(experiment.training.batch_rows, state.shuffle)
+    for number, batch in enumerate(batches):
+        if number < progress.batches:  # learnt from before the run was stopped
+            continue
         outputs = network(batch.user, batch.candidate, batch.row_to_request)  # [B, K]
         losses = task_losses(outputs, batch.labels, experiment.tasks, columns)  # [K]
         loss = weights @ losses
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise Diverged(f"epoch {number}: the training loss is {value}")
-        optimizer.zero_grad()
+            raise Diverged(f"epoch {progress.epoch}: the training loss is {value}")
+        state.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        state.optimizer.step()
+        progress.batches += 1
+        progress.loss_sum += value
         listener.batch(batch.rows, value)
-        total, count = total + value, count + 1
-    return total / count
+        if asked_to_stop():
+            return
+
+
+@contextmanager
+def _interrupts(are_kept: bool) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C only be noted, and yield what says so; a second one acts at once.
+
+    Python gives signals to its main thread only; in any other, and where they are not to be kept,
+    nothing changes.
+    """
+    noted: list[int] = []
+    if not are_kept or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _validate(

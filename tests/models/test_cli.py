@@ -1,3 +1,4 @@
+import re
 import signal
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_help_names_defaults(capsys):
     assert "(default: store)" in capsys.readouterr().out
 
 
-def test_an_interrupt_ends_clean_and_publishes_nothing(tmp_path):
+def test_an_interrupt_keeps_a_checkpoint_and_says_how_to_resume(tmp_path, capsys):
     endless = tmp_path / "endless.toml"
     endless.write_text(TINY.read_text().replace("epochs = 2", "epochs = 100000\npatience = 100000"))
     process = subprocess.Popen(
@@ -100,5 +101,26 @@ def test_an_interrupt_ends_clean_and_publishes_nothing(tmp_path):
     _, error = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert error == "interrupted; nothing was published\n"
-    assert not (tmp_path / "store").exists()
+    kept = tmp_path / "store" / ".checkpoints" / "tiny.safetensors"
+    assert re.fullmatch(
+        rf"interrupted in epoch \d+; {kept} is kept; the same command with --resume goes on\n",
+        error,
+    )
+    assert list(Store(tmp_path / "store").artifacts()) == []
+
+    endless.write_text(TINY.read_text().replace("epochs = 2", "epochs = 1\npatience = 100000"))
+    again = ["train", "--config", str(endless), "--store", str(tmp_path / "store"), "--resume"]
+    assert cli.main(again) == 0
+    assert "published tiny/1" in capsys.readouterr().out
+    assert not kept.exists()
+
+
+def test_resuming_without_a_checkpoint_is_one_line_and_status_2(tmp_path, capsys):
+    status = cli.main(
+        ["train", "--config", str(TINY), "--store", str(tmp_path / "store"), "--resume"]
+    )
+
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.endswith("tiny.safetensors: there is no checkpoint to resume from\n")
+    assert error.count("\n") == 1
