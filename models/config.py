@@ -87,7 +87,9 @@ class Task(Record):
 
     ``weight`` and ``weight_decay`` are ω₀ and γ of the task's loss weight ω₀·γ^epoch (PLE, RecSys
     2020, eq. 9). ``sample_space`` names the binary label whose positives are the rows on which
-    this task's label is defined; ``None`` means every row.
+    this task's label is defined; ``None`` means every row. ``behaviour_weights`` is sample loss
+    reweighting: in the loss of a binary task a row counts 1 + Σ weight·label, over the named labels
+    of that row (:func:`models.losses.row_weights`).
     """
 
     name: str = Field(min_length=1)
@@ -96,6 +98,9 @@ class Task(Record):
     weight: float = Field(default=1.0, ge=0)
     weight_decay: float = Field(default=1.0, gt=0)
     sample_space: str | None = None
+    behaviour_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
     unit: str = Field(default_factory=lambda data: UNITS[data["kind"]])
 
     @model_validator(mode="after")
@@ -103,6 +108,8 @@ class Task(Record):
         if self.loss not in LOSSES[self.kind]:
             allowed = " or ".join(LOSSES[self.kind])
             raise ValueError(f"loss: a {self.kind} task takes {allowed}, not {self.loss}")
+        if self.behaviour_weights and self.kind != "binary":
+            raise ValueError(f"behaviour_weights: is for binary tasks, not for a {self.kind}")
         if self.sample_space == self.name:
             raise ValueError(f"sample_space: {self.name!r} cannot be its own sample space")
         return self

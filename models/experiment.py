@@ -184,6 +184,11 @@ def _check_labels(task: Task, source: DataConfig) -> None:
             f"tasks.{task.name}.sample_space: {source.source} has no binary label "
             f"{task.sample_space!r}"
         )
+    for name in task.behaviour_weights:
+        if name not in kinds:
+            raise ValueError(
+                f"tasks.{task.name}.behaviour_weights: {source.source} has no label {name!r}"
+            )
     if len(task.unit) > LONGEST_UNIT:
         raise ValueError(f"tasks.{task.name}.unit: has more than {LONGEST_UNIT} characters")
 

@@ -3,8 +3,8 @@
 Three mechanisms weigh behaviours against each other, and they are not the same:
 
 - **task weights** ω₀·γ^epoch multiply the tasks' losses (:func:`task_weights`);
-- **sample loss reweighting** multiplies the *rows* of one output's loss
-  (:func:`reweighted_bce`);
+- **sample loss reweighting** multiplies the *rows* of one output's loss: `behaviour_weights` of a
+  task (:func:`row_weights`);
 - **fusion** weighs finished scores, when a request is ranked. It is no part of training.
 """
 
@@ -88,7 +88,8 @@ def task_losses(
 
     A label outside its task's sample space, NaN included, touches neither value nor gradient: it
     is replaced before the loss is taken, since 0 · NaN is still NaN in the backward pass. The mean
-    divides by the number of rows inside, or by 1 where there are none.
+    divides by the number of rows inside, or by 1 where there are none. A task with
+    `behaviour_weights` has the mean weighted by :func:`row_weights`.
 
     Args:
         outputs: `[B, K]`, before the inverse link.
@@ -100,8 +101,11 @@ def task_losses(
     for k, (task, link) in enumerate(zip(tasks, links, strict=True)):
         label, inside = target(task, link, labels)
         values = row_losses(task.loss, link, outputs[:, k], label)  # [B]
-        kept = torch.where(inside, values, torch.zeros_like(values))
-        means.append(kept.sum() / inside.sum().clamp(min=1))
+        counts = inside.to(values.dtype)  # [B] how much each row counts
+        if task.behaviour_weights:
+            counts = counts * row_weights(labels, task.behaviour_weights)
+        kept = torch.where(inside, counts * values, torch.zeros_like(values))
+        means.append(kept.sum() / counts.sum().clamp(min=1))
     return torch.stack(means)  # [K]
 
 
@@ -110,29 +114,16 @@ def task_weights(tasks: Sequence[Task], epoch: int = 0) -> Tensor:
     return torch.tensor([task.weight * task.weight_decay**epoch for task in tasks])
 
 
-def reweighted_bce(
-    logit: Tensor,
-    label: Tensor,
-    behaviours: Mapping[str, Tensor],
-    weights: Mapping[str, float],
-) -> Tensor:
-    """Sample loss reweighting: one output, each row weighted by the behaviours it had.
+def row_weights(behaviours: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """How much each row counts in a task's loss, `[B]`: 1 + Σ weight·behaviour.
 
-    A row's weight is 1 + Σ weight·behaviour, so that an impression that was clicked *and* liked
-    pulls more than one that was only clicked. One score then serves for all behaviours, in place
-    of a task for each; it is no longer a calibrated probability.
+    So an impression that was clicked *and* liked pulls more than one that was only clicked. One
+    score then serves for all behaviours, in place of a task for each; it is no longer a calibrated
+    probability.
 
     Args:
-        logit: `[B]`.
-        label: `[B]`, 0 or 1.
         behaviours: `[B]` by name, such as liked, or seconds; NaN counts as none.
-        weights: of the behaviours that count, not negative.
-
-    Returns:
-        The weighted mean of the rows' cross-entropies, a scalar.
+        weights: of at least one of them, not negative.
     """
-    row_weight = torch.ones_like(logit)
-    for name, weight in weights.items():
-        row_weight = row_weight + weight * behaviours[name].nan_to_num(nan=0.0)  # [B]
-    values = functional.binary_cross_entropy_with_logits(logit, label, reduction="none")  # [B]
-    return (row_weight * values).sum() / row_weight.sum().clamp(min=1)
+    weighted = [weight * behaviours[name].nan_to_num(nan=0.0) for name, weight in weights.items()]
+    return 1 + torch.stack(weighted).sum(0)  # [B]

@@ -8,7 +8,6 @@ from torch.nn import functional
 from models.config import Task
 from models.losses import (
     bce_with_log_probability,
-    reweighted_bce,
     row_losses,
     target,
     task_losses,
@@ -181,16 +180,41 @@ def test_a_row_of_weight_two_counts_like_two_rows():
     logit, label = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([1.0, 0.0, 1.0])
     behaviours = {"like": torch.tensor([1.0, NAN, 0.0])}
 
-    weighted = reweighted_bce(logit, label, behaviours, {"like": 1.0})
+    task = CLICK.model_copy(update={"behaviour_weights": {"like": 1.0}})
+    (weighted,) = task_losses(logit[:, None], {"click": label, **behaviours}, [task], ["sigmoid"])
 
     twice = torch.tensor([0, 0, 1, 2])
     expected = functional.binary_cross_entropy_with_logits(logit[twice], label[twice])
     torch.testing.assert_close(weighted, expected)
 
 
-def test_without_weights_every_row_counts_the_same():
-    logit, label = torch.tensor([0.3, -1.0]), torch.tensor([1.0, 0.0])
+def test_a_reweighted_task_counts_rows_of_its_sample_space_only():
+    task = LIKE.model_copy(update={"behaviour_weights": {"dwell": 0.5}})
+    logit = torch.tensor([0.3, 5.0, -1.0, 7.0])
 
-    expected = functional.binary_cross_entropy_with_logits(logit, label)
+    (loss,) = task_losses(logit[:, None], LABELS, [task], ["sigmoid"])
 
-    torch.testing.assert_close(reweighted_bce(logit, label, {}, {}), expected)
+    rows = functional.binary_cross_entropy_with_logits(
+        logit[[0, 2]], torch.tensor([1.0, 0.0]), reduction="none"
+    )
+    torch.testing.assert_close(loss, (rows * torch.tensor([7.0, 2.5])).sum() / 9.5)
+
+
+def test_an_undefined_label_touches_neither_value_nor_gradient_without_a_sample_space():
+    outputs = torch.zeros(3, 1, requires_grad=True)
+
+    (loss,) = task_losses(outputs, {"click": torch.tensor([1.0, NAN, 1.0])}, [CLICK], ["sigmoid"])
+    loss.backward()
+
+    assert loss.item() == pytest.approx(math.log(2))
+    assert outputs.grad is not None
+    assert outputs.grad[1] == 0
+
+
+def test_a_product_is_defined_where_both_its_labels_are():
+    labels = {"click": torch.tensor([1.0, 1.0, 0.0, NAN]), "like": torch.tensor([1.0, NAN, NAN, 1])}
+
+    label, inside = target(LIKE, "exp", labels)
+
+    assert inside.tolist() == [True, False, True, False]
+    assert label[inside].tolist() == [1, 0]

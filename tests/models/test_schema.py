@@ -53,6 +53,16 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, old, new, message):
         ('"like"\nkind = "binary"', '"like"\nkind = "duration"', "no duration label 'like'"),
         ('space = "click"', 'space = "dwell"', "files has no binary label 'dwell'"),
         ('"schema.toml"', '"absent.toml"', "absent.toml: No such file"),
+        (
+            'space = "click"',
+            'space = "click"\nbehaviour_weights = { love = 1.0 }',
+            "tasks.like.behaviour_weights: files has no label 'love'",
+        ),
+        (
+            'space = "click"',
+            'space = "click"\nbehaviour_weights = { dwell = -1.0 }',
+            "behaviour_weights.dwell: Input should be greater than or equal to 0",
+        ),
     ],
 )
 def test_an_experiment_that_does_not_fit_its_schema_is_refused(tmp_path, old, new, message):
