@@ -1,0 +1,108 @@
+"""The guide is true: its steps lead from a table to a served ranking."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from app import __main__ as gatehouse
+from app.artifacts.loader import read_manifest
+from app.artifacts.store import Store
+from models import __main__ as models
+from tests import REPOSITORY
+from tests.server import running_server
+
+GUIDE = (REPOSITORY / "models" / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(language: str) -> list[str]:
+    found = [block for kind, block in BLOCKS if kind == language]
+    assert found
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in which everything up to `serve` was done as the guide says."""
+    path = tmp_path_factory.mktemp("guide")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        for block in blocks("python"):
+            exec(compile(block, "guide", "exec"), {})
+        for block in blocks("toml"):
+            (path / block.splitlines()[0].removeprefix("# ")).write_text(block)
+        for command in "\n".join(blocks("sh")).splitlines():
+            words = command.split()
+            if words[:3] == ["python", "-m", "models"]:
+                assert models.main(words[3:]) == 0, command
+            elif words[:2] == ["gatehouse", "check"]:
+                assert gatehouse.main(words[1:]) == 0
+    return path
+
+
+def test_every_command_is_of_a_kind_that_is_tested():
+    first = {" ".join(each.split()[:3]) for each in "\n".join(blocks("sh")).splitlines()}
+    commands = {each for each in first if re.match(r"\w", each) and not each.startswith("clip")}
+    assert commands == {
+        "python -m models",
+        "gatehouse check store",
+        "gatehouse serve --store",
+        "curl -s http://127.0.0.1:8000/v1/models/clips/score",
+    }
+
+
+@pytest.mark.slow
+def test_what_is_published_takes_the_strings_of_the_table(folder):
+    (artifact,) = Store(folder / "store").artifacts()
+    manifest = read_manifest(artifact)
+    inputs = {each.name: each.model_dump() for each in manifest.inputs}
+    assert {name: each.get("encoding", {}).get("kind") for name, each in inputs.items()} == {
+        "user_id": "hash",
+        "recent_clips": "vocabulary",
+        "clip_id": "vocabulary",
+        "clip": None,
+    }
+    assert "vocabulary.clip_id.jsonl" in manifest.files
+    assert (manifest.evaluation["click"]["auc"] or 0) > 0.7  # what people click can be learnt
+    assert sorted(each.name for each in (folder / "store").iterdir()) == ["clips"]
+
+
+@pytest.mark.slow
+def test_the_service_answers_as_printed(folder):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    (curl,) = [each for each in blocks("sh") if each.startswith("curl")]
+    (printed,) = [json.loads(each) for each in blocks("json")]
+    with running_server(folder / "store", folder / "log") as server:
+        here = curl.replace("http://127.0.0.1:8000", server.url)
+        answer = ask(here)
+        wrong = ask(here.replace('"clip-3"', "3"))
+        shown = ask(f"curl -s {server.url}/v1/models/clips")
+        metrics = subprocess.run(
+            ["curl", "-s", f"{server.url}/metrics"], capture_output=True, text=True, check=True
+        ).stdout
+    assert answer.keys() == printed.keys()
+    assert answer["policy"] == printed["policy"]
+    assert answer["ranking"][0] == printed["ranking"][0]
+    assert wrong["errors"] == [
+        {"pointer": "/candidates/clip_id/0", "detail": "must be a string id"}
+    ]
+    assert 'gatehouse_unknown_id_total{feature="clip_id",model="clips"} 1.0' in metrics
+    encodings = {each["name"]: each.get("encoding") for each in shown["inputs"]}
+    assert encodings["user_id"] == {"kind": "hash", "ids": "string", "buckets": 500, "seed": 0}
+    known = set((folder / "clips.jsonl").read_text().split())
+    example = shown["example_request"]["candidates"]["clip_id"]
+    assert {f'"{each}"' for each in example} & known
+
+
+def ask(command):
+    finished = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    return json.loads(finished.stdout)
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", GUIDE):
+        assert (REPOSITORY / "models" / target).exists()
