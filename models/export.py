@@ -34,6 +34,7 @@ from models.evaluate import Evaluation, evaluate
 from models.experiment import Experiment
 from models.parity import Form, parity, refuse_unless_near
 from models.precision import reduced
+from models.torch_export import exported
 
 GOLDEN_SIZES = (1, 2, 3, 5, 8, 16, 32)
 """Candidates of the golden requests; the first has an unknown id, the second empty histories."""
@@ -56,8 +57,8 @@ def export(
         store: where the version appears, whole or not at all.
 
     Raises:
-        ArtifactInvalid: the network's outputs are not what the experiment says, or reduced
-            precision does not run on this machine or is too far from fp32.
+        ArtifactInvalid: the network's outputs are not what the experiment says, reduced precision
+            does not run on this machine or is too far from fp32, or `torch.export` fails.
     """
     network.eval()
     served, precision, evaluation = _in_precision(network, experiment, held_out, evaluation)
@@ -65,12 +66,14 @@ def export(
         warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
         scripted = torch.jit.script(served)
+    requests = golden_requests(experiment, held_out)
     return publish(
         store,
         description(experiment, evaluation, precision),
         scripted,
-        golden_requests(experiment, held_out),
+        requests,
         data.vocabulary_files(experiment.data),
+        exported(served, requests) if experiment.export.torch_export else None,
     )
 
 

@@ -17,7 +17,7 @@ from app.artifacts.encoding import Vocabularies
 from app.artifacts.golden import Golden
 from app.artifacts.manifest import Description, FileDigest, Manifest
 from app.artifacts.program import Program
-from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact
+from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact
 from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
 
@@ -44,6 +44,8 @@ def load(artifact: Artifact, device: torch.device) -> Model:
     manifest = read_manifest(artifact)
     golden = Golden.from_bytes(_read_verified(artifact, GOLDEN, manifest.files[GOLDEN]), manifest)
     content = _read_verified(artifact, PROGRAM, manifest.files[PROGRAM])
+    if EXPORTED in manifest.files:
+        _read_verified(artifact, EXPORTED, manifest.files[EXPORTED])
     program = load_program(content, manifest, device)
     golden.check(program)
     vocabularies = read_vocabularies(

@@ -51,7 +51,9 @@ __all__ = [
 
 FileName = Annotated[
     str,
-    Field(pattern=r"^(model\.ts|golden\.safetensors|vocabulary\.[A-Za-z0-9][\w.-]{0,63}\.jsonl)$"),
+    Field(
+        pattern=r"^(model\.(ts|pt2)|golden\.safetensors|vocabulary\.[A-Za-z0-9][\w.-]{0,63}\.jsonl)$"
+    ),
 ]
 Figure = Annotated[
     float | None, BeforeValidator(lambda f: None if isinstance(f, float) and math.isnan(f) else f)

@@ -16,7 +16,7 @@ from app.artifacts.columns import Batch
 from app.artifacts.golden import Golden
 from app.artifacts.loader import load_program
 from app.artifacts.manifest import Description, FileDigest, Manifest
-from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact, Store
+from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact, Store
 from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
 
@@ -27,6 +27,7 @@ def publish(
     module: torch.jit.ScriptModule | bytes,
     requests: Batch,
     vocabularies: Mapping[str, bytes] = MappingProxyType({}),
+    exported: bytes | None = None,
 ) -> Artifact:
     """Write a new version of a model and return it.
 
@@ -41,6 +42,7 @@ def publish(
             bytes of such a file, which are published as they are.
         requests: two or more requests of different sizes.
         vocabularies: the files that the inputs' encodings name, by name.
+        exported: the same network as a `torch.export` program, to be published beside it.
 
     Raises:
         ArtifactInvalid: the module cannot be loaded, or its outputs are not what the description
@@ -55,7 +57,13 @@ def publish(
     golden = Golden.record(program, requests)
     golden.check(program)
     files = {PROGRAM: content, GOLDEN: golden.to_bytes(), **vocabularies}
+    if exported is not None:
+        files[EXPORTED] = exported
+    return _write_version(store, description, files)
 
+
+def _write_version(store: Store, description: Description, files: Mapping[str, bytes]) -> Artifact:
+    """Write files and manifest under a temporary name, and rename that to the next version."""
     folder = store.folder / description.name
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".publishing-") as temporary:

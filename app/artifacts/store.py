@@ -9,6 +9,8 @@ from typing import Final
 MANIFEST: Final = "model.json"
 PROGRAM: Final = "model.ts"
 GOLDEN: Final = "golden.safetensors"
+EXPORTED: Final = "model.pt2"
+"""The program once more, as `torch.export` writes it; an artifact may do without."""
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")

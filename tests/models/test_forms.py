@@ -1,4 +1,4 @@
-"""Every form of a network, eager, scripted, frozen, loaded, exported, gives the same scores."""
+"""Every form of a network, eager, scripted, frozen, loaded, gives the same scores."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -35,20 +35,6 @@ def test_every_form_of_a_network_gives_the_same_scores(architecture, dtype):
         for form in (scripted, frozen, loaded(architecture, dtype)):
             for _ in range(3):  # a profiled run and optimised ones
                 assert_close(form(*arguments), expected, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_exported_program_takes_any_number_of_requests_and_rows(architecture):
-    user, candidate, row_to_request = values(3, 7)
-    R, B = torch.export.Dim("R", min=1, max=1024), torch.export.Dim("B", min=1, max=65536)
-    program = torch.export.export(
-        example(architecture),
-        (user, candidate, row_to_request),
-        dynamic_shapes=({n: {0: R} for n in user}, {n: {0: B} for n in candidate}, {0: B}),
-    ).module()
-    for size in SIZES:
-        arguments = values(*size)
-        assert_close(program(*arguments), example(architecture)(*arguments), 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
