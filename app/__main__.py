@@ -6,6 +6,8 @@ deaf to signals that it has none for.
 """
 
 import argparse
+import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -99,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve(flags: Sequence[str]) -> int:
-    """Read the settings and serve until a signal."""
+    """Read the settings and serve until a signal; the process ends here once it has served."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, _stop_before_start)
     source = CliSettingsSource[Settings](
         Settings,
         cli_prog_name="gatehouse serve",
@@ -116,10 +120,12 @@ def serve(flags: Sequence[str]) -> int:
         # Only names and rules: a value could be a secret.
         rules = [": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors()]
         return _usage_error("; ".join(rules))
-    signal.signal(signal.SIGTERM, _stop_before_start)
     from app.main import run
 
-    return run(settings)
+    code = run(settings)
+    logging.shutdown()
+    # Not sys.exit: it would wait for a thread that hangs in somebody's model.
+    os._exit(code)
 
 
 def check(folder: Path) -> int:

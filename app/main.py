@@ -3,17 +3,16 @@
 import asyncio
 import gc
 import logging
-import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import NoReturn
 
 import prometheus_client
 import torch
-import uvicorn
 import uvloop
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
@@ -21,6 +20,7 @@ from starlette.types import ASGIApp
 from app.api import models, openapi, operations, problems
 from app.api.middleware import Observed
 from app.api.score import Limits, ScoreRoutes
+from app.api.server import DrainingServer, listen
 from app.artifacts.registry import Registry
 from app.artifacts.store import Store
 from app.engine.batcher import Batcher
@@ -36,8 +36,6 @@ logger = logging.getLogger("app")
 
 EXIT_OK, EXIT_UNUSABLE = 0, 2
 
-_LINGER_S = 0.2  # bytes that were sent before the listener closed have arrived by then
-
 
 @dataclass(frozen=True, slots=True)
 class Gatehouse:
@@ -50,7 +48,7 @@ class Gatehouse:
 
 @asynccontextmanager
 async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
-    """Start the lanes and put everything together; on exit, stop the lanes.
+    """Start the lanes and put everything together; on exit, stop the lanes that will.
 
     No model is loaded yet: that is `deployment.refresh()`.
     """
@@ -94,6 +92,7 @@ def create_app(settings: Settings, service: Service, metrics: Metrics) -> ASGIAp
         version=version("gatehouse"),
         description="Online ranking: one user, many candidates, a score per task, one rank score.",
         redoc_url=None,
+        redirect_slashes=False,
     )
     fastapi.include_router(models.routes(service))
     fastapi.include_router(operations.routes(service, metrics, lane_hang_s=settings.lane_hang_s))
@@ -117,109 +116,63 @@ def create_app(settings: Settings, service: Service, metrics: Metrics) -> ASGIAp
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT and return the process's exit code.
 
-    It is 0 after a drain, and 2 where the store holds artifacts and none can be served.
+    It is 0 after a drain, and 2 where the settings cannot be followed, or where the store holds
+    artifacts and none can be served. The event loop is left as it is, for closing it would wait
+    for a thread that hangs in somebody's model: the process should end now.
     """
     json_logs.configure(settings.log_level)
     # Each counter and histogram would have a second series, with the time of its creation.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings))
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        return _unusable("device: cuda is not available here")
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        return _unusable(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}")
+    logger.info("listening on %s port %d", *listener.getsockname()[:2])
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(settings, listener))
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, listener: socket.socket) -> int:
     async with gatehouse(settings) as parts:
-        config = uvicorn.Config(
+        server = DrainingServer(
             parts.app,
-            host=settings.host,
-            port=settings.port,
-            http="httptools",
-            lifespan="off",
-            ws="none",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_keep_alive=settings.keep_alive_s,
-            timeout_graceful_shutdown=settings.drain_timeout_s,
+            parts.service,
+            keep_alive_s=settings.keep_alive_s,
+            drain_delay_s=settings.drain_delay_s,
+            drain_timeout_s=settings.drain_timeout_s,
         )
-        server = DrainingServer(config, parts.service, settings.drain_delay_s)
-        deploying = asyncio.create_task(_deploy(settings, parts, server))
-        await server.serve()
+        deploying = asyncio.create_task(_deploy(settings, parts))
+        deploying.add_done_callback(lambda _: setattr(server, "should_exit", True))
+        await server.serve([listener])
         deploying.cancel()
         try:
             await deploying
         except asyncio.CancelledError:
             return EXIT_OK
         except ArtifactInvalid as error:
-            sys.stderr.write(f"gatehouse: nothing in the store can be served: {error}\n")
-            return EXIT_UNUSABLE
-        return EXIT_OK
+            return _unusable(f"nothing in the store can be served: {error}")
 
 
-async def _deploy(settings: Settings, parts: Gatehouse, server: uvicorn.Server) -> None:
-    """Load what the store holds, then follow it; if none of it is fit, stop the server."""
+async def _deploy(settings: Settings, parts: Gatehouse) -> NoReturn:
+    """Load what the store holds, then follow it; end only if none of it is fit."""
     try:
         await parts.deployment.refresh()
-    except ArtifactInvalid:
-        server.should_exit = True
-        raise
+    except OSError as error:
+        logger.error("the store cannot be read: %s", error)  # noqa: TRY400  (it may come back)
+    if not parts.service.is_ready:
+        logger.warning("no artifacts in %s: waiting for a first one", settings.store)
     # Torch alone makes half a million objects that live for ever. Collecting them again and again
     # was the whole latency tail: they leave the collector's sight, and it runs less often.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(10_000, 10, 10)
     await parts.deployment.follow(settings.store_poll_s)
 
 
-class DrainingServer(uvicorn.Server):
-    """A uvicorn server that drains on SIGTERM and SIGINT and lets its caller return.
-
-    Uvicorn raises the signal again when it has stopped, which makes the exit code 143, and closes
-    connections on which a request is just arriving. Here a signal fails readiness, the server goes
-    on for `drain_delay_s`, then it stops listening, waits for what was sent before, and finishes
-    it. While it drains, every answer closes its connection. A second signal changes nothing.
-    """
-
-    def __init__(self, config: uvicorn.Config, service: Service, drain_delay_s: float) -> None:
-        """Serve `config`; `service` is told when draining begins."""
-        super().__init__(config)
-        self._service = service
-        self._drain_delay_s = drain_delay_s
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where."""
-        await super().startup(sockets)
-        for listener in self.servers:
-            for each in listener.sockets:
-                host, port = each.getsockname()[:2]
-                logger.info("listening on http://%s:%d", host, port)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Drain on a signal for as long as the server runs."""
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for each in signals:
-            loop.add_signal_handler(each, self._drain, loop)
-        try:
-            yield
-        finally:
-            for each in signals:
-                loop.remove_signal_handler(each)
-
-    def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._service.draining:
-            logger.info("draining: not ready any more, stopping in %g s", self._drain_delay_s)
-            self._service.draining = True
-            loop.call_later(self._drain_delay_s, self._stop, loop)
-
-    def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Refuse new connections; let requests that are on their way on old ones still arrive."""
-        for listener in self.servers:
-            listener.close()
-        loop.call_later(_LINGER_S, self._exit)
-
-    def _exit(self) -> None:
-        self.should_exit = True
+def _unusable(reason: str) -> int:
+    sys.stderr.write(f"gatehouse: {reason}\n")
+    return EXIT_UNUSABLE
 
 
 def _device(settings: Settings) -> torch.device:

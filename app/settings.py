@@ -71,7 +71,10 @@ class Settings(BaseSettings):
         "info", description="the least severe log record that is written"
     )
     log_sample: float = Field(
-        0.01, ge=0, le=1, description="share of good requests that are logged; errors always are"
+        0.01,
+        ge=0,
+        le=1,
+        description="share of answers that are logged; slow ones and server errors always are",
     )
     slow_request_ms: float = Field(
         100.0, ge=0, description="a request slower than this is always logged (ms)"

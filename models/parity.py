@@ -16,7 +16,7 @@ from app.artifacts.manifest import TaskOutput
 from app.artifacts.precision import Parity
 from app.artifacts.program import scores
 from app.errors import ArtifactInvalid
-from app.ranking.fusion import fuse, order
+from app.ranking.fusion import Merit, merit, order
 from app.ranking.policy import Policy
 from models.data import Dataset
 from models.evaluate import Evaluation, predict
@@ -46,7 +46,7 @@ def parity(
     tasks = tuple(outputs)
     before, after = (predict(form.network, held_out).float().numpy() for form in (full, reduced))
     lists = [
-        [fuse(scores(raw, tasks), [task.name for task in tasks], ranking) for raw in raws]
+        [merit(scores(raw, tasks), [task.name for task in tasks], ranking) for raw in raws]
         for raws in (_lists(full.network, held_out), _lists(reduced.network, held_out))
     ]
     pairs = list(zip(*lists, strict=True))
@@ -91,13 +91,13 @@ def refuse_unless_near(parity: Parity, config: ExportConfig, outputs: Sequence[T
         raise ArtifactInvalid(f"{config.precision} is too far from fp32: {'; '.join(missed)}")
 
 
-def overlap(before: Values, after: Values, k: int) -> float:
+def overlap(before: Merit, after: Merit, k: int) -> float:
     """The share of the ``k`` best of ``[n]`` that stays among the ``k`` best."""
     k = min(k, len(before))
     return len(np.intersect1d(order(before, k), order(after, k))) / k
 
 
-def kendall_tau(before: Values, after: Values) -> float:
+def kendall_tau(before: Merit, after: Merit) -> float:
     """Kendall's τ-b of two rankings of the same ``[n]``; 1 where one of them is all ties."""
     a, b = (np.sign(each[:, None] - each[None, :]) for each in (before, after))  # [n, n]
     untied = np.sqrt(float((a != 0).sum()) * float((b != 0).sum()))

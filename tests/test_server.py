@@ -13,8 +13,11 @@ import httpx
 import numpy as np
 import pytest
 
+from app.artifacts.publish import publish
+from app.artifacts.store import Store
 from tests.app.artifacts import add_version, corrupt
 from tests.app.direct import direct_scores
+from tests.app.slow import HANGS, slow_module
 from tests.server import clean_environment, running_server
 
 pytestmark = pytest.mark.slow
@@ -173,6 +176,21 @@ def test_while_draining_it_answers_and_is_not_ready(store, tmp_path):
         assert answer.status_code == 200
         assert answer.headers["connection"] == "close"
         assert server.process.wait(30) == 0
+
+
+async def test_a_model_that_hangs_does_not_keep_a_drained_server(tmp_path):
+    publish(Store(tmp_path / "store"), *slow_module())
+    flags = ("--drain-timeout-s", "1", "--lanes", "1", "--request-timeout-ms", "600000")
+    with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            request = {"candidates": {"x": [HANGS]}}
+            hanging = asyncio.create_task(client.post("/v1/score", json=request))
+            await asyncio.sleep(0.3)
+            for _ in range(5):  # further signals, late ones too, change nothing
+                server.process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.3)
+            assert await asyncio.to_thread(server.process.wait, 30) == 0
+            assert (await hanging).status_code == 500
 
 
 def test_an_empty_store_is_alive_and_serves_its_first_artifact(store, tmp_path):

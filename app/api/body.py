@@ -7,20 +7,36 @@ from contextlib import suppress
 import orjson
 from starlette.types import Receive, Scope
 
-from app.errors import MalformedBody, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from app.errors import (
+    DeadlineExceeded,
+    MalformedBody,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
 
 
 class CallerLeft(Exception):
     """The caller closed the connection before its request was whole; nobody wants an answer."""
 
 
-async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(
+    scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float, deadline: float
+) -> bytes:
     """Return a JSON request's whole body.
+
+    Args:
+        scope: of the request.
+        receive: of the request.
+        max_bytes: a larger body is refused.
+        timeout_s: how long the body may take.
+        deadline: loop time (s) after which no answer is wanted.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON, or the content is encoded.
         PayloadTooLarge: it is larger than `max_bytes`; refused while it is read, or before.
         RequestTimeout: it took longer than `timeout_s`.
+        DeadlineExceeded: the deadline came first.
         CallerLeft: the connection closed.
     """
     for name, value in scope["headers"]:
@@ -30,10 +46,11 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
             raise UnsupportedMediaType("content-encoding must be identity")
         elif name == b"content-length" and int(value) > max_bytes:
             raise PayloadTooLarge(f"the body is larger than {max_bytes} bytes")
+    loop = asyncio.get_running_loop()
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout_at(min(deadline, loop.time() + timeout_s)):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -46,6 +63,8 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     except TimeoutError:
+        if loop.time() >= deadline:
+            raise DeadlineExceeded("the body was not there before the deadline") from None
         raise RequestTimeout(f"the body took longer than {timeout_s:g} s") from None
 
 

@@ -35,7 +35,7 @@ class Observed:
         log_sample: float,
         slow_request_s: float,
     ) -> None:
-        """Wrap `app`. A share `log_sample` of quick, good requests is logged, and all others."""
+        """Wrap `app`. All slow answers and server errors are logged, and a share of the others."""
         self._app = app
         self._service = service
         self._metrics = metrics

@@ -7,6 +7,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from app.api.home import home_page
+from app.api.schemas import Problem
 from app.engine.service import Service
 from app.errors import Draining, NotReady
 from app.telemetry.metrics import Metrics
@@ -16,12 +17,22 @@ def routes(service: Service, metrics: Metrics, *, lane_hang_s: float) -> APIRout
     """Return the operations' routes."""
     router = APIRouter(tags=["operations"])
 
-    @router.get("/livez", summary="200 while the loop and every lane answer; else restart it")
+    @router.head("/livez", include_in_schema=False)
+    @router.get(
+        "/livez",
+        responses={503: {}},
+        summary="200 while the loop and every lane answer; else restart it",
+    )
     async def livez() -> PlainTextResponse:
         alive = service.is_alive(lane_hang_s)
         return PlainTextResponse("alive\n" if alive else "a lane is stuck\n", 200 if alive else 503)
 
-    @router.get("/readyz", summary="200 while requests are welcome; else send them elsewhere")
+    @router.head("/readyz", include_in_schema=False)
+    @router.get(
+        "/readyz",
+        responses={503: {"model": Problem}},
+        summary="200 while requests are welcome; else send them elsewhere",
+    )
     async def readyz() -> PlainTextResponse:
         if service.draining:
             raise Draining("the server is shutting down")

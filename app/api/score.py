@@ -84,6 +84,7 @@ class ScoreRoutes:
             receive,
             max_bytes=self._limits.max_body_bytes,
             timeout_s=self._limits.body_timeout_s,
+            deadline=deadline,
         )
         began = time.perf_counter()
         document = decode(body)

@@ -80,8 +80,10 @@ def _read_keys(keys: Any, rows: int, findings: Findings) -> Sequence[str | int] 
     if not isinstance(keys, list):
         findings.problem("/candidate_keys", "must be a list, one key a candidate")
         return None
-    if len(keys) != rows and not findings.problems:  # else n itself is in doubt
-        findings.problem("/candidate_keys", f"has {len(keys)} keys for {rows} candidates")
+    if len(keys) != rows:
+        if not findings.problems:  # else n itself is in doubt
+            findings.problem("/candidate_keys", f"has {len(keys)} keys for {rows} candidates")
+        return None
     if not set(map(type, keys)) <= {str, int}:
         for row, key in enumerate(keys):
             if not isinstance(key, str | int) or isinstance(key, bool):
@@ -101,6 +103,8 @@ def _read_policy(options: dict[str, Any], manifest: Manifest, findings: Findings
         return policy
     findings.strangers("/ranking/weights", weights, frozenset(manifest.task_names))
     for task, weight in weights.items():
+        if findings.full:
+            break
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not abs(weight) <= LARGEST_WEIGHT:
             limit = f"must be a number from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"

@@ -35,6 +35,11 @@ class Registry:
         """Return the active models, by name."""
         return [self._active[name] for name in sorted(self._active)]
 
+    def active_version(self, name: str) -> int:
+        """Return the version of a model that is active, or 0."""
+        model = self._active.get(name)
+        return 0 if model is None else model.manifest.version
+
     def active(self, name: str | None, version: int | None = None) -> Model:
         """Return the model that answers requests for `name`; None means the default model.
 

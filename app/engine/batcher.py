@@ -110,6 +110,9 @@ class Batcher:
             InferenceFailed: the model failed on this request.
         """
         waiting = self.queued_rows
+        if waiting + request.rows > self._max_queue_rows:
+            self._drop_done()  # rows that nobody waits for refuse nobody
+            waiting = self.queued_rows
         if waiting and waiting + request.rows > self._max_queue_rows:
             self._metrics.shed("overloaded")
             raise Overloaded(f"{waiting} candidates are waiting")
@@ -136,6 +139,11 @@ class Batcher:
                 max_batch_rows=self._max_batch_rows, min_piece_rows=self._min_piece_rows
             )
         return queue
+
+    def _drop_done(self) -> None:
+        for queue in self._queues.values():
+            queue.drop_done()
+        self._queues = {model: queue for model, queue in self._queues.items() if queue.rows}
 
     def _dispatch_soon(self) -> None:
         """Dispatch once when the loop comes round: what arrives together is batched together."""
@@ -187,15 +195,13 @@ class Batcher:
     ) -> None:
         self._idle.append(lane)
         self._dispatch_soon()
+        rows = sum(piece.rows for piece in pieces)
+        self._metrics.batch(
+            rows=rows, requests=len(pieces), busy_s=outcome.duration_s, lane=lane.name
+        )
         if isinstance(outcome.scores, Exception):
             self._fail(model, pieces, outcome.scores)
             return
-        self._metrics.batch(
-            rows=len(outcome.scores),
-            requests=len(pieces),
-            busy_s=outcome.duration_s,
-            lane=lane.name,
-        )
         row = 0
         for piece in pieces:
             self._deliver(piece, outcome.scores[row : row + piece.rows])

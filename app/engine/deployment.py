@@ -7,6 +7,7 @@ Whatever goes wrong before, the version that was active goes on serving.
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -40,18 +41,21 @@ class Deployment:
         self._lanes = lanes
         self._device = device
         self._warm_up_rows = warm_up_rows
-        self._tried: dict[Artifact, frozenset[tuple[str, int, int]]] = {}
+        self._refused_as: dict[Artifact, frozenset[tuple[str, int, int]]] = {}  # its files then
 
     async def refresh(self) -> None:
-        """Activate, of each model in the store, the newest version that can be served.
+        """Activate, of each model in the store, the newest good version above the active one.
 
         A version that was refused is tried again when its files have changed: it may have been
-        seen while somebody was copying it.
+        seen while somebody was copying it. Removing the active version from the store changes
+        nothing until the server starts again: an older model comes back by being published anew.
 
         Raises:
             ArtifactInvalid: the store has artifacts, but nothing is active and nothing can be.
+            OSError: the store cannot be read now.
         """
         artifacts = await asyncio.to_thread(lambda: list(self._store.artifacts()))
+        self._forget_all_but(artifacts)
         for name in dict.fromkeys(artifact.model for artifact in artifacts):
             versions = [artifact for artifact in artifacts if artifact.model == name]
             await self._activate_newest(versions)
@@ -59,7 +63,7 @@ class Deployment:
             reasons = [f"{artifact}: {why}" for artifact, why in self._registry.refused.items()]
             raise ArtifactInvalid("; ".join(reasons))
 
-    async def follow(self, interval_s: float) -> None:
+    async def follow(self, interval_s: float) -> NoReturn:
         """Refresh again and again: a version published later is served without a restart."""
         while True:
             await asyncio.sleep(interval_s)
@@ -70,22 +74,27 @@ class Deployment:
             except OSError as error:  # a network volume that is away for a while
                 logger.error("the store cannot be read: %s", error)  # noqa: TRY400
 
+    def _forget_all_but(self, artifacts: Sequence[Artifact]) -> None:
+        for gone in self._registry.refused.keys() - set(artifacts):
+            del self._registry.refused[gone]
+            self._refused_as.pop(gone, None)
+
     async def _activate_newest(self, versions: Sequence[Artifact]) -> None:
-        active = {str(model) for model in self._registry.models()}
+        active = self._registry.active_version(versions[0].model)
         for artifact in reversed(versions):
-            if str(artifact) in active:
+            if artifact.version <= active:
                 return
             fingerprint = await asyncio.to_thread(artifact.fingerprint)
-            if self._tried.get(artifact) == fingerprint:
+            if self._refused_as.get(artifact) == fingerprint:
                 continue
-            self._tried[artifact] = fingerprint
             try:
                 model = await asyncio.to_thread(load, artifact, self._device)
                 await self._warm_up(model)
             except ArtifactInvalid as error:
+                self._refused_as[artifact] = fingerprint
                 self._registry.refuse(artifact, str(error))
-            except Exception as error:  # noqa: BLE001  (somebody's code: it may raise anything)
-                self._registry.refuse(artifact, f"{type(error).__name__}: {error}")
+            except OSError as error:  # it may pass: the next refresh tries again
+                self._registry.refuse(artifact, f"cannot be read now: {error}")
             else:
                 self._registry.activate(artifact, model)
                 return

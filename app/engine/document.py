@@ -50,11 +50,12 @@ class Findings:
 
     def strangers(self, pointer: str, sent: Mapping[str, object], known: frozenset[str]) -> None:
         """Note a problem for each member of an object that nobody reads."""
+        detail = f"is not known; known: {', '.join(sorted(known))}"
         for name in sent:
+            if self.full:
+                break
             if name not in known:
-                self.problem(
-                    join(pointer, name), f"is not known; known: {', '.join(sorted(known))}"
-                )
+                self.problem(join(pointer, name), detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +109,19 @@ def _from_columns(candidates: dict[str, Any], findings: Findings, max_rows: int)
     columns: dict[str, list[Any]] = {}
     refused: set[str] = set()
     for name, values in candidates.items():
-        pointer = join("/candidates", name)
+        if findings.full:
+            break
         first, expected = next(iter(columns.items()), (name, values))
         if not isinstance(values, list):
-            findings.problem(pointer, "must be a list, one value a candidate")
+            detail = "must be a list, one value a candidate"
         elif len(values) != len(expected):
             detail = (
                 f"has {len(values)} values, but {join('/candidates', first)} has {len(expected)}"
             )
-            findings.problem(pointer, detail)
         else:
             columns[name] = values
             continue
+        findings.problem(join("/candidates", name), detail)
         refused.add(name)
     rows = len(next(iter(columns.values()), []))
     _check_count(rows, max_rows)
@@ -132,12 +134,14 @@ def _from_objects(
     _check_count(len(candidates), max_rows)
     objects = [each if isinstance(each, dict) else {} for each in candidates]
     for row, candidate in enumerate(candidates):
+        if findings.full:
+            break
         if not isinstance(candidate, dict):
             findings.problem(f"/candidates/{row}", "must be an object, feature name to value")
         elif not candidate.keys() <= known:
-            for name in candidate:
-                if name not in known:
-                    findings.problem(join(f"/candidates/{row}", name), NO_FEATURE)
+            strangers = [name for name in candidate if name not in known]
+            for name in strangers[:MOST_PROBLEMS]:
+                findings.problem(join(f"/candidates/{row}", name), NO_FEATURE)
     # Only of known names: columns of whatever names were sent would take rows x names of memory.
     columns = {
         name: [each.get(name, MISSING) for each in objects]

@@ -87,6 +87,8 @@ def _encode_side(
     findings: Findings,
 ) -> dict[str, Column]:
     for name in [*side.columns, *sorted(side.refused)]:
+        if findings.full:
+            break
         if name not in known:
             findings.problem(side.pointer(name), NO_FEATURE)
     encoded: dict[str, Column] = {}

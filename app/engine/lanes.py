@@ -23,6 +23,8 @@ from app.artifacts.columns import Batch, Columns
 from app.artifacts.loader import Model
 from app.artifacts.program import scores
 
+_PATIENCE_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -104,9 +106,9 @@ class Lane:
         return self._thread.is_alive() and not stuck
 
     def stop(self) -> None:
-        """End the thread after the batch it is at."""
+        """End the thread after the batch it is at; leave it behind if that takes long."""
         self._inbox.put(None)
-        self._thread.join()
+        self._thread.join(_PATIENCE_S)
 
     def _main(self) -> None:
         torch.set_num_threads(self._threads)  # holds for the calling thread only
@@ -129,7 +131,7 @@ def run(model: Model, parts: Sequence[Part]) -> Outcome:
         collated = time.perf_counter()
         result = scores(model.program.run(batch), model.manifest.tasks)
     except Exception as error:  # noqa: BLE001  (whatever a model raises fails its batch, not the lane)
-        return Outcome(error)
+        return Outcome(error, 0.0, time.perf_counter() - began)
     return Outcome(result, collated - began, time.perf_counter() - collated)
 
 

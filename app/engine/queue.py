@@ -110,6 +110,11 @@ class PieceQueue:
         self._pieces.extendleft(replace(piece, alone=True) for piece in reversed(pieces))
         self.rows += sum(piece.rows for piece in pieces)
 
+    def drop_done(self) -> None:
+        """Drop the pieces whose callers left or whose deadlines passed."""
+        self._pieces = deque(p for p in self._pieces if not p.pending.future.done())
+        self.rows = sum(piece.rows for piece in self._pieces)
+
     def take(self, target: int) -> list[Piece]:
         """Take a batch of about `target` rows from the front, at most `max_batch_rows`.
 

@@ -13,7 +13,7 @@ from app.engine.batcher import Batcher
 from app.engine.encode import EncodedRequest
 from app.engine.lanes import Lane
 from app.engine.queue import Scored
-from app.ranking.fusion import fuse, order
+from app.ranking.fusion import merit, order, rank_scores
 from app.ranking.policy import Policy
 from app.telemetry.metrics import Metrics
 
@@ -84,8 +84,9 @@ class Service:
         else:
             scored = await self._batcher.score(model, request, deadline)
         began = time.perf_counter()
-        rank_score = fuse(scored.scores, model.manifest.task_names, policy)
-        ranking = order(rank_score, top_k)
+        merits = merit(scored.scores, model.manifest.task_names, policy)
+        rank_score = rank_scores(merits, policy)
+        ranking = order(merits, top_k)
         stages = {
             "queue": scored.queue_s,
             "collate": scored.collate_s,

@@ -162,6 +162,18 @@ async def test_a_full_queue_refuses():
     await asyncio.gather(running, queued, fits)
 
 
+async def test_rows_that_nobody_waits_for_refuse_nobody():
+    lane = FakeLane(a_s=1.0)
+    subject = batcher([lane], max_queue_rows=10, max_wait_s=0.001)
+    running = submit(subject, 1, [1])
+    await asyncio.sleep(0.010)
+    hurried = submit(subject, 2, [1] * 10, timeout_s=0.050)
+    with pytest.raises(DeadlineExceeded):
+        await hurried
+    assert (await submit(subject, 3, [4])).scores.tolist() == expected(3, [4])
+    await running
+
+
 async def test_an_empty_queue_never_refuses():
     candidates = [1.0] * 30
     scored = await submit(batcher([FakeLane()], max_queue_rows=10), 1, candidates)
@@ -323,7 +335,7 @@ def test_no_lane_is_idle_while_a_row_has_waited_long_enough(plans, max_wait_s):
         )
         while not done.done():
             await asyncio.sleep(0.0005)
-            if not all(fake.busy for fake in fakes):
+            if not all(fake.busy for fake in fakes) and not subject._dispatch_is_due:
                 for queue in subject._queues.values():
                     waited_s = asyncio.get_running_loop().time() - queue.oldest_arrival
                     assert waited_s <= max_wait_s + 1e-9

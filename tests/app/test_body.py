@@ -11,7 +11,13 @@ from hypothesis import given, strategies as st
 from starlette.types import Message, Scope
 
 from app.api.body import CallerLeft, decode, read_body
-from app.errors import MalformedBody, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from app.errors import (
+    DeadlineExceeded,
+    MalformedBody,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
 from tests.clock import VirtualTimeLoop
 
 MAX_BYTES = 10
@@ -43,10 +49,15 @@ def part(body: bytes, *, more: bool = False) -> Message:
 
 
 async def read(
-    receive: Callable[[], Awaitable[Message]], *headers: tuple[bytes, bytes], timeout_s: float = 1.0
+    receive: Callable[[], Awaitable[Message]],
+    *headers: tuple[bytes, bytes],
+    timeout_s: float = 1.0,
+    deadline: float = 1000.0,
 ) -> bytes:
     scope: Scope = {"type": "http", "headers": list(headers)}
-    return await read_body(scope, receive, max_bytes=MAX_BYTES, timeout_s=timeout_s)
+    return await read_body(
+        scope, receive, max_bytes=MAX_BYTES, timeout_s=timeout_s, deadline=deadline
+    )
 
 
 async def test_a_body_is_its_parts_in_order():
@@ -132,6 +143,13 @@ async def test_a_body_that_stops_coming_times_out():
     with pytest.raises(RequestTimeout, match=r"longer than 2\.5 s"):
         await read(caller.receive, timeout_s=2.5)
     assert asyncio.get_running_loop().time() == 2.5
+
+
+async def test_a_body_that_is_not_there_before_the_deadline_is_too_late():
+    caller = Caller(part(b"[1,", more=True))
+    with pytest.raises(DeadlineExceeded):
+        await read(caller.receive, timeout_s=2.5, deadline=0.1)
+    assert asyncio.get_running_loop().time() == 0.1
 
 
 async def test_the_time_limit_holds_for_the_whole_body_not_for_each_part():

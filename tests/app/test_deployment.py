@@ -131,6 +131,29 @@ async def test_a_version_that_was_seen_half_copied_is_tried_again(folder):
         assert parts.service.registry.refused == {}
 
 
+async def test_a_version_that_goes_and_comes_back_goes_on_serving(folder):
+    newer = add_version(folder, "tiny", 2)
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        newer.rename(folder / "elsewhere")
+        await parts.deployment.refresh()
+        assert active(parts) == ["tiny/2"]
+        (folder / "elsewhere").rename(newer)
+        await parts.deployment.refresh()
+        assert active(parts) == ["tiny/2"]
+
+
+async def test_a_refused_version_that_was_removed_is_forgotten(folder):
+    bad = add_version(folder, "tiny", 2)
+    corrupt(bad / "model.ts")
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        assert len(parts.service.registry.refused) == 1
+        shutil.rmtree(bad)
+        await parts.deployment.refresh()
+        assert parts.service.registry.refused == {}
+
+
 class Volume(Store):
     """A store on a network volume that cannot be read at first."""
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, strategies as st
 from hypothesis.extra import numpy as arrays
 
-from app.ranking.fusion import SMALLEST_SCORE, fuse, order
+from app.ranking.fusion import SMALLEST_SCORE, merit, order, rank_scores
 from app.ranking.policy import LARGEST_WEIGHT, Formula, Policy
 
 TASKS = ("click", "like", "dwell")
@@ -31,6 +31,12 @@ def scores(low: float = 0.0, high: float = 1.0) -> st.SearchStrategy[npt.NDArray
 
 def policy(formula: Formula, weights: dict[str, float]) -> Policy:
     return Policy(formula=formula, weights=weights)
+
+
+def fuse(
+    given_scores: npt.NDArray[np.float32], tasks: tuple[str, ...], chosen: Policy
+) -> npt.NDArray[np.float32]:
+    return rank_scores(merit(given_scores, tasks, chosen), chosen)
 
 
 def naive(row: npt.NDArray[np.float32], chosen: Policy) -> float:
@@ -86,7 +92,7 @@ def test_a_better_score_never_ranks_lower_where_its_weight_is_positive(
 def test_the_sign_of_a_weight_decides_which_end_is_best(formula, weight, best_first):
     given_scores = np.array([[0.1, 0.5, 0.5], [0.2, 0.5, 0.5], [0.3, 0.5, 0.5]], np.float32)
     chosen = policy(formula, {"click": weight, "like": 1.0})
-    assert order(fuse(given_scores, TASKS, chosen)).tolist() == best_first
+    assert order(merit(given_scores, TASKS, chosen)).tolist() == best_first
 
 
 @given(scores(), formulas, moderate_weights, st.randoms(use_true_random=False))
@@ -127,22 +133,22 @@ def test_scaling_one_task_keeps_the_order_of_power_product(given_scores, weights
 def test_a_score_of_zero_does_not_erase_the_other_tasks():
     chosen = policy("power_product", {"click": 1.0, "like": 1.0})
     given_scores = np.array([[0.0, 0.9, 0.0], [0.0, 0.1, 0.0]], np.float32)
-    assert order(fuse(given_scores, TASKS, chosen)).tolist() == [0, 1]
+    assert order(merit(given_scores, TASKS, chosen)).tolist() == [0, 1]
     np.testing.assert_allclose(fuse(given_scores, TASKS, chosen), [9e-10, 1e-10], rtol=1e-5)
 
 
-RANK_SCORES = st.lists(st.sampled_from([-1.0, 0.0, -0.0, 0.5, LARGEST, -LARGEST]), max_size=12)
+MERITS = st.lists(st.sampled_from([-1.0, 0.0, -0.0, 0.5, LARGEST, -LARGEST]), max_size=12)
 
 
-@given(RANK_SCORES, st.none() | st.integers(1, 20))
-def test_the_order_is_best_first_with_ties_as_they_were_sent(rank_scores, top_k):
-    best_first = sorted(range(len(rank_scores)), key=lambda i: -rank_scores[i])
-    found = order(np.array(rank_scores, np.float32), top_k)
+@given(MERITS, st.none() | st.integers(1, 20))
+def test_the_order_is_best_first_with_ties_as_they_were_sent(merits, top_k):
+    best_first = sorted(range(len(merits)), key=lambda i: -merits[i])
+    found = order(np.array(merits, np.float64), top_k)
     assert found.tolist() == best_first[:top_k]
 
 
 def test_no_candidates_have_an_order_too():
-    none = fuse(np.empty((0, 3), np.float32), TASKS, policy("power_product", {"click": 1.0}))
+    none = merit(np.empty((0, 3), np.float32), TASKS, policy("power_product", {"click": 1.0}))
     assert none.shape == (0,)
     assert order(none, 5).tolist() == []
 
@@ -151,3 +157,20 @@ def test_scores_are_left_as_they_are():
     given_scores = np.zeros((2, 3), np.float32)
     fuse(given_scores, TASKS, policy("power_product", {"click": 1.0}))
     assert not given_scores.any()
+
+
+@pytest.mark.parametrize("weight", [8.0, -8.0, 1e3, LARGEST_WEIGHT])
+def test_the_order_outlives_rank_scores_beyond_float32(weight):
+    given_scores = np.array([[1e-4, 0, 0], [2e-4, 0, 0], [3e-4, 0, 0]], np.float32)
+    chosen = policy("power_product", {"click": weight})
+    merits = merit(given_scores, TASKS, chosen)
+    assert order(merits).tolist() == ([2, 1, 0] if weight > 0 else [0, 1, 2])
+    assert np.isfinite(rank_scores(merits, chosen)).all()
+
+
+@given(scores(0, 600), formulas, any_weights)
+def test_rank_scores_never_contradict_the_order(given_scores, formula, weights):
+    chosen = policy(formula, weights)
+    merits = merit(given_scores, TASKS, chosen)
+    in_order = rank_scores(merits, chosen)[order(merits)]
+    assert (np.diff(in_order.astype(np.float64)) <= 0).all()

@@ -1,0 +1,123 @@
+"""One HTTP/1.1 connection, within limits that uvicorn's own protocol does not have.
+
+A head has to be whole within a time and a size; so many requests may be pipelined and no more; and
+an offer to upgrade, such as Java's HTTP client makes with every first request, is ignored instead
+of costing the request its body (RFC 9110, section 7.8: a server may go on in HTTP/1.1).
+"""
+
+import asyncio
+from http import HTTPStatus
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+LARGEST_HEAD = 64 << 10  # bytes of a request line and its headers, beside those of one read
+MOST_HEADERS = 100
+MOST_PIPELINED = 16
+HEAD_TIMEOUT_S = 10.0
+_HOP_BY_HOP = (b"upgrade", b"http2-settings", b"connection")
+
+
+class Connection(HttpToolsProtocol):
+    """A uvicorn protocol; every method is called by its transport or its parser."""
+
+    _head_bytes = 0
+    _is_in_head = True
+    _head_began_now = False
+    _is_upgrade = False
+    _refusal = HTTPStatus.BAD_REQUEST
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a first request as long as for a next one."""
+        super().connection_made(transport)
+        self._set_head_timer(self.timeout_keep_alive)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._set_head_timer(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and refuse what goes over a limit."""
+        self._unset_keepalive_if_required()
+        self._head_began_now = False
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(self._refusal)
+        else:
+            # Where the head began in this read, some of it may belong to what stood before.
+            if self._is_in_head and not self._head_began_now:
+                self._head_bytes += len(data)
+            if self._head_bytes > LARGEST_HEAD:
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._head_bytes = 0
+        self._is_in_head = self._head_began_now = True
+        self._set_head_timer(HEAD_TIMEOUT_S)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, if there are not too many."""
+        super().on_header(name, value)
+        if len(self.headers) > MOST_HEADERS:
+            self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            raise ValueError  # ends the parsing
+
+    def on_headers_complete(self) -> None:
+        """Start the request, unless it is to be parsed again, or too many wait before it."""
+        self._is_in_head = False
+        self._head_bytes = 0
+        self._set_head_timer(None)
+        self._is_upgrade = self.parser.should_upgrade()
+        if self._is_upgrade:
+            return
+        if len(self.pipeline) >= MOST_PIPELINED:
+            raise ValueError  # ends the parsing
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End the request's body."""
+        if not self._is_upgrade:
+            super().on_message_complete()
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Parse the request again without its offer; `rest` is what came after its head."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":  # is an upgrade whatever its headers say
+            self._refuse(HTTPStatus.METHOD_NOT_ALLOWED)
+            return
+        lines = [b"%b %b HTTP/1.1" % (method, self.url)]
+        lines += [b"%b: %b" % each for each in self.headers if each[0] not in _HOP_BY_HOP]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join([*lines, b"", rest]))
+
+    def _set_head_timer(self, seconds: float | None) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = None if seconds is None else self.loop.call_later(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._head_began_now or self._head_bytes:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        """Close the connection, and say why if no other answer is under way."""
+        if self.transport.is_closing():
+            return
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            body = f"{status.phrase}\n".encode()
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\ncontent-type: text/plain; charset=utf-8\r\n"
+                b"content-length: %d\r\nconnection: close\r\n\r\n%b"
+                % (status, status.phrase.encode(), len(body), body)
+            )
+        self.transport.close()
