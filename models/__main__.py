@@ -95,16 +95,16 @@ def _add_series(
     parser: argparse.ArgumentParser,
     *,
     command: Callable[[argparse.Namespace], int],
-    configs: Path,
+    configs: Sequence[Path],
 ) -> None:
     """The arguments of a command that trains a series of runs."""
     parser.add_argument(
         "configs",
         type=Path,
         nargs="*",
-        default=sorted(configs.glob("*.toml")),
+        default=configs,
         metavar="CONFIG",
-        help=f"TOML files (default: those of models/{configs.relative_to(Path(__file__).parent)})",
+        help=f"TOML files (default: {', '.join(each.stem for each in configs)})",
     )
     parser.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="runs of each (default: %(default)s)"

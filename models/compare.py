@@ -19,7 +19,10 @@ from models.judge import leading
 from models.runs import Ledger, Run, Spread
 from models.series import Planned, train_missing
 
-CONFIGS = Path(__file__).with_name("configs")
+CONFIGS = tuple(
+    Path(__file__).with_name("configs") / f"{name}.toml"
+    for name in ("single_task", "shared_bottom", "moe", "mmoe", "cgc", "demo", "esmm")
+)
 RUNS = "runs.jsonl"
 FEWEST_SEEDS = 2  # below, there is no deviation
 SAME = ("data", "tasks", "embedding", "clamp")

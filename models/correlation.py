@@ -22,7 +22,10 @@ from models.runs import Ledger, Run, Spread
 from models.series import Planned, train_missing
 from models.tables import spread, table
 
-CONFIGS = Path(__file__).with_name("configs") / "correlation"
+CONFIGS = tuple(
+    Path(__file__).with_name("configs") / "correlation" / f"{name}.toml"
+    for name in ("shared_bottom", "moe", "mmoe")
+)
 CORRELATIONS = (0.0, 0.5, 0.9, 1.0)
 
 

@@ -20,6 +20,8 @@ from models.config import Record
 from models.evaluate import Evaluation
 from models.experiment import Experiment, ExperimentInvalid
 
+DECISIVE = {"network", "tasks", "data", "embedding", "training", "clamp"}
+
 
 class Run(Record):
     """One trained network, by its figures.
@@ -99,6 +101,6 @@ class Ledger:
 
 
 def digest(experiment: Experiment) -> str:
-    """What names an experiment: a hash of all that its file says."""
-    said = json.dumps(experiment.model_dump(mode="json", exclude_unset=True), sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    """What names an experiment: a hash of all in its file that a run's figures depend on."""
+    said = experiment.model_dump(mode="json", exclude_unset=True, include=DECISIVE)
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]

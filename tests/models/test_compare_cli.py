@@ -106,12 +106,12 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_status_1(tmp_path, capsys)
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_help_says_where_the_default_configurations_are(capsys):
-    for name, folder in (("compare", "models/configs"), ("sweep", "models/configs/correlation")):
+def test_help_names_the_default_configurations(capsys):
+    for name, first in (("compare", "single_task, shared_bottom"), ("sweep", "shared_bottom, moe")):
         with pytest.raises(SystemExit, match="0"):
             cli.main([name, "--help"])
         told = " ".join(capsys.readouterr().out.split())
-        assert f"(default: those of {folder})" in told
+        assert f"TOML files (default: {first}, " in told
         assert f"(default: build/{name})" in told
 
 

@@ -19,7 +19,7 @@ SWEEP = Sweep(
 
 @pytest.fixture(scope="module")
 def entries():
-    read = compare.read(sorted(correlation.CONFIGS.glob("*.toml")))
+    read = compare.read(correlation.CONFIGS)
     small = []
     for entry in read:
         settings = entry.experiment
@@ -31,7 +31,7 @@ def entries():
 
 
 def test_the_papers_networks_are_of_one_size():
-    read = compare.read(sorted(correlation.CONFIGS.glob("*.toml")))
+    read = compare.read(correlation.CONFIGS)
 
     assert [entry.name for entry in read] == ["Shared-Bottom", "MoE", "MMoE"]
     bottom, moe, mmoe = (entry.experiment.network for entry in read)

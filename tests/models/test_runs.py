@@ -60,7 +60,7 @@ def test_a_line_that_is_no_run_is_refused(tmp_path):
         Ledger(path)
 
 
-def test_every_part_of_an_experiment_is_in_its_digest(tiny):
+def test_what_a_run_depends_on_is_in_its_digest_and_no_more(tiny):
     network = tiny.network.model_copy(update={"dropout": 0.5})
     data = tiny.data.model_copy(update={"seed": 7})
     others = [
@@ -72,3 +72,4 @@ def test_every_part_of_an_experiment_is_in_its_digest(tiny):
 
     assert len({digest(each) for each in [tiny, *others]}) == 5
     assert digest(experiment.read(TINY_EXPERIMENT)) == digest(tiny)
+    assert digest(tiny.model_copy(update={"name": "other"})) == digest(tiny)
