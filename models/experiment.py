@@ -87,6 +87,8 @@ class ExportConfig(Record):
     more than the share `max_number_change`, no AUC (XAUC of durations) by more than
     `max_auc_change`; of a user's 50 best of 500 candidates at least `min_top_50_overlap` must stay
     among the 50 best, and Kendall's τ of their order must reach `min_kendall_tau`.
+
+    With `torch_export`, the artifact holds the network as a `torch.export` program too.
     """
 
     precision: PrecisionName = "fp32"
@@ -95,6 +97,7 @@ class ExportConfig(Record):
     max_auc_change: PositiveFloat = 0.001
     min_top_50_overlap: float = Field(default=0.98, ge=0, le=1)
     min_kendall_tau: float = Field(default=0.99, ge=-1, le=1)
+    torch_export: bool = False
 
 
 class Experiment(Record):
