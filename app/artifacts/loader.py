@@ -40,6 +40,7 @@ def load(artifact: Artifact, device: torch.device) -> Model:
 
     Raises:
         ArtifactInvalid: with the file and the rule that it breaks.
+        OSError: a file cannot be read now.
     """
     manifest = read_manifest(artifact)
     golden = Golden.from_bytes(_read_verified(artifact, GOLDEN, manifest.files[GOLDEN]), manifest)
@@ -58,16 +59,15 @@ def read_manifest(artifact: Artifact) -> Manifest:
     """Read and validate `model.json`.
 
     Raises:
-        ArtifactInvalid: it cannot be read, or it describes another model or version.
+        ArtifactInvalid: it is missing or wrong, or it describes another model or version.
+        OSError: it cannot be read now.
     """
     try:
-        manifest = Manifest.model_validate_json((artifact.folder / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json(_read(artifact, MANIFEST))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "document"
         raise ArtifactInvalid(f"{MANIFEST}: {where}: {first['msg']}") from error
-    except OSError as error:
-        raise ArtifactInvalid(f"{MANIFEST}: {error.strerror}") from error
     if (manifest.name, manifest.version) != (artifact.model, artifact.version):
         raise ArtifactInvalid(
             f"{MANIFEST}: describes {manifest.name}/{manifest.version}, but lies in {artifact}"
@@ -122,11 +122,16 @@ def _unloadable(error: Exception) -> ArtifactInvalid:
     return ArtifactInvalid(f"{PROGRAM}: cannot be loaded as TorchScript: {reason}")
 
 
+def _read(artifact: Artifact, name: str) -> bytes:
+    """Read a file; an OSError is not the artifact's fault, and may pass."""
+    path = artifact.folder / name
+    if not path.is_file():  # a pipe or a device could block for ever
+        raise ArtifactInvalid(f"{name}: is {'no regular file' if path.exists() else 'missing'}")
+    return path.read_bytes()
+
+
 def _read_verified(artifact: Artifact, name: str, digest: FileDigest) -> bytes:
-    try:
-        content = (artifact.folder / name).read_bytes()
-    except OSError as error:
-        raise ArtifactInvalid(f"{name}: {error.strerror}") from error
+    content = _read(artifact, name)
     if len(content) != digest.size:
         raise ArtifactInvalid(f"{name}: has {len(content)} bytes, the manifest says {digest.size}")
     if hashlib.sha256(content).hexdigest() != digest.sha256:

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import os
 import shutil
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -90,14 +92,14 @@ def test_a_truncated_file_is_refused(artifact, name):
 @pytest.mark.parametrize("name", [PROGRAM, GOLDEN, MANIFEST])
 def test_a_missing_file_is_refused(artifact, name):
     (artifact.folder / name).unlink()
-    assert refusal(artifact) == f"{name}: No such file or directory"
+    assert refusal(artifact) == f"{name}: is missing"
 
 
 @pytest.mark.parametrize("name", [PROGRAM, GOLDEN, MANIFEST])
 def test_a_folder_in_place_of_a_file_is_refused(artifact, name):
     (artifact.folder / name).unlink()
     (artifact.folder / name).mkdir()
-    assert refusal(artifact) == f"{name}: Is a directory"
+    assert refusal(artifact) == f"{name}: is no regular file"
 
 
 @pytest.mark.parametrize(("model", "version"), [("other", 1), ("feed", 2)])
@@ -308,3 +310,24 @@ def test_a_batch_yields_its_requests_one_by_one():
     assert last.candidate["c"].tolist() == [10, 30]
     assert last.row_to_request.tolist() == [0, 0]
     assert (first.rows, last.rows, batch.rows) == (1, 2, 3)
+
+
+class Speaker(torch.nn.Module):
+    @torch.jit.export
+    def speak(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_module_without_forward_is_refused(artifact):
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Speaker()), buffer)
+    replace(artifact, PROGRAM, buffer.getvalue())
+    assert refusal(artifact).startswith("model.ts: ")
+
+
+def test_a_pipe_in_place_of_a_file_blocks_nobody(artifact):
+    (artifact.folder / PROGRAM).unlink()
+    os.mkfifo(artifact.folder / PROGRAM)
+    assert refusal(artifact) == f"{PROGRAM}: is no regular file"

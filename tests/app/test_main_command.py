@@ -102,7 +102,7 @@ def test_check_of_a_store_with_one_bad_artifact_says_why_and_checks_the_rest(cap
         line for line in capsys.readouterr().out.splitlines() if "feed/" in line
     ]
     assert "model.ts: has 0 bytes" in first
-    assert "golden.safetensors: No such file" in second
+    assert "golden.safetensors: is missing" in second
     assert "model.json: " in third
     assert "good" in fourth
 

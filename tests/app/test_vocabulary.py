@@ -96,7 +96,7 @@ def test_a_vocabulary_that_was_changed_is_refused(tmp_path):
 def test_a_vocabulary_that_is_gone_is_refused(tmp_path):
     artifact = published(tmp_path)
     (artifact.folder / FILE).unlink()
-    with pytest.raises(ArtifactInvalid, match=f"{FILE}: No such file"):
+    with pytest.raises(ArtifactInvalid, match=f"{FILE}: is missing"):
         load(artifact, CPU)
 
 
