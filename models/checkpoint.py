@@ -8,6 +8,7 @@ import copy
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models import data
 from models.experiment import Experiment, TrainingConfig
 from models.report import Epoch
 
@@ -177,6 +179,11 @@ def _fixed(experiment: Experiment) -> dict[str, object]:
     fields: dict[str, object] = experiment.model_dump(
         mode="json", include={"name", "network", "tasks", "data", "embedding"}
     )
+    vocabularies = {
+        name: sha256(content).hexdigest()
+        for name, content in data.vocabulary_files(experiment.data).items()
+    }
+    fields["vocabulary"] = vocabularies  # it is a file, which may have been made anew
     return fields | {"training": experiment.training.model_dump(mode="json", exclude=FREE)}
 
 

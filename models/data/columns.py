@@ -5,7 +5,7 @@ CSV, and returns its values and which rows are wrong, bool `[n]`. A wrong row's 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -183,9 +183,11 @@ def dense_lists(array: pa.Array, separator: str, dim: int) -> tuple[Floats, Flag
     return filled, wrong
 
 
-def text(array: pa.Array) -> list[str | None]:
-    """Each value as text."""
-    return [None if each is None else str(each) for each in array.to_pylist()]
+def is_one_of(array: pa.Array, values: Sequence[object]) -> Flags:
+    """Which rows have one of some values, each compared as text."""
+    index, distinct = _distinct(array)
+    chosen = [str(each) in set(map(str, values)) for each in distinct]
+    return np.array([*chosen, False])[index]  # the last is for nulls
 
 
 def _is_text(kind: pa.DataType) -> bool:

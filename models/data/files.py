@@ -72,13 +72,13 @@ def open_file(path: Path) -> TableFile:
             with _open_csv(path, None, []) as reader:
                 if next(iter(reader), None) is None:
                     raise DataInvalid(f"{path}: has no rows")
-                return TableFile(path, dict(_columns(reader.schema)), 1)
+                return TableFile(path, _columns(path, reader.schema), 1)
         if path.suffix != ".parquet":
             raise DataInvalid(f"{path}: must end in .parquet or .csv")
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows == 0:
                 raise DataInvalid(f"{path}: has no rows")
-            return TableFile(path, dict(_columns(file.schema_arrow)), file.num_row_groups)
+            return TableFile(path, _columns(path, file.schema_arrow), file.num_row_groups)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataInvalid(f"{path}: cannot be read: {_line(error)}") from error
 
@@ -162,8 +162,11 @@ def _open_csv(
     )
 
 
-def _columns(schema: pa.Schema) -> Iterator[tuple[str, pa.DataType]]:
-    return zip(schema.names, schema.types, strict=True)
+def _columns(path: Path, schema: pa.Schema) -> dict[str, pa.DataType]:
+    columns = dict(zip(schema.names, schema.types, strict=True))
+    if len(columns) < len(schema.names):
+        raise DataInvalid(f"{path}: has two columns of one name")
+    return columns
 
 
 def _is_csv(path: Path) -> bool:

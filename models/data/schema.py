@@ -44,6 +44,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from app.artifacts.inputs import Name
 from models.config import Record, Side, TaskKind, check_unique
 
 IdType = Literal["string", "int64"]
@@ -90,7 +91,7 @@ class DenseColumns(Record):
     """Numbers: one for each of `columns`, or `dim` in the one list column."""
 
     kind: Literal["dense"]
-    name: str = Field(min_length=1)
+    name: Name
     side: Side
     columns: tuple[str, ...] = Field(default_factory=lambda data: (data["name"],), min_length=1)
     dim: PositiveInt = Field(default_factory=lambda data: len(data.get("columns", "1")))
@@ -104,7 +105,7 @@ class DenseColumns(Record):
 
 
 class _IdColumn(Record):
-    name: str = Field(min_length=1)
+    name: Name
     side: Side
     column: str = Field(default_factory=lambda data: data.get("name", ""))
     encoding: Ids | None = None
@@ -137,7 +138,7 @@ TableFeature = Annotated[DenseColumns | IdColumn | IdListColumn, Field(discrimin
 class Label(Record):
     """What a user did: 0 or 1, seconds, or a number; defined where `mask`, if any, is true."""
 
-    name: str = Field(min_length=1)
+    name: Name
     kind: TaskKind
     column: str = Field(default_factory=lambda data: data.get("name", ""))
     mask: str | None = None

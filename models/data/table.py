@@ -170,10 +170,8 @@ def parts_of(config: FilesConfig, table: pa.RecordBatch, part: int | None) -> Pa
         parts[drawn < split.validation + split.test] = TEST
         parts[drawn < split.validation] = VALIDATION
     elif isinstance(split, SplitByColumn):
-        values = columns.text(table[split.column])
         for named_part, named in ((VALIDATION, split.validation), (TEST, split.test)):
-            chosen = set(map(str, named))
-            parts[[value in chosen for value in values]] = named_part
+            parts[columns.is_one_of(table[split.column], named)] = named_part
     return parts
 
 

@@ -157,6 +157,16 @@ def test_other_data_cannot_go_on_from_it(tiny, splits, tmp_path):
         state.restore()
 
 
+def test_another_vocabulary_cannot_go_on_from_it(tmp_path):
+    settings = read(tmp_path)
+    splits = data.generate(settings.data, settings.tasks)
+    fit(settings, splits, tmp_path / "run", Stopper())
+    listed = (tmp_path / "items.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "items.jsonl").write_text("".join(listed[::-1]))
+    with pytest.raises(CheckpointInvalid, match=r"was made with another vocabulary$"):
+        fit(settings, splits, tmp_path / "run", Stopper(), resume=True)
+
+
 def test_what_is_no_checkpoint_is_refused(tiny, splits, tmp_path):
     path = tmp_path / "run"
     with pytest.raises(CheckpointInvalid, match="there is no checkpoint to resume from"):

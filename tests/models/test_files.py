@@ -366,6 +366,15 @@ def test_a_table_of_no_rows_is_refused(tmp_path):
         data.generate(settings.data, settings.tasks)
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = folder(tmp_path)
+    twice = table().append_column("click", [columns()["click"]])
+    impressions.write_parquet(tmp_path / "rows.parquet", twice)
+    settings = experiment.read(path)
+    with pytest.raises(data.DataInvalid, match=r"rows.parquet: has two columns of one name$"):
+        data.generate(settings.data, settings.tasks)
+
+
 def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
     message = refusal(tmp_path, schema=('"rows.*"', '"absent-*.parquet"'))
     assert message == f"{tmp_path / 'absent-*.parquet'}: there is no such file"

@@ -33,6 +33,8 @@ from tests.models.impressions import folder
         ('files = ["rows.*"]', "", "files: needed, unless the split is by file"),
         ('side = "user"', 'side = "left"', "side: Input should be 'user' or 'candidate'"),
         ('kind = "dense"', 'kind = "text"', "Input tag 'text'"),
+        ('name = "quality"', 'name = "our quality"', "name: String should match pattern"),
+        ('name = "like"', 'name = "../like"', "name: String should match pattern"),
         ("group =", "groups = 1\ngroup =", "groups: Extra inputs are not permitted"),
     ],
 )
