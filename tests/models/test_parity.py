@@ -184,16 +184,16 @@ def test_the_tolerance_is_twice_the_parity_and_never_under_that_of_fp32():
 
 def test_kendalls_tau_counts_pairs():
     """By hand: of the six pairs of four, one is turned around; then with a tie on one side."""
-    scores = np.array([4, 3, 2, 1], np.float32)
+    scores = np.array([4, 3, 2, 1], np.float64)
     assert kendall_tau(scores, scores) == 1
     assert kendall_tau(scores, -scores) == -1
-    assert kendall_tau(scores, np.array([3, 4, 2, 1], np.float32)) == pytest.approx(4 / 6)
-    tied = np.array([4, 4, 2, 1], np.float32)
+    assert kendall_tau(scores, np.array([3, 4, 2, 1], np.float64)) == pytest.approx(4 / 6)
+    tied = np.array([4, 4, 2, 1], np.float64)
     assert kendall_tau(scores, tied) == pytest.approx(5 / math.sqrt(6 * 5))
 
 
 def test_the_overlap_is_of_the_best():
-    scores = np.array([5, 4, 3, 2, 1], np.float32)
-    other = np.array([5, 1, 4, 2, 3], np.float32)
+    scores = np.array([5, 4, 3, 2, 1], np.float64)
+    other = np.array([5, 1, 4, 2, 3], np.float64)
     assert overlap(scores, other, 2) == 0.5
     assert overlap(scores, other, 9) == 1
