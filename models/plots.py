@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#666666"
 GREEN, PURPLE, SKY = "#009E73", "#CC79A7", "#56B4E9"
-DOTS_PER_INCH = 110
+DOTS_PER_INCH = 96
 PERCENT = 100  # AUC and XAUC are shares of pairs
 LINE_OF_TEXT = 0.06  # of the height of an axes
 SHARES = ("auc", "xauc")
@@ -98,7 +98,7 @@ def correlation(sweep: Sweep) -> "Figure":
 
 def save(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG."""
-    figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
+    figure.savefig(path, format="png", dpi=DOTS_PER_INCH, pil_kwargs={"optimize": True})
 
 
 def _lines(axes: "Axes", losses: Mapping[str, ByCorrelation], styles: Mapping[str, Style]) -> None:
@@ -117,6 +117,7 @@ def _lines(axes: "Axes", losses: Mapping[str, ByCorrelation], styles: Mapping[st
         axes.set_xticks(x)
         ends[name] = means[-1]
     axes.set_xlabel("task correlation p, the cosine of the tasks' weights", fontsize=9)
+    axes.set_ylim(bottom=0)
     _plain(axes)
     _name(axes, ends, styles)
 
