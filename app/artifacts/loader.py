@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from app.artifacts.encoding import Vocabularies
 from app.artifacts.golden import Golden
 from app.artifacts.manifest import Description, FileDigest, Manifest
-from app.artifacts.program import Program
+from app.artifacts.program import Program, cause
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact
 from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
@@ -47,8 +47,13 @@ def load(artifact: Artifact, device: torch.device) -> Model:
     content = _read_verified(artifact, PROGRAM, manifest.files[PROGRAM])
     if EXPORTED in manifest.files:
         _read_verified(artifact, EXPORTED, manifest.files[EXPORTED])
-    program = load_program(content, manifest, device)
-    golden.check(program)
+    try:
+        program = load_program(content, manifest, device)
+        golden.check(program)
+    except ArtifactInvalid:
+        raise
+    except Exception as error:  # somebody's code: it may raise anything
+        raise ArtifactInvalid(f"{PROGRAM}: {type(error).__name__}: {cause(error)}") from error
     vocabularies = read_vocabularies(
         manifest, lambda name: _read_verified(artifact, name, manifest.files[name])
     )
