@@ -39,13 +39,7 @@ async def read_body(
         DeadlineExceeded: the deadline came first.
         CallerLeft: the connection closed.
     """
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            _check_type(value)
-        elif name == b"content-encoding" and value.lower() != b"identity":
-            raise UnsupportedMediaType("content-encoding must be identity")
-        elif name == b"content-length" and int(value) > max_bytes:
-            raise PayloadTooLarge(f"the body is larger than {max_bytes} bytes")
+    _check_headers(scope, max_bytes)
     loop = asyncio.get_running_loop()
     chunks: list[bytes] = []
     size = 0
@@ -89,7 +83,13 @@ def decode(body: bytes) -> object:
         raise MalformedBody(f"the body is not JSON: {error.msg.split(':')[0]}, {at}") from None
 
 
-def _check_type(value: bytes) -> None:
-    media_type = value.split(b";", 1)[0].strip().lower()
-    if media_type != b"application/json":
-        raise UnsupportedMediaType("content-type must be application/json")
+def _check_headers(scope: Scope, max_bytes: int) -> None:
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            media_type = value.split(b";", 1)[0].strip().lower()
+            if media_type != b"application/json":
+                raise UnsupportedMediaType("content-type must be application/json")
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise UnsupportedMediaType("content-encoding must be identity")
+        elif name == b"content-length" and int(value) > max_bytes:
+            raise PayloadTooLarge(f"the body is larger than {max_bytes} bytes")

@@ -14,6 +14,7 @@ from app.api.body import CallerLeft, decode, read_body
 from app.api.context import Context, context_of
 from app.api.problems import send_problem
 from app.api.score_request import ScoreRequest, read_request
+from app.artifacts.loader import Model
 from app.artifacts.manifest import Manifest
 from app.engine.service import Answer, Service
 from app.errors import GatehouseError, InvalidRequest, MethodNotAllowed, Problem
@@ -56,7 +57,7 @@ class ScoreRoutes:
             return
         context = context_of(scope)
         try:
-            await self._score(path["model"], path["version"], context, scope, receive, send)
+            await self._score(path, context, scope, receive, send)
         except GatehouseError as error:
             context.fields["problem"] = error.slug
             await send_problem(send, error, context.request_id)
@@ -64,21 +65,15 @@ class ScoreRoutes:
             return
 
     async def _score(
-        self,
-        name: str | None,
-        version: str | None,
-        context: Context,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
+        self, path: re.Match[str], context: Context, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        name, version = path["model"], path["version"]
         context.route = _route(name, version)
         if scope["method"] != "POST":
             raise MethodNotAllowed("score calls are POST requests")
         deadline = asyncio.get_running_loop().time() + self._timeout_s(scope)
         model = self._service.registry.active(name, int(version) if version else None)
-        manifest = model.manifest
-        context.model = manifest.name
+        context.model = model.manifest.name
         body = await read_body(
             scope,
             receive,
@@ -86,12 +81,25 @@ class ScoreRoutes:
             timeout_s=self._limits.body_timeout_s,
             deadline=deadline,
         )
+        content, stages = await self._answer(model, body, deadline, context)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(content)),
+            (b"server-timing", _server_timing(stages)),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _answer(
+        self, model: Model, body: bytes, deadline: float, context: Context
+    ) -> tuple[bytes, Mapping[str, float]]:
+        """Return the answer to a body, and where its time went (s by stage)."""
         began = time.perf_counter()
         document = decode(body)
         decoded = time.perf_counter()
         request = read_request(
             document,
-            manifest,
+            model.manifest,
             max_candidates=self._limits.max_candidates,
             vocabularies=model.vocabularies,
         )
@@ -100,7 +108,7 @@ class ScoreRoutes:
             model, request.features, request.policy, top_k=request.top_k, deadline=deadline
         )
         scored = time.perf_counter()
-        content = _content(manifest, request, answer)
+        content = _content(model.manifest, request, answer)
         stages = {
             "decode": decoded - began,
             "encode": encoded - decoded,
@@ -109,13 +117,7 @@ class ScoreRoutes:
         }
         context.fields["candidates"] = request.features.rows
         self._metrics.scored(request.features.rows, stages)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(content)),
-            (b"server-timing", _server_timing(stages)),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        return content, stages
 
     def _timeout_s(self, scope: Scope) -> float:
         for name, value in scope["headers"]:

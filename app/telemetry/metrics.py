@@ -30,6 +30,11 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         """Create every series on `registry`, or on one of its own."""
         self.registry = registry or CollectorRegistry()
+        self._create_for_requests()
+        self._create_for_batches()
+        self._create_for_models()
+
+    def _create_for_requests(self) -> None:
         self._requests = self._counter(
             "requests_total", "Requests answered.", ("route", "model", "status")
         )
@@ -49,6 +54,13 @@ class Metrics:
         self._candidates = self._histogram(
             "request_candidates", "Candidates in a scored request.", ROW_BUCKETS
         )
+        self._shed = self._counter(
+            "shed_total", "Requests that were refused or dropped for lack of time.", ("reason",)
+        )
+        for reason in ("overloaded", "deadline-exceeded"):
+            self._shed.labels(reason)
+
+    def _create_for_batches(self) -> None:
         self._batch_rows = self._histogram("batch_rows", "Rows in a batch.", ROW_BUCKETS)
         self._batch_requests = self._histogram(
             "batch_requests", "Requests in a batch.", REQUEST_BUCKETS
@@ -56,14 +68,15 @@ class Metrics:
         self._lane_busy = self._counter(
             "lane_busy_seconds_total", "Time that lanes spent on batches.", ("lane",)
         )
-        self._shed = self._counter(
-            "shed_total", "Requests that were refused or dropped for lack of time.", ("reason",)
+        self._failures = self._counter(
+            "failures_total",
+            "Batches that raised; requests with a score that is no number.",
+            ("kind",),
         )
-        for reason in ("overloaded", "deadline-exceeded"):
-            self._shed.labels(reason)
-        self._failures = self._counter("failures_total", "Batches that failed.", ("kind",))
         for kind in ("model", "non-finite"):
             self._failures.labels(kind)
+
+    def _create_for_models(self) -> None:
         self._unknown_ids = self._counter(
             "unknown_id_total", "Ids outside their feature's vocabulary.", ("model", "feature")
         )
