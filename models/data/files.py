@@ -126,9 +126,6 @@ def _csv_chunks(path: Path, _: int, columns: Sequence[str]) -> Iterator[Chunk]:
 
             yield Chunk(path, batch, place, new)
             told, line = len(broken), lines[-1] + 1 if lines else line
-        if told < len(broken):  # nothing but broken lines was left
-            new = [(f"{path}, line {number}", why) for number, why in broken[told:]]
-            yield Chunk(path, pa.RecordBatch.from_pylist([], reader.schema), str, new)
 
 
 def _count_from(number: int) -> Iterator[int]:

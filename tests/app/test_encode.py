@@ -221,6 +221,12 @@ def test_an_id_of_another_type_is_told_which_type_it_must_have():
     ]
 
 
+def test_a_string_that_is_no_unicode_text_has_no_hash():
+    assert problems((CLIP,), {"clip": ["a", "\ud800"]}) == [
+        Problem("/candidates/clip/1", "must be Unicode text")
+    ]
+
+
 def test_a_string_that_is_not_listed_is_refused_where_the_manifest_says_so():
     strict = BRAND.model_copy(update={"unknown": "reject"})
     assert problems((strict,), {"brand": ["a", "b"]}, None, {"brand": {"a": 1}}) == [

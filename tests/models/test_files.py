@@ -239,6 +239,13 @@ def test_a_bad_row_is_named_with_file_row_group_and_row(tmp_path, changes, where
     assert message == f"1 bad rows so far, max_bad_rows is 0: {place}: {rule}"
 
 
+def test_a_row_keeps_its_number_in_a_row_group_that_is_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("models.data.files.READ_ROWS", 30)
+    price = columns()["price"]
+    price[177] = math.nan
+    assert "row group 1, row 77: feature 'quality'" in refusal(tmp_path, price=price)
+
+
 def test_bad_rows_within_the_limit_are_left_out_and_counted(tmp_path):
     price = columns()["price"]
     price[5] = price[7] = math.nan
