@@ -9,8 +9,9 @@ The figures of a task:
 - regression: `mae` and `mse`.
 
 `calibration` is Σ predicted / Σ observed: 1 is right, 1.2 promises a fifth too much. Where the
-data knows its own probabilities, `oracle_…` is the same figure for them: nobody can do better,
-except by luck. A figure that is not defined, such as the AUC of one class, is left out.
+data knows its true expectations, `oracle_…` is the same figure for them: except by luck nobody has
+a higher AUC. (Of a skewed duration the median has the smaller `mae`.) A figure that is not defined,
+such as the AUC of one class, is left out.
 """
 
 import math

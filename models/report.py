@@ -116,7 +116,7 @@ class Report:
 
 
 def evaluation_table(evaluation: Evaluation, *, rows: int) -> Table:
-    """A row a task, a column a figure; beneath a task, the best that anyone could do."""
+    """A row a task, a column a figure; beneath a task, what the data's true expectation gets."""
     names = [
         name
         for name in dict.fromkeys(name for figures in evaluation.values() for name in figures)
@@ -130,7 +130,7 @@ def evaluation_table(evaluation: Evaluation, *, rows: int) -> Table:
         table.add_row(task, *(_cell(figures, name) for name in names))
         if any(name.startswith(ORACLE) for name in figures):
             best = (_cell(figures, ORACLE + name) for name in names)
-            table.add_row("  best possible", *best, style="dim", end_section=True)
+            table.add_row("  true expectation", *best, style="dim", end_section=True)
     return table
 
 

@@ -18,7 +18,7 @@ def test_train_ends_with_the_figures_and_the_artifact(tmp_path, capsys):
 
     shown = capsys.readouterr()
     assert status == 0
-    assert "best possible" in shown.out
+    assert "true expectation" in shown.out
     assert shown.out.rstrip().splitlines()[-1] == f"published tiny/1: {tmp_path / 'tiny' / '1'}"
     assert shown.err == ""
 

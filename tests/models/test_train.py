@@ -134,7 +134,7 @@ def test_a_run_shows_its_epochs_and_figures_and_publishes_them(tiny, tmp_path):
     lines = shown.getvalue()
     assert "epoch 1/2" in lines
     assert "epoch 2/2" in lines
-    assert "best possible" in lines
+    assert "true expectation" in lines
     assert f"{figures['click']['auc']:.4f}" in lines
     assert lines.count("rows/s") == 2  # a file gets no bar
     assert "\x1b" not in lines
