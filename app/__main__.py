@@ -12,12 +12,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.artifacts.foreign import ForeignModel
 
 USAGE = """usage: gatehouse COMMAND [OPTION ...]
 
@@ -121,17 +124,12 @@ class _Parser(argparse.ArgumentParser):
 
 def import_file(flags: Sequence[str]) -> int:
     """Try a foreign TorchScript file, and publish it where it can serve."""
-    from app.artifacts.foreign import ForeignInvalid, from_flags, read
+    from app.artifacts.foreign import ForeignInvalid
 
     try:
         told = _import_parser().parse_args(flags)
         content = told.file.read_bytes()
-        by_flags = (told.name, told.columns, told.user, told.tasks)
-        if told.config is not None and any(by_flags):
-            raise WrongUsage("--config says all that --name, --columns, --user, --tasks say")
-        if told.config is None and not (told.name and told.columns and told.tasks):
-            raise WrongUsage("import needs --config, or --name, --columns and --tasks")
-        model = from_flags(*by_flags) if told.config is None else read(told.config)
+        model = _described(told)
     except (WrongUsage, ForeignInvalid) as error:
         return _usage_error(str(error))
     except OSError as error:
@@ -144,16 +142,35 @@ def import_file(flags: Sequence[str]) -> int:
 
     try:
         trial = examine(content, model)
-        needed = sorted(trial.description.vocabulary_files)
-        vocabularies = {name: (told.config.parent / name).read_bytes() for name in needed}
+        vocabularies = {
+            name: (told.config.parent / name).read_bytes()
+            for name in sorted(trial.description.vocabulary_files)
+        }
         artifact = publish(
             Store(told.store), trial.description, content, trial.requests, vocabularies
         )
-    except (ArtifactInvalid, OSError) as error:
-        print("gatehouse:", f"{told.file} cannot be imported:", error, file=sys.stderr)
-        return EXIT_WRONG
-    print(f"published {artifact}: {artifact.folder}")
-    return EXIT_OK
+    except ArtifactInvalid as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+    else:
+        print(f"published {artifact}: {artifact.folder}")
+        return EXIT_OK
+    print("gatehouse:", f"{told.file} cannot be imported: {reason}", file=sys.stderr)
+    return EXIT_WRONG
+
+
+def _described(told: argparse.Namespace) -> "ForeignModel":
+    from app.artifacts.foreign import from_flags, read
+
+    by_flags = (told.name, told.columns, told.user, told.tasks)
+    if told.config is not None:
+        if any(by_flags):
+            raise WrongUsage("--config says all that --name, --columns, --user, --tasks say")
+        return read(told.config)
+    if not (told.name and told.columns and told.tasks):
+        raise WrongUsage("import needs --config, or --name, --columns and --tasks")
+    return from_flags(*by_flags)
 
 
 def _import_parser() -> argparse.ArgumentParser:

@@ -217,6 +217,17 @@ gives = "number"
 """
 
 
+STRINGS = (
+    NAMED.replace('name = "named"', 'name = "strings"')
+    .replace("default = 3", 'encoding = { kind = "hash", buckets = 6 }')
+    .replace(
+        "vocabulary_size = 9",
+        'encoding = { kind = "vocabulary", file = "vocabulary.brand.jsonl" }\nvocabulary_size = 9',
+    )
+)
+"""The same module behind string ids."""
+
+
 def matrix_file(folder: Path) -> Path:
     return traced(Matrix().eval(), torch.ones(4, 5), path=folder / "matrix.pt")
 

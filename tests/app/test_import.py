@@ -1,6 +1,7 @@
 """`gatehouse import`: foreign files are served as they would run, or refused with the reason."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import httpx
 import pytest
 import torch
 
-from app.__main__ import EXIT_OK, EXIT_USAGE, main
+from app.__main__ import EXIT_OK, EXIT_USAGE, EXIT_WRONG, main
+from app.artifacts.encoding import Hashed, rows_of
 from app.artifacts.store import PROGRAM, Store
+from app.artifacts.vocabulary import write_vocabulary
 from app.main import gatehouse
 from app.settings import Settings
 from tests.app.foreign import (
     MATRIX_FLAGS,
     NAMED,
+    STRINGS,
     TENSORS,
     matrix_file,
     named_file,
@@ -36,6 +40,9 @@ def files(tmp_path_factory):
     assert main(["import", str(matrix_file(folder)), *MATRIX_FLAGS, "--store", str(store)]) == 0
     imported(tensors_file(folder), store, TENSORS)
     imported(named_file(folder), store, NAMED)
+    (folder / "vocabulary.brand.jsonl").write_bytes(write_vocabulary(BRANDS))
+    strings = shutil.copy(folder / "named.pt", folder / "strings.pt")
+    imported(Path(strings), store, STRINGS)
     return folder
 
 
@@ -126,7 +133,37 @@ async def test_a_dict_to_a_dict_is_served(client, files):
     assert found["value"] == pytest.approx(outputs["value"].tolist(), rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("model", ["matrix", "tensors", "named"])
+BRANDS = [f"b{row}" for row in range(1, 9)]
+
+
+async def test_string_ids_come_in_by_a_vocabulary_and_by_a_hash(client, files):
+    candidates: dict[str, Any] = {
+        "brand": ["b8", "b1"],
+        "numbers": [[0.1, 0.2, 0.3], [0.9, 0.8, 0.7]],
+    }
+    request = {"user": {"city": "rome"}, "candidates": candidates}
+    found = await scores(client, "strings", request)
+    rows = rows_of(Hashed(buckets=6), ["rome"], {})
+    x = {
+        "city": torch.full((2, 1), float(rows[0])),
+        "brand": torch.tensor([[8], [1]]),
+        "numbers": torch.tensor(candidates["numbers"]),
+    }
+    assert found["click"] == pytest.approx(sigmoid(run(files / "strings.pt", x)["click"]), rel=1e-5)
+    candidates["brand"][1] = "b9"
+    assert (await client.post("/v1/models/strings/score", json=request)).status_code == 422
+
+
+def test_a_vocabulary_that_is_not_beside_the_description_is_named(capsys, tmp_path):
+    named_file(tmp_path)
+    described = tmp_path / "strings.toml"
+    described.write_text(STRINGS)
+    assert main(["import", str(tmp_path / "named.pt"), "--config", str(described)]) == EXIT_WRONG
+    absent = tmp_path / "vocabulary.brand.jsonl"
+    assert f"cannot be imported: {absent}: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["matrix", "tensors", "named", "strings"])
 async def test_the_example_request_of_an_imported_model_works(client, model):
     example = (await client.get(f"/v1/models/{model}")).json()["example_request"]
     assert (await client.post(f"/v1/models/{model}/score", json=example)).status_code == 200
