@@ -21,7 +21,7 @@ bits, and wrap:
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 from zlib import crc32
 
 import numpy as np
@@ -119,12 +119,12 @@ def rows_of(encoding: Hashed | Listed, ids: Sequence[Id], vocabulary: Vocabulary
 
 
 def hash_strings(ids: Sequence[Id], seed: int) -> Hashes:
-    """The hashes of strings, uint64 `[n]`.
+    """The hashes of ids that are all strings, uint64 `[n]`.
 
     Raises:
         UnicodeEncodeError: a string has no UTF-8.
     """
-    content = [str(each).encode() for each in ids]
+    content = list(map(str.encode, cast("Sequence[str]", ids)))
     checksum = np.fromiter(map(crc32, content), np.uint64, len(content))  # [n]
     length = np.fromiter(map(len, content), np.uint64, len(content))  # [n]
     return _split_mix(checksum + (length << np.uint64(32)), seed)

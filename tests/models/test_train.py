@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,11 @@ def test_a_terminal_gets_a_progress_bar_unless_quiet(tiny, tmp_path, quiet, show
 
     train.run(tiny, Store(tmp_path), quiet=quiet, console=terminal)
 
-    assert ("━━" in shown.getvalue().split("held-out")[0]) is shows_a_bar
+    progress = shown.getvalue().split("held-out")[0]
+    assert ("━━" in progress) is shows_a_bar
+    assert (
+        bool(re.search(r"rows/s\S* \S*(\d:\d\d:\d\d|-:--:--)", progress)) is shows_a_bar
+    )  # time left
     assert "epoch" in shown.getvalue()
 
 
