@@ -35,6 +35,13 @@ def splits(tiny):
     return data.generate(tiny.data)
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_fresh_process():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Stopper:
     """Presses Ctrl-C after so many batches, or after so many epochs."""
 
