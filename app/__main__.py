@@ -58,8 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(flags: Sequence[str]) -> int:
     """Read the settings and serve until a signal; the process ends here once it has served."""
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, _stop_before_start)
     source = CliSettingsSource[Settings](
         Settings,
         cli_prog_name="gatehouse serve",
@@ -76,6 +74,8 @@ def serve(flags: Sequence[str]) -> int:
         # Only names and rules: a value could be a secret.
         rules = [": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors()]
         return _usage_error("; ".join(rules))
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, _stop_before_start)
     from app.main import run
 
     code = run(settings)

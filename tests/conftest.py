@@ -18,6 +18,11 @@ hypothesis.settings.register_profile(  # no test is measured by time
 hypothesis.settings.load_profile("gatehouse")
 
 
+@pytest.fixture(autouse=True)
+def _same_draws_every_time():
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend():
     return "asyncio"
