@@ -128,7 +128,7 @@ def over_http(url: str, folder: Path, rows: int, connections: int, seconds: floa
     ).stdout
     if "Non-2xx" in output:
         raise SystemExit(output)
-    patterns = (r"Requests/sec:\s+(\S+)", r"50%\s+(\S+)", r"99%\s+(\S+)")
+    patterns = (r"Requests/sec:\s+(\S+)", r"\n\s+50%\s+(\S+)", r"\n\s+99%\s+(\S+)")
     return [re.search(pattern, output)[1] for pattern in patterns]  # type: ignore[index]
 
 
