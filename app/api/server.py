@@ -58,6 +58,7 @@ class DrainingServer(uvicorn.Server):
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                proxy_headers=False,  # nothing here asks who called
                 timeout_keep_alive=keep_alive_s,
                 timeout_graceful_shutdown=drain_timeout_s,
             )

@@ -202,16 +202,18 @@ class Batcher:
         if isinstance(outcome.scores, Exception):
             self._fail(model, pieces, outcome.scores)
             return
+        all_finite = bool(np.isfinite(outcome.scores).all())
         row = 0
         for piece in pieces:
-            self._deliver(piece, outcome.scores[row : row + piece.rows])
+            scores = outcome.scores[row : row + piece.rows]  # [rows, K]
+            self._deliver(piece, scores, is_finite=all_finite or bool(np.isfinite(scores).all()))
             row += piece.rows
             if piece.pending.rows_left == 0:
                 self._answer(piece.pending, dispatched, outcome)
 
-    def _deliver(self, piece: Piece, scores: npt.NDArray[np.float32]) -> None:
+    def _deliver(self, piece: Piece, scores: npt.NDArray[np.float32], *, is_finite: bool) -> None:
         pending = piece.pending
-        if np.isfinite(scores).all():
+        if is_finite:
             pending.result.scores[piece.start : piece.stop] = scores
             pending.rows_left -= piece.rows
         else:
