@@ -129,7 +129,8 @@ def run(settings: Settings) -> int:
         listener = listen(settings.host, settings.port)
     except OSError as error:
         return _unusable(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}")
-    logger.info("listening on %s port %d", *listener.getsockname()[:2])
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
     return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(settings, listener))
 
 
