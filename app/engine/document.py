@@ -48,9 +48,17 @@ class Findings:
         if not self.full:
             self.problems.append(Problem(pointer, detail))
 
-    def strangers(self, pointer: str, sent: Mapping[str, object], known: frozenset[str]) -> None:
+    def strangers(
+        self,
+        pointer: str,
+        sent: Mapping[str, object],
+        known: frozenset[str],
+        detail: str | None = None,
+    ) -> None:
         """Note a problem for each member of an object that nobody reads."""
-        detail = f"is not known; known: {', '.join(sorted(known))}"
+        if sent.keys() <= known:
+            return
+        detail = detail or f"is not known; known: {', '.join(sorted(known))}"
         for name in sent:
             if self.full:
                 break
@@ -86,7 +94,8 @@ def user_side(user: object, known: frozenset[str], findings: Findings) -> Side:
     if not isinstance(user, dict):
         findings.problem("/user", "must be an object, feature name to value")
         return Side({}, 1, "user", known)
-    return Side({name: [value] for name, value in user.items()}, 1, "user")
+    findings.strangers("/user", user, known, NO_FEATURE)
+    return Side({name: [user[name]] for name in known if name in user}, 1, "user")
 
 
 def candidate_side(
@@ -98,19 +107,24 @@ def candidate_side(
         PayloadTooLarge: there are more than `max_rows` candidates.
     """
     if isinstance(candidates, dict):
-        return _from_columns(candidates, findings, max_rows)
+        return _from_columns(candidates, known, findings, max_rows)
     if isinstance(candidates, list):
         return _from_objects(candidates, known, findings, max_rows)
     findings.problem("/candidates", "must be an object of columns, or a list of objects")
     return Side({}, 0, "columns", known)
 
 
-def _from_columns(candidates: dict[str, Any], findings: Findings, max_rows: int) -> Side:
+def _from_columns(
+    candidates: dict[str, Any], known: frozenset[str], findings: Findings, max_rows: int
+) -> Side:
+    findings.strangers("/candidates", candidates, known, NO_FEATURE)
     columns: dict[str, list[Any]] = {}
     refused: set[str] = set()
     for name, values in candidates.items():
         if findings.full:
             break
+        if name not in known:
+            continue
         first, expected = next(iter(columns.items()), (name, values))
         if not isinstance(values, list):
             detail = "must be a list, one value a candidate"
@@ -138,10 +152,8 @@ def _from_objects(
             break
         if not isinstance(candidate, dict):
             findings.problem(f"/candidates/{row}", "must be an object, feature name to value")
-        elif not candidate.keys() <= known:
-            strangers = [name for name in candidate if name not in known]
-            for name in strangers[:MOST_PROBLEMS]:
-                findings.problem(join(f"/candidates/{row}", name), NO_FEATURE)
+        else:
+            findings.strangers(f"/candidates/{row}", candidate, known, NO_FEATURE)
     # Only of known names: columns of whatever names were sent would take rows x names of memory.
     columns = {
         name: [each.get(name, MISSING) for each in objects]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from app.artifacts.columns import Column, Columns, column_dtype, column_shape
 from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabulary, rows_of
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
-from app.engine.document import NO_FEATURE, Findings, Side, candidate_side, user_side
+from app.engine.document import Findings, Side, candidate_side, user_side
 from app.engine.slow_encode import slow_column
 
 
@@ -72,8 +72,8 @@ def encode(
     one = user_side(user, user_names, findings)
     many = candidate_side(candidates, names, findings, max_rows=max_candidates)
     return EncodedRequest(
-        user=_encode_side(one, manifest.user_inputs, user_names, vocabularies, findings),
-        candidate=_encode_side(many, manifest.candidate_inputs, names, vocabularies, findings),
+        user=_encode_side(one, manifest.user_inputs, vocabularies, findings),
+        candidate=_encode_side(many, manifest.candidate_inputs, vocabularies, findings),
         rows=many.rows,
         unknown_ids=findings.unknown_ids,
     )
@@ -82,15 +82,9 @@ def encode(
 def _encode_side(
     side: Side,
     features: Sequence[Input],
-    known: frozenset[str],
     vocabularies: Vocabularies,
     findings: Findings,
 ) -> dict[str, Column]:
-    for name in [*side.columns, *sorted(side.refused)]:
-        if findings.full:
-            break
-        if name not in known:
-            findings.problem(side.pointer(name), NO_FEATURE)
     encoded: dict[str, Column] = {}
     for feature in features:
         values = side.columns.get(feature.name)
