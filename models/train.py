@@ -66,13 +66,8 @@ def run(
     console = console or Console()
     training, tasks = experiment.training, experiment.tasks
     splits = data.generate(experiment.data, tasks)
-    for note in splits.notes:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    _announce(experiment, splits, console)
     rows = splits.train.rows
-    console.print(
-        f"[bold]{experiment.name}[/]: {experiment.network.architecture}, "
-        f"{rows:,} rows of {splits.train.requests:,} requests to learn from"
-    )
     network = build(experiment.network, experiment.features, tasks, seed=training.seed)
     with threads(training.threads):
         with Report(console, epochs=training.epochs, rows=rows, quiet=quiet) as report:
@@ -85,10 +80,23 @@ def run(
         console.print(evaluation_table(evaluation, rows=splits.test.rows))
         artifact = export(network, experiment, splits.test, evaluation, store)
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-        with suppress(OSError):  # there are others in it
-            checkpoint.parent.rmdir()
+        _discard(checkpoint)
     return artifact
+
+
+def _announce(experiment: Experiment, splits: Splits, console: Console) -> None:
+    for note in splits.notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"[bold]{experiment.name}[/]: {experiment.network.architecture}, "
+        f"{splits.train.rows:,} rows of {splits.train.requests:,} requests to learn from"
+    )
+
+
+def _discard(checkpoint: Path) -> None:
+    checkpoint.unlink(missing_ok=True)
+    with suppress(OSError):  # there are others in its folder
+        checkpoint.parent.rmdir()
 
 
 def fit(
@@ -121,15 +129,9 @@ def fit(
     with torch.random.fork_rng(devices=[]), _interrupts(state.path is not None) as asked_to_stop:
         torch.set_rng_state(state.dropout)
         while not progress.is_over(training):
-            number = progress.epoch
             _learn(state, splits.train, experiment, listener, asked_to_stop)
             if not asked_to_stop():
-                by_task, loss = _validate(network, splits.validation, experiment)
-                if not math.isfinite(loss):
-                    raise Diverged(f"epoch {number}: the validation loss is {loss}")
-                train_loss = progress.loss_sum / progress.batches
-                is_best = loss < progress.best_loss
-                state.end_epoch(Epoch(number, train_loss, loss, by_task, is_best=is_best))
+                _end_epoch(state, splits.validation, experiment)
                 listener.epoch(progress.epochs[-1])
             if state.path is not None:
                 state.save(state.path)
@@ -137,6 +139,17 @@ def fit(
                 raise Interrupted(f"interrupted in epoch {progress.epoch}; {state.path} is kept")
     state.keep_best()
     return progress.epochs
+
+
+def _end_epoch(state: TrainingState, validation: Dataset, experiment: Experiment) -> None:
+    """Judge the epoch by the validation set, and note how it went."""
+    progress = state.progress
+    by_task, loss = _validate(state.network, validation, experiment)
+    if not math.isfinite(loss):
+        raise Diverged(f"epoch {progress.epoch}: the validation loss is {loss}")
+    train_loss = progress.loss_sum / progress.batches
+    is_best = loss < progress.best_loss
+    state.end_epoch(Epoch(progress.epoch, train_loss, loss, by_task, is_best=is_best))
 
 
 def _learn(
