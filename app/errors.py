@@ -14,6 +14,7 @@
     ├── InternalError            500  a fault of the server's own
     ├── NotReady                 503  no model yet
     ├── Draining                 503  shutting down
+    ├── DeadlineUnmeetable       503  the answer would come too late: refused at once
     └── DeadlineExceeded         504  it waited or ran past its deadline
 
     ArtifactInvalid              an artifact cannot be served; seen by operators, not by callers
@@ -154,6 +155,15 @@ class Draining(GatehouseError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "draining"
     title = "The server is shutting down"
+    retry_after_s = 1
+
+
+class DeadlineUnmeetable(GatehouseError):
+    """By what waits already, the answer would come after the deadline; nothing was computed."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "deadline-unmeetable"
+    title = "The deadline cannot be met"
     retry_after_s = 1
 
 

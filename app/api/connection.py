@@ -11,6 +11,8 @@ from http import HTTPStatus
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.api.terms import HAS_LEFT
+
 LARGEST_HEAD = 64 << 10  # bytes of a request line and its headers, beside those of one read
 MOST_HEADERS = 100
 MOST_PIPELINED = 16
@@ -80,6 +82,7 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= MOST_PIPELINED:
             raise ValueError  # ends the parsing
         super().on_headers_complete()
+        self.scope[HAS_LEFT] = self.transport.is_closing  # type: ignore[literal-required]
 
     def on_message_complete(self) -> None:
         """End the request's body."""

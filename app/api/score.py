@@ -1,6 +1,5 @@
 """`POST /v1/models/{model}/score`: the hot route, plain ASGI in front of FastAPI's router."""
 
-import asyncio
 import re
 import time
 from collections.abc import Mapping
@@ -14,10 +13,12 @@ from app.api.body import CallerLeft, decode, read_body
 from app.api.context import Context, context_of
 from app.api.problems import send_problem
 from app.api.score_request import ScoreRequest, read_request
+from app.api.terms import terms_of
 from app.artifacts.loader import Model
 from app.artifacts.manifest import Manifest
 from app.engine.service import Answer, Service
-from app.errors import GatehouseError, InvalidRequest, MethodNotAllowed, Problem
+from app.engine.terms import Terms
+from app.errors import GatehouseError, MethodNotAllowed
 from app.telemetry.metrics import STAGES, Metrics
 
 ROUTES = {
@@ -37,7 +38,6 @@ class Limits:
     body_timeout_s: float
     max_candidates: int
     default_timeout_s: float
-    largest_timeout_s: float = 600.0
 
 
 class ScoreRoutes:
@@ -72,7 +72,7 @@ class ScoreRoutes:
         context.route = _route(name, version)
         if scope["method"] != "POST":
             raise MethodNotAllowed("score calls are POST requests")
-        deadline = asyncio.get_running_loop().time() + self._timeout_s(scope)
+        terms = terms_of(scope, self._limits.default_timeout_s)
         model = self._service.registry.active(name, int(version) if version else None)
         context.model = model.manifest.name
         body = await read_body(
@@ -80,9 +80,9 @@ class ScoreRoutes:
             receive,
             max_bytes=self._limits.max_body_bytes,
             timeout_s=self._limits.body_timeout_s,
-            deadline=deadline,
+            deadline=terms.deadline,
         )
-        content, stages = await self._answer(model, body, deadline, context)
+        content, stages = await self._answer(model, body, terms, context)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(content)),
@@ -92,7 +92,7 @@ class ScoreRoutes:
         await send({"type": "http.response.body", "body": content})
 
     async def _answer(
-        self, model: Model, body: bytes, deadline: float, context: Context
+        self, model: Model, body: bytes, terms: Terms, context: Context
     ) -> tuple[bytes, Mapping[str, float]]:
         """Return the answer to a body, and where its time went (s by stage)."""
         began = time.perf_counter()
@@ -106,7 +106,7 @@ class ScoreRoutes:
         )
         encoded = time.perf_counter()
         answer = await self._service.score(
-            model, request.features, request.policy, top_k=request.top_k, deadline=deadline
+            model, request.features, request.policy, top_k=request.top_k, terms=terms
         )
         scored = time.perf_counter()
         content = _content(model.manifest, request, answer)
@@ -119,16 +119,6 @@ class ScoreRoutes:
         context.fields["candidates"] = request.features.rows
         self._metrics.scored(request.features.rows, stages)
         return content, stages
-
-    def _timeout_s(self, scope: Scope) -> float:
-        for name, value in scope["headers"]:
-            if name == b"x-request-timeout-ms":
-                if value.isdigit() and 0 < int(value[:10]) <= self._limits.largest_timeout_s * 1e3:
-                    return int(value) / 1e3
-                largest = int(self._limits.largest_timeout_s * 1e3)
-                detail = f"header x-request-timeout-ms must be a whole number from 1 to {largest}"
-                raise InvalidRequest([Problem("", detail)])
-        return self._limits.default_timeout_s
 
 
 def _route(name: str | None, version: str | None) -> str:

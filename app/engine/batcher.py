@@ -23,6 +23,7 @@ from app.artifacts.loader import Model
 from app.engine.encode import EncodedRequest
 from app.engine.lanes import OnOutcome, Outcome, Part
 from app.engine.queue import Pending, Piece, PieceQueue, Scored
+from app.engine.terms import Terms
 from app.errors import DeadlineExceeded, InferenceFailed, Overloaded
 from app.telemetry.metrics import Metrics
 
@@ -96,13 +97,13 @@ class Batcher:
         """How many requests, or pieces of one, wait."""
         return sum(map(len, self._queues.values()))
 
-    async def score(self, model: Model, request: EncodedRequest, deadline: float) -> Scored:
+    async def score(self, model: Model, request: EncodedRequest, terms: Terms) -> Scored:
         """Return the request's scores.
 
         Args:
             model: who scores.
             request: one row or more.
-            deadline: loop time (s) after which no answer is wanted.
+            terms: until when and how urgently the caller waits.
 
         Raises:
             Overloaded: the queue holds too many rows already.
@@ -119,14 +120,14 @@ class Batcher:
         pending = Pending(
             request,
             arrival=self._loop.time(),
-            deadline=deadline,
+            terms=terms,
             future=self._loop.create_future(),
             result=Scored(np.empty((request.rows, len(model.manifest.tasks)), np.float32)),
             rows_left=request.rows,
         )
         self._queue(model).append(Piece(pending, 0, request.rows))
         self._dispatch_soon()
-        expiry = self._loop.call_at(deadline, self._expire, pending)
+        expiry = self._loop.call_at(terms.deadline, self._expire, pending)
         try:
             return await pending.future
         finally:
@@ -221,7 +222,7 @@ class Batcher:
             pending.fail(InferenceFailed("the model gave a score that is not finite"))
 
     def _answer(self, pending: Pending, dispatched: float, outcome: Outcome) -> None:
-        if self._loop.time() > pending.deadline:
+        if self._loop.time() > pending.terms.deadline:
             self._expire(pending)
         elif not pending.future.done():
             pending.result.queue_s = dispatched - pending.arrival

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from app.engine.encode import EncodedRequest
 from app.engine.lanes import Part
+from app.engine.terms import Terms
 from app.errors import GatehouseError
 
 
@@ -36,7 +37,7 @@ class Pending:
     Attributes:
         request: its columns.
         arrival: loop time (s) of its coming.
-        deadline: loop time (s) after which no answer is wanted.
+        terms: until when and how urgently its caller waits.
         future: the answer; done early where the caller left or the deadline passed.
         result: where its pieces' scores are gathered.
         rows_left: rows that have no scores yet.
@@ -44,7 +45,7 @@ class Pending:
 
     request: EncodedRequest
     arrival: float
-    deadline: float
+    terms: Terms
     future: asyncio.Future[Scored]
     result: Scored
     rows_left: int

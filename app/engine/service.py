@@ -13,6 +13,7 @@ from app.engine.batcher import Batcher
 from app.engine.encode import EncodedRequest
 from app.engine.lanes import Lane
 from app.engine.queue import Scored
+from app.engine.terms import Terms
 from app.ranking.fusion import merit, order, rank_scores
 from app.ranking.policy import Policy
 from app.telemetry.metrics import Metrics
@@ -64,7 +65,7 @@ class Service:
         policy: Policy,
         *,
         top_k: int | None,
-        deadline: float,
+        terms: Terms,
     ) -> Answer:
         """Score a request's candidates and rank them.
 
@@ -73,7 +74,7 @@ class Service:
             request: one user and n candidates; none is fine.
             policy: how the scores are fused.
             top_k: how many positions `ranking` holds at most.
-            deadline: loop time (s) after which no answer is wanted.
+            terms: until when and how urgently the caller waits.
 
         Raises:
             Overloaded, DeadlineExceeded, InferenceFailed: see `Batcher.score`.
@@ -82,7 +83,7 @@ class Service:
         if request.rows == 0:
             scored = Scored(np.empty((0, len(model.manifest.tasks)), np.float32))
         else:
-            scored = await self._batcher.score(model, request, deadline)
+            scored = await self._batcher.score(model, request, terms)
         began = time.perf_counter()
         merits = merit(scored.scores, model.manifest.task_names, policy)
         rank_score = rank_scores(merits, policy)

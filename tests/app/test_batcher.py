@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from app.engine.batcher import Batcher
 from app.engine.queue import Scored
+from app.engine.terms import Terms
 from app.errors import DeadlineExceeded, GatehouseError, InferenceFailed, Overloaded
 from app.telemetry.metrics import Metrics
 from tests.app.fakes import NOT_A_NUMBER, POISON, FakeLane, expected, limits, request, sums_model
@@ -31,7 +32,9 @@ def batcher(lanes, **changes):
 
 def submit(subject, user, candidates, *, timeout_s=10.0, model=None) -> "asyncio.Task[Scored]":
     loop = asyncio.get_running_loop()
-    score = subject.score(model or sums_model(), request(user, candidates), loop.time() + timeout_s)
+    score = subject.score(
+        model or sums_model(), request(user, candidates), Terms(loop.time() + timeout_s)
+    )
     return loop.create_task(score)
 
 
