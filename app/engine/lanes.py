@@ -111,6 +111,7 @@ class Lane:
         self._thread.join(_PATIENCE_S)
 
     def _main(self) -> None:
+        torch.get_num_threads()  # else the first operator would take what any thread set last
         torch.set_num_threads(self._threads)  # holds for the calling thread only
         while (work := self._inbox.get()) is not None:
             outcome = run(work.model, work.parts)

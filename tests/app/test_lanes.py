@@ -57,6 +57,7 @@ async def test_what_a_model_raises_is_an_outcome_and_the_lane_goes_on(lane):
 
 
 async def test_a_lane_uses_its_own_number_of_threads_and_changes_no_other():
+    torch.get_num_threads()  # a thread's first operator, or this, takes what any thread set last
     torch.set_num_threads(2)
     try:
         other = Lane("lane-1", asyncio.get_running_loop(), threads=1)
