@@ -12,12 +12,22 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from app.settings import Settings
+from app.usage import (
+    EXIT_OK,
+    EXIT_USAGE,
+    EXIT_WRONG,
+    Parser,
+    WrongUsage,
+    complain,
+    rules_broken,
+    without_values,
+)
 
 if TYPE_CHECKING:
     from app.artifacts.foreign import ForeignModel
@@ -27,23 +37,33 @@ USAGE = """usage: gatehouse COMMAND [OPTION ...]
   serve         serve the newest good version of every model in the store
   check STORE   verify every artifact in a store and print a table
   import FILE   make an artifact of a TorchScript file that was made elsewhere
+  rank FILE     answer a request from a file, as the server would
 
-`gatehouse serve --help` lists the settings, each with its unit and default; `gatehouse import
---help` says how a file is described.
+`gatehouse serve --help` lists the settings, each with its unit and default; the other commands'
+--help has their flags.
 """
-
-EXIT_OK, EXIT_WRONG, EXIT_USAGE = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 1 where something is wrong, 2 for wrong usage."""
-    match list(sys.argv[1:] if arguments is None else arguments):
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except WrongUsage as error:
+        return _usage_error(str(error))
+
+
+def _run(arguments: list[str]) -> int:
+    match arguments:
         case ["serve", *flags]:
             return serve(flags)
         case ["check", store] if not store.startswith("-"):
             return check(Path(store))
         case ["import", *flags]:
             return import_file(flags)
+        case ["rank", *flags]:
+            from app.offline.rank import rank
+
+            return rank(flags)
         case ["-h" | "--help", *_] | ["check", "-h" | "--help"]:
             print(USAGE, end="")
             return EXIT_OK
@@ -69,11 +89,9 @@ def serve(flags: Sequence[str]) -> int:
     try:
         settings = CliApp.run(Settings, cli_args=list(flags), cli_settings_source=source)
     except SettingsError as error:
-        return _usage_error(_without_values(str(error).removeprefix("error parsing CLI: ")))
+        return _usage_error(without_values(str(error).removeprefix("error parsing CLI: ")))
     except ValidationError as error:
-        # Only names and rules: a value could be a secret.
-        rules = [": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors()]
-        return _usage_error("; ".join(rules))
+        return _usage_error(rules_broken(error))
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, _stop_before_start)
     from app.main import run
@@ -111,17 +129,6 @@ def check(folder: Path) -> int:
     return EXIT_WRONG if wrong or not artifacts else EXIT_OK
 
 
-class WrongUsage(ValueError):
-    """A command line cannot be understood; the message is one line."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Argparse that leaves it to `main` to say what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise WrongUsage(_without_values(message))
-
-
 def import_file(flags: Sequence[str]) -> int:
     """Try a foreign TorchScript file, and publish it where it can serve."""
     from app.artifacts.foreign import ForeignInvalid
@@ -130,7 +137,7 @@ def import_file(flags: Sequence[str]) -> int:
         told = _import_parser().parse_args(flags)
         content = told.file.read_bytes()
         model = _described(told)
-    except (WrongUsage, ForeignInvalid) as error:
+    except ForeignInvalid as error:
         return _usage_error(str(error))
     except OSError as error:
         return _usage_error(f"{error.filename}: {error.strerror}")
@@ -156,7 +163,7 @@ def import_file(flags: Sequence[str]) -> int:
     else:
         print(f"published {artifact}: {artifact.folder}")
         return EXIT_OK
-    print("gatehouse:", f"{told.file} cannot be imported: {reason}", file=sys.stderr)
+    complain(f"{told.file} cannot be imported: {reason}")
     return EXIT_WRONG
 
 
@@ -176,7 +183,7 @@ def _described(told: argparse.Namespace) -> "ForeignModel":
 def _import_parser() -> argparse.ArgumentParser:
     from app.artifacts.import_guide import GUIDE
 
-    parser = _Parser(
+    parser = Parser(
         prog="gatehouse import",
         description="Make an artifact of a TorchScript file that was made elsewhere.",
         epilog=GUIDE,
@@ -207,17 +214,8 @@ def _stop_before_start(_signal: int, _frame: object) -> None:
     sys.exit(EXIT_OK)
 
 
-def _without_values(message: str) -> str:
-    """Keep of unrecognised arguments the flags' names only: the rest could be a secret."""
-    what, colon, arguments = message.partition("unrecognized arguments: ")
-    if not colon:
-        return message
-    flags = [each.partition("=")[0] for each in arguments.split() if each.startswith("--")]
-    return f"{what}no flag {', '.join(flags)}" if flags else f"{what}only flags are taken"
-
-
 def _usage_error(message: str) -> int:
-    print("gatehouse:", " ".join(message.split()), file=sys.stderr)
+    complain(message)
     return EXIT_USAGE
 
 

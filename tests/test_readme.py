@@ -49,9 +49,7 @@ def test_every_command_is_of_a_kind_that_is_tested():
 def test_the_curl_command_answers_as_printed(store, tmp_path):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    shutil.copytree(store.folder, tmp_path / "store")
-    add_version(tmp_path / "store", "feed", 1, name="feed")
-    shutil.rmtree(tmp_path / "store" / "tiny")
+    feed(store, tmp_path)
     (curl,) = commands("curl")
     (printed,) = [json.loads(block) for language, block in BLOCKS if language == "json"]
     with running_server(tmp_path / "store", tmp_path / "log") as server:
@@ -60,6 +58,13 @@ def test_the_curl_command_answers_as_printed(store, tmp_path):
     assert shape(answer) == shape(printed)
     assert sorted(answer["ranking"]) == sorted(printed["ranking"])
     assert answer["policy"] == printed["policy"]
+
+
+def feed(store, folder):
+    """Put a small model that is called `feed` into a store in `folder`."""
+    shutil.copytree(store.folder, folder / "store")
+    add_version(folder / "store", "feed", 1, name="feed")
+    shutil.rmtree(folder / "store" / "tiny")
 
 
 def shape(node):
@@ -78,11 +83,13 @@ def test_make_targets_exist():
 
 @pytest.mark.slow
 def test_gatehouse_commands_run(store, tmp_path):
-    shutil.copytree(store.folder, tmp_path / "store")
+    feed(store, tmp_path)
+    (body,) = re.findall(r"-d '(.*?)'", commands("curl")[0], flags=re.DOTALL)
+    (tmp_path / "request.json").write_text(body)
     matrix_file(tmp_path).rename(tmp_path / "ctr.pt")
     for command in commands("gatehouse"):
         output = run([sys.executable, "-m", "app", *command.split()[1:]], tmp_path)
-        assert "good" in output or "published ctr/1" in output
+        assert re.search(r"good|published ctr/1|rank score", output)
 
 
 @pytest.mark.slow

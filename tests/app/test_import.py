@@ -9,12 +9,13 @@ import httpx
 import pytest
 import torch
 
-from app.__main__ import EXIT_OK, EXIT_USAGE, EXIT_WRONG, main
+from app.__main__ import main
 from app.artifacts.encoding import Hashed, rows_of
 from app.artifacts.store import PROGRAM, Store
 from app.artifacts.vocabulary import write_vocabulary
 from app.main import gatehouse
 from app.settings import Settings
+from app.usage import EXIT_OK, EXIT_USAGE, EXIT_WRONG
 from tests.app.foreign import (
     MATRIX_FLAGS,
     NAMED,

@@ -2,9 +2,10 @@
 
 import pytest
 
-from app.__main__ import EXIT_OK, EXIT_USAGE, EXIT_WRONG, main
+from app.__main__ import main
 from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM
 from app.settings import Settings
+from app.usage import EXIT_OK, EXIT_USAGE, EXIT_WRONG
 from tests.app.builders import published
 
 SECRET = "s3cr3t"

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.__main__ import EXIT_WRONG, main
+from app.__main__ import main
 from app.artifacts.foreign import ForeignModel, from_flags
 from app.artifacts.manifest import IdListInput
 from app.artifacts.samples import generate
 from app.artifacts.trial import TRIAL_SIZES, examine
 from app.errors import ArtifactInvalid
+from app.usage import EXIT_WRONG
 from tests.app.foreign import MATRIX_FLAGS, Matrix, matrix_file, traced
 
 

@@ -1,0 +1,62 @@
+"""A score call within this process: through the whole HTTP interface, but no socket."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+from starlette.types import ASGIApp, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the service answered.
+
+    Attributes:
+        status: of HTTP.
+        content: the body, byte for byte what a client gets.
+        problem: a line for each thing that is wrong, or None where there are scores.
+    """
+
+    status: int
+    content: bytes
+    problem: Sequence[str] | None
+
+
+async def ask(app: ASGIApp, path: str, body: bytes) -> Answered:
+    """POST a JSON body to an ASGI app and return its answer."""
+    sent: list[Message] = []
+    received = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Message:
+        return next(received, {"type": "http.disconnect"})
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "client": None,
+        "server": None,
+    }
+    await app(scope, receive, send)
+    status = int(sent[0]["status"])
+    content = b"".join(message.get("body", b"") for message in sent[1:])
+    return Answered(status, content, None if status == 200 else _lines(content))
+
+
+def _lines(content: bytes) -> list[str]:
+    """Say a problem document in lines: one a wrong place, or the detail where it has none."""
+    document = orjson.loads(content)
+    errors = document.get("errors")
+    if not errors:
+        return [document.get("detail") or document["title"]]
+    return [f"{each['pointer'] or '/'}: {each['detail']}" for each in errors]
