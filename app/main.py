@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from app.api import models, openapi, operations, problems
 from app.api.middleware import Observed
+from app.api.native import Native
 from app.api.score import Limits, ScoreRoutes
 from app.api.server import DrainingServer, listen
 from app.artifacts.registry import Registry
@@ -105,7 +106,7 @@ def create_app(settings: Settings, service: Service, metrics: Metrics) -> ASGIAp
         default_timeout_s=settings.request_timeout_ms / 1e3,
     )
     return Observed(
-        ScoreRoutes(fastapi, service, metrics, limits),
+        ScoreRoutes(fastapi, service, metrics, limits, [Native()]),
         service,
         metrics,
         log_sample=settings.log_sample,

@@ -15,15 +15,23 @@ from app.errors import (
     UnsupportedMediaType,
 )
 
+JSON = frozenset((b"application/json",))
+
 
 class CallerLeft(Exception):
     """The caller closed the connection before its request was whole; nobody wants an answer."""
 
 
 async def read_body(
-    scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float, deadline: float
+    scope: Scope,
+    receive: Receive,
+    *,
+    max_bytes: int,
+    timeout_s: float,
+    deadline: float,
+    media_types: frozenset[bytes] = JSON,
 ) -> bytes:
-    """Return a JSON request's whole body.
+    """Return a request's whole body.
 
     Args:
         scope: of the request.
@@ -31,15 +39,16 @@ async def read_body(
         max_bytes: a larger body is refused.
         timeout_s: how long the body may take.
         deadline: loop time (s) after which no answer is wanted.
+        media_types: what the content type may be; it may be absent, too.
 
     Raises:
-        UnsupportedMediaType: the content type is not JSON, or the content is encoded.
+        UnsupportedMediaType: the content type is none of them, or the content is encoded.
         PayloadTooLarge: it is larger than `max_bytes`; refused while it is read, or before.
         RequestTimeout: it took longer than `timeout_s`.
         DeadlineExceeded: the deadline came first.
         CallerLeft: the connection closed.
     """
-    _check_headers(scope, max_bytes)
+    _check_headers(scope, max_bytes, media_types)
     loop = asyncio.get_running_loop()
     chunks: list[bytes] = []
     size = 0
@@ -83,12 +92,13 @@ def decode(body: bytes) -> object:
         raise MalformedBody(f"the body is not JSON: {error.msg.split(':')[0]}, {at}") from None
 
 
-def _check_headers(scope: Scope, max_bytes: int) -> None:
+def _check_headers(scope: Scope, max_bytes: int, media_types: frozenset[bytes]) -> None:
     for name, value in scope["headers"]:
         if name == b"content-type":
             media_type = value.split(b";", 1)[0].strip().lower()
-            if media_type != b"application/json":
-                raise UnsupportedMediaType("content-type must be application/json")
+            if media_type not in media_types:
+                known = b" or ".join(sorted(media_types)).decode()
+                raise UnsupportedMediaType(f"content-type must be {known}")
         elif name == b"content-encoding" and value.lower() != b"identity":
             raise UnsupportedMediaType("content-encoding must be identity")
         elif name == b"content-length" and int(value) > max_bytes:

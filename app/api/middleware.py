@@ -65,7 +65,7 @@ class Observed:
             logger.exception("request failed", extra={"fields": {"id": context.request_id}})
             if context.status == 499:  # nothing is sent yet
                 error = InternalError("the log has the cause under this request's id")
-                await send_problem(send_watched, error, context.request_id)
+                await send_problem(send_watched, error, scope)
         finally:
             self._observe(scope, context)
 

@@ -10,9 +10,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app.api.examples import example_request
+from app.api.native import ROUTES
 from app.api.problems import ERRORS, MEDIA_TYPE
 from app.api.schemas import Problem, ScoreAnswer, ScoreRequest
-from app.api.score import ROUTES
 from app.artifacts.registry import Registry
 
 _SCHEMA = "#/components/schemas/{model}"

@@ -9,7 +9,7 @@ import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
-from starlette.types import Send
+from starlette.types import Scope, Send
 
 from app import errors
 from app.api.context import context_of
@@ -27,9 +27,9 @@ ERRORS: dict[str, type[GatehouseError]] = {
 router = APIRouter(include_in_schema=False)
 
 
-async def send_problem(send: Send, error: GatehouseError, request_id: str) -> None:
-    """Answer with an error, from a plain ASGI callable."""
-    body = _body(error, request_id)
+async def send_problem(send: Send, error: GatehouseError, scope: Scope) -> None:
+    """Answer a request with an error, from a plain ASGI callable."""
+    body = _body(error, context_of(scope).request_id)
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(body))]
     headers += [(name.encode(), value.encode()) for name, value in _headers(error).items()]
     await send({"type": "http.response.start", "status": int(error.status), "headers": headers})

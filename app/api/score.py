@@ -1,32 +1,32 @@
-"""`POST /v1/models/{model}/score`: the hot route, plain ASGI in front of FastAPI's router."""
+"""Scoring calls, such as `POST /v1/models/{model}/score`: the hot routes.
 
+They are plain ASGI in front of FastAPI's router. What a call is written in, how it is read and how
+its answer is written, is a `Dialect`; the life of a call is the same for all of them.
+"""
+
+import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
-import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.body import CallerLeft, decode, read_body
+from app.api.body import CallerLeft, read_body
 from app.api.context import Context, context_of
 from app.api.problems import send_problem
-from app.api.score_request import ScoreRequest, read_request
 from app.api.terms import terms_of
 from app.artifacts.loader import Model
-from app.artifacts.manifest import Manifest
+from app.engine.encode import EncodedRequest
 from app.engine.service import Answer, Service
 from app.engine.terms import Terms
 from app.errors import GatehouseError, MethodNotAllowed
+from app.ranking.policy import Policy
 from app.telemetry.metrics import STAGES, Metrics
 
-ROUTES = {
-    "/v1/score": "Score with the default model",
-    "/v1/models/{model}/score": "Score with a model",
-    "/v1/models/{model}/versions/{version}/score": "Score with one version of a model",
-}
-_PATH = re.compile(r"/v1/(?:models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,9})/)?)?score")
+Headers = Sequence[tuple[bytes, bytes]]
+
 _SERVER_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES).encode()  # ms
 
 
@@ -40,38 +40,125 @@ class Limits:
     default_timeout_s: float
 
 
-class ScoreRoutes:
-    """Answers score calls and passes every other request on to `app`."""
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A scoring call, but for its body.
 
-    def __init__(self, app: ASGIApp, service: Service, metrics: Metrics, limits: Limits) -> None:
-        """Stand in front of `app`."""
+    Attributes:
+        model: who scores.
+        headers: of the request, names in lower case.
+        limits: what it may ask for.
+        terms: what its headers say of them.
+        arrival: loop time (s) of its coming.
+    """
+
+    model: Model
+    headers: Headers
+    limits: Limits
+    terms: Terms
+    arrival: float
+
+
+class Request(Protocol):
+    """What every dialect's request comes down to, checked."""
+
+    @property
+    def features(self) -> EncodedRequest:
+        """The user's and the candidates' columns."""
+
+    @property
+    def policy(self) -> Policy:
+        """How the scores are fused."""
+
+    @property
+    def top_k(self) -> int | None:
+        """How long the ranking is at most; None means whole."""
+
+
+class Dialect(Protocol):
+    """What a scoring call is written in; `decode`, `read` and `write` are its stages in order."""
+
+    path: re.Pattern[str]
+    """Of its calls; the groups `model` and `version` may be empty."""
+    media_types: frozenset[bytes]
+    """What a body may be."""
+
+    def route(self, name: str | None, version: str | None) -> str:
+        """Return the template of a path."""
+
+    def decode(self, body: bytes, call: Call) -> Any:  # noqa: ANN401  (only `read` looks inside)
+        """Parse a body.
+
+        Raises:
+            MalformedBody: it cannot be parsed.
+        """
+
+    def read(self, document: Any, call: Call) -> tuple[Request, Terms]:  # noqa: ANN401
+        """Check what was parsed, turn its features into columns, and say what terms it states.
+
+        Raises:
+            InvalidRequest: with every problem (the first 20).
+            PayloadTooLarge: there are too many candidates.
+        """
+
+    def write(self, request: Any, answer: Answer, call: Call) -> tuple[Headers, bytes]:  # noqa: ANN401
+        """Return the answer's headers, without its length, and its body."""
+
+
+class ScoreRoutes:
+    """Answers scoring calls and passes every other request on to `app`."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: Service,
+        metrics: Metrics,
+        limits: Limits,
+        dialects: Sequence[Dialect],
+    ) -> None:
+        """Stand in front of `app` for the calls of some dialects."""
         self._app = app
         self._service = service
         self._metrics = metrics
         self._limits = limits
+        self._dialects = dialects
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a score call with scores or with a problem document."""
-        path = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
-        if path is None:
-            await self._app(scope, receive, send)
-            return
+        """Answer a scoring call with scores or with an error."""
+        if scope["type"] == "http":
+            for dialect in self._dialects:
+                path = dialect.path.fullmatch(scope["path"])
+                if path is not None:
+                    await self._answer_or_refuse(dialect, path, scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+    async def _answer_or_refuse(
+        self, dialect: Dialect, path: re.Match[str], scope: Scope, receive: Receive, send: Send
+    ) -> None:
         context = context_of(scope)
         try:
-            await self._score(path, context, scope, receive, send)
+            await self._score(dialect, path, context, scope, receive, send)
         except GatehouseError as error:
             context.fields["problem"] = error.slug
-            await send_problem(send, error, context.request_id)
+            await send_problem(send, error, scope)
         except CallerLeft:
             return
 
     async def _score(
-        self, path: re.Match[str], context: Context, scope: Scope, receive: Receive, send: Send
+        self,
+        dialect: Dialect,
+        path: re.Match[str],
+        context: Context,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         name, version = path["model"], path["version"]
-        context.route = _route(name, version)
+        context.route = dialect.route(name, version)
         if scope["method"] != "POST":
-            raise MethodNotAllowed("score calls are POST requests")
+            raise MethodNotAllowed("scoring calls are POST requests")
+        arrival = asyncio.get_running_loop().time()
         terms = terms_of(scope, self._limits.default_timeout_s)
         model = self._service.registry.active(name, int(version) if version else None)
         context.model = model.manifest.name
@@ -81,10 +168,12 @@ class ScoreRoutes:
             max_bytes=self._limits.max_body_bytes,
             timeout_s=self._limits.body_timeout_s,
             deadline=terms.deadline,
+            media_types=dialect.media_types,
         )
-        content, stages = await self._answer(model, body, terms, context)
+        call = Call(model, scope["headers"], self._limits, terms, arrival)
+        headers, content, stages = await self._answer(dialect, call, body, context)
         headers = [
-            (b"content-type", b"application/json"),
+            *headers,
             (b"content-length", b"%d" % len(content)),
             (b"server-timing", _server_timing(stages)),
         ]
@@ -92,24 +181,19 @@ class ScoreRoutes:
         await send({"type": "http.response.body", "body": content})
 
     async def _answer(
-        self, model: Model, body: bytes, terms: Terms, context: Context
-    ) -> tuple[bytes, Mapping[str, float]]:
+        self, dialect: Dialect, call: Call, body: bytes, context: Context
+    ) -> tuple[Headers, bytes, Mapping[str, float]]:
         """Return the answer to a body, and where its time went (s by stage)."""
         began = time.perf_counter()
-        document = decode(body)
+        document = dialect.decode(body, call)
         decoded = time.perf_counter()
-        request = read_request(
-            document,
-            model.manifest,
-            max_candidates=self._limits.max_candidates,
-            vocabularies=model.vocabularies,
-        )
+        request, terms = dialect.read(document, call)
         encoded = time.perf_counter()
         answer = await self._service.score(
-            model, request.features, request.policy, top_k=request.top_k, terms=terms
+            call.model, request.features, request.policy, top_k=request.top_k, terms=terms
         )
         scored = time.perf_counter()
-        content = _content(model.manifest, request, answer)
+        headers, content = dialect.write(request, answer, call)
         stages = {
             "decode": decoded - began,
             "encode": encoded - decoded,
@@ -118,34 +202,7 @@ class ScoreRoutes:
         }
         context.fields["candidates"] = request.features.rows
         self._metrics.scored(request.features.rows, stages)
-        return content, stages
-
-
-def _route(name: str | None, version: str | None) -> str:
-    if name is None:
-        return "/v1/score"
-    return f"/v1/models/{{model}}{'/versions/{version}' if version else ''}/score"
-
-
-def _content(manifest: Manifest, request: ScoreRequest, answer: Answer) -> bytes:
-    by_task = np.ascontiguousarray(answer.scores.T)  # [K, n]
-    ranking = answer.ranking.tolist()
-    if request.keys is not None:
-        ranking = [request.keys[position] for position in ranking]
-    document = {
-        "model": manifest.name,
-        "version": manifest.version,
-        "scores": dict(zip(manifest.task_names, by_task, strict=True)),
-        "rank_score": answer.rank_score,
-        "ranking": ranking,
-        "policy": {
-            "name": request.policy.name,
-            "formula": request.policy.formula,
-            "weights": request.policy.weights,
-        },
-    }
-    # orjson writes a float32 as the shortest text that reads back as the same float32.
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        return headers, content, stages
 
 
 def _server_timing(stages: Mapping[str, float]) -> bytes:
