@@ -9,7 +9,7 @@
     ├── PayloadTooLarge          413  body or rows over the limit
     ├── UnsupportedMediaType     415
     ├── InvalidRequest           422  what was said is wrong: every problem at once
-    ├── Overloaded               429  the queue's row budget is full
+    ├── Overloaded               429  the queue's row budget is full, or that of bodies
     ├── InferenceFailed          500  the model raised, or gave a wrong shape or a non-finite score
     ├── InternalError            500  a fault of the server's own
     ├── NotReady                 503  no model yet
@@ -86,11 +86,15 @@ class PayloadTooLarge(GatehouseError):
 
 
 class UnsupportedMediaType(GatehouseError):
-    """The content type or the content encoding is not understood."""
+    """The content type or the content coding is not understood."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     slug = "unsupported-media-type"
     title = "Content type not supported"
+
+    def __init__(self, message: str, *, is_coding: bool = False) -> None:
+        super().__init__(message)
+        self.is_coding = is_coding
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,7 @@ class InvalidRequest(GatehouseError):
 
 
 class Overloaded(GatehouseError):
-    """The queue is full."""
+    """The queue is full, or too many bytes of bodies are on their way."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     slug = "overloaded"

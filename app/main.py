@@ -18,6 +18,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from app.api import models, openapi, operations, problems
+from app.api.body import BodyReader
+from app.api.budget import ByteBudget
 from app.api.middleware import Observed
 from app.api.native import Native
 from app.api.score import Limits, ScoreRoutes
@@ -99,14 +101,17 @@ def create_app(settings: Settings, service: Service, metrics: Metrics) -> ASGIAp
     fastapi.include_router(operations.routes(service, metrics, lane_hang_s=settings.lane_hang_s))
     problems.install(fastapi)
     openapi.install(fastapi, service.registry)
+    bodies = BodyReader(
+        max_bytes=settings.max_body_bytes,
+        timeout_s=settings.body_timeout_ms / 1e3,
+        budget=ByteBudget(settings.max_bodies_bytes, metrics),
+    )
     limits = Limits(
-        max_body_bytes=settings.max_body_bytes,
-        body_timeout_s=settings.body_timeout_ms / 1e3,
         max_candidates=settings.max_candidates,
         default_timeout_s=settings.request_timeout_ms / 1e3,
     )
     return Observed(
-        ScoreRoutes(fastapi, service, metrics, limits, [Native()]),
+        ScoreRoutes(fastapi, service, metrics, bodies, limits, [Native()]),
         service,
         metrics,
         log_sample=settings.log_sample,

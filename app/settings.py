@@ -49,6 +49,11 @@ class Settings(BaseSettings):
     )
     max_candidates: int = Field(4096, ge=1, description="the most candidates in one request (rows)")
     max_body_bytes: int = Field(16 << 20, ge=1024, description="the largest request body (bytes)")
+    max_bodies_bytes: int = Field(
+        128 << 20,
+        ge=1024,
+        description="more bytes of bodies than this on their way are refused with 429 (bytes)",
+    )
     body_timeout_ms: float = Field(
         5000.0, gt=0, description="how long a body may take to arrive (ms)"
     )
@@ -84,6 +89,8 @@ class Settings(BaseSettings):
     def _limits_agree(self) -> Self:
         if self.max_candidates > self.max_queue_rows:
             raise ValueError("max_candidates must not be above max_queue_rows")
+        if self.max_body_bytes > self.max_bodies_bytes:
+            raise ValueError("max_body_bytes must not be above max_bodies_bytes")
         if self.min_piece_rows > self.max_batch_rows:
             raise ValueError("min_piece_rows must not be above max_batch_rows")
         return self

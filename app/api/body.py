@@ -7,6 +7,8 @@ from contextlib import suppress
 import orjson
 from starlette.types import Receive, Scope
 
+from app.api.budget import ByteBudget, Share
+from app.api.coding import INFLATABLE, inflated
 from app.errors import (
     DeadlineExceeded,
     MalformedBody,
@@ -22,53 +24,96 @@ class CallerLeft(Exception):
     """The caller closed the connection before its request was whole; nobody wants an answer."""
 
 
-async def read_body(
-    scope: Scope,
-    receive: Receive,
-    *,
-    max_bytes: int,
-    timeout_s: float,
-    deadline: float,
-    media_types: frozenset[bytes] = JSON,
-) -> bytes:
-    """Return a request's whole body.
+class BodyReader:
+    """Reads bodies of one server: each within its own limits, all of them within a budget."""
 
-    Args:
-        scope: of the request.
-        receive: of the request.
-        max_bytes: a larger body is refused.
-        timeout_s: how long the body may take.
-        deadline: loop time (s) after which no answer is wanted.
-        media_types: what the content type may be; it may be absent, too.
+    def __init__(self, *, max_bytes: int, timeout_s: float, budget: ByteBudget) -> None:
+        """Let in bodies of up to `max_bytes`, decompressed too, that arrive within `timeout_s`."""
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._budget = budget
 
-    Raises:
-        UnsupportedMediaType: the content type is none of them, or the content is encoded.
-        PayloadTooLarge: it is larger than `max_bytes`; refused while it is read, or before.
-        RequestTimeout: it took longer than `timeout_s`.
-        DeadlineExceeded: the deadline came first.
-        CallerLeft: the connection closed.
-    """
-    _check_headers(scope, max_bytes, media_types)
-    loop = asyncio.get_running_loop()
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout_at(min(deadline, loop.time() + timeout_s)):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise CallerLeft
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > max_bytes:
-                    raise PayloadTooLarge(f"the body is larger than {max_bytes} bytes")
-                chunks.append(chunk)
-                if not message.get("more_body", False):
-                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    except TimeoutError:
-        if loop.time() >= deadline:
-            raise DeadlineExceeded("the body was not there before the deadline") from None
-        raise RequestTimeout(f"the body took longer than {timeout_s:g} s") from None
+    async def read(
+        self,
+        scope: Scope,
+        receive: Receive,
+        *,
+        deadline: float,
+        media_types: frozenset[bytes] = JSON,
+    ) -> bytes:
+        """Return a request's whole body, its content coding undone.
+
+        A request without a content type is taken to be of the right one (RFC 9110, section 8.3,
+        leaves that to the server): what is no JSON is found out by reading it.
+
+        Args:
+            scope: of the request.
+            receive: of the request.
+            deadline: loop time (s) after which no answer is wanted.
+            media_types: the content types that are read, in lower case.
+
+        Raises:
+            UnsupportedMediaType: the content type is another, or the content coding is.
+            PayloadTooLarge: it is too large; refused before it is read, or while it is.
+            Overloaded: the bodies that are on their way leave it no room; likewise.
+            MalformedBody: its content coding is broken.
+            RequestTimeout: it took too long.
+            DeadlineExceeded: the deadline came first.
+            CallerLeft: the connection closed.
+        """
+        length, coding = self._checked(scope, media_types)
+        loop = asyncio.get_running_loop()
+        with Share(self._budget) as share:
+            share.cover(length)
+            try:
+                async with asyncio.timeout_at(min(deadline, loop.time() + self._timeout_s)):
+                    body = await self._received(receive, share)
+                    if coding is None:
+                        return body
+                    return await inflated(body, coding, share, max_bytes=self._max_bytes)
+            except TimeoutError:
+                if loop.time() >= deadline:
+                    raise DeadlineExceeded("the body was not there before the deadline") from None
+                detail = f"the body took longer than {self._timeout_s:g} s"
+                raise RequestTimeout(detail) from None
+
+    async def _received(self, receive: Receive, share: Share) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise CallerLeft
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            self._check_size(size)
+            share.cover(size)
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _checked(self, scope: Scope, media_types: frozenset[bytes]) -> tuple[int, bytes | None]:
+        """Return the length that the headers announce, or 0, and the content coding, if any."""
+        length = 0
+        coding = None
+        for name, value in scope["headers"]:
+            if name == b"content-type":
+                if value.split(b";", 1)[0].strip().lower() not in media_types:
+                    expected = b" or ".join(sorted(media_types)).decode()
+                    raise UnsupportedMediaType(f"content-type must be {expected}")
+            elif name == b"content-length":
+                length = int(value)
+                self._check_size(length)
+            elif name == b"content-encoding" and (value := value.strip().lower()) != b"identity":
+                if coding is not None or value not in INFLATABLE:
+                    detail = "content-encoding must be gzip, deflate or identity"
+                    raise UnsupportedMediaType(detail, is_coding=True)
+                coding = value
+        return length, coding
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise PayloadTooLarge(f"the body is larger than {self._max_bytes} bytes")
 
 
 def decode(body: bytes) -> object:
@@ -90,16 +135,3 @@ def decode(body: bytes) -> object:
                 return document
         at = f"line {error.lineno} column {error.colno}"
         raise MalformedBody(f"the body is not JSON: {error.msg.split(':')[0]}, {at}") from None
-
-
-def _check_headers(scope: Scope, max_bytes: int, media_types: frozenset[bytes]) -> None:
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            media_type = value.split(b";", 1)[0].strip().lower()
-            if media_type not in media_types:
-                known = b" or ".join(sorted(media_types)).decode()
-                raise UnsupportedMediaType(f"content-type must be {known}")
-        elif name == b"content-encoding" and value.lower() != b"identity":
-            raise UnsupportedMediaType("content-encoding must be identity")
-        elif name == b"content-length" and int(value) > max_bytes:
-            raise PayloadTooLarge(f"the body is larger than {max_bytes} bytes")

@@ -12,8 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope, Send
 
 from app import errors
+from app.api.coding import ACCEPTED
 from app.api.context import context_of
-from app.errors import GatehouseError, InvalidRequest, MethodNotAllowed
+from app.errors import GatehouseError, InvalidRequest, MethodNotAllowed, UnsupportedMediaType
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -77,6 +78,8 @@ def _headers(error: GatehouseError) -> dict[str, str]:
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, MethodNotAllowed):
         headers["allow"] = "POST"  # the hot routes take nothing else; FastAPI answers for its own
+    if isinstance(error, UnsupportedMediaType) and error.is_coding:
+        headers["accept-encoding"] = ACCEPTED
     return headers
 
 

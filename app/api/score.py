@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.body import CallerLeft, read_body
+from app.api.body import BodyReader, CallerLeft
+from app.api.coding import encoded
 from app.api.context import Context, context_of
 from app.api.problems import send_problem
 from app.api.terms import terms_of
@@ -34,8 +35,6 @@ _SERVER_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES).encode()  # 
 class Limits:
     """What a request may ask for at most."""
 
-    max_body_bytes: int
-    body_timeout_s: float
     max_candidates: int
     default_timeout_s: float
 
@@ -113,6 +112,7 @@ class ScoreRoutes:
         app: ASGIApp,
         service: Service,
         metrics: Metrics,
+        bodies: BodyReader,
         limits: Limits,
         dialects: Sequence[Dialect],
     ) -> None:
@@ -120,6 +120,7 @@ class ScoreRoutes:
         self._app = app
         self._service = service
         self._metrics = metrics
+        self._bodies = bodies
         self._limits = limits
         self._dialects = dialects
 
@@ -162,18 +163,15 @@ class ScoreRoutes:
         terms = terms_of(scope, self._limits.default_timeout_s)
         model = self._service.registry.active(name, int(version) if version else None)
         context.model = model.manifest.name
-        body = await read_body(
-            scope,
-            receive,
-            max_bytes=self._limits.max_body_bytes,
-            timeout_s=self._limits.body_timeout_s,
-            deadline=terms.deadline,
-            media_types=dialect.media_types,
+        body = await self._bodies.read(
+            scope, receive, deadline=terms.deadline, media_types=dialect.media_types
         )
         call = Call(model, scope["headers"], self._limits, terms, arrival)
         headers, content, stages = await self._answer(dialect, call, body, context)
+        content, coding_headers = await encoded(content, scope["headers"])
         headers = [
             *headers,
+            *coding_headers,
             (b"content-length", b"%d" % len(content)),
             (b"server-timing", _server_timing(stages)),
         ]

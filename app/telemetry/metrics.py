@@ -57,7 +57,7 @@ class Metrics:
         self._shed = self._counter(
             "shed_total", "Requests that were refused or dropped for lack of time.", ("reason",)
         )
-        for reason in ("overloaded", "deadline-exceeded"):
+        for reason in ("overloaded", "bodies", "deadline-exceeded"):
             self._shed.labels(reason)
 
     def _create_for_batches(self) -> None:

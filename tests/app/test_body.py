@@ -1,8 +1,10 @@
 """Bodies: what is let in, what is refused before it is read, and what is taken for JSON."""
 
 import asyncio
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 
 import orjson
@@ -10,14 +12,17 @@ import pytest
 from hypothesis import given, strategies as st
 from starlette.types import Message, Scope
 
-from app.api.body import CallerLeft, decode, read_body
+from app.api.body import BodyReader, CallerLeft, decode
+from app.api.budget import UNCOUNTED_BYTES, ByteBudget
 from app.errors import (
     DeadlineExceeded,
     MalformedBody,
+    Overloaded,
     PayloadTooLarge,
     RequestTimeout,
     UnsupportedMediaType,
 )
+from app.telemetry.metrics import Metrics
 from tests.clock import VirtualTimeLoop
 
 MAX_BYTES = 10
@@ -55,9 +60,14 @@ async def read(
     deadline: float = 1000.0,
 ) -> bytes:
     scope: Scope = {"type": "http", "headers": list(headers)}
-    return await read_body(
-        scope, receive, max_bytes=MAX_BYTES, timeout_s=timeout_s, deadline=deadline
-    )
+    reader = reader_of(ByteBudget(1000, Metrics()), timeout_s=timeout_s)
+    return await reader.read(scope, receive, deadline=deadline)
+
+
+def reader_of(
+    budget: ByteBudget, *, max_bytes: int = MAX_BYTES, timeout_s: float = 1.0
+) -> BodyReader:
+    return BodyReader(max_bytes=max_bytes, timeout_s=timeout_s, budget=budget)
 
 
 async def test_a_body_is_its_parts_in_order():
@@ -100,11 +110,37 @@ async def test_an_identity_encoding_is_none():
     assert await read(Caller(part(b"{}")).receive, *headers) == b"{}"
 
 
-@pytest.mark.parametrize("value", [b"gzip", b"br", b"identity, gzip"])
-async def test_an_encoded_body_is_refused_before_it_is_read(value):
+async def test_no_content_type_is_taken_for_json():
+    assert await read(Caller(part(b"{}")).receive) == b"{}"
+
+
+async def test_other_content_types_are_read_where_a_route_takes_them():
+    scope: Scope = {"type": "http", "headers": [(b"content-type", b"application/octet-stream")]}
+    reader = reader_of(ByteBudget(1000, Metrics()))
+    media_types = frozenset((b"application/json", b"application/octet-stream"))
+    receive = Caller(part(b"\x00")).receive
+    assert await reader.read(scope, receive, deadline=1.0, media_types=media_types) == b"\x00"
+    scope["headers"] = [(b"content-type", b"text/plain")]
+    with pytest.raises(UnsupportedMediaType, match="json or application/octet-stream"):
+        await reader.read(scope, receive, deadline=1.0, media_types=media_types)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZip ", "deflate"])
+async def test_a_coded_body_is_decoded(coding):
+    compress = zlib.compress if coding == "deflate" else gzip.compress
+    caller = Caller(part(compress(b"[1,2]")[:7], more=True), part(compress(b"[1,2]")[7:]))
+    scope: Scope = {"type": "http", "headers": [(b"content-encoding", coding.encode())]}
+    reader = reader_of(ByteBudget(1000, Metrics()), max_bytes=100)
+    assert await reader.read(scope, caller.receive, deadline=1.0) == b"[1,2]"
+
+
+@pytest.mark.parametrize(
+    "values", [[b"br"], [b"identity, gzip"], [b"gzip, gzip"], [b"gzip", b"deflate"], [b""]], ids=str
+)
+async def test_another_coding_is_refused_before_the_body_is_read(values):
     caller = Caller(part(b"{}"))
-    with pytest.raises(UnsupportedMediaType):
-        await read(caller.receive, (b"content-encoding", value))
+    with pytest.raises(UnsupportedMediaType, match="gzip, deflate or identity"):
+        await read(caller.receive, *[(b"content-encoding", value) for value in values])
     assert caller.asked == 0
 
 
@@ -162,6 +198,64 @@ async def test_the_time_limit_holds_for_the_whole_body_not_for_each_part():
 async def test_a_body_that_comes_slowly_but_in_time_passes():
     parts: Sequence[Message] = [part(b"1", more=True), part(b"2", more=True), part(b"3")]
     assert await read(Caller(*parts, pause_s=0.5).receive, timeout_s=1.75) == b"123"
+
+
+LARGE = 3 * UNCOUNTED_BYTES
+
+
+def announced(length: int) -> Scope:
+    return {"type": "http", "headers": [(b"content-length", str(length).encode())]}
+
+
+async def test_a_body_is_counted_from_its_announcement_to_its_end():
+    budget = ByteBudget(LARGE, Metrics())
+    reader = reader_of(budget, max_bytes=LARGE)
+    caller = Caller(part(b"x" * LARGE), pause_s=0.5)
+    reading = asyncio.create_task(reader.read(announced(LARGE), caller.receive, deadline=9.0))
+    await asyncio.sleep(0.1)
+    assert budget.held == LARGE
+    assert len(await reading) == LARGE
+    assert budget.held == 0
+
+
+async def test_a_body_without_room_is_refused_before_it_is_read_and_a_small_one_is_not():
+    metrics = Metrics()
+    budget = ByteBudget(LARGE, metrics)
+    budget.take(LARGE)
+    reader = reader_of(budget, max_bytes=LARGE)
+    caller = Caller(part(b"x"))
+    with pytest.raises(Overloaded, match="request bodies"):
+        await reader.read(announced(UNCOUNTED_BYTES + 1), caller.receive, deadline=9.0)
+    assert caller.asked == 0
+    assert b'gatehouse_shed_total{reason="bodies"} 1.0' in metrics.render()
+    assert await reader.read(announced(UNCOUNTED_BYTES), caller.receive, deadline=9.0) == b"x"
+    assert budget.held == LARGE
+
+
+async def test_a_body_of_unknown_length_is_counted_while_it_is_read():
+    budget = ByteBudget(LARGE, Metrics())
+    reader = reader_of(budget, max_bytes=10 * LARGE)
+    caller = Caller(*[part(b"x" * UNCOUNTED_BYTES, more=True)] * 100)
+    with pytest.raises(Overloaded):
+        await reader.read({"type": "http", "headers": []}, caller.receive, deadline=9.0)
+    assert caller.asked == 4
+    assert budget.held == 0
+
+
+@pytest.mark.parametrize("end", ["leave", "stop", "cancel"])
+async def test_whatever_ends_a_body_gives_its_share_back(end):
+    budget = ByteBudget(LARGE, Metrics())
+    messages = [{"type": "http.disconnect"}] if end == "leave" else []
+    caller = Caller(part(b"x", more=True), *messages, pause_s=0.1)
+    reader = reader_of(budget, max_bytes=LARGE)
+    reading = asyncio.create_task(reader.read(announced(LARGE), caller.receive, deadline=9.0))
+    await asyncio.sleep(0.15)
+    assert budget.held == LARGE
+    if end == "cancel":
+        reading.cancel()
+    with pytest.raises((CallerLeft, RequestTimeout, asyncio.CancelledError)):
+        await reading
+    assert budget.held == 0
 
 
 JSON = st.recursive(

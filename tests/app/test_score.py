@@ -1,7 +1,9 @@
 """The score routes over a real model: right answers, and a clear error for each wrong request."""
 
 import asyncio
+import gzip
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -262,9 +264,57 @@ async def test_another_content_type(client):
     assert response.json()["type"] == "/problems/unsupported-media-type"
 
 
-async def test_an_encoded_body(client):
+async def test_a_compressed_request(client, example):
+    plain = await client.post(SCORE, json=example)
+    for coding, compress in (("gzip", gzip.compress), ("deflate", zlib.compress)):
+        headers = {"content-type": "application/json", "content-encoding": coding}
+        body = compress(json.dumps(example).encode())
+        response = await client.post(SCORE, content=body, headers=headers)
+        assert response.content == plain.content
+    headers["content-encoding"] = "gzip"  # which it is not
+    response = await client.post(SCORE, content=body, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["detail"] == "the body is not gzip"
+
+
+async def test_a_bomb_is_stopped_at_the_limit(client):
+    bomb = gzip.compress(b" " * (1 << 24))
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
-    assert (await client.post(SCORE, content=b"x", headers=headers)).status_code == 415
+    response = await client.post(SCORE, content=bomb, headers=headers)
+    assert response.status_code == 413
+    assert response.json()["detail"] == "the body, decompressed, is larger than 100000 bytes"
+
+
+async def test_another_coding_is_told_which_are_known(client):
+    headers = {"content-type": "application/json", "content-encoding": "br"}
+    response = await client.post(SCORE, content=b"x", headers=headers)
+    assert response.status_code == 415
+    assert response.headers["accept-encoding"] == "gzip, deflate"
+    response = await client.post(SCORE, content=b"x", headers={"content-type": "text/plain"})
+    assert response.status_code == 415
+    assert "accept-encoding" not in response.headers
+
+
+async def test_a_large_answer_is_compressed_for_who_takes_it(client, example):
+    example["candidates"] = {
+        "item_id": [1] * 1000,
+        "category": [1] * 1000,
+        "quality": [[i / 7, -i] for i in range(1000)],
+    }
+    del example["candidate_keys"]
+    answers = {}
+    for accepted in ("identity", "gzip"):
+        headers = {"accept-encoding": accepted}
+        response = await client.post(SCORE, json=example, headers=headers)
+        assert response.status_code == 200
+        assert response.headers["vary"] == "accept-encoding"
+        answers[accepted] = response
+    assert answers["gzip"].headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in answers["identity"].headers
+    length = int(answers["gzip"].headers["content-length"])
+    assert length < int(answers["identity"].headers["content-length"]) / 1.5
+    gzipped, plain = (answers[each].json()["rank_score"] for each in ("gzip", "identity"))
+    assert gzipped == pytest.approx(plain, rel=1e-5)
 
 
 async def test_a_body_over_the_limit(client):

@@ -48,6 +48,7 @@ OUT_OF_RANGE: dict[str, list[int | float | str]] = {
     "max_queue_rows": [0],
     "max_candidates": [0],
     "max_body_bytes": [1023],
+    "max_bodies_bytes": [1023],
     "body_timeout_ms": [0, "nan"],
     "request_timeout_ms": [0, 600_001, "nan"],
     "keep_alive_s": [0],
@@ -82,12 +83,13 @@ def test_every_number_and_choice_has_a_range():
     [
         ({"max_candidates": 11, "max_queue_rows": 10}, "max_candidates must not be above"),
         ({"min_piece_rows": 11, "max_batch_rows": 10}, "min_piece_rows must not be above"),
+        ({"max_body_bytes": 2048, "max_bodies_bytes": 2047}, "max_body_bytes must not be above"),
     ],
 )
 def test_limits_that_disagree_are_refused(limits, rule):
     with pytest.raises(ValidationError, match=rule):
         Settings.model_validate(limits)
-    Settings.model_validate(dict.fromkeys(limits, 10))
+    Settings.model_validate(dict.fromkeys(limits, 4096))
 
 
 def test_an_unknown_setting_is_refused():
