@@ -55,5 +55,5 @@ STOPSIGNAL SIGTERM
 # Not urllib: it would ask the proxy that Docker may set in the environment. Change the port by
 # GATEHOUSE_PORT and not by a flag, which the probe cannot see.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, sys; connection = http.client.HTTPConnection('127.0.0.1', int(os.environ['GATEHOUSE_PORT']), timeout=2); connection.request('GET', '/livez'); sys.exit(connection.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client, os, ssl, sys; address = {'host': '127.0.0.1', 'port': int(os.environ['GATEHOUSE_PORT']), 'timeout': 2}; connection = http.client.HTTPSConnection(**address, context=ssl._create_unverified_context()) if os.environ.get('GATEHOUSE_TLS_CERT') else http.client.HTTPConnection(**address); connection.request('GET', '/livez'); sys.exit(connection.getresponse().status != 200)"]
 CMD ["gatehouse", "serve"]

@@ -86,6 +86,9 @@ def serve(flags: Sequence[str]) -> int:
         cli_exit_on_error=False,
         cli_show_env_vars=True,
     )
+    if any(flag.partition("=")[0] == "--keys" for flag in flags):
+        # A process's arguments are seen by everyone on its machine.
+        return _usage_error("no flag --keys; set GATEHOUSE_KEYS, or --keys-file")
     try:
         settings = CliApp.run(Settings, cli_args=list(flags), cli_settings_source=source)
     except SettingsError as error:

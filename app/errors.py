@@ -2,6 +2,7 @@
 
     GatehouseError
     ├── MalformedBody            400  the body is no JSON object
+    ├── Unauthorized             401  no key, or none of this server's
     ├── ModelNotFound            404
     ├── VersionNotFound          404
     ├── MethodNotAllowed         405
@@ -18,6 +19,7 @@
     └── DeadlineExceeded         504  it waited or ran past its deadline
 
     ArtifactInvalid              an artifact cannot be served; seen by operators, not by callers
+    ConfigurationInvalid         a setting names what cannot be used; seen by operators too
 
 The status stands on the class; `slug` names the error in problem documents, in metrics and in
 logs. How an error becomes a response body is known to `app.api.problems` alone.
@@ -43,6 +45,18 @@ class MalformedBody(GatehouseError):
     status = HTTPStatus.BAD_REQUEST
     slug = "malformed-body"
     title = "The body cannot be read"
+
+
+class Unauthorized(GatehouseError):
+    """Scoring needs a key here, and the request has none, or none of this server's."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    slug = "unauthorized"
+    title = "A key is needed"
+
+    def __init__(self, detail: str, *, presented: bool = False) -> None:
+        super().__init__(detail)
+        self.presented = presented
 
 
 class ModelNotFound(GatehouseError):
@@ -181,3 +195,7 @@ class DeadlineExceeded(GatehouseError):
 
 class ArtifactInvalid(Exception):
     """An artifact cannot be served. The message names the file and the rule that it breaks."""
+
+
+class ConfigurationInvalid(Exception):
+    """A setting names what cannot be used. The message is one line and repeats no secret."""

@@ -19,18 +19,22 @@ from starlette.types import ASGIApp
 
 from app.api import models, openapi, operations, problems
 from app.api.body import BodyReader
+from app.api.browsers import SafePages, origins, shared_with
 from app.api.budget import ByteBudget
+from app.api.keys import Keys
 from app.api.middleware import Observed
 from app.api.native import Native
+from app.api.rotation import Rotated, Rotation
 from app.api.score import Limits, ScoreRoutes
 from app.api.server import DrainingServer, listen
+from app.api.tls import Certificate
 from app.artifacts.registry import Registry
 from app.artifacts.store import Store
 from app.engine.batcher import Batcher
 from app.engine.deployment import Deployment
 from app.engine.lanes import Lane, usable_cores
 from app.engine.service import Service
-from app.errors import ArtifactInvalid
+from app.errors import ArtifactInvalid, ConfigurationInvalid
 from app.settings import Settings
 from app.telemetry import logging as json_logs
 from app.telemetry.metrics import Metrics
@@ -47,6 +51,8 @@ class Gatehouse:
     app: ASGIApp
     service: Service
     deployment: Deployment
+    keys: Keys
+    certificate: Certificate | None
 
 
 @asynccontextmanager
@@ -54,7 +60,13 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     """Start the lanes and put everything together; on exit, stop the lanes that will.
 
     No model is loaded yet: that is `deployment.refresh()`.
+
+    Raises:
+        ConfigurationInvalid: a setting names what cannot be used.
     """
+    secrets = None if settings.keys is None else settings.keys.get_secret_value()
+    keys = Keys(text=secrets, file=settings.keys_file)
+    certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
     device = _device(settings)
     metrics = Metrics()
     registry = Registry(metrics, default_model=settings.default_model)
@@ -82,13 +94,14 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             device=device,
             warm_up_rows=sorted({1, settings.min_piece_rows, settings.max_batch_rows}),
         )
-        yield Gatehouse(create_app(settings, service, metrics), service, deployment)
+        app = create_app(settings, service, metrics, keys)
+        yield Gatehouse(app, service, deployment, keys, certificate)
     finally:
         for lane in lanes:
             lane.stop()
 
 
-def create_app(settings: Settings, service: Service, metrics: Metrics) -> ASGIApp:
+def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Keys) -> ASGIApp:
     """Return the whole HTTP interface: middleware, the score routes, then FastAPI's router."""
     fastapi = FastAPIOffline(
         title="Gatehouse",
@@ -110,8 +123,9 @@ def create_app(settings: Settings, service: Service, metrics: Metrics) -> ASGIAp
         max_candidates=settings.max_candidates,
         default_timeout_s=settings.request_timeout_ms / 1e3,
     )
+    app = ScoreRoutes(SafePages(fastapi), service, metrics, bodies, limits, keys, [Native()])
     return Observed(
-        ScoreRoutes(fastapi, service, metrics, bodies, limits, [Native()]),
+        shared_with(app, origins(settings.cors_origins)),
         service,
         metrics,
         log_sample=settings.log_sample,
@@ -136,8 +150,13 @@ def run(settings: Settings) -> int:
     except OSError as error:
         return _unusable(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}")
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
-    return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(settings, listener))
+    scheme = "https" if settings.tls_cert else "http"
+    logger.info("listening on %s://%s:%d", scheme, host, listener.getsockname()[1])
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    try:
+        return runner.run(_serve(settings, listener))
+    except ConfigurationInvalid as error:
+        return _unusable(str(error))
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> int:
@@ -148,11 +167,19 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
             keep_alive_s=settings.keep_alive_s,
             drain_delay_s=settings.drain_delay_s,
             drain_timeout_s=settings.drain_timeout_s,
+            tls=None if parts.certificate is None else parts.certificate.context,
         )
+        rotated: list[Rotated | None] = [parts.keys, parts.certificate]
+        following = [
+            asyncio.create_task(Rotation(each).follow(settings.store_poll_s))
+            for each in rotated
+            if each is not None and each.files
+        ]
         deploying = asyncio.create_task(_deploy(settings, parts))
         deploying.add_done_callback(lambda _: setattr(server, "should_exit", True))
         await server.serve([listener])
-        deploying.cancel()
+        for each in (deploying, *following):
+            each.cancel()
         try:
             await deploying
         except asyncio.CancelledError:

@@ -7,8 +7,8 @@ A knob is set by a flag of `gatehouse serve` (`--max-batch-rows 256`) or by an e
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, CliSuppress, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -24,7 +24,7 @@ class Settings(BaseSettings):
         Path("store"), description="folder of artifacts, <store>/<model>/<version>/"
     )
     store_poll_s: float = Field(
-        5.0, gt=0, le=3600, description="how often the store is searched for new versions (s)"
+        5.0, gt=0, le=3600, description="how often the store and files of secrets are looked at (s)"
     )
     default_model: str | None = Field(
         None, description="model that answers /v1/score; not needed where only one is active"
@@ -72,6 +72,21 @@ class Settings(BaseSettings):
     lane_hang_s: float = Field(
         30.0, gt=0, description="a lane busy with one batch for longer is not alive (s)"
     )
+    keys_file: Path | None = Field(
+        None, description="file of bearer keys, name:secret, to score with; read again on change"
+    )
+    keys: CliSuppress[SecretStr | None] = Field(
+        None, description="the same, separated by commas; as a variable only, never as a flag"
+    )
+    tls_cert: Path | None = Field(
+        None, description="PEM file of a certificate's chain: serve HTTPS; read again on change"
+    )
+    tls_key: Path | None = Field(
+        None, description="PEM file of its private key, where the chain's file has none"
+    )
+    cors_origins: str = Field(
+        "", description="origins whose web pages may call, separated by commas; none by default"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least severe log record that is written"
     )
@@ -93,4 +108,12 @@ class Settings(BaseSettings):
             raise ValueError("max_body_bytes must not be above max_bodies_bytes")
         if self.min_piece_rows > self.max_batch_rows:
             raise ValueError("min_piece_rows must not be above max_batch_rows")
+        return self
+
+    @model_validator(mode="after")
+    def _secrets_agree(self) -> Self:
+        if self.keys is not None and self.keys_file is not None:
+            raise ValueError("keys and keys_file must not both be set")
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError("tls_key must not be set without tls_cert")
         return self

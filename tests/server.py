@@ -4,13 +4,15 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -40,8 +42,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(store: Path, log: Path, *flags: str, ready: bool = True) -> Iterator[Server]:
-    """Start a server over `store`, wait until it is ready (or alive), and end it afterwards."""
+def running_server(
+    store: Path,
+    log: Path,
+    *flags: str,
+    ready: bool = True,
+    ca: Path | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
+    """Start a server over `store`, wait until it is ready (or alive), and end it afterwards.
+
+    With `ca`, the certificate that vouches for it, it is called by HTTPS.
+    """
     port = free_port()
     with log.open("wb") as stderr:
         process = subprocess.Popen(
@@ -50,11 +62,11 @@ def running_server(store: Path, log: Path, *flags: str, ready: bool = True) -> I
                 *("--store", str(store), "--port", str(port), *flags),
             ],
             stderr=stderr,
-            env=clean_environment(),
+            env={**clean_environment(), **environment},
         )
-    server = Server(process, f"http://127.0.0.1:{port}", log)
+    server = Server(process, f"http{'s' if ca else ''}://127.0.0.1:{port}", log)
     try:
-        _wait(server, "/readyz" if ready else "/livez")
+        _wait(server, "/readyz" if ready else "/livez", ca)
         yield server
     finally:
         process.kill()
@@ -66,11 +78,12 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not re.match("GATEHOUSE_", name)}
 
 
-def _wait(server: Server, path: str) -> None:
+def _wait(server: Server, path: str, ca: Path | None) -> None:
+    verify = ssl.create_default_context(cafile=ca)
     patience = time.monotonic() + START_S
     while time.monotonic() < patience and server.process.poll() is None:
         try:
-            if httpx.get(server.url + path).status_code == 200:
+            if httpx.get(server.url + path, verify=verify).status_code == 200:
                 return
         except httpx.TransportError:
             pass

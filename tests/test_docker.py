@@ -201,12 +201,12 @@ def test_the_labels_agree_with_the_project():
 # The health check
 
 
-def probe(port: int) -> int:
+def probe(port: int, **more: str) -> int:
     """Run HEALTHCHECK's command as the engine would, and return its exit code."""
     command = json.loads(last("HEALTHCHECK").text.partition("CMD")[2])
     command[0] = {"python": sys.executable}[command[0]]
     # A proxy where nobody listens: the check must not ask it.
-    environment = {"GATEHOUSE_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
+    environment = {"GATEHOUSE_PORT": str(port), "http_proxy": "http://127.0.0.1:1", **more}
     ran = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False)
     return ran.returncode
 

@@ -16,6 +16,7 @@ class Context:
         request_id: the caller's `x-request-id`, or one made here.
         route: the path's template; bounded, so it can be a label.
         model: the name of an active model, or empty.
+        key: the name of the key that the caller presented, or empty.
         status: of the answer; 499 until one is sent, and if the caller leaves first.
         fields: more for the log line; never feature values.
         began: `time.perf_counter()` when the headers were there.
@@ -24,6 +25,7 @@ class Context:
     request_id: str
     route: str = "other"
     model: str = ""
+    key: str = ""
     status: int = 499
     fields: dict[str, object] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)

@@ -73,6 +73,9 @@ class Observed:
         duration_s = time.perf_counter() - context.began
         route = getattr(scope.get("route"), "path", context.route)
         self._metrics.answered(route, context.model, context.status, duration_s)
+        if context.key:
+            self._metrics.called(context.key, context.status)
+            context.fields["key"] = context.key
         notable = context.status >= 499 or duration_s >= self._slow_request_s
         if notable or random.random() < self._log_sample:  # noqa: S311  (no secret)
             fields = {

@@ -14,7 +14,13 @@ from starlette.types import Scope, Send
 from app import errors
 from app.api.coding import ACCEPTED
 from app.api.context import context_of
-from app.errors import GatehouseError, InvalidRequest, MethodNotAllowed, UnsupportedMediaType
+from app.errors import (
+    GatehouseError,
+    InvalidRequest,
+    MethodNotAllowed,
+    Unauthorized,
+    UnsupportedMediaType,
+)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -80,6 +86,9 @@ def _headers(error: GatehouseError) -> dict[str, str]:
         headers["allow"] = "POST"  # the hot routes take nothing else; FastAPI answers for its own
     if isinstance(error, UnsupportedMediaType) and error.is_coding:
         headers["accept-encoding"] = ACCEPTED
+    if isinstance(error, Unauthorized):
+        wrong = ' error="invalid_token"' if error.presented else ""
+        headers["www-authenticate"] = f"Bearer{wrong}"
     return headers
 
 

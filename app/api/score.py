@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api.body import BodyReader, CallerLeft
 from app.api.coding import encoded
 from app.api.context import Context, context_of
+from app.api.keys import Keys
 from app.api.problems import send_problem
 from app.api.terms import terms_of
 from app.artifacts.loader import Model
@@ -114,6 +115,7 @@ class ScoreRoutes:
         metrics: Metrics,
         bodies: BodyReader,
         limits: Limits,
+        keys: Keys,
         dialects: Sequence[Dialect],
     ) -> None:
         """Stand in front of `app` for the calls of some dialects."""
@@ -122,6 +124,7 @@ class ScoreRoutes:
         self._metrics = metrics
         self._bodies = bodies
         self._limits = limits
+        self._keys = keys
         self._dialects = dialects
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -159,6 +162,7 @@ class ScoreRoutes:
         context.route = dialect.route(name, version)
         if scope["method"] != "POST":
             raise MethodNotAllowed("scoring calls are POST requests")
+        context.key = self._keys.caller(scope["headers"])
         arrival = asyncio.get_running_loop().time()
         terms = terms_of(scope, self._limits.default_timeout_s)
         model = self._service.registry.active(name, int(version) if version else None)

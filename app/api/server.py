@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -47,6 +48,7 @@ class DrainingServer(uvicorn.Server):
         keep_alive_s: int,
         drain_delay_s: float,
         drain_timeout_s: int,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Serve `app`; `service` is told when draining begins. Times are those of the settings."""
         super().__init__(
@@ -61,6 +63,7 @@ class DrainingServer(uvicorn.Server):
                 proxy_headers=False,  # nothing here asks who called
                 timeout_keep_alive=keep_alive_s,
                 timeout_graceful_shutdown=drain_timeout_s,
+                ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             )
         )
         self._service = service

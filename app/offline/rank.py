@@ -27,6 +27,7 @@ from app.settings import Settings
 from app.usage import EXIT_OK, EXIT_USAGE, EXIT_WRONG, Parser, WrongUsage, complain, rules_broken
 
 _PATIENCE_MS = 600_000.0  # nobody waits for the answer at a socket
+_NO_SECRETS = dict.fromkeys(("keys", "keys_file", "tls_cert", "tls_key"))  # those are for sockets
 
 
 def rank(flags: Sequence[str]) -> int:
@@ -40,7 +41,7 @@ def rank(flags: Sequence[str]) -> int:
     if told.explain:
         bodies = {number: explained(body) for number, body in bodies.items()}
     try:
-        settings = Settings(lanes=1, request_timeout_ms=_PATIENCE_MS, **_given(told))
+        settings = Settings(lanes=1, request_timeout_ms=_PATIENCE_MS, **_NO_SECRETS, **_given(told))
     except ValidationError as error:
         raise WrongUsage(rules_broken(error)) from None
     try:

@@ -38,6 +38,11 @@ class Metrics:
         self._requests = self._counter(
             "requests_total", "Requests answered.", ("route", "model", "status")
         )
+        self._calls = self._counter(
+            "requests_by_key_total",
+            "Scoring requests answered, by the key's name.",
+            ("key", "status"),
+        )
         self._durations = self._histogram(
             "request_duration_seconds",
             "From the request's headers to the end of its answer.",
@@ -95,6 +100,10 @@ class Metrics:
         """Count one answered request."""
         self._requests.labels(route, model, str(status)).inc()
         self._durations.labels(route, model).observe(duration_s)
+
+    def called(self, key: str, status: int) -> None:
+        """Count one answered scoring request by the name of its key."""
+        self._calls.labels(key, str(status)).inc()
 
     def scored(self, candidates: int, stages: Mapping[str, float]) -> None:
         """Count one scored request: how large it was, and its time (s) by stage."""

@@ -76,6 +76,12 @@ def test_the_store_is_the_one_of_the_environment(capsys, folder, request_file, m
     assert rank(capsys, request_file)[0] == EXIT_OK
 
 
+def test_nobody_needs_a_key_for_a_file(capsys, folder, request_file, monkeypatch):
+    monkeypatch.setenv("GATEHOUSE_KEYS_FILE", "/run/secrets/keys")
+    monkeypatch.setenv("GATEHOUSE_TLS_CERT", "/run/secrets/certificate")
+    assert rank(capsys, request_file, "--store", folder)[0] == EXIT_OK
+
+
 def test_the_table_has_the_best_candidate_on_top(capsys, folder, request_file):
     code, out, _ = rank(capsys, request_file, "--store", folder, "--table")
     answer = json.loads(rank(capsys, request_file, "--store", folder)[1])

@@ -37,6 +37,7 @@ def test_an_argument_wins_over_the_environment(monkeypatch):
     assert Settings(port=9001).port == 9001
 
 
+ACCESS = {"keys", "keys_file", "tls_cert", "tls_key", "cors_origins"}
 OUT_OF_RANGE: dict[str, list[int | float | str]] = {
     "port": [-1, 65536, "http"],
     "store_poll_s": [0, 3601],
@@ -74,7 +75,7 @@ def test_a_value_out_of_its_range_is_refused_and_not_repeated(monkeypatch, name,
 
 
 def test_every_number_and_choice_has_a_range():
-    free = {"host", "store", "default_model"}
+    free = {"host", "store", "default_model", *ACCESS}
     assert set(OUT_OF_RANGE) == set(Settings.model_fields) - free
 
 
@@ -90,6 +91,18 @@ def test_limits_that_disagree_are_refused(limits, rule):
     with pytest.raises(ValidationError, match=rule):
         Settings.model_validate(limits)
     Settings.model_validate(dict.fromkeys(limits, 4096))
+
+
+@pytest.mark.parametrize(
+    ("files", "rule"),
+    [
+        ({"keys": "a", "keys_file": "b"}, "keys and keys_file must not both be set"),
+        ({"tls_key": "a"}, "tls_key must not be set without tls_cert"),
+    ],
+)
+def test_files_of_secrets_that_do_not_fit_together_are_refused(files, rule):
+    with pytest.raises(ValidationError, match=rule):
+        Settings.model_validate(files)
 
 
 def test_an_unknown_setting_is_refused():

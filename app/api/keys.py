@@ -1,0 +1,111 @@
+"""Bearer keys (RFC 6750): who may score.
+
+A key is a name and a secret. The name is what logs and metrics show; of the secret, only its
+SHA-256 is kept. That is enough, for a secret is random and long: there is nothing to guess, so
+there is nothing to slow down. A presented secret is hashed and compared with every key in constant
+time, so that neither the answer nor its time says how near it came.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from hashlib import sha256
+from hmac import compare_digest
+from pathlib import Path
+
+from app.errors import ConfigurationInvalid, Unauthorized
+
+MOST_KEYS = 64  # each costs 0.06 µs a request, and is a label of a metric
+LARGEST_FILE = 1 << 16
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SECRET = re.compile(r"[A-Za-z0-9._~+/-]{20,256}=*")  # b64token of RFC 6750, and long enough
+_DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
+
+Entries = tuple[tuple[str, bytes], ...]
+"""Names, each with the SHA-256 of a secret; a name may have two while its secret is changed."""
+
+
+class Keys:
+    """The keys of a server; without any, everyone may score."""
+
+    def __init__(self, *, text: str | None = None, file: Path | None = None) -> None:
+        """Read the keys from `text`, or from a file that can be read again.
+
+        Raises:
+            ConfigurationInvalid: the text or the file holds no keys, or not only keys.
+        """
+        self.files: tuple[Path, ...] = () if file is None else (file,)
+        self._entries: Entries = ()
+        if file is not None:
+            self.prepare()()
+        elif text is not None:
+            self._entries = _entries("GATEHOUSE_KEYS", text)
+
+    def caller(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """Return the name of the key that a request presents; empty where no key is needed.
+
+        Raises:
+            Unauthorized: it presents none, or none of these.
+        """
+        if not self._entries:
+            return ""
+        for name, value in headers:
+            if name == b"authorization":
+                scheme, _, secret = value.partition(b" ")
+                if scheme.lower() == b"bearer":
+                    break
+        else:
+            raise Unauthorized("this call needs a key, as in authorization: Bearer <secret>")
+        presented = sha256(secret.strip()).digest()
+        found = ""
+        for key, digest in self._entries:  # to the end, whichever it is
+            if compare_digest(presented, digest):
+                found = key
+        if not found:
+            raise Unauthorized("the key is none of this server's", presented=True)
+        return found
+
+    def prepare(self) -> Callable[[], None]:
+        """Read the file, in any thread; the result, called on the loop, puts it in force.
+
+        Raises:
+            ConfigurationInvalid: it cannot be read, or holds not only keys.
+        """
+        (file,) = self.files
+        try:
+            with file.open("rb") as stream:
+                content = stream.read(LARGEST_FILE + 1)
+        except OSError as error:
+            raise ConfigurationInvalid(f"{file}: {error.strerror}") from None
+        if len(content) > LARGEST_FILE:
+            raise ConfigurationInvalid(f"{file}: is larger than {LARGEST_FILE} bytes")
+        entries = _entries(str(file), content.decode("utf-8", "replace"))
+
+        def take() -> None:
+            self._entries = entries
+
+        return take
+
+
+def _entries(source: str, text: str) -> Entries:
+    """Read `name:secret`, separated by spaces, commas or lines; a line from # on is a comment."""
+    words = re.sub(r"#.*", "", text).replace(",", " ").split()
+    if not 1 <= len(words) <= MOST_KEYS:
+        raise ConfigurationInvalid(f"{source}: has {len(words)} keys, not 1 to {MOST_KEYS}")
+    return tuple(_entry(f"{source}: key {place}", word) for place, word in enumerate(words, 1))
+
+
+def _entry(place: str, word: str) -> tuple[str, bytes]:
+    """Read one key. What is wrong is said by its place: any part of it may be the secret."""
+    name, colon, secret = word.partition(":")
+    if not colon:
+        raise ConfigurationInvalid(f"{place}: must be name:secret")
+    if not _NAME.fullmatch(name):
+        raise ConfigurationInvalid(f"{place}: a name has 1 to 64 letters, digits, '.', '_' or '-'")
+    if digest := _DIGEST.fullmatch(secret):
+        return name, bytes.fromhex(digest[1])
+    if not _SECRET.fullmatch(secret):
+        rule = (
+            "a secret has 20 to 256 letters, digits or any of -._~+/, or is sha256:<64 hex digits>"
+        )
+        raise ConfigurationInvalid(f"{place}: {rule}")
+    return name, sha256(secret.encode()).digest()
