@@ -1,0 +1,55 @@
+"""Buckets: the few shapes that a GPU lane pads its batches to.
+
+A CUDA graph replays one shape and no other. A shape is (B rows, R requests): B doubles from 32 up
+to the batch limit, and of requests there are few, B/32, as where callers send hundreds of
+candidates each, or many, B, as where they send one. Padding rows cost little: below a few hundred
+rows a GPU takes as long for one as for all.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_FEWEST_ROWS = 32
+_ROWS_A_REQUEST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Room for `rows` candidates of `requests` requests."""
+
+    rows: int
+    requests: int
+
+
+class Buckets:
+    """The buckets below a batch limit, the largest first."""
+
+    def __init__(self, max_batch_rows: int) -> None:
+        """Cover every batch of up to `max_batch_rows` rows."""
+        self.rows = [max_batch_rows]  # ascending
+        below = _FEWEST_ROWS
+        while below < max_batch_rows:
+            self.rows.insert(-1, below)
+            below *= 2
+
+    def __iter__(self) -> Iterator[Bucket]:
+        for rows in reversed(self.rows):
+            yield Bucket(rows, rows)
+            if (few := _few(rows)) < rows:
+                yield Bucket(rows, few)
+
+    def fit(self, rows: int, requests: int) -> Bucket | None:
+        """Return the smallest bucket with room for a batch; None where it is over the limit.
+
+        A batch has no more requests than rows.
+        """
+        found = bisect_left(self.rows, rows)
+        if found == len(self.rows):
+            return None
+        room = self.rows[found]
+        return Bucket(room, _few(room) if requests <= _few(room) else room)
+
+
+def _few(rows: int) -> int:
+    return -(-rows // _ROWS_A_REQUEST)
