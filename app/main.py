@@ -32,7 +32,7 @@ from app.artifacts.registry import Registry
 from app.artifacts.store import Store
 from app.engine.batcher import Batcher
 from app.engine.deployment import Deployment
-from app.engine.lanes import Lane, usable_cores
+from app.engine.hardware import device_named, start_lanes, warm_up_rows
 from app.engine.service import Service
 from app.errors import ArtifactInvalid, ConfigurationInvalid
 from app.settings import Settings
@@ -41,7 +41,7 @@ from app.telemetry.metrics import Metrics
 
 logger = logging.getLogger("app")
 
-EXIT_OK, EXIT_UNUSABLE = 0, 2
+EXIT_OK, EXIT_LOST, EXIT_UNUSABLE = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,8 @@ class Gatehouse:
     deployment: Deployment
     keys: Keys
     certificate: Certificate | None
+    lost: asyncio.Event
+    """Set when a lane's device will never compute again: the process should end."""
 
 
 @asynccontextmanager
@@ -67,10 +69,17 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     secrets = None if settings.keys is None else settings.keys.get_secret_value()
     keys = Keys(text=secrets, file=settings.keys_file)
     certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
-    device = _device(settings)
+    device = device_named(settings.device)
     metrics = Metrics()
     registry = Registry(metrics, default_model=settings.default_model)
-    lanes = _lanes(settings, device)
+    lost = asyncio.Event()
+    lanes = start_lanes(
+        device,
+        settings.lanes,
+        max_batch_rows=settings.max_batch_rows,
+        metrics=metrics,
+        on_lost=lost.set,
+    )
     try:
         batcher = Batcher(
             lanes,
@@ -92,10 +101,14 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             registry,
             lanes,
             device=device,
-            warm_up_rows=sorted({1, settings.min_piece_rows, settings.max_batch_rows}),
+            warm_up_rows=warm_up_rows(
+                device,
+                min_piece_rows=settings.min_piece_rows,
+                max_batch_rows=settings.max_batch_rows,
+            ),
         )
         app = create_app(settings, service, metrics, keys)
-        yield Gatehouse(app, service, deployment, keys, certificate)
+        yield Gatehouse(app, service, deployment, keys, certificate, lost)
     finally:
         for lane in lanes:
             lane.stop()
@@ -136,9 +149,9 @@ def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Key
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT and return the process's exit code.
 
-    It is 0 after a drain, and 2 where the settings cannot be followed, or where the store holds
-    artifacts and none can be served. The event loop is left as it is, for closing it would wait
-    for a thread that hangs in somebody's model: the process should end now.
+    It is 0 after a drain, 1 after the device was lost, and 2 where the settings cannot be followed,
+    or where the store holds artifacts and none can be served. The event loop is left as it is, for
+    closing it would wait for a thread that hangs in somebody's model: the process should end now.
     """
     json_logs.configure(settings.log_level)
     # Each counter and histogram would have a second series, with the time of its creation.
@@ -177,9 +190,12 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
         ]
         deploying = asyncio.create_task(_deploy(settings, parts))
         deploying.add_done_callback(lambda _: setattr(server, "should_exit", True))
+        watching = asyncio.create_task(_end_when_lost(parts, server))
         await server.serve([listener])
-        for each in (deploying, *following):
+        for each in (deploying, watching, *following):
             each.cancel()
+        if parts.lost.is_set():
+            return EXIT_LOST
         try:
             await deploying
         except asyncio.CancelledError:
@@ -204,18 +220,14 @@ async def _deploy(settings: Settings, parts: Gatehouse) -> NoReturn:
     await parts.deployment.follow(settings.store_poll_s)
 
 
+async def _end_when_lost(parts: Gatehouse, server: DrainingServer) -> None:
+    """Answer what is here, each with its error, and end: another process may fare better."""
+    await parts.lost.wait()
+    logger.critical("the device fails every call: this process ends")
+    parts.service.draining = True
+    server.should_exit = True
+
+
 def _unusable(reason: str) -> int:
     sys.stderr.write(f"gatehouse: {reason}\n")
     return EXIT_UNUSABLE
-
-
-def _device(settings: Settings) -> torch.device:
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(settings.device)
-
-
-def _lanes(settings: Settings, device: torch.device) -> list[Lane]:
-    loop = asyncio.get_running_loop()
-    by_default = usable_cores() if device.type == "cpu" else 1
-    return [Lane(f"lane-{i}", loop) for i in range(settings.lanes or by_default)]

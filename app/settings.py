@@ -33,7 +33,7 @@ class Settings(BaseSettings):
         "auto", description="where models run; auto is cuda where there is one"
     )
     lanes: int | None = Field(
-        None, ge=1, le=256, description="worker threads; by default one a core on CPU, one on GPU"
+        None, ge=1, le=256, description="worker threads; by default one a core on CPU, two on GPU"
     )
     max_batch_rows: int = Field(
         512, ge=1, le=65536, description="the most candidates in one batch (rows)"

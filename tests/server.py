@@ -66,7 +66,7 @@ def running_server(
         )
     server = Server(process, f"http{'s' if ca else ''}://127.0.0.1:{port}", log)
     try:
-        _wait(server, "/readyz" if ready else "/livez", ca)
+        wait_for(server, "/readyz" if ready else "/livez", ca)
         yield server
     finally:
         process.kill()
@@ -78,7 +78,8 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not re.match("GATEHOUSE_", name)}
 
 
-def _wait(server: Server, path: str, ca: Path | None) -> None:
+def wait_for(server: Server, path: str, ca: Path | None = None) -> None:
+    """Wait until the server answers a path with 200."""
     verify = ssl.create_default_context(cafile=ca)
     patience = time.monotonic() + START_S
     while time.monotonic() < patience and server.process.poll() is None:

@@ -25,11 +25,14 @@ from app.engine.service import Answer, Service
 from app.engine.terms import Terms
 from app.errors import GatehouseError, MethodNotAllowed
 from app.ranking.policy import Policy
-from app.telemetry.metrics import STAGES, Metrics
+from app.telemetry.metrics import GPU_STAGES, STAGES, Metrics
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-_SERVER_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES).encode()  # ms
+_SERVER_TIMING, _GPU_SERVER_TIMING = (
+    ", ".join(f"{stage};dur=%.3f" for stage in stages).encode()  # ms
+    for stages in (STAGES, GPU_STAGES)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,4 +211,6 @@ class ScoreRoutes:
 
 
 def _server_timing(stages: Mapping[str, float]) -> bytes:
+    if "copy_in" in stages:
+        return _GPU_SERVER_TIMING % tuple([stages[stage] * 1e3 for stage in GPU_STAGES])
     return _SERVER_TIMING % tuple([stages[stage] * 1e3 for stage in STAGES])

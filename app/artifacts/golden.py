@@ -92,7 +92,7 @@ class Golden:
         Raises:
             ArtifactInvalid: an output is further from its golden than the manifest's tolerance.
         """
-        tolerance = program.description.precision.tolerance.get(_device_name(program))
+        tolerance = program.description.precision.tolerance.get(device_name(program))
         if tolerance is None:
             raise ArtifactInvalid(f"the manifest states no tolerance for {program.device.type}")
         self._compare(program, self.batch, slice(None), tolerance, "in company")
@@ -129,7 +129,8 @@ class Golden:
                 )
 
 
-def _device_name(program: Program) -> Device:
+def device_name(program: Program) -> Device:
+    """Return what tolerances call the program's device."""
     return "cuda" if program.device.type == "cuda" else "cpu"
 
 

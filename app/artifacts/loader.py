@@ -22,7 +22,7 @@ from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Model:
     """A verified version of a model, on its device and ready to run; hashed by identity."""
 

@@ -32,12 +32,23 @@ class Program:
             RuntimeError: the module raised.
         """
         with torch.inference_mode():
-            returned = self.call(batch)
-            columns = [
-                _column(returned, task, batch.rows) for task in self.description.tasks
-            ]  # K of [B]
-            raw: Raw = torch.stack(columns, dim=1).to("cpu", torch.float32).numpy()  # [B, K]
+            raw: Raw = self._stacked(self.call(batch), batch.rows).cpu().numpy()
             return raw
+
+    def outputs(
+        self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
+    ) -> Tensor:
+        """Return the raw outputs, `[B, K]` float32, of inputs that lie on the program's device.
+
+        Everything is queued on the device's current stream, and nothing waits for it, unless the
+        module does.
+
+        Raises:
+            ValueError, RuntimeError: as `run`.
+        """
+        with torch.inference_mode():
+            returned = self._call(user, candidate, row_to_request)
+            return self._stacked(returned, len(row_to_request))
 
     def call(self, batch: Batch) -> object:
         """Return what the module itself returns, on its device.
@@ -53,19 +64,23 @@ class Program:
                 user = {name: tensor.to(self.device) for name, tensor in user.items()}
                 candidate = {name: tensor.to(self.device) for name, tensor in candidate.items()}
                 row_to_request = row_to_request.to(self.device)
-            try:
-                return self._call(user, candidate, row_to_request)
-            except torch.jit.Error as error:  # a `raise` in the module; it is no RuntimeError
-                raise RuntimeError(str(error)) from error
+            return self._call(user, candidate, row_to_request)
+
+    def _stacked(self, returned: object, rows: int) -> Tensor:
+        columns = [_column(returned, task, rows) for task in self.description.tasks]  # K of [B]
+        return torch.stack(columns, dim=1).to(torch.float32)  # [B, K]
 
     def _call(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
     ) -> object:
         call = self.description.call
-        if isinstance(call, RequestCall):
-            return self._module(user, candidate, row_to_request)
-        tiled = {name: tensor[row_to_request] for name, tensor in user.items()}  # [R, ·] → [B, ·]
-        return self._call_rows(call, tiled | candidate)
+        try:
+            if isinstance(call, RequestCall):
+                return self._module(user, candidate, row_to_request)
+            tiled = {name: column[row_to_request] for name, column in user.items()}  # [B, ·]
+            return self._call_rows(call, tiled | candidate)
+        except torch.jit.Error as error:  # a `raise` in the module; it is no RuntimeError
+            raise RuntimeError(str(error)) from error
 
     def _call_rows(self, call: RowsCall, features: dict[str, Tensor]) -> object:
         packed = {argument.name: _pack(argument, features) for argument in call.arguments}

@@ -228,6 +228,8 @@ class Batcher:
             pending.result.queue_s = dispatched - pending.arrival
             pending.result.collate_s = outcome.collate_s
             pending.result.compute_s = outcome.compute_s
+            pending.result.copy_in_s = outcome.copy_in_s
+            pending.result.copy_out_s = outcome.copy_out_s
             pending.future.set_result(pending.result)
 
     def _fail(self, model: Model, pieces: list[Piece], error: Exception) -> None:

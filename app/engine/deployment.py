@@ -102,12 +102,17 @@ class Deployment:
     async def _warm_up(self, model: Model) -> None:
         """Run every size on every lane, so that no request is the first of its kind.
 
-        Each size is run as one request and as two: a program may be specialised to either.
+        Each size is run as one request, as two, and as one for each row: a program may be
+        specialised to any, and a GPU lane has a graph for few and a graph for many.
         """
         batches = [
             parts
             for rows in self._warm_up_rows
-            for parts in ([_rows(model, rows)], [_rows(model, 1), _rows(model, max(1, rows - 1))])
+            for parts in (
+                [_rows(model, rows)],
+                [_rows(model, 1), _rows(model, max(1, rows - 1))],
+                [_rows(model, 1)] * rows,
+            )
         ]
         for lane in self._lanes:
             for parts in batches * _WARM_UP_PASSES:

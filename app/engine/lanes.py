@@ -44,19 +44,27 @@ class Outcome:
         scores: `[B, K]` float32, or the exception that the batch ended in.
         collate_s: time to bring the parts together.
         compute_s: time in the model, its link functions included.
+        copy_in_s: time to bring inputs to a GPU; 0 where nothing is copied.
+        copy_out_s: time to bring outputs back.
+        is_fatal: whether the lane can run no batch after this one.
     """
 
     scores: npt.NDArray[np.float32] | Exception
     collate_s: float = 0.0
     compute_s: float = 0.0
+    copy_in_s: float = 0.0
+    copy_out_s: float = 0.0
+    is_fatal: bool = False
 
     @property
     def duration_s(self) -> float:
         """How long the lane was busy."""
-        return self.collate_s + self.compute_s
+        return self.collate_s + self.copy_in_s + self.compute_s + self.copy_out_s
 
 
 OnOutcome = Callable[[Outcome], None]
+Executor = Callable[[Model, Sequence[Part]], Outcome]
+"""Runs a batch in a lane's thread; raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +80,29 @@ class Lane:
     Owned by the event loop, but for `_main`, which is the thread.
     """
 
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, *, threads: int = 1) -> None:
-        """Start the thread; `threads` is how many cores one operator may use in it."""
+    def __init__(
+        self,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        threads: int = 1,
+        executor: Executor | None = None,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            name: of the thread, and in metrics.
+            loop: the event loop that outcomes are reported to.
+            threads: how many cores one operator may use in it.
+            executor: what runs a batch; `run`, on CPU cores, by default.
+            on_lost: called on the event loop, once, after an outcome that is fatal.
+        """
         self.name = name
         self._loop = loop
+        self._run = executor or run
+        self._on_lost = on_lost
+        self._is_lost = False
         self._outstanding = 0  # batches handed over and not reported
         self._progress = 0.0  # loop time (s) of the last report, or of the end of idleness
         self._threads = threads
@@ -103,7 +130,7 @@ class Lane:
     def is_alive(self, hang_s: float) -> bool:
         """Whether the thread lives and no batch has kept it busy for longer than `hang_s`."""
         stuck = self._outstanding > 0 and self._loop.time() - self._progress > hang_s
-        return self._thread.is_alive() and not stuck
+        return self._thread.is_alive() and not stuck and not self._is_lost
 
     def stop(self) -> None:
         """End the thread after the batch it is at; leave it behind if that takes long."""
@@ -114,7 +141,7 @@ class Lane:
         torch.get_num_threads()  # else the first operator would take what any thread set last
         torch.set_num_threads(self._threads)  # holds for the calling thread only
         while (work := self._inbox.get()) is not None:
-            outcome = run(work.model, work.parts)
+            outcome = self._run(work.model, work.parts)
             self._loop.call_soon_threadsafe(self._report, work.on_outcome, outcome)
             del work, outcome  # nothing of a request outlives its batch while the lane is idle
 
@@ -122,6 +149,10 @@ class Lane:
         self._outstanding -= 1
         self._progress = self._loop.time()
         on_outcome(outcome)
+        if outcome.is_fatal and not self._is_lost:
+            self._is_lost = True
+            if self._on_lost is not None:
+                self._on_lost()
 
 
 def run(model: Model, parts: Sequence[Part]) -> Outcome:

@@ -28,6 +28,8 @@ class Scored:
     queue_s: float = 0.0
     collate_s: float = 0.0
     compute_s: float = 0.0
+    copy_in_s: float = 0.0
+    copy_out_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)

@@ -27,7 +27,7 @@ class Answer:
         scores: `[n, K]` float32, in the order of the model's tasks.
         rank_score: `[n]` float32.
         ranking: positions of candidates, best first, at most `top_k`.
-        stages: seconds by stage: queue, collate, compute, rank.
+        stages: seconds by stage: queue, collate, compute, rank; on a GPU the copies too.
     """
 
     scores: npt.NDArray[np.float32]
@@ -94,4 +94,7 @@ class Service:
             "compute": scored.compute_s,
             "rank": time.perf_counter() - began,
         }
+        if scored.copy_in_s:
+            stages["copy_in"] = scored.copy_in_s
+            stages["copy_out"] = scored.copy_out_s
         return Answer(scored.scores, rank_score, ranking, stages)

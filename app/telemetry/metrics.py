@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 STAGES = ("decode", "encode", "queue", "collate", "compute", "rank", "respond")
 """Where the time of a scoring request goes, in order."""
+GPU_STAGES = (*STAGES[:4], "copy_in", "compute", "copy_out", *STAGES[5:])
+"""The same where a batch is copied to a GPU and back."""
 
 LATENCY_BUCKETS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
@@ -55,7 +57,7 @@ class Metrics:
             STAGE_BUCKETS,
             ("stage",),
         )
-        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._stages = {stage: stages.labels(stage) for stage in GPU_STAGES}
         self._candidates = self._histogram(
             "request_candidates", "Candidates in a scored request.", ROW_BUCKETS
         )
@@ -91,10 +93,19 @@ class Metrics:
         self._swaps = self._counter(
             "model_swaps_total", "Versions tried, by result.", ("model", "result")
         )
+        self._graph_fallbacks = self._counter(
+            "graph_fallback_total", "Versions that run without CUDA graphs on a GPU.", ("model",)
+        )
 
     def watch(self, name: str, help_: str, read: Callable[[], float]) -> None:
         """Export a gauge that is read at each scrape."""
         self._gauge(name, help_).set_function(read)
+
+    def watch_device_memory(self, reads: Mapping[str, Callable[[], float]]) -> None:
+        """Export the memory of the device (bytes), by kind."""
+        memory = self._gauge("device_memory_bytes", "Memory of the GPU.", ("kind",))
+        for kind, read in reads.items():
+            memory.labels(kind).set_function(read)
 
     def answered(self, route: str, model: str, status: int, duration_s: float) -> None:
         """Count one answered request."""
@@ -141,6 +152,10 @@ class Metrics:
     def retired(self, model: str, version: int, sha256: str) -> None:
         """Remove what `activated` said of a version."""
         self._model_info.remove(model, str(version), sha256[:12])
+
+    def graph_fallback(self, model: str) -> None:
+        """Count a version that runs without CUDA graphs."""
+        self._graph_fallbacks.labels(model).inc()
 
     def render(self) -> bytes:
         """Return the exposition text; takes milliseconds."""

@@ -1,0 +1,65 @@
+"""The hardware: which device models run on, how many lanes work it, what they run beforehand."""
+
+import asyncio
+from collections.abc import Callable
+
+import torch
+
+from app.engine.buckets import Buckets
+from app.engine.cuda import CudaStream, memory_bytes
+from app.engine.graphs import Fallbacks, GraphExecutor, Stream
+from app.engine.lanes import Lane, usable_cores
+from app.telemetry.metrics import Metrics
+
+_GPU_LANES = 2  # one copies while the other computes
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device of that name; of `auto`, a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def start_lanes(
+    device: torch.device,
+    count: int | None,
+    *,
+    max_batch_rows: int,
+    metrics: Metrics,
+    on_lost: Callable[[], None],
+) -> list[Lane]:
+    """Start the lanes of a device; call it on the event loop.
+
+    Args:
+        device: where they run batches.
+        count: how many; None for one a usable core of a CPU, and for two on a GPU.
+        max_batch_rows: the largest batch that they have graphs for, on a GPU.
+        metrics: where what a GPU does is counted.
+        on_lost: called when the device will never compute again.
+    """
+    loop = asyncio.get_running_loop()
+    if device.type == "cpu":
+        return [Lane(f"lane-{i}", loop) for i in range(count or usable_cores())]
+    metrics.watch_device_memory(memory_bytes(device))
+    fallbacks = Fallbacks(metrics)
+    streams: list[Stream] = [CudaStream(device) for _ in range(count or _GPU_LANES)]
+    return [
+        Lane(
+            f"lane-{i}",
+            loop,
+            executor=GraphExecutor(stream, max_batch_rows=max_batch_rows, fallbacks=fallbacks),
+            on_lost=on_lost,
+        )
+        for i, stream in enumerate(streams)
+    ]
+
+
+def warm_up_rows(device: torch.device, *, min_piece_rows: int, max_batch_rows: int) -> list[int]:
+    """Return the sizes (rows) of batches that every lane runs of a model before it serves.
+
+    On a GPU that is every bucket, the largest first: the others' graphs use its memory again.
+    """
+    if device.type == "cpu":
+        return sorted({1, min_piece_rows, max_batch_rows})
+    return Buckets(max_batch_rows).rows[::-1]

@@ -1,0 +1,209 @@
+"""What do CUDA graphs and two streams gain on this GPU? ``python -m tests.bench.gpu``.
+
+Three tables, of one network, as a lane runs it from collating to scores:
+
+- eager against replayed, by bucket: the median of the ratios of turns that alternate;
+- candidates per second in process, by the number of lanes;
+- of the time that copies took, how much lay beside another lane's kernels, from a profiler's trace.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.artifacts.columns import Batch
+from app.artifacts.golden import Golden
+from app.artifacts.loader import Model
+from app.artifacts.manifest import DenseInput, FileDigest, Manifest, Output, TaskOutput
+from app.artifacts.program import Program
+from app.engine.buckets import Bucket, Buckets
+from app.engine.cuda import CudaStream
+from app.engine.graphs import Fallbacks, GraphExecutor
+from app.engine.lanes import Executor, Part, run
+from app.ranking.policy import Policy
+from app.telemetry.metrics import Metrics
+from models.config import DenseFeature, NetworkConfig, Task
+from models.networks import build
+from tests.bench.fused import frozen
+
+USER, CANDIDATE = 50, 50
+TASKS = ("click", "like", "follow")
+NETWORK = NetworkConfig(architecture="mmoe", num_experts=8, expert_hidden_units=(256, 128, 64))
+Span = tuple[float, float]
+
+
+def served(device: torch.device) -> Model:
+    """An MMoE of 8 experts 100-256-128-64, 3 gates, 3 towers, made in memory."""
+    features = [
+        DenseFeature(name="u", side="user", dim=USER),
+        DenseFeature(name="c", side="candidate", dim=CANDIDATE),
+    ]
+    network = build(NETWORK, features, [Task(name=n, kind="binary") for n in TASKS], seed=0)
+    manifest = Manifest.model_validate(
+        {
+            "name": "bench",
+            "version": 1,
+            "architecture": "mmoe",
+            "created": "2026-01-01T00:00:00Z",
+            "torch_version": torch.__version__,
+            "inputs": (
+                DenseInput(name="u", side="user", dim=USER),
+                DenseInput(name="c", side="candidate", dim=CANDIDATE),
+            ),
+            "tasks": tuple(
+                TaskOutput(
+                    name=name, kind="binary", unit="", link="sigmoid", output=Output(column=k)
+                )
+                for k, name in enumerate(TASKS)
+            ),
+            "ranking": Policy(weights={"click": 1.0}),
+            "files": dict.fromkeys(
+                ("model.ts", "golden.safetensors"), FileDigest(sha256="0" * 64, size=0)
+            ),
+        }
+    )
+    program = Program(frozen(network, str(device)), manifest, device)
+    (part,) = parts(Bucket(1, 1))
+    golden = Batch(part.user, part.candidate, np.zeros(1, np.int64))
+    return Model(manifest, program, Golden.record(program, golden))
+
+
+def parts(bucket: Bucket) -> list[Part]:
+    """A batch that fills a bucket: rows shared out among the requests."""
+    random = np.random.default_rng(0)
+    sizes = [len(each) for each in np.array_split(np.arange(bucket.rows), bucket.requests)]
+    return [
+        Part(
+            {"u": random.normal(size=(1, USER)).astype(np.float32)},
+            {"c": random.normal(size=(size, CANDIDATE)).astype(np.float32)},
+            0,
+            size,
+        )
+        for size in sizes
+    ]
+
+
+def lane(device: torch.device, max_batch_rows: int) -> GraphExecutor:
+    """What a lane runs; batches over `max_batch_rows`, which may be 0, are not captured."""
+    stream = CudaStream(device)
+    return GraphExecutor(stream, max_batch_rows=max_batch_rows, fallbacks=Fallbacks(Metrics()))
+
+
+def seconds(executor: Executor, model: Model, batch: Sequence[Part], calls: int = 20) -> float:
+    """Time of one batch, from collating to scores."""
+    began = time.perf_counter()
+    for _ in range(calls):
+        outcome = executor(model, batch)
+        if isinstance(outcome.scores, Exception):
+            raise outcome.scores
+    return (time.perf_counter() - began) / calls
+
+
+def graphs_against_eager(model: Model, limit: int, turns: int) -> None:
+    """Print the table of buckets."""
+    print("Eager time / replayed time\n\n| rows | requests | eager | replayed | ratio |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    replayed = lane(model.program.device, limit)
+    for bucket in reversed(list(Buckets(limit))):
+        batch = parts(bucket)
+        for executor in (run, replayed):  # warm up, and capture
+            seconds(executor, model, batch)
+        times = [
+            (seconds(run, model, batch), seconds(replayed, model, batch)) for _ in range(turns)
+        ]
+        slow, fast = (statistics.median(each) * 1e6 for each in zip(*times, strict=True))
+        ratio = statistics.median(a / b for a, b in times)
+        print(
+            f"| {bucket.rows} | {bucket.requests} | {slow:.0f} µs | {fast:.0f} µs | {ratio:.2f} |"
+        )
+
+
+def several(model: Model, limit: int, lanes: int, window_s: float) -> float:
+    """Candidates per second over so many lanes, each with batches of the largest bucket."""
+    batch = parts(Bucket(limit, max(1, limit // 500)))
+    executors = [lane(model.program.device, limit) for _ in range(lanes)]
+    for executor in executors:
+        seconds(executor, model, batch)
+    counts, stop = [0] * lanes, threading.Event()
+
+    def work(i: int) -> None:
+        while not stop.is_set():
+            executors[i](model, batch)
+            counts[i] += limit
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(lanes)]
+    began = time.perf_counter()
+    for each in threads:
+        each.start()
+    time.sleep(window_s)
+    stop.set()
+    for each in threads:
+        each.join()
+    return sum(counts) / (time.perf_counter() - began)
+
+
+def overlap(trace: Path) -> tuple[float, float]:
+    """Read a profiler's trace: seconds of copies, and how much of them lay beside a kernel."""
+    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("ph") == "X"]
+
+    def spans(category: str) -> list[Span]:
+        found = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("cat") == category]
+        return merged(sorted(found))
+
+    copies, kernels = spans("gpu_memcpy"), spans("kernel")
+    beside = sum(
+        max(0.0, min(end, stop) - max(begin, start))
+        for begin, end in copies
+        for start, stop in kernels
+    )
+    return sum(end - begin for begin, end in copies) / 1e6, beside / 1e6
+
+
+def merged(spans: Sequence[Span]) -> list[Span]:
+    """Sorted spans without overlap between each other."""
+    whole: list[Span] = []
+    for begin, end in spans:
+        if whole and begin <= whole[-1][1]:
+            whole[-1] = (whole[-1][0], max(whole[-1][1], end))
+        else:
+            whole.append((begin, end))
+    return whole
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=31)
+    parser.add_argument("--rows", type=int, default=512, help="the batch limit")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each throughput")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("this measures a GPU, and there is none: CUDA is not available", file=sys.stderr)
+        return 2
+    device = torch.device("cuda")
+    print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}\n")
+    model = served(device)
+    graphs_against_eager(model, options.rows, options.turns)
+    print("\n| lanes | candidates/s |\n| ---: | ---: |")
+    for lanes in (1, 2, 3):
+        print(f"| {lanes} | {several(model, options.rows, lanes, options.seconds):,.0f} |")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        several(model, options.rows, 2, 0.2)
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        copies, beside = overlap(trace)
+    print(f"\nOf {copies * 1e3:.1f} ms of copies, {beside / copies:.0%} lay beside a kernel.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
