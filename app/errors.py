@@ -20,6 +20,7 @@
 
     ArtifactInvalid              an artifact cannot be served; seen by operators, not by callers
     ConfigurationInvalid         a setting names what cannot be used; seen by operators too
+    └── PoliciesInvalid          a file of ranking policies cannot be followed
 
 The status stands on the class; `slug` names the error in problem documents, in metrics and in
 logs. How an error becomes a response body is known to `app.api.problems` alone.
@@ -199,3 +200,11 @@ class ArtifactInvalid(Exception):
 
 class ConfigurationInvalid(Exception):
     """A setting names what cannot be used. The message is one line and repeats no secret."""
+
+
+class PoliciesInvalid(ConfigurationInvalid):
+    """A file of ranking policies cannot be followed; `problems` lists every place and rule."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems

@@ -128,7 +128,8 @@ class Experiment(Record):
         for task in self.tasks:
             _check_labels(task, self.data)
         names = {task.name for task in self.tasks}
-        for field, used in (("ranking.weights", self.ranking.weights), ("clamp", self.clamp)):
+        reads = "expression" if self.ranking.formula == "expression" else "weights"
+        for field, used in ((f"ranking.{reads}", self.ranking.tasks), ("clamp", self.clamp)):
             if strangers := sorted(set(used) - names):
                 raise ValueError(f"{field}: there is no task {strangers[0]!r}")
         for name, (low, high) in self.clamp.items():

@@ -16,8 +16,9 @@ from app.artifacts.manifest import TaskOutput
 from app.artifacts.precision import Parity
 from app.artifacts.program import scores
 from app.errors import ArtifactInvalid
-from app.ranking.fusion import Merit, merit, order
+from app.ranking.agreement import kendall_tau, overlap
 from app.ranking.policy import Policy
+from app.ranking.ranker import Ranker
 from models.data import Dataset
 from models.evaluate import Evaluation, predict
 from models.experiment import ExportConfig
@@ -45,8 +46,9 @@ def parity(
     """Compare a network in reduced precision with the same one in fp32."""
     tasks = tuple(outputs)
     before, after = (predict(form.network, held_out).float().numpy() for form in (full, reduced))
+    ranker = Ranker.of(ranking, [task.name for task in tasks])
     lists = [
-        [merit(scores(raw, tasks), [task.name for task in tasks], ranking) for raw in raws]
+        [ranker.merits(scores(raw, tasks)) for raw in raws]
         for raws in (_lists(full.network, held_out), _lists(reduced.network, held_out))
     ]
     pairs = list(zip(*lists, strict=True))
@@ -89,19 +91,6 @@ def refuse_unless_near(parity: Parity, config: ExportConfig, outputs: Sequence[T
     ]
     if missed:
         raise ArtifactInvalid(f"{config.precision} is too far from fp32: {'; '.join(missed)}")
-
-
-def overlap(before: Merit, after: Merit, k: int) -> float:
-    """The share of the ``k`` best of ``[n]`` that stays among the ``k`` best."""
-    k = min(k, len(before))
-    return len(np.intersect1d(order(before, k), order(after, k))) / k
-
-
-def kendall_tau(before: Merit, after: Merit) -> float:
-    """Kendall's τ-b of two rankings of the same ``[n]``; 1 where one of them is all ties."""
-    a, b = (np.sign(each[:, None] - each[None, :]) for each in (before, after))  # [n, n]
-    untied = np.sqrt(float((a != 0).sum()) * float((b != 0).sum()))
-    return float((a * b).sum() / untied) if untied > 0 else 1.0
 
 
 def _lists(network: nn.Module, held_out: Dataset) -> list[Values]:

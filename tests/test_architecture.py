@@ -38,7 +38,7 @@ def copy(tmp_path):
 PLANTED = {
     "HTTP in the engine": ("app/engine/queue.py", "import fastapi", "Only the edge knows HTTP"),
     "the engine in ranking": (
-        "app/ranking/fusion.py",
+        "app/ranking/formulas.py",
         "import app.engine.lanes",
         "Layers point down",
     ),

@@ -48,6 +48,7 @@ class Native:
         request = read_request(
             document,
             model.manifest,
+            call.rankers,
             max_candidates=call.limits.max_candidates,
             vocabularies=model.vocabularies,
         )
@@ -69,11 +70,7 @@ def _content(manifest: Manifest, request: ScoreRequest, answer: Answer) -> bytes
         "scores": dict(zip(manifest.task_names, by_task, strict=True)),
         "rank_score": answer.rank_score,
         "ranking": ranking,
-        "policy": {
-            "name": request.policy.name,
-            "formula": request.policy.formula,
-            "weights": request.policy.weights,
-        },
+        "policy": request.wanted.ranker.echo,
     }
     # orjson writes a float32 as the shortest text that reads back as the same float32.
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)

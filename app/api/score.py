@@ -24,7 +24,8 @@ from app.engine.encode import EncodedRequest
 from app.engine.service import Answer, Service
 from app.engine.terms import Terms
 from app.errors import GatehouseError, MethodNotAllowed
-from app.ranking.policy import Policy
+from app.ranking.policies import Rankers
+from app.ranking.ranker import Wanted
 from app.telemetry.metrics import GPU_STAGES, STAGES, Metrics
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -49,6 +50,7 @@ class Call:
 
     Attributes:
         model: who scores.
+        rankers: the model's policies, of one policy set.
         headers: of the request, names in lower case.
         limits: what it may ask for.
         terms: what its headers say of them.
@@ -56,6 +58,7 @@ class Call:
     """
 
     model: Model
+    rankers: Rankers
     headers: Headers
     limits: Limits
     terms: Terms
@@ -70,12 +73,8 @@ class Request(Protocol):
         """The user's and the candidates' columns."""
 
     @property
-    def policy(self) -> Policy:
-        """How the scores are fused."""
-
-    @property
-    def top_k(self) -> int | None:
-        """How long the ranking is at most; None means whole."""
+    def wanted(self) -> Wanted:
+        """How the candidates are to be ranked."""
 
 
 class Dialect(Protocol):
@@ -173,7 +172,8 @@ class ScoreRoutes:
         body = await self._bodies.read(
             scope, receive, deadline=terms.deadline, media_types=dialect.media_types
         )
-        call = Call(model, scope["headers"], self._limits, terms, arrival)
+        rankers = self._service.policies.of(model)
+        call = Call(model, rankers, scope["headers"], self._limits, terms, arrival)
         headers, content, stages = await self._answer(dialect, call, body, context)
         content, coding_headers = await encoded(content, scope["headers"])
         headers = [
@@ -195,7 +195,7 @@ class ScoreRoutes:
         request, terms = dialect.read(document, call)
         encoded = time.perf_counter()
         answer = await self._service.score(
-            call.model, request.features, request.policy, top_k=request.top_k, terms=terms
+            call.model, request.features, request.wanted, terms=terms
         )
         scored = time.perf_counter()
         headers, content = dialect.write(request, answer, call)

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from app.api.ranking_options import read_options
 from app.artifacts.encoding import Vocabularies
 from app.artifacts.manifest import Manifest
-from app.engine.document import MISSING, Findings, join
+from app.engine.document import MISSING, Findings
 from app.engine.encode import EncodedRequest, encode
 from app.errors import InvalidRequest, Problem
-from app.ranking.policy import LARGEST_WEIGHT, Policy
+from app.ranking.policies import Rankers
+from app.ranking.ranker import Wanted
 
 _PARTS = frozenset(("user", "candidates", "candidate_keys", "ranking"))
-_OPTIONS = frozenset(("policy", "weights", "top_k"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +24,18 @@ class ScoreRequest:
     Attributes:
         features: the user's and the candidates' columns.
         keys: the candidates' names, or None where positions do.
-        policy: the policy to apply, the request's own weights included.
-        top_k: how long the ranking is at most; None means whole.
+        wanted: how they are to be ranked.
     """
 
     features: EncodedRequest
     keys: Sequence[str | int] | None
-    policy: Policy
-    top_k: int | None
+    wanted: Wanted
 
 
 def read_request(
     document: object,
     manifest: Manifest,
+    rankers: Rankers,
     *,
     max_candidates: int,
     vocabularies: Vocabularies = MappingProxyType({}),
@@ -59,19 +59,9 @@ def read_request(
         vocabularies=vocabularies,
     )
     keys = _read_keys(document.get("candidate_keys"), features.rows, findings)
-    options = document.get("ranking")
-    if options is None:
-        options = {}
-    elif not isinstance(options, dict):
-        findings.problem("/ranking", "must be an object")
-        options = {}
-    findings.strangers("/ranking", options, _OPTIONS)
-    policy = _read_policy(options, manifest, findings)
-    top_k = options.get("top_k")
-    if top_k is not None and not (_is_integer(top_k) and top_k >= 1):
-        findings.problem("/ranking/top_k", "must be a whole number, 1 or more")
+    wanted = read_options(document.get("ranking"), rankers, findings)
     findings.raise_any()
-    return ScoreRequest(features, keys, policy, top_k)
+    return ScoreRequest(features, keys, wanted)
 
 
 def _read_keys(keys: Any, rows: int, findings: Findings) -> Sequence[str | int] | None:  # noqa: ANN401
@@ -89,28 +79,3 @@ def _read_keys(keys: Any, rows: int, findings: Findings) -> Sequence[str | int] 
             if not isinstance(key, str | int) or isinstance(key, bool):
                 findings.problem(f"/candidate_keys/{row}", "must be a string or an integer")
     return keys
-
-
-def _read_policy(options: dict[str, Any], manifest: Manifest, findings: Findings) -> Policy:
-    policy = manifest.ranking
-    if options.get("policy") not in (None, policy.name):
-        findings.problem("/ranking/policy", f"is no policy of this model; it has {policy.name}")
-    weights = options.get("weights")
-    if weights is None:
-        return policy
-    if not isinstance(weights, dict):
-        findings.problem("/ranking/weights", "must be an object, task name to number")
-        return policy
-    findings.strangers("/ranking/weights", weights, frozenset(manifest.task_names))
-    for task, weight in weights.items():
-        if findings.full:
-            break
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not abs(weight) <= LARGEST_WEIGHT:
-            limit = f"must be a number from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
-            findings.problem(join("/ranking/weights", task), limit)
-    return policy.reweighted(weights)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -25,6 +25,8 @@ from app.artifacts.inputs import (
     Value,
 )
 from app.artifacts.precision import Device, Precision
+from app.ranking.calibration import UNCALIBRATED, Calibration, Platt
+from app.ranking.policies import ModelTraits
 from app.ranking.policy import Policy
 
 __all__ = [
@@ -59,10 +61,6 @@ Figure = Annotated[
     float | None, BeforeValidator(lambda f: None if isinstance(f, float) and math.isnan(f) else f)
 ]
 """A measurement; None where there was nothing to measure, which JSON cannot say as NaN."""
-
-
-LARGEST_FLOAT_VOCABULARY = 2**24
-"""The most ids that float32 can tell apart from each other."""
 
 
 class RequestCall(Value):
@@ -128,6 +126,14 @@ class TaskOutput(Value):
     link: Literal["identity", "sigmoid", "exp", "expm1"]
     clamp: tuple[Float32, Float32] | None = None
     output: Output = Output()
+    calibration: Calibration = UNCALIBRATED
+    """What the score goes through before it is fused with those of other tasks."""
+
+    @model_validator(mode="after")
+    def _platt_is_for_probabilities(self) -> Self:
+        if isinstance(self.calibration, Platt) and self.kind != "binary":
+            raise ValueError("calibration: platt is for probabilities")
+        return self
 
     @model_validator(mode="after")
     def _clamp_is_an_interval(self) -> Self:
@@ -163,8 +169,11 @@ class Description(Value):
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"two {what}s have the same name")
-        if strangers := set(self.ranking.weights) - set(tasks):
+        if strangers := set(self.ranking.tasks) - set(tasks):
             raise ValueError(f"the ranking policy weighs unknown tasks: {sorted(strangers)}")
+        multiplier = self.ranking.multiplier
+        if multiplier is not None and multiplier not in self.traits.multipliers:
+            raise ValueError("the ranking policy's multiplier is no candidate input of dim 1")
         if arguments:
             packed = [name for argument in arguments for name in argument.pack]
             if strangers := set(packed) - set(features):
@@ -199,6 +208,19 @@ class Description(Value):
     def task_names(self) -> tuple[str, ...]:
         """The tasks' names, in the order of the score columns."""
         return tuple(task.name for task in self.tasks)
+
+    @cached_property
+    def traits(self) -> ModelTraits:
+        """What ranking needs to know of the model."""
+        numbers = (each for each in self.candidate_inputs if isinstance(each, DenseInput))
+        return ModelTraits(
+            name=self.name,
+            tasks=self.task_names,
+            policy=self.ranking,
+            calibrations={task.name: task.calibration for task in self.tasks},
+            probabilities=frozenset(task.name for task in self.tasks if task.kind == "binary"),
+            multipliers=frozenset(each.name for each in numbers if each.dim == 1),
+        )
 
 
 class FileDigest(Value):

@@ -12,10 +12,10 @@ from app.artifacts.registry import Registry
 from app.engine.batcher import Batcher
 from app.engine.encode import EncodedRequest
 from app.engine.lanes import Lane
+from app.engine.policies import Policies
 from app.engine.queue import Scored
 from app.engine.terms import Terms
-from app.ranking.fusion import merit, order, rank_scores
-from app.ranking.policy import Policy
+from app.ranking.ranker import Wanted, order
 from app.telemetry.metrics import Metrics
 
 
@@ -44,6 +44,7 @@ class Service:
     ) -> None:
         """Serve what `registry` holds, on the lanes that `batcher` feeds."""
         self.registry = registry
+        self.policies = Policies()
         self._batcher = batcher
         self._lanes = lanes
         self.draining = False
@@ -62,9 +63,8 @@ class Service:
         self,
         model: Model,
         request: EncodedRequest,
-        policy: Policy,
+        wanted: Wanted,
         *,
-        top_k: int | None,
         terms: Terms,
     ) -> Answer:
         """Score a request's candidates and rank them.
@@ -72,8 +72,7 @@ class Service:
         Args:
             model: who scores.
             request: one user and n candidates; none is fine.
-            policy: how the scores are fused.
-            top_k: how many positions `ranking` holds at most.
+            wanted: how they are to be ranked.
             terms: until when and how urgently the caller waits.
 
         Raises:
@@ -85,9 +84,13 @@ class Service:
         else:
             scored = await self._batcher.score(model, request, terms)
         began = time.perf_counter()
-        merits = merit(scored.scores, model.manifest.task_names, policy)
-        rank_score = rank_scores(merits, policy)
-        ranking = order(merits, top_k)
+        ranker = wanted.ranker
+        multiplier = None
+        if ranker.policy.multiplier is not None:
+            multiplier = request.candidate[ranker.policy.multiplier][:, 0]  # [n, 1] → [n]
+        merits = ranker.merits(scored.scores, multiplier)
+        rank_score = ranker.rank_scores(merits)
+        ranking = order(merits, wanted.top_k)
         stages = {
             "queue": scored.queue_s,
             "collate": scored.collate_s,

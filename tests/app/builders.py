@@ -29,6 +29,7 @@ from app.artifacts.manifest import (
 from app.artifacts.program import Program
 from app.artifacts.publish import publish
 from app.artifacts.store import GOLDEN, PROGRAM, Artifact, Store
+from app.ranking.policies import NO_POLICIES, Rankers
 from app.ranking.policy import Policy
 
 CPU = torch.device("cpu")
@@ -99,6 +100,11 @@ def manifest(**changes: Any) -> Manifest:
     files = {PROGRAM, GOLDEN, *Description.model_construct(**everything).vocabulary_files}
     digests = {"files": {name: FileDigest(sha256="0" * 64, size=0) for name in files}}
     return Manifest(**(digests | everything))
+
+
+def own_rankers(of: Manifest) -> Rankers:
+    """A model's rankers where the server has no file of policies."""
+    return NO_POLICIES.rankers(of.traits)
 
 
 def batch(inputs: Sequence[Input] = INPUTS, sizes: Sequence[int] = (3, 1, 2)) -> Batch:

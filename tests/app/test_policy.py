@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.ranking.policy import LARGEST_WEIGHT, Policy
+from app.ranking.policy import ANY_WEIGHT, LARGEST_WEIGHT, Policy
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,57 @@ from app.ranking.policy import LARGEST_WEIGHT, Policy
 def test_a_policy_that_breaks_a_rule_is_refused(fields: dict[str, Any]):
     with pytest.raises(ValidationError):
         Policy(**({"weights": {"click": 1.0}} | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"alpha": {"click": 2.0}}, "alpha belongs to rank_position"),
+        ({"beta": {"click": 2.0}}, "beta belongs to rank_position"),
+        ({"multiplier": "boost"}, "multiplier belongs to power_product"),
+        ({"expression": "click"}, "expression belongs to expression"),
+        ({"formula": "expression"}, "needs an expression"),
+        ({"formula": "expression", "expression": "click +"}, "belongs here .at column 8."),
+        ({"formula": "expression", "expression": "click"}, "does not read w.click"),
+        ({"formula": "expression", "expression": "w.a*click*w.click"}, "reads w.a, which has no"),
+        ({"formula": "rank_position", "alpha": {"like": 1.0}}, "alpha: 'like' has no weight"),
+        ({"formula": "rank_position", "beta": {"click": -0.1}}, "greater than or equal to 0"),
+        ({"bounds": {"click": [2.0, 1.0]}}, r"must be \[low, high\]"),
+        ({"bounds": {"click": [2.0, 3.0]}}, "weights.click: lies outside its bounds, 2 to 3"),
+        ({"bounds": {"click": [0.0]}}, "bounds.click"),
+    ],
+    ids=str,
+)
+def test_parts_that_do_not_fit_together_are_refused(fields, rule):
+    with pytest.raises(ValidationError, match=rule):
+        Policy(**({"weights": {"click": 1.0}} | fields))
+
+
+def test_without_bounds_a_request_may_set_every_weight():
+    tasks = ("click", "like")
+    assert Policy(weights={"click": 1.0}).adjustable(tasks) == dict.fromkeys(tasks, ANY_WEIGHT)
+    expression = Policy(formula="expression", expression="click*w.a", weights={"a": 1.0})
+    assert expression.adjustable(tasks) == {"a": ANY_WEIGHT}
+
+
+def test_with_bounds_a_request_may_set_what_they_name():
+    bounded = Policy(weights={"click": 1.0, "like": 1.0}, bounds={"like": (0.0, 2.0)})
+    assert bounded.adjustable(("click", "like")) == {"like": (0.0, 2.0)}
+    assert Policy(weights={"click": 1.0}, bounds={}).adjustable(("click",)) == {}
+
+
+def test_a_policy_knows_the_tasks_that_it_may_read():
+    assert Policy(weights={"click": 1.0}, bounds={"like": (0, 1)}).tasks == {"click", "like"}
+    expression = Policy(formula="expression", expression="like*w.click", weights={"click": 1.0})
+    assert expression.tasks == {"like"}
+
+
+def test_what_a_policy_does_not_say_is_not_written():
+    """So the manifest of a policy that older versions know is one that they can read."""
+    plain = Policy(weights={"click": 1.0})
+    written = {"name": "default", "formula": "weighted_sum", "weights": {"click": 1.0}}
+    assert plain.model_dump() == plain.model_dump(mode="json") == written
+    assert Policy(**written) == plain
 
 
 def test_a_policy_needs_weights_only():

@@ -10,12 +10,14 @@ from app.api.schemas import RankingOptions, ScoreRequest as Schema
 from app.api.score_request import ScoreRequest, read_request
 from app.errors import InvalidRequest, PayloadTooLarge, Problem
 from app.ranking.policy import LARGEST_WEIGHT, Policy
-from tests.app.builders import description, manifest
+from tests.app.builders import description, manifest, own_rankers
 from tests.app.documents import NUMBER, TEXT
 
 FEED = manifest(
     ranking=Policy(name="feed", formula="power_product", weights={"click": 1.0, "dwell": 0.5})
 )
+
+RANKERS = own_rankers(FEED)
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -27,12 +29,12 @@ def document(**changes: Any) -> dict[str, Any]:
 
 
 def read(**changes: Any) -> ScoreRequest:
-    return read_request(document(**changes), FEED, max_candidates=100)
+    return read_request(document(**changes), FEED, RANKERS, max_candidates=100)
 
 
 def problems(sent: object) -> list[Problem]:
     with pytest.raises(InvalidRequest) as caught:
-        read_request(sent, FEED, max_candidates=100)
+        read_request(sent, FEED, RANKERS, max_candidates=100)
     return caught.value.problems
 
 
@@ -42,9 +44,9 @@ def pointers(**changes: Any) -> list[str]:
 
 def test_a_request_with_features_only_takes_the_models_policy_and_positions():
     request = read()
-    assert request.policy == FEED.ranking
+    assert request.wanted.ranker.policy == FEED.ranking
     assert request.keys is None
-    assert request.top_k is None
+    assert request.wanted.top_k is None
     assert request.features.rows == 3
     np.testing.assert_array_equal(request.features.user["recent"], [[4, 7, -1]])
     np.testing.assert_array_equal(request.features.candidate["item"], [1, 2, 3])
@@ -72,7 +74,7 @@ def test_a_member_that_is_missing_is_not_taken_for_an_empty_one():
 
 def test_null_is_no_ranking_and_no_keys():
     request = read(ranking=None, candidate_keys=None)
-    assert (request.policy, request.keys) == (FEED.ranking, None)
+    assert (request.wanted.ranker.policy, request.keys) == (FEED.ranking, None)
 
 
 def test_keys_are_strings_or_integers_and_kept_as_they_are():
@@ -117,7 +119,7 @@ def test_an_unknown_ranking_option_is_named():
 
 @pytest.mark.parametrize("top_k", [1, 2, 10**6])
 def test_top_k_is_a_whole_number(top_k):
-    assert read(ranking={"top_k": top_k}).top_k == top_k
+    assert read(ranking={"top_k": top_k}).wanted.top_k == top_k
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.0, True, TEXT, [1]], ids=str)
@@ -126,8 +128,8 @@ def test_a_top_k_that_is_no_whole_number_above_zero_is_refused(top_k):
 
 
 def test_a_policy_may_be_named_if_it_is_the_models():
-    assert read(ranking={"policy": "feed"}).policy == FEED.ranking
-    assert read(ranking={"policy": None}).policy == FEED.ranking
+    assert read(ranking={"policy": "feed"}).wanted.ranker.policy == FEED.ranking
+    assert read(ranking={"policy": None}).wanted.ranker.policy == FEED.ranking
 
 
 @pytest.mark.parametrize("policy", [TEXT, 1, ["feed"], {}, True], ids=str)
@@ -138,7 +140,7 @@ def test_another_policy_is_refused(policy):
 
 
 def test_weights_replace_the_policys_and_leave_the_others():
-    policy = read(ranking={"weights": {"dwell": -2}}).policy
+    policy = read(ranking={"weights": {"dwell": -2}}).wanted.ranker.policy
     assert policy.weights == {"click": 1.0, "dwell": -2}
     assert (policy.name, policy.formula) == ("feed", "power_product")
     assert FEED.ranking.weights == {"click": 1.0, "dwell": 0.5}
@@ -147,13 +149,15 @@ def test_weights_replace_the_policys_and_leave_the_others():
 def test_a_task_that_the_policy_does_not_weigh_may_be_given_a_weight():
     narrow = manifest(ranking=Policy(weights={"click": 1.0}))
     sent = document(ranking={"weights": {"dwell": 3.0}})
-    policy = read_request(sent, narrow, max_candidates=100).policy
+    rankers = own_rankers(narrow)
+    policy = read_request(sent, narrow, rankers, max_candidates=100).wanted.ranker.policy
     assert policy.weights == {"click": 1.0, "dwell": 3.0}
 
 
 @pytest.mark.parametrize("weight", [LARGEST_WEIGHT, -LARGEST_WEIGHT, 0, 0.5])
 def test_a_weight_within_its_bounds_passes(weight):
-    assert read(ranking={"weights": {"click": weight}}).policy.weights["click"] == weight
+    policy = read(ranking={"weights": {"click": weight}}).wanted.ranker.policy
+    assert policy.weights["click"] == weight
 
 
 @pytest.mark.parametrize(
@@ -212,7 +216,7 @@ def test_the_message_says_the_first_problem_and_how_many_more():
 
 def test_too_many_candidates_are_too_large_not_invalid():
     with pytest.raises(PayloadTooLarge, match="3 candidates; the limit is 2"):
-        read_request(document(), FEED, max_candidates=2)
+        read_request(document(), FEED, RANKERS, max_candidates=2)
 
 
 def test_a_name_is_repeated_up_to_a_length_only():

@@ -14,7 +14,15 @@ from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
 from app.artifacts.vocabulary import read_vocabulary, write_vocabulary
 from app.errors import ArtifactInvalid
-from tests.app.builders import CPU, INPUTS, Request, batch, description, scripted
+from tests.app.builders import (
+    CPU,
+    INPUTS,
+    Request,
+    batch,
+    description,
+    own_rankers,
+    scripted,
+)
 
 FILE = "vocabulary.item.jsonl"
 BRANDS = [f"brand-{i}" for i in range(9)]
@@ -69,7 +77,13 @@ def test_the_example_shows_strings_that_give_the_golden_columns(tmp_path):
     model = load(published(tmp_path), CPU)
     sent = json.loads(json.dumps(example_request(model)))
     assert {type(each) for each in sent["candidates"]["item"]} == {str}
-    request = read_request(sent, model.manifest, max_candidates=9, vocabularies=model.vocabularies)
+    request = read_request(
+        sent,
+        model.manifest,
+        own_rankers(model.manifest),
+        max_candidates=9,
+        vocabularies=model.vocabularies,
+    )
     golden = model.golden.batch
     np.testing.assert_array_equal(request.features.user["recent"], golden.user["recent"][:1])
     np.testing.assert_array_equal(request.features.candidate["item"], golden.candidate["item"][:3])
@@ -80,7 +94,7 @@ def test_the_example_of_a_hashed_model_is_accepted(tmp_path, ids):
     hashed = ITEM.model_copy(update={"encoding": Hashed(ids=ids, buckets=9)})
     model = load(published(tmp_path, (*INPUTS[:2], hashed, INPUTS[3])), CPU)
     sent = json.loads(json.dumps(example_request(model)))
-    request = read_request(sent, model.manifest, max_candidates=9)
+    request = read_request(sent, model.manifest, own_rankers(model.manifest), max_candidates=9)
     assert request.features.unknown_ids == {}
     assert {type(each) for each in sent["candidates"]["item"]} == {str if ids == "string" else int}
 

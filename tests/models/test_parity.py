@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +15,7 @@ from models.evaluate import evaluate
 from models.experiment import ExportConfig
 from models.export import export, task_outputs
 from models.networks import build
-from models.parity import Form, kendall_tau, overlap, parity, refuse_unless_near
+from models.parity import Form, parity, refuse_unless_near
 from models.precision import reduced
 from tests import TINY_EXPERIMENT
 
@@ -180,20 +179,3 @@ def test_the_tolerance_is_twice_the_parity_and_never_under_that_of_fp32():
     assert Precision.reduced("bf16", GOOD).tolerance == {"cpu": 0.08, "cuda": 0.08}
     nothing = GOOD.model_copy(update={"raw_change": {"click": 0.0}, "score_change": {"click": 0.0}})
     assert Precision.reduced("bf16", nothing).tolerance == {"cpu": 1e-5, "cuda": 1e-4}
-
-
-def test_kendalls_tau_counts_pairs():
-    """By hand: of the six pairs of four, one is turned around; then with a tie on one side."""
-    scores = np.array([4, 3, 2, 1], np.float64)
-    assert kendall_tau(scores, scores) == 1
-    assert kendall_tau(scores, -scores) == -1
-    assert kendall_tau(scores, np.array([3, 4, 2, 1], np.float64)) == pytest.approx(4 / 6)
-    tied = np.array([4, 4, 2, 1], np.float64)
-    assert kendall_tau(scores, tied) == pytest.approx(5 / math.sqrt(6 * 5))
-
-
-def test_the_overlap_is_of_the_best():
-    scores = np.array([5, 4, 3, 2, 1], np.float64)
-    other = np.array([5, 1, 4, 2, 3], np.float64)
-    assert overlap(scores, other, 2) == 0.5
-    assert overlap(scores, other, 9) == 1

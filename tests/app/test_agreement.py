@@ -1,0 +1,42 @@
+"""How far two rankings agree, against the count of pairs."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from app.ranking.agreement import kendall_tau, overlap
+
+merits = st.integers(1, 40).flatmap(
+    lambda n: st.tuples(*[st.lists(st.integers(0, 9), min_size=n, max_size=n)] * 2)
+)
+
+
+def by_pairs(before, after) -> float:
+    a, b = (np.sign(each[:, None] - each[None, :]) for each in (before, after))
+    untied = math.sqrt(float((a != 0).sum()) * float((b != 0).sum()))
+    return float((a * b).sum() / untied) if untied else 1.0
+
+
+@given(merits)
+def test_kendalls_tau_is_what_counting_pairs_gives(pair):
+    before, after = (np.array(each, np.float64) for each in pair)
+    assert kendall_tau(before, after) == pytest.approx(by_pairs(before, after), abs=1e-12)
+
+
+def test_kendalls_tau_by_hand():
+    """Of the six pairs of four, one is turned around; then with a tie on one side."""
+    scores = np.array([4, 3, 2, 1], np.float64)
+    assert kendall_tau(scores, scores) == 1
+    assert kendall_tau(scores, -scores) == -1
+    assert kendall_tau(scores, np.array([3, 4, 2, 1], np.float64)) == pytest.approx(4 / 6)
+    tied = np.array([4, 4, 2, 1], np.float64)
+    assert kendall_tau(scores, tied) == pytest.approx(5 / math.sqrt(6 * 5))
+
+
+def test_the_overlap_is_of_the_best():
+    scores = np.array([5, 4, 3, 2, 1], np.float64)
+    other = np.array([5, 1, 4, 2, 3], np.float64)
+    assert overlap(scores, other, 2) == 0.5
+    assert overlap(scores, other, 9) == 1

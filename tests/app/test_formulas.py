@@ -1,0 +1,254 @@
+"""The four formulas and the order: a good rank score under any scores and weights."""
+
+import itertools
+import math
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, given, strategies as st
+from hypothesis.extra import numpy as arrays
+
+from app.ranking.calibration import Isotonic, Platt, Scale
+from app.ranking.formulas import SMALLEST_SCORE
+from app.ranking.policy import LARGEST_WEIGHT, Formula, Policy
+from app.ranking.ranker import Ranker, order
+
+TASKS = ("click", "like", "dwell")
+FORMULAS: tuple[Formula, ...] = get_args(Formula)
+LINEAR: tuple[Formula, ...] = ("weighted_sum", "power_product", "rank_position")
+LARGEST = float(np.finfo(np.float32).max)
+EXPRESSION = "w.click*click + w.like*like + w.dwell*dwell"
+
+Given = npt.NDArray[np.float32]
+
+formulas = st.sampled_from(FORMULAS)
+rows = st.integers(0, 6)
+moderate_weights = st.fixed_dictionaries({task: st.floats(-3, 3) for task in TASKS})
+any_weights = st.fixed_dictionaries(
+    {task: st.floats(-LARGEST_WEIGHT, LARGEST_WEIGHT) for task in TASKS}
+)
+
+
+def scores(low: float = 0.0, high: float = 1.0) -> st.SearchStrategy[Given]:
+    elements = st.floats(float(np.float32(low)), high, width=32)
+    return rows.flatmap(lambda n: arrays.arrays(np.float32, (n, len(TASKS)), elements=elements))
+
+
+def ranker(formula: Formula, weights: dict[str, float], **fields: Any) -> Ranker:
+    if formula == "expression":
+        fields.setdefault("expression", EXPRESSION)
+    return Ranker.of(Policy(formula=formula, weights=weights, **fields), TASKS)
+
+
+def fuse(given_scores: Given, chosen: Ranker) -> Given:
+    return chosen.rank_scores(chosen.merits(given_scores))
+
+
+def naive(given_scores: Given, chosen: Policy) -> list[float]:
+    """Every candidate's rank score, in plain Python."""
+    columns = {task: [float(s) for s in given_scores[:, k]] for k, task in enumerate(TASKS)}
+    found = []
+    for row in range(len(given_scores)):
+        by_task = [(chosen.weights[task], columns[task][row], columns[task]) for task in TASKS]
+        match chosen.formula:
+            case "power_product":
+                found.append(math.prod(max(s, SMALLEST_SCORE) ** w for w, s, _ in by_task))
+            case "rank_position":
+                places = [1 + sum(other > s for other in column) for _, s, column in by_task]
+                found.append(
+                    math.fsum(
+                        chosen.weights[task]
+                        / (place ** (chosen.alpha or {})[task] + (chosen.beta or {})[task])
+                        for task, place in zip(TASKS, places, strict=True)
+                    )
+                )
+            case _:
+                found.append(math.fsum(w * s for w, s, _ in by_task))
+    return found
+
+
+@given(scores(0, 600), formulas, moderate_weights)
+def test_rank_scores_are_what_a_plain_loop_gives(given_scores, formula, weights):
+    more: dict[str, Any] = {}
+    if formula == "rank_position":
+        more = {"alpha": {"click": 0.5, "like": 1, "dwell": 2}, "beta": dict.fromkeys(TASKS, 3.0)}
+    chosen = ranker(formula, weights, **more)
+    want = naive(given_scores, chosen.policy)
+    found = fuse(given_scores, chosen)
+    assert found.dtype == np.float32
+    assert found.shape == (len(given_scores),)
+    np.testing.assert_allclose(found, np.clip(want, -LARGEST, LARGEST), rtol=1e-5, atol=1e-6)
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0.0, 1.0, 1e-45, LARGEST, -LARGEST]), min_size=3, max_size=3)
+    ),
+    formulas,
+    any_weights | st.sampled_from([dict.fromkeys(TASKS, w * LARGEST_WEIGHT) for w in (-1, 1)]),
+)
+def test_a_rank_score_is_finite_at_every_end(extreme, formula, weights):
+    given_scores = np.array(extreme, np.float32).reshape(-1, 3)
+    chosen = ranker(formula, weights)
+    assert np.isfinite(chosen.merits(given_scores)).all()
+    assert np.isfinite(fuse(given_scores, chosen)).all()
+
+
+@given(scores(), formulas, moderate_weights, st.data())
+def test_a_better_score_never_ranks_lower_where_its_weight_is_positive(
+    given_scores, formula, weights, data
+):
+    assume(len(given_scores))
+    row = data.draw(st.integers(0, len(given_scores) - 1))
+    column = data.draw(st.integers(0, len(TASKS) - 1))
+    rise = data.draw(st.floats(0, 1, width=32))
+    better = given_scores.copy()
+    better[row, column] += np.float32(rise)
+    chosen = ranker(formula, weights)
+    before, after = (float(fuse(each, chosen)[row]) for each in (given_scores, better))
+    slack = 1e-6 * max(1.0, abs(before))
+    if weights[TASKS[column]] >= 0:
+        assert after >= before - slack
+    else:
+        assert after <= before + slack
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize(("weight", "best_first"), [(0.5, [2, 1, 0]), (-0.5, [0, 1, 2])])
+def test_the_sign_of_a_weight_decides_which_end_is_best(formula, weight, best_first):
+    given_scores = np.array([[0.1, 0.5, 0.5], [0.2, 0.5, 0.5], [0.3, 0.5, 0.5]], np.float32)
+    chosen = ranker(formula, {"click": weight, "like": 1.0, "dwell": 0.0})
+    assert order(chosen.merits(given_scores)).tolist() == best_first
+
+
+MANY = tuple(f"t{k}" for k in range(12))  # a BLAS product of so many depends on the place
+
+
+@given(st.sampled_from(LINEAR), st.integers(1, 70), st.integers(0, 2**32 - 1))
+def test_candidates_in_another_order_get_the_same_merits_to_the_bit(formula, n, seed):
+    random = np.random.default_rng(seed)
+    given_scores = random.random((n, len(MANY)), np.float32)
+    given_scores[n // 2] = given_scores[0]  # a tie
+    weights = dict(zip(MANY, random.normal(size=len(MANY)).tolist(), strict=True))
+    chosen = Ranker.of(Policy(formula=formula, weights=weights), MANY)
+    shuffled = random.permutation(n)
+    found = chosen.merits(given_scores)
+    np.testing.assert_array_equal(chosen.merits(given_scores[shuffled]), found[shuffled])
+    assert found[n // 2] == found[0]
+
+
+@given(scores(), moderate_weights, st.randoms(use_true_random=False))
+def test_an_expressions_candidates_too(given_scores, weights, random):
+    shuffled = list(range(len(given_scores)))
+    random.shuffle(shuffled)
+    text = "click**w.click * exp(w.like*like) / (1 + dwell**w.dwell)"
+    chosen = ranker("expression", weights, expression=text)
+    found = chosen.merits(given_scores)
+    np.testing.assert_array_equal(chosen.merits(given_scores[shuffled]), found[shuffled])
+
+
+@pytest.mark.parametrize("formula", LINEAR)
+def test_a_task_without_a_weight_does_not_count(formula):
+    given_scores = np.array([[0.1, 0.9, 0.5], [0.2, 0.1, 0.5]], np.float32)
+    chosen = ranker(formula, {"click": 1.0, "dwell": 0.5})
+    other = given_scores.copy()
+    other[:, 1] = 0.25
+    np.testing.assert_array_equal(fuse(other, chosen), fuse(given_scores, chosen))
+
+
+@given(scores(0.01), moderate_weights, st.integers(0, 2), st.floats(0.1, 10))
+def test_scaling_one_task_keeps_the_order_of_power_product(given_scores, weights, column, factor):
+    chosen = ranker("power_product", weights)
+    scaled = given_scores.copy()
+    scaled[:, column] *= np.float32(factor)
+    before, after = (fuse(each, chosen).astype(float) for each in (given_scores, scaled))
+    for i, j in itertools.combinations(range(len(before)), 2):
+        if not math.isclose(before[i], before[j], rel_tol=1e-5):
+            assert (before[i] < before[j]) == (after[i] < after[j])
+
+
+@given(scores(), moderate_weights, st.integers(0, 2))
+def test_no_monotone_miscalibration_moves_rank_position(given_scores, weights, column):
+    chosen = ranker("rank_position", weights)
+    warped = given_scores.copy()
+    warped[:, column] = np.sqrt(warped[:, column]) * 7 + 1
+    assume(len(set(warped[:, column])) == len(set(given_scores[:, column])))  # no new ties
+    np.testing.assert_array_equal(chosen.merits(warped), chosen.merits(given_scores))
+
+
+def test_a_score_of_zero_does_not_erase_the_other_tasks():
+    chosen = ranker("power_product", {"click": 1.0, "like": 1.0})
+    given_scores = np.array([[0.0, 0.9, 0.0], [0.0, 0.1, 0.0]], np.float32)
+    assert order(chosen.merits(given_scores)).tolist() == [0, 1]
+    np.testing.assert_allclose(fuse(given_scores, chosen), [9e-10, 1e-10], rtol=1e-5)
+
+
+def test_a_multiplier_multiplies_the_product():
+    chosen = ranker("power_product", {"click": 1.0}, multiplier="boost")
+    given_scores = np.array([[0.2, 0, 0], [0.2, 0, 0], [0.1, 0, 0]], np.float32)
+    merits = chosen.merits(given_scores, np.array([1.0, 0.0, 3.0], np.float32))
+    np.testing.assert_allclose(chosen.rank_scores(merits), [0.2, 2e-10, 0.3], rtol=1e-5)
+
+
+def test_scores_are_calibrated_before_they_are_fused():
+    chosen = Ranker.of(
+        Policy(weights={"click": 1.0, "like": 1.0, "dwell": 1.0}),
+        TASKS,
+        {
+            "click": Platt(method="platt", slope=2.0, intercept=0.0),
+            "like": Isotonic(method="isotonic", scores=(0.0, 1.0), calibrated=(10.0, 20.0)),
+            "dwell": Scale(method="scale", factor=0.5),
+        },
+    )
+    given_scores = np.array([[0.5, 0.1, 60], [0.5, 0.3, 60]], np.float32)
+    np.testing.assert_allclose(chosen.merits(given_scores), [0.5 + 11 + 30, 0.5 + 13 + 30])
+    assert chosen.reweighted({"click": 2.0}).merits(given_scores)[0] == pytest.approx(42)
+
+
+MERITS = st.lists(st.sampled_from([-1.0, 0.0, -0.0, 0.5, LARGEST, -LARGEST]), max_size=12)
+
+
+@given(MERITS, st.none() | st.integers(1, 20))
+def test_the_order_is_best_first_with_ties_as_they_were_sent(merits, top_k):
+    best_first = sorted(range(len(merits)), key=lambda i: -merits[i])
+    found = order(np.array(merits, np.float64), top_k)
+    assert found.tolist() == best_first[:top_k]
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_no_candidates_have_an_order_too(formula):
+    chosen = ranker(formula, dict.fromkeys(TASKS, 1.0))
+    none = chosen.merits(np.empty((0, 3), np.float32))
+    assert none.shape == chosen.rank_scores(none).shape == (0,)
+    assert order(none, 5).tolist() == []
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_scores_are_left_as_they_are(formula):
+    given_scores = np.zeros((2, 3), np.float32)
+    fuse(given_scores, ranker(formula, dict.fromkeys(TASKS, 1.0)))
+    assert not given_scores.any()
+
+
+@pytest.mark.parametrize("weight", [8.0, -8.0, 1e3, LARGEST_WEIGHT])
+def test_the_order_outlives_rank_scores_beyond_float32(weight):
+    given_scores = np.array([[1e-4, 0, 0], [2e-4, 0, 0], [3e-4, 0, 0]], np.float32)
+    chosen = ranker("power_product", {"click": weight})
+    merits = chosen.merits(given_scores)
+    assert order(merits).tolist() == ([2, 1, 0] if weight > 0 else [0, 1, 2])
+    assert np.isfinite(chosen.rank_scores(merits)).all()
+
+
+@given(scores(0, 600), formulas, any_weights)
+def test_rank_scores_never_contradict_the_order(given_scores, formula, weights):
+    chosen = ranker(formula, weights)
+    merits = chosen.merits(given_scores)
+    in_order = chosen.rank_scores(merits)[order(merits)]
+    assert (np.diff(in_order.astype(np.float64)) <= 0).all()
+
+
+def test_a_policy_that_reads_a_task_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="there is no task 'buy'"):
+        Ranker.of(Policy(weights={"buy": 1.0}), TASKS)
