@@ -1,17 +1,13 @@
 """Reading a request's body within its limits: type before bytes, bytes before parsing."""
 
 import asyncio
-import json
-from contextlib import suppress
 
-import orjson
 from starlette.types import Receive, Scope
 
 from app.api.budget import ByteBudget, Share
 from app.api.coding import INFLATABLE, inflated
 from app.errors import (
     DeadlineExceeded,
-    MalformedBody,
     PayloadTooLarge,
     RequestTimeout,
     UnsupportedMediaType,
@@ -114,24 +110,3 @@ class BodyReader:
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
             raise PayloadTooLarge(f"the body is larger than {self._max_bytes} bytes")
-
-
-def decode(body: bytes) -> object:
-    """Parse JSON.
-
-    NaN and Infinity are no JSON, but what Python and JavaScript write by mistake: they are read,
-    so that the check of the features can say where they stand.
-
-    Raises:
-        MalformedBody: the body is not JSON.
-    """
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if b"NaN" in body or b"Infinity" in body:
-            with suppress(ValueError, TypeError, RecursionError):
-                document: object = json.loads(body)
-                orjson.dumps(document)  # a name or a key that it cannot write cannot be answered
-                return document
-        at = f"line {error.lineno} column {error.colno}"
-        raise MalformedBody(f"the body is not JSON: {error.msg.split(':')[0]}, {at}") from None

@@ -8,10 +8,10 @@ import re
 import numpy as np
 import orjson
 
-from app.api.body import decode
 from app.api.score import Call, Headers
 from app.api.score_request import ScoreRequest, read_request
 from app.artifacts.manifest import Manifest
+from app.engine.decode import decode_request
 from app.engine.service import Answer
 from app.engine.terms import Terms
 
@@ -38,9 +38,9 @@ class Native:
             return "/v1/score"
         return f"/v1/models/{{model}}{'/versions/{version}' if version else ''}/score"
 
-    def decode(self, body: bytes, _call: Call) -> object:
+    def decode(self, body: bytes, call: Call) -> object:
         """Parse JSON."""
-        return decode(body)
+        return decode_request(body, call.model.manifest, max_candidates=call.limits.max_candidates)
 
     def read(self, document: object, call: Call) -> tuple[ScoreRequest, Terms]:
         """Check a document and encode its features; its headers alone state its terms."""

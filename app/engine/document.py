@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from app.errors import InvalidRequest, PayloadTooLarge, Problem
 
 MOST_PROBLEMS = 20
@@ -17,6 +20,10 @@ MOST_PROBLEMS = 20
 NO_FEATURE = "is no feature of this side of the model"
 
 _LONGEST_NAME = 64  # characters of a name that a pointer repeats
+
+
+Matrix = npt.NDArray[np.float64]
+"""A dense feature's column `[n, width]` that its reader found to be nothing but numbers."""
 
 
 class Missing:
@@ -70,7 +77,7 @@ class Findings:
 class Side:
     """The user's or the candidates' features as they were sent, one list of `rows` values each."""
 
-    columns: Mapping[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[Any] | Matrix]
     rows: int
     written_as: Literal["user", "columns", "objects"]
     refused: frozenset[str] = frozenset()
@@ -118,7 +125,7 @@ def _from_columns(
     candidates: dict[str, Any], known: frozenset[str], findings: Findings, max_rows: int
 ) -> Side:
     findings.strangers("/candidates", candidates, known, NO_FEATURE)
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, list[Any] | Matrix] = {}
     refused: set[str] = set()
     for name, values in candidates.items():
         if findings.full:
@@ -126,7 +133,7 @@ def _from_columns(
         if name not in known:
             continue
         first, expected = next(iter(columns.items()), (name, values))
-        if not isinstance(values, list):
+        if not isinstance(values, list | np.ndarray):
             detail = "must be a list, one value a candidate"
         elif len(values) != len(expected):
             detail = (

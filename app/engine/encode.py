@@ -20,7 +20,7 @@ import numpy.typing as npt
 from app.artifacts.columns import Column, Columns, column_dtype, column_shape
 from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabulary, rows_of
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
-from app.engine.document import Findings, Side, candidate_side, user_side
+from app.engine.document import Findings, Matrix, Side, candidate_side, user_side
 from app.engine.slow_encode import slow_column
 
 
@@ -98,14 +98,17 @@ def _encode_side(
         try:
             encoded[feature.name] = _fast_column(feature, values, vocabulary, findings)
         except (struct.error, TypeError, ValueError, OverflowError):
-            encoded[feature.name] = slow_column(feature, values, side, findings, vocabulary)
+            sent = values.tolist() if isinstance(values, np.ndarray) else values
+            encoded[feature.name] = slow_column(feature, sent, side, findings, vocabulary)
     return encoded
 
 
 def _fast_column(
-    feature: Input, values: Sequence[Any], vocabulary: Vocabulary, findings: Findings
+    feature: Input, values: Sequence[Any] | Matrix, vocabulary: Vocabulary, findings: Findings
 ) -> Column:
     """Return a column, or raise anything where some value is not as it should be."""
+    if isinstance(values, np.ndarray):
+        return _dense_matrix(column_shape(feature, len(values)), values)
     if not values:
         return np.zeros(column_shape(feature, 0), column_dtype(feature))
     match feature:
@@ -115,6 +118,16 @@ def _fast_column(
             return _id(feature, values, vocabulary, findings)
         case IdListInput():
             return _id_list(feature, values, vocabulary, findings)
+
+
+def _dense_matrix(shape: tuple[int, ...], numbers: Matrix) -> Column:
+    if numbers.shape != shape:
+        raise ValueError
+    with np.errstate(over="ignore"):
+        column = numbers.astype(np.float32)  # [n, dim]
+    if not np.isfinite(column).all():
+        raise ValueError
+    return column
 
 
 def _dense(feature: DenseInput, values: Sequence[Any]) -> Column:

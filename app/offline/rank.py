@@ -18,8 +18,8 @@ import orjson
 from pydantic import ValidationError
 from rich.console import Console
 
-from app.api.body import decode
 from app.api.call import ask
+from app.engine.decode import decode
 from app.errors import ArtifactInvalid, MalformedBody
 from app.main import Gatehouse, gatehouse
 from app.offline.answer_table import answer_table

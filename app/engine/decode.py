@@ -1,0 +1,166 @@
+"""The bytes of a JSON body become a document: Python values, and matrices where there are any.
+
+Small bodies go through `orjson`. In large ones nearly everything is matrices of numbers, and a
+Python object for each would be what costs: simdjson leaves them in its own form, from which a
+matrix is one copy. Whatever simdjson does not take, and whatever it takes differently, goes through
+`orjson` again, so that both ways say the same of any body.
+"""
+
+import json
+import re
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import orjson
+import simdjson
+
+from app.artifacts.inputs import DenseInput, IdInput, Input
+from app.artifacts.manifest import Manifest
+from app.engine.document import Matrix
+from app.errors import MalformedBody, PayloadTooLarge
+
+LARGE_BYTES = 32 << 10
+"""From this size on matrices pay for what simdjson costs more elsewhere."""
+
+_SLACK_VALUES = 1 << 16
+_CONTAINERS = frozenset((list, dict, np.ndarray))
+_OBJECTS = re.compile(rb'"candidates"\s*:\s*\[')
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def decode(body: bytes) -> object:
+    """Parse JSON into Python values.
+
+    NaN and Infinity are no JSON, but what Python and JavaScript write by mistake, and 1e400 is, but
+    no number that fits: they are read, so that the check of the features can say where they stand.
+
+    Raises:
+        MalformedBody: the body is not JSON.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if b"NaN" in body or b"Infinity" in body or "infinity" in error.msg:
+            with suppress(ValueError, TypeError, RecursionError):
+                document: object = json.loads(body)
+                orjson.dumps(document)  # a name or a key that it cannot write cannot be answered
+                return document
+        at = f"line {error.lineno} column {error.colno}"
+        raise MalformedBody(f"the body is not JSON: {error.msg.split(':')[0]}, {at}") from None
+
+
+def decode_request(body: bytes, manifest: Manifest, *, max_candidates: int) -> object:
+    """Parse the JSON of a request to a model; `read_request` and `encode` take what it returns.
+
+    Where `candidates` is an object of columns, a dense feature's column may come as a `Matrix`.
+
+    Raises:
+        MalformedBody: the body is not JSON.
+        PayloadTooLarge: it holds more values than `max_candidates` candidates could have.
+    """
+    if len(body) < LARGE_BYTES:
+        return decode(body)
+    text = np.frombuffer(body, np.uint8)
+    containers = int(np.count_nonzero((text | 0x20) == ord("{")))  # that bit alone tells [ from {
+    # Every value stands behind a comma or at the beginning of a container.
+    values = containers + int(np.count_nonzero(text == ord(",")))
+    if values > most_values(manifest, max_candidates):
+        detail = f"the body holds more values than {max_candidates} candidates of this model have"
+        raise PayloadTooLarge(detail)
+    if _OBJECTS.match(body, body.find(b'"candidates"')):  # nothing in there is a matrix
+        return decode(body)
+    dense = frozenset(each.name for each in manifest.inputs if isinstance(each, DenseInput))
+    document = with_matrices(body, dense, containers)
+    return decode(body) if document is None else document
+
+
+def most_values(manifest: Manifest, max_candidates: int) -> int:
+    """Return how many values a large body may hold: parsing takes time and memory for each.
+
+    It is more than twice what the largest request has, because commas and brackets within strings
+    are counted for values too.
+    """
+    user = sum(1 + _width(feature) for feature in manifest.user_inputs)
+    candidate = 2 + sum(1 + _width(feature) for feature in manifest.candidate_inputs)
+    return 2 * (user + max_candidates * candidate) + _SLACK_VALUES
+
+
+def with_matrices(body: bytes, dense: frozenset[str], containers: int) -> dict[str, Any] | None:
+    """Parse a request's body, or return None where `decode` has to.
+
+    Args:
+        body: of the request.
+        dense: the features whose columns become matrices, where they are such.
+        containers: how many [ and { there are in `body`, within strings too.
+    """
+    if body.startswith(_BYTE_ORDER_MARK):  # which simdjson skips
+        return None
+    try:
+        root = simdjson.Parser().parse(body)  # a new one: it costs as much, and keeps no memory
+        document = _members(root)
+        columns = _members(document["candidates"])
+    except (ValueError, TypeError, KeyError, RuntimeError):  # Runtime: an integer beyond 64 bits
+        return None
+    for name, values in columns.items():
+        columns[name] = _matrix(values) if name in dense else _plain(values)
+    for name, value in document.items():
+        document[name] = columns if name == "candidates" else _plain(value)
+    # simdjson makes [[1, 2], []] out of [[[1, 2], []]] as gladly: then a bracket is left over.
+    return document if _containers(document) == containers else None
+
+
+def _members(value: object) -> dict[str, Any]:
+    """Return an object's members as they are.
+
+    Raises:
+        TypeError: it is no object.
+        ValueError: it names a member twice. The last one counts, and simdjson finds the first.
+    """
+    if not isinstance(value, simdjson.Object):
+        raise TypeError
+    names = list(value.keys())
+    members = {name: value[name] for name in names}
+    if len(members) < len(names):
+        raise ValueError
+    return members
+
+
+def _matrix(column: object) -> Matrix | list[Any] | object:
+    """Return rows of numbers, all of one length, as a matrix, and anything else as Python values.
+
+    Rows within rows are flattened.
+    """
+    if isinstance(column, simdjson.Array) and len(column) and isinstance(column[0], simdjson.Array):
+        with suppress(TypeError, ValueError):  # something is no number; rows differ in length
+            (width,) = set(map(len, column))  # type: ignore[arg-type]  # numbers have none
+            numbers = np.frombuffer(column.as_buffer(of_type="d"), np.float64)
+            return numbers.reshape(len(column), width)
+    return _plain(column)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, simdjson.Array):
+        return value.as_list()
+    return value.as_dict() if isinstance(value, simdjson.Object) else value
+
+
+def _containers(document: dict[str, Any]) -> int:
+    """Return how many objects and lists there are, the rows of matrices included."""
+    count = 0
+    todo: list[Any] = [document]
+    while todo:
+        each = todo.pop()
+        count += 1
+        if isinstance(each, np.ndarray):
+            count += len(each)
+        else:
+            members = each.values() if isinstance(each, dict) else each
+            todo += [member for member in members if type(member) in _CONTAINERS]
+    return count
+
+
+def _width(feature: Input) -> int:
+    if isinstance(feature, DenseInput):
+        return feature.dim
+    return 1 if isinstance(feature, IdInput) else feature.max_length
