@@ -169,12 +169,16 @@ class ScoreRoutes:
         terms = terms_of(scope, self._limits.default_timeout_s)
         model = self._service.registry.active(name, int(version) if version else None)
         context.model = model.manifest.name
-        body = await self._bodies.read(
-            scope, receive, deadline=terms.deadline, media_types=dialect.media_types
-        )
         rankers = self._service.policies.of(model)
         call = Call(model, rankers, scope["headers"], self._limits, terms, arrival)
-        headers, content, stages = await self._answer(dialect, call, body, context)
+        headers, content, stages = await self._answer(
+            dialect,
+            call,
+            await self._bodies.read(
+                scope, receive, deadline=terms.deadline, media_types=dialect.media_types
+            ),
+            context,
+        )
         content, coding_headers = await encoded(content, scope["headers"])
         headers = [
             *headers,
@@ -194,6 +198,7 @@ class ScoreRoutes:
         decoded = time.perf_counter()
         request, terms = dialect.read(document, call)
         encoded = time.perf_counter()
+        del body, document  # they can be megabytes, and the request is going to wait
         answer = await self._service.score(
             call.model, request.features, request.wanted, terms=terms
         )

@@ -204,6 +204,7 @@ def test_columns_of_numbers_become_matrices_and_the_rest_stays():
     "column",
     [
         b"[[1,2],[3]]",
+        b"[[1,2],[3],[4,5,6]]",
         b"[[1,2],[3,null]]",
         b"[[1,2],[3,true]]",
         b'[[1,2],"34"]',
@@ -234,6 +235,8 @@ def test_a_column_that_is_no_matrix_stays_as_it_is(column):
         b'{"candidates":{"a":[[1]]},"candidates":{"a":[[2]]}}',
         b'{"candidates":{"a":[[1]]},"\\u0063andidates":{"a":[[2]]}}',
         b'{"candidates":{"a":[[1]]},"user":{"b":[1],"b":2}}',
+        b'{"candidates":{"a":[[1]]},"user":1,"user":2}',
+        b'{"candidates":{"a":[[1]],"id":1,"id":2}}',
         b'{"candidates":{"a":[[18446744073709551616]]}}',
         b'{"candidates":{"a":[[-9223372036854775809]]}}',
         b'{"candidates":{"a":[[1e400]]}}',
