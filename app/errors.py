@@ -18,6 +18,8 @@
     ├── DeadlineUnmeetable       503  the answer would come too late: refused at once
     └── DeadlineExceeded         504  it waited or ran past its deadline
 
+    CallerLeft                   nobody is there to be told
+
     ArtifactInvalid              an artifact cannot be served; seen by operators, not by callers
     ConfigurationInvalid         a setting names what cannot be used; seen by operators too
     └── PoliciesInvalid          a file of ranking policies cannot be followed
@@ -32,12 +34,20 @@ from typing import ClassVar
 
 
 class GatehouseError(Exception):
-    """An error with an HTTP status; its message is written for the caller."""
+    """An error with an HTTP status; its message is written for the caller.
+
+    `retry_after_s` is when it is worth asking again: whole seconds, as in the header.
+    """
 
     status: ClassVar[HTTPStatus]
     slug: ClassVar[str]
     title: ClassVar[str]
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
+
+    def __init__(self, detail: str = "", *, retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        if retry_after_s is not None:
+            self.retry_after_s = max(1, retry_after_s)
 
 
 class MalformedBody(GatehouseError):
@@ -192,6 +202,10 @@ class DeadlineExceeded(GatehouseError):
     status = HTTPStatus.GATEWAY_TIMEOUT
     slug = "deadline-exceeded"
     title = "The deadline has passed"
+
+
+class CallerLeft(Exception):
+    """The caller closed the connection before its answer; nobody wants one."""
 
 
 class ArtifactInvalid(Exception):

@@ -89,11 +89,13 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             max_queue_rows=settings.max_queue_rows,
             metrics=metrics,
         )
-        metrics.watch("queue_rows", "Candidates that wait for a lane.", lambda: batcher.queued_rows)
+        metrics.watch(
+            "queue_rows", "Candidates that wait for a lane.", lambda: batcher.backlog.rows
+        )
         metrics.watch(
             "queue_requests",
             "Requests, or pieces of one, that wait.",
-            lambda: batcher.queued_requests,
+            lambda: batcher.backlog.pieces,
         )
         service = Service(registry, batcher, lanes, metrics)
         deployment = Deployment(

@@ -7,6 +7,7 @@ from starlette.types import Receive, Scope
 from app.api.budget import ByteBudget, Share
 from app.api.coding import INFLATABLE, inflated
 from app.errors import (
+    CallerLeft,
     DeadlineExceeded,
     PayloadTooLarge,
     RequestTimeout,
@@ -14,10 +15,6 @@ from app.errors import (
 )
 
 JSON = frozenset((b"application/json",))
-
-
-class CallerLeft(Exception):
-    """The caller closed the connection before its request was whole; nobody wants an answer."""
 
 
 class BodyReader:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.body import BodyReader, CallerLeft
+from app.api.body import BodyReader
 from app.api.coding import encoded
 from app.api.context import Context, context_of
 from app.api.keys import Keys
@@ -23,7 +23,7 @@ from app.artifacts.loader import Model
 from app.engine.encode import EncodedRequest
 from app.engine.service import Answer, Service
 from app.engine.terms import Terms
-from app.errors import GatehouseError, MethodNotAllowed
+from app.errors import CallerLeft, GatehouseError, MethodNotAllowed
 from app.ranking.policies import Rankers
 from app.ranking.ranker import Wanted
 from app.telemetry.metrics import GPU_STAGES, STAGES, Metrics

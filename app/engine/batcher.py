@@ -9,25 +9,23 @@ Everything here runs on the event loop.
 """
 
 import asyncio
-import logging
-import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from app.artifacts.loader import Model
+from app.engine.admission import Flight, Forecast, refuse_late, refuse_many
+from app.engine.backlog import Backlog
 from app.engine.encode import EncodedRequest
+from app.engine.failure import after_failure
 from app.engine.lanes import OnOutcome, Outcome, Part
-from app.engine.queue import Pending, Piece, PieceQueue, Scored
+from app.engine.pieces import Group, Pending, Scored
 from app.engine.terms import Terms
-from app.errors import DeadlineExceeded, InferenceFailed, Overloaded
+from app.errors import CallerLeft, DeadlineExceeded, GatehouseError, InferenceFailed
 from app.telemetry.metrics import Metrics
-
-logger = logging.getLogger(__name__)
 
 
 class BatchLane(Protocol):
@@ -42,8 +40,8 @@ class BatchLane(Protocol):
 class Batcher:
     """Brings the rows of requests to lanes and their scores back.
 
-    All mutable state is `_queues` (pieces that wait, by model) and `_idle` (lanes that wait). Three
-    events move it:
+    All mutable state is `_backlog` (rows that wait), `_idle` (lanes that wait) and `_flights`
+    (lanes that work, and at what). Three events move it:
 
     - a request arrives: its rows join the back of its model's queue;
     - the event loop comes round: every idle lane takes a batch from the front of a queue;
@@ -59,6 +57,7 @@ class Batcher:
         max_wait_s: float,
         max_queue_rows: int,
         metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take charge of idle lanes.
 
@@ -71,31 +70,74 @@ class Batcher:
                 from its arrival.
             max_queue_rows: more waiting rows than this are refused.
             metrics: where batches are counted.
+            clock: what deadlines are told by (s). It is not the loop's own `time`, which has the
+                same zero but, under uvloop, no more than milliseconds.
         """
-        self._max_batch_rows = max_batch_rows
-        self._min_piece_rows = min_piece_rows
-        self._max_wait_s = max_wait_s
         self._max_queue_rows = max_queue_rows
         self._metrics = metrics
+        self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._queues: dict[Model, PieceQueue] = {}
+        self._backlog = Backlog(
+            max_batch_rows=max_batch_rows,
+            min_piece_rows=min_piece_rows,
+            max_wait_s=max_wait_s,
+            on_left=partial(metrics.cancelled, "queue"),
+        )
+        self._forecast = Forecast(len(lanes), min_piece_rows)
         self._idle = list(lanes)
+        self._flights: dict[str, Flight] = {}
         self._dispatch_is_due = False
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        queues = {str(model): queue for model, queue in self._queues.items()}
-        return f"<Batcher {self.queued_rows} rows wait {queues}, idle lanes {self._idle}>"
+        idle = [lane.name for lane in self._idle]
+        return f"<Batcher waiting {self._backlog}, in flight {self._flights}, idle {idle}>"
 
     @property
-    def queued_rows(self) -> int:
-        """How many rows wait."""
-        return sum(queue.rows for queue in self._queues.values())
+    def backlog(self) -> Backlog:
+        """What waits; to be looked at."""
+        return self._backlog
 
     @property
-    def queued_requests(self) -> int:
-        """How many requests, or pieces of one, wait."""
-        return sum(map(len, self._queues.values()))
+    def flights(self) -> Mapping[str, Flight]:
+        """What each busy lane is at, by its name; to be looked at."""
+        return self._flights
+
+    def learn(self, model: Model, observed: Sequence[tuple[int, float]]) -> None:
+        """Take what batches of a model, `(rows, seconds)` each, cost before it served."""
+        self._backlog.queue(model).cost.fit(observed)
+
+    def admit(self, model: Model, rows: int, terms: Terms) -> None:
+        """Refuse a request that does not fit, or that cannot be in time; an idle lane takes all.
+
+        Raises:
+            Overloaded: the queue holds too many rows already.
+            DeadlineUnmeetable: the answer would come after the deadline.
+        """
+        if self._idle and not self._backlog:
+            return  # what is idle never refuses, else a cost once overrated would stay so
+        try:
+            waiting = self._backlog.rows
+            if waiting + rows > self._max_queue_rows:
+                self._backlog.drop_over(self._clock())  # rows that are over refuse nobody
+                waiting = self._backlog.rows
+            wait_s = self.wait_s(model, rows, terms)
+            refuse_many(rows, waiting, self._max_queue_rows, drain_s=wait_s)
+            refuse_late(terms, self._clock(), wait_s)
+        except GatehouseError as error:
+            self._metrics.shed(error.slug)
+            raise
+
+    def wait_s(self, model: Model, rows: int, terms: Terms) -> float:
+        """Return the forecast for a request that comes now: how long until its scores (s)."""
+        return self._forecast.wait_s(
+            self._backlog.queue(model),
+            rows,
+            terms.priority,
+            queues=self._backlog.waiting,
+            flights=self._flights.values(),
+            now=self._clock(),
+        )
 
     async def score(self, model: Model, request: EncodedRequest, terms: Terms) -> Scored:
         """Return the request's scores.
@@ -106,45 +148,21 @@ class Batcher:
             terms: until when and how urgently the caller waits.
 
         Raises:
-            Overloaded: the queue holds too many rows already.
+            Overloaded, DeadlineUnmeetable: see `admit`.
             DeadlineExceeded: the deadline passed first.
             InferenceFailed: the model failed on this request.
+            CallerLeft: when its batch was formed, or its answer was there, the caller was gone.
         """
-        waiting = self.queued_rows
-        if waiting + request.rows > self._max_queue_rows:
-            self._drop_done()  # rows that nobody waits for refuse nobody
-            waiting = self.queued_rows
-        if waiting and waiting + request.rows > self._max_queue_rows:
-            self._metrics.shed("overloaded")
-            raise Overloaded(f"{waiting} candidates are waiting")
-        pending = Pending(
-            request,
-            arrival=self._loop.time(),
-            terms=terms,
-            future=self._loop.create_future(),
-            result=Scored(np.empty((request.rows, len(model.manifest.tasks)), np.float32)),
-            rows_left=request.rows,
-        )
-        self._queue(model).append(Piece(pending, 0, request.rows))
+        self.admit(model, request.rows, terms)
+        now = self._clock()
+        pending = Pending(request, terms, now, self._loop.create_future(), request.rows)
+        self._backlog.append(model, pending, now)
         self._dispatch_soon()
         expiry = self._loop.call_at(terms.deadline, self._expire, pending)
         try:
             return await pending.future
         finally:
             expiry.cancel()
-
-    def _queue(self, model: Model) -> PieceQueue:
-        queue = self._queues.get(model)
-        if queue is None:
-            queue = self._queues[model] = PieceQueue(
-                max_batch_rows=self._max_batch_rows, min_piece_rows=self._min_piece_rows
-            )
-        return queue
-
-    def _drop_done(self) -> None:
-        for queue in self._queues.values():
-            queue.drop_done()
-        self._queues = {model: queue for model, queue in self._queues.items() if queue.rows}
 
     def _dispatch_soon(self) -> None:
         """Dispatch once when the loop comes round: what arrives together is batched together."""
@@ -158,88 +176,64 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._idle and self._queues:
-            model, wait_s = self._next_model()
+        now = self._clock()
+        while self._idle and self._backlog:
+            model, wait_s = self._backlog.next(now)
             if wait_s > 0:
                 self._timer = self._loop.call_later(wait_s, self._dispatch_soon)
                 return
-            queue = self._queues.pop(model)
-            # Shared out over the idle lanes, a lonely large request is as fast as they can be.
-            share = math.ceil(queue.rows / len(self._idle))
-            pieces = queue.take(min(self._max_batch_rows, max(self._min_piece_rows, share)))
-            if queue.rows:
-                self._queues[model] = queue  # behind the other models
-            if pieces:
-                lane = self._idle.pop()
-                finish = partial(self._finish, lane, model, pieces, self._loop.time())
-                lane.submit(model, [piece.part() for piece in pieces], finish)
+            group = self._backlog.take(model, len(self._idle), now)
+            if group is not None:
+                self._start(model, group, now)
 
-    def _next_model(self) -> tuple[Model, float]:
-        """Return the model whose turn it is, and how long (s) its rows may wait for company."""
-        if self._max_wait_s == 0:
-            return next(iter(self._queues)), 0.0
-        now = self._loop.time()
-        waits: dict[Model, float] = {}
-        for model, queue in self._queues.items():
-            if queue.rows >= self._max_batch_rows:
-                return model, 0.0
-            waits[model] = queue.oldest_arrival + self._max_wait_s - now
-        return min(waits.items(), key=itemgetter(1))
+    def _start(self, model: Model, group: Group, now: float) -> None:
+        lane = self._idle.pop()
+        rows = group.rows
+        flight = Flight(model, group, rows, now, self._backlog.queue(model).cost.of(rows))
+        self._flights[lane.name] = flight
+        finish = partial(self._finish, lane, flight)
+        lane.submit(model, [piece.part() for piece in group.pieces], finish)
 
-    def _finish(
-        self,
-        lane: BatchLane,
-        model: Model,
-        pieces: list[Piece],
-        dispatched: float,
-        outcome: Outcome,
-    ) -> None:
+    def _finish(self, lane: BatchLane, flight: Flight, outcome: Outcome) -> None:
         self._idle.append(lane)
+        del self._flights[lane.name]
         self._dispatch_soon()
-        rows = sum(piece.rows for piece in pieces)
         self._metrics.batch(
-            rows=rows, requests=len(pieces), busy_s=outcome.duration_s, lane=lane.name
+            rows=flight.rows,
+            requests=len(flight.group.pieces),
+            busy_s=outcome.duration_s,
+            lane=lane.name,
         )
+        queue = self._backlog.queue(flight.model)
         if isinstance(outcome.scores, Exception):
-            self._fail(model, pieces, outcome.scores)
+            after_failure(outcome.scores, flight.group, flight.model, queue, self._metrics)
+            self._backlog.resume(flight.model)
             return
-        all_finite = bool(np.isfinite(outcome.scores).all())
+        queue.cost.observe(flight.rows, outcome.duration_s)
         row = 0
-        for piece in pieces:
+        for piece in flight.group.pieces:
             scores = outcome.scores[row : row + piece.rows]  # [rows, K]
-            self._deliver(piece, scores, is_finite=all_finite or bool(np.isfinite(scores).all()))
             row += piece.rows
-            if piece.pending.rows_left == 0:
-                self._answer(piece.pending, dispatched, outcome)
+            if outcome.finite or bool(np.isfinite(scores).all()):
+                piece.pending.gather(piece.start, piece.stop, scores)
+                if piece.pending.rows_left == 0:
+                    self._answer(piece.pending, flight, outcome)
+            else:
+                self._metrics.failed("non-finite")
+                piece.pending.fail(InferenceFailed("the model gave a score that is not finite"))
 
-    def _deliver(self, piece: Piece, scores: npt.NDArray[np.float32], *, is_finite: bool) -> None:
-        pending = piece.pending
-        if is_finite:
-            pending.result.scores[piece.start : piece.stop] = scores
-            pending.rows_left -= piece.rows
-        else:
-            self._metrics.failed("non-finite")
-            pending.fail(InferenceFailed("the model gave a score that is not finite"))
-
-    def _answer(self, pending: Pending, dispatched: float, outcome: Outcome) -> None:
-        if self._loop.time() > pending.terms.deadline:
-            self._expire(pending)
-        elif not pending.future.done():
-            pending.result.queue_s = dispatched - pending.arrival
-            pending.result.collate_s = outcome.collate_s
-            pending.result.compute_s = outcome.compute_s
-            pending.result.copy_in_s = outcome.copy_in_s
-            pending.result.copy_out_s = outcome.copy_out_s
-            pending.future.set_result(pending.result)
-
-    def _fail(self, model: Model, pieces: list[Piece], error: Exception) -> None:
-        """Fail the one request of a failed batch, or run each of its requests alone."""
-        self._metrics.failed("model")
-        logger.error("a batch of %s failed: %d requests", model, len(pieces), exc_info=error)
-        if len(pieces) == 1:
-            pieces[0].pending.fail(InferenceFailed("the model failed on this request"))
+    def _answer(self, pending: Pending, flight: Flight, outcome: Outcome) -> None:
+        if pending.future.done():
             return
-        self._queue(model).put_back_alone(pieces)
+        if self._clock() > pending.terms.deadline:
+            self._expire(pending)
+        elif pending.terms.has_left():
+            self._metrics.cancelled("compute")
+            pending.fail(CallerLeft())
+        else:
+            assert pending.scores is not None
+            queue_s = flight.began - pending.arrival
+            pending.future.set_result(Scored(pending.scores, queue_s, outcome))
 
     def _expire(self, pending: Pending) -> None:
         if not pending.future.done():

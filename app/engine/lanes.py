@@ -46,6 +46,7 @@ class Outcome:
         compute_s: time in the model, its link functions included.
         copy_in_s: time to bring inputs to a GPU; 0 where nothing is copied.
         copy_out_s: time to bring outputs back.
+        finite: whether every score is known to be finite.
         is_fatal: whether the lane can run no batch after this one.
     """
 
@@ -54,6 +55,7 @@ class Outcome:
     compute_s: float = 0.0
     copy_in_s: float = 0.0
     copy_out_s: float = 0.0
+    finite: bool = False
     is_fatal: bool = False
 
     @property
@@ -164,7 +166,8 @@ def run(model: Model, parts: Sequence[Part]) -> Outcome:
         result = scores(model.program.run(batch), model.manifest.tasks)
     except Exception as error:  # noqa: BLE001  (whatever a model raises fails its batch, not the lane)
         return Outcome(error, 0.0, time.perf_counter() - began)
-    return Outcome(result, collated - began, time.perf_counter() - collated)
+    finite = bool(np.isfinite(result).all())
+    return Outcome(result, collated - began, time.perf_counter() - collated, finite=finite)
 
 
 def collate(parts: Sequence[Part]) -> Batch:

@@ -1,153 +1,191 @@
 """The queue of one model: pieces of requests in the order of their turns.
 
-A request enters as one piece. What is cut off it for a batch leaves; the rest goes to the back, so
-that requests take turns, a piece at a time. Owned by the event loop.
+A request enters as one piece. Its turn is as many rows as a batch has; what is cut off for a batch
+leaves, and when the turn is over the rest goes to the back, so that small requests are not stuck
+behind a large one (deficit round robin; Shreedhar and Varghese, SIGCOMM '95). A piece that waits
+moves up by one priority every `AGEING_S`, so that none waits for ever. Owned by the event loop.
 """
 
-import asyncio
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-import numpy.typing as npt
+from app.engine.cost import Cost
+from app.engine.pieces import Group, Pending, Piece
+from app.engine.terms import Priority
+from app.errors import CallerLeft
 
-from app.engine.encode import EncodedRequest
-from app.engine.lanes import Part
-from app.engine.terms import Terms
-from app.errors import GatehouseError
+AGEING_S = 0.25
+"""A `low` request counts as `high` after half a second: in time for most deadlines."""
 
 
 @dataclass(slots=True)
-class Scored:
-    """A request's scores, `[n, K]` float32, and where its time went.
-
-    The durations (s) are those of the piece that finished last.
-    """
-
-    scores: npt.NDArray[np.float32]
-    queue_s: float = 0.0
-    collate_s: float = 0.0
-    compute_s: float = 0.0
-    copy_in_s: float = 0.0
-    copy_out_s: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """A request until it is answered.
+class Turns:
+    """Pieces of one priority, the one whose turn it is first.
 
     Attributes:
-        request: its columns.
-        arrival: loop time (s) of its coming.
-        terms: until when and how urgently its caller waits.
-        future: the answer; done early where the caller left or the deadline passed.
-        result: where its pieces' scores are gathered.
-        rows_left: rows that have no scores yet.
+        pieces: in the order of their turns, which is that of their coming here.
+        rows: how many they have.
+        next_rows: how many of them go before each piece's turn is over.
     """
 
-    request: EncodedRequest
-    arrival: float
-    terms: Terms
-    future: asyncio.Future[Scored]
-    result: Scored
-    rows_left: int
+    priority: Priority
+    pieces: deque[Piece] = field(default_factory=deque)
+    rows: int = 0
+    next_rows: int = 0
 
-    def fail(self, error: GatehouseError) -> None:
-        """Answer with an error, unless there is an answer."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Piece:
-    """Rows `start` to `stop` of a request; `alone` if it must not share a batch."""
-
-    pending: Pending
-    start: int
-    stop: int
-    alone: bool = False
-
-    @property
-    def rows(self) -> int:
-        """How many rows it has."""
-        return self.stop - self.start
-
-    def part(self) -> Part:
-        """Return what it gives to a batch."""
-        return Part(
-            self.pending.request.user, self.pending.request.candidate, self.start, self.stop
-        )
+    def urgency(self, now: float) -> tuple[int, float]:
+        """Return the priority of the first piece, its age counted in, and since when it waits."""
+        since = self.pieces[0].since
+        return max(0, self.priority - int((now - since) / AGEING_S)), since
 
     def __repr__(self) -> str:
-        return f"{self.start}:{self.stop}{' alone' if self.alone else ''}"
+        return f"{self.priority.name.lower()} {list(self.pieces)}"
 
 
 class PieceQueue:
-    """Pieces that wait, and how many rows they have."""
+    """Pieces that wait for one model, and what is known of its batches.
 
-    def __init__(self, *, max_batch_rows: int, min_piece_rows: int) -> None:
-        """Start empty; see `Batcher` for the limits."""
+    Attributes:
+        rows: how many wait.
+        cost: what a batch takes.
+        max_batch_rows: the most rows of a batch; less than at first where memory ran out.
+    """
+
+    def __init__(
+        self, *, max_batch_rows: int, min_piece_rows: int, on_left: Callable[[], None]
+    ) -> None:
+        """Start empty; `on_left` is called for each request whose caller is found to be gone."""
         self.rows = 0
-        self._pieces: deque[Piece] = deque()
-        self._max_batch_rows = max_batch_rows
+        self.cost = Cost()
+        self.max_batch_rows = max_batch_rows
+        self._turn_rows = max_batch_rows
         self._min_piece_rows = min_piece_rows
+        self._on_left = on_left
+        self._turns = tuple(Turns(priority) for priority in Priority)
+        self._again: deque[Group] = deque()  # parts of batches that failed; they go first
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return sum(len(turns.pieces) for turns in self._turns) + sum(
+            len(group.pieces) for group in self._again
+        )
 
     def __repr__(self) -> str:
-        return f"{list(self._pieces)}"
+        groups = [f"again {group}" for group in self._again]
+        turns = [f"{turns}" for turns in self._turns if turns.pieces]
+        return f"<{self.rows} rows: {', '.join(groups + turns)}>"
 
     @property
     def oldest_arrival(self) -> float:
-        """Loop time (s) since when the oldest row waits; looks at every piece."""
-        return min(piece.pending.arrival for piece in self._pieces)
+        """Clock time (s) since when the oldest row waits; looks at every piece."""
+        return min(piece.pending.arrival for turns in self._turns for piece in turns.pieces)
 
-    def append(self, piece: Piece) -> None:
-        """Let a piece wait for its turn."""
-        self._pieces.append(piece)
-        self.rows += piece.rows
+    def rows_before(self, rows: int, priority: Priority) -> int:
+        """Return how many rows go before the last of `rows` more, if others come as these go."""
+        rounds = -(-rows // self._turn_rows)
+        return sum(group.rows for group in self._again) + rounds * sum(
+            turns.next_rows for turns in self._turns[: priority + 1]
+        )
 
-    def put_back_alone(self, pieces: list[Piece]) -> None:
-        """Let the pieces of a batch that failed run next, each by itself."""
-        self._pieces.extendleft(replace(piece, alone=True) for piece in reversed(pieces))
-        self.rows += sum(piece.rows for piece in pieces)
+    def urgency(self, now: float) -> int:
+        """Return the priority of the piece that goes first, its age counted in."""
+        if self._again:
+            return 0
+        return min(turns.urgency(now)[0] for turns in self._turns if turns.pieces)
 
-    def drop_done(self) -> None:
-        """Drop the pieces whose callers left or whose deadlines passed."""
-        self._pieces = deque(p for p in self._pieces if not p.pending.future.done())
-        self.rows = sum(piece.rows for piece in self._pieces)
+    def append(self, pending: Pending, start: int, now: float) -> None:
+        """Let a request, from row `start` on, wait for its turn."""
+        stop = pending.request.rows
+        turn = min(stop - start, self._turn_rows)
+        turns = self._turns[pending.terms.priority]
+        turns.pieces.append(Piece(pending, start, stop, now, turn))
+        self._count(turns, stop - start, turn)
 
-    def take(self, target: int) -> list[Piece]:
+    def put_back(self, groups: Iterable[Group]) -> None:
+        """Let groups run next, each by itself."""
+        for group in groups:
+            self._again.append(group)
+            self.rows += group.rows
+
+    def halve(self, group: Group) -> None:
+        """Let a group for which memory ran out run again in smaller batches, as do all others."""
+        self.max_batch_rows = max(1, min(self.max_batch_rows, group.rows) // 2)
+        for piece in reversed(group.pieces):
+            turns = self._turns[piece.pending.terms.priority]
+            turns.pieces.appendleft(replace(piece, turn=piece.rows))
+            self._count(turns, piece.rows, piece.rows)
+
+    def drop_over(self, now: float) -> None:
+        """Drop the pieces that nobody waits for any more."""
+        for turns in self._turns:
+            for _ in range(len(turns.pieces)):
+                piece = turns.pieces.popleft()
+                if self._is_over(piece.pending, now):
+                    self._count(turns, -piece.rows, -piece.turn)
+                else:
+                    turns.pieces.append(piece)
+
+    def take(self, target: int, now: float) -> Group | None:
         """Take a batch of about `target` rows from the front, at most `max_batch_rows`.
 
         Pieces whose callers left or whose deadlines passed are dropped on the way; where no others
-        wait, the batch is empty.
+        wait, there is no batch.
         """
+        while self._again:
+            group = self._again.popleft()
+            self.rows -= group.rows
+            waited_for = [p for p in group.pieces if not self._is_over(p.pending, now)]
+            if waited_for:
+                return Group(waited_for, group.reruns)
         batch: list[Piece] = []
         rows = 0
-        while self._pieces and rows < target:
-            piece = self._pieces[0]
-            if piece.pending.future.done():
-                self.rows -= self._pieces.popleft().rows
+        while rows < target and (turns := self._first(now)) is not None:
+            piece = turns.pieces[0]
+            if self._is_over(piece.pending, now):
+                turns.pieces.popleft()
+                self._count(turns, -piece.rows, -piece.turn)
                 continue
-            if piece.alone:
-                return batch or [self._pop(piece.rows)]
             taken = self._cut(piece.rows, rows, target)
             if taken == 0:
                 break
-            batch.append(self._pop(taken))
+            batch.append(self._pop(turns, taken, now))
             rows += taken
-        return batch
+        return Group(batch) if batch else None
 
-    def _pop(self, rows: int) -> Piece:
-        """Take `rows` rows of the first piece; what it has more goes to the back."""
-        piece = self._pieces.popleft()
-        self.rows -= rows
+    def _first(self, now: float) -> Turns | None:
+        waiting = [turns for turns in self._turns if turns.pieces]
+        if len(waiting) > 1:
+            return min(waiting, key=lambda turns: turns.urgency(now))
+        return waiting[0] if waiting else None
+
+    def _is_over(self, pending: Pending, now: float) -> bool:
+        """Whether nobody waits for a request: its caller is told, or left, or is told just now."""
+        if pending.future.done() or pending.terms.deadline <= now:
+            return True
+        if pending.terms.has_left():
+            self._on_left()
+            pending.fail(CallerLeft())
+            return True
+        return False
+
+    def _count(self, turns: Turns, rows: int, turn: int) -> None:
+        turns.rows += rows
+        turns.next_rows += turn
+        self.rows += rows
+
+    def _pop(self, turns: Turns, rows: int, now: float) -> Piece:
+        """Take `rows` rows of the first piece; if its turn is over, the rest goes to the back."""
+        piece = turns.pieces.popleft()
         cut = piece.start + rows
         if cut == piece.stop:
+            self._count(turns, -rows, -piece.turn)
             return piece
-        self._pieces.append(replace(piece, start=cut))
+        if rows < piece.turn:
+            self._count(turns, -rows, -rows)
+            turns.pieces.appendleft(replace(piece, start=cut, turn=piece.turn - rows))
+        else:
+            self._count(turns, -piece.rows, -piece.turn)
+            self.append(piece.pending, cut, now)
         return replace(piece, stop=cut)
 
     def _cut(self, wanted: int, rows: int, target: int) -> int:
@@ -161,7 +199,7 @@ class PieceQueue:
         if (cut := min(target - rows, longest_piece)) >= self._min_piece_rows:
             return cut
         # Not worth splitting at the target; the batch may grow to its limit instead.
-        space = self._max_batch_rows - rows
+        space = self.max_batch_rows - rows
         if wanted <= space:
             return wanted
         if (cut := min(space, longest_piece)) >= self._min_piece_rows:

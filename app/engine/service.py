@@ -11,9 +11,9 @@ from app.artifacts.loader import Model
 from app.artifacts.registry import Registry
 from app.engine.batcher import Batcher
 from app.engine.encode import EncodedRequest
-from app.engine.lanes import Lane
+from app.engine.lanes import Lane, Outcome
+from app.engine.pieces import Scored
 from app.engine.policies import Policies
-from app.engine.queue import Scored
 from app.engine.terms import Terms
 from app.ranking.ranker import Wanted, order
 from app.telemetry.metrics import Metrics
@@ -76,11 +76,13 @@ class Service:
             terms: until when and how urgently the caller waits.
 
         Raises:
-            Overloaded, DeadlineExceeded, InferenceFailed: see `Batcher.score`.
+            Overloaded, DeadlineUnmeetable, DeadlineExceeded, InferenceFailed, CallerLeft: see
+                `Batcher.score`.
         """
         self._metrics.unknown(model.manifest.name, request.unknown_ids)
         if request.rows == 0:
-            scored = Scored(np.empty((0, len(model.manifest.tasks)), np.float32))
+            none = np.empty((0, len(model.manifest.tasks)), np.float32)
+            scored = Scored(none, 0.0, Outcome(none))
         else:
             scored = await self._batcher.score(model, request, terms)
         began = time.perf_counter()
@@ -91,13 +93,14 @@ class Service:
         merits = ranker.merits(scored.scores, multiplier)
         rank_score = ranker.rank_scores(merits)
         ranking = order(merits, wanted.top_k)
+        outcome = scored.outcome
         stages = {
             "queue": scored.queue_s,
-            "collate": scored.collate_s,
-            "compute": scored.compute_s,
+            "collate": outcome.collate_s,
+            "compute": outcome.compute_s,
             "rank": time.perf_counter() - began,
         }
-        if scored.copy_in_s:
-            stages["copy_in"] = scored.copy_in_s
-            stages["copy_out"] = scored.copy_out_s
+        if outcome.copy_in_s:
+            stages["copy_in"] = outcome.copy_in_s
+            stages["copy_out"] = outcome.copy_out_s
         return Answer(scored.scores, rank_score, ranking, stages)

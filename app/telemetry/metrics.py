@@ -14,6 +14,9 @@ STAGES = ("decode", "encode", "queue", "collate", "compute", "rank", "respond")
 GPU_STAGES = (*STAGES[:4], "copy_in", "compute", "copy_out", *STAGES[5:])
 """The same where a batch is copied to a GPU and back."""
 
+CANCEL_STAGES = ("body", "queue", "compute")
+"""Where a caller is found to have left."""
+
 LATENCY_BUCKETS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
     *(0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
@@ -64,8 +67,13 @@ class Metrics:
         self._shed = self._counter(
             "shed_total", "Requests that were refused or dropped for lack of time.", ("reason",)
         )
-        for reason in ("overloaded", "bodies", "deadline-exceeded"):
+        for reason in ("overloaded", "bodies", "deadline-unmeetable", "deadline-exceeded"):
             self._shed.labels(reason)
+        self._cancelled = self._counter(
+            "cancelled_total", "Requests whose callers left, by where that was found.", ("stage",)
+        )
+        for stage in CANCEL_STAGES:
+            self._cancelled.labels(stage)
 
     def _create_for_batches(self) -> None:
         self._batch_rows = self._histogram("batch_rows", "Rows in a batch.", ROW_BUCKETS)
@@ -80,8 +88,13 @@ class Metrics:
             "Batches that raised; requests with a score that is no number.",
             ("kind",),
         )
-        for kind in ("model", "non-finite"):
+        for kind in ("model", "non-finite", "out-of-memory"):
             self._failures.labels(kind)
+        self._batch_limit = self._gauge(
+            "batch_limit_rows",
+            "The most rows of a batch of a version for which memory ran out.",
+            ("model",),
+        )
 
     def _create_for_models(self) -> None:
         self._unknown_ids = self._counter(
@@ -135,6 +148,14 @@ class Metrics:
     def failed(self, kind: str) -> None:
         """Count a batch that failed, or a request whose scores were no numbers."""
         self._failures.labels(kind).inc()
+
+    def cancelled(self, stage: str) -> None:
+        """Count a request whose caller left: while its body came, in the queue, in compute."""
+        self._cancelled.labels(stage).inc()
+
+    def batch_limit(self, model: str, rows: int) -> None:
+        """Say that batches of a model's version have been limited to so many rows."""
+        self._batch_limit.labels(model).set(rows)
 
     def unknown(self, model: str, counts: Mapping[str, int]) -> None:
         """Count ids outside their vocabulary, by feature."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -93,15 +94,24 @@ def expected(user: float, candidates: Sequence[float]) -> list[list[float]]:
 class FakeLane:
     """Runs batches for real, but takes `a_s + b_s · rows` of loop time for each.
 
-    `batches` records, for each batch, the loop time at its start and its pieces' rows.
+    Batches of more than `memory_rows` rows fail for lack of memory. `batches` records, for each
+    batch, the loop time at its start and its pieces' rows.
     """
 
-    def __init__(self, name: str = "lane-0", *, a_s: float = 0.010, b_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str = "lane-0",
+        *,
+        a_s: float = 0.010,
+        b_s: float = 0.0,
+        memory_rows: int | None = None,
+    ) -> None:
         self.name = name
         self.batches: list[tuple[float, list[int]]] = []
         self.busy = False
         self._a_s = a_s
         self._b_s = b_s
+        self._memory_rows = memory_rows
 
     def submit(self, model: Model, parts: Sequence[Part], on_outcome: OnOutcome) -> None:
         assert not self.busy, "one batch at a time"
@@ -109,7 +119,11 @@ class FakeLane:
         loop = asyncio.get_running_loop()
         rows = [part.stop - part.start for part in parts]
         self.batches.append((round(loop.time(), 9), rows))
-        outcome = run(model, parts)
+        outcome = replace(
+            run(model, parts), collate_s=0, compute_s=self._a_s + self._b_s * sum(rows)
+        )
+        if self._memory_rows is not None and sum(rows) > self._memory_rows:
+            outcome = Outcome(torch.OutOfMemoryError("no memory"))
         loop.call_later(self._a_s + self._b_s * sum(rows), self._report, on_outcome, outcome)
 
     def _report(self, on_outcome: OnOutcome, outcome: Outcome) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 from starlette.types import Message, Scope
 
-from app.api.body import BodyReader, CallerLeft
+from app.api.body import BodyReader
 from app.api.budget import UNCOUNTED_BYTES, ByteBudget
 from app.errors import (
+    CallerLeft,
     DeadlineExceeded,
     Overloaded,
     PayloadTooLarge,

@@ -113,7 +113,7 @@ async def test_threads_return_every_row_to_its_request():
         assert scored.scores.tolist() == expected(user, candidates)
 
     await asyncio.gather(*(one(user, size) for user, size in enumerate(sizes)))
-    assert subject.queued_rows == 0
+    assert subject.backlog.rows == 0
     for worker in workers:
         worker.stop()
 

@@ -1,0 +1,114 @@
+"""Everything that waits: one queue a model, and whose turn it is. Owned by the event loop."""
+
+import math
+from collections.abc import Callable, Iterable
+from operator import itemgetter
+from weakref import WeakKeyDictionary
+
+from app.artifacts.loader import Model
+from app.engine.pieces import Group, Pending
+from app.engine.queue import PieceQueue
+
+
+class Backlog:
+    """The queues of all models; those that have rows take turns.
+
+    What is known of a model's batches stays with its queue for as long as anybody holds the model.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch_rows: int,
+        min_piece_rows: int,
+        max_wait_s: float,
+        on_left: Callable[[], None],
+    ) -> None:
+        """Start empty; see `Batcher` and `PieceQueue` for the arguments."""
+        self._max_batch_rows = max_batch_rows
+        self._min_piece_rows = min_piece_rows
+        self._max_wait_s = max_wait_s
+        self._on_left = on_left
+        self._queues: WeakKeyDictionary[Model, PieceQueue] = WeakKeyDictionary()
+        self._turns: dict[Model, PieceQueue] = {}  # those with rows, the next one first
+
+    def __repr__(self) -> str:
+        return f"{ {str(model): queue for model, queue in self._turns.items()} }"
+
+    def __bool__(self) -> bool:
+        return bool(self._turns)
+
+    @property
+    def rows(self) -> int:
+        """How many rows wait."""
+        return sum(queue.rows for queue in self._turns.values())
+
+    @property
+    def pieces(self) -> int:
+        """How many requests, or pieces of one, wait."""
+        return sum(map(len, self._turns.values()))
+
+    @property
+    def waiting(self) -> Iterable[PieceQueue]:
+        """The queues that have rows."""
+        return self._turns.values()
+
+    @property
+    def queues(self) -> dict[Model, PieceQueue]:
+        """Every queue."""
+        return dict(self._queues)
+
+    def queue(self, model: Model) -> PieceQueue:
+        """Return a model's queue."""
+        queue = self._turns.get(model) or self._queues.get(model)
+        if queue is None:
+            queue = self._queues[model] = PieceQueue(
+                max_batch_rows=self._max_batch_rows,
+                min_piece_rows=self._min_piece_rows,
+                on_left=self._on_left,
+            )
+        return queue
+
+    def append(self, model: Model, pending: Pending, now: float) -> None:
+        """Let a request wait for its turn."""
+        queue = self.queue(model)
+        queue.append(pending, 0, now)
+        self._turns.setdefault(model, queue)
+
+    def resume(self, model: Model) -> None:
+        """Let a model have its turn, if rows were put back into its queue."""
+        queue = self.queue(model)
+        if queue.rows:
+            self._turns.setdefault(model, queue)
+
+    def drop_over(self, now: float) -> None:
+        """Drop the pieces that nobody waits for any more."""
+        for queue in self._turns.values():
+            queue.drop_over(now)
+        self._turns = {model: queue for model, queue in self._turns.items() if queue.rows}
+
+    def next(self, now: float) -> tuple[Model, float]:
+        """Return the model whose turn it is, and how long (s) its rows may wait for company."""
+        if self._max_wait_s == 0:
+            if len(self._turns) == 1:
+                return next(iter(self._turns)), 0.0
+            return min(self._turns, key=lambda model: self._turns[model].urgency(now)), 0.0
+        waits: dict[Model, float] = {}
+        for model, queue in self._turns.items():
+            if queue.rows >= queue.max_batch_rows:
+                return model, 0.0
+            waits[model] = queue.oldest_arrival + self._max_wait_s - now
+        return min(waits.items(), key=itemgetter(1))
+
+    def take(self, model: Model, lanes: int, now: float) -> Group | None:
+        """Take a batch of a model whose turn it is; then it is behind the other models.
+
+        The rows are shared out over the idle `lanes`: a lonely large request is as fast as they can
+        be. Where all rows turn out to be of requests that are over, there is no batch.
+        """
+        queue = self._turns.pop(model)
+        share = math.ceil(queue.rows / lanes)
+        group = queue.take(min(queue.max_batch_rows, max(self._min_piece_rows, share)), now)
+        if queue.rows:
+            self._turns[model] = queue
+        return group

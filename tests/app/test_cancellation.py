@@ -1,0 +1,94 @@
+"""Callers that leave: found by one look, when a batch is formed; on virtual time."""
+
+import asyncio
+
+import pytest
+
+from app.errors import CallerLeft
+from app.telemetry.metrics import Metrics
+from tests.app.batching import batcher, submit
+from tests.app.fakes import FakeLane, expected
+from tests.clock import VirtualTimeLoop
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+async def test_a_request_cancelled_in_the_queue_is_never_computed():
+    lane = FakeLane()
+    subject = batcher([lane])
+    first = submit(subject, 1, [1])
+    await asyncio.sleep(0.001)
+    leaver, stayer = submit(subject, 2, [1, 2]), submit(subject, 3, [4])
+    await asyncio.sleep(0)
+    leaver.cancel()
+    assert (await stayer).scores.tolist() == expected(3, [4])
+    assert lane.rows == [1, 1]
+    assert subject.backlog.rows == 0
+    await first
+
+
+async def test_a_caller_that_leaves_a_running_batch_does_not_spoil_it():
+    lane = FakeLane()
+    subject = batcher([lane])
+    leaver, stayer = submit(subject, 1, [1]), submit(subject, 2, [5])
+    await asyncio.sleep(0.001)
+    leaver.cancel()
+    assert (await stayer).scores.tolist() == expected(2, [5])
+    assert (await submit(subject, 3, [1])).scores.tolist() == expected(3, [1])
+
+
+def cancelled(metrics, stage):
+    return metrics.registry.get_sample_value("gatehouse_cancelled_total", {"stage": stage})
+
+
+async def test_a_caller_that_left_is_found_when_its_batch_is_formed():
+    lane, metrics = FakeLane(), Metrics()
+    subject = batcher([lane], metrics=metrics)
+    first = submit(subject, 1, [1])
+    await asyncio.sleep(0.001)
+    looks: list[float] = []
+
+    def has_left():
+        looks.append(asyncio.get_running_loop().time())
+        return True
+
+    leaver = submit(subject, 2, [1, 2], has_left=has_left)
+    stayer = submit(subject, 3, [4])
+    assert (await stayer).scores.tolist() == expected(3, [4])
+    with pytest.raises(CallerLeft):
+        await leaver
+    assert looks == pytest.approx([0.010])
+    assert lane.rows == [1, 1]
+    assert cancelled(metrics, "queue") == 1
+    assert cancelled(metrics, "compute") == 0
+    await first
+
+
+async def test_nothing_is_sent_to_a_caller_that_left_while_its_batch_ran():
+    metrics = Metrics()
+    gone = False
+    subject = batcher([FakeLane()], metrics=metrics)
+    leaver, stayer = submit(subject, 1, [1], has_left=lambda: gone), submit(subject, 2, [5])
+    await asyncio.sleep(0.001)
+    gone = True
+    assert (await stayer).scores.tolist() == expected(2, [5])
+    with pytest.raises(CallerLeft):
+        await leaver
+    assert cancelled(metrics, "compute") == 1
+    assert cancelled(metrics, "queue") == 0
+
+
+async def test_the_rest_of_a_large_request_is_not_computed_for_a_caller_that_left():
+    lane, metrics = FakeLane(), Metrics()
+    gone = False
+    subject = batcher([lane], metrics=metrics)
+    leaver = submit(subject, 1, [1] * 100, has_left=lambda: gone)
+    await asyncio.sleep(0.015)
+    gone = True
+    with pytest.raises(CallerLeft):
+        await leaver
+    assert lane.rows == [16, 16]
+    assert cancelled(metrics, "queue") == 1
