@@ -128,7 +128,7 @@ def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Key
     fastapi.include_router(models.routes(service))
     fastapi.include_router(operations.routes(service, metrics, lane_hang_s=settings.lane_hang_s))
     problems.install(fastapi)
-    openapi.install(fastapi, service.registry)
+    openapi.install(fastapi, service.registry, keys)
     bodies = BodyReader(
         max_bytes=settings.max_body_bytes,
         timeout_s=settings.body_timeout_ms / 1e3,

@@ -56,16 +56,17 @@ class BodyReader:
         """
         length, coding = self._checked(scope, media_types)
         loop = asyncio.get_running_loop()
+        due = loop.time() + self._timeout_s
         with Share(self._budget) as share:
             share.cover(length)
             try:
-                async with asyncio.timeout_at(min(deadline, loop.time() + self._timeout_s)):
+                async with asyncio.timeout_at(min(deadline, due)):
                     body = await self._received(receive, share)
                     if coding is None:
                         return body
                     return await inflated(body, coding, share, max_bytes=self._max_bytes)
             except TimeoutError:
-                if loop.time() >= deadline:
+                if deadline <= due:  # a timer may go off before the clock is there
                     raise DeadlineExceeded("the body was not there before the deadline") from None
                 detail = f"the body took longer than {self._timeout_s:g} s"
                 raise RequestTimeout(detail) from None

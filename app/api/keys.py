@@ -40,6 +40,11 @@ class Keys:
         elif text is not None:
             self._entries = _entries("GATEHOUSE_KEYS", text)
 
+    @property
+    def are_needed(self) -> bool:
+        """Whether a caller must have one."""
+        return bool(self._entries)
+
     def caller(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """Return the name of the key that a request presents; empty where no key is needed.
 

@@ -2,10 +2,12 @@
 
 from fastapi import APIRouter
 
+from app.api.described import problems
 from app.api.examples import example_request
-from app.api.schemas import ModelCard, ModelList, Problem, RefusedArtifact
+from app.api.schemas import ModelCard, ModelList, RefusedArtifact
 from app.artifacts.loader import Model
 from app.engine.service import Service
+from app.errors import ModelNotFound, NotReady
 
 
 def routes(service: Service) -> APIRouter:
@@ -26,7 +28,7 @@ def routes(service: Service) -> APIRouter:
     @router.get(
         "/{model}",
         summary="One model: inputs, tasks, policy, figures, an example request",
-        responses={404: {"model": Problem}, 503: {"model": Problem}},
+        responses=problems(ModelNotFound, NotReady),
     )
     async def show_model(model: str) -> ModelCard:
         return _card(service.registry.active(model))

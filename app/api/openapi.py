@@ -1,24 +1,26 @@
-"""The OpenAPI document: FastAPI's own routes, and the score routes in front of them.
+"""The OpenAPI document: FastAPI's own routes, and the scoring routes in front of them.
 
-Made anew at each call, so that its examples are those of the models that are active now.
+Made anew at each call: its schemas and examples are those of the models that are active now.
 """
 
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 
-from app.api.examples import example_request
-from app.api.native import ROUTES
-from app.api.problems import ERRORS, MEDIA_TYPE
-from app.api.schemas import Problem, ScoreAnswer, ScoreRequest
+from app.api.described import REQUEST_ID, example_parameter, problems
+from app.api.keys import Keys
+from app.api.native_operations import operations, schemas
 from app.artifacts.registry import Registry
 
-_SCHEMA = "#/components/schemas/{model}"
+_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "Scoring needs a key where the server has any; nothing else does.",
+}
 
 
-def install(app: FastAPI, registry: Registry) -> None:
+def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
     """Make `app` publish the whole API."""
 
     def openapi() -> dict[str, Any]:
@@ -28,88 +30,37 @@ def install(app: FastAPI, registry: Registry) -> None:
             description=app.description,
             routes=app.routes,
         )
-        _, definitions = models_json_schema(
-            [(ScoreRequest, "validation"), (ScoreAnswer, "serialization"), (Problem, "validation")],
-            ref_template=_SCHEMA,
-        )
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas.update(definitions["$defs"])
+        for path in document["paths"].values():
+            for operation in path.values():
+                _complete(operation, registry)
+        key: dict[str, list[str]] = {"key": []}
+        security = [key] if keys.are_needed else [key, {}]
         scoring = {
-            path: {"post": _score_operation(path, summary, registry)}
-            for path, summary in ROUTES.items()
+            path: {"post": operation | {"security": security}}
+            for path, operation in operations(registry).items()
         }
         document["paths"] = scoring | document["paths"]
+        components = document.setdefault("components", {})
+        components["securitySchemes"] = {"key": _SCHEME}
+        components["schemas"] = _sent(components.get("schemas", {})) | schemas(registry)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
 
 
-def _score_operation(path: str, summary: str, registry: Registry) -> dict[str, Any]:
-    examples = {
-        model.manifest.name: {"value": example_request(model)} for model in registry.models()
-    }
-    return {
-        "tags": ["score"],
-        "summary": summary,
-        "parameters": [*_path_parameters(path, registry), *_HEADERS],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": _reference(ScoreRequest), "examples": examples}
-            },
-        },
-        "responses": {
-            "200": {
-                "description": "Scores, rank scores and the ranking",
-                "content": {"application/json": {"schema": _reference(ScoreAnswer)}},
-            },
-            **_problem_responses(),
-        },
-    }
+def _complete(operation: dict[str, Any], registry: Registry) -> None:
+    """Say of one of FastAPI's operations what it leaves out, and not what it makes up."""
+    for parameter in operation.get("parameters", []):
+        parameter.update(example_parameter(parameter["name"], registry))
+    answers = operation["responses"]
+    answers.pop("422", None)  # every parameter is a string: there is nothing to refuse
+    for status, answer in problems().items():
+        answers.setdefault(str(status), answer)
+    for answer in answers.values():
+        answer["headers"] = REQUEST_ID | answer.get("headers", {})
 
 
-def _path_parameters(path: str, registry: Registry) -> list[dict[str, Any]]:
-    first = next((model.manifest for model in registry.models()), None)
-    parameters: list[dict[str, Any]] = []
-    if "{model}" in path:
-        parameters.append({"name": "model", "schema": {"type": "string"}})
-        if first is not None:
-            parameters[-1]["example"] = first.name
-    if "{version}" in path:
-        schema = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
-        parameters.append({"name": "version", "schema": schema})
-        if first is not None:
-            parameters[-1]["example"] = first.version
-    return [{"in": "path", "required": True, **parameter} for parameter in parameters]
-
-
-_HEADERS = [
-    {
-        "in": "header",
-        "name": "x-request-timeout-ms",
-        "description": "After so many milliseconds no answer is wanted.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": 600_000},
-    },
-    {
-        "in": "header",
-        "name": "x-request-id",
-        "description": "Comes back in the answer, in problem documents and in logs.",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=-]{1,128}$"},
-    },
-]
-
-
-def _problem_responses() -> dict[str, Any]:
-    responses: dict[str, Any] = {}
-    for error in ERRORS.values():
-        status = str(int(error.status))
-        described = responses.get(status, {}).get("description")
-        responses[status] = {
-            "description": f"{described}; {error.slug}" if described else error.slug,
-            "content": {MEDIA_TYPE: {"schema": _reference(Problem)}},
-        }
-    return responses
-
-
-def _reference(model: type) -> dict[str, str]:
-    return {"$ref": _SCHEMA.format(model=model.__name__)}
+def _sent(schemas: dict[str, Any]) -> dict[str, Any]:
+    """Leave out FastAPI's own error documents: here they are never sent."""
+    never = ("HTTPValidationError", "ValidationError")
+    return {name: schema for name, schema in schemas.items() if name not in never}

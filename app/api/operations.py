@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from app.api.described import problems
 from app.api.home import home_page
-from app.api.schemas import Problem
 from app.engine.service import Service
 from app.errors import Draining, NotReady
 from app.telemetry.metrics import Metrics
@@ -20,7 +20,8 @@ def routes(service: Service, metrics: Metrics, *, lane_hang_s: float) -> APIRout
     @router.head("/livez", include_in_schema=False)
     @router.get(
         "/livez",
-        responses={503: {}},
+        response_class=PlainTextResponse,
+        responses={503: {"description": "A lane is stuck", "content": {"text/plain": {}}}},
         summary="200 while the loop and every lane answer; else restart it",
     )
     async def livez() -> PlainTextResponse:
@@ -30,7 +31,8 @@ def routes(service: Service, metrics: Metrics, *, lane_hang_s: float) -> APIRout
     @router.head("/readyz", include_in_schema=False)
     @router.get(
         "/readyz",
-        responses={503: {"model": Problem}},
+        response_class=PlainTextResponse,
+        responses=problems(Draining, NotReady),
         summary="200 while requests are welcome; else send them elsewhere",
     )
     async def readyz() -> PlainTextResponse:
@@ -45,7 +47,7 @@ def routes(service: Service, metrics: Metrics, *, lane_hang_s: float) -> APIRout
         text = await asyncio.to_thread(metrics.render)
         return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    @router.get("/", include_in_schema=False)
+    @router.get("/", summary="What runs here, for a person", response_class=HTMLResponse)
     async def home(request: Request) -> HTMLResponse:
         origin = str(request.base_url).rstrip("/")
         return HTMLResponse(home_page(service.registry, origin))

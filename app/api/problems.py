@@ -4,9 +4,10 @@
 """
 
 import inspect
+from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Scope, Send
@@ -31,7 +32,10 @@ ERRORS: dict[str, type[GatehouseError]] = {
 }
 """Every error a caller can see, by slug."""
 
-router = APIRouter(include_in_schema=False)
+SCHEMA = {"$ref": "#/components/schemas/Problem"}
+"""What a problem document is, in the OpenAPI document."""
+
+router = APIRouter(tags=["operations"])
 
 
 async def send_problem(send: Send, error: GatehouseError, scope: Scope) -> None:
@@ -66,8 +70,15 @@ def install(app: FastAPI) -> None:
     app.include_router(router)
 
 
-@router.get("/problems/{slug}")
-async def explain(slug: str) -> PlainTextResponse:
+@router.get(
+    "/problems/{slug}",
+    summary="What an error means: the page that its `type` points to",
+    response_class=PlainTextResponse,
+    responses={404: {"description": "No such error", "content": {MEDIA_TYPE: {"schema": SCHEMA}}}},
+)
+async def explain(
+    slug: Annotated[str, Path(json_schema_extra={"enum": sorted(ERRORS)})],
+) -> PlainTextResponse:
     """Say what an error means: the page that its `type` points to."""
     error = ERRORS.get(slug)
     if error is None:

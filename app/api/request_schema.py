@@ -1,0 +1,82 @@
+"""A model's own request as JSON Schema (2020-12): its features by name, type, length and range.
+
+What a schema cannot say stands in prose: that all columns are equally long, and that there is a key
+for each candidate.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from app.artifacts.encoding import Identity
+from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+
+Schema = dict[str, Any]
+
+_BEYOND_FLOAT32 = float(2**128 - 2**103)  # the least number that rounds to infinity
+_COLUMNS = "columns, feature name to n values, all equally long"
+_OBJECTS = "a list of n objects, feature name to value"
+
+
+def request_schema(manifest: Manifest, generic: Schema) -> Schema:
+    """Narrow the schema of any score request, `generic`, to the features of one model."""
+    user = _features(manifest.user_inputs)
+    candidate = _features(manifest.candidate_inputs)
+    columns = _features(manifest.candidate_inputs)
+    columns["properties"] = {
+        name: {"type": "array", "items": each} for name, each in columns["properties"].items()
+    }
+    candidates = [
+        columns | {"description": _COLUMNS},
+        {"type": "array", "items": candidate, "description": _OBJECTS},
+    ]
+    properties = generic["properties"] | {
+        "user": user | {"description": "the user's features"},
+        "candidates": {"anyOf": candidates},
+    }
+    return generic | {
+        "title": f"ScoreRequest of {manifest.name}",
+        "description": f"One user and n candidates of {manifest.name}, version {manifest.version}.",
+        "properties": properties,
+        "required": ["candidates", *(["user"] if "required" in user else [])],
+    }
+
+
+def _features(inputs: Sequence[Input]) -> Schema:
+    schema: Schema = {
+        "type": "object",
+        "properties": {each.name: _value(each) for each in inputs},
+        "additionalProperties": False,
+    }
+    if required := [each.name for each in inputs if each.default is None]:
+        schema["required"] = required
+    return schema
+
+
+def _value(feature: Input) -> Schema:
+    match feature:
+        case DenseInput():
+            schema = _numbers(feature)
+        case IdInput():
+            schema = _id(feature)
+        case IdListInput():
+            schema = {"type": "array", "items": _id(feature), "maxItems": feature.max_length}
+    return schema if feature.default is None else schema | {"default": feature.default}
+
+
+def _numbers(feature: DenseInput) -> Schema:
+    # A boolean counts as 0 or 1.
+    number = {
+        "type": ["number", "boolean"],
+        "exclusiveMinimum": -_BEYOND_FLOAT32,
+        "exclusiveMaximum": _BEYOND_FLOAT32,
+    }
+    vector = {"type": "array", "items": number, "minItems": feature.dim, "maxItems": feature.dim}
+    return {"anyOf": [number, vector]} if feature.dim == 1 else vector
+
+
+def _id(feature: IdInput | IdListInput) -> Schema:
+    if feature.encoding.id_type is str:
+        return {"type": "string"}
+    if feature.unknown == "reject" and isinstance(feature.encoding, Identity):
+        return {"type": "integer", "minimum": 0, "maximum": feature.vocabulary_size - 1}
+    return {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
