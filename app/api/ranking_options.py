@@ -63,6 +63,7 @@ def _reweighted(
     is_fit = weights.keys() <= adjustable.keys()
     for name, weight in weights.items():
         if findings.full:
+            is_fit = False  # whatever the rest is
             break
         low, high = adjustable.get(name, ANY_WEIGHT)
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 
 from app.api.schemas import RankingOptions, ScoreRequest as Schema
 from app.api.score_request import ScoreRequest, read_request
+from app.engine.document import MOST_PROBLEMS
 from app.errors import InvalidRequest, PayloadTooLarge, Problem
 from app.ranking.policy import LARGEST_WEIGHT, Policy
 from tests.app.builders import description, manifest, own_rankers
@@ -169,6 +170,12 @@ def test_a_weight_that_is_no_bounded_number_is_refused(weight):
     (problem,) = problems(document(ranking={"weights": {"click": weight}}))
     assert problem.pointer == "/ranking/weights/click"
     assert problem.detail == "must be a number from -1e+06 to 1e+06"
+
+
+def test_weights_are_not_applied_where_a_full_report_left_them_unread():
+    candidates = [TEXT] * MOST_PROBLEMS
+    found = pointers(candidates=candidates, ranking={"weights": {"click": [1]}})
+    assert found == [f"/candidates/{row}" for row in range(MOST_PROBLEMS)]
 
 
 def test_a_weight_for_an_unknown_task_is_refused():
