@@ -30,7 +30,7 @@ logs. How an error becomes a response body is known to `app.api.problems` alone.
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class GatehouseError(Exception):
@@ -205,7 +205,15 @@ class DeadlineExceeded(GatehouseError):
 
 
 class CallerLeft(Exception):
-    """The caller closed the connection before its answer; nobody wants one."""
+    """The caller closed the connection before its answer; nobody wants one.
+
+    `stage` is where that was found: while its body came (`body`), when its batch was formed
+    (`queue`), or when its scores were there (`compute`).
+    """
+
+    def __init__(self, stage: Literal["body", "queue", "compute"]) -> None:
+        super().__init__(stage)
+        self.stage = stage
 
 
 class ArtifactInvalid(Exception):

@@ -108,6 +108,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
                 min_piece_rows=settings.min_piece_rows,
                 max_batch_rows=settings.max_batch_rows,
             ),
+            on_warm=batcher.learn,
         )
         app = create_app(settings, service, metrics, keys)
         yield Gatehouse(app, service, deployment, keys, certificate, lost)

@@ -1,6 +1,7 @@
 """Reading a request's body within its limits: type before bytes, bytes before parsing."""
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.types import Receive, Scope
 
@@ -33,6 +34,7 @@ class BodyReader:
         *,
         deadline: float,
         media_types: frozenset[bytes] = JSON,
+        admit: Callable[[int], None] | None = None,
     ) -> bytes:
         """Return a request's whole body, its content coding undone.
 
@@ -44,6 +46,7 @@ class BodyReader:
             receive: of the request.
             deadline: loop time (s) after which no answer is wanted.
             media_types: the content types that are read, in lower case.
+            admit: told the announced length (bytes, or 0) before anything is read; may refuse.
 
         Raises:
             UnsupportedMediaType: the content type is another, or the content coding is.
@@ -55,6 +58,8 @@ class BodyReader:
             CallerLeft: the connection closed.
         """
         length, coding = self._checked(scope, media_types)
+        if admit is not None:
+            admit(length)
         loop = asyncio.get_running_loop()
         due = loop.time() + self._timeout_s
         with Share(self._budget) as share:
@@ -77,7 +82,7 @@ class BodyReader:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise CallerLeft
+                raise CallerLeft("body")
             chunk = message.get("body", b"")
             size += len(chunk)
             self._check_size(size)

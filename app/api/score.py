@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -148,8 +149,9 @@ class ScoreRoutes:
         except GatehouseError as error:
             context.fields["problem"] = error.slug
             await send_problem(send, error, scope)
-        except CallerLeft:
-            return
+        except CallerLeft as left:
+            context.fields["left"] = left.stage
+            self._metrics.cancelled(left.stage)
 
     async def _score(
         self,
@@ -175,7 +177,11 @@ class ScoreRoutes:
             dialect,
             call,
             await self._bodies.read(
-                scope, receive, deadline=terms.deadline, media_types=dialect.media_types
+                scope,
+                receive,
+                deadline=terms.deadline,
+                media_types=dialect.media_types,
+                admit=partial(self._service.admit_unread, model, terms),
             ),
             context,
         )
@@ -198,6 +204,7 @@ class ScoreRoutes:
         decoded = time.perf_counter()
         request, terms = dialect.read(document, call)
         encoded = time.perf_counter()
+        size = len(body)
         del body, document  # they can be megabytes, and the request is going to wait
         answer = await self._service.score(
             call.model, request.features, request.wanted, terms=terms
@@ -211,6 +218,7 @@ class ScoreRoutes:
             "respond": time.perf_counter() - scored,
         }
         context.fields["candidates"] = request.features.rows
+        self._service.learn_size(call.model, size, request.features.rows)
         self._metrics.scored(request.features.rows, stages)
         return headers, content, stages
 

@@ -1,7 +1,7 @@
 """Everything that waits: one queue a model, and whose turn it is. Owned by the event loop."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from operator import itemgetter
 from weakref import WeakKeyDictionary
 
@@ -16,19 +16,11 @@ class Backlog:
     What is known of a model's batches stays with its queue for as long as anybody holds the model.
     """
 
-    def __init__(
-        self,
-        *,
-        max_batch_rows: int,
-        min_piece_rows: int,
-        max_wait_s: float,
-        on_left: Callable[[], None],
-    ) -> None:
-        """Start empty; see `Batcher` and `PieceQueue` for the arguments."""
+    def __init__(self, *, max_batch_rows: int, min_piece_rows: int, max_wait_s: float) -> None:
+        """Start empty; see `Batcher` for the arguments."""
         self._max_batch_rows = max_batch_rows
         self._min_piece_rows = min_piece_rows
         self._max_wait_s = max_wait_s
-        self._on_left = on_left
         self._queues: WeakKeyDictionary[Model, PieceQueue] = WeakKeyDictionary()
         self._turns: dict[Model, PieceQueue] = {}  # those with rows, the next one first
 
@@ -63,9 +55,7 @@ class Backlog:
         queue = self._turns.get(model) or self._queues.get(model)
         if queue is None:
             queue = self._queues[model] = PieceQueue(
-                max_batch_rows=self._max_batch_rows,
-                min_piece_rows=self._min_piece_rows,
-                on_left=self._on_left,
+                max_batch_rows=self._max_batch_rows, min_piece_rows=self._min_piece_rows
             )
         return queue
 

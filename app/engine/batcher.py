@@ -81,7 +81,6 @@ class Batcher:
             max_batch_rows=max_batch_rows,
             min_piece_rows=min_piece_rows,
             max_wait_s=max_wait_s,
-            on_left=partial(metrics.cancelled, "queue"),
         )
         self._forecast = Forecast(len(lanes), min_piece_rows)
         self._idle = list(lanes)
@@ -103,6 +102,11 @@ class Batcher:
         """What each busy lane is at, by its name; to be looked at."""
         return self._flights
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether a lane is free for whatever comes: then nothing is refused."""
+        return bool(self._idle) and not self._backlog
+
     def learn(self, model: Model, observed: Sequence[tuple[int, float]]) -> None:
         """Take what batches of a model, `(rows, seconds)` each, cost before it served."""
         self._backlog.queue(model).cost.fit(observed)
@@ -114,7 +118,7 @@ class Batcher:
             Overloaded: the queue holds too many rows already.
             DeadlineUnmeetable: the answer would come after the deadline.
         """
-        if self._idle and not self._backlog:
+        if self.is_idle:
             return  # what is idle never refuses, else a cost once overrated would stay so
         try:
             waiting = self._backlog.rows
@@ -228,8 +232,7 @@ class Batcher:
         if self._clock() > pending.terms.deadline:
             self._expire(pending)
         elif pending.terms.has_left():
-            self._metrics.cancelled("compute")
-            pending.fail(CallerLeft())
+            pending.fail(CallerLeft("compute"))
         else:
             assert pending.scores is not None
             queue_s = flight.began - pending.arrival

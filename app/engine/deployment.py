@@ -6,7 +6,7 @@ Whatever goes wrong before, the version that was active goes on serving.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -19,6 +19,9 @@ from app.engine.lanes import Lane, Part
 from app.errors import ArtifactInvalid
 
 logger = logging.getLogger(__name__)
+
+Observed = Sequence[tuple[int, float]]
+"""Batches that ran: `(rows, seconds)` each."""
 
 _WARM_UP_PASSES = 3  # the TorchScript executor profiles, then compiles, then runs
 
@@ -34,13 +37,24 @@ class Deployment:
         *,
         device: torch.device,
         warm_up_rows: Sequence[int],
+        on_warm: Callable[[Model, Observed], None],
     ) -> None:
-        """Do nothing yet; `warm_up_rows` are the batch sizes that every lane runs beforehand."""
+        """Do nothing yet.
+
+        Args:
+            store: where versions are.
+            registry: what is told which of them is active.
+            lanes: who will run them.
+            device: where they are loaded.
+            warm_up_rows: the batch sizes that every lane runs beforehand.
+            on_warm: told, before a version is active, what its batches cost: `(rows, seconds)`.
+        """
         self._store = store
         self._registry = registry
         self._lanes = lanes
         self._device = device
         self._warm_up_rows = warm_up_rows
+        self._on_warm = on_warm
         self._refused_as: dict[Artifact, frozenset[tuple[str, int, int]]] = {}  # its files then
 
     async def refresh(self) -> None:
@@ -114,11 +128,14 @@ class Deployment:
                 [_rows(model, 1)] * rows,
             )
         ]
+        observed: list[tuple[int, float]] = []
         for lane in self._lanes:
             for parts in batches * _WARM_UP_PASSES:
                 outcome = await lane.run(model, parts)
                 if isinstance(outcome.scores, Exception):
                     raise ArtifactInvalid(f"warm-up failed: {outcome.scores}") from outcome.scores
+                observed.append((len(outcome.scores), outcome.duration_s))
+        self._on_warm(model, observed[-len(batches) :])  # of the last pass: what is to come
 
 
 def _rows(model: Model, rows: int) -> Part:

@@ -7,7 +7,7 @@ moves up by one priority every `AGEING_S`, so that none waits for ever. Owned by
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from app.engine.cost import Cost
@@ -49,19 +49,19 @@ class PieceQueue:
     Attributes:
         rows: how many wait.
         cost: what a batch takes.
+        row_bytes: the most that a row took in a request's body of late; how many rows a body has at
+            least is told by it before the body is read.
         max_batch_rows: the most rows of a batch; less than at first where memory ran out.
     """
 
-    def __init__(
-        self, *, max_batch_rows: int, min_piece_rows: int, on_left: Callable[[], None]
-    ) -> None:
-        """Start empty; `on_left` is called for each request whose caller is found to be gone."""
+    def __init__(self, *, max_batch_rows: int, min_piece_rows: int) -> None:
+        """Start empty; see `Batcher` for the limits."""
         self.rows = 0
         self.cost = Cost()
+        self.row_bytes = 0.0
         self.max_batch_rows = max_batch_rows
         self._turn_rows = max_batch_rows
         self._min_piece_rows = min_piece_rows
-        self._on_left = on_left
         self._turns = tuple(Turns(priority) for priority in Priority)
         self._again: deque[Group] = deque()  # parts of batches that failed; they go first
 
@@ -163,8 +163,7 @@ class PieceQueue:
         if pending.future.done() or pending.terms.deadline <= now:
             return True
         if pending.terms.has_left():
-            self._on_left()
-            pending.fail(CallerLeft())
+            pending.fail(CallerLeft("queue"))
             return True
         return False
 

@@ -59,6 +59,23 @@ class Service:
         """Whether every lane lives and none has been at one batch for longer than `hang_s`."""
         return all(lane.is_alive(hang_s) for lane in self._lanes)
 
+    def admit_unread(self, model: Model, terms: Terms, body_bytes: int) -> None:
+        """Refuse a request before its body is read, by the least number of rows it can have.
+
+        Raises:
+            Overloaded, DeadlineUnmeetable: see `Batcher.admit`.
+        """
+        if not self._batcher.is_idle:
+            row_bytes = self._batcher.backlog.queue(model).row_bytes
+            rows = max(1, int(body_bytes / row_bytes)) if row_bytes else 1
+            self._batcher.admit(model, rows, terms)
+
+    def learn_size(self, model: Model, body_bytes: int, rows: int) -> None:
+        """Take note that a body of so many bytes had so many rows."""
+        if rows:
+            queue = self._batcher.backlog.queue(model)
+            queue.row_bytes = max(body_bytes / rows, queue.row_bytes * 0.999)
+
     async def score(
         self,
         model: Model,

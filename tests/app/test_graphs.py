@@ -254,7 +254,10 @@ async def test_after_warm_up_every_bucket_has_its_graph(store, executor):
     lane = Lane("lane-0", asyncio.get_running_loop(), executor=executor)
     rows = warm_up_rows(torch.device("cuda"), min_piece_rows=1, max_batch_rows=LIMIT)
     registry = Registry(Metrics())
-    await Deployment(store, registry, [lane], device=CPU, warm_up_rows=rows).refresh()
+    deployment = Deployment(
+        store, registry, [lane], device=CPU, warm_up_rows=rows, on_warm=lambda *_: None
+    )
+    await deployment.refresh()
     (served,) = registry.models()
     workplace = executor._workplaces[served]
     captured = list(workplace.captured)
