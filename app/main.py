@@ -6,7 +6,7 @@ import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import NoReturn
@@ -38,6 +38,7 @@ from app.errors import ArtifactInvalid, ConfigurationInvalid
 from app.settings import Settings
 from app.telemetry import logging as json_logs
 from app.telemetry.metrics import Metrics
+from app.telemetry.pulse import Pulse
 
 logger = logging.getLogger("app")
 
@@ -111,7 +112,8 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             on_warm=batcher.learn,
         )
         app = create_app(settings, service, metrics, keys)
-        yield Gatehouse(app, service, deployment, keys, certificate, lost)
+        with closing(Pulse(metrics)):
+            yield Gatehouse(app, service, deployment, keys, certificate, lost)
     finally:
         for lane in lanes:
             lane.stop()

@@ -9,6 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from app.api.described import problems
 from app.api.home import home_page
 from app.engine.service import Service
+from app.engine.state import EngineState
 from app.errors import Draining, NotReady
 from app.telemetry.metrics import Metrics
 
@@ -41,6 +42,10 @@ def routes(service: Service, metrics: Metrics, *, lane_hang_s: float) -> APIRout
         if not service.is_ready:
             raise NotReady("no model is active yet")
         return PlainTextResponse("ready\n")
+
+    @router.get("/v1/engine", summary="What waits, what runs, and what batches cost, now")
+    async def engine() -> EngineState:
+        return service.state(lane_hang_s)
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def scrape() -> Response:

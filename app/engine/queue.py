@@ -9,6 +9,7 @@ moves up by one priority every `AGEING_S`, so that none waits for ever. Owned by
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from app.engine.cost import Cost
 from app.engine.pieces import Group, Pending, Piece
@@ -78,7 +79,10 @@ class PieceQueue:
     @property
     def oldest_arrival(self) -> float:
         """Clock time (s) since when the oldest row waits; looks at every piece."""
-        return min(piece.pending.arrival for turns in self._turns for piece in turns.pieces)
+        waiting = chain.from_iterable(
+            [*(turns.pieces for turns in self._turns), *(group.pieces for group in self._again)]
+        )
+        return min(piece.pending.arrival for piece in waiting)
 
     def rows_before(self, rows: int, priority: Priority) -> int:
         """Return how many rows go before the last of `rows` more, if others come as these go."""

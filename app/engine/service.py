@@ -14,6 +14,7 @@ from app.engine.encode import EncodedRequest
 from app.engine.lanes import Lane, Outcome
 from app.engine.pieces import Scored
 from app.engine.policies import Policies
+from app.engine.state import EngineState, engine_state
 from app.engine.terms import Terms
 from app.ranking.ranker import Wanted, order
 from app.telemetry.metrics import Metrics
@@ -58,6 +59,10 @@ class Service:
     def is_alive(self, hang_s: float) -> bool:
         """Whether every lane lives and none has been at one batch for longer than `hang_s`."""
         return all(lane.is_alive(hang_s) for lane in self._lanes)
+
+    def state(self, hang_s: float) -> EngineState:
+        """Return what goes on in the engine now; see `is_alive` for `hang_s`."""
+        return engine_state(self._batcher, self._lanes, hang_s=hang_s)
 
     def admit_unread(self, model: Model, terms: Terms, body_bytes: int) -> None:
         """Refuse a request before its body is read, by the least number of rows it can have.

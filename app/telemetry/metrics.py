@@ -38,6 +38,7 @@ class Metrics:
         self._create_for_requests()
         self._create_for_batches()
         self._create_for_models()
+        self._create_for_the_process()
 
     def _create_for_requests(self) -> None:
         self._requests = self._counter(
@@ -110,6 +111,15 @@ class Metrics:
             "graph_fallback_total", "Versions that run without CUDA graphs on a GPU.", ("model",)
         )
 
+    def _create_for_the_process(self) -> None:
+        self._loop_lag = self._histogram(
+            "event_loop_lag_seconds", "How late a timer of the event loop fires.", STAGE_BUCKETS
+        )
+        pauses = self._histogram(
+            "gc_pause_seconds", "Garbage collections.", STAGE_BUCKETS, ("generation",)
+        )
+        self._gc_pauses = [pauses.labels(str(generation)) for generation in range(3)]
+
     def watch(self, name: str, help_: str, read: Callable[[], float]) -> None:
         """Export a gauge that is read at each scrape."""
         self._gauge(name, help_).set_function(read)
@@ -119,6 +129,14 @@ class Metrics:
         memory = self._gauge("device_memory_bytes", "Memory of the GPU.", ("kind",))
         for kind, read in reads.items():
             memory.labels(kind).set_function(read)
+
+    def loop_lagged(self, lag_s: float) -> None:
+        """Count a timer of the event loop that fired so late."""
+        self._loop_lag.observe(lag_s)
+
+    def gc_paused(self, generation: int, pause_s: float) -> None:
+        """Count a garbage collection."""
+        self._gc_pauses[generation].observe(pause_s)
 
     def answered(self, route: str, model: str, status: int, duration_s: float) -> None:
         """Count one answered request."""

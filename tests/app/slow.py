@@ -1,4 +1,4 @@
-"""A module that takes minutes over one certain number."""
+"""A module that takes long over certain numbers: about a second over one, hours over another."""
 
 import warnings
 
@@ -10,6 +10,7 @@ from app.artifacts.columns import Batch
 from app.artifacts.manifest import DenseInput, Description, TaskOutput
 from app.ranking.policy import Policy
 
+DAWDLES = 5.0
 HANGS = 7.0
 
 
@@ -21,10 +22,15 @@ class Slow(nn.Module):
         row_to_request: Tensor,  # noqa: ARG002
     ) -> Tensor:
         x = candidate["x"]  # [B, 1]
+        turns = 0
+        if bool((x == 5.0).any()):
+            turns = 500_000
         if bool((x == 7.0).any()):
-            for _ in range(1_000_000_000):
-                x = x + 1.0
-        return x
+            turns = 10_000_000_000
+        y = x
+        for _ in range(turns):
+            y = y + 1.0
+        return torch.minimum(x, y)
 
 
 def slow_module() -> tuple[Description, torch.jit.ScriptModule, Batch]:

@@ -1,0 +1,110 @@
+"""What goes on inside the engine at this moment, as plain values; read on the event loop."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from app.engine.batcher import Batcher
+from app.engine.lanes import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """What waits for one version of a model, and what its batches cost.
+
+    Attributes:
+        model: name/version.
+        rows: candidates that wait.
+        pieces: requests, or parts of one, that wait.
+        oldest_ms: how long the oldest of them waits; None where none does.
+        batch_ms: what a batch costs whatever its size.
+        row_us: what each row adds (µs).
+        batches: how many batches that was learned from.
+        typical_rows: how large batches are of late.
+        max_batch_rows: the most rows of a batch; less than the setting where memory ran out.
+    """
+
+    model: str
+    rows: int
+    pieces: int
+    oldest_ms: float | None
+    batch_ms: float
+    row_us: float
+    batches: int
+    typical_rows: float
+    max_batch_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """What one lane is at.
+
+    Attributes:
+        name: as in metrics.
+        alive: whether its thread lives and answers.
+        model: whose batch it runs (name/version), or None while it is idle.
+        rows: how many that batch has.
+        requests: of how many requests.
+        since_ms: how long it has been at it.
+        expected_ms: how long it was expected to take.
+    """
+
+    name: str
+    alive: bool
+    model: str | None = None
+    rows: int = 0
+    requests: int = 0
+    since_ms: float = 0.0
+    expected_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """The engine at one moment: what waits, and what runs."""
+
+    queued_rows: int
+    idle_lanes: int
+    queues: list[QueueState]
+    lanes: list[LaneState]
+
+
+def engine_state(batcher: Batcher, lanes: Iterable[Lane], *, hang_s: float) -> EngineState:
+    """Look at the engine; a lane at one batch for longer than `hang_s` counts as dead."""
+    now = time.monotonic()
+    queues = [
+        QueueState(
+            model=str(model),
+            rows=queue.rows,
+            pieces=len(queue),
+            oldest_ms=_ms(now - queue.oldest_arrival) if queue.rows else None,
+            batch_ms=_ms(queue.cost.a_s),
+            row_us=_ms(queue.cost.b_s * 1e3),
+            batches=queue.cost.batches,
+            typical_rows=round(queue.cost.typical_rows, 1),
+            max_batch_rows=queue.max_batch_rows,
+        )
+        for model, queue in batcher.backlog.queues.items()
+    ]
+    states = [_lane(lane, batcher, now, hang_s) for lane in lanes]
+    idle = sum(state.model is None for state in states)
+    return EngineState(batcher.backlog.rows, idle, queues, states)
+
+
+def _lane(lane: Lane, batcher: Batcher, now: float, hang_s: float) -> LaneState:
+    alive = lane.is_alive(hang_s)
+    flight = batcher.flights.get(lane.name)
+    if flight is None:
+        return LaneState(lane.name, alive)
+    return LaneState(
+        lane.name,
+        alive,
+        model=str(flight.model),
+        rows=flight.rows,
+        requests=len(flight.group.pieces),
+        since_ms=_ms(now - flight.began),
+        expected_ms=_ms(flight.cost_s),
+    )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

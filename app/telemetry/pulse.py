@@ -1,0 +1,50 @@
+"""How punctual this process is: the event loop's lag and the pauses of garbage collection."""
+
+import asyncio
+import gc
+import time
+from collections import deque
+from typing import Any
+
+from app.telemetry.metrics import Metrics
+
+INTERVAL_S = 0.1
+
+
+class Pulse:
+    """A timer that measures how late it fires; owned by the event loop, but for `_on_gc`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        """Begin; `close` ends it."""
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._pauses: deque[tuple[int, float]] = deque(maxlen=1000)  # (generation, s)
+        self._gc_began = 0.0
+        gc.callbacks.append(self._on_gc)
+        self._due = 0.0
+        self._timer = self._next()
+
+    def close(self) -> None:
+        """Take the timer away."""
+        self._timer.cancel()
+        gc.callbacks.remove(self._on_gc)
+
+    def _next(self) -> asyncio.TimerHandle:
+        self._due = time.monotonic() + INTERVAL_S
+        return self._loop.call_later(INTERVAL_S, self._beat)
+
+    def _beat(self) -> None:
+        self._metrics.loop_lagged(max(0.0, time.monotonic() - self._due))
+        while self._pauses:
+            self._metrics.gc_paused(*self._pauses.popleft())
+        self._timer = self._next()
+
+    def _on_gc(self, phase: str, info: dict[str, Any]) -> None:
+        """Take note of a collection; in any thread, between any two instructions.
+
+        No metric is touched here: whoever is interrupted may hold its lock.
+        """
+        if phase == "start":
+            self._gc_began = time.perf_counter()
+        else:
+            self._pauses.append((info["generation"], time.perf_counter() - self._gc_began))

@@ -1,0 +1,42 @@
+"""The event loop's lag and the collector's pauses reach the metrics."""
+
+import asyncio
+import gc
+import time
+
+import pytest
+
+from app.telemetry.metrics import Metrics
+from app.telemetry.pulse import INTERVAL_S, Pulse
+
+
+@pytest.fixture
+async def metrics():
+    metrics = Metrics()
+    pulse = Pulse(metrics)
+    yield metrics
+    pulse.close()
+
+
+async def test_a_loop_that_was_kept_busy_is_seen_to_lag(metrics):
+    time.sleep(INTERVAL_S + 0.05)  # noqa: ASYNC251  (this is the fault to be seen)
+    await asyncio.sleep(0.01)
+    sample = metrics.registry.get_sample_value
+    assert sample("gatehouse_event_loop_lag_seconds_count") == 1
+    assert sample("gatehouse_event_loop_lag_seconds_sum") >= 0.05
+
+
+async def test_each_collection_is_counted_by_generation(metrics):
+    gc.collect()
+    gc.collect(0)
+    await asyncio.sleep(INTERVAL_S * 1.5)
+    sample = metrics.registry.get_sample_value
+    assert sample("gatehouse_gc_pause_seconds_count", {"generation": "2"}) >= 1
+    assert sample("gatehouse_gc_pause_seconds_count", {"generation": "0"}) >= 1
+    assert sample("gatehouse_gc_pause_seconds_sum", {"generation": "2"}) > 0
+
+
+async def test_a_stopped_pulse_leaves_nothing_behind():
+    before = list(gc.callbacks)
+    Pulse(Metrics()).close()
+    assert gc.callbacks == before

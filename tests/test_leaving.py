@@ -1,0 +1,55 @@
+"""Callers that close their connection before they are answered, on real sockets."""
+
+import json
+import socket
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.artifacts.publish import publish
+from app.artifacts.store import Store
+from tests.app.slow import DAWDLES, slow_module
+from tests.server import running_server
+
+pytestmark = pytest.mark.slow
+
+
+def send(url, numbers):
+    """Send a request and return its connection, the answer unread."""
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps({"candidates": {"x": numbers}}).encode()
+    connection = socket.create_connection((host, int(port)))
+    head = b"POST /v1/score HTTP/1.1\r\nhost: gatehouse\r\ncontent-length: %d\r\n\r\n"
+    connection.sendall(head % len(body) + body)
+    return connection
+
+
+def cancelled(url):
+    text = httpx.get(f"{url}/metrics").text
+    return {
+        sample.labels["stage"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "gatehouse_cancelled_total"
+    }
+
+
+def test_work_for_a_caller_that_left_is_dropped_and_counted_by_stage(tmp_path):
+    publish(Store(tmp_path / "store"), *slow_module())
+    flags = ("--lanes", "1", "--request-timeout-ms", "60000")
+    with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:
+        assert cancelled(server.url) == {"body": 0, "queue": 0, "compute": 0}
+        running = send(server.url, [DAWDLES])
+        while httpx.get(f"{server.url}/v1/engine").json()["idle_lanes"]:
+            pass
+        send(server.url, [1, 2, 3]).close()
+        staying = send(server.url, [4, 5.5])
+        assert b"200 OK" in running.recv(4096)
+        assert b"200 OK" in staying.recv(4096)
+        assert cancelled(server.url) == {"body": 0, "queue": 1, "compute": 0}
+        send(server.url, [DAWDLES]).close()
+        while cancelled(server.url)["compute"] != 1:
+            pass
+        running.close()
+        staying.close()
