@@ -6,18 +6,11 @@ deaf to signals that it has none for.
 """
 
 import argparse
-import logging
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-from pydantic_settings import CliApp, CliSettingsSource, SettingsError
-
-from app.settings import Settings
 from app.usage import (
     EXIT_OK,
     EXIT_USAGE,
@@ -25,8 +18,6 @@ from app.usage import (
     Parser,
     WrongUsage,
     complain,
-    rules_broken,
-    without_values,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     match arguments:
         case ["serve", *flags]:
+            from app.serve import serve
+
             return serve(flags)
         case ["check", store] if not store.startswith("-"):
             return check(Path(store))
@@ -74,35 +67,6 @@ def _run(arguments: list[str]) -> int:
         case [command, *_]:
             return _usage_error(f"no command {command!r}; try --help")
     raise AssertionError  # every list is matched above
-
-
-def serve(flags: Sequence[str]) -> int:
-    """Read the settings and serve until a signal; the process ends here once it has served."""
-    source = CliSettingsSource[Settings](
-        Settings,
-        cli_prog_name="gatehouse serve",
-        cli_kebab_case=True,
-        cli_avoid_json=True,
-        cli_exit_on_error=False,
-        cli_show_env_vars=True,
-    )
-    if any(flag.partition("=")[0] == "--keys" for flag in flags):
-        # A process's arguments are seen by everyone on its machine.
-        return _usage_error("no flag --keys; set GATEHOUSE_KEYS, or --keys-file")
-    try:
-        settings = CliApp.run(Settings, cli_args=list(flags), cli_settings_source=source)
-    except SettingsError as error:
-        return _usage_error(without_values(str(error).removeprefix("error parsing CLI: ")))
-    except ValidationError as error:
-        return _usage_error(rules_broken(error))
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, _stop_before_start)
-    from app.main import run
-
-    code = run(settings)
-    logging.shutdown()
-    # Not sys.exit: it would wait for a thread that hangs in somebody's model.
-    os._exit(code)
 
 
 def check(folder: Path) -> int:
@@ -210,11 +174,6 @@ def _import_parser() -> argparse.ArgumentParser:
 
 def _names(text: str) -> list[str]:
     return [each.strip() for each in text.split(",")]
-
-
-def _stop_before_start(_signal: int, _frame: object) -> None:
-    """Nothing was accepted yet, so there is nothing to drain."""
-    sys.exit(EXIT_OK)
 
 
 def _usage_error(message: str) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -22,11 +21,12 @@ from app.api.body import BodyReader
 from app.api.browsers import SafePages, origins, shared_with
 from app.api.budget import ByteBudget
 from app.api.keys import Keys
+from app.api.listeners import listen, log_address
 from app.api.middleware import Observed
 from app.api.native import Native
 from app.api.rotation import Rotated, Rotation
 from app.api.score import Limits, ScoreRoutes
-from app.api.server import DrainingServer, listen
+from app.api.server import DrainingServer
 from app.api.tls import Certificate
 from app.artifacts.registry import Registry
 from app.artifacts.store import Store
@@ -35,6 +35,7 @@ from app.engine.deployment import Deployment
 from app.engine.hardware import device_named, start_lanes, warm_up_rows
 from app.engine.service import Service
 from app.errors import ArtifactInvalid, ConfigurationInvalid
+from app.processes import shared_socket
 from app.settings import Settings
 from app.telemetry import logging as json_logs
 from app.telemetry.metrics import Metrics
@@ -77,6 +78,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     lanes = start_lanes(
         device,
         settings.lanes,
+        processes=settings.processes,
         max_batch_rows=settings.max_batch_rows,
         metrics=metrics,
         on_lost=lost.set,
@@ -129,7 +131,14 @@ def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Key
         redirect_slashes=False,
     )
     fastapi.include_router(models.routes(service))
-    fastapi.include_router(operations.routes(service, metrics, lane_hang_s=settings.lane_hang_s))
+    fastapi.include_router(
+        operations.routes(
+            service,
+            metrics,
+            lane_hang_s=settings.lane_hang_s,
+            metrics_port=settings.metrics_port,
+        )
+    )
     problems.install(fastapi)
     openapi.install(fastapi, service.registry, keys)
     bodies = BodyReader(
@@ -163,21 +172,21 @@ def run(settings: Settings) -> int:
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     if settings.device == "cuda" and not torch.cuda.is_available():
         return _unusable("device: cuda is not available here")
-    try:
-        listener = listen(settings.host, settings.port)
-    except OSError as error:
-        return _unusable(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}")
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    scheme = "https" if settings.tls_cert else "http"
-    logger.info("listening on %s://%s:%d", scheme, host, listener.getsockname()[1])
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     try:
-        return runner.run(_serve(settings, listener))
+        return runner.run(_serve(settings))
     except ConfigurationInvalid as error:
         return _unusable(str(error))
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> int:
+async def _serve(settings: Settings) -> int:
+    # Where the port is shared, it is not listened on before there are answers.
+    ports = [settings.port] if settings.processes == 1 else []
+    ports += [] if settings.metrics_port is None else [settings.metrics_port]
+    listeners = listen(settings.host, ports, scheme=settings.scheme)
+    if settings.metrics_port == 0:
+        taken = listeners[-1].getsockname()[1]
+        settings = settings.model_copy(update={"metrics_port": taken})
     async with gatehouse(settings) as parts:
         server = DrainingServer(
             parts.app,
@@ -193,10 +202,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
             for each in rotated
             if each is not None and each.files
         ]
-        deploying = asyncio.create_task(_deploy(settings, parts))
+        deploying = asyncio.create_task(_deploy(settings, parts, server))
         deploying.add_done_callback(lambda _: setattr(server, "should_exit", True))
         watching = asyncio.create_task(_end_when_lost(parts, server))
-        await server.serve([listener])
+        await server.serve(listeners)
         for each in (deploying, watching, *following):
             each.cancel()
         if parts.lost.is_set():
@@ -209,7 +218,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
             return _unusable(f"nothing in the store can be served: {error}")
 
 
-async def _deploy(settings: Settings, parts: Gatehouse) -> NoReturn:
+async def _deploy(settings: Settings, parts: Gatehouse, server: DrainingServer) -> NoReturn:
     """Load what the store holds, then follow it; end only if none of it is fit."""
     try:
         await parts.deployment.refresh()
@@ -222,6 +231,11 @@ async def _deploy(settings: Settings, parts: Gatehouse) -> NoReturn:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
+    if settings.processes > 1:
+        # Not before: the kernel would share out connections to a process that cannot answer yet.
+        listener = shared_socket(settings.host, settings.port)
+        await server.listen_also(listener)
+        log_address(listener, settings.scheme)
     await parts.deployment.follow(settings.store_poll_s)
 
 

@@ -20,6 +20,15 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    processes: int = Field(
+        1, ge=1, le=64, description="complete copies of the service on one port; limits are of each"
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="TCP port for /metrics, of the first process; the others' follow it",
+    )
     store: Path = Field(
         Path("store"), description="folder of artifacts, <store>/<model>/<version>/"
     )
@@ -100,6 +109,11 @@ class Settings(BaseSettings):
         100.0, ge=0, description="a request slower than this is always logged (ms)"
     )
 
+    @property
+    def scheme(self) -> str:
+        """The scheme of the service's URLs."""
+        return "https" if self.tls_cert else "http"
+
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
         if self.max_candidates > self.max_queue_rows:
@@ -108,6 +122,17 @@ class Settings(BaseSettings):
             raise ValueError("max_body_bytes must not be above max_bodies_bytes")
         if self.min_piece_rows > self.max_batch_rows:
             raise ValueError("min_piece_rows must not be above max_batch_rows")
+        return self
+
+    @model_validator(mode="after")
+    def _ports_agree(self) -> Self:
+        if self.metrics_port is None:
+            if self.processes > 1:
+                raise ValueError("more than one of processes needs metrics_port: none sees all")
+        elif self.metrics_port:
+            last = self.metrics_port + self.processes - 1
+            if last > 65535 or self.metrics_port <= self.port <= last:
+                raise ValueError("metrics_port and those that follow it must be free of port")
         return self
 
     @model_validator(mode="after")

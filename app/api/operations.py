@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -14,8 +14,10 @@ from app.errors import Draining, NotReady
 from app.telemetry.metrics import Metrics
 
 
-def routes(service: Service, metrics: Metrics, *, lane_hang_s: float) -> APIRouter:
-    """Return the operations' routes."""
+def routes(
+    service: Service, metrics: Metrics, *, lane_hang_s: float, metrics_port: int | None = None
+) -> APIRouter:
+    """Return the operations' routes; /metrics on `metrics_port` only, where there is one."""
     router = APIRouter(tags=["operations"])
 
     @router.head("/livez", include_in_schema=False)
@@ -48,7 +50,9 @@ def routes(service: Service, metrics: Metrics, *, lane_hang_s: float) -> APIRout
         return service.state(lane_hang_s)
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
-    async def scrape() -> Response:
+    async def scrape(request: Request) -> Response:
+        if metrics_port is not None and request.scope["server"][1] != metrics_port:
+            raise HTTPException(404, "The metrics are on a port of their own")
         text = await asyncio.to_thread(metrics.render)
         return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 

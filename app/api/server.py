@@ -20,16 +20,6 @@ _LINGER_S = 0.2  # bytes that were sent before the listener closed have arrived 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
-
-    Raises:
-        OSError: the address cannot be had.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
-
-
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains on SIGTERM and SIGINT.
 
@@ -68,6 +58,14 @@ class DrainingServer(uvicorn.Server):
         )
         self._service = service
         self._drain_delay_s = drain_delay_s
+
+    async def listen_also(self, listener: socket.socket) -> None:
+        """Accept connections on one more bound socket, unless the server is ending."""
+        former = self.servers
+        await self.startup([listener])
+        self.servers += former
+        if self._service.draining:
+            self._stop(asyncio.get_running_loop())
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ def start_lanes(
     device: torch.device,
     count: int | None,
     *,
+    processes: int,
     max_batch_rows: int,
     metrics: Metrics,
     on_lost: Callable[[], None],
@@ -33,14 +34,17 @@ def start_lanes(
 
     Args:
         device: where they run batches.
-        count: how many; None for one a usable core of a CPU, and for two on a GPU.
+        count: how many; None for two on a GPU, and on a CPU for this process's share of the usable
+            cores, one at least.
+        processes: how many such processes there are.
         max_batch_rows: the largest batch that they have graphs for, on a GPU.
         metrics: where what a GPU does is counted.
         on_lost: called when the device will never compute again.
     """
     loop = asyncio.get_running_loop()
     if device.type == "cpu":
-        return [Lane(f"lane-{i}", loop) for i in range(count or usable_cores())]
+        share = max(1, usable_cores() // processes)
+        return [Lane(f"lane-{i}", loop) for i in range(count or share)]
     metrics.watch_device_memory(memory_bytes(device))
     fallbacks = Fallbacks(metrics)
     streams: list[Stream] = [CudaStream(device) for _ in range(count or _GPU_LANES)]

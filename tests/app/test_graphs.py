@@ -269,7 +269,7 @@ async def test_after_warm_up_every_bucket_has_its_graph(store, executor):
 async def test_the_service_over_such_lanes_answers_the_same_and_times_its_copies(
     store, tiny, monkeypatch
 ):
-    def lanes(*_, max_batch_rows, metrics, on_lost):
+    def lanes(*_, max_batch_rows, metrics, on_lost, **__):
         loop, told = asyncio.get_running_loop(), Fallbacks(metrics)
         return [
             Lane(

@@ -40,6 +40,8 @@ def test_an_argument_wins_over_the_environment(monkeypatch):
 ACCESS = {"keys", "keys_file", "tls_cert", "tls_key", "cors_origins"}
 OUT_OF_RANGE: dict[str, list[int | float | str]] = {
     "port": [-1, 65536, "http"],
+    "processes": [0, 65],
+    "metrics_port": [-1, 65536],
     "store_poll_s": [0, 3601],
     "device": ["tpu"],
     "lanes": [0, 257],
@@ -91,6 +93,18 @@ def test_limits_that_disagree_are_refused(limits, rule):
     with pytest.raises(ValidationError, match=rule):
         Settings.model_validate(limits)
     Settings.model_validate(dict.fromkeys(limits, 4096))
+
+
+def test_several_processes_need_ports_for_their_metrics_beside_the_shared_one():
+    with pytest.raises(ValidationError, match="more than one of processes needs metrics_port"):
+        Settings(processes=2)
+    for port in (9000, 8999, 8998):
+        with pytest.raises(ValidationError, match="must be free of port"):
+            Settings(processes=3, port=9000, metrics_port=port)
+    with pytest.raises(ValidationError, match="must be free of port"):
+        Settings(processes=3, metrics_port=65534)
+    for port in (0, 8997, 9001):
+        Settings(processes=3, port=9000, metrics_port=port)
 
 
 @pytest.mark.parametrize(
