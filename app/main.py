@@ -1,18 +1,11 @@
-"""The composition root: settings become objects, objects become one ASGI app, and it is served."""
+"""The composition root: settings become objects, and objects become one ASGI app."""
 
 import asyncio
-import gc
-import logging
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import NoReturn
 
-import prometheus_client
-import torch
-import uvloop
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
@@ -21,29 +14,19 @@ from app.api.body import BodyReader
 from app.api.browsers import SafePages, origins, shared_with
 from app.api.budget import ByteBudget
 from app.api.keys import Keys
-from app.api.listeners import listen, log_address
 from app.api.middleware import Observed
 from app.api.native import Native
-from app.api.rotation import Rotated, Rotation
 from app.api.score import Limits, ScoreRoutes
-from app.api.server import DrainingServer
 from app.api.tls import Certificate
 from app.artifacts.registry import Registry
 from app.artifacts.store import Store
 from app.engine.batcher import Batcher
 from app.engine.deployment import Deployment
-from app.engine.hardware import device_named, start_lanes, warm_up_rows
+from app.engine.hardware import device_named, start_lanes, warm_up_batches
 from app.engine.service import Service
-from app.errors import ArtifactInvalid, ConfigurationInvalid
-from app.processes import shared_socket
 from app.settings import Settings
-from app.telemetry import logging as json_logs
 from app.telemetry.metrics import Metrics
 from app.telemetry.pulse import Pulse
-
-logger = logging.getLogger("app")
-
-EXIT_OK, EXIT_LOST, EXIT_UNUSABLE = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +89,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             registry,
             lanes,
             device=device,
-            warm_up_rows=warm_up_rows(
+            warm_up=warm_up_batches(
                 device,
                 min_piece_rows=settings.min_piece_rows,
                 max_batch_rows=settings.max_batch_rows,
@@ -158,95 +141,3 @@ def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Key
         log_sample=settings.log_sample,
         slow_request_s=settings.slow_request_ms / 1e3,
     )
-
-
-def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT and return the process's exit code.
-
-    It is 0 after a drain, 1 after the device was lost, and 2 where the settings cannot be followed,
-    or where the store holds artifacts and none can be served. The event loop is left as it is, for
-    closing it would wait for a thread that hangs in somebody's model: the process should end now.
-    """
-    json_logs.configure(settings.log_level)
-    # Each counter and histogram would have a second series, with the time of its creation.
-    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        return _unusable("device: cuda is not available here")
-    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-    try:
-        return runner.run(_serve(settings))
-    except ConfigurationInvalid as error:
-        return _unusable(str(error))
-
-
-async def _serve(settings: Settings) -> int:
-    # Where the port is shared, it is not listened on before there are answers.
-    ports = [settings.port] if settings.processes == 1 else []
-    ports += [] if settings.metrics_port is None else [settings.metrics_port]
-    listeners = listen(settings.host, ports, scheme=settings.scheme)
-    if settings.metrics_port == 0:
-        taken = listeners[-1].getsockname()[1]
-        settings = settings.model_copy(update={"metrics_port": taken})
-    async with gatehouse(settings) as parts:
-        server = DrainingServer(
-            parts.app,
-            parts.service,
-            keep_alive_s=settings.keep_alive_s,
-            drain_delay_s=settings.drain_delay_s,
-            drain_timeout_s=settings.drain_timeout_s,
-            tls=None if parts.certificate is None else parts.certificate.context,
-        )
-        rotated: list[Rotated | None] = [parts.keys, parts.certificate]
-        following = [
-            asyncio.create_task(Rotation(each).follow(settings.store_poll_s))
-            for each in rotated
-            if each is not None and each.files
-        ]
-        deploying = asyncio.create_task(_deploy(settings, parts, server))
-        deploying.add_done_callback(lambda _: setattr(server, "should_exit", True))
-        watching = asyncio.create_task(_end_when_lost(parts, server))
-        await server.serve(listeners)
-        for each in (deploying, watching, *following):
-            each.cancel()
-        if parts.lost.is_set():
-            return EXIT_LOST
-        try:
-            await deploying
-        except asyncio.CancelledError:
-            return EXIT_OK
-        except ArtifactInvalid as error:
-            return _unusable(f"nothing in the store can be served: {error}")
-
-
-async def _deploy(settings: Settings, parts: Gatehouse, server: DrainingServer) -> NoReturn:
-    """Load what the store holds, then follow it; end only if none of it is fit."""
-    try:
-        await parts.deployment.refresh()
-    except OSError as error:
-        logger.error("the store cannot be read: %s", error)  # noqa: TRY400  (it may come back)
-    if not parts.service.is_ready:
-        logger.warning("no artifacts in %s: waiting for a first one", settings.store)
-    # Torch alone makes half a million objects that live for ever. Collecting them again and again
-    # was the whole latency tail: they leave the collector's sight, and it runs less often.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
-    if settings.processes > 1:
-        # Not before: the kernel would share out connections to a process that cannot answer yet.
-        listener = shared_socket(settings.host, settings.port)
-        await server.listen_also(listener)
-        log_address(listener, settings.scheme)
-    await parts.deployment.follow(settings.store_poll_s)
-
-
-async def _end_when_lost(parts: Gatehouse, server: DrainingServer) -> None:
-    """Answer what is here, each with its error, and end: another process may fare better."""
-    await parts.lost.wait()
-    logger.critical("the device fails every call: this process ends")
-    parts.service.draining = True
-    server.should_exit = True
-
-
-def _unusable(reason: str) -> int:
-    sys.stderr.write(f"gatehouse: {reason}\n")
-    return EXIT_UNUSABLE

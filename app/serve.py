@@ -53,7 +53,7 @@ def serve(flags: Sequence[str]) -> int:
 
 def _serve_here(settings: Settings) -> int:
     """Serve in this process until a signal."""
-    from app.main import run
+    from app.process import run
 
     return run(settings)
 

@@ -36,7 +36,7 @@ class Deployment:
         lanes: Sequence[Lane],
         *,
         device: torch.device,
-        warm_up_rows: Sequence[int],
+        warm_up: Sequence[Sequence[int]],
         on_warm: Callable[[Model, Observed], None],
     ) -> None:
         """Do nothing yet.
@@ -46,14 +46,14 @@ class Deployment:
             registry: what is told which of them is active.
             lanes: who will run them.
             device: where they are loaded.
-            warm_up_rows: the batch sizes that every lane runs beforehand.
+            warm_up: batches that every lane runs beforehand, each as the rows of its requests.
             on_warm: told, before a version is active, what its batches cost: `(rows, seconds)`.
         """
         self._store = store
         self._registry = registry
         self._lanes = lanes
         self._device = device
-        self._warm_up_rows = warm_up_rows
+        self._warm_up_sizes = warm_up
         self._on_warm = on_warm
         self._refused_as: dict[Artifact, frozenset[tuple[str, int, int]]] = {}  # its files then
 
@@ -114,20 +114,8 @@ class Deployment:
                 return
 
     async def _warm_up(self, model: Model) -> None:
-        """Run every size on every lane, so that no request is the first of its kind.
-
-        Each size is run as one request, as two, and as one for each row: a program may be
-        specialised to any, and a GPU lane has a graph for few and a graph for many.
-        """
-        batches = [
-            parts
-            for rows in self._warm_up_rows
-            for parts in (
-                [_rows(model, rows)],
-                [_rows(model, 1), _rows(model, max(1, rows - 1))],
-                [_rows(model, 1)] * rows,
-            )
-        ]
+        """Run every size on every lane, so that no request is the first of its kind."""
+        batches = [[_rows(model, rows) for rows in sizes] for sizes in self._warm_up_sizes]
         observed: list[tuple[int, float]] = []
         for lane in self._lanes:
             for parts in batches * _WARM_UP_PASSES:

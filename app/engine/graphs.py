@@ -218,7 +218,8 @@ class GraphExecutor:
         copy_in_s, copy_out_s = self._stream.pass_through(way)
         result = scores(way.result.numpy(), model.manifest.tasks)
         compute_s = time.perf_counter() - collated - copy_in_s - copy_out_s
-        return Outcome(result, collated - began, compute_s, copy_in_s, copy_out_s)
+        finite = bool(np.isfinite(result).all())
+        return Outcome(result, collated - began, compute_s, copy_in_s, copy_out_s, finite)
 
 
 def _check_equal(

@@ -59,11 +59,17 @@ def start_lanes(
     ]
 
 
-def warm_up_rows(device: torch.device, *, min_piece_rows: int, max_batch_rows: int) -> list[int]:
-    """Return the sizes (rows) of batches that every lane runs of a model before it serves.
+def warm_up_batches(
+    device: torch.device, *, min_piece_rows: int, max_batch_rows: int
+) -> list[tuple[int, ...]]:
+    """Return the batches that every lane runs of a model before it serves.
 
-    On a GPU that is every bucket, the largest first: the others' graphs use its memory again.
+    A batch is the rows of each of its requests. Each size is run as one request and as two: a
+    program may be specialised to either. On a GPU that is every bucket, as one request for each row
+    too, and the largest first: the others' graphs use its memory again.
     """
     if device.type == "cpu":
-        return sorted({1, min_piece_rows, max_batch_rows})
-    return Buckets(max_batch_rows).rows[::-1]
+        sizes = sorted({1, min_piece_rows, max_batch_rows})
+        return [batch for rows in sizes for batch in ((rows,), (1, max(1, rows - 1)))]
+    sizes = Buckets(max_batch_rows).rows[::-1]
+    return [batch for rows in sizes for batch in ((rows,), (1, max(1, rows - 1)), (1,) * rows)]

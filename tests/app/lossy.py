@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from app import main
+from app import main, process
 from app.artifacts.loader import Model
 from app.engine.lanes import Lane, Outcome, Part, run
 from app.settings import Settings
@@ -26,4 +26,4 @@ def lanes(*_: object, on_lost: Callable[[], None], **__: object) -> list[Lane]:
 
 if __name__ == "__main__":
     main.start_lanes = lanes  # type: ignore[attr-defined]
-    sys.exit(main.run(Settings(store=Path(sys.argv[1]), port=int(sys.argv[2]))))
+    sys.exit(process.run(Settings(store=Path(sys.argv[1]), port=int(sys.argv[2]))))

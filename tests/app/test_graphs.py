@@ -19,7 +19,7 @@ from app.artifacts.registry import Registry
 from app.engine.buckets import Buckets
 from app.engine.deployment import Deployment
 from app.engine.graphs import Fallbacks, GraphExecutor
-from app.engine.hardware import warm_up_rows
+from app.engine.hardware import warm_up_batches
 from app.engine.lanes import Lane, Outcome, Part, run
 from app.settings import Settings
 from app.telemetry.metrics import GPU_STAGES, Metrics
@@ -112,6 +112,7 @@ def test_a_padded_replay_gives_the_scores_of_the_batch_as_it_is(served, stream, 
     for _ in range(3):
         outcome = executor(served, parts)
         np.testing.assert_allclose(scores_of(outcome), expected, rtol=1e-5, atol=1e-6)
+        assert outcome.finite
     assert stream.captures == 1
     assert stream.replays == 3  # the first is compared with the model itself
 
@@ -174,6 +175,7 @@ def test_a_score_that_is_no_number_is_no_difference(executor, stream, metrics):
     for _ in range(2):
         outcome = executor(sums_model(), [part(1, [2, -2.0])])
         assert np.isnan(outcome.scores).tolist() == [[False, False], [True, True]]
+        assert not outcome.finite
     assert fallbacks(metrics, "sums") is None
     assert stream.replays == 2
 
@@ -252,10 +254,10 @@ async def test_a_lost_lane_is_not_alive_and_says_so_once(stream, executor):
 
 async def test_after_warm_up_every_bucket_has_its_graph(store, executor):
     lane = Lane("lane-0", asyncio.get_running_loop(), executor=executor)
-    rows = warm_up_rows(torch.device("cuda"), min_piece_rows=1, max_batch_rows=LIMIT)
+    batches = warm_up_batches(torch.device("cuda"), min_piece_rows=1, max_batch_rows=LIMIT)
     registry = Registry(Metrics())
     deployment = Deployment(
-        store, registry, [lane], device=CPU, warm_up_rows=rows, on_warm=lambda *_: None
+        store, registry, [lane], device=CPU, warm_up=batches, on_warm=lambda *_: None
     )
     await deployment.refresh()
     (served,) = registry.models()

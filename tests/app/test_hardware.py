@@ -5,7 +5,7 @@ import torch
 
 from app.engine import hardware
 from app.engine.buckets import Buckets
-from app.engine.hardware import device_named, start_lanes, warm_up_rows
+from app.engine.hardware import device_named, start_lanes, warm_up_batches
 from app.telemetry.metrics import Metrics
 from tests.app.builders import CPU
 
@@ -29,8 +29,14 @@ def test_auto_is_a_gpu_where_there_is_one():
     assert device_named("cpu") == CPU
 
 
-def test_a_cpu_runs_the_least_the_knee_and_the_most_and_a_gpu_every_bucket():
-    assert warm_up_rows(CPU, min_piece_rows=64, max_batch_rows=512) == [1, 64, 512]
-    assert warm_up_rows(CPU, min_piece_rows=1, max_batch_rows=1) == [1]
-    rows = warm_up_rows(torch.device("cuda"), min_piece_rows=64, max_batch_rows=512)
-    assert rows == sorted({bucket.rows for bucket in Buckets(512)}, reverse=True)
+def test_a_cpu_runs_the_least_the_knee_and_the_most_as_one_request_and_as_two():
+    batches = warm_up_batches(CPU, min_piece_rows=64, max_batch_rows=512)
+    assert batches == [(1,), (1, 1), (64,), (1, 63), (512,), (1, 511)]
+
+
+def test_a_gpu_runs_every_bucket_the_largest_first():
+    batches = warm_up_batches(torch.device("cuda"), min_piece_rows=64, max_batch_rows=500)
+    buckets = Buckets(500)
+    assert {buckets.fit(sum(each), len(each)) for each in batches} == set(buckets)
+    rows = [sum(each) for each in batches]
+    assert rows == sorted(rows, reverse=True)

@@ -7,7 +7,7 @@ import sys
 import httpx
 import pytest
 
-from app.main import EXIT_LOST
+from app.process import EXIT_LOST
 from tests.server import Server, clean_environment, free_port, wait_for
 
 pytestmark = pytest.mark.slow
