@@ -23,6 +23,7 @@ from app.errors import MalformedBody, PayloadTooLarge
 LARGE_BYTES = 32 << 10
 """From this size on matrices pay for what simdjson costs more elsewhere."""
 
+_BLOCK_BYTES = 1 << 18  # a core's cache holds it, and what is compared with it
 _SLACK_VALUES = 1 << 16
 _CONTAINERS = frozenset((list, dict, np.ndarray))
 _OBJECTS = re.compile(rb'"candidates"\s*:\s*\[')
@@ -61,11 +62,8 @@ def decode_request(body: bytes, manifest: Manifest, *, max_candidates: int) -> o
     """
     if len(body) < LARGE_BYTES:
         return decode(body)
-    text = np.frombuffer(body, np.uint8)
-    containers = int(np.count_nonzero((text | 0x20) == ord("{")))  # that bit alone tells [ from {
-    # Every value stands behind a comma or at the beginning of a container.
-    values = containers + int(np.count_nonzero(text == ord(",")))
-    if values > most_values(manifest, max_candidates):
+    containers = count_containers(body, most_values=most_values(manifest, max_candidates))
+    if containers is None:
         detail = f"the body holds more values than {max_candidates} candidates of this model have"
         raise PayloadTooLarge(detail)
     if _OBJECTS.match(body, body.find(b'"candidates"')):  # nothing in there is a matrix
@@ -79,11 +77,28 @@ def most_values(manifest: Manifest, max_candidates: int) -> int:
     """Return how many values a large body may hold: parsing takes time and memory for each.
 
     It is more than twice what the largest request has, because commas and brackets within strings
-    are counted for values too.
+    are counted too.
     """
     user = sum(1 + _width(feature) for feature in manifest.user_inputs)
     candidate = 2 + sum(1 + _width(feature) for feature in manifest.candidate_inputs)
     return 2 * (user + max_candidates * candidate) + _SLACK_VALUES
+
+
+def count_containers(body: bytes, *, most_values: int) -> int | None:
+    """Return how many [ and { there are, or None where there are more values than so many.
+
+    Every value stands behind a comma or at the beginning of a container. Within strings, too, each
+    is counted.
+    """
+    text = np.frombuffer(body, np.uint8)
+    containers = commas = 0
+    for start in range(0, len(text), _BLOCK_BYTES):
+        block = text[start : start + _BLOCK_BYTES]
+        containers += int(np.count_nonzero((block | 0x20) == ord("{")))  # this bit alone is [ or {
+        commas += int(np.count_nonzero(block == ord(",")))
+        if containers + commas > most_values:
+            return None
+    return containers
 
 
 def with_matrices(body: bytes, dense: frozenset[str], containers: int) -> dict[str, Any] | None:
@@ -92,7 +107,7 @@ def with_matrices(body: bytes, dense: frozenset[str], containers: int) -> dict[s
     Args:
         body: of the request.
         dense: the features whose columns become matrices, where they are such.
-        containers: how many [ and { there are in `body`, within strings too.
+        containers: as counted by `count_containers`.
     """
     if body.startswith(_BYTE_ORDER_MARK):  # which simdjson skips
         return None

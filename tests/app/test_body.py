@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 from starlette.types import Message, Scope
 
-from app.api.body import BodyReader
+from app.api.body import LARGE_BYTES, BodyReader
 from app.api.budget import UNCOUNTED_BYTES, ByteBudget
 from app.errors import (
     CallerLeft,
@@ -226,6 +226,26 @@ async def test_a_body_without_room_is_refused_before_it_is_read_and_a_small_one_
     assert b'gatehouse_shed_total{reason="bodies"} 1.0' in metrics.render()
     assert await reader.read(announced(UNCOUNTED_BYTES), caller.receive, deadline=9.0) == b"x"
     assert budget.held == LARGE
+
+
+async def test_between_two_large_bodies_everything_else_has_its_turn():
+    reader = reader_of(ByteBudget(100 * LARGE_BYTES, Metrics()), max_bytes=LARGE_BYTES)
+    turns = 0
+    read_at: list[int] = []
+
+    async def everything_else() -> None:
+        nonlocal turns
+        while len(read_at) < 5:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def read_one() -> None:
+        caller = Caller(part(b"x" * LARGE_BYTES))
+        await reader.read(announced(LARGE_BYTES), caller.receive, deadline=9.0)
+        read_at.append(turns)
+
+    await asyncio.gather(everything_else(), *[read_one() for _ in range(5)])
+    assert len(set(read_at)) == 5
 
 
 async def test_a_body_of_unknown_length_is_counted_while_it_is_read():

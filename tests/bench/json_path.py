@@ -1,0 +1,166 @@
+"""From the bytes of a request to its arrays, in several ways: ``python -m tests.bench.json_path``.
+
+All ways read the same body by turns. A cell is the least time of all turns; in brackets, that of
+json.loads plus numpy.array over it: above 1, this way is faster. The first five read the matrix and
+nothing else, and check nothing. The last three are those of the service, which reads and checks the
+whole request: its way for small bodies, its way for large ones, and the one that it takes.
+"""
+
+import argparse
+import gc
+import json
+import struct
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+import simdjson
+
+from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Manifest
+from app.engine.decode import count_containers, decode, decode_request, with_matrices
+from app.engine.document import Findings
+from app.engine.encode import encode
+from tests.app.builders import manifest
+
+MOST = 4096
+WIDE = manifest(
+    inputs=(
+        IdInput(name="user_id", side="user", vocabulary_size=1 << 20),
+        IdInput(name="item_id", side="candidate", vocabulary_size=1 << 20),
+        DenseInput(name="features", side="candidate", dim=100),
+    )
+)
+FEED = manifest(
+    inputs=(
+        IdInput(name="user_id", side="user", vocabulary_size=1 << 20),
+        IdListInput(name="recent_items", side="user", vocabulary_size=1 << 20, max_length=10),
+        IdInput(name="item_id", side="candidate", vocabulary_size=1 << 20),
+        IdInput(name="category", side="candidate", vocabulary_size=1 << 20),
+        DenseInput(name="features", side="candidate", dim=2),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A request: what it is called in the table, its model and its bytes."""
+
+    name: str
+    manifest: Manifest
+    body: bytes
+
+
+class _Columns(msgspec.Struct):
+    features: list[list[float]]
+
+
+class _Request(msgspec.Struct):
+    candidates: _Columns
+
+
+def documents() -> list[Document]:
+    rng = np.random.default_rng(0)
+    made = []
+    for n in (1, 50, 500):
+        columns = {"item_id": list(range(n)), "features": rng.normal(size=(n, 100))}
+        made.append(_document(f"{n} × 100 numbers", WIDE, {"user_id": 7}, columns))
+    small: dict[str, Any] = {
+        "item_id": list(range(500)),
+        "category": [i % 20 for i in range(500)],
+        "features": rng.random((500, 2)),
+    }
+    user = {"user_id": 7, "recent_items": list(range(10))}
+    return [*made, _document("demo feed, 500 candidates", FEED, user, small)]
+
+
+def _document(
+    name: str, model: Manifest, user: Mapping[str, object], columns: dict[str, Any]
+) -> Document:
+    content = {
+        "user": user,
+        "candidates": columns | {"features": columns["features"].astype(np.float32)},
+        "candidate_keys": [f"v{i}" for i in range(len(columns["item_id"]))],
+    }
+    return Document(name, model, orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def ways(document: Document) -> dict[str, Callable[[], Any]]:
+    """Ways to read a document; the first is what the others are measured by."""
+    body, model = document.body, document.manifest
+    typed = msgspec.json.Decoder(_Request)
+    width = len(orjson.loads(body)["candidates"]["features"][0])
+    pack = struct.Struct(f"{width}f").pack
+
+    def packed() -> Any:
+        rows = orjson.loads(body)["candidates"]["features"]
+        return np.frombuffer(b"".join([pack(*row) for row in rows]), np.float32)
+
+    def served(content: Any) -> Any:
+        findings = Findings()
+        request = encode(
+            model, content["user"], content["candidates"], findings, max_candidates=MOST
+        )
+        findings.raise_any()
+        return request
+
+    def with_simdjson() -> Any:
+        containers = count_containers(body, most_values=len(body))
+        assert containers is not None
+        return with_matrices(body, frozenset(("features",)), containers)
+
+    assert with_simdjson() is not None
+    return {
+        "json, np.array": lambda: np.array(json.loads(body)["candidates"]["features"], np.float32),
+        "orjson, np.array": lambda: np.array(
+            orjson.loads(body)["candidates"]["features"], np.float32
+        ),
+        "msgspec, np.array": lambda: np.array(typed.decode(body).candidates.features, np.float32),
+        "orjson, struct": packed,
+        "simdjson, as_buffer": lambda: np.frombuffer(
+            simdjson.Parser().parse(body)["candidates"]["features"].as_buffer(of_type="d")  # type: ignore[union-attr,index]
+        ).astype(np.float32),
+        "orjson, encode": lambda: served(decode(body)),
+        "simdjson, encode": lambda: served(with_simdjson()),
+        "as served": lambda: served(decode_request(body, model, max_candidates=MOST)),
+    }
+
+
+def seconds(way: Callable[[], Any], repeats: int) -> float:
+    began = time.perf_counter()
+    for _ in range(repeats):
+        way()
+    return (time.perf_counter() - began) / repeats
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    flags.add_argument("--turns", type=int, default=51)
+    turns = flags.parse_args().turns
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)  # as the server does
+    columns = {each.name: each for each in documents()}
+    cells: dict[str, list[str]] = {}
+    for document in columns.values():
+        options = ways(document)
+        repeats = max(1, 200_000 // len(document.body))
+        times: dict[str, list[float]] = {name: [] for name in options}
+        for _ in range(turns):
+            for name, way in options.items():
+                times[name].append(seconds(way, repeats))
+        least = {name: min(each) for name, each in times.items()}
+        first, *_ = least.values()
+        for name, each in least.items():
+            cells.setdefault(name, []).append(f"{each * 1e6:,.0f} µs ({first / each:.1f}×)")
+    print(f"| | {' | '.join(columns)} |")
+    sizes = [f"{len(each.body) / 1e3:,.0f} kB" for each in columns.values()]
+    print(f"| --- |{' --: |' * len(columns)}\n| body | {' | '.join(sizes)} |")
+    for name, row in cells.items():
+        print(f"| {name} | {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()
