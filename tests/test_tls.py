@@ -13,7 +13,7 @@ import pytest
 from app.api.tls import Certificate
 from app.errors import ConfigurationInvalid
 from tests.server import clean_environment, running_server
-from tests.test_docker import probe
+from tests.test_docker import CPU, probe
 
 pytestmark = [
     pytest.mark.slow,
@@ -101,7 +101,7 @@ def test_plain_http_gets_no_answer(server):
 
 def test_the_image_checks_its_health_by_https_too(server, files):
     port = int(server.url.rpartition(":")[2])
-    assert probe(port, GATEHOUSE_TLS_CERT=str(files[0])) == 0
+    assert probe(CPU, port, GATEHOUSE_TLS_CERT=str(files[0])) == 0
 
 
 def test_a_new_certificate_is_shown_without_a_restart(server, files, tmp_path):
