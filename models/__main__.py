@@ -1,4 +1,4 @@
-"""`python -m models train | vocabulary | show | compare | sweep`: parses, calls, prints."""
+"""`python -m models train | log | vocabulary | show | compare | sweep`: parses, calls, prints."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ from models import (
     correlation,
     data,
     experiment,
+    logged,
     networks,
     plots,
     show,
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     trains.add_argument("--quiet", action="store_true", help="a line an epoch, no progress bar")
     trains.set_defaults(command=_train, kept="nothing was published")
+    _add_log(commands.add_parser("log", help="score held-out rows; write scores and outcomes"))
     _add_series(
         commands.add_parser("compare", help="train several networks on one data set; tabulate"),
         command=_compare,
@@ -89,6 +91,31 @@ def _parser() -> argparse.ArgumentParser:
         configs=correlation.CONFIGS,
     )
     return parser
+
+
+def _add_log(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command that writes a log for `gatehouse tune`."""
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a TOML file")
+    parser.add_argument(
+        "--store",
+        type=Path,
+        default=Path("store"),
+        metavar="DIR",
+        help="the folder of artifacts; its newest version scores (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/log.parquet"),
+        metavar="FILE",
+        help="the table (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--validation",
+        action="store_true",
+        help="take the validation requests too, which decided no more than when training stopped",
+    )
+    parser.set_defaults(command=_log, kept="nothing was written")
 
 
 def _add_series(
@@ -134,6 +161,16 @@ def _train(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
     )
     console.print(f"published [bold]{artifact}[/]: {artifact.folder}", soft_wrap=True)
+    return 0
+
+
+def _log(arguments: argparse.Namespace) -> int:
+    planned = experiment.read(arguments.config)
+    store, path = Store(arguments.store), arguments.out
+    written = logged.write(planned, store, path, validation=arguments.validation)
+    print(
+        f"{path}: {written.requests:,} requests, {written.rows:,} rows, scored by {written.model}"
+    )
     return 0
 
 
