@@ -29,6 +29,8 @@ USAGE = """usage: gatehouse COMMAND [OPTION ...]
   check STORE   verify every artifact in a store and print a table
   import FILE   make an artifact of a TorchScript file that was made elsewhere
   rank FILE     answer a request from a file, as the server would
+  fit-calibration LOG   make scores mean what they say, by what came of them
+  tune LOG      find the weights of a policy that best reach a goal
 
 `gatehouse serve --help` lists the settings, each with its unit and default; the other commands'
 --help has their flags.
@@ -57,6 +59,14 @@ def _run(arguments: list[str]) -> int:
             from app.offline.rank import rank
 
             return rank(flags)
+        case ["fit-calibration", *flags]:
+            from app.offline.fit_calibration import fit_calibration
+
+            return fit_calibration(flags)
+        case ["tune", *flags]:
+            from app.offline.tune import tune
+
+            return tune(flags)
         case ["-h" | "--help", *_] | ["check", "-h" | "--help"]:
             print(USAGE, end="")
             return EXIT_OK

@@ -13,6 +13,7 @@ from app.settings import Settings
 from tests import REPOSITORY
 from tests.app.artifacts import add_version
 from tests.app.foreign import matrix_file
+from tests.app.offline import worlds
 from tests.server import clean_environment, running_server
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -87,9 +88,11 @@ def test_gatehouse_commands_run(store, tmp_path):
     (body,) = re.findall(r"-d '(.*?)'", commands("curl")[0], flags=re.DOTALL)
     (tmp_path / "request.json").write_text(body)
     matrix_file(tmp_path).rename(tmp_path / "ctr.pt")
+    (tmp_path / "build").mkdir()
+    worlds.write(tmp_path / "build" / "log.parquet", worlds.columns(worlds.log()))
     for command in commands("gatehouse"):
         output = run([sys.executable, "-m", "app", *command.split()[1:]], tmp_path)
-        assert re.search(r"good|published ctr/1|rank score", output)
+        assert re.search(r"good|published ctr/1|rank score|judged on|held-out", output)
 
 
 @pytest.mark.slow

@@ -1,0 +1,194 @@
+"""`fit-calibration` and `tune` as an analyst runs them: the file that they write is served."""
+
+import pyarrow.parquet as parquet
+import pytest
+
+from app.__main__ import main
+from app.artifacts.manifest import Output
+from app.ranking.policies import PolicySet
+from app.ranking.policy import Policy
+from app.settings import Settings
+from app.usage import EXIT_OK, EXIT_USAGE
+from tests.app.builders import published, task
+from tests.app.offline import worlds
+
+GOAL = ("--ndcg", "click=1", "--at", "5", "--tries", "80")
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal wide enough for a table, and no setting from outside."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"GATEHOUSE_{name.upper()}", raising=False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A model with the tasks of the logs, whose policy weighs them alike."""
+    folder = tmp_path_factory.mktemp("store")
+    outputs = dict.fromkeys(worlds.TASKS, Output(column=0)) | {"dwell": Output(column=1)}
+    links = {"click": ("binary", "sigmoid"), "like": ("binary", "sigmoid")}
+    published(
+        folder,
+        tasks=tuple(
+            task(name, kind=kind, link=link, output=outputs[name])
+            for name in worlds.TASKS
+            for kind, link in [links.get(name, ("duration", "exp"))]
+        ),
+        ranking=Policy(formula="power_product", weights=dict.fromkeys(worlds.TASKS, 1.0)),
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """Clicks follow click¹ · like³ · dwell⁰·³."""
+    table = worlds.columns(worlds.log(800, positions=True))
+    return worlds.write(tmp_path_factory.mktemp("log") / "log.parquet", table)
+
+
+@pytest.fixture
+def run(capsys, store, tmp_path):
+    """Run a command beside the store, with a policies file of the test's own."""
+
+    def run(*arguments):
+        flags = ["--store", str(store), "--policies", str(tmp_path / "policies.toml")]
+        code = main([*map(str, arguments), *flags])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def policies(tmp_path) -> PolicySet:
+    return PolicySet.parse((tmp_path / "policies.toml").read_bytes())
+
+
+def test_tune_shows_before_and_after_and_writes_the_weights(run, log, tmp_path):
+    code, out, err = run("tune", log, *GOAL)
+    assert (code, err) == (EXIT_OK, "")
+    assert "NDCG@5" in out
+    assert "click@5" in out
+    assert f"wrote {tmp_path / 'policies.toml'}" in out
+    written = policies(tmp_path).policies["default"]
+    assert written.formula == "power_product"
+    assert written.weights["like"] / written.weights["click"] > 1.5
+
+
+def test_tune_again_starts_from_what_was_written_and_changes_no_more(run, log, tmp_path):
+    run("tune", log, *GOAL)
+    before = (tmp_path / "policies.toml").read_bytes()
+    code, out, _ = run("tune", log, *GOAL)
+    assert code == EXIT_OK
+    assert "No change is worth making" in out
+    assert (tmp_path / "policies.toml").read_bytes() == before
+
+
+def test_tune_under_another_name_leaves_the_old_policy(run, log, tmp_path):
+    (tmp_path / "policies.toml").write_text(
+        '[policy.home]\nformula = "weighted_sum"  # plain\nweights = { click = 1, dwell = 0.1 }\n'
+    )
+    code, *_ = run("tune", log, *GOAL, "--policy", "home", "--as", "home-2", "--anyway")
+    assert code == EXIT_OK
+    assert policies(tmp_path).policies["home"].weights == {"click": 1.0, "dwell": 0.1}
+    assert policies(tmp_path).policies["home-2"].formula == "weighted_sum"
+    assert "# plain" in (tmp_path / "policies.toml").read_text()
+
+
+def test_a_dry_run_writes_nothing(run, log, tmp_path):
+    for command in (("tune", log, *GOAL), ("fit-calibration", log)):
+        code, out, _ = run(*command, "--dry-run", "--anyway")
+        assert code == EXIT_OK
+        assert "nothing was written" in out
+    assert not (tmp_path / "policies.toml").exists()
+
+
+def test_tune_plots_the_trade_off(run, log, tmp_path):
+    pytest.importorskip("matplotlib")
+    code, out, _ = run("tune", log, *GOAL, "--dry-run", "--plot", tmp_path / "plot.png")
+    assert code == EXIT_OK
+    assert "plotted" in out
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    _, _, err = run("tune", log, *GOAL, "--dry-run", "--plot", tmp_path / "no" / "plot.png")
+    assert err.startswith("gatehouse: ")
+    assert err.count("\n") == 1
+
+
+def test_position_bias_needs_positions(run, log, tmp_path):
+    assert run("tune", log, *GOAL, "--position-bias", "0.5")[0] == EXIT_OK
+    without = parquet.read_table(log).drop_columns(["position"])
+    parquet.write_table(without, tmp_path / "log.parquet")
+    code, _, err = run("tune", tmp_path / "log.parquet", *GOAL, "--position-bias", "0.5")
+    assert (code, err) == (
+        EXIT_USAGE,
+        "gatehouse: --position-bias: the log has no column position\n",
+    )
+
+
+def test_fit_calibration_writes_what_is_better_and_says_what_is_not(run, log, tmp_path):
+    code, out, err = run("fit-calibration", log, "--methods", "dwell=scale,like=platt")
+    assert (code, err) == (EXIT_OK, "")
+    rows = {each.split("│")[1].strip(): each for each in out.splitlines() if "│" in each}
+    assert set(rows) == set(worlds.TASKS)
+    written = policies(tmp_path).calibrations["feed"]
+    assert "better" in rows["click"]
+    assert written.keys() == {
+        each for each in rows if rows[each].split("│")[-2].strip() == "better"
+    }
+    assert written["dwell"].method == "scale"
+
+
+def test_tasks_that_are_left_out_stay_as_they_are(run, log, tmp_path):
+    run("fit-calibration", log, "--methods", "click=none,like=none,dwell=isotonic", "--anyway")
+    assert policies(tmp_path).calibrations["feed"].keys() == {"dwell"}
+
+
+def test_every_bad_column_is_a_line(run, tmp_path):
+    table = worlds.columns(worlds.log(10))
+    del table["score_like"]
+    table["outcome_click"][3] = 7.0
+    path = worlds.write(tmp_path / "log.parquet", table)
+    for command in (("tune", path, *GOAL), ("fit-calibration", path)):
+        code, out, err = run(*command)
+        assert (code, out) == (EXIT_USAGE, "")
+        assert err == f"gatehouse: {path}: column score_like is missing\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["tune"], "the following arguments are required: LOG"),
+        (["tune", "LOG"], "one of the arguments --ndcg --mix is required"),
+        (["tune", "LOG", "--ndcg", "click"], "argument --ndcg: must be NAME=VALUE,NAME=VALUE"),
+        (["tune", "LOG", "--ndcg", "a=1,a=2"], "argument --ndcg: must be NAME=VALUE,NAME=VALUE"),
+        (["tune", "LOG", "--ndcg", "click=-1"], "argument --ndcg: must be a number above 0"),
+        (["tune", "LOG", "--ndcg", "clik=1"], "--ndcg: the log has no outcome clik; it has click"),
+        (["tune", "LOG", *GOAL, "--at", "0"], "argument --at: must be a whole number, 1 or more"),
+        (["tune", "LOG", *GOAL, "--held-out", "1"], "argument --held-out: must be below 1"),
+        (["tune", "LOG", *GOAL, "--policy", "x"], "--policy: there is no policy of this name"),
+        (["tune", "LOG", *GOAL, "--as", "A Name"], "argument --as: must be lower-case letters"),
+        (["tune", "LOG", *GOAL, "--model", "x"], "there is no model x"),
+        (["tune", "LOG", *GOAL, "--held-out", "0.001"], " requests held out; there must be 50 or"),
+        (["tune", "absent.csv", *GOAL], "absent.csv: "),
+        (["fit-calibration", "LOG", "--method", "click=platt"], "no flag --method"),
+        (["fit-calibration", "LOG", "--methods", "dwell=platt"], "--methods: dwell takes one of"),
+        (["fit-calibration", "LOG", "--methods", "x=platt"], "--methods: the log has no outcome x"),
+    ],
+    ids=str,
+)
+def test_wrong_usage_is_one_line(run, log, tmp_path, arguments, line):
+    code, _, err = run(*[log if each == "LOG" else each for each in arguments])
+    assert code == EXIT_USAGE
+    assert err.startswith("gatehouse: ")
+    assert line in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "policies.toml").exists()
+
+
+@pytest.mark.parametrize("command", ["rank", "fit-calibration", "tune"])
+def test_help_says_what_there_is(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert not caught.value.code
+    out = capsys.readouterr().out
+    assert "default:" in out
