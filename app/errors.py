@@ -5,6 +5,7 @@
     ├── Unauthorized             401  no key, or none of this server's
     ├── ModelNotFound            404
     ├── VersionNotFound          404
+    ├── NotSupported             404  an extension of the protocol that is not here
     ├── MethodNotAllowed         405
     ├── RequestTimeout           408  the body came too slowly
     ├── PayloadTooLarge          413  body or rows over the limit
@@ -84,6 +85,14 @@ class VersionNotFound(GatehouseError):
     status = HTTPStatus.NOT_FOUND
     slug = "version-not-found"
     title = "No such version"
+
+
+class NotSupported(GatehouseError):
+    """The protocol has such a call as an extension, and this server does not have the extension."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "not-supported"
+    title = "Not supported"
 
 
 class MethodNotAllowed(GatehouseError):

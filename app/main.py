@@ -16,8 +16,11 @@ from app.api.budget import ByteBudget
 from app.api.keys import Keys
 from app.api.middleware import Observed
 from app.api.native import Native
-from app.api.score import Limits, ScoreRoutes
+from app.api.score import Dialect, Limits, ScoreRoutes
 from app.api.tls import Certificate
+from app.api.v2 import routes as v2
+from app.api.v2.infer import OpenInference
+from app.api.v2.metadata import Serving
 from app.artifacts.registry import Registry
 from app.artifacts.store import Store
 from app.engine.batcher import Batcher
@@ -133,7 +136,10 @@ def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Key
         max_candidates=settings.max_candidates,
         default_timeout_s=settings.request_timeout_ms / 1e3,
     )
-    app = ScoreRoutes(SafePages(fastapi), service, metrics, bodies, limits, keys, [Native()])
+    serving = Serving(limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes)
+    fastapi.include_router(v2.routes(service, bodies, serving, lane_hang_s=settings.lane_hang_s))
+    dialects: list[Dialect] = [Native(), OpenInference()]
+    app = ScoreRoutes(SafePages(fastapi), service, metrics, bodies, limits, keys, dialects)
     return Observed(
         shared_with(app, origins(settings.cors_origins)),
         service,

@@ -19,7 +19,7 @@ from app.api.problems import ERRORS
 from app.api.request_schema import request_schema
 from app.api.schemas import Problem, ScoreAnswer, ScoreRequest
 from app.artifacts.registry import Registry
-from app.errors import MethodNotAllowed, VersionNotFound
+from app.errors import MethodNotAllowed, NotSupported, VersionNotFound
 
 
 def schemas(registry: Registry) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def operations(registry: Registry) -> dict[str, dict[str, Any]]:
 
 
 def _problems(path: str) -> dict[int | str, dict[str, Any]]:
-    never = {MethodNotAllowed} | (set() if "{version}" in path else {VersionNotFound})
+    never = {MethodNotAllowed, NotSupported} | (set() if "{version}" in path else {VersionNotFound})
     return problems(*(error for error in ERRORS.values() if error not in never))
 
 

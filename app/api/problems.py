@@ -1,6 +1,7 @@
 """Errors as `application/problem+json` (RFC 9457); the only place that knows how they look.
 
-`type` is `/problems/<slug>`, a page of this server, and `instance` is the request's id.
+`type` is `/problems/<slug>`, a page of this server, and `instance` is the request's id. Under `/v2`
+it is `{"error": "..."}`, as the Open Inference Protocol says, with the same status and headers.
 """
 
 import inspect
@@ -40,8 +41,8 @@ router = APIRouter(tags=["operations"])
 
 async def send_problem(send: Send, error: GatehouseError, scope: Scope) -> None:
     """Answer a request with an error, from a plain ASGI callable."""
-    body = _body(error, context_of(scope).request_id)
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+    body, media_type = _body(error, scope)
+    headers = [(b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body))]
     headers += [(name.encode(), value.encode()) for name, value in _headers(error).items()]
     await send({"type": "http.response.start", "status": int(error.status), "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -52,11 +53,14 @@ def install(app: FastAPI) -> None:
 
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, GatehouseError)
-        body = _body(error, context_of(request.scope).request_id)
-        return Response(body, int(error.status), _headers(error), MEDIA_TYPE)
+        body, media_type = _body(error, request.scope)
+        return Response(body, int(error.status), _headers(error), media_type)
 
     async def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if _is_v2(request.scope):
+            content = orjson.dumps({"error": error.detail})
+            return Response(content, error.status_code, error.headers, "application/json")
         problem = {
             "type": "about:blank",
             "title": error.detail,
@@ -103,16 +107,27 @@ def _headers(error: GatehouseError) -> dict[str, str]:
     return headers
 
 
-def _body(error: GatehouseError, request_id: str) -> bytes:
+def _is_v2(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def _body(error: GatehouseError, scope: Scope) -> tuple[bytes, str]:
+    """Return an error's document and its media type."""
+    if _is_v2(scope):
+        reasons = str(error)
+        if isinstance(error, InvalidRequest):
+            reasons = "; ".join(f"{each.pointer}: {each.detail}" for each in error.problems)
+        return orjson.dumps({"error": reasons}), "application/json"
     problem: dict[str, object] = {
         "type": f"/problems/{error.slug}",
         "title": error.title,
         "status": int(error.status),
         "detail": str(error),
-        "instance": request_id,
+        "instance": context_of(scope).request_id,
     }
     if isinstance(error, InvalidRequest):
         problem["errors"] = [
             {"pointer": each.pointer, "detail": each.detail} for each in error.problems
         ]
-    return orjson.dumps(problem)
+    return orjson.dumps(problem), MEDIA_TYPE

@@ -173,18 +173,22 @@ class ScoreRoutes:
         context.model = model.manifest.name
         rankers = self._service.policies.of(model)
         call = Call(model, rankers, scope["headers"], self._limits, terms, arrival)
-        headers, content, stages = await self._answer(
-            dialect,
-            call,
-            await self._bodies.read(
-                scope,
-                receive,
-                deadline=terms.deadline,
-                media_types=dialect.media_types,
-                admit=partial(self._service.admit_unread, model, terms),
-            ),
-            context,
-        )
+        try:
+            headers, content, stages = await self._answer(
+                dialect,
+                call,
+                await self._bodies.read(
+                    scope,
+                    receive,
+                    deadline=terms.deadline,
+                    media_types=dialect.media_types,
+                    admit=partial(self._service.admit_unread, model, terms),
+                ),
+                context,
+            )
+        except GatehouseError:
+            model.usage.fail(time.perf_counter() - context.began)
+            raise
         content, coding_headers = await encoded(content, scope["headers"])
         headers = [
             *headers,
@@ -220,6 +224,8 @@ class ScoreRoutes:
         context.fields["candidates"] = request.features.rows
         self._service.learn_size(call.model, size, request.features.rows)
         self._metrics.scored(request.features.rows, stages)
+        duration_s = time.perf_counter() - context.began  # the loop's own time has milliseconds
+        call.model.usage.succeed(request.features.rows, duration_s, stages)
         return headers, content, stages
 
 

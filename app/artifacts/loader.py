@@ -18,18 +18,23 @@ from app.artifacts.golden import Golden
 from app.artifacts.manifest import Description, FileDigest, Manifest
 from app.artifacts.program import Program, cause
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact
+from app.artifacts.usage import Usage
 from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Model:
-    """A verified version of a model, on its device and ready to run; hashed by identity."""
+    """A verified version of a model, on its device and ready to run; hashed by identity.
+
+    All of it is constant but `usage`, which the event loop counts in.
+    """
 
     manifest: Manifest
     program: Program
     golden: Golden
     vocabularies: Vocabularies = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
 
     def __str__(self) -> str:
         return f"{self.manifest.name}/{self.manifest.version}"

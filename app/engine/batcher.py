@@ -214,6 +214,7 @@ class Batcher:
             self._backlog.resume(flight.model)
             return
         queue.cost.observe(flight.rows, outcome.duration_s)
+        flight.model.usage.batches += 1
         row = 0
         for piece in flight.group.pieces:
             scores = outcome.scores[row : row + piece.rows]  # [rows, K]

@@ -79,6 +79,11 @@ def encode(
     )
 
 
+def default_column(feature: Input, rows: int, vocabulary: Vocabulary, findings: Findings) -> Column:
+    """Return a column of a feature's default, which it must have."""
+    return _fast_column(feature, [feature.default] * rows, vocabulary, findings)
+
+
 def _encode_side(
     side: Side,
     features: Sequence[Input],

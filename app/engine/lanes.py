@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from app.artifacts.columns import Batch, Columns
+from app.artifacts.columns import Batch, Column, Columns
 from app.artifacts.loader import Model
 from app.artifacts.program import scores
 
@@ -175,8 +175,12 @@ def collate(parts: Sequence[Part]) -> Batch:
     if len(parts) == 1:
         (part,) = parts
         rows = part.stop - part.start
-        candidate = {name: c[part.start : part.stop] for name, c in part.candidate.items()}
-        return Batch(part.user, candidate, np.zeros(rows, np.int64))
+        user = {name: _as_batch(column) for name, column in part.user.items()}
+        candidate = {
+            name: _as_batch(column[part.start : part.stop])
+            for name, column in part.candidate.items()
+        }
+        return Batch(user, candidate, np.zeros(rows, np.int64))
     return Batch(
         user={name: np.concatenate([p.user[name] for p in parts]) for name in parts[0].user},
         candidate={
@@ -185,6 +189,11 @@ def collate(parts: Sequence[Part]) -> Batch:
         },
         row_to_request=np.repeat(np.arange(len(parts)), [p.stop - p.start for p in parts]),
     )
+
+
+def _as_batch(column: Column) -> Column:
+    """Return a column that a tensor can share; a view of a request's bytes is copied."""
+    return column if column.flags.writeable and column.flags.aligned else column.copy()
 
 
 def usable_cores() -> int:

@@ -81,6 +81,11 @@ class Service:
             queue = self._batcher.backlog.queue(model)
             queue.row_bytes = max(body_bytes / rows, queue.row_bytes * 0.999)
 
+    @property
+    def lanes(self) -> int:
+        """How many lanes there are."""
+        return len(self._lanes)
+
     async def score(
         self,
         model: Model,

@@ -16,7 +16,7 @@ from app.engine.document import Findings, Missing, Side
 
 Complain = Callable[[int | None, str], None]  # (element or None, detail)
 
-_BEYOND_FLOAT32 = float(2**128 - 2**103)
+BEYOND_FLOAT32 = float(2**128 - 2**103)
 """The least number that rounds to infinity; between it and the largest float32, all round down."""
 
 
@@ -75,7 +75,7 @@ def _read_dense(feature: DenseInput, value: object, complain: Complain) -> list[
 def _read_number(number: object, element: int | None, complain: Complain) -> float:
     if not isinstance(number, int | float):
         complain(element, "must be a number")
-    elif not abs(number) < _BEYOND_FLOAT32:  # also where it is NaN
+    elif not abs(number) < BEYOND_FLOAT32:  # also where it is NaN
         complain(element, "must be finite and fit float32")
     else:
         return float(number)
