@@ -64,7 +64,7 @@ def _content(manifest: Manifest, request: ScoreRequest, answer: Answer) -> bytes
     ranking = answer.ranking.tolist()
     if request.keys is not None:
         ranking = [request.keys[position] for position in ranking]
-    document = {
+    document: dict[str, object] = {
         "model": manifest.name,
         "version": manifest.version,
         "scores": dict(zip(manifest.task_names, by_task, strict=True)),
@@ -72,5 +72,7 @@ def _content(manifest: Manifest, request: ScoreRequest, answer: Answer) -> bytes
         "ranking": ranking,
         "policy": request.wanted.ranker.echo,
     }
+    if answer.explanation is not None:
+        document["explanation"] = answer.explanation.document(request.keys)
     # orjson writes a float32 as the shortest text that reads back as the same float32.
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)

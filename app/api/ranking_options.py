@@ -1,4 +1,4 @@
-"""What a request says of its ranking: which policy, which weights, and how many."""
+"""What a request says of its ranking: which policy, which weights, how many, and why."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,14 +8,14 @@ from app.ranking.policies import Rankers
 from app.ranking.policy import ANY_WEIGHT, Interval
 from app.ranking.ranker import Ranker, Wanted
 
-_OPTIONS = frozenset(("policy", "weights", "top_k"))
+_OPTIONS = frozenset(("policy", "weights", "top_k", "explain"))
 
 
 def read_options(options: object, rankers: Rankers, findings: Findings) -> Wanted:
     """Read the member `ranking` of a request; None is nothing said.
 
     Args:
-        options: an object with `policy`, `weights` and `top_k`, none of them needed.
+        options: an object with `policy`, `weights`, `top_k` and `explain`, none of them needed.
         rankers: those of the model, taken once for this request.
         findings: takes every problem; where it has any, the result is not fit for use.
     """
@@ -30,7 +30,10 @@ def read_options(options: object, rankers: Rankers, findings: Findings) -> Wante
     top_k = options.get("top_k")
     if top_k is not None and not (_is_integer(top_k) and top_k >= 1):
         findings.problem("/ranking/top_k", "must be a whole number, 1 or more")
-    return Wanted(ranker, top_k)
+    explain = options.get("explain")
+    if explain is not None and not isinstance(explain, bool):
+        findings.problem("/ranking/explain", "must be true or false")
+    return Wanted(ranker, top_k, explain is True)
 
 
 def _picked(name: object, rankers: Rankers, findings: Findings) -> Ranker | None:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from app.artifacts.manifest import Input, Precision, TaskOutput
-from app.ranking.policy import Policy
+from app.ranking.policy import Formula, Policy
 
 
 class RankingOptions(BaseModel):
@@ -19,8 +19,11 @@ class RankingOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     policy: str | None = Field(None, description="name of a policy of the model; default: its own")
-    weights: dict[str, float] | None = Field(None, description="weights instead of the policy's")
+    weights: dict[str, float] | None = Field(
+        None, description="weights instead of the policy's, within its bounds"
+    )
     top_k: int | None = Field(None, ge=1, description="length of `ranking` at most; default: all")
+    explain: bool | None = Field(None, description="tell each task's share in the order")
 
 
 class ScoreRequest(BaseModel):
@@ -38,6 +41,48 @@ class ScoreRequest(BaseModel):
     ranking: RankingOptions | None = None
 
 
+class AppliedPolicy(BaseModel):
+    """The policy of an answer; what it does not have is left out."""
+
+    name: str
+    formula: Formula
+    weights: dict[str, float] = Field(description="the request's own included")
+    multiplier: str | None = Field(None, description="candidate feature that the product takes too")
+    alpha: dict[str, float] | None = None
+    beta: dict[str, float] | None = None
+    expression: str | None = None
+    version: str | None = Field(
+        None, description="of the server's set of policies, where it has one"
+    )
+
+
+class Share(BaseModel):
+    """One task's part in one candidate's place."""
+
+    raw: float = Field(description="the model's score")
+    calibrated: float = Field(description="what was fused")
+    share: float = Field(description="of the candidate's total")
+    lead: float = Field(description="share less the mean share of all candidates")
+
+
+class ExplainedCandidate(BaseModel):
+    """Why a candidate stands where it does."""
+
+    candidate: str | int = Field(description="its key or position")
+    total: float = Field(description="what the shares are of; the candidates are ordered by it")
+    tasks: dict[str, Share]
+    multiplier: Share | None = Field(None, description="where the policy has one")
+    remainder: float | None = Field(None, description="what an expression's shares leave of it")
+
+
+class Explanation(BaseModel):
+    """The order, explained: the best candidates, best first, as many as `ranking` has up to 200."""
+
+    share: str = Field(description="what a share is, in words")
+    lead: str = Field(description="what a lead is, in words")
+    candidates: list[ExplainedCandidate]
+
+
 class ScoreAnswer(BaseModel):
     """Scores in the candidates' order, and the ranking, best first."""
 
@@ -46,7 +91,8 @@ class ScoreAnswer(BaseModel):
     scores: dict[str, list[float]] = Field(description="per task, one score a candidate")
     rank_score: list[float] = Field(description="one fused score a candidate; higher is better")
     ranking: list[str | int] = Field(description="candidate keys or positions, best first")
-    policy: Policy = Field(description="what was applied")
+    policy: AppliedPolicy = Field(description="what was applied")
+    explanation: Explanation | None = Field(None, description="where the request asks for one")
 
 
 class FieldProblem(BaseModel):

@@ -16,6 +16,7 @@ from app.engine.pieces import Scored
 from app.engine.policies import Policies
 from app.engine.state import EngineState, engine_state
 from app.engine.terms import Terms
+from app.ranking.explanation import Explanation, explain
 from app.ranking.ranker import Wanted, order
 from app.telemetry.metrics import Metrics
 
@@ -28,6 +29,7 @@ class Answer:
         scores: `[n, K]` float32, in the order of the model's tasks.
         rank_score: `[n]` float32.
         ranking: positions of candidates, best first, at most `top_k`.
+        explanation: where the request asked for one.
         stages: seconds by stage: queue, collate, compute, rank; on a GPU the copies too.
     """
 
@@ -35,6 +37,7 @@ class Answer:
     rank_score: npt.NDArray[np.float32]
     ranking: npt.NDArray[np.intp]
     stages: Mapping[str, float]
+    explanation: Explanation | None = None
 
 
 class Service:
@@ -121,6 +124,9 @@ class Service:
         rank_score = ranker.rank_scores(merits)
         ranking = order(merits, wanted.top_k)
         outcome = scored.outcome
+        explanation = None
+        if wanted.explain:
+            explanation = explain(ranker, scored.scores, merits, ranking, multiplier)
         stages = {
             "queue": scored.queue_s,
             "collate": outcome.collate_s,
@@ -130,4 +136,4 @@ class Service:
         if outcome.copy_in_s:
             stages["copy_in"] = outcome.copy_in_s
             stages["copy_out"] = outcome.copy_out_s
-        return Answer(scored.scores, rank_score, ranking, stages)
+        return Answer(scored.scores, rank_score, ranking, stages, explanation)

@@ -114,10 +114,12 @@ class Wanted:
     Attributes:
         ranker: by which policy, the request's own weights included.
         top_k: how long the ranking is at most; None means whole.
+        explain: whether the order is to be explained.
     """
 
     ranker: Ranker
     top_k: int | None = None
+    explain: bool = False
 
 
 def order(merits: Merit, top_k: int | None = None) -> npt.NDArray[np.intp]:

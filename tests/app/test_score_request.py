@@ -128,6 +128,16 @@ def test_a_top_k_that_is_no_whole_number_above_zero_is_refused(top_k):
     assert pointers(ranking={"top_k": top_k}) == ["/ranking/top_k"]
 
 
+@pytest.mark.parametrize("explain", [None, False, True])
+def test_an_explanation_is_made_where_one_is_asked_for(explain):
+    assert read(ranking={"explain": explain}).wanted.explain is (explain is True)
+
+
+@pytest.mark.parametrize("explain", [0, 1, TEXT, [True]], ids=str)
+def test_an_explain_that_is_not_true_or_false_is_refused(explain):
+    assert pointers(ranking={"explain": explain}) == ["/ranking/explain"]
+
+
 def test_a_policy_may_be_named_if_it_is_the_models():
     assert read(ranking={"policy": "feed"}).wanted.ranker.policy == FEED.ranking
     assert read(ranking={"policy": None}).wanted.ranker.policy == FEED.ranking
@@ -243,6 +253,7 @@ MEMBERS = st.fixed_dictionaries(
                 "weights": st.none()
                 | st.dictionaries(st.sampled_from(("click", "dwell")), st.floats(-9, 9)),
                 "top_k": st.none() | st.integers(1, 9),
+                "explain": st.none() | st.booleans(),
             },
         ),
     },
@@ -258,5 +269,5 @@ def test_whatever_the_published_schema_describes_is_read(members):
 
 def test_the_published_schema_has_the_members_that_are_read():
     assert set(Schema.model_fields) == {"user", "candidates", "candidate_keys", "ranking"}
-    assert set(RankingOptions.model_fields) == {"policy", "weights", "top_k"}
+    assert set(RankingOptions.model_fields) == {"policy", "weights", "top_k", "explain"}
     assert description().task_names == FEED.task_names
