@@ -26,6 +26,7 @@ from app.artifacts.store import Store
 from app.engine.batcher import Batcher
 from app.engine.deployment import Deployment
 from app.engine.hardware import device_named, start_lanes, warm_up_batches
+from app.engine.policy_file import PolicyFile
 from app.engine.service import Service
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
@@ -41,6 +42,7 @@ class Gatehouse:
     deployment: Deployment
     keys: Keys
     certificate: Certificate | None
+    policy_file: PolicyFile
     lost: asyncio.Event
     """Set when a lane's device will never compute again: the process should end."""
 
@@ -87,6 +89,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             lambda: batcher.backlog.pieces,
         )
         service = Service(registry, batcher, lanes, metrics)
+        policy_file = PolicyFile(settings.policies, service.policies, registry, metrics.ranking)
         deployment = Deployment(
             Store(settings.store),
             registry,
@@ -101,7 +104,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
         )
         app = create_app(settings, service, metrics, keys)
         with closing(Pulse(metrics)):
-            yield Gatehouse(app, service, deployment, keys, certificate, lost)
+            yield Gatehouse(app, service, deployment, keys, certificate, policy_file, lost)
     finally:
         for lane in lanes:
             lane.stop()

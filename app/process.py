@@ -60,7 +60,7 @@ async def _serve(settings: Settings) -> int:
             drain_timeout_s=settings.drain_timeout_s,
             tls=None if parts.certificate is None else parts.certificate.context,
         )
-        rotated: list[Rotated | None] = [parts.keys, parts.certificate]
+        rotated: list[Rotated | None] = [parts.keys, parts.certificate, parts.policy_file]
         following = [
             asyncio.create_task(Rotation(each).follow(settings.store_poll_s))
             for each in rotated
@@ -88,6 +88,7 @@ async def _deploy(settings: Settings, parts: Gatehouse, server: DrainingServer) 
         await parts.deployment.refresh()
     except OSError as error:
         logger.error("the store cannot be read: %s", error)  # noqa: TRY400  (it may come back)
+    parts.policy_file.load()  # once more, on the models that are there now
     if not parts.service.is_ready:
         logger.warning("no artifacts in %s: waiting for a first one", settings.store)
     # Torch alone makes half a million objects that live for ever. Collecting them again and again

@@ -33,7 +33,13 @@ class Settings(BaseSettings):
         Path("store"), description="folder of artifacts, <store>/<model>/<version>/"
     )
     store_poll_s: float = Field(
-        5.0, gt=0, le=3600, description="how often the store and files of secrets are looked at (s)"
+        5.0,
+        gt=0,
+        le=3600,
+        description="how often the store, secrets and policies are looked at (s)",
+    )
+    policies: Path | None = Field(
+        None, description="file of ranking policies, TOML; read again when it changes"
     )
     default_model: str | None = Field(
         None, description="model that answers /v1/score; not needed where only one is active"

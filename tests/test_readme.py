@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from app.api.call import ask
+from app.main import gatehouse
 from app.settings import Settings
 from tests import REPOSITORY
 from tests.app.artifacts import add_version
@@ -18,6 +20,7 @@ from tests.server import clean_environment, running_server
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+PRINTED = [json.loads(block) for language, block in BLOCKS if language == "json"]
 COMMANDS = [
     command
     for language, block in BLOCKS
@@ -52,7 +55,7 @@ def test_the_curl_command_answers_as_printed(store, tmp_path):
         pytest.skip("curl is not installed")
     feed(store, tmp_path)
     (curl,) = commands("curl")
-    (printed,) = [json.loads(block) for language, block in BLOCKS if language == "json"]
+    printed, _ = PRINTED
     with running_server(tmp_path / "store", tmp_path / "log") as server:
         here = curl.replace("http://127.0.0.1:8000", server.url)
         answer = json.loads(run(["sh", "-c", here], tmp_path))
@@ -75,6 +78,26 @@ def shape(node):
     if isinstance(node, list):
         return [shape(value) for value in node]
     return type(node)
+
+
+@pytest.mark.slow
+async def test_the_policies_rank_and_explain_as_printed(store, tmp_path):
+    feed(store, tmp_path)
+    (policies,) = [block for language, block in BLOCKS if language == "toml"]
+    (tmp_path / "policies.toml").write_text(policies)
+    (body,) = re.findall(r"-d '(.*?)'", commands("curl")[0], flags=re.DOTALL)
+    (ranking,) = re.findall(r'`"ranking": ({.*})` in the request', README)
+    _, printed = PRINTED
+    body = json.dumps(json.loads(body) | {"ranking": json.loads(ranking)})
+    settings = Settings(
+        store=tmp_path / "store", policies=tmp_path / "policies.toml", request_timeout_ms=30_000
+    )
+    async with gatehouse(settings) as parts:
+        await parts.deployment.refresh()
+        answered = await ask(parts.app, "/v1/score", body.encode())
+    answer = json.loads(answered.content)
+    assert answer["policy"] == printed["policy"]
+    assert shape(answer["explanation"]) == shape(printed["explanation"])
 
 
 def test_make_targets_exist():

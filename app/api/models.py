@@ -4,10 +4,18 @@ from fastapi import APIRouter
 
 from app.api.described import problems
 from app.api.examples import example_request
-from app.api.schemas import ModelCard, ModelList, RefusedArtifact
+from app.api.schemas import (
+    ModelCard,
+    ModelList,
+    OfferedPolicy,
+    PolicyState,
+    RefusedArtifact,
+)
 from app.artifacts.loader import Model
+from app.engine.policies import Policies
 from app.engine.service import Service
 from app.errors import ModelNotFound, NotReady
+from app.ranking.ranker import Ranker
 
 
 def routes(service: Service) -> APIRouter:
@@ -18,11 +26,15 @@ def routes(service: Service) -> APIRouter:
     async def list_models() -> ModelList:
         registry = service.registry
         return ModelList(
-            models=[_card(model) for model in registry.models()],
+            models=[_card(model, service.policies) for model in registry.models()],
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()
             ],
+            policies=PolicyState(
+                version=service.policies.active.version or None,
+                refused=list(service.policies.refused),
+            ),
         )
 
     @router.get(
@@ -31,13 +43,15 @@ def routes(service: Service) -> APIRouter:
         responses=problems(ModelNotFound, NotReady),
     )
     async def show_model(model: str) -> ModelCard:
-        return _card(service.registry.active(model))
+        return _card(service.registry.active(model), service.policies)
 
     return router
 
 
-def _card(model: Model) -> ModelCard:
+def _card(model: Model, policies: Policies) -> ModelCard:
     manifest = model.manifest
+    rankers = policies.of(model)
+    calibrations = zip(rankers.default.tasks, rankers.default.calibrations, strict=True)
     return ModelCard(
         name=manifest.name,
         version=manifest.version,
@@ -47,8 +61,19 @@ def _card(model: Model) -> ModelCard:
         inputs=manifest.inputs,
         tasks=manifest.tasks,
         ranking=manifest.ranking,
+        default_policy=rankers.default.policy.name,
+        policies=[_offered(ranker) for ranker in rankers.by_name.values()],
+        calibrations={task: each.method for task, each in calibrations if each.method != "none"},
+        policy_problem=policies.misfits.get(manifest.name),
         precision=manifest.precision,
         evaluation=manifest.evaluation,
         score_url=f"/v1/models/{manifest.name}/score",
         example_request=example_request(model),
+    )
+
+
+def _offered(ranker: Ranker) -> OfferedPolicy:
+    shadow = None if ranker.shadow is None else ranker.shadow.policy.name
+    return OfferedPolicy.model_validate(
+        ranker.echo | {"bounds": dict(ranker.adjustable), "shadow": shadow}
     )

@@ -113,6 +113,25 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = None
 
 
+class OfferedPolicy(AppliedPolicy):
+    """A policy that a request may pick by its name."""
+
+    weights: dict[str, float]
+    bounds: dict[str, tuple[float, float]] = Field(
+        description="weights that a request may set, lowest and highest; others it may not"
+    )
+    shadow: str | None = Field(None, description="policy that is compared with it")
+
+
+class PolicyState(BaseModel):
+    """The server's file of policies."""
+
+    version: str | None = Field(description="of the set in force; null without a file")
+    refused: list[str] = Field(
+        description="what is wrong with the file as it is now; then the set before stays in force"
+    )
+
+
 class ModelCard(BaseModel):
     """What an active model takes, gives and is known to be worth."""
 
@@ -123,7 +142,13 @@ class ModelCard(BaseModel):
     device: str
     inputs: tuple[Input, ...]
     tasks: tuple[TaskOutput, ...]
-    ranking: Policy
+    ranking: Policy = Field(description="the policy that the model brought")
+    default_policy: str = Field(description="of requests that pick none")
+    policies: list[OfferedPolicy]
+    calibrations: dict[str, str] = Field(description="task to method, where there is one")
+    policy_problem: str | None = Field(
+        description="why the server's policies are not followed for this model"
+    )
     precision: Precision
     evaluation: Mapping[str, Mapping[str, float | None]]
     score_url: str
@@ -143,3 +168,4 @@ class ModelList(BaseModel):
 
     models: list[ModelCard]
     refused: list[RefusedArtifact]
+    policies: PolicyState

@@ -5,6 +5,7 @@ rankers once and keeps them, so each answer comes from exactly one set.
 """
 
 import logging
+from collections.abc import Iterable, Sequence
 
 from app.artifacts.loader import Model
 from app.errors import PoliciesInvalid
@@ -18,12 +19,14 @@ class Policies:
 
     Attributes:
         active: the policy set in force.
+        refused: what is wrong with the file as it is now, where it is not followed.
         misfits: why the set is not followed for a model that came after it, by model name.
     """
 
     def __init__(self) -> None:
         """Start without a file: every model has its own policy."""
         self.active = NO_POLICIES
+        self.refused: Sequence[str] = ()
         self.misfits: dict[str, str] = {}
         self._rankers: dict[tuple[str, int], Rankers] = {}
 
@@ -43,11 +46,24 @@ class Policies:
             self._rankers[manifest.name, manifest.version] = rankers
         return rankers
 
-    def activate(self, policies: PolicySet) -> None:
-        """Let a set come in force; it has been tried on the models that answer now."""
-        self.active = policies
-        self.misfits = {}
-        self._rankers = {}
+    def activate(self, policies: PolicySet, models: Iterable[Model]) -> None:
+        """Let a set come in force, if it fits the models that answer now.
+
+        Raises:
+            PoliciesInvalid: it says of one of them what that cannot do; nothing has changed.
+        """
+        rankers: dict[tuple[str, int], Rankers] = {}
+        problems: list[str] = []
+        for model in models:
+            traits = model.manifest.traits
+            try:
+                rankers[traits.name, model.manifest.version] = policies.rankers(traits)
+            except PoliciesInvalid as error:
+                problems += error.problems
+        if problems:
+            raise PoliciesInvalid(problems)
+        self.active, self._rankers = policies, rankers
+        self.refused, self.misfits = (), {}
 
     def _compiled(self, model: Model) -> Rankers:
         traits = model.manifest.traits

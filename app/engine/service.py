@@ -12,6 +12,7 @@ from app.artifacts.registry import Registry
 from app.engine.batcher import Batcher
 from app.engine.encode import EncodedRequest
 from app.engine.lanes import Lane, Outcome
+from app.engine.observation import Observation, Ranked, multiplier_of
 from app.engine.pieces import Scored
 from app.engine.policies import Policies
 from app.engine.state import EngineState, engine_state
@@ -49,6 +50,7 @@ class Service:
         """Serve what `registry` holds, on the lanes that `batcher` feeds."""
         self.registry = registry
         self.policies = Policies()
+        self._observation = Observation(metrics.ranking)
         self._batcher = batcher
         self._lanes = lanes
         self.draining = False
@@ -117,9 +119,7 @@ class Service:
             scored = await self._batcher.score(model, request, terms)
         began = time.perf_counter()
         ranker = wanted.ranker
-        multiplier = None
-        if ranker.policy.multiplier is not None:
-            multiplier = request.candidate[ranker.policy.multiplier][:, 0]  # [n, 1] → [n]
+        multiplier = multiplier_of(ranker, request)
         merits = ranker.merits(scored.scores, multiplier)
         rank_score = ranker.rank_scores(merits)
         ranking = order(merits, wanted.top_k)
@@ -127,6 +127,10 @@ class Service:
         explanation = None
         if wanted.explain:
             explanation = explain(ranker, scored.scores, merits, ranking, multiplier)
+        self._metrics.ranking.applied(ranker.policy.name)
+        if self._observation.is_due():
+            seen = Ranked(request, ranker, scored.scores, merits, rank_score)
+            self._observation.look_later(model.manifest.name, seen)
         stages = {
             "queue": scored.queue_s,
             "collate": outcome.collate_s,

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from app.api.call import ask
 from app.engine.decode import decode
-from app.errors import ArtifactInvalid, MalformedBody
+from app.errors import ArtifactInvalid, ConfigurationInvalid, MalformedBody
 from app.main import Gatehouse, gatehouse
 from app.offline.answer_table import answer_table
 from app.settings import Settings
@@ -46,6 +46,8 @@ def rank(flags: Sequence[str]) -> int:
         raise WrongUsage(rules_broken(error)) from None
     try:
         return asyncio.run(_rank(told, settings, bodies))
+    except ConfigurationInvalid as error:
+        raise WrongUsage(str(error)) from None
     except ArtifactInvalid as error:
         complain(f"nothing in {settings.store} can answer: {error}")
         return EXIT_WRONG
@@ -74,6 +76,7 @@ async def _rank(told: argparse.Namespace, settings: Settings, bodies: Mapping[in
 async def _service(settings: Settings) -> AsyncIterator[Gatehouse]:
     async with gatehouse(settings) as parts:
         await parts.deployment.refresh()
+        parts.policy_file.load()  # once more, on the models that are there now
         if not parts.service.is_ready:
             raise ArtifactInvalid("it holds no artifacts")
         yield parts

@@ -32,7 +32,8 @@ def kendall_tau(before: Merit, after: Merit) -> float:
     falls = (b_by_a[None, :] > b_by_a[:, None]) & np.tri(n, dtype=bool)  # [n, n]: later, earlier
     discordant = np.count_nonzero(falls)
     agreeing = pairs - tied_a - tied_b + tied_in_both - 2 * discordant
-    return float(agreeing / np.sqrt(float(pairs - tied_a) * float(pairs - tied_b)))
+    tau = agreeing / np.sqrt(float(pairs - tied_a) * float(pairs - tied_b))
+    return float(np.clip(tau, -1.0, 1.0))
 
 
 def _ranks(values: Merit) -> npt.NDArray[np.integer]:

@@ -43,6 +43,8 @@ from app.ranking.ranker import Ranker, Wanted
 
 LARGEST_FILE = 1 << 20  # bytes
 MOST_POLICIES = 100
+MOST_PROBLEMS = 20
+"""A report names so many at most."""
 
 PolicyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -101,7 +103,7 @@ class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     default: dict[ModelName, PolicyName] = Field(default_factory=dict)
-    policy: dict[PolicyName, ScenePolicy] = Field(default_factory=dict, max_length=MOST_POLICIES)
+    policy: dict[str, ScenePolicy] = Field(default_factory=dict, max_length=MOST_POLICIES)
     calibration: dict[ModelName, dict[str, Calibration]] = Field(default_factory=dict)
 
 
@@ -209,7 +211,7 @@ def _named(tables: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(policies, dict):
         return tables
     problems = [
-        f"policy.{name}.name: the table's name is the policy's"
+        f"policy.{_readable(name)}.name: the table's name is the policy's"
         for name, policy in policies.items()
         if isinstance(policy, dict) and "name" in policy
     ]
@@ -224,7 +226,14 @@ def _named(tables: dict[str, Any]) -> dict[str, Any]:
 
 def _problems(error: ValidationError) -> list[str]:
     """One line a mistake: its place, then the rule; never the value."""
-    return [
-        f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
-        for each in error.errors(include_url=False, include_input=False)
-    ]
+    problems = []
+    for each in error.errors(include_url=False, include_input=False)[:MOST_PROBLEMS]:
+        place = ".".join(_readable(str(part)) for part in each["loc"])
+        problems.append(f"{place}: {each['msg'].removeprefix('Value error, ')}")
+    return problems
+
+
+def _readable(key: str) -> str:
+    """A key as it may stand in a log line: TOML allows anything in quotes."""
+    shown = "".join(each if each.isprintable() else "?" for each in key[:64])
+    return shown if len(key) <= 64 else f"{shown}…"

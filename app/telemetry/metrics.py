@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from app.telemetry.ranking import RankingMetrics
+
 STAGES = ("decode", "encode", "queue", "collate", "compute", "rank", "respond")
 """Where the time of a scoring request goes, in order."""
 GPU_STAGES = (*STAGES[:4], "copy_in", "compute", "copy_out", *STAGES[5:])
@@ -39,6 +41,7 @@ class Metrics:
         self._create_for_batches()
         self._create_for_models()
         self._create_for_the_process()
+        self.ranking = RankingMetrics(self.registry)
 
     def _create_for_requests(self) -> None:
         self._requests = self._counter(

@@ -1,0 +1,146 @@
+"""Series about ranking: which policies are in force and applied, and what comes of them.
+
+Scores are counted by bucket in arrays of integers, many at a time: an `observe` a score would cost
+a microsecond each, 1 500 of them for one request.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+Numbers = npt.NDArray[np.floating]
+
+SCORE_EDGES = (
+    *(0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0),
+)
+"""For probabilities and for seconds."""
+RANK_EDGES = (
+    *(0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1e3, 1e4),
+)
+"""From 0 on: a histogram with buckets below it has no sum in the exposition format."""
+TAU_EDGES = (-0.5, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+"""Below 0 too, and so without a sum, which must not fall: ask for quantiles."""
+OVERLAP_EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class RankingMetrics:
+    """Policies and scores. It belongs to the event loop; a scrape may come from another thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Create every series on `registry`."""
+        self._set = Gauge(
+            "gatehouse_policy_set_info",
+            "The policy set in force; always 1.",
+            ("version",),
+            registry=registry,
+        )
+        self._reloads = Counter(
+            "gatehouse_policy_reloads_total",
+            "Changed files of policies, by what became of them.",
+            ("result",),
+            registry=registry,
+        )
+        for result in ("followed", "refused"):
+            self._reloads.labels(result)
+        self._applied = Counter(
+            "gatehouse_policy_applied_total",
+            "Answers by the policy that ranked them.",
+            ("policy",),
+            registry=registry,
+        )
+        self._applied_by: dict[str, Counter] = {}  # labels() takes as long as the rest
+        pair = ("policy", "shadow")
+        self._tau = Histogram(
+            "gatehouse_shadow_kendall_tau",
+            "Rank correlation of a policy's order and its shadow's, over a sample of answers.",
+            pair,
+            buckets=TAU_EDGES,
+            registry=registry,
+        )
+        self._overlap = Histogram(
+            "gatehouse_shadow_top_10_overlap",
+            "Share of the 10 best that are the shadow's 10 best too, over a sample of answers.",
+            pair,
+            buckets=OVERLAP_EDGES,
+            registry=registry,
+        )
+        self._scores = Distribution(
+            "gatehouse_task_score",
+            "Scores by task, over a sample of answers.",
+            ("model", "task"),
+            SCORE_EDGES,
+        )
+        self._rank_scores = Distribution(
+            "gatehouse_rank_score",
+            "Rank scores by model, over a sample of answers.",
+            ("model",),
+            RANK_EDGES,
+        )
+        registry.register(self._scores)
+        registry.register(self._rank_scores)
+
+    def followed(self, version: str) -> None:
+        """Say that this policy set is in force, and no other."""
+        self._set.clear()
+        self._set.labels(version).set(1)
+        self._reloads.labels("followed").inc()
+
+    def refused(self) -> None:
+        """Count a file of policies that could not be followed."""
+        self._reloads.labels("refused").inc()
+
+    def applied(self, policy: str) -> None:
+        """Count an answer by its policy, which must be one that is known."""
+        counter = self._applied_by.get(policy)
+        if counter is None:
+            counter = self._applied_by[policy] = self._applied.labels(policy)
+        counter.inc()
+
+    def compared(self, policy: str, shadow: str, *, tau: float, overlap: float) -> None:
+        """Record how far a shadow agreed with what was answered."""
+        self._tau.labels(policy, shadow).observe(tau)
+        self._overlap.labels(policy, shadow).observe(overlap)
+
+    def distributed(
+        self, model: str, tasks: Sequence[str], scores: Numbers, rank_score: Numbers
+    ) -> None:
+        """Count one answer's scores, `[n, K]`, and rank scores, `[n]`, by bucket."""
+        for task, of_task in zip(tasks, scores.T, strict=True):
+            self._scores.add((model, task), of_task)
+        self._rank_scores.add((model,), rank_score)
+
+
+class Distribution(Collector):
+    """A histogram that takes many values at once."""
+
+    def __init__(
+        self, name: str, help_: str, labels: Sequence[str], edges: Sequence[float]
+    ) -> None:
+        """Count values by the least of `edges` that is not below them."""
+        self._name, self._help, self._labels = name, help_, labels
+        self._edges = np.array(edges)
+        self._counts: dict[tuple[str, ...], npt.NDArray[np.int64]] = {}
+        self._sums: dict[tuple[str, ...], float] = {}
+
+    def add(self, labels: tuple[str, ...], values: Numbers) -> None:
+        """Count values `[n]`."""
+        buckets = np.searchsorted(self._edges, values)
+        counts = np.bincount(buckets, minlength=len(self._edges) + 1)
+        self._counts[labels] = self._counts.get(labels, 0) + counts
+        self._sums[labels] = self._sums.get(labels, 0.0) + float(values.sum(dtype=np.float64))
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yield the histogram."""
+        family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
+        for labels, counts in dict(self._counts).items():
+            total = np.cumsum(counts).tolist()
+            names = [*map(str, self._edges.tolist()), "+Inf"]
+            buckets: list[tuple[str, float]] = list(zip(names, total, strict=True))
+            family.add_metric(labels, buckets, self._sums[labels])
+        yield family
