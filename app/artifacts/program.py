@@ -1,5 +1,7 @@
 """A program: a TorchScript module called as its manifest says, on one device."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -75,16 +77,28 @@ class Program:
     ) -> object:
         call = self.description.call
         try:
-            if isinstance(call, RequestCall):
-                return self._module(user, candidate, row_to_request)
-            tiled = {name: column[row_to_request] for name, column in user.items()}  # [B, ·]
-            return self._call_rows(call, tiled | candidate)
+            with nullcontext() if self.device.type == "cpu" else _as_written():
+                if isinstance(call, RequestCall):
+                    return self._module(user, candidate, row_to_request)
+                tiled = {name: column[row_to_request] for name, column in user.items()}  # [B, ·]
+                return self._call_rows(call, tiled | candidate)
         except torch.jit.Error as error:  # a `raise` in the module; it is no RuntimeError
             raise RuntimeError(str(error)) from error
 
     def _call_rows(self, call: RowsCall, features: dict[str, Tensor]) -> object:
         packed = {argument.name: _pack(argument, features) for argument in call.arguments}
         return self._module(packed) if call.style == "dict" else self._module(*packed.values())
+
+
+def _as_written() -> AbstractContextManager[None]:
+    """Let TorchScript run the operators of a module one after the other, in this thread.
+
+    On a GPU its executor would profile the first runs, fuse operators, and compile them again for
+    other shapes: in the capture of a graph that is an error, and in a graph there are no launches
+    left to save.
+    """
+    context: AbstractContextManager[None] = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+    return context
 
 
 def cause(error: Exception) -> str:

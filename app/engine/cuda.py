@@ -36,16 +36,8 @@ class CudaStream:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Make the stream the current one of this thread, where TorchScript runs as written.
-
-        Its executor would profile the first runs, fuse operators, and compile them again for other
-        shapes: in a capture that is an error, and in a graph there are no launches left to save.
-        """
-        with (
-            torch.cuda.stream(self._stream),
-            torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
-            torch.inference_mode(),
-        ):
+        """Make the stream the current one of this thread."""
+        with torch.cuda.stream(self._stream), torch.inference_mode():
             yield
 
     def host_bytes(self, size: int) -> Tensor:

@@ -170,7 +170,7 @@ class GraphExecutor:
                 workplace.captured.clear()
                 self._fallbacks.tell(model, error)
                 if not self._stream.is_usable():
-                    return Outcome(error, is_fatal=True)
+                    return Outcome(error)
             else:
                 workplace.captured[bucket] = captured
         return outcome
