@@ -43,6 +43,7 @@ class Gatehouse:
     keys: Keys
     certificate: Certificate | None
     policy_file: PolicyFile
+    metrics: Metrics
     lost: asyncio.Event
     """Set when a lane's device will never compute again: the process should end."""
 
@@ -104,7 +105,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
         )
         app = create_app(settings, service, metrics, keys)
         with closing(Pulse(metrics)):
-            yield Gatehouse(app, service, deployment, keys, certificate, policy_file, lost)
+            yield Gatehouse(app, service, deployment, keys, certificate, policy_file, metrics, lost)
     finally:
         for lane in lanes:
             lane.stop()

@@ -55,6 +55,7 @@ async def _serve(settings: Settings) -> int:
         server = DrainingServer(
             parts.app,
             parts.service,
+            parts.metrics,
             keep_alive_s=settings.keep_alive_s,
             drain_delay_s=settings.drain_delay_s,
             drain_timeout_s=settings.drain_timeout_s,

@@ -1,6 +1,7 @@
 """Connections that are rude or strange, on a real socket."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def server(store, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
-    with running_server(store.folder, log, "--keep-alive-s", "1") as server:
+    flags = ("--keep-alive-s", "1", "--body-timeout-ms", "300")
+    with running_server(store.folder, log, *flags) as server:
         yield server
 
 
@@ -120,4 +122,100 @@ def test_connect_is_refused(server, connection):
 def test_no_http_at_all_is_refused(server, connection):
     connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00")
     assert everything(connection).startswith(b"HTTP/1.1 400 ")
+    assert is_fine(server)
+
+
+def test_what_was_refused_before_it_was_a_request_is_counted(server, connection):
+    connection.sendall(b"no HTTP\r\n\r\n")
+    everything(connection)
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert 'gatehouse_requests_total{model="",route="none",status="400"}' in metrics
+
+
+HEAD = b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+@pytest.fixture
+def example(server):
+    return json.dumps(httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]).encode()
+
+
+def one_answer(connection: socket.socket) -> bytes:
+    """The next whole answer; a `100 Continue` before it belongs to it."""
+    received = b""
+    while True:
+        head, end, body = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(
+            b"\r\n\r\n"
+        )
+        length = re.search(rb"content-length: (\d+)", head)
+        if end and length is not None and len(body) >= int(length[1]):
+            return received
+        part = connection.recv(1 << 16)
+        assert part, received
+        received += part
+
+
+def test_who_asks_first_is_told_to_go_on(connection, example):
+    connection.sendall(HEAD + b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(example))
+    assert connection.recv(1 << 16) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    connection.sendall(example)
+    assert one_answer(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"content-length: 16777217", b"413"),
+        (b"content-length: 3\r\ncontent-encoding: br", b"415"),
+        (b"content-length: 3\r\nx-request-timeout-ms: soon", b"422"),
+    ],
+    ids=str,
+)
+def test_who_asks_first_is_refused_before_sending(connection, header, status):
+    connection.sendall(HEAD + b"expect: 100-continue\r\n" + header + b"\r\n\r\n")
+    assert one_answer(connection).startswith(b"HTTP/1.1 %b " % status)
+
+
+def test_a_refused_body_is_skipped_and_its_connection_goes_on(connection, example):
+    skipped = b"x" * 100_000
+    connection.sendall(HEAD + b"content-encoding: br\r\ncontent-length: 100000\r\n\r\n" + skipped)
+    assert one_answer(connection).startswith(b"HTTP/1.1 415 ")
+    connection.sendall(HEAD + b"content-length: %d\r\n\r\n%b" % (len(example), example))
+    assert one_answer(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_body_in_chunks_is_a_body(connection, example):
+    chunks = [example[i : i + 50] for i in range(0, len(example), 50)]
+    connection.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+    connection.sendall(b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in chunks))
+    connection.sendall(b"0\r\n\r\n")
+    assert one_answer(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}",
+        b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+        b"content-length: -2\r\n\r\n{}",
+        b"content-length: 99999999999999999999999\r\n\r\n{}",
+        b"content-length: 2\r\nname without colon\r\n\r\n{}",
+        b"transfer-encoding: chunked, gzip\r\n\r\n{}",
+    ],
+    ids=str,
+)
+def test_a_head_that_could_be_read_in_two_ways_is_refused(server, connection, rest):
+    connection.sendall(HEAD + rest)
+    assert one_answer(connection).startswith(b"HTTP/1.1 400 ")
+    assert is_fine(server)
+
+
+@pytest.mark.parametrize(
+    "framing", [b"content-length: 100", b"transfer-encoding: chunked"], ids=bytes.decode
+)
+def test_a_body_that_stops_coming_is_given_up(server, connection, framing):
+    connection.sendall(HEAD + framing + b"\r\n\r\n" + b"5\r\n{")
+    answer = one_answer(connection)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"/problems/request-timeout" in answer
     assert is_fine(server)

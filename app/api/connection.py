@@ -6,7 +6,9 @@ of costing the request its body (RFC 9110, section 7.8: a server may go on in HT
 """
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -22,6 +24,16 @@ _HOP_BY_HOP = (b"upgrade", b"http2-settings", b"connection")
 
 class Connection(HttpToolsProtocol):
     """A uvicorn protocol; every method is called by its transport or its parser."""
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401
+        on_refusal: Callable[[int], None],
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Be a protocol as uvicorn makes one; `on_refusal` is told the status of each refusal."""
+        super().__init__(*args, **kwargs)
+        self._on_refusal = on_refusal
 
     _head_bytes = 0
     _is_in_head = True
@@ -118,6 +130,7 @@ class Connection(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None or cycle.response_complete:
             body = f"{status.phrase}\n".encode()
+            self._on_refusal(status)
             self.transport.write(
                 b"HTTP/1.1 %d %b\r\ncontent-type: text/plain; charset=utf-8\r\n"
                 b"content-length: %d\r\nconnection: close\r\n\r\n%b"

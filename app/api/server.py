@@ -7,12 +7,14 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from app.api.connection import Connection
 from app.engine.service import Service
+from app.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +36,21 @@ class DrainingServer(uvicorn.Server):
         self,
         app: ASGIApp,
         service: Service,
+        metrics: Metrics,
         *,
         keep_alive_s: int,
         drain_delay_s: float,
         drain_timeout_s: int,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Serve `app`; `service` is told when draining begins. Times are those of the settings."""
+        """Serve `app`; times are those of the settings.
+
+        `service` is told when draining begins, and `metrics` what no route has seen.
+        """
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=partial(Connection, on_refusal=metrics.refused),  # type: ignore[arg-type]
                 lifespan="off",
                 ws="none",
                 access_log=False,

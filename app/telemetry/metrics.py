@@ -150,6 +150,10 @@ class Metrics:
         """Count one answered scoring request by the name of its key."""
         self._calls.labels(key, str(status)).inc()
 
+    def refused(self, status: int) -> None:
+        """Count what was refused before there was a request: it had no head that could be read."""
+        self._requests.labels("none", "", str(status)).inc()
+
     def scored(self, candidates: int, stages: Mapping[str, float]) -> None:
         """Count one scored request: how large it was, and its time (s) by stage."""
         self._candidates.observe(candidates)
