@@ -30,15 +30,22 @@ _OBJECTS = re.compile(rb'"candidates"\s*:\s*\[')
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def decode(body: bytes) -> object:
+def decode(body: bytes, *, most_values: int | None = None) -> object:
     """Parse JSON into Python values.
 
     NaN and Infinity are no JSON, but what Python and JavaScript write by mistake, and 1e400 is, but
     no number that fits: they are read, so that the check of the features can say where they stand.
 
+    Args:
+        body: the text.
+        most_values: how many values a large body may hold; None where its size bounds them.
+
     Raises:
         MalformedBody: the body is not JSON.
+        PayloadTooLarge: it holds too many values.
     """
+    if most_values is not None and len(body) >= LARGE_BYTES:
+        count_containers(body, most_values)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -51,26 +58,31 @@ def decode(body: bytes) -> object:
         raise MalformedBody(f"the body is not JSON: {error.msg.split(':')[0]}, {at}") from None
 
 
-def decode_request(body: bytes, manifest: Manifest, *, max_candidates: int) -> object:
+def decode_request(
+    body: bytes, manifest: Manifest, *, max_candidates: int, with_matrices: bool = True
+) -> object:
     """Parse the JSON of a request to a model; `read_request` and `encode` take what it returns.
 
-    Where `candidates` is an object of columns, a dense feature's column may come as a `Matrix`.
+    Args:
+        body: the text.
+        manifest: of the model.
+        max_candidates: the most candidates of a request.
+        with_matrices: where `candidates` is an object of columns, a dense feature's column may come
+            as a `Matrix`.
 
     Raises:
         MalformedBody: the body is not JSON.
-        PayloadTooLarge: it holds more values than `max_candidates` candidates could have.
+        PayloadTooLarge: it holds more values than a request of `max_candidates` could have.
     """
     if len(body) < LARGE_BYTES:
         return decode(body)
-    containers = count_containers(body, most_values=most_values(manifest, max_candidates))
-    if containers is None:
-        detail = f"the body holds more values than {max_candidates} candidates of this model have"
-        raise PayloadTooLarge(detail)
-    if _OBJECTS.match(body, body.find(b'"candidates"')):  # nothing in there is a matrix
-        return decode(body)
-    dense = frozenset(each.name for each in manifest.inputs if isinstance(each, DenseInput))
-    document = with_matrices(body, dense, containers)
-    return decode(body) if document is None else document
+    containers = count_containers(body, most_values(manifest, max_candidates))
+    if with_matrices and not _OBJECTS.match(body, body.find(b'"candidates"')):
+        dense = frozenset(each.name for each in manifest.inputs if isinstance(each, DenseInput))
+        document = read_matrices(body, dense, containers)
+        if document is not None:
+            return document
+    return decode(body)
 
 
 def most_values(manifest: Manifest, max_candidates: int) -> int:
@@ -84,11 +96,14 @@ def most_values(manifest: Manifest, max_candidates: int) -> int:
     return 2 * (user + max_candidates * candidate) + _SLACK_VALUES
 
 
-def count_containers(body: bytes, *, most_values: int) -> int | None:
-    """Return how many [ and { there are, or None where there are more values than so many.
+def count_containers(body: bytes, most_values: int) -> int:
+    """Return how many [ and { there are, after making sure that parsing them costs little.
 
     Every value stands behind a comma or at the beginning of a container. Within strings, too, each
     is counted.
+
+    Raises:
+        PayloadTooLarge: there are more values than `most_values`.
     """
     text = np.frombuffer(body, np.uint8)
     containers = commas = 0
@@ -97,11 +112,11 @@ def count_containers(body: bytes, *, most_values: int) -> int | None:
         containers += int(np.count_nonzero((block | 0x20) == ord("{")))  # this bit alone is [ or {
         commas += int(np.count_nonzero(block == ord(",")))
         if containers + commas > most_values:
-            return None
+            raise PayloadTooLarge(f"the body holds more than {most_values} values")
     return containers
 
 
-def with_matrices(body: bytes, dense: frozenset[str], containers: int) -> dict[str, Any] | None:
+def read_matrices(body: bytes, dense: frozenset[str], containers: int) -> dict[str, Any] | None:
     """Parse a request's body, or return None where `decode` has to.
 
     Args:

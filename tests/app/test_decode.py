@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from app.artifacts.manifest import DenseInput, Manifest
-from app.engine.decode import LARGE_BYTES, decode, decode_request, most_values, with_matrices
+from app.engine.decode import LARGE_BYTES, decode, decode_request, most_values, read_matrices
 from app.engine.document import Findings
 from app.engine.encode import EncodedRequest, encode
 from app.errors import MalformedBody, PayloadTooLarge
@@ -140,7 +140,7 @@ DOCUMENTS = st.fixed_dictionaries(
 
 
 def parsed(body: bytes) -> dict[str, Any] | None:
-    return with_matrices(body, DENSE, body.count(b"[") + body.count(b"{"))
+    return read_matrices(body, DENSE, body.count(b"[") + body.count(b"{"))
 
 
 def as_lists(document: Any) -> Any:
@@ -274,7 +274,7 @@ def encoded(case: Case, document: Any) -> tuple[EncodedRequest, Findings]:
 def test_a_request_is_encoded_alike_either_way(case):
     body = json.dumps({"user": case.user, "candidates": case.candidates}).encode()
     dense = frozenset(each.name for each in case.manifest.inputs if isinstance(each, DenseInput))
-    found = with_matrices(body, dense, body.count(b"[") + body.count(b"{"))
+    found = read_matrices(body, dense, body.count(b"[") + body.count(b"{"))
     if found is None:
         return
     one, its_findings = encoded(case, found)
@@ -322,8 +322,16 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(filler):
     few = b"[" + filler * (most // 3) + b"1]"
     assert isinstance(decode_request(few, WIDE, max_candidates=10), list)
     for end in (b"1]", b"no JSON"):
-        with pytest.raises(PayloadTooLarge, match="more values than 10 candidates"):
+        with pytest.raises(PayloadTooLarge, match=f"more than {most} values"):
             decode_request(b"[" + filler * (most + 1) + end, WIDE, max_candidates=10)
+
+
+def test_values_are_counted_for_any_model_too_where_a_caller_asks():
+    body = b"[" + b"1," * LARGE_BYTES + b"1]"
+    assert decode(body) == decode(body, most_values=len(body))
+    assert decode(b"[1,2,3]", most_values=1) == [1, 2, 3]
+    with pytest.raises(PayloadTooLarge, match="more than 1000 values"):
+        decode(body, most_values=1000)
 
 
 def test_the_largest_request_has_less_values_than_are_let_in():

@@ -21,7 +21,7 @@ import orjson
 import simdjson
 
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Manifest
-from app.engine.decode import count_containers, decode, decode_request, with_matrices
+from app.engine.decode import count_containers, decode, decode_request, read_matrices
 from app.engine.document import Findings
 from app.engine.encode import encode
 from tests.app.builders import manifest
@@ -108,9 +108,7 @@ def ways(document: Document) -> dict[str, Callable[[], Any]]:
         return request
 
     def with_simdjson() -> Any:
-        containers = count_containers(body, most_values=len(body))
-        assert containers is not None
-        return with_matrices(body, frozenset(("features",)), containers)
+        return read_matrices(body, frozenset(("features",)), count_containers(body, len(body)))
 
     assert with_simdjson() is not None
     return {

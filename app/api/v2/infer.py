@@ -9,7 +9,7 @@ from app.api.v2.inputs import read_inputs
 from app.api.v2.outputs import Output, read_outputs, write_outputs
 from app.api.v2.parameters import Parameters, read_parameters
 from app.engine.arrays import encode_tensors
-from app.engine.decode import decode
+from app.engine.decode import decode_request
 from app.engine.document import Findings
 from app.engine.encode import EncodedRequest
 from app.engine.service import Answer
@@ -60,9 +60,13 @@ class OpenInference:
     def decode(self, body: bytes, call: Call) -> tuple[object, memoryview]:
         """Return the parsed JSON document, and what follows it."""
         length = _header_length(call.headers, len(body))
-        if length is None:
-            return decode(body), memoryview(b"")
-        return decode(body[:length]), memoryview(body)[length:]
+        document = decode_request(
+            body if length is None else body[:length],
+            call.model.manifest,
+            max_candidates=call.limits.max_candidates,
+            with_matrices=False,
+        )
+        return document, memoryview(b"" if length is None else body)[length or 0 :]
 
     def read(self, document: tuple[object, memoryview], call: Call) -> tuple[InferRequest, Terms]:
         """Check a document and its tensors; its parameters win over its headers."""

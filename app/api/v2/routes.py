@@ -39,6 +39,7 @@ from app.errors import (
 _MODEL = "/models/{model}"
 _VERSION = "/models/{model}/versions/{version}"
 _LONGEST_VERSION = 9  # digits
+_MOST_VALUES = 1000  # of a question that has one
 
 
 def routes(
@@ -176,7 +177,7 @@ def _add_repository(router: APIRouter, service: Service, bodies: BodyReader) -> 
             )
         except CallerLeft:
             return []
-        document = decode(body) if body else {}
+        document = decode(body, most_values=_MOST_VALUES) if body else {}
         ready = document.get("ready", False) if isinstance(document, dict) else None
         if not isinstance(ready, bool):
             raise MalformedBody("the body must be an object, and its ready true or false")
