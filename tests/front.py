@@ -32,6 +32,10 @@ def busy_front(
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_GET(self) -> None:
+            answer = httpx.get(server + self.path)
+            self._answer(answer.status_code, answer.content, answer.headers)
+
         def do_POST(self) -> None:
             front.requests.append({name.lower(): value for name, value in self.headers.items()})
             body = self.rfile.read(int(self.headers["content-length"]))

@@ -13,8 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import ConfigurationInvalid
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
-_SENT = ("authorization", "content-type", "x-request-id", "x-request-priority")
-_SENT_TOO = ("x-request-timeout-ms", "x-routing-key", "inference-header-content-length")
+_SENT = (
+    *("authorization", "content-type", "content-encoding", "inference-header-content-length"),
+    *("x-request-id", "x-request-priority", "x-request-timeout-ms", "x-routing-key"),
+)
 _READ = ("retry-after", "server-timing", "x-request-id", "inference-header-content-length")
 
 # Pages here are made of their own files, and of what stands in them; nobody may frame them.
@@ -70,6 +72,6 @@ def shared_with(app: ASGIApp, allowed: Sequence[str]) -> ASGIApp:
         app,
         allow_origins=allowed,
         allow_methods=["GET", "POST"],
-        allow_headers=[*_SENT, *_SENT_TOO],
+        allow_headers=_SENT,
         expose_headers=_READ,
     )
