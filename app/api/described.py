@@ -7,7 +7,7 @@ from typing import Any
 
 from app.api.problems import MEDIA_TYPE, SCHEMA as PROBLEM
 from app.api.terms import LARGEST_TIMEOUT_S, PRIORITIES
-from app.artifacts.registry import Registry
+from app.artifacts.loader import Model
 from app.errors import (
     DeadlineUnmeetable,
     Draining,
@@ -77,20 +77,20 @@ _HEADERS: Mapping[type[GatehouseError], Mapping[str, Any]] = {
 }
 
 
-def path_parameters(path: str, registry: Registry) -> list[dict[str, Any]]:
+def path_parameters(path: str, models: Sequence[Model]) -> list[dict[str, Any]]:
     """Describe what a path's template leaves open, by the example of a model that is active."""
     types = {"model": {"type": "string"}, "version": {"type": "integer", "minimum": 1}}
     return [
         {"in": "path", "required": True, "name": name, "schema": schema}
-        | example_parameter(name, registry)
+        | example_parameter(name, models)
         for name, schema in types.items()
         if f"{{{name}}}" in path
     ]
 
 
-def example_parameter(name: str, registry: Registry) -> dict[str, Any]:
+def example_parameter(name: str, models: Sequence[Model]) -> dict[str, Any]:
     """Return the example of a path's parameter, if it is a model or a version and one is active."""
-    manifest = next((model.manifest for model in registry.models()), None)
+    manifest = models[0].manifest if models else None
     if manifest is None or name not in ("model", "version"):
         return {}
     return {"example": manifest.name if name == "model" else manifest.version}

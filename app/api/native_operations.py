@@ -18,11 +18,11 @@ from app.api.native import ROUTES
 from app.api.problems import ERRORS
 from app.api.request_schema import request_schema
 from app.api.schemas import Problem, ScoreAnswer, ScoreRequest
-from app.artifacts.registry import Registry
+from app.artifacts.loader import Model
 from app.errors import MethodNotAllowed, NotSupported, VersionNotFound
 
 
-def schemas(registry: Registry) -> dict[str, Any]:
+def schemas(models: Sequence[Model]) -> dict[str, Any]:
     """Return the schemas of the native documents: also of each active model's own request."""
     _, made = models_json_schema(
         [(ScoreRequest, "validation"), (ScoreAnswer, "serialization"), (Problem, "validation")],
@@ -31,26 +31,24 @@ def schemas(registry: Registry) -> dict[str, Any]:
     definitions: dict[str, Any] = made["$defs"]
     own = {
         _name(model.manifest.name): request_schema(model.manifest, definitions["ScoreRequest"])
-        for model in registry.models()
+        for model in models
     }
     return definitions | own
 
 
-def operations(registry: Registry) -> dict[str, dict[str, Any]]:
+def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
     """Return the operation of each path; all are POST."""
-    names = [_name(model.manifest.name) for model in registry.models()]
+    names = [_name(model.manifest.name) for model in models]
     body: dict[str, Any] = {
         "schema": _any_of(names or ["ScoreRequest"]),
-        "examples": {
-            model.manifest.name: {"value": example_request(model)} for model in registry.models()
-        },
+        "examples": {model.manifest.name: {"value": example_request(model)} for model in models},
     }
     return {
         path: {
             "tags": ["score"],
             "summary": summary,
             "operationId": path.strip("/").translate(str.maketrans("/", "_", "{}")),
-            "parameters": [*path_parameters(path, registry), *REQUEST_HEADERS],
+            "parameters": [*path_parameters(path, models), *REQUEST_HEADERS],
             "requestBody": {"required": True, "content": {"application/json": body}},
             "responses": {
                 "200": {

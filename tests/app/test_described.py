@@ -1,5 +1,7 @@
 """The OpenAPI document: valid, whole, and with examples that fit their own schemas."""
 
+import shutil
+
 import httpx
 import jsonschema_rs
 import pytest
@@ -9,6 +11,7 @@ from app.api.problems import ERRORS
 from app.errors import MethodNotAllowed
 from app.main import gatehouse
 from app.settings import Settings
+from tests.app.artifacts import add_version
 
 
 @pytest.fixture
@@ -89,3 +92,21 @@ async def test_a_request_is_described_by_the_features_of_the_model(document):
     ]
     (columns, _) = schema["properties"]["candidates"]["anyOf"]
     assert columns["properties"]["quality"]["items"]["minItems"] == 2
+
+
+async def test_a_model_that_comes_is_described(store, tmp_path):
+    shutil.copytree(store.folder, tmp_path / "store")
+    async with gatehouse(Settings(store=tmp_path / "store", lanes=1)) as parts:
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+
+            async def described() -> set[str]:
+                schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+                return {name for name in schemas if name.startswith("ScoreRequest.")}
+
+            assert await described() == set()
+            await parts.deployment.refresh()
+            assert await described() == {"ScoreRequest.tiny"}
+            add_version(tmp_path / "store", "other", 1, name="other")
+            await parts.deployment.refresh()
+            assert await described() == {"ScoreRequest.tiny", "ScoreRequest.other"}

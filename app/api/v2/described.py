@@ -1,5 +1,6 @@
 """The infer calls and the protocol's errors, as OpenAPI describes them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
@@ -19,7 +20,6 @@ from app.api.v2.infer import HEADER_LENGTH, ROUTES
 from app.api.v2.schemas import InferAnswer, InferRequest
 from app.artifacts.loader import Model
 from app.artifacts.manifest import IdListInput, Input
-from app.artifacts.registry import Registry
 from app.errors import GatehouseError, MethodNotAllowed, NotSupported, VersionNotFound
 
 _ERROR = {
@@ -51,22 +51,22 @@ def schemas() -> dict[str, Any]:
     return definitions
 
 
-def operations(registry: Registry) -> dict[str, dict[str, Any]]:
+def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
     """Return the operation of each path; all are POST."""
-    examples = {
-        model.manifest.name: {"value": example_infer_request(model)} for model in registry.models()
-    }
+    examples = {model.manifest.name: {"value": example_infer_request(model)} for model in models}
+    # A JSON document, then binary tensors: the header says where the one ends.
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     asked = {"schema": {"$ref": SCHEMA.format(model="InferRequest")}, "examples": examples}
     answered = {"schema": {"$ref": SCHEMA.format(model="InferAnswer")}}
     length = HEADER_LENGTH.decode()
+    said_length = {"in": "header", "name": length, **_LENGTH}
     return {
         path: {
             "tags": ["open inference protocol"],
             "summary": summary,
             "operationId": path.strip("/").translate(str.maketrans("/", "_", "{}")),
-            "parameters": [*path_parameters(path, registry), *REQUEST_HEADERS],
-            "requestBody": {"required": True, "content": {"application/json": asked}},
+            "parameters": [*path_parameters(path, models), *REQUEST_HEADERS, said_length],
+            "requestBody": {"required": True, "content": {"application/json": asked, **binary}},
             "responses": {
                 "200": {
                     "description": "The outputs; binary ones follow the JSON document",
