@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from app.telemetry.ranking import RankingMetrics
+from app.telemetry.tally import Observe, Tally
 
 STAGES = ("decode", "encode", "queue", "collate", "compute", "rank", "respond")
 """Where the time of a scoring request goes, in order."""
@@ -37,6 +38,8 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         """Create every series on `registry`, or on one of its own."""
         self.registry = registry or CollectorRegistry()
+        self._tallies: list[Tally] = []
+        self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Observe]] = {}
         self._create_for_requests()
         self._create_for_batches()
         self._create_for_models()
@@ -52,22 +55,22 @@ class Metrics:
             "Scoring requests answered, by the key's name.",
             ("key", "status"),
         )
-        self._durations = self._histogram(
+        self._durations = self._tally(
             "request_duration_seconds",
             "From the request's headers to the end of its answer.",
             LATENCY_BUCKETS,
             ("route", "model"),
         )
-        stages = self._histogram(
+        stages = self._tally(
             "stage_duration_seconds",
             "Where the time of scored requests goes.",
             STAGE_BUCKETS,
             ("stage",),
         )
-        self._stages = {stage: stages.labels(stage) for stage in GPU_STAGES}
-        self._candidates = self._histogram(
+        self._stages = {stage: stages.into(stage) for stage in GPU_STAGES}
+        self._candidates = self._tally(
             "request_candidates", "Candidates in a scored request.", ROW_BUCKETS
-        )
+        ).into()
         self._shed = self._counter(
             "shed_total", "Requests that were refused or dropped for lack of time.", ("reason",)
         )
@@ -80,10 +83,10 @@ class Metrics:
             self._cancelled.labels(stage)
 
     def _create_for_batches(self) -> None:
-        self._batch_rows = self._histogram("batch_rows", "Rows in a batch.", ROW_BUCKETS)
-        self._batch_requests = self._histogram(
+        self._batch_rows = self._tally("batch_rows", "Rows in a batch.", ROW_BUCKETS).into()
+        self._batch_requests = self._tally(
             "batch_requests", "Requests in a batch.", REQUEST_BUCKETS
-        )
+        ).into()
         self._lane_busy = self._counter(
             "lane_busy_seconds_total", "Time that lanes spent on batches.", ("lane",)
         )
@@ -143,8 +146,14 @@ class Metrics:
 
     def answered(self, route: str, model: str, status: int, duration_s: float) -> None:
         """Count one answered request."""
-        self._requests.labels(route, model, str(status)).inc()
-        self._durations.labels(route, model).observe(duration_s)
+        answered = self._answered.get((route, model, status))
+        if answered is None:
+            counter = self._requests.labels(route, model, str(status))
+            answered = counter.inc, self._durations.into(route, model)
+            self._answered[route, model, status] = answered
+        count, observe = answered
+        count()
+        observe(duration_s)
 
     def called(self, key: str, status: int) -> None:
         """Count one answered scoring request by the name of its key."""
@@ -156,14 +165,14 @@ class Metrics:
 
     def scored(self, candidates: int, stages: Mapping[str, float]) -> None:
         """Count one scored request: how large it was, and its time (s) by stage."""
-        self._candidates.observe(candidates)
+        self._candidates(candidates)
         for stage, duration_s in stages.items():
-            self._stages[stage].observe(duration_s)
+            self._stages[stage](duration_s)
 
     def batch(self, *, rows: int, requests: int, lane: str, busy_s: float) -> None:
         """Count one batch that ran."""
-        self._batch_rows.observe(rows)
-        self._batch_requests.observe(requests)
+        self._batch_rows(rows)
+        self._batch_requests(requests)
         self._lane_busy.labels(lane).inc(busy_s)
 
     def shed(self, reason: str) -> None:
@@ -206,6 +215,19 @@ class Metrics:
     def render(self) -> bytes:
         """Return the exposition text; takes milliseconds."""
         return generate_latest(self.registry)
+
+    def drain(self) -> None:
+        """Count what was put down since the last time; now and then, so that it is never much."""
+        for tally in self._tallies:
+            tally.drain()
+
+    def _tally(
+        self, name: str, help_: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
+    ) -> Tally:
+        tally = Tally(f"gatehouse_{name}", help_, buckets, labels)
+        self.registry.register(tally)
+        self._tallies.append(tally)
+        return tally
 
     def _counter(self, name: str, help_: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(f"gatehouse_{name}", help_, labels, registry=self.registry)

@@ -37,6 +37,7 @@ class Pulse:
         self._metrics.loop_lagged(max(0.0, time.monotonic() - self._due))
         while self._pauses:
             self._metrics.gc_paused(*self._pauses.popleft())
+        self._metrics.drain()
         self._timer = self._next()
 
     def _on_gc(self, phase: str, info: dict[str, Any]) -> None:

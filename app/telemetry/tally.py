@@ -1,0 +1,76 @@
+"""Histograms for the hot path: an observation costs an append, and is counted later.
+
+`prometheus_client.Histogram.observe` takes 1.3 µs, a lock and a search in Python; a scored request
+has ten observations. Here they are put down (0.03 µs) and counted together by NumPy, when somebody
+scrapes or `drain` is called.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+Observe = Callable[[float], None]
+
+
+class _Series:
+    """Observations of one label set: those put down, and the counts of those counted."""
+
+    def __init__(self, bucket_count: int) -> None:
+        self.pending: deque[float] = deque()
+        self.counts: npt.NDArray[np.int64] = np.zeros(bucket_count, np.int64)
+        self.total = 0.0
+
+
+class Tally(Collector):
+    """A Prometheus histogram; any thread may observe, drain and collect."""
+
+    def __init__(
+        self, name: str, help_: str, upper_bounds: Sequence[float], labels: Sequence[str] = ()
+    ) -> None:
+        """Start at zero; `upper_bounds` are the buckets', ascending, that of infinity left out."""
+        self._name = name
+        self._help = help_
+        self._labels = labels
+        self._bounds = np.array(upper_bounds, np.float64)
+        self._edges = [*map(str, map(float, upper_bounds)), "+Inf"]
+        self._series: dict[tuple[str, ...], _Series] = {}
+        self._lock = Lock()
+
+    def into(self, *values: str) -> Observe:
+        """Return the function that takes observations of one label set, which exists from now."""
+        series = self._series.get(values)
+        if series is None:
+            series = self._series.setdefault(values, _Series(len(self._edges)))
+        return series.pending.append
+
+    def drain(self) -> None:
+        """Count what was put down."""
+        with self._lock:
+            for series in list(self._series.values()):
+                pending = series.pending
+                observed = np.array([pending.popleft() for _ in range(len(pending))], np.float64)
+                if len(observed):
+                    # A value on a bucket's upper bound belongs to it.
+                    found = np.searchsorted(self._bounds, observed, side="left")
+                    series.counts += np.bincount(found, minlength=len(self._edges))
+                    series.total += float(observed.sum())
+
+    def describe(self) -> Iterator[Metric]:
+        """Return the metric without samples, for the registry."""
+        yield HistogramMetricFamily(self._name, self._help, labels=self._labels)
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the metric, everything put down counted."""
+        self.drain()
+        family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
+        with self._lock:
+            for values, series in list(self._series.items()):
+                cumulative = np.cumsum(series.counts).tolist()
+                buckets = list(zip(self._edges, cumulative, strict=True))
+                family.add_metric(values, buckets, series.total)
+        yield family
