@@ -25,6 +25,18 @@ def send(url, numbers):
     return connection
 
 
+def until(is_so):
+    """Look until it is so."""
+    for _ in range(10_000):
+        if is_so():
+            return
+    raise AssertionError
+
+
+def idle_lanes(url):
+    return httpx.get(f"{url}/v1/engine").json()["idle_lanes"]
+
+
 def cancelled(url):
     text = httpx.get(f"{url}/metrics").text
     return {
@@ -41,15 +53,15 @@ def test_work_for_a_caller_that_left_is_dropped_and_counted_by_stage(tmp_path):
     with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:
         assert cancelled(server.url) == {"body": 0, "queue": 0, "compute": 0}
         running = send(server.url, [DAWDLES])
-        while httpx.get(f"{server.url}/v1/engine").json()["idle_lanes"]:
-            pass
+        until(lambda: idle_lanes(server.url) == 0)
         send(server.url, [1, 2, 3]).close()
         staying = send(server.url, [4, 5.5])
         assert b"200 OK" in running.recv(4096)
         assert b"200 OK" in staying.recv(4096)
         assert cancelled(server.url) == {"body": 0, "queue": 1, "compute": 0}
-        send(server.url, [DAWDLES]).close()
-        while cancelled(server.url)["compute"] != 1:
-            pass
+        leaver = send(server.url, [DAWDLES])
+        until(lambda: idle_lanes(server.url) == 0)
+        leaver.close()
+        until(lambda: cancelled(server.url) == {"body": 0, "queue": 1, "compute": 1})
         running.close()
         staying.close()

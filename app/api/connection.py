@@ -7,12 +7,14 @@ of costing the request its body (RFC 9110, section 7.8: a server may go on in HT
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.api.body import WHOLE_BODY
 from app.api.terms import HAS_LEFT
 
 LARGEST_HEAD = 64 << 10  # bytes of a request line and its headers, beside those of one read
@@ -95,6 +97,7 @@ class Connection(HttpToolsProtocol):
             raise ValueError  # ends the parsing
         super().on_headers_complete()
         self.scope[HAS_LEFT] = self.transport.is_closing  # type: ignore[literal-required]
+        self.scope[WHOLE_BODY] = partial(_whole_body, self.cycle)  # type: ignore[literal-required]
 
     def on_message_complete(self) -> None:
         """End the request's body."""
@@ -137,3 +140,8 @@ class Connection(HttpToolsProtocol):
                 % (status, status.phrase.encode(), len(body), body)
             )
         self.transport.close()
+
+
+def _whole_body(cycle: RequestResponseCycle) -> bytes | None:
+    """Return a request's body if all of it is here, as it is where it came with its head."""
+    return None if cycle.more_body else bytes(cycle.body)

@@ -61,12 +61,15 @@ class Forecast:
         comes the batch of the request itself, or its share where it is worth more than one lane.
         What comes later will fill that batch up, as it did of late.
         """
-        before_s = sum(flight.remaining_s(now) for flight in flights)
+        before_s = 0.0
+        for flight in flights:
+            before_s += flight.remaining_s(now)
         for each in queues:
             ahead = each.rows_before(rows, priority)
-            before_s += each.cost.of(ahead, math.ceil(ahead / each.max_batch_rows))
-        share = max(rows / min(self.lanes, max(1, rows // self.min_piece_rows)), 1)
-        batches = math.ceil(share / queue.max_batch_rows)
+            if ahead:
+                before_s += each.cost.of(ahead, -(-ahead // each.max_batch_rows))
+        share = rows / min(self.lanes, max(1, rows // self.min_piece_rows))
+        batches = max(1, math.ceil(share / queue.max_batch_rows))
         filled = max(share, min(queue.cost.typical_rows, queue.max_batch_rows))
         return before_s / self.lanes + queue.cost.of(filled, batches)
 

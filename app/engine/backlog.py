@@ -33,7 +33,7 @@ class Backlog:
     @property
     def rows(self) -> int:
         """How many rows wait."""
-        return sum(queue.rows for queue in self._turns.values())
+        return sum([queue.rows for queue in self._turns.values()])
 
     @property
     def pieces(self) -> int:
@@ -52,7 +52,9 @@ class Backlog:
 
     def queue(self, model: Model) -> PieceQueue:
         """Return a model's queue."""
-        queue = self._turns.get(model) or self._queues.get(model)
+        queue = self._turns.get(model)
+        if queue is None:
+            queue = self._queues.get(model)
         if queue is None:
             queue = self._queues[model] = PieceQueue(
                 max_batch_rows=self._max_batch_rows, min_piece_rows=self._min_piece_rows

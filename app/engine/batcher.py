@@ -4,11 +4,11 @@ It counts rows, not requests. An idle lane never waits (unless `max_wait_s` says
 lanes are busy the queue fills the next batch by itself. A request larger than a batch is split into
 pieces and gathered again; after each piece the next request has its turn, so that small requests
 are not stuck behind a large one. Nothing polls: work arriving and lanes coming free are the events.
-
 Everything here runs on the event loop.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,9 +23,11 @@ from app.engine.encode import EncodedRequest
 from app.engine.failure import after_failure
 from app.engine.lanes import OnOutcome, Outcome, Part
 from app.engine.pieces import Group, Pending, Scored
-from app.engine.terms import Terms
+from app.engine.terms import Priority, Terms
 from app.errors import CallerLeft, DeadlineExceeded, GatehouseError, InferenceFailed
 from app.telemetry.metrics import Metrics
+
+_MOMENT_S = 0.1
 
 
 class BatchLane(Protocol):
@@ -85,6 +87,7 @@ class Batcher:
         self._forecast = Forecast(len(lanes), min_piece_rows)
         self._idle = list(lanes)
         self._flights: dict[str, Flight] = {}
+        self._refused = -math.inf  # when somebody was, last (s)
         self._dispatch_is_due = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -103,9 +106,9 @@ class Batcher:
         return self._flights
 
     @property
-    def is_idle(self) -> bool:
-        """Whether a lane is free for whatever comes: then nothing is refused."""
-        return bool(self._idle) and not self._backlog
+    def is_refusing(self) -> bool:
+        """Whether somebody was refused a moment ago."""
+        return self._clock() - self._refused < _MOMENT_S
 
     def learn(self, model: Model, observed: Sequence[tuple[int, float]]) -> None:
         """Take what batches of a model, `(rows, seconds)` each, cost before it served."""
@@ -118,29 +121,31 @@ class Batcher:
             Overloaded: the queue holds too many rows already.
             DeadlineUnmeetable: the answer would come after the deadline.
         """
-        if self.is_idle:
+        if self._idle and not self._backlog:
             return  # what is idle never refuses, else a cost once overrated would stay so
-        try:
+        now = self._clock()
+        waiting = self._backlog.rows
+        if waiting + rows > self._max_queue_rows:
+            self._backlog.drop_over(now)  # rows that are over refuse nobody
             waiting = self._backlog.rows
-            if waiting + rows > self._max_queue_rows:
-                self._backlog.drop_over(self._clock())  # rows that are over refuse nobody
-                waiting = self._backlog.rows
-            wait_s = self.wait_s(model, rows, terms)
+        wait_s = self.wait_s(model, rows, terms.priority, now)
+        try:
             refuse_many(rows, waiting, self._max_queue_rows, drain_s=wait_s)
-            refuse_late(terms, self._clock(), wait_s)
+            refuse_late(terms, now, wait_s)
         except GatehouseError as error:
+            self._refused = now
             self._metrics.shed(error.slug)
             raise
 
-    def wait_s(self, model: Model, rows: int, terms: Terms) -> float:
+    def wait_s(self, model: Model, rows: int, priority: Priority, now: float) -> float:
         """Return the forecast for a request that comes now: how long until its scores (s)."""
         return self._forecast.wait_s(
             self._backlog.queue(model),
             rows,
-            terms.priority,
+            priority,
             queues=self._backlog.waiting,
             flights=self._flights.values(),
-            now=self._clock(),
+            now=now,
         )
 
     async def score(self, model: Model, request: EncodedRequest, terms: Terms) -> Scored:

@@ -86,10 +86,14 @@ class PieceQueue:
 
     def rows_before(self, rows: int, priority: Priority) -> int:
         """Return how many rows go before the last of `rows` more, if others come as these go."""
-        rounds = -(-rows // self._turn_rows)
-        return sum(group.rows for group in self._again) + rounds * sum(
-            turns.next_rows for turns in self._turns[: priority + 1]
-        )
+        ahead = 0
+        for turns in self._turns[: priority + 1]:
+            ahead += turns.next_rows
+        if rows > self._turn_rows:
+            ahead *= -(-rows // self._turn_rows)
+        for group in self._again:
+            ahead += group.rows
+        return ahead
 
     def urgency(self, now: float) -> int:
         """Return the priority of the piece that goes first, its age counted in."""

@@ -72,10 +72,12 @@ class Service:
     def admit_unread(self, model: Model, terms: Terms, body_bytes: int) -> None:
         """Refuse a request before its body is read, by the least number of rows it can have.
 
+        That is worth its time only while others are being refused.
+
         Raises:
             Overloaded, DeadlineUnmeetable: see `Batcher.admit`.
         """
-        if not self._batcher.is_idle:
+        if self._batcher.is_refusing:
             row_bytes = self._batcher.backlog.queue(model).row_bytes
             rows = max(1, int(body_bytes / row_bytes)) if row_bytes else 1
             self._batcher.admit(model, rows, terms)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from app.engine.pieces import Scored
-from app.engine.terms import Priority, Terms
+from app.engine.terms import Priority
 from app.errors import DeadlineExceeded, DeadlineUnmeetable, Overloaded
 from tests.app.batching import batcher, submit
 from tests.app.fakes import FakeLane, expected, sums_model
@@ -82,7 +82,8 @@ async def busy(lanes=1, **changes):
 
 
 def wait_s(subject, rows, priority=Priority.NORMAL):
-    return subject.wait_s(sums_model(), rows, Terms(0.0, priority))
+    now = asyncio.get_running_loop().time()
+    return subject.wait_s(sums_model(), rows, priority, now)
 
 
 async def test_the_forecast_is_what_runs_and_what_waits_and_the_request_itself():
@@ -193,3 +194,14 @@ async def test_overload_is_served_at_full_rate_and_in_time():
     capacity = 5 / 0.026 * 4
     assert good >= 0.95 * capacity
     assert late <= 0.05 * good
+
+
+async def test_refusing_lasts_a_moment():
+    subject, running = await busy()
+    assert not subject.is_refusing
+    with pytest.raises(DeadlineUnmeetable):
+        await submit(subject, 1, [1], timeout_s=0.030)
+    assert subject.is_refusing
+    await asyncio.sleep(0.2)
+    assert not subject.is_refusing
+    await asyncio.gather(*running)

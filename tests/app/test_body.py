@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 from starlette.types import Message, Scope
 
-from app.api.body import LARGE_BYTES, BodyReader
+from app.api.body import LARGE_BYTES, WHOLE_BODY, BodyReader
 from app.api.budget import UNCOUNTED_BYTES, ByteBudget
 from app.errors import (
     CallerLeft,
@@ -272,3 +272,24 @@ async def test_whatever_ends_a_body_gives_its_share_back(end):
     with pytest.raises((CallerLeft, RequestTimeout, asyncio.CancelledError)):
         await reading
     assert budget.held == 0
+
+
+async def test_a_body_that_is_here_already_is_not_asked_for():
+    caller = Caller()
+    scope = {"type": "http", "headers": [], WHOLE_BODY: lambda: b"[1]"}
+    reader = reader_of(ByteBudget(1000, Metrics()))
+    assert await reader.read(scope, caller.receive, deadline=1000.0) == b"[1]"
+    assert caller.asked == 0
+
+
+async def test_a_body_that_is_here_already_may_be_too_large_all_the_same():
+    scope = {"type": "http", "headers": [], WHOLE_BODY: lambda: b"x" * (MAX_BYTES + 1)}
+    with pytest.raises(PayloadTooLarge):
+        await reader_of(ByteBudget(1000, Metrics())).read(scope, Caller().receive, deadline=1000.0)
+
+
+async def test_of_a_body_that_is_not_whole_the_rest_is_awaited():
+    scope = {"type": "http", "headers": [], WHOLE_BODY: lambda: None}
+    receive = Caller(part(b"[1,", more=True), part(b"2]")).receive
+    reader = reader_of(ByteBudget(1000, Metrics()))
+    assert await reader.read(scope, receive, deadline=1000.0) == b"[1,2]"
