@@ -1,8 +1,17 @@
-"""Expressions to be compiled: random good ones, attacks, and mutations of both."""
+"""Expressions to be compiled: random good ones, attacks, mutations of both, and a naive twin."""
 
 import random
+import re
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from hypothesis import strategies as st
+
+from app.ranking.expression import LARGEST
+from app.ranking.grammar import ONE
 
 GOOD = (
     "click**0.8 * (1 + w.like*like) * log1p(dwell)",
@@ -170,6 +179,33 @@ def mutated(source: random.Random) -> str:
             case _:
                 text = text[:start] + source.choice(_PIECES) + text[stop:]
     return text
+
+
+def by_python(
+    text: str, scores: Mapping[str, npt.NDArray[np.float64]], weights: Mapping[str, float]
+) -> npt.NDArray[np.float64]:
+    """The naive twin: Python's own evaluation, with NumPy's functions and numbers."""
+
+    def number(of: float | str) -> npt.NDArray[np.float64]:
+        return np.array([float(of)])  # a NumPy scalar's ** is another, and rounds otherwise
+
+    def pairwise(operation: np.ufunc) -> Any:
+        return lambda *values: operation.reduce(np.broadcast_arrays(*values))
+
+    names: dict[str, Any] = {
+        **ONE,
+        **scores,
+        "N": number,
+        "w": SimpleNamespace(**{name: number(weight) for name, weight in weights.items()}),
+        "clip": lambda x, low, high: np.minimum(np.maximum(x, low), high),
+        "min": pairwise(np.minimum),
+        "max": pairwise(np.maximum),
+    }
+    floats = re.sub(r"(?<![\w.])(\.?\d[\d.]*([eE][-+]?\d+)?)", r"N('\1')", " ".join(text.split()))
+    with np.errstate(all="ignore"):
+        found = np.asarray(eval(floats, {"__builtins__": {}}, names))
+    values: npt.NDArray[np.float64] = np.clip(found, -LARGEST, LARGEST)
+    return np.nan_to_num(values, nan=-LARGEST)
 
 
 @st.composite

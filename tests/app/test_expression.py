@@ -1,7 +1,6 @@
 """Expressions: Python's arithmetic as NumPy gives it, and nothing but arithmetic."""
 
 import random
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from app.ranking.expression import LARGEST, parse
-from app.ranking.grammar import DEEPEST, LONGEST, MOST_NODES, ONE, ExpressionInvalid
-from tests.app.expressions import ATTACKS, mutated, texts
+from app.ranking.grammar import DEEPEST, LONGEST, MOST_NODES, ExpressionInvalid
+from tests.app.expressions import ATTACKS, by_python, mutated, texts
 
 SCORES = {
     "click": np.array([0.0, 0.02, 0.5, 1.0]),
@@ -21,34 +20,10 @@ SCORES = {
 WEIGHTS = {"like": 2.0, "fresh": -0.5}
 
 
-class Dotted:
-    """`w` of an expression, for Python."""
-
-    like = np.float64(WEIGHTS["like"])
-    fresh = np.float64(WEIGHTS["fresh"])
-
-
-def by_python(text: str) -> Any:
-    """The naive twin: Python's own evaluation, with NumPy's functions and floats."""
-    names: dict[str, Any] = {
-        **ONE,
-        **SCORES,
-        "w": Dotted(),
-        "N": np.float64,
-        "clip": lambda x, low, high: np.minimum(np.maximum(x, low), high),
-    }
-    names |= {"min": lambda *of: np.minimum.reduce(np.broadcast_arrays(*of))}
-    names |= {"max": lambda *of: np.maximum.reduce(np.broadcast_arrays(*of))}
-    floats = re.sub(r"(?<![\w.])(\.?\d[\d.]*(e-?\d+)?)", r"N(\1)", text)
-    with np.errstate(all="ignore"):
-        found = eval(floats, {"__builtins__": {}}, names)
-    return np.nan_to_num(np.clip(found, -LARGEST, LARGEST), nan=-LARGEST)
-
-
 @given(texts())
 def test_an_expression_is_what_python_makes_of_it(text):
     compiled = parse(text)
-    np.testing.assert_array_equal(compiled(SCORES, WEIGHTS), by_python(text))
+    np.testing.assert_array_equal(compiled(SCORES, WEIGHTS), by_python(text, SCORES, WEIGHTS))
 
 
 @pytest.mark.parametrize(
