@@ -76,7 +76,7 @@ class ExplainedCandidate(BaseModel):
 
 
 class Explanation(BaseModel):
-    """The order, explained: the best candidates, best first, as many as `ranking` has up to 200."""
+    """The order, explained: the best candidates, best first, as many as `ranking` has up to 100."""
 
     share: str = Field(description="what a share is, in words")
     lead: str = Field(description="what a lead is, in words")

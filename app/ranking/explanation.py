@@ -15,7 +15,7 @@ import numpy.typing as npt
 from app.ranking.formulas import SMALLEST_SCORE, Merit, Numbers, Scores, logs
 from app.ranking.ranker import Ranker
 
-MOST_EXPLAINED = 200
+MOST_EXPLAINED = 100
 """So many candidates are explained at most, the best ones: nobody reads more."""
 
 LEADS = "share less the mean share of all candidates: + puts ahead, - puts behind"
@@ -60,17 +60,17 @@ class Explanation:
         policy, tasks = self.ranker.policy, self.ranker.tasks
         reads = [(k, task) for k, task in enumerate(tasks) if task in policy.tasks]
         columns = {
-            "raw": _written(self.raw),
-            "calibrated": _written(self.calibrated),
-            "share": _written(self.shares),
-            "lead": _written(self.leads),
+            "raw": _rows(self.raw),
+            "calibrated": _rows(self.calibrated),
+            "share": _rows(self.shares),
+            "lead": _rows(self.leads),
         }
         merits, remainders = _written(self.merits), _written(self.remainders)
         candidates = []
         for row, position in enumerate(self.positions.tolist()):
 
             def told(column: int, row: int = row) -> dict[str, object]:
-                return {name: values[row, column] for name, values in columns.items()}
+                return {name: rows[row][column] for name, rows in columns.items()}
 
             candidate: dict[str, object] = {
                 "candidate": position if keys is None else keys[position],
@@ -119,6 +119,10 @@ def explain(
         shares=shares[best],
         leads=shares[best] - means,
     )
+
+
+def _rows(values: Numbers) -> list[list[np.float32]]:
+    return [list(row) for row in _written(values)]
 
 
 def _written(values: Numbers) -> Scores:

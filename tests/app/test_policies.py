@@ -41,7 +41,7 @@ def traits(**changes: Any) -> ModelTraits:
         "name": "feed",
         "tasks": ("click", "like", "dwell"),
         "policy": Policy(weights={"click": 1.0}),
-        "calibrations": {"dwell": Scale(method="scale", factor=2.0)},
+        "calibrations": dict.fromkeys(("click", "dwell"), Scale(method="scale", factor=2.0)),
         "probabilities": frozenset(("click", "like")),
         "multipliers": frozenset(("boost",)),
     }
@@ -93,7 +93,7 @@ def test_the_file_calibrates_in_place_of_the_model_and_only_that_model():
     click, like, dwell = rankers(FILE).default.calibrations
     assert click == Platt(method="platt", slope=1.5, intercept=-0.5)
     assert (like.method, dwell.method) == ("none", "scale")
-    assert rankers(FILE, name="other").default.calibrations[0].method == "none"
+    assert rankers(FILE, name="other").default.calibrations[0].method == "scale"
 
 
 def test_a_shadow_ranks_the_same_scores_by_its_own_policy():
