@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.artifacts.loader import read_manifest
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Store
 from app.errors import ArtifactInvalid
@@ -61,6 +60,8 @@ def refused(error: LogInvalid) -> int:
 
 
 def _manifest(store: Store, model: str | None) -> Manifest:
+    from app.artifacts.loader import read_manifest  # and with it torch: help need not wait for it
+
     artifacts = [each for each in store.artifacts() if model in (None, each.model)]
     if not artifacts:
         named = f"no model {model}" if model else "no artifacts"

@@ -1,5 +1,8 @@
 """`fit-calibration` and `tune` as an analyst runs them: the file that they write is served."""
 
+import subprocess
+import sys
+
 import pyarrow.parquet as parquet
 import pytest
 
@@ -84,6 +87,17 @@ def test_tune_again_starts_from_what_was_written_and_changes_no_more(run, log, t
     assert (tmp_path / "policies.toml").read_bytes() == before
 
 
+def test_scores_that_say_nothing_change_nothing_unless_it_is_asked_for(run, tmp_path):
+    table = worlds.columns(worlds.log(400, exponents=(0, 0, 0)))
+    path = worlds.write(tmp_path / "noise.parquet", table)
+    code, out, _ = run("tune", path, *GOAL)
+    assert code == EXIT_OK
+    assert "No change is worth making" in out
+    assert not (tmp_path / "policies.toml").exists()
+    run("tune", path, *GOAL, "--anyway")
+    assert (tmp_path / "policies.toml").exists()
+
+
 def test_tune_under_another_name_leaves_the_old_policy(run, log, tmp_path):
     (tmp_path / "policies.toml").write_text(
         '[policy.home]\nformula = "weighted_sum"  # plain\nweights = { click = 1, dwell = 0.1 }\n'
@@ -136,6 +150,16 @@ def test_fit_calibration_writes_what_is_better_and_says_what_is_not(run, log, tm
         each for each in rows if rows[each].split("│")[-2].strip() == "better"
     }
     assert written["dwell"].method == "scale"
+
+
+def test_what_is_calibrated_already_is_not_calibrated_again(run, log, tmp_path):
+    run("fit-calibration", log)
+    before = (tmp_path / "policies.toml").read_bytes()
+    code, out, _ = run("fit-calibration", log)
+    assert code == EXIT_OK
+    assert "no sure gain" in out
+    assert "No change is worth making" in out
+    assert (tmp_path / "policies.toml").read_bytes() == before
 
 
 def test_tasks_that_are_left_out_stay_as_they_are(run, log, tmp_path):
@@ -192,3 +216,14 @@ def test_help_says_what_there_is(capsys, command):
     assert not caught.value.code
     out = capsys.readouterr().out
     assert "default:" in out
+
+
+@pytest.mark.parametrize("command", ["fit-calibration", "tune"])
+def test_help_does_not_wait_for_torch(command):
+    code = (
+        "import sys; from app.__main__ import main\n"
+        f"try: main([{command!r}, '--help'])\n"
+        "except SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0

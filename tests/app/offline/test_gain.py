@@ -13,12 +13,12 @@ def test_the_interval_is_that_of_the_normal_approximation():
     random = np.random.default_rng(0)
     before = random.normal(1.0, 1.0, (2000, 1))
     after = before + random.normal(0.1, 0.5, (2000, 1))
-    found = gain(MEAN, before, after)
+    found = gain(MEAN, before, after, draws=4000)
     change = (after - before)[:, 0]
     half = 1.96 * change.std() / np.sqrt(len(change))
     assert found.change == pytest.approx(change.mean())
-    assert found.low == pytest.approx(change.mean() - half, abs=0.2 * half)
-    assert found.high == pytest.approx(change.mean() + half, abs=0.2 * half)
+    assert found.low == pytest.approx(change.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(change.mean() + half, abs=0.1 * half)
     assert found.is_sure
 
 

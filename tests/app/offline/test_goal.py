@@ -46,10 +46,12 @@ def test_ndcg_is_that_of_the_book(seed, k):
 def test_the_ideal_order_has_ndcg_1_and_other_gains_have_another_ideal():
     log = worlds.log()
     board = Board(log)
+    merits = np.random.default_rng(0).normal(size=log.rows)
     for name in ("click", "dwell"):
         goal = Ndcg({name: 2.0}, 5)
         mean = goal.shares(board, log.outcomes[name]).mean(axis=0)
         assert goal.value(mean, mean) == pytest.approx(1)
+        assert np.array_equal(goal.shares(board, merits), goal.shares(Board(log), merits))
 
 
 def test_a_mix_is_as_good_as_the_outcome_furthest_behind():

@@ -65,7 +65,7 @@ def test_every_bad_column_is_named_with_its_first_bad_row(tmp_path):
         "score_click": [0.5, float("nan"), None],
         "score_like": ["high", "low", "high"],
         "score_dwell": [1.0, float("inf"), 2.0],
-        "outcome_click": [0.0, 1.0, 2.0],
+        "outcome_click": [0.5, 1.0, 2.0],
         "outcome_like": [None, None, None],
         "outcome_dwell": [3.0, -1.0, None],
         "position": [1, 0, 2],
@@ -74,7 +74,7 @@ def test_every_bad_column_is_named_with_its_first_bad_row(tmp_path):
         read_log(worlds.write(tmp_path / "log.parquet", table), KINDS)
     told = [each.removeprefix(f"{tmp_path / 'log.parquet'}: ") for each in caught.value.problems]
     assert sorted(told) == [
-        "column outcome_click, row 3: must be 0, 1 or empty",
+        "column outcome_click, row 1: must be 0, 1 or empty (and 1 more)",
         "column outcome_dwell, row 2: must be 0 or more, or empty (seconds)",
         "column outcome_like: is empty in every row",
         "column position, row 2: must be 1 or more",

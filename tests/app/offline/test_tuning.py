@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from app.offline.goal import Mix, Ndcg
+from app.offline.judged import Judged
 from app.offline.trade_off import PlotUnavailable, TradeOff, front, save
 from app.offline.tuning import tuned
 from app.ranking.policy import Policy
@@ -32,6 +33,12 @@ def test_the_exponents_that_made_the_outcomes_are_found(found):
     assert found.is_sure
     assert found.gains["NDCG@5"].change > 0.03
     assert found.gains["click@5"].low > 0
+
+
+def test_the_gain_is_that_on_the_held_out_requests(parts, found):
+    _, held_out = parts
+    alone = Judged(held_out, worlds.ranker())
+    assert found.gains["NDCG@5"] == alone.gain(CLICKS, found.after.weights)
 
 
 def test_a_policy_at_the_optimum_gains_nothing(parts):
