@@ -9,8 +9,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,17 @@ import orjson
 from pydantic import ValidationError
 from rich.console import Console
 
-from app.api.call import ask
 from app.engine.decode import decode
 from app.errors import ArtifactInvalid, ConfigurationInvalid, MalformedBody
-from app.main import Gatehouse, gatehouse
 from app.offline.answer_table import answer_table
 from app.settings import Settings
 from app.usage import EXIT_OK, EXIT_USAGE, EXIT_WRONG, Parser, WrongUsage, complain, rules_broken
 
-_PATIENCE_MS = 600_000.0  # nobody waits for the answer at a socket
-_NO_SECRETS = dict.fromkeys(("keys", "keys_file", "tls_cert", "tls_key"))  # those are for sockets
+_ALONE: Mapping[str, Any] = {
+    **dict.fromkeys(("keys", "keys_file", "tls_cert", "tls_key")),  # those are for sockets
+    "lanes": 1,
+    "request_timeout_ms": 600_000.0,  # nobody waits for the answer at a socket
+}
 
 
 def rank(flags: Sequence[str]) -> int:
@@ -38,10 +38,10 @@ def rank(flags: Sequence[str]) -> int:
     """
     told = _parser().parse_args(flags)
     bodies = _bodies(told.file)
-    if told.explain:
-        bodies = {number: explained(body) for number, body in bodies.items()}
+    if options := _options(told):
+        bodies = {number: optioned(body, options) for number, body in bodies.items()}
     try:
-        settings = Settings(lanes=1, request_timeout_ms=_PATIENCE_MS, **_NO_SECRETS, **_given(told))
+        settings = Settings(**_ALONE, **_given(told))
     except ValidationError as error:
         raise WrongUsage(rules_broken(error)) from None
     try:
@@ -54,47 +54,42 @@ def rank(flags: Sequence[str]) -> int:
 
 
 async def _rank(told: argparse.Namespace, settings: Settings, bodies: Mapping[int, bytes]) -> int:
-    path = f"/v1/models/{told.model}/score" if told.model else "/v1/score"
+    from app.offline.answers import answers  # and with it torch: help need not wait for it
+
     code = EXIT_OK
-    async with _service(settings) as parts:
-        for number, body in bodies.items():
-            answer = await ask(parts.app, path, body)
-            if answer.problem is not None:
-                place = f"{told.file}, line {number}" if len(bodies) > 1 else str(told.file)
-                for line in answer.problem:
-                    complain(f"{place}: {line}")
-                code = max(code, EXIT_USAGE if answer.status < 500 else EXIT_WRONG)
-            if told.table and answer.problem is None:
-                Console().print(answer_table(orjson.loads(answer.content), _keys(body)))
-            elif answer.problem is None or (len(bodies) > 1 and not told.table):
-                # Among many, a problem stands in its answer's place: line i answers line i.
-                sys.stdout.write(answer.content.decode() + "\n")
+    async for number, answer in answers(settings, bodies, told.model):
+        if answer.problem is not None:
+            place = f"{told.file}, line {number}" if len(bodies) > 1 else str(told.file)
+            for line in answer.problem:
+                complain(f"{place}: {line}")
+            code = max(code, EXIT_USAGE if answer.status < 500 else EXIT_WRONG)
+        if told.table and answer.problem is None:
+            Console().print(answer_table(orjson.loads(answer.content), _keys(bodies[number])))
+        elif answer.problem is None or (len(bodies) > 1 and not told.table):
+            # Among many, a problem stands in its answer's place: line i answers line i.
+            sys.stdout.write(answer.content.decode() + "\n")
     return code
 
 
-@asynccontextmanager
-async def _service(settings: Settings) -> AsyncIterator[Gatehouse]:
-    async with gatehouse(settings) as parts:
-        await parts.deployment.refresh()
-        parts.policy_file.load()  # once more, on the models that are there now
-        if not parts.service.is_ready:
-            raise ArtifactInvalid("it holds no artifacts")
-        yield parts
-
-
-def explained(body: bytes) -> bytes:
-    """Ask in a request for its explanation; what is no request stays as it is, to be refused."""
+def optioned(body: bytes, options: Mapping[str, object]) -> bytes:
+    """Put ranking options into a request; what is no request stays as it is, to be refused."""
     try:
         document = decode(body)
     except MalformedBody:
         return body
     if not isinstance(document, dict):
         return body
-    options = document.get("ranking") or {}
-    if not isinstance(options, dict):
+    own = document.get("ranking") or {}
+    if not isinstance(own, dict):
         return body
     # Not orjson: it would write NaN as null, and the complaint would be another.
-    return json.dumps(document | {"ranking": options | {"explain": True}}).encode()
+    return json.dumps(document | {"ranking": {**own, **options}}).encode()
+
+
+def _options(told: argparse.Namespace) -> dict[str, object]:
+    """Return what flags say of the ranking."""
+    explain = {"explain": True} if told.explain else {}
+    return explain | ({"policy": told.policy} if told.policy else {})
 
 
 def _keys(body: bytes) -> Sequence[str | int] | None:
@@ -118,7 +113,9 @@ def _bodies(file: Path) -> dict[int, bytes]:
 
 def _given(told: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that flags set; the others come from the environment."""
-    return {name: value for name in ("store",) if (value := getattr(told, name)) is not None}
+    return {
+        name: value for name in ("store", "policies") if (value := getattr(told, name)) is not None
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,6 +139,15 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of artifacts (default: GATEHOUSE_STORE, else store)",
     )
     parser.add_argument("--model", metavar="NAME", help="not needed where the store has only one")
+    parser.add_argument(
+        "--policies",
+        type=Path,
+        metavar="FILE",
+        help="file of ranking policies (default: GATEHOUSE_POLICIES, else none)",
+    )
+    parser.add_argument(
+        "--policy", metavar="NAME", help="which of them ranks, whatever the request says"
+    )
     parser.add_argument(
         "--explain", action="store_true", help="ask for each task's share of the rank score"
     )

@@ -93,6 +93,60 @@ def test_the_table_has_the_best_candidate_on_top(capsys, folder, request_file):
     ]
 
 
+POLICIES = """\
+[policy.home]
+formula = "weighted_sum"
+weights = { click = 1.0, dwell = -0.5 }
+
+[policy.odd]
+formula = "expression"
+expression = "click * (1 + w.a * dwell)"
+weights = { a = 3.0 }
+
+[calibration.feed.click]
+method = "platt"
+slope = 0.5
+intercept = 0.0
+"""
+
+
+def test_an_explained_table_has_shares_that_add_up(capsys, folder, request_file, tmp_path):
+    (tmp_path / "policies.toml").write_text(POLICIES)
+    flags = ("--store", folder, "--policies", tmp_path / "policies.toml", "--policy", "home")
+    code, out, err = rank(capsys, request_file, *flags, "--explain", "--table")
+    assert (code, err) == (EXIT_OK, "")
+    assert "home: weighted_sum of click 1, dwell -0.5" in out
+    rows = [line.split("│")[1:-1] for line in out.splitlines() if line.startswith("│")]
+    assert len(rows) == 3
+    for row in rows:
+        _, _, rank_score, click, _, click_share, dwell_share = (each.strip() for each in row)
+        calibrated, share = click_share.split(" (")[0].split(": ")
+        assert float(calibrated) != float(click)
+        assert float(calibrated) == pytest.approx(float(share), abs=1e-3)
+        total = float(share) + float(dwell_share.split(" (")[0])
+        assert float(rank_score) == pytest.approx(total, abs=2e-3)
+
+
+def test_shares_of_an_expression_leave_a_remainder(capsys, folder, request_file, tmp_path):
+    (tmp_path / "policies.toml").write_text(POLICIES)
+    flags = ("--store", folder, "--policies", tmp_path / "policies.toml", "--policy", "odd")
+    _, out, _ = rank(capsys, request_file, *flags, "--explain", "--table")
+    assert "odd: expression of a 3" in out
+    assert "remainder ┃" in out
+    assert "click share" in out
+    assert "finite difference" in " ".join(out.split())
+
+
+def test_a_policies_file_that_cannot_be_followed_is_one_line(
+    capsys, folder, request_file, tmp_path
+):
+    (tmp_path / "policies.toml").write_text('[default]\nfeed = "away"\n')
+    flags = ("--store", folder, "--policies", tmp_path / "policies.toml")
+    code, out, err = rank(capsys, request_file, *flags)
+    assert (code, out, err.count("\n")) == (EXIT_USAGE, "", 1)
+    assert "default.feed" in err
+
+
 def test_equal_keys_stand_for_the_better_candidate_first():
     answer = {"rank_score": [0.1, 0.5, 0.9], "ranking": ["a", "b", "a"]}
     assert positions(answer, KEYS) == [2, 1, 0]

@@ -1,8 +1,11 @@
 """`fit-calibration` and `tune` as an analyst runs them: the file that they write is served."""
 
+import json
 import subprocess
 import sys
 
+import httpx
+import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
@@ -14,6 +17,7 @@ from app.settings import Settings
 from app.usage import EXIT_OK, EXIT_USAGE
 from tests.app.builders import published, task
 from tests.app.offline import worlds
+from tests.server import running_server
 
 GOAL = ("--ndcg", "click=1", "--at", "5", "--tries", "80")
 
@@ -178,6 +182,33 @@ def test_every_bad_column_is_a_line(run, tmp_path):
         assert err == f"gatehouse: {path}: column score_like is missing\n"
 
 
+@pytest.mark.slow
+def test_what_was_written_is_served_and_ranks_alike_offline(run, log, store, tmp_path):
+    assert run("fit-calibration", log)[0] == EXIT_OK
+    assert run("tune", log, *GOAL)[0] == EXIT_OK
+    written = policies(tmp_path)
+    body = tmp_path / "request.json"
+    user = {"age": 0.5, "recent": [1, 2]}
+    candidates = {"item": [7, 3, 5], "quality": [[0.1, 0.2], [0.3, 0.1], [0.2, 0.3]]}
+    ranking = {"explain": True}
+    body.write_text(json.dumps({"user": user, "candidates": candidates, "ranking": ranking}))
+    flags = ("--policies", str(tmp_path / "policies.toml"))
+    with running_server(store, tmp_path / "server.log", *flags) as server:
+        headers = {"content-type": "application/json"}
+        served = httpx.post(f"{server.url}/v1/score", content=body.read_bytes(), headers=headers)
+    code, out, err = run("rank", body)
+    assert (code, err) == (EXIT_OK, "")
+    assert out.encode() == served.content + b"\n"
+    policy = served.json()["policy"]
+    assert (policy["version"], policy["weights"]) == (
+        written.version,
+        written.policies["default"].weights,
+    )
+    told = served.json()["explanation"]["candidates"][0]["tasks"]["click"]
+    calibrated = written.calibrations["feed"]["click"](np.array([told["raw"]]))
+    assert told["calibrated"] == pytest.approx(calibrated[0], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -218,7 +249,7 @@ def test_help_says_what_there_is(capsys, command):
     assert "default:" in out
 
 
-@pytest.mark.parametrize("command", ["fit-calibration", "tune"])
+@pytest.mark.parametrize("command", ["rank", "fit-calibration", "tune"])
 def test_help_does_not_wait_for_torch(command):
     code = (
         "import sys; from app.__main__ import main\n"
