@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from app.engine.buckets import Buckets
 from app.engine.cuda import CudaStream, memory_bytes
 from app.engine.graphs import Fallbacks, GraphExecutor, Stream
-from app.engine.lanes import Lane, usable_cores
+from app.engine.lanes import Lane, run, usable_cores
+from app.engine.staging import Staging
 from app.telemetry.metrics import Metrics
 
 _GPU_LANES = 2  # one copies while the other computes
@@ -44,7 +46,10 @@ def start_lanes(
     loop = asyncio.get_running_loop()
     if device.type == "cpu":
         share = max(1, usable_cores() // processes)
-        return [Lane(f"lane-{i}", loop) for i in range(count or share)]
+        return [
+            Lane(f"lane-{i}", loop, executor=partial(run, collated=Staging().collate))
+            for i in range(count or share)
+        ]
     metrics.watch_device_memory(memory_bytes(device))
     fallbacks = Fallbacks(metrics)
     streams: list[Stream] = [CudaStream(device) for _ in range(count or _GPU_LANES)]

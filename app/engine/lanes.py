@@ -65,6 +65,7 @@ class Outcome:
 
 
 OnOutcome = Callable[[Outcome], None]
+Collate = Callable[[Sequence[Part]], Batch]
 Executor = Callable[[Model, Sequence[Part]], Outcome]
 """Runs a batch in a lane's thread; raises nothing."""
 
@@ -157,17 +158,20 @@ class Lane:
                 self._on_lost()
 
 
-def run(model: Model, parts: Sequence[Part]) -> Outcome:
-    """Collate parts into one batch, run it, and return scores for all of its rows."""
+def run(model: Model, parts: Sequence[Part], collated: Collate | None = None) -> Outcome:
+    """Bring parts together, run them as one batch, and return scores for all of its rows.
+
+    `collated` brings them together in the caller's own memory; by default `collate` does.
+    """
     began = time.perf_counter()
     try:
-        batch = collate(parts)
-        collated = time.perf_counter()
+        batch = (collated or collate)(parts)
+        ready = time.perf_counter()
         result = scores(model.program.run(batch), model.manifest.tasks)
     except Exception as error:  # noqa: BLE001  (whatever a model raises fails its batch, not the lane)
         return Outcome(error, 0.0, time.perf_counter() - began)
     finite = bool(np.isfinite(result).all())
-    return Outcome(result, collated - began, time.perf_counter() - collated, finite=finite)
+    return Outcome(result, ready - began, time.perf_counter() - ready, finite=finite)
 
 
 def collate(parts: Sequence[Part]) -> Batch:
