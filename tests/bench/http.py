@@ -16,7 +16,8 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -40,7 +41,6 @@ COLUMNS = 100
 TASKS = ("click", "like", "dwell")
 _WRK = """
 wrk.method = "POST"
-wrk.headers["content-type"] = "application/json"
 local file = io.open("{body}", "rb")
 wrk.body = file:read("*a")
 file:close()
@@ -115,16 +115,32 @@ def in_process(program: Program, rows: int, seconds: float, threads: int) -> tup
     return sum(counts) / seconds, median(alone_ms)
 
 
-def over_http(url: str, folder: Path, rows: int, connections: int, seconds: float) -> list[str]:
-    """Requests a second, median and 99th percentile (as wrk writes them)."""
-    body = folder / f"{rows}.json"
+@dataclass(frozen=True)
+class Post:
+    """A request that is sent again and again."""
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+
+
+def native(rows: int) -> Post:
+    """A native request of so many candidates."""
     columns = {"x": candidates([rows]).candidate["x"]}
-    body.write_bytes(orjson.dumps({"candidates": columns}, option=orjson.OPT_SERIALIZE_NUMPY))
+    body = orjson.dumps({"candidates": columns}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Post("/v1/score", body, {"content-type": "application/json"})
+
+
+def over_http(url: str, folder: Path, post: Post, connections: int, seconds: float) -> list[str]:
+    """Requests a second, median and 99th percentile (as wrk writes them)."""
+    body = folder / "body"
+    body.write_bytes(post.body)
     script = folder / "post.lua"
-    script.write_text(_WRK.format(body=body))
+    headers = "".join(f'wrk.headers["{k}"] = "{v}"\n' for k, v in post.headers.items())
+    script.write_text(_WRK.format(body=body) + headers)
     wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script)]
     output = subprocess.run(
-        [*wrk, f"{url}/v1/score"], check=True, capture_output=True, text=True
+        [*wrk, f"{url}{post.path}"], check=True, capture_output=True, text=True
     ).stdout
     if "Non-2xx" in output:
         raise SystemExit(output)
@@ -153,9 +169,9 @@ def main() -> None:
         print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         with running_server(folder / "store", folder / "log") as server:
             for rows in (1, 50, 500):
-                over_http(server.url, folder, rows, arguments.connections, 1)
+                over_http(server.url, folder, native(rows), arguments.connections, 1)
                 rate, p50, p99 = over_http(
-                    server.url, folder, rows, arguments.connections, arguments.seconds
+                    server.url, folder, native(rows), arguments.connections, arguments.seconds
                 )
                 limit, alone_ms = in_process(program, rows, arguments.seconds, cores)
                 ratio = float(rate) / limit

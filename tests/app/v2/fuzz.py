@@ -100,9 +100,9 @@ class Damage:
                 return document
             place = inside
         if isinstance(place, dict):
-            place[draw.choice(MEMBERS + SETTINGS)] = draw.choice(JUNK)
+            place[draw.choice(MEMBERS + SETTINGS)] = copy.deepcopy(draw.choice(JUNK))
         elif isinstance(place, list):
-            place.append(draw.choice(JUNK))
+            place.append(copy.deepcopy(draw.choice(JUNK)))
         return document
 
     def _put(self, place: Any, key: Any) -> None:

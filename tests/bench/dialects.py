@@ -1,0 +1,92 @@
+"""The native JSON API beside the Open Inference Protocol in JSON and in binary, over HTTP.
+
+    python -m tests.bench.dialects [--connections 8] [--seconds 5] [--rounds 3]
+
+One server answers all of them, in turn, round by round, so that what the machine does meanwhile
+hits all alike; a figure is the median of the rounds. The model and the requests are those of
+`tests.bench.http`: 1, 50 or 500 candidates of 100 numbers. Needs `wrk`.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import orjson
+
+from app.artifacts.store import Store
+from app.engine.lanes import usable_cores
+from tests.bench.http import COLUMNS, Post, candidates, native, over_http, reference_artifact
+from tests.server import running_server
+
+PATH = "/v2/models/reference/infer"
+
+
+def v2_json(rows: int) -> Post:
+    """The request as the protocol writes it in JSON, flat as `tritonclient` does."""
+    x = candidates([rows]).candidate["x"]
+    tensor = {"name": "x", "shape": [rows, COLUMNS], "datatype": "FP32", "data": x.ravel()}
+    body = orjson.dumps({"inputs": [tensor]}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Post(PATH, body, {"content-type": "application/json"})
+
+
+def v2_binary(rows: int) -> Post:
+    """The request as `tritonclient` writes it unless it is told otherwise."""
+    content = candidates([rows]).candidate["x"].tobytes()
+    tensor = {
+        "name": "x",
+        "shape": [rows, COLUMNS],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": len(content)},
+    }
+    head = orjson.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}})
+    headers = {
+        "content-type": "application/octet-stream",
+        "inference-header-content-length": str(len(head)),
+    }
+    return Post(PATH, head + content, headers)
+
+
+FORMS = {"native JSON": native, "V2 JSON": v2_json, "V2 binary": v2_binary}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--connections", type=int, default=8, help="open at once (default: 8)")
+    parser.add_argument("--seconds", type=float, default=5, help="a measurement's length (s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default: 3)")
+    arguments = parser.parse_args()
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is not installed")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        reference_artifact(Store(folder / "store"))
+        print(f"{usable_cores()} cores, {arguments.connections} connections\n")
+        print("| rows | form | bytes | req/s | of native | p50 | p99 |")
+        print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
+        with running_server(folder / "store", folder / "log") as server:
+            for rows in (1, 50, 500):
+                _measure(server.url, folder, rows, arguments)
+
+
+def _measure(url: str, folder: Path, rows: int, arguments: argparse.Namespace) -> None:
+    found: dict[str, list[list[str]]] = {form: [] for form in FORMS}
+    for seconds in (1.0, *[arguments.seconds] * arguments.rounds):
+        for form, of in FORMS.items():
+            one = over_http(url, folder, of(rows), arguments.connections, seconds)
+            found[form].append(one)
+    rates = {form: [float(rate) for rate, *_ in runs[1:]] for form, runs in found.items()}
+    for form, runs in found.items():
+        rate = median(rates[form])
+        _, p50, p99 = runs[1:][rates[form].index(sorted(rates[form])[len(rates[form]) // 2])]
+        share = rate / median(rates["native JSON"])
+        size = len(FORMS[form](rows).body)
+        print(f"| {rows} | {form} | {size:,} | {rate:,.0f} | {share:.2f} | {p50} | {p99} |")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
