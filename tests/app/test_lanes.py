@@ -139,3 +139,16 @@ def test_the_quota_of_an_old_cgroup_is_read(tmp_path):
 
 def test_no_cgroup_is_no_quota(tmp_path):
     assert lanes.cgroup_quota(tmp_path) is None
+
+
+def test_a_lonely_requests_columns_are_shared_unless_a_tensor_could_not_share_them():
+    own = np.ones((3, 1), np.float32)
+    stored = b"?" + own.tobytes()  # as in a request's body: not to be written to, and anywhere
+    foreign = np.frombuffer(stored, np.float32, offset=1).reshape(3, 1)
+    batch = collate([Part({"u": foreign[:1]}, {"own": own, "foreign": foreign}, 0, 3)])
+    assert np.shares_memory(batch.candidate["own"], own)
+    for column in (batch.user["u"], batch.candidate["foreign"]):
+        assert column.flags.writeable
+        assert column.flags.aligned
+        assert not np.shares_memory(column, foreign)
+    assert batch.candidate["foreign"].tolist() == own.tolist()
