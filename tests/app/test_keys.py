@@ -133,6 +133,16 @@ async def test_scoring_needs_a_key(guarded, sent):
         assert answered.status_code == 200
 
 
+async def test_so_does_the_open_inference_protocol(guarded, sent):
+    infer = "/v2/models/tiny/infer"
+    refused = await guarded.post(infer, json=sent)
+    assert refused.status_code == 401
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert "needs a key" in refused.json()["error"]
+    holder = await guarded.post(infer, json=sent, headers=bearer(BERT))
+    assert holder.status_code == 422  # it is no request of this protocol
+
+
 async def test_a_wrong_key_is_told_so(guarded, sent):
     refused = await guarded.post("/v1/score", json=sent, headers=bearer("x" * 30))
     assert refused.status_code == 401
