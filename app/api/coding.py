@@ -46,10 +46,13 @@ async def inflated(body: bytes, coding: bytes, share: Share, *, max_bytes: int) 
     inflater = zlib.decompressobj(INFLATABLE[coding])
     name = coding.decode()
     parts: list[bytes] = []
-    size = 0
+    size = taken = 0
     while not inflater.eof:
         most = min(_STEP_BYTES if parts else _OFF_LOOP_BYTES, max_bytes + 1 - size)
-        rest = inflater.unconsumed_tail if parts else body
+        rest = inflater.unconsumed_tail
+        if not rest:  # in pieces, because zlib copies what it leaves
+            rest = body[taken : taken + _STEP_BYTES]
+            taken += len(rest)
         try:
             if parts:
                 part = await asyncio.to_thread(inflater.decompress, rest, most)
@@ -62,9 +65,9 @@ async def inflated(body: bytes, coding: bytes, share: Share, *, max_bytes: int) 
         if size > max_bytes:
             raise PayloadTooLarge(f"the body, decompressed, is larger than {max_bytes} bytes")
         share.cover(len(body) + size)
-        if len(part) < most and not inflater.eof:
+        if len(part) < most and taken == len(body) and not inflater.eof:
             raise MalformedBody(f"the body ends before its {name} stream does")
-    if inflater.unused_data:
+    if inflater.unused_data or taken < len(body):
         raise MalformedBody(f"something follows the body's {name} stream")
     return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -220,8 +220,9 @@ async def test_a_body_without_room_is_refused_before_it_is_read_and_a_small_one_
     budget.take(LARGE)
     reader = reader_of(budget, max_bytes=LARGE)
     caller = Caller(part(b"x"))
-    with pytest.raises(Overloaded, match="request bodies"):
+    with pytest.raises(Overloaded, match="request bodies") as refused:
         await reader.read(announced(UNCOUNTED_BYTES + 1), caller.receive, deadline=9.0)
+    assert refused.value.retry_after_s == 1
     assert caller.asked == 0
     assert b'gatehouse_shed_total{reason="bodies"} 1.0' in metrics.render()
     assert await reader.read(announced(UNCOUNTED_BYTES), caller.receive, deadline=9.0) == b"x"

@@ -76,6 +76,8 @@ LONG = gzip.compress(NOISE[:200_000])
         SHORT + b"\n",
         SHORT + SHORT,
         LONG + b"\x00",
+        SHORT + NOISE[: 2 * MIB],
+        gzip.compress(NOISE)[: 2 * MIB],
         SHORT[:-5] + b"\x00" * 5,
         zlib.compress(b"[1]"),
     ],
