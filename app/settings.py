@@ -50,15 +50,21 @@ class Settings(BaseSettings):
     lanes: int | None = Field(
         None, ge=1, le=256, description="worker threads; by default one a core on CPU, two on GPU"
     )
+    # On a CPU core a row of the reference model (BENCHMARKS.md) takes 150 µs alone and 12 µs in a
+    # batch of 500, and who comes just after such a batch began waits 6 ms for it.
     max_batch_rows: int = Field(
         512, ge=1, le=65536, description="the most candidates in one batch (rows)"
     )
+    # The knee of that curve: in batches of 64 a row costs a quarter more than in batches of 512.
     min_piece_rows: int = Field(
         64, ge=1, le=65536, description="a large request is not split below this (rows)"
     )
+    # While lanes are busy, batches fill by themselves; while one is idle, waiting is only late.
     max_wait_ms: float = Field(
         0.0, ge=0, le=1000, description="how long an idle lane waits for company for a row (ms)"
     )
+    # About what two cores score within the default deadline; the forecast refuses earlier where
+    # models are slower, and this bounds memory where there is no deadline to speak of.
     max_queue_rows: int = Field(
         32768, ge=1, description="more waiting candidates than this are refused with 429 (rows)"
     )
@@ -72,6 +78,7 @@ class Settings(BaseSettings):
     body_timeout_ms: float = Field(
         5000.0, gt=0, description="how long a body may take to arrive (ms)"
     )
+    # A ranking that takes longer than a second is of no use to a page; callers state their own.
     request_timeout_ms: float = Field(
         1000.0, gt=0, le=600_000, description="deadline of requests that state none (ms)"
     )

@@ -24,7 +24,7 @@ from app.artifacts.loader import Model
 from app.engine.encode import EncodedRequest
 from app.engine.service import Answer, Service
 from app.engine.terms import Terms
-from app.errors import CallerLeft, GatehouseError, MethodNotAllowed
+from app.errors import CallerLeft, DeadlineExceeded, GatehouseError, MethodNotAllowed
 from app.ranking.policies import Rankers
 from app.ranking.ranker import Wanted
 from app.telemetry.metrics import GPU_STAGES, STAGES, Metrics
@@ -215,6 +215,9 @@ class ScoreRoutes:
         )
         scored = time.perf_counter()
         headers, content = dialect.write(request, answer, call)
+        if time.monotonic() > terms.deadline:  # ranking and writing took the rest of its time
+            self._metrics.shed(DeadlineExceeded.slug)
+            raise DeadlineExceeded("the answer was not ready before the deadline")
         stages = {
             "decode": decoded - began,
             "encode": encoded - decoded,

@@ -207,6 +207,7 @@ class Metrics:
     def retired(self, model: str, version: int, sha256: str) -> None:
         """Remove what `activated` said of a version."""
         self._model_info.remove(model, str(version), sha256[:12])
+        self._batch_limit.remove(f"{model}/{version}")
 
     def graph_fallback(self, model: str) -> None:
         """Count a version that runs without CUDA graphs."""
