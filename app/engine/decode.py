@@ -68,7 +68,7 @@ def decode_request(
         manifest: of the model.
         max_candidates: the most candidates of a request.
         with_matrices: where `candidates` is an object of columns, a dense feature's column may come
-            as a `Matrix`.
+            as a `Matrix`; without, the user's features may be there once for each candidate.
 
     Raises:
         MalformedBody: the body is not JSON.
@@ -76,7 +76,8 @@ def decode_request(
     """
     if len(body) < LARGE_BYTES:
         return decode(body)
-    containers = count_containers(body, most_values(manifest, max_candidates))
+    most = most_values(manifest, max_candidates, is_user_tiled=not with_matrices)
+    containers = count_containers(body, most)
     if with_matrices and not _OBJECTS.match(body, body.find(b'"candidates"')):
         dense = frozenset(each.name for each in manifest.inputs if isinstance(each, DenseInput))
         document = read_matrices(body, dense, containers)
@@ -85,7 +86,7 @@ def decode_request(
     return decode(body)
 
 
-def most_values(manifest: Manifest, max_candidates: int) -> int:
+def most_values(manifest: Manifest, max_candidates: int, *, is_user_tiled: bool = False) -> int:
     """Return how many values a large body may hold: parsing takes time and memory for each.
 
     It is more than twice what the largest request has, because commas and brackets within strings
@@ -93,7 +94,8 @@ def most_values(manifest: Manifest, max_candidates: int) -> int:
     """
     user = sum(1 + _width(feature) for feature in manifest.user_inputs)
     candidate = 2 + sum(1 + _width(feature) for feature in manifest.candidate_inputs)
-    return 2 * (user + max_candidates * candidate) + _SLACK_VALUES
+    users = max_candidates if is_user_tiled else 1
+    return 2 * (users * user + max_candidates * candidate) + _SLACK_VALUES
 
 
 def count_containers(body: bytes, most_values: int) -> int:

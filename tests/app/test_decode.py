@@ -340,3 +340,11 @@ def test_the_largest_request_has_less_values_than_are_let_in():
         values = sum(body.count(mark) for mark in (b",", b"[", b"{"))
         assert values < most_values(WIDE, 4096) / 2
         assert decode_request(body, WIDE, max_candidates=4096)
+
+
+def test_a_user_that_is_there_for_each_candidate_has_room():
+    inputs = (DenseInput(name="u", side="user", dim=50), DenseInput(name="c", side="candidate"))
+    once, tiled = (
+        most_values(manifest(inputs=inputs), 4000, is_user_tiled=each) for each in (False, True)
+    )
+    assert once < 4000 * 51 < tiled

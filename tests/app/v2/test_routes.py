@@ -10,12 +10,14 @@ import pytest
 from app.api.score import Limits
 from app.api.v2.described import example_infer_request
 from app.api.v2.metadata import EXTENSIONS, Serving, model_config, model_metadata
+from app.api.v2.outputs import output_names
 from app.artifacts.encoding import Hashed, Listed
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput
 from app.main import gatehouse
+from app.ranking.policy import Policy
 from app.settings import Settings
 from tests.app.artifacts import corrupt
-from tests.app.builders import manifest, published
+from tests.app.builders import manifest, published, task
 from tests.app.fakes import sums_model
 
 READY = ("/v2/health/ready", "/v2/models/tiny/ready", "/v2/models/tiny/versions/1/ready")
@@ -226,3 +228,11 @@ async def test_the_example_works_and_fits_its_schema(service, client):
     assert content["examples"]["tiny"]["value"] == request
     schema = {**content["schema"], "components": document["components"]}
     jsonschema_rs.validator_for(schema).validate(request)
+
+
+def test_a_task_that_is_named_like_the_rank_score_is_what_its_name_says():
+    tasks = (task("rank_score"), task("click"))
+    assert output_names(manifest(tasks=tasks, ranking=Policy(weights={"click": 1.0}))) == (
+        "rank_score",
+        "click",
+    )
