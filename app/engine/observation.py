@@ -1,10 +1,11 @@
 """A look at some answers after they were sent: how scores lie, and what a shadow would have made.
 
-Looking takes longer than ranking, so it happens a bounded number of times a second, whatever the
-load, and in the event loop's next turn, when the answer is on its way.
+Looking takes longer than ranking, so it is rationed to a share of the time, whatever the load, and
+happens in the event loop's next turn, when the answer is on its way.
 """
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,9 @@ from app.ranking.ranker import Ranker
 from app.telemetry.ranking import RankingMetrics
 
 EVERY_S = 0.05
-"""Between two looks at least: a look at 500 candidates takes 0.4 ms, so that is 1 % of the time."""
+"""Between two looks at least."""
+SHARE = 0.01
+"""Of the event loop's time, at most, for looks: a long one is followed by a longer pause."""
 MOST_COMPARED = 500
 """So many candidates of an answer are compared at most, evenly spread: it takes their square."""
 TOP = 10
@@ -45,7 +48,7 @@ class Observation:
     """Chooses the answers that are looked at; belongs to the event loop."""
 
     def __init__(self, metrics: RankingMetrics, *, every_s: float = EVERY_S) -> None:
-        """Record on `metrics` what is seen, at most once in `every_s`."""
+        """Record on `metrics` what is seen, at most once in `every_s`; see `SHARE` too."""
         self._metrics = metrics
         self._every_s = every_s
         self._next = 0.0  # loop time (s)
@@ -63,9 +66,16 @@ class Observation:
         asyncio.get_running_loop().call_soon(self._look, model, answer)
 
     def _look(self, model: str, answer: Ranked) -> None:
+        began = time.perf_counter()
         self._metrics.distributed(model, answer.ranker.tasks, answer.scores, answer.rank_score)
         if answer.ranker.shadow is not None:
             self._compare(answer, answer.ranker.shadow)
+        self.took(time.perf_counter() - began)
+
+    def took(self, look_s: float) -> None:
+        """Pause for as long as a look of so many seconds calls for."""
+        now = asyncio.get_running_loop().time()
+        self._next = max(self._next, now + look_s / SHARE)
 
     def _compare(self, answer: Ranked, shadow: Ranker) -> None:
         n = len(answer.merits)

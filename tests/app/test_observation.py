@@ -107,6 +107,16 @@ async def test_looks_are_as_rare_as_they_should_be_whatever_the_load(metrics):
     assert 18 <= seen <= 21
 
 
+async def test_after_a_long_look_there_is_a_longer_pause(metrics):
+    observation = Observation(metrics.ranking, every_s=0.05)
+    assert observation.is_due()
+    observation.took(0.008)
+    await asyncio.sleep(0.7)
+    assert not observation.is_due()
+    await asyncio.sleep(0.2)
+    assert observation.is_due()
+
+
 async def test_scores_are_counted_by_task_and_bucket(metrics):
     scores = np.array([[0.0, 0.25], [0.5, 7.0], [0.5, 5000.0]], np.float32)
     Observation(metrics.ranking).look_later("feed", ranked(scores))
