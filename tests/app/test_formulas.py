@@ -217,6 +217,14 @@ def test_the_order_is_best_first_with_ties_as_they_were_sent(merits, top_k):
     assert found.tolist() == best_first[:top_k]
 
 
+@given(st.integers(100, 600), st.integers(1, 10**6), st.integers(0, 2**32 - 1))
+def test_the_order_of_many_is_that_of_a_stable_sort_with_ties_or_without(n, values, seed):
+    merits = np.random.default_rng(seed).integers(0, values, n) / 7 - 1
+    best_first = sorted(range(n), key=lambda i: -merits[i])
+    assert order(merits).tolist() == best_first
+    assert order(merits, 5).tolist() == best_first[:5]
+
+
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_no_candidates_have_an_order_too(formula):
     chosen = ranker(formula, dict.fromkeys(TASKS, 1.0))

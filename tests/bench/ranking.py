@@ -1,0 +1,116 @@
+"""What does ranking cost beside the model? ``python -m tests.bench.ranking --store store``.
+
+The first model of a store runs on random golden candidates, one thread; then each formula ranks its
+scores: calibration, merits, rank scores, order. A cell is the least time of many turns, taken by
+turns with the forward pass, so that a busy machine is busy for both.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.artifacts.columns import Batch
+from app.artifacts.loader import Model, load
+from app.artifacts.program import scores
+from app.artifacts.store import Store
+from app.ranking.agreement import kendall_tau
+from app.ranking.calibration import Calibration, Platt
+from app.ranking.explanation import explain
+from app.ranking.formulas import Scores
+from app.ranking.policy import Policy
+from app.ranking.ranker import Ranker, order
+from app.telemetry.metrics import Metrics
+
+TURNS = 200
+PLATT = Platt(method="platt", slope=1.1, intercept=-0.2)
+
+
+def rankers(tasks: tuple[str, ...]) -> dict[str, Ranker]:
+    """A ranker a formula, and one whose tasks are all calibrated."""
+    weights = dict.fromkeys(tasks, 0.5)
+    text = " * ".join(f"(1 + w.{task}*{task})**0.8" for task in tasks)
+    product = Policy(formula="power_product", weights=weights)
+    calibrations: dict[str, Calibration] = dict.fromkeys(tasks, PLATT)
+    return {
+        "`weighted_sum`": Ranker.of(Policy(weights=weights), tasks),
+        "`power_product`": Ranker.of(product, tasks),
+        "`power_product`, every task `platt`": Ranker.of(product, tasks, calibrations),
+        "`rank_position`": Ranker.of(Policy(formula="rank_position", weights=weights), tasks),
+        f"`{text}`": Ranker.of(
+            Policy(formula="expression", expression=text, weights=weights), tasks
+        ),
+    }
+
+
+def forward(model: Model, rows: int) -> tuple[Callable[[], object], Scores]:
+    golden = model.golden.batch
+    taken = np.arange(rows) % golden.rows
+    batch = Batch(
+        {name: column[:1] for name, column in golden.user.items()},
+        {name: column[taken] for name, column in golden.candidate.items()},
+        np.zeros(rows, np.int64),
+    )
+    found = scores(model.program.run(batch), model.manifest.tasks)
+    noise = np.random.default_rng(0).uniform(0.5, 1.0, found.shape).astype(np.float32)
+    return lambda: model.program.run(batch), found * noise
+
+
+def least_us(*calls: Callable[[], object]) -> list[float]:
+    """The least time of each call, taken by turns."""
+    least = [float("inf")] * len(calls)
+    for _ in range(TURNS):
+        for i, call in enumerate(calls):
+            began = time.perf_counter()
+            call()
+            least[i] = min(least[i], time.perf_counter() - began)
+    return [each * 1e6 for each in least]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--store", type=Path, default=Path("store"))
+    options.add_argument("--rows", type=int, default=500)
+    told = options.parse_args()
+    torch.set_num_threads(1)
+    model = load(next(Store(told.store).artifacts()), torch.device("cpu"))
+    run, given = forward(model, told.rows)
+    print(f"{model}, {told.rows} candidates")
+    print("| formula | ranks in | of the forward pass | one candidate | explains 100 |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, ranker in rankers(model.manifest.task_names).items():
+
+        def rank(rows: Scores, by: Ranker = ranker) -> object:
+            merits = by.merits(rows)
+            return by.rank_scores(merits), order(merits)
+
+        merits = ranker.merits(given)
+        ranking = order(merits)
+        passed, ranked, one, explained = least_us(
+            run,
+            lambda rank=rank: rank(given),  # type: ignore[misc]
+            lambda rank=rank: rank(given[:1]),  # type: ignore[misc]
+            lambda by=ranker, m=merits, r=ranking: explain(by, given, m, r).document(None),  # type: ignore[misc]
+        )
+        print(
+            f"| {name} | {ranked:.0f} µs | {ranked / passed:.2%} | {one:.1f} µs "
+            f"| {explained / 1e3:.2f} ms |"
+        )
+    print(f"\nThe forward pass takes {passed / 1e3:.2f} ms. {_look(model, given)}")
+
+
+def _look(model: Model, given: Scores) -> str:
+    first, *_, shadow = rankers(model.manifest.task_names).values()
+    merits = first.merits(given)
+    other = shadow.merits(given)
+    metrics = Metrics()
+    (tau,) = least_us(lambda: kendall_tau(merits, other))
+    (counted,) = least_us(lambda: metrics.ranking.distributed("", first.tasks, given, given[:, 0]))
+    return f"Kendall's tau takes {tau:.0f} µs, counting the scores by bucket {counted:.0f} µs."
+
+
+if __name__ == "__main__":
+    main()
