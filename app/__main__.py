@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.usage import (
+    EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
     EXIT_WRONG,
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except WrongUsage as error:
         return _usage_error(str(error))
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return EXIT_INTERRUPTED
 
 
 def _run(arguments: list[str]) -> int:

@@ -10,12 +10,12 @@ import pyarrow.parquet as parquet
 import pytest
 
 from app.__main__ import main
-from app.artifacts.manifest import Output
+from app.artifacts.manifest import DenseInput, Output
 from app.ranking.policies import PolicySet
 from app.ranking.policy import Policy
 from app.settings import Settings
-from app.usage import EXIT_OK, EXIT_USAGE
-from tests.app.builders import published, task
+from app.usage import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
+from tests.app.builders import INPUTS, published, task
 from tests.app.offline import worlds
 from tests.server import running_server
 
@@ -38,6 +38,7 @@ def store(tmp_path_factory):
     links = {"click": ("binary", "sigmoid"), "like": ("binary", "sigmoid")}
     published(
         folder,
+        inputs=(*INPUTS, DenseInput(name="boost", side="candidate", default=(1.0,))),
         tasks=tuple(
             task(name, kind=kind, link=link, output=outputs[name])
             for name in worlds.TASKS
@@ -132,6 +133,29 @@ def test_tune_plots_the_trade_off(run, log, tmp_path):
     assert err.count("\n") == 1
 
 
+def test_targets_that_cannot_be_reached_are_said_to_be(run, log):
+    code, out, _ = run("tune", log, "--mix", "click=3,dwell=1", "--tries", "40", "--anyway")
+    assert code == EXIT_OK
+    assert "Not every target is reached" in out
+
+
+def test_a_multiplier_is_no_part_of_a_log(run, log, tmp_path):
+    (tmp_path / "policies.toml").write_text(
+        '[policy.home]\nformula = "power_product"\nweights = { click = 1, like = 1 }\n'
+        'multiplier = "boost"\n'
+    )
+    code, out, err = run("tune", log, *GOAL, "--policy", "home")
+    assert (code, out) == (EXIT_USAGE, "")
+    assert "multiplier cannot be tuned" in err
+
+
+def test_an_outcome_below_zero_is_nothing_to_gain(run, tmp_path):
+    table = worlds.columns(worlds.log()) | {"outcome_hide": [-1.0] * worlds.log().rows}
+    path = worlds.write(tmp_path / "log.parquet", table)
+    code, _, err = run("tune", path, "--ndcg", "hide=1")
+    assert (code, err) == (EXIT_USAGE, "gatehouse: --ndcg: outcome hide is below 0 in some rows\n")
+
+
 def test_position_bias_needs_positions(run, log, tmp_path):
     assert run("tune", log, *GOAL, "--position-bias", "0.5")[0] == EXIT_OK
     without = parquet.read_table(log).drop_columns(["position"])
@@ -180,6 +204,33 @@ def test_every_bad_column_is_a_line(run, tmp_path):
         code, out, err = run(*command)
         assert (code, out) == (EXIT_USAGE, "")
         assert err == f"gatehouse: {path}: column score_like is missing\n"
+
+
+@pytest.mark.parametrize("missing", ["pyarrow", "scipy.optimize", "tomlkit"])
+def test_a_part_that_is_not_installed_is_named(run, log, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    for command in (("tune", log, *GOAL), ("fit-calibration", log)):
+        code, out, err = run(*command)
+        assert (code, out) == (EXIT_USAGE, "")
+        assert err.endswith(": pip install 'gatehouse[tune]'\n")
+        assert missing.partition(".")[0] in err
+
+
+def test_without_matplotlib_there_is_no_plot_but_all_else(run, log, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = run("tune", log, *GOAL, "--plot", tmp_path / "plot.png")
+    assert code == EXIT_OK
+    assert "wrote" in out
+    assert "matplotlib is not installed" in err
+
+
+def test_an_interrupt_leaves_the_file_and_no_traceback(run, log, tmp_path, monkeypatch):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scipy.optimize.differential_evolution", interrupted)
+    assert run("tune", log, *GOAL) == (EXIT_INTERRUPTED, "", "gatehouse: interrupted\n")
+    assert not (tmp_path / "policies.toml").exists()
 
 
 @pytest.mark.slow
