@@ -25,8 +25,8 @@ def tune_parser() -> argparse.ArgumentParser:
         "that best reach a goal on logged requests; write them where the gain on held-out requests "
         "is sure (95 % bootstrap interval above 0).",
         epilog="A log tells of candidates that were shown only, in the order they were shown in: "
-        "what a policy would bring up from elsewhere is not seen. Of many goals that are tried on one "
-        "log, one in forty has a sure gain by luck.",
+        "what a policy would bring up from elsewhere is not seen. Of many goals that are tried on "
+        "one log, one in forty has a sure gain by luck.",
         allow_abbrev=False,
     )
     add_scene(parser)
