@@ -27,7 +27,7 @@ _BLOCK_BYTES = 1 << 18  # a core's cache holds it, and what is compared with it
 _SLACK_VALUES = 1 << 16
 _CONTAINERS = frozenset((list, dict, np.ndarray))
 _OBJECTS = re.compile(rb'"candidates"\s*:\s*\[')
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def decode(body: bytes, *, most_values: int | None = None) -> object:
@@ -58,17 +58,10 @@ def decode(body: bytes, *, most_values: int | None = None) -> object:
         raise MalformedBody(f"the body is not JSON: {error.msg.split(':')[0]}, {at}") from None
 
 
-def decode_request(
-    body: bytes, manifest: Manifest, *, max_candidates: int, with_matrices: bool = True
-) -> object:
+def decode_request(body: bytes, manifest: Manifest, *, max_candidates: int) -> object:
     """Parse the JSON of a request to a model; `read_request` and `encode` take what it returns.
 
-    Args:
-        body: the text.
-        manifest: of the model.
-        max_candidates: the most candidates of a request.
-        with_matrices: where `candidates` is an object of columns, a dense feature's column may come
-            as a `Matrix`; without, the user's features may be there once for each candidate.
+    Where `candidates` is an object of columns, a dense feature's column may come as a `Matrix`.
 
     Raises:
         MalformedBody: the body is not JSON.
@@ -76,9 +69,8 @@ def decode_request(
     """
     if len(body) < LARGE_BYTES:
         return decode(body)
-    most = most_values(manifest, max_candidates, is_user_tiled=not with_matrices)
-    containers = count_containers(body, most)
-    if with_matrices and not _OBJECTS.match(body, body.find(b'"candidates"')):
+    containers = count_containers(body, most_values(manifest, max_candidates))
+    if not _OBJECTS.match(body, body.find(b'"candidates"')):
         dense = frozenset(each.name for each in manifest.inputs if isinstance(each, DenseInput))
         document = read_matrices(body, dense, containers)
         if document is not None:
@@ -126,23 +118,23 @@ def read_matrices(body: bytes, dense: frozenset[str], containers: int) -> dict[s
         dense: the features whose columns become matrices, where they are such.
         containers: as counted by `count_containers`.
     """
-    if body.startswith(_BYTE_ORDER_MARK):  # which simdjson skips
+    if body.startswith(BYTE_ORDER_MARK):  # which simdjson skips
         return None
     try:
         root = simdjson.Parser().parse(body)  # a new one: it costs as much, and keeps no memory
-        document = _members(root)
-        columns = _members(document["candidates"])
+        document = members(root)
+        columns = members(document["candidates"])
     except (ValueError, TypeError, KeyError, RuntimeError):  # Runtime: an integer beyond 64 bits
         return None
     for name, values in columns.items():
-        columns[name] = _matrix(values) if name in dense else _plain(values)
+        columns[name] = _matrix(values) if name in dense else plain(values)
     for name, value in document.items():
-        document[name] = columns if name == "candidates" else _plain(value)
+        document[name] = columns if name == "candidates" else plain(value)
     # simdjson makes [[1, 2], []] out of [[[1, 2], []]] as gladly: then a bracket is left over.
-    return document if _containers(document) == containers else None
+    return document if containers_in(document) == containers else None
 
 
-def _members(value: object) -> dict[str, Any]:
+def members(value: object) -> dict[str, Any]:
     """Return an object's members as they are.
 
     Raises:
@@ -168,16 +160,17 @@ def _matrix(column: object) -> Matrix | list[Any] | object:
             (width,) = set(map(len, column))  # type: ignore[arg-type]  # numbers have none
             numbers = np.frombuffer(column.as_buffer(of_type="d"), np.float64)
             return numbers.reshape(len(column), width)
-    return _plain(column)
+    return plain(column)
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """Return a value of simdjson's as Python's own."""
     if isinstance(value, simdjson.Array):
         return value.as_list()
     return value.as_dict() if isinstance(value, simdjson.Object) else value
 
 
-def _containers(document: dict[str, Any]) -> int:
+def containers_in(document: dict[str, Any]) -> int:
     """Return how many objects and lists there are, the rows of matrices included."""
     count = 0
     todo: list[Any] = [document]
@@ -185,10 +178,10 @@ def _containers(document: dict[str, Any]) -> int:
         each = todo.pop()
         count += 1
         if isinstance(each, np.ndarray):
-            count += len(each)
+            count += len(each) if each.ndim > 1 else 0
         else:
-            members = each.values() if isinstance(each, dict) else each
-            todo += [member for member in members if type(member) in _CONTAINERS]
+            inside = each.values() if isinstance(each, dict) else each
+            todo += [value for value in inside if type(value) in _CONTAINERS]
     return count
 
 

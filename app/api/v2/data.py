@@ -27,12 +27,17 @@ def elements(
     FP16 and BF16 say how a number is stored, which JSON does not: they are read as float32.
 
     Args:
-        data: what stands in the JSON document.
+        data: what stands in the JSON document; floats may be a float64 array.
         datatype: one that is known.
         rows: of the tensor's shape.
         width: of the tensor's shape.
         complain: takes every problem.
     """
+    if isinstance(data, np.ndarray):
+        if data.shape in ((rows * width,), (rows, width)):
+            with np.errstate(over="ignore"):
+                return data.astype(np.float32).reshape(rows, width)
+        data = data.tolist()
     if not isinstance(data, list):
         complain("/data", "must be a list")
         return None

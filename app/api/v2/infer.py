@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from app.api.score import Call, Headers
+from app.api.v2.document import decode_document
 from app.api.v2.inputs import read_inputs
 from app.api.v2.outputs import Output, read_outputs, write_outputs
 from app.api.v2.parameters import Parameters, read_parameters
 from app.engine.arrays import encode_tensors
-from app.engine.decode import decode_request
 from app.engine.document import Findings
 from app.engine.encode import EncodedRequest
 from app.engine.service import Answer
@@ -60,11 +60,10 @@ class OpenInference:
     def decode(self, body: bytes, call: Call) -> tuple[object, memoryview]:
         """Return the parsed JSON document, and what follows it."""
         length = _header_length(call.headers, len(body))
-        document = decode_request(
+        document = decode_document(
             body if length is None else body[:length],
             call.model.manifest,
             max_candidates=call.limits.max_candidates,
-            with_matrices=False,
         )
         return document, memoryview(b"" if length is None else body)[length or 0 :]
 
