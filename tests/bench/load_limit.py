@@ -1,0 +1,84 @@
+"""How much load can one process make? ``python -m tests.bench.load_limit``.
+
+It fires at a responder that does nothing but answer, in a process of its own: what is missing then
+is the generator's fault. `tests.bench.load.MOST_PER_S` is taken from this table.
+"""
+
+import argparse
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import uvloop
+
+from tests import REPOSITORY
+from tests.bench.load import MOST_PER_S, Plan, fire, http
+
+_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class _Answering(asyncio.Protocol):
+    """Answers whatever arrives, taking each read for one request."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._write = cast("asyncio.Transport", transport).write
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002
+        self._write(_ANSWER)
+
+
+def answer_everybody() -> None:
+    """Print a free port and answer on it for ever."""
+    uvloop.run(_answer_everybody())
+
+
+async def _answer_everybody() -> None:
+    server = await asyncio.get_running_loop().create_server(_Answering, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+@contextmanager
+def responder() -> Iterator[int]:
+    """Run the responder; gives its port."""
+    code = "from tests.bench.load_limit import answer_everybody; answer_everybody()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=REPOSITORY
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each row (default: 5)")
+    options = parser.parse_args()
+    print("| loop | offered | answered, 1/s | late by p50 | p99 | latency p50 | p99 |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    request = http("/", bytes(400), {"content-type": "application/octet-stream"})
+    with responder() as port:
+        plan = Plan(port, [request], seconds=options.seconds, connections=32)
+        open_loop = replace(plan, connections=1024)
+        rates = [MOST_PER_S * share for share in (0.125, 0.25, 0.5, 1.0)]
+        for each in (plan, *(replace(open_loop, rate=rate) for rate in rates)):
+            report = fire(each)
+            late_ms = np.quantile(report.late_s, (0.5, 0.99)) * 1e3
+            loop, offered = ("closed", "") if each.rate is None else ("open", f"{each.rate:,.0f}")
+            print(
+                f"| {loop} | {offered} | {report.rate():,.0f} "
+                f"| {late_ms[0]:.2f} ms | {late_ms[1]:.2f} ms "
+                f"| {report.latency_ms(0.5):.2f} ms | {report.latency_ms(0.99):.2f} ms |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""What is left of the service when more is asked of it than it can do?
+
+    python -m tests.bench.overload [--seconds 10] [--out tests/bench/overload.svg]
+
+A model of stated slowness (`tests.bench.slow_model`) on one lane is offered 0.5, 1, 2, 5 and 10 times
+what it can do, at Poisson times, whatever becomes of the answers (`tests.bench.load`), with a
+deadline. Its capacity, some 70 requests a second, is less than a fiftieth of what the front end takes
+in: so what is measured is who is let in, not how fast the rest is refused. One lane leaves the
+second core to the event loop and to the load.
+
+Good is an answer of status 200 that the caller had within the deadline, by the caller's clock. A late
+one had status 200 after it: by the caller's clock, or by the server's own (its log), where there must
+be none. Three scenes: requests of 8 rows; a tenth of them of 2000 rows; a tenth of them of high
+priority and the others low.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from app.artifacts.store import Store
+from tests.bench.load import Plan, Report, fire, http
+from tests.bench.slow_model import publish_slow
+from tests.server import Server, running_server
+
+TIMES = (0.5, 1.0, 2.0, 5.0, 10.0)
+PATIENT_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of request: its size, its priority, and its share of all."""
+
+    name: str
+    share: float
+    rows: int = 8
+    priority: str = "normal"
+
+    def request(self, timeout_ms: int) -> bytes:
+        """Return it as it is sent."""
+        body = json.dumps({"candidates": {"c": list(range(1, self.rows + 1))}}).encode()
+        return http(
+            "/v1/models/slow/score",
+            body,
+            {
+                "content-type": "application/json",
+                "x-request-timeout-ms": str(timeout_ms),
+                "x-request-priority": self.priority,
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A mix of requests, and the model that they are sent to."""
+
+    name: str
+    kinds: Sequence[Kind]
+    batch_s: float = 0.020
+    row_s: float = 0.00125
+    max_batch_rows: int = 32
+    min_piece_rows: int = 8
+
+    def plan(self, port: int, timeout_ms: int, seconds: float) -> Plan:
+        """Return the load of it."""
+        requests = [kind.request(timeout_ms) for kind in self.kinds]
+        weights = [kind.share for kind in self.kinds]
+        return Plan(port, requests, weights, seconds, connections=900)
+
+
+SCENES = (
+    Scene("8 rows", [Kind("all", 1.0)]),
+    Scene(
+        "8 rows and 2000",
+        [Kind("8 rows", 0.9), Kind("2000 rows", 0.1, rows=2000)],
+        row_s=0.00003,
+        max_batch_rows=512,
+        min_piece_rows=64,
+    ),
+    Scene(
+        "high priority and low",
+        [Kind("high", 0.1, priority="high"), Kind("low", 0.9, priority="low")],
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What became of one offered rate."""
+
+    times: float
+    report: Report
+    late_at_server: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a scene; `capacity` is what it answers in a second when nobody hurries."""
+
+    scene: Scene
+    capacity: float
+    deadline_ms: int
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def peak(self) -> float:
+        """The best goodput of all steps (requests/s)."""
+        return max(self.goodput(step) for step in self.steps)
+
+    def goodput(self, step: Step) -> float:
+        """Good answers a second."""
+        return step.report.rate(within_s=self.deadline_ms / 1e3)
+
+
+def run(scene: Scene, deadline_ms: int, seconds: float, times: Sequence[float]) -> Outcome:
+    """Measure a scene's capacity, then offer multiples of it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        publish_slow(Store(folder / "store"), batch_s=scene.batch_s, row_s=scene.row_s)
+        flags = {
+            "--lanes": 1,
+            "--max-batch-rows": scene.max_batch_rows,
+            "--min-piece-rows": scene.min_piece_rows,
+            "--slow-request-ms": deadline_ms,  # so that whatever is later is in the log
+        }
+        arguments = [str(each) for flag in flags.items() for each in flag]
+        with running_server(folder / "store", folder / "log", *arguments) as server:
+            port = int(server.url.rsplit(":", 1)[1])
+            patient = scene.plan(port, PATIENT_MS, seconds)
+            capacity = fire(replace(patient, connections=24)).rate()
+            outcome = Outcome(scene, capacity, deadline_ms)
+            plan = scene.plan(port, deadline_ms, seconds)
+            for each in times:
+                before = len(late(server, deadline_ms))
+                report = fire(replace(plan, rate=capacity * each))
+                later = len(late(server, deadline_ms)) - before
+                outcome.steps.append(Step(each, report, later))
+    return outcome
+
+
+def late(server: Server, deadline_ms: int) -> list[Mapping[str, object]]:
+    """Return the log's lines of answers with status 200 that took longer than the deadline."""
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    timed = [line for line in lines if line.get("route") == "/v1/models/{model}/score"]
+    return [line for line in timed if line["status"] == 200 and line["ms"] > deadline_ms]
+
+
+def table(outcome: Outcome) -> str:
+    """Return the table of a scene in Markdown; a row for every kind of each step."""
+    lines = [
+        f"### {outcome.scene.name}: {outcome.capacity:.0f} requests/s, "
+        f"deadline {outcome.deadline_ms} ms\n",
+        "| offered | of | good, 1/s | of peak | p50 | p99 | 429 | 503 | 504 | unanswered "
+        "| refused without Retry-After | late, caller | late, server |",
+        "| ---: | --- |" + " ---: |" * 11,
+    ]
+    for step in outcome.steps:
+        lines += [_line(outcome, step, "all", step.report, step.late_at_server)]
+        if len(outcome.scene.kinds) > 1:
+            for number, kind in enumerate(outcome.scene.kinds):
+                lines += [_line(outcome, step, kind.name, step.report.of([number]), None)]
+    return "\n".join(lines)
+
+
+def _line(
+    outcome: Outcome, step: Step, name: str, report: Report, late_at_server: int | None
+) -> str:
+    statuses = report.statuses
+    deadline_s = outcome.deadline_ms / 1e3
+    goodput = report.rate(within_s=deadline_s)
+    silent = np.isin(report.status, (429, 503)) & ~report.told_when
+    late_here = (report.status == 200) & (report.latency_s > deadline_s)
+    cells = [
+        f"{step.times:g} ×",
+        name,
+        f"{goodput:.1f}",
+        f"{goodput / outcome.peak:.0%}" if name == "all" else "",
+        f"{report.latency_ms(0.5):.0f} ms",
+        f"{report.latency_ms(0.99):.0f} ms",
+        *(statuses.get(status, 0) for status in (429, 503, 504, 0)),
+        silent.sum(),
+        late_here.sum(),
+        "" if late_at_server is None else late_at_server,
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=10, help="of each step (default: 10)")
+    parser.add_argument("--deadline-ms", type=int, default=250, help="of requests (default: 250)")
+    parser.add_argument("--times", type=float, nargs="+", default=TIMES, help="the capacity")
+    parser.add_argument("--out", type=Path, help="file of a figure: .svg or .png")
+    options = parser.parse_args()
+    outcomes = []
+    for scene in SCENES:
+        outcomes.append(run(scene, options.deadline_ms, options.seconds, options.times))
+        print(table(outcomes[-1]) + "\n", flush=True)
+    if options.out:
+        from tests.bench.overload_plot import plot
+
+        plot(outcomes, options.out)
+
+
+if __name__ == "__main__":
+    main()
