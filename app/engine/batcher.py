@@ -131,7 +131,7 @@ class Batcher:
         wait_s = self.wait_s(model, rows, terms.priority, now)
         try:
             refuse_many(rows, waiting, self._max_queue_rows, drain_s=wait_s)
-            refuse_late(terms, now, wait_s)
+            refuse_late(terms, now, wait_s + self._backlog.queue(model).cost.doubt_s(wait_s))
         except GatehouseError as error:
             self._refused = now
             self._metrics.shed(error.slug)

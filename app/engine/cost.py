@@ -11,6 +11,8 @@ import numpy as np
 
 _PACE = 0.1
 """How far one batch moves the line towards itself; the last ten or twenty decide."""
+_DEVIATIONS = 2.0
+"""How many of them a promise leaves room for."""
 _LEAST_A_S, _LEAST_B_S = 1e-6, 1e-9
 
 
@@ -23,16 +25,27 @@ class Cost:
         b_s: what each row adds (s).
         typical_rows: how large batches are of late: whoever waits will share one.
         batches: how many batches it has seen; before the first, it predicts 0 s.
+        deviation: by how much of it batches missed their predictions of late, on average.
     """
 
     a_s: float = 0.0
     b_s: float = 0.0
     typical_rows: float = 1.0
     batches: int = 0
+    deviation: float = 0.0
 
     def of(self, rows: float, batches: float = 1) -> float:
         """Return how long (s) `rows` rows in so many batches keep one lane busy."""
         return self.a_s * batches + self.b_s * rows
+
+    def doubt_s(self, wait_s: float) -> float:
+        """Return how much longer (s) than forecast a wait may well be.
+
+        The mean deviation stands in for the standard deviation and is cheaper, as in TCP's timer
+        of retransmission (Jacobson, SIGCOMM '88). What slows one batch down, a neighbour on its
+        core, slows the next one down as well: so it counts for the whole of the wait.
+        """
+        return _DEVIATIONS * self.deviation * wait_s
 
     def fit(self, observed: Sequence[tuple[int, float]]) -> None:
         """Start with a line through batches of different sizes, `(rows, seconds)` each."""
@@ -56,7 +69,9 @@ class Cost:
             return
         self.batches += 1
         self.typical_rows += _PACE * (rows - self.typical_rows)
-        error = duration_s - self.of(rows)
+        predicted_s = self.of(rows)
+        error = duration_s - predicted_s
+        self.deviation += _PACE * (min(abs(error) / predicted_s, 1.0) - self.deviation)
         from_a, from_b = self.a_s**2, (self.b_s * rows) ** 2
         step = _PACE * error / (from_a + from_b)
         self.a_s = max(self.a_s + step * from_a, _LEAST_A_S)

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import random
 
 import pytest
 
@@ -194,6 +195,37 @@ async def test_overload_is_served_at_full_rate_and_in_time():
     capacity = 5 / 0.026 * 4
     assert good >= 0.95 * capacity
     assert late <= 0.05 * good
+
+
+class UnevenLane(FakeLane):
+    """A lane on a machine that others work on, too: a batch takes a fifth less, or a half more."""
+
+    def __init__(self):
+        super().__init__(a_s=0.020, b_s=0.001)
+        self._random = random.Random(0)
+
+    def submit(self, model, parts, on_outcome):
+        pace = self._random.uniform(0.8, 1.5)
+        self._a_s, self._b_s = 0.020 * pace, 0.001 * pace
+        super().submit(model, parts, on_outcome)
+
+
+async def test_uneven_batches_leave_room_for_doubt():
+    """What is accepted is in time even so, and the lane is full."""
+    lane = UnevenLane()
+    subject = batcher([lane], max_queue_rows=100_000)
+    subject.learn(sums_model(), [(1, 0.024), (16, 0.041)])
+    loop = asyncio.get_running_loop()
+    tasks = []
+    while loop.time() < 10:
+        tasks.append(submit(subject, 1, [1] * 4, timeout_s=0.25))
+        await asyncio.sleep(0.002)
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    late = sum(isinstance(answer, DeadlineExceeded) for answer in answers)
+    good = sum(isinstance(answer, Scored) for answer in answers)
+    capacity = 10 / (1.15 * 0.036) * 4
+    assert good >= 0.95 * capacity
+    assert late <= 0.03 * good
 
 
 async def test_refusing_lasts_a_moment():

@@ -60,6 +60,17 @@ def test_it_follows_a_machine_that_became_slower():
         assert cost.of(rows) == pytest.approx(1.7 * line(rows), rel=0.1)
 
 
+def test_it_doubts_itself_by_as_much_as_it_missed_of_late():
+    cost = fitted()
+    assert cost.doubt_s(1.0) == 0
+    for step in range(200):
+        cost.observe(100, line(100) * (1.1 if step % 2 else 0.9))
+    assert cost.doubt_s(1.0) == pytest.approx(0.2, rel=0.2)
+    for _ in range(200):
+        cost.observe(100, line(100))
+    assert cost.doubt_s(1.0) < 0.01
+
+
 @given(st.lists(st.tuples(st.integers(1, 4096), st.floats(0, 10)), min_size=1, max_size=50))
 def test_whatever_is_observed_no_batch_is_predicted_to_take_no_time(observed):
     cost = Cost()
