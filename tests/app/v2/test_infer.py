@@ -194,6 +194,8 @@ async def test_no_candidates_give_empty_outputs(client, inputs, card):
         assert outputs_of(response) == {name: [] for name in OUTPUTS}
     response = await post_binary(client, empty, parameters={"binary_data_output": True})
     assert outputs_of(response) == {name: [] for name in OUTPUTS}
+    no_user = [replace(each, shape=(0, each.shape[1]), values=[]) for each in inputs]
+    assert outputs_of(await post(client, no_user)) == {name: [] for name in OUTPUTS}
 
 
 async def test_an_id_outside_the_vocabulary_is_unknown_and_counted(client, inputs):
@@ -370,6 +372,10 @@ WRONG_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "shared memory": (
         {"parameters": {"shared_memory_region": "r"}},
         "/inputs/6/parameters/shared_memory_region: shared memory is not supported",
+    ),
+    "parameters that are no object": (
+        {"parameters": [1]},
+        "/inputs/6/parameters: must be an object",
     ),
     "a member that nobody reads": ({"dtype": "x"}, "/inputs/6/dtype: is not known"),
 }
