@@ -6,9 +6,9 @@ counted from when its request was *due*, so that a server which stands still for
 for everybody who came in that second ("coordinated omission").
 
 One process made 28 000 requests a second in a closed loop, with others at work on the same two
-cores; at 4 000 a second of an open loop it sent half of them within 0.05 ms of their times, at 8 000
-within 0.7 ms. Beyond `MOST_PER_S` it refuses to try. `python -m tests.bench.load_limit` measures
-that again, and how late every request was sent is in each report.
+cores; at 4 000 a second of an open loop it sent half of them within 0.05 ms of their times, at
+8 000 within 0.7 ms. Beyond `MOST_PER_S` it refuses to try. `python -m tests.bench.load_limit`
+measures that again, and how late every request was sent is in each report.
 """
 
 import pickle

@@ -2,16 +2,16 @@
 
     python -m tests.bench.overload [--seconds 10] [--out tests/bench/overload.svg]
 
-A model of stated slowness (`tests.bench.slow_model`) on one lane is offered 0.5, 1, 2, 5 and 10 times
-what it can do, at Poisson times, whatever becomes of the answers (`tests.bench.load`), with a
-deadline. Its capacity, some 70 requests a second, is less than a fiftieth of what the front end takes
-in: so what is measured is who is let in, not how fast the rest is refused. One lane leaves the
-second core to the event loop and to the load.
+A model of stated slowness (`tests.bench.slow_model`) on one lane is offered 0.5, 1, 2, 5 and 10
+times what it can do, at Poisson times, whatever becomes of the answers (`tests.bench.load`), with a
+deadline. Its capacity, some 70 requests a second, is less than a fiftieth of what the front end
+takes in: so what is measured is who is let in, not how fast the rest is refused. One lane leaves
+the second core to the event loop and to the load.
 
-Good is an answer of status 200 that the caller had within the deadline, by the caller's clock. A late
-one had status 200 after it: by the caller's clock, or by the server's own (its log), where there must
-be none. Three scenes: requests of 8 rows; a tenth of them of 2000 rows; a tenth of them of high
-priority and the others low.
+Good is an answer of status 200 that the caller had within the deadline, by the caller's clock. A
+late one had status 200 after it: by the caller's clock, or by the server's own (its log), where
+there must be none. Three scenes: requests of 8 rows; a tenth of them of 2000 rows; a tenth of them
+of high priority and the others low.
 """
 
 import argparse
@@ -190,6 +190,31 @@ def _line(
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def plot(outcomes: Sequence[Outcome], out: Path) -> None:
+    """Draw goodput and p99 over the offered load."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.fonttype"] = "none"  # text stays text, and the file small
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    goodput, latency = figure.subplots(1, 2)
+    for outcome in outcomes:
+        times = [step.times for step in outcome.steps]
+        shares = [outcome.goodput(step) / outcome.peak for step in outcome.steps]
+        goodput.plot(times, shares, marker="o", label=outcome.scene.name)
+        p99s = [step.report.latency_ms(0.99) for step in outcome.steps]
+        latency.plot(times, p99s, marker="o", label=outcome.scene.name)
+        latency.axhline(outcome.deadline_ms, color="grey", linestyle=":")
+    goodput.set(title="In time, as a share of the peak", ylim=(0, 1.05))
+    latency.set(title="p99 of accepted (ms); dotted: the deadline", ylim=(0, None))
+    for axes in (goodput, latency):
+        axes.set(xscale="log", xlabel="offered load, as a multiple of the capacity")
+        axes.set_xticks(times, [f"{each:g}" for each in times])
+        axes.minorticks_off()
+    goodput.legend(frameon=False)
+    figure.savefig(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10, help="of each step (default: 10)")
@@ -202,8 +227,6 @@ def main() -> None:
         outcomes.append(run(scene, options.deadline_ms, options.seconds, options.times))
         print(table(outcomes[-1]) + "\n", flush=True)
     if options.out:
-        from tests.bench.overload_plot import plot
-
         plot(outcomes, options.out)
 
 
