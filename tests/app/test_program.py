@@ -311,3 +311,11 @@ def test_each_task_has_its_own_link_and_its_own_clamp():
     tasks = (task("a", link="sigmoid"), task("b", link="exp"), task("c", clamp=(0, 1)))
     assert scores(raw, tasks).tolist() == [[0.5, 1.0, 1.0]]
     np.testing.assert_array_equal(raw, [[0.0, 0.0, 5.0]])
+
+
+@pytest.mark.parametrize("columns", [(0, 1), (1, 0), (1, 1), (0,), (1,)])
+def test_a_matrix_is_taken_as_it_is_only_where_it_is_that_of_all_tasks(columns):
+    requests = batch()
+    whole = returning(Request(), Output(column=0), Output(column=1)).run(requests)
+    some = returning(Request(), *(Output(column=column) for column in columns)).run(requests)
+    assert some.tolist() == whole[:, columns].tolist()
