@@ -143,6 +143,14 @@ def parsed(body: bytes) -> dict[str, Any] | None:
     return read_matrices(body, DENSE, body.count(b"[") + body.count(b"{"))
 
 
+@pytest.mark.parametrize("where", ["", "candidates"])
+def test_an_object_of_many_members_is_left_to_the_other_parser(where):
+    """simdjson looks a member up by going through all before it."""
+    document: dict[str, Any] = {"candidates": {"a": [[1.5]]}}
+    (document[where] if where else document).update({f"k{each}": 0 for each in range(1000)})
+    assert parsed(orjson.dumps(document)) is None
+
+
 def as_lists(document: Any) -> Any:
     """A document with its matrices written as lists of lists."""
     columns = {

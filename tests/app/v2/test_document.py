@@ -108,3 +108,13 @@ def test_what_is_wrong_is_refused_alike_in_any_size():
         decode_document(b"{" + padding, WIDE, max_candidates=9)
     with pytest.raises(PayloadTooLarge):
         decode_document(b'{"inputs": [' + b"0," * 10**6, WIDE, max_candidates=9)
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_an_object_of_many_members_is_left_to_the_other_parser(is_inside):
+    """simdjson looks a member up by going through all before it."""
+    tensor = {"name": "x", "datatype": "FP32", "data": [1.5]}
+    document: dict[str, object] = {"inputs": [tensor]}
+    (tensor if is_inside else document).update({f"k{each}": 0 for each in range(1000)})
+    body = orjson.dumps(document)
+    assert read_arrays(body, counted(body)) is None

@@ -419,6 +419,15 @@ async def test_no_value_is_echoed(client, inputs):
     assert secret not in response.text
 
 
+@pytest.mark.parametrize("rows", [2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("send", [post, post_binary])
+async def test_rows_that_no_array_could_have_are_refused_without_one(client, inputs, rows, send):
+    endless = changed(inputs, "recent_items", shape=(rows, 0), values=[])
+    answer = await send(client, endless)
+    assert answer.status_code == 422
+    assert f"recent_items has {rows} rows" in answer.json()["error"]
+
+
 async def test_more_tensors_than_inputs_are_refused_unseen(client, inputs):
     document = in_json(inputs)
     document["inputs"] *= 2
