@@ -54,6 +54,8 @@ class Rotation:
             put_in_force()
         except ConfigurationInvalid as error:
             logger.error("%s changed and cannot be used: %s", names, error)  # noqa: TRY400
+        except Exception:  # a fault of ours: the next change may be free of it
+            logger.exception("%s changed and cannot be used", names)
         else:
             logger.log(logging.DEBUG if is_first else logging.INFO, "%s: read anew", names)
 

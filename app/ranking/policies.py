@@ -127,7 +127,7 @@ class PolicySet:
             raise PoliciesInvalid([f"is larger than {LARGEST_FILE} bytes"])
         try:
             tables = tomllib.loads(content.decode())
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # plain ValueError: an integer is too long
             raise PoliciesInvalid([f"is no TOML: {error}"]) from error
         try:
             file = _File.model_validate(_named(tables))

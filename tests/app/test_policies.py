@@ -155,6 +155,7 @@ def test_an_empty_file_leaves_the_models_to_themselves():
         ("[policy.home]\nweights = {click = 1}\nmodels = []", "policy.home.models: "),
         ("[calibration.feed.click]\nmethod = 'scale'\nfactor = 0", "calibration.feed.click.scale"),
         ("x = " + "[" * 20000, "is no TOML: "),
+        ("x = " + "9" * 5000, "is no TOML: "),
         ("#" * (LARGEST_FILE + 1), f"is larger than {LARGEST_FILE} bytes"),
         # and beside a model:
         ("[default]\nfeed = 'home'", "default.feed: home: no such policy"),

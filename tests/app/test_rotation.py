@@ -89,3 +89,21 @@ async def test_an_unchanged_file_is_not_read_again(file, caplog):
         for _ in range(3):
             await rotation.look()
     assert len(caplog.records) == 1
+
+
+async def test_a_fault_in_reading_a_file_does_not_end_the_following(file, caplog):
+    class Faulty(Keys):
+        def prepare(self):
+            if b"fault" in file.read_bytes():
+                raise ZeroDivisionError
+            return super().prepare()
+
+    keys = Faulty(file=file)
+    rotation = Rotation(keys)
+    file.write_text("fault")
+    await rotation.look()
+    assert "cannot be used" in caplog.text
+    assert may_call(keys, OLD)
+    file.write_text(f"anna:{NEW}")
+    await rotation.look()
+    assert may_call(keys, NEW)
