@@ -1,0 +1,99 @@
+"""Whether any batch is slow for its shape after warm-up: compiled anew, or specialised again.
+
+    python -m tests.bench.shapes [--store STORE] [--batches 3000]
+
+A version is warmed up as a deployment does it; then batches of random numbers of rows and requests
+run on one thread. Each one's CPU time is set against a line `a + b · rows` through all of them. A
+TorchScript that compiled for a new shape would stand out by tens of milliseconds. Without a store,
+the reference model runs.
+"""
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.artifacts.loader import Model, load
+from app.artifacts.store import Store
+from app.engine.lanes import Part, run
+from tests.bench.http import reference_artifact
+
+WARM_UP_ROWS, WARM_UP_PASSES = (1, 64, 512), 3
+_LEAST_S = 1e-4
+
+
+def part(model: Model, rows: int, rng: np.random.Generator) -> Part:
+    """Return a request of random golden candidates."""
+    golden = model.golden.batch
+    taken = rng.integers(0, golden.rows, rows)
+    return Part(
+        user={name: column[:1] for name, column in golden.user.items()},
+        candidate={name: column[taken] for name, column in golden.candidate.items()},
+        start=0,
+        stop=rows,
+    )
+
+
+def random_batches(count: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Yield the rows of each request of a batch: one in three has a single request."""
+    for i in range(count):
+        requests = 1 if i % 3 == 0 else int(rng.integers(2, 12))
+        yield [int(rows) for rows in rng.integers(1, 512 // requests, requests)]
+
+
+def measure(model: Model, batches: int) -> None:
+    """Run warm-up and random batches; print how far any was above the line through all."""
+    rng = np.random.default_rng(0)
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+    for rows in WARM_UP_ROWS:
+        for sizes in ([rows], [1, max(1, rows - 1)], [1] * rows):
+            for _ in range(WARM_UP_PASSES):
+                run(model, [part(model, size, rng) for size in sizes])
+    observed: list[tuple[int, int, float]] = []
+    for sizes in random_batches(batches, rng):
+        parts = [part(model, size, rng) for size in sizes]
+        began = time.thread_time()
+        run(model, parts)
+        observed.append((sum(sizes), len(sizes), time.thread_time() - began))
+    rows_, _, seconds = np.array(observed).T
+    b_s, a_s = np.polyfit(rows_, seconds, 1)
+    ratio = seconds / np.maximum(a_s + b_s * rows_, _LEAST_S)
+    print(f"{model}: a batch takes {a_s * 1e6:.0f} + {b_s * 1e6:.1f} x rows us of CPU")
+    for percent in (50, 99, 99.9, 100):
+        print(f"  p{percent:g}: {np.percentile(ratio, percent):.2f} x the line")
+    worst = observed[int(ratio.argmax())]
+    print(f"  the worst: {worst[0]} rows of {worst[1]} requests, {worst[2] * 1e3:.2f} ms")
+
+
+def main() -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.shapes", description=__doc__)
+    parser.add_argument("--store", type=Path, help="whose newest versions run")
+    parser.add_argument("--batches", type=int, default=3000, help="how many (default 3000)")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(arguments.store or Path(folder))
+        if arguments.store is None:
+            reference_artifact(store)
+        newest = {artifact.model: artifact for artifact in store.artifacts()}
+        if not newest:
+            sys.exit(f"{arguments.store}: there are no artifacts")
+        for artifact in newest.values():
+            model = load(artifact, torch.device("cpu"))
+            # In a thread of its own, as on a lane: the executor keeps what it learns by thread.
+            thread = threading.Thread(target=measure, args=(model, arguments.batches))
+            thread.start()
+            thread.join()
+
+
+if __name__ == "__main__":
+    main()
