@@ -16,6 +16,8 @@ from types import MappingProxyType
 
 import httpx
 
+from tests import REPOSITORY
+
 START_S = 60.0  # of patience, on a slow machine
 
 
@@ -49,19 +51,22 @@ def running_server(
     ready: bool = True,
     ca: Path | None = None,
     environment: Mapping[str, str] = MappingProxyType({}),
+    checkout: Path = REPOSITORY,
 ) -> Iterator[Server]:
     """Start a server over `store`, wait until it is ready (or alive), and end it afterwards.
 
-    With `ca`, the certificate that vouches for it, it is called by HTTPS.
+    With `ca`, the certificate that vouches for it, it is called by HTTPS. The code is that of
+    `checkout`, a working tree.
     """
     port = free_port()
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "app", "serve"),
-                *("--store", str(store), "--port", str(port), *flags),
+                *(python_of(checkout), "-m", "app", "serve"),
+                *("--store", str(store.absolute()), "--port", str(port), *flags),
             ],
             stderr=stderr,
+            cwd=checkout,
             env={**clean_environment(), **environment},
         )
     server = Server(process, f"http{'s' if ca else ''}://127.0.0.1:{port}", log)
@@ -71,6 +76,12 @@ def running_server(
     finally:
         process.kill()
         process.wait()
+
+
+def python_of(checkout: Path) -> str:
+    """The interpreter of a working tree's own environment, or this one."""
+    own = checkout / ".venv" / "bin" / "python"
+    return str(own) if checkout != REPOSITORY and own.exists() else sys.executable
 
 
 def clean_environment() -> dict[str, str]:

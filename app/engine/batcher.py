@@ -172,6 +172,7 @@ class Batcher:
             return await pending.future
         finally:
             expiry.cancel()
+            del pending  # its future has the error, whose traceback has this frame: a cycle
 
     def _dispatch_soon(self) -> None:
         """Dispatch once when the loop comes round: what arrives together is batched together."""
@@ -200,8 +201,7 @@ class Batcher:
         rows = group.rows
         flight = Flight(model, group, rows, now, self._backlog.queue(model).cost.of(rows))
         self._flights[lane.name] = flight
-        finish = partial(self._finish, lane, flight)
-        lane.submit(model, [piece.part() for piece in group.pieces], finish)
+        lane.submit(model, [p.part() for p in group.pieces], partial(self._finish, lane, flight))
 
     def _finish(self, lane: BatchLane, flight: Flight, outcome: Outcome) -> None:
         self._idle.append(lane)

@@ -1,10 +1,12 @@
 """Callers that leave: found by one look, when a batch is formed; on virtual time."""
 
 import asyncio
+import gc
 
 import pytest
 
-from app.errors import CallerLeft
+from app.engine.pieces import Pending
+from app.errors import CallerLeft, DeadlineExceeded
 from tests.app.batching import batcher, submit
 from tests.app.fakes import FakeLane, expected
 from tests.clock import VirtualTimeLoop
@@ -81,3 +83,19 @@ async def test_the_rest_of_a_large_request_is_not_computed_for_a_caller_that_lef
     with pytest.raises(CallerLeft, match="queue"):
         await leaver
     assert lane.rows == [16, 16]
+
+
+async def test_a_request_that_failed_is_freed_at_once():
+    """Not when the collector comes: what it has may be a model that another version replaced."""
+    lane = FakeLane(a_s=0.100)
+    gc.collect()
+    gc.disable()
+    try:
+        late = submit(batcher([lane]), 1, [1], timeout_s=0.050)
+        await asyncio.wait([late])
+        assert isinstance(late.exception(), DeadlineExceeded)
+        del late
+        await asyncio.sleep(1)
+        assert not [each for each in gc.get_objects() if type(each) is Pending]
+    finally:
+        gc.enable()

@@ -116,12 +116,12 @@ class Shooter:
     async def run(self) -> None:
         """Send everything, and wait for the answers as long as the plan has patience."""
         plan = self._plan
-        began = time.perf_counter() + 0.01
+        began = time.perf_counter()
         self._end = began + plan.seconds
         if plan.rate is None:
             idle, self._idle = self._idle, []
             for connection in idle:
-                self.come_free(connection, began)
+                self.come_free(connection, time.perf_counter())
         else:
             count = self._rng.poisson(plan.rate * plan.seconds)
             self._due.extend(np.sort(self._rng.random(count)) * plan.seconds + began)

@@ -1,0 +1,156 @@
+"""Latency by size, form and load, beside what the same model does in process.
+
+    python -m tests.bench.percentiles [--seconds 8] [--checkout PATH]
+
+Requests of 1, 50 and 500 candidates of 100 numbers, as native JSON and as V2 binary tensors. In a
+closed loop (wrk) at 1, 8 and 32 connections; then in an open loop (`tests.bench.load`) at 70 % of
+the best rate of that size and form, its latencies counted from when requests were due. The limit is
+the same model in this process, a thread on each core, measured beside each size. Model and requests
+are those of `tests.bench.http`.
+
+With `--checkout`, the server is that of another working tree, which publishes the reference model
+itself, for the same table before and after a change; where it does not speak V2, it is asked in
+JSON only.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+
+from app.artifacts.loader import load
+from app.artifacts.program import Program
+from app.artifacts.store import Store
+from app.engine.lanes import usable_cores
+from tests import REPOSITORY
+from tests.bench.dialects import v2_binary
+from tests.bench.http import Post, in_process, native, over_http, reference_artifact
+from tests.bench.load import MOST_PER_S, Plan, fire, http
+from tests.server import Server, python_of, running_server
+
+SIZES = (1, 50, 500)
+CONNECTIONS = (1, 8, 32)
+OPEN_SHARE = 0.7
+_PUBLISH = """
+import sys, pathlib
+from app.artifacts.store import Store
+from tests.bench.http import reference_artifact
+reference_artifact(Store(pathlib.Path(sys.argv[1])))
+"""
+_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3}
+_HEAD = (
+    "| rows | form | load | requests/s | of in process | p50 | p99 | p99.9 | worst | not 200 |\n"
+    "| ---: | --- | --- |" + " ---: |" * 7
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a request is written in."""
+
+    name: str
+    post: Callable[[int], Post]
+
+
+FORMS = (Form("native JSON", native), Form("V2 binary", v2_binary))
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A server, and what to ask it for how long."""
+
+    server: Server
+    folder: Path
+    program: Program
+    forms: Sequence[Form]
+    seconds: int
+
+    def measure(self, rows: int) -> None:
+        """Print the lines of one size."""
+        limit, alone_ms = in_process(self.program, rows, self.seconds, usable_cores())
+        print(f"| {rows} | | in process | {limit:,.0f} | 1.00 | {alone_ms:.2f} ms alone | | | | |")
+        for form in self.forms:
+            post = form.post(rows)
+            over_http(self.server.url, self.folder, post, 8, 1)
+            peak = 0.0
+            for connections in CONNECTIONS:
+                rate_text, p50, p99 = over_http(
+                    self.server.url, self.folder, post, connections, self.seconds
+                )
+                rate = float(rate_text)
+                peak = max(peak, rate)
+                cells = [f"closed, {connections}", f"{rate:,.0f}", f"{rate / limit:.2f}"]
+                cells += [f"{in_ms(p50):.2f} ms", f"{in_ms(p99):.2f} ms", "", "", ""]
+                print(f"| {rows} | {form.name} | {' | '.join(cells)} |", flush=True)
+            self._measure_open(rows, form, peak * OPEN_SHARE, limit)
+
+    def _measure_open(self, rows: int, form: Form, rate: float, limit: float) -> None:
+        post = form.post(rows)
+        port = int(self.server.url.rsplit(":", 1)[1])
+        request = http(post.path, post.body, post.headers)
+        offered = min(rate, MOST_PER_S)
+        report = fire(Plan(port, [request], seconds=self.seconds, rate=offered, connections=900))
+        cells = [f"open, {offered:,.0f}/s", f"{report.rate():,.0f}", f"{report.rate() / limit:.2f}"]
+        cells += [f"{report.latency_ms(share):.2f} ms" for share in (0.5, 0.99, 0.999, 1.0)]
+        print(f"| {rows} | {form.name} | {' | '.join(cells)} | {(report.status != 200).sum()} |")
+        late_ms = float(np.quantile(report.late_s, 0.99)) * 1e3
+        if late_ms > report.latency_ms(0.99) / 2:
+            print(f"{rows} rows: the load itself was late by {late_ms:.1f} ms", file=sys.stderr)
+
+
+def spoken(server: Server) -> list[Form]:
+    """Return the forms that the server understands."""
+    understood = []
+    for form in FORMS:
+        post = form.post(1)
+        answer = httpx.post(server.url + post.path, content=post.body, headers=dict(post.headers))
+        if answer.status_code == 200:
+            understood.append(form)
+        else:
+            print(f"{form.name} is answered with {answer.status_code}", file=sys.stderr)
+    return understood
+
+
+def in_ms(text: str) -> float:
+    """Return a time as wrk writes it, such as 1.9ms, in milliseconds."""
+    number, unit = re.fullmatch(r"([0-9.]+)([a-z]+)", text).groups()  # type: ignore[union-attr]
+    return float(number) * _MS[unit]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=int, default=8, help="of each line (default: 8)")
+    parser.add_argument("--rows", type=int, nargs="+", default=SIZES, help="sizes of requests")
+    parser.add_argument(
+        "--checkout", type=Path, default=REPOSITORY, help="the server's working tree"
+    )
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is not installed")
+    checkout = options.checkout.resolve()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        program = load(reference_artifact(Store(folder / "own")), torch.device("cpu")).program
+        torch.set_num_threads(1)
+        publishing = [python_of(checkout), "-c", _PUBLISH, str(folder / "store")]
+        subprocess.run(publishing, cwd=checkout, check=True)
+        flags = ("--request-timeout-ms", "60000")  # what is slow is to be measured, not refused
+        with running_server(folder / "store", folder / "log", *flags, checkout=checkout) as server:
+            bench = Bench(server, folder, program, spoken(server), options.seconds)
+            print(f"{usable_cores()} cores, torch {torch.__version__}\n\n{_HEAD}", flush=True)
+            for rows in options.rows:
+                bench.measure(rows)
+
+
+if __name__ == "__main__":
+    main()
