@@ -10,7 +10,7 @@ DEVELOPMENT := .venv/development.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test check format lock clean
+.PHONY: help serve demo test check soak bench overload format lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -30,6 +30,15 @@ check: $(DEVELOPMENT)  ## lint, formatting, types, layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(DEVELOPMENT)  ## 100 000 mixed requests to a real server, every answer checked; minutes
+	$(BIN)/python -m tests.soak
+
+bench: $(DEVELOPMENT)  ## rates and latencies by size, form and load, beside the limit; needs wrk
+	$(BIN)/python -m tests.bench.percentiles
+
+overload: $(DEVELOPMENT)  ## goodput and p99 at up to 10 times the capacity; draws tests/bench/overload.svg
+	$(BIN)/python -m tests.bench.overload --out tests/bench/overload.svg
 
 format: $(DEVELOPMENT)  ## format the code
 	$(BIN)/ruff check --fix --select I
