@@ -35,8 +35,8 @@ def read_log(path: Path, tasks: Mapping[str, Kind]) -> Log:
 
     Args:
         path: ends in .parquet, .csv or .jsonl.
-        tasks: the model's tasks and their kinds: each must have a score, and an outcome of theirs
-            must be 0 or 1, or no less than 0 seconds.
+        tasks: the model's tasks and their kinds: each must have a score, of a binary one a
+            probability, and an outcome of theirs must be 0 or 1, or no less than 0 seconds.
 
     Raises:
         LogInvalid: with every column that is wrong, and the first row where it is.
@@ -54,7 +54,7 @@ def read_log(path: Path, tasks: Mapping[str, Kind]) -> Log:
         problems.append("there are no rows")
     if problems:
         raise LogInvalid(path, problems)
-    scores = [_numbers(table, SCORE + task, problems) for task in tasks]
+    scores = [_score(table, task, kind, problems) for task, kind in tasks.items()]
     seen = {n.removeprefix(OUTCOME): _outcome(table, n, tasks, problems) for n in outcomes}
     positions = None
     if POSITION in table.column_names:
@@ -68,7 +68,7 @@ def read_log(path: Path, tasks: Mapping[str, Kind]) -> Log:
         tasks=tuple(tasks),
         request_ids=ids,
         request=request[rows],
-        scores=np.stack(scores, axis=1).astype(np.float32)[rows],
+        scores=np.stack(scores, axis=1)[rows],
         outcomes={name: outcome[rows] for name, outcome in seen.items()},
         positions=None if positions is None else positions[rows],
     )
@@ -91,20 +91,47 @@ def _table(path: Path) -> Any:  # noqa: ANN401  (pyarrow has no types)
     if reader is None:
         raise WrongUsage(f"{path}: a log ends in {', '.join(readers)}")
     try:
-        return reader(path)
-    except pa.ArrowInvalid as error:
+        table = reader(path)
+        names = table.column_names
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise WrongUsage(f"{path}: is no {path.suffix[1:]} table: {error}") from None
     except OSError as error:
         raise WrongUsage(f"{path}: {error.strerror or error}") from None
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise WrongUsage(f"{path}: column {twice[0]} is there twice")
+    return table
 
 
 def _requests(table: Any, problems: list[str]) -> tuple[npt.NDArray[np.int64], list[str]]:  # noqa: ANN401
     """Return which request each row belongs to, `[n]`, and the requests' ids."""
+    import pyarrow as pa
+
     column = table.column(REQUEST).combine_chunks()
+    if pa.types.is_nested(column.type):
+        problems.append(f"column {REQUEST}: must hold texts or integers, and holds {column.type}")
+        return np.zeros(table.num_rows, np.int64), []
     _check(~column.is_null().to_numpy(False), REQUEST, "must not be empty", problems)
     encoded = column.dictionary_encode()
     indices = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     return indices, [str(each) for each in encoded.dictionary.to_pylist()]
+
+
+def _score(
+    table: Any,  # noqa: ANN401
+    task: str,
+    kind: Kind,
+    problems: list[str],
+) -> npt.NDArray[np.float32]:
+    numbers = _numbers(table, SCORE + task, problems)
+    with np.errstate(over="ignore"):
+        score = numbers.astype(np.float32)
+    if kind == "binary":  # whoever logs what is before the sigmoid should be told
+        rule = "must be a probability, from 0 to 1"
+        _check(~np.isfinite(numbers) | ((score >= 0) & (score <= 1)), SCORE + task, rule, problems)
+    else:
+        fits = np.isfinite(score) | ~np.isfinite(numbers)
+        _check(fits, SCORE + task, "must fit float32", problems)
+    return score
 
 
 def _outcome(table: Any, name: str, tasks: Mapping[str, Kind], problems: list[str]) -> Floats:  # noqa: ANN401

@@ -106,6 +106,8 @@ def test_what_is_not_there_is_named(tmp_path, table, rule):
         ("log.xlsx", b"", "a log ends in .parquet, .csv, .jsonl"),
         ("log.parquet", b"not parquet", "is no parquet table"),
         ("log.csv", b"a,b\n1\n", "is no csv table"),
+        ("log.csv", b"request_id,\xff\n1,2\n", "is no csv table"),
+        ("log.csv", b"a,b,a\n1,2,3\n", "column a is there twice"),
         ("log.jsonl", b"{", "is no jsonl table"),
     ],
 )
@@ -118,3 +120,28 @@ def test_what_is_no_table_is_one_line(tmp_path, name, content, rule):
 def test_a_log_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(WrongUsage, match=r"log\.csv: "):
         read_log(tmp_path / "log.csv", KINDS)
+
+
+def test_a_score_is_a_probability_where_its_task_has_them_and_fits_float32(tmp_path):
+    table: dict[str, list[Any]] = {
+        "request_id": ["a", "a", "b"],
+        "score_click": [0.0, 1.0, 1.5],
+        "score_like": [-0.1, 0.5, 0.5],
+        "score_dwell": [-3.0, 1.0, 1e300],
+        "outcome_click": [0, 1, 0],
+    }
+    with pytest.raises(LogInvalid) as caught:
+        read_log(worlds.write(tmp_path / "log.parquet", table), KINDS)
+    told = [each.partition("log.parquet: ")[2] for each in caught.value.problems]
+    assert told == [
+        "column score_click, row 3: must be a probability, from 0 to 1",
+        "column score_like, row 1: must be a probability, from 0 to 1",
+        "column score_dwell, row 3: must fit float32",
+    ]
+
+
+def test_ids_that_are_no_values_are_refused(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"request_id": {"a": 1}, "score_click": 0.5, "outcome_click": 1}')
+    with pytest.raises(LogInvalid, match="request_id: must hold texts or integers"):
+        read_log(path, {"click": "binary"})
