@@ -27,6 +27,7 @@ _BLOCK_BYTES = 1 << 18  # a core's cache holds it, and what is compared with it
 _SLACK_VALUES = 1 << 16
 _CONTAINERS = frozenset((list, dict, np.ndarray))
 _MOST_COLUMNS = 512
+_MOST_DIGITS = 20
 _OBJECTS = re.compile(rb'"candidates"\s*:\s*\[')
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -52,11 +53,18 @@ def decode(body: bytes, *, most_values: int | None = None) -> object:
     except orjson.JSONDecodeError as error:
         if b"NaN" in body or b"Infinity" in body or "infinity" in error.msg:
             with suppress(ValueError, TypeError, RecursionError):
-                document: object = json.loads(body)
+                document: object = json.loads(body, parse_int=_integer)
                 orjson.dumps(document)  # a name or a key that it cannot write cannot be answered
                 return document
         at = f"line {error.lineno} column {error.colno}"
         raise MalformedBody(f"the body is not JSON: {error.msg.split(':')[0]}, {at}") from None
+
+
+def _integer(text: str) -> int:
+    """Read an integer that 64 bits could hold: of thousands of digits, each takes far longer."""
+    if len(text) > _MOST_DIGITS:
+        raise ValueError
+    return int(text)
 
 
 def decode_request(body: bytes, manifest: Manifest, *, max_candidates: int) -> object:

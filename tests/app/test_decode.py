@@ -94,6 +94,20 @@ def test_what_could_not_be_written_back_is_not_read_beside_a_nan_either(body):
         decode(body)
 
 
+def test_an_integer_beyond_64_bits_is_not_even_made(monkeypatch):
+    """The time that takes grows with the square of its digits, of which Python lets in 4300."""
+    made: list[str] = []
+
+    def integer(text: str) -> int:
+        made.append(text)
+        return 0
+
+    monkeypatch.setattr("app.engine.decode.int", integer, raising=False)
+    with pytest.raises(MalformedBody):
+        decode(b"[NaN, 7, " + b"9" * 4000 + b"]")
+    assert made == ["7"]
+
+
 @given(st.binary(max_size=30) | JSON.map(lambda document: json.dumps(document).encode()[:-1]))
 def test_any_bytes_are_read_or_malformed(body):
     try:
