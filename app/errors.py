@@ -140,7 +140,7 @@ class Problem:
 
 
 class InvalidRequest(GatehouseError):
-    """What the request says is wrong; `problems` lists every place. No value is echoed."""
+    """What the request says is wrong; `errors` lists where, up to 20 places. No value is echoed."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     slug = "invalid-request"
