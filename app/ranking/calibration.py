@@ -29,9 +29,10 @@ Calibrated = npt.NDArray[np.float64]
 SMALLEST_DOUBT = 1e-9
 MOST_KNOTS = 1000
 
-Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-Positive = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
-Score = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
+_Strict = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # no true, no "1"
+Number = Annotated[_Strict, Field(ge=-1e6, le=1e6)]
+Positive = Annotated[_Strict, Field(ge=1e-6, le=1e6)]
+Score = Annotated[_Strict, Field(ge=-3.4e38, le=3.4e38)]
 
 
 class _Method(BaseModel):

@@ -26,9 +26,10 @@ from app.ranking.expression import Expression, parse
 Formula = Literal["weighted_sum", "power_product", "rank_position", "expression"]
 LARGEST_WEIGHT = 1e6
 """Bounds weights on both sides, so that no sum of weighted scores leaves float64."""
-Weight = Annotated[float, Field(ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False)]
-Exponent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Offset = Annotated[float, Field(ge=0, le=LARGEST_WEIGHT, allow_inf_nan=False)]
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # no true, no "1"
+Weight = Annotated[_Number, Field(ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT)]
+Exponent = Annotated[_Number, Field(ge=0, le=100)]
+Offset = Annotated[_Number, Field(ge=0, le=LARGEST_WEIGHT)]
 Interval = tuple[Weight, Weight]
 
 ANY_WEIGHT = (-LARGEST_WEIGHT, LARGEST_WEIGHT)

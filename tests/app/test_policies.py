@@ -140,6 +140,12 @@ def test_an_empty_file_leaves_the_models_to_themselves():
         ("[policy.home", "is no TOML: Expected ']' at the end of a table declaration"),
         ("[policy.home]\nweights = {}", "policy.home: weights: there must be at least one"),
         ("[policy.home]\nweights = {click = nan}", "policy.home.weights.click: Input should be"),
+        ("[policy.home]\nweights = {click = true}", "policy.home.weights.click: Input should be"),
+        ("[policy.home]\nweights = {click = '1'}", "policy.home.weights.click: Input should be"),
+        (
+            "[calibration.feed.dwell]\nmethod = 'scale'\nfactor = '2'",
+            "calibration.feed.dwell.scale.factor: Input should be",
+        ),
         ("[policy.home]\nname = 'x'\nweights = {click = 1}", "policy.home.name: the table's name"),
         ("[policy.Home]\nweights = {click = 1}", "policy.Home.name: String should match"),
         ("[policy]\nhome = 3", "policy.home: "),
