@@ -125,6 +125,7 @@ def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Key
         operations.routes(
             service,
             metrics,
+            keys,
             lane_hang_s=settings.lane_hang_s,
             metrics_port=settings.metrics_port,
         )

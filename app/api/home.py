@@ -44,21 +44,24 @@ _MODEL = r"""<section>
 <tr><th>tasks<td>{tasks}
 <tr><th>details<td><a href="/v1/models/{name}">/v1/models/{name}</a>
 </table>
-<p>A request that works as it is:</p>
-<pre>curl -s {origin}/v1/models/{name}/score \
+<p>A request that works as it is{condition}:</p>
+<pre>curl -s {origin}/v1/models/{name}/score \{authorization}
   -H 'content-type: application/json' \
   -d '{example}'</pre>
 </section>
 """
 
+_AUTHORIZATION = """
+  -H "authorization: Bearer $GATEHOUSE_KEY" \\"""
 
-def home_page(registry: Registry, origin: str) -> str:
+
+def home_page(registry: Registry, origin: str, *, needs_key: bool = False) -> str:
     """Return the page as HTML; `origin` is this server's address as the browser knows it."""
-    models = "".join(_model(model, origin) for model in registry.models())
+    models = "".join(_model(model, origin, needs_key) for model in registry.models())
     return _PAGE.format(models=models or "<section><p>No model is active yet.</p></section>")
 
 
-def _model(model: Model, origin: str) -> str:
+def _model(model: Model, origin: str, needs_key: bool) -> str:
     manifest = model.manifest
     fields = {
         "name": manifest.name,
@@ -66,6 +69,8 @@ def _model(model: Model, origin: str) -> str:
         "architecture": manifest.architecture,
         "tasks": ", ".join(f"{task.name} ({task.unit or task.kind})" for task in manifest.tasks),
         "origin": origin,
+        "condition": ", with a key in GATEHOUSE_KEY" if needs_key else "",
+        "authorization": _AUTHORIZATION if needs_key else "",
         "example": json.dumps(example_request(model)),
     }
     return _MODEL.format(**{name: html.escape(text, quote=False) for name, text in fields.items()})

@@ -8,6 +8,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from app.api.described import problems
 from app.api.home import home_page
+from app.api.keys import Keys
 from app.engine.service import Service
 from app.engine.state import EngineState
 from app.errors import Draining, NotReady
@@ -15,7 +16,12 @@ from app.telemetry.metrics import Metrics
 
 
 def routes(
-    service: Service, metrics: Metrics, *, lane_hang_s: float, metrics_port: int | None = None
+    service: Service,
+    metrics: Metrics,
+    keys: Keys,
+    *,
+    lane_hang_s: float,
+    metrics_port: int | None = None,
 ) -> APIRouter:
     """Return the operations' routes; /metrics on `metrics_port` only, where there is one."""
     router = APIRouter(tags=["operations"])
@@ -59,6 +65,7 @@ def routes(
     @router.get("/", summary="What runs here, for a person", response_class=HTMLResponse)
     async def home(request: Request) -> HTMLResponse:
         origin = str(request.base_url).rstrip("/")
-        return HTMLResponse(home_page(service.registry, origin))
+        page = home_page(service.registry, origin, needs_key=keys.are_needed)
+        return HTMLResponse(page)
 
     return router

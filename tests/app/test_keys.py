@@ -164,6 +164,13 @@ async def test_what_is_wrong_with_a_request_is_told_to_key_holders_only(guarded)
         assert refused.status_code == 401
 
 
+async def test_the_front_pages_example_says_where_the_key_belongs(guarded, client):
+    page = (await guarded.get("/")).text
+    assert "a key in GATEHOUSE_KEY" in page
+    assert '-H "authorization: Bearer $GATEHOUSE_KEY" \\\n  -H ' in page
+    assert "GATEHOUSE_KEY" not in (await client.get("/")).text
+
+
 async def test_the_rest_needs_none(guarded):
     for path in ("/livez", "/readyz", "/metrics", "/", "/docs", "/openapi.json", "/v1/models"):
         assert (await guarded.get(path)).status_code == 200
