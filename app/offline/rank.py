@@ -29,6 +29,8 @@ _ALONE: Mapping[str, Any] = {
     "request_timeout_ms": 600_000.0,  # nobody waits for the answer at a socket
 }
 
+_WIDEST = 1000  # characters: a table takes no more of them than it needs
+
 
 def rank(flags: Sequence[str]) -> int:
     """Answer the requests of a file; 2 where one breaks a rule, 1 where the store or a model fails.
@@ -64,7 +66,11 @@ async def _rank(told: argparse.Namespace, settings: Settings, bodies: Mapping[in
                 complain(f"{place}: {line}")
             code = max(code, EXIT_USAGE if answer.status < 500 else EXIT_WRONG)
         if told.table and answer.problem is None:
-            Console().print(answer_table(orjson.loads(answer.content), _keys(bodies[number])))
+            table = answer_table(orjson.loads(answer.content), _keys(bodies[number]))
+            console = Console()
+            if not console.is_terminal:  # then its width is a guess, and nothing need be cut
+                console.width = max(console.width, _WIDEST)
+            console.print(table)
         elif answer.problem is None or (len(bodies) > 1 and not told.table):
             # Among many, a problem stands in its answer's place: line i answers line i.
             sys.stdout.write(answer.content.decode() + "\n")

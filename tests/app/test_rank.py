@@ -110,6 +110,16 @@ intercept = 0.0
 """
 
 
+def test_a_table_that_is_not_for_a_terminal_is_cut_nowhere(
+    capsys, folder, request_file, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "40")
+    _, out, _ = rank(capsys, request_file, "--store", folder, "--explain", "--table")
+    assert "…" not in out
+    leads = [cell for line in out.splitlines() if line.startswith("│") for cell in line.split("│")]
+    assert all(cell.count("(") == cell.count(")") for cell in leads)
+
+
 def test_an_explained_table_has_shares_that_add_up(capsys, folder, request_file, tmp_path):
     (tmp_path / "policies.toml").write_text(POLICIES)
     flags = ("--store", folder, "--policies", tmp_path / "policies.toml", "--policy", "home")
