@@ -1,6 +1,7 @@
 """What a fit or a search works on: a model of the store, its log, and the policies file."""
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +89,9 @@ def add_scene(parser: Parser) -> None:
     parser.add_argument(
         "--store",
         type=Path,
-        default=Path("store"),
+        default=Path(os.environ.get("GATEHOUSE_STORE") or "store"),
         metavar="DIR",
-        help="folder of artifacts (default: %(default)s)",
+        help="folder of artifacts (default: GATEHOUSE_STORE, else store)",
     )
     parser.add_argument(
         "--model", metavar="NAME", help="whose log it is; not needed where the store has only one"
@@ -98,10 +99,10 @@ def add_scene(parser: Parser) -> None:
     parser.add_argument(
         "--policies",
         type=Path,
-        default=Path("policies.toml"),
+        default=Path(os.environ.get("GATEHOUSE_POLICIES") or "policies.toml"),
         metavar="FILE",
         help="the policies file that is read and changed; made where there is none, comments in it "
-        "are kept (default: %(default)s)",
+        "are kept (default: GATEHOUSE_POLICIES, else policies.toml)",
     )
     parser.add_argument(
         "--held-out",
@@ -132,6 +133,14 @@ def positive(text: str) -> float:
         number = 0.0
     if not 0 < number < 1e6:
         raise argparse.ArgumentTypeError("must be a number above 0")
+    return number
+
+
+def factor(text: str) -> float:
+    """Read a number from 1."""
+    number = positive(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
     return number
 
 

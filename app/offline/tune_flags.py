@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.offline.scene import add_scene, by_name, positive, whole
+from app.offline.scene import add_scene, by_name, factor, positive, whole
 from app.ranking.policies import PolicyName
 from app.usage import Parser
 
@@ -60,7 +60,7 @@ def tune_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--within",
-        type=positive,
+        type=factor,
         default=10.0,
         metavar="FACTOR",
         help="a weight is at most so many times larger or smaller than now, and within the "

@@ -216,6 +216,21 @@ def test_a_part_that_is_not_installed_is_named(run, log, monkeypatch, missing):
         assert missing.partition(".")[0] in err
 
 
+def test_variables_of_the_server_name_the_store_and_the_file(
+    capsys, store, log, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GATEHOUSE_STORE", str(store))
+    monkeypatch.setenv("GATEHOUSE_POLICIES", str(tmp_path / "served.toml"))
+    assert main(["tune", str(log), *GOAL]) == EXIT_OK
+    assert f"wrote {tmp_path / 'served.toml'}" in capsys.readouterr().out
+
+
+def test_a_factor_below_1_is_refused(run, log):
+    code, out, err = run("tune", log, *GOAL, "--within", "0.5")
+    assert (code, out) == (EXIT_USAGE, "")
+    assert "--within: must be 1 or more" in err
+
+
 def test_without_matplotlib_there_is_no_plot_but_all_else(run, log, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, err = run("tune", log, *GOAL, "--plot", tmp_path / "plot.png")
