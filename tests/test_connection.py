@@ -219,3 +219,32 @@ def test_a_body_that_stops_coming_is_given_up(server, connection, framing):
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"/problems/request-timeout" in answer
     assert is_fine(server)
+
+
+@pytest.mark.parametrize(
+    ("request_", "more"),
+    [
+        (b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n"),
+        (b"GET /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n", b"a"),
+        (HEAD + b"content-encoding: br\r\ncontent-length: 100000\r\n\r\n", b"a"),
+    ],
+    ids=["empty line", "body nobody reads", "refused body"],
+)
+def test_who_stops_in_between_requests_is_not_waited_for(server, connection, request_, more):
+    connection.settimeout(10)
+    connection.sendall(request_)
+    one_answer(connection)
+    connection.sendall(more)
+    assert everything(connection) == b""
+    assert is_fine(server)
+
+
+def test_a_refused_body_without_end_is_cut_off(server, connection):
+    connection.sendall(HEAD + b"content-encoding: br\r\ntransfer-encoding: chunked\r\n\r\n")
+    assert one_answer(connection).startswith(b"HTTP/1.1 415 ")
+    began = time.monotonic()
+    with pytest.raises(ConnectionError):
+        while time.monotonic() < began + 10:
+            connection.sendall(b"1\r\na\r\n")
+            time.sleep(0.05)
+    assert is_fine(server)

@@ -15,10 +15,10 @@ from tests.server import running_server
 pytestmark = pytest.mark.slow
 
 
-def send(url, numbers):
+def send(url, numbers, padding=0):
     """Send a request and return its connection, the answer unread."""
     host, port = url.removeprefix("http://").split(":")
-    body = json.dumps({"candidates": {"x": numbers}}).encode()
+    body = json.dumps({"candidates": {"x": numbers}}).encode() + b" " * padding
     connection = socket.create_connection((host, int(port)))
     head = b"POST /v1/score HTTP/1.1\r\nhost: gatehouse\r\ncontent-length: %d\r\n\r\n"
     connection.sendall(head % len(body) + body)
@@ -65,3 +65,18 @@ def test_work_for_a_caller_that_left_is_dropped_and_counted_by_stage(tmp_path):
         until(lambda: cancelled(server.url) == {"body": 0, "queue": 1, "compute": 1})
         running.close()
         staying.close()
+
+
+@pytest.mark.parametrize("padding", [100_000, 1_000_000])
+def test_a_caller_with_a_large_body_may_leave_too(tmp_path, padding):
+    publish(Store(tmp_path / "store"), *slow_module())
+    flags = ("--lanes", "1", "--request-timeout-ms", "60000")
+    with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:
+        running = send(server.url, [DAWDLES])
+        until(lambda: idle_lanes(server.url) == 0)
+        leaver = send(server.url, [1, 2, 3], padding)
+        until(lambda: httpx.get(f"{server.url}/v1/engine").json()["queued_rows"] == 3)
+        leaver.close()
+        assert b"200 OK" in running.recv(4096)
+        until(lambda: cancelled(server.url)["queue"] == 1)
+        running.close()

@@ -70,6 +70,10 @@ class Connection(HttpToolsProtocol):
                 self._head_bytes += len(data)
             if self._head_bytes > LARGEST_HEAD:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            elif self._head_timer is None and self.cycle.response_complete:
+                # The rest of a body that was refused, or empty lines. Either unset the keep-alive
+                # timer: without this one, who sends a byte of it would be waited for for ever.
+                self._set_head_timer(self.timeout_keep_alive)
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -100,9 +104,14 @@ class Connection(HttpToolsProtocol):
         self.scope[WHOLE_BODY] = partial(_whole_body, self.cycle)  # type: ignore[literal-required]
 
     def on_message_complete(self) -> None:
-        """End the request's body."""
-        if not self._is_upgrade:
-            super().on_message_complete()
+        """End the request's body, and look out for its caller leaving, which ends the reading."""
+        if self._is_upgrade:
+            return
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            self._set_head_timer(self.timeout_keep_alive)  # anew: an idle connection from now on
+        elif not self.pipeline:
+            self.flow.resume_reading()  # a large body has paused it
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """Parse the request again without its offer; `rest` is what came after its head."""
