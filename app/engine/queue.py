@@ -117,7 +117,7 @@ class PieceQueue:
 
     def halve(self, group: Group) -> None:
         """Let a group for which memory ran out run again in smaller batches, as do all others."""
-        self.max_batch_rows = max(1, min(self.max_batch_rows, group.rows) // 2)
+        self.max_batch_rows = max(1, min(self.max_batch_rows, group.rows // 2))
         for piece in reversed(group.pieces):
             turns = self._turns[piece.pending.terms.priority]
             turns.pieces.appendleft(replace(piece, turn=piece.rows))

@@ -129,6 +129,13 @@ async def test_where_memory_runs_out_batches_become_smaller_and_nobody_fails():
     assert max(lane.rows[before:]) <= 5
 
 
+async def test_lanes_that_run_out_of_memory_together_halve_the_limit_once():
+    lanes = [FakeLane(f"lane-{i}", memory_rows=8) for i in range(8)]
+    subject = batcher(lanes)
+    await asyncio.gather(*[submit(subject, user, [1.0] * 16) for user in range(8)])
+    assert subject.backlog.queue(sums_model()).max_batch_rows == 8
+
+
 async def test_a_row_that_needs_more_memory_than_there_is_fails():
     subject = batcher([FakeLane(memory_rows=0)])
     with pytest.raises(InferenceFailed):
