@@ -32,13 +32,13 @@ class Backlog:
 
     @property
     def rows(self) -> int:
-        """How many rows wait."""
-        return sum([queue.rows for queue in self._turns.values()])
+        """How many rows wait; any thread may ask."""
+        return sum([queue.rows for queue in list(self._turns.values())])
 
     @property
     def pieces(self) -> int:
-        """How many requests, or pieces of one, wait."""
-        return sum(map(len, self._turns.values()))
+        """How many requests, or pieces of one, wait; any thread may ask."""
+        return sum(map(len, list(self._turns.values())))
 
     @property
     def waiting(self) -> Iterable[PieceQueue]:

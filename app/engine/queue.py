@@ -67,9 +67,8 @@ class PieceQueue:
         self._again: deque[Group] = deque()  # parts of batches that failed; they go first
 
     def __len__(self) -> int:
-        return sum(len(turns.pieces) for turns in self._turns) + sum(
-            len(group.pieces) for group in self._again
-        )
+        again = list(self._again)  # any thread may ask
+        return sum([len(each.pieces) for each in (*self._turns, *again)])
 
     def __repr__(self) -> str:
         groups = [f"again {group}" for group in self._again]
