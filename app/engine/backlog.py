@@ -81,16 +81,21 @@ class Backlog:
 
     def next(self, now: float) -> tuple[Model, float]:
         """Return the model whose turn it is, and how long (s) its rows may wait for company."""
-        if self._max_wait_s == 0:
-            if len(self._turns) == 1:
-                return next(iter(self._turns)), 0.0
-            return min(self._turns, key=lambda model: self._turns[model].urgency(now)), 0.0
-        waits: dict[Model, float] = {}
-        for model, queue in self._turns.items():
-            if queue.rows >= queue.max_batch_rows:
-                return model, 0.0
-            waits[model] = queue.oldest_arrival + self._max_wait_s - now
-        return min(waits.items(), key=itemgetter(1))
+        ready = self._turns
+        if self._max_wait_s > 0:
+            waits = {model: self._company_s(queue, now) for model, queue in self._turns.items()}
+            ready = {model: self._turns[model] for model, wait_s in waits.items() if wait_s <= 0}
+            if not ready:
+                return min(waits.items(), key=itemgetter(1))
+        if len(ready) == 1:
+            return next(iter(ready)), 0.0
+        return min(ready, key=lambda model: ready[model].urgency(now)), 0.0
+
+    def _company_s(self, queue: PieceQueue, now: float) -> float:
+        """Return how long (s) a queue's rows may wait for company; a full batch needs none."""
+        if queue.rows >= queue.max_batch_rows:
+            return 0.0
+        return queue.oldest_arrival + self._max_wait_s - now
 
     def take(self, model: Model, lanes: int, now: float) -> Group | None:
         """Take a batch of a model whose turn it is; then it is behind the other models.

@@ -126,6 +126,16 @@ async def test_models_take_turns():
     assert await order_of_answers(tasks) == [0, 3, 1, 2]
 
 
+async def test_a_model_with_full_batches_does_not_keep_another_waiting():
+    lane = FakeLane()
+    subject = batcher([lane], max_wait_s=0.005)
+    flood = [submit(subject, 1, [1] * 16, model=sums_model("a")) for _ in range(10)]
+    await asyncio.sleep(0.001)
+    await submit(subject, 2, [1], model=sums_model("b"))
+    assert asyncio.get_running_loop().time() <= 0.040
+    await asyncio.gather(*flood)
+
+
 async def order_of_answers(tasks):
     done: list[asyncio.Task[Scored]] = []
     for task in tasks:
