@@ -57,15 +57,18 @@ class Forecast:
     ) -> float:
         """Return how long `rows` more rows of `queue`'s model will take from now on (s).
 
-        All of the lanes' work before it, whichever model's it is, is shared by the lanes; then
-        comes the batch of the request itself, or its share where it is worth more than one lane.
-        What comes later will fill that batch up, as it did of late.
+        All of the lanes' work before it is shared by the lanes: its model's, and of every other
+        model as many batches as its model needs, for they take turns. Then comes the batch of the
+        request itself, or its share where it is worth more than one lane. What comes later will
+        fill that batch up, as it did of late.
         """
         before_s = 0.0
         for flight in flights:
             before_s += flight.remaining_s(now)
+        own = queue.rows_before(rows, priority)
+        turns = -(-(own + rows) // queue.max_batch_rows)
         for each in queues:
-            ahead = each.rows_before(rows, priority)
+            ahead = own if each is queue else each.rows_beside(turns, priority)
             if ahead:
                 before_s += each.cost.of(ahead, -(-ahead // each.max_batch_rows))
         share = rows / min(self.lanes, max(1, rows // self.min_piece_rows))

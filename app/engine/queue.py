@@ -94,6 +94,15 @@ class PieceQueue:
             ahead += group.rows
         return ahead
 
+    def rows_beside(self, batches: int, priority: Priority) -> int:
+        """Return how many rows go, at most, while another model gets so many batches.
+
+        What is more urgent than `priority` goes before them; what is as urgent takes turns.
+        """
+        ahead = sum([turns.rows for turns in self._turns[:priority]])
+        level = self._turns[priority].rows + sum([group.rows for group in self._again])
+        return ahead + min(level, batches * self.max_batch_rows)
+
     def urgency(self, now: float) -> int:
         """Return the priority of the piece that goes first, its age counted in."""
         if self._again:

@@ -125,6 +125,23 @@ async def test_lanes_share_what_waits_whichever_model_it_is_for():
     await asyncio.gather(*running)
 
 
+async def test_another_model_is_waited_for_by_turns_and_not_for_all_of_its_rows():
+    subject, running = await busy()
+    other = sums_model("other")
+    subject.learn(other, COST)
+    running += [submit(subject, 1, [1] * 16, model=other) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert wait_s(subject, 1) == pytest.approx(0.026 + 0.026 + 0.011)
+    scored = submit(subject, 2, [7], timeout_s=0.080)
+    assert (await scored).scores.tolist() == expected(2, [7])
+    running += [
+        submit(subject, 1, [1] * 16, model=other, priority=Priority.HIGH) for _ in range(3)
+    ]
+    await asyncio.sleep(0)
+    assert wait_s(subject, 1) >= 4 * 0.026  # those go first
+    await asyncio.gather(*running)
+
+
 async def test_the_forecast_comes_true():
     loop = asyncio.get_running_loop()
     subject, running = await busy()
