@@ -9,6 +9,10 @@ from app.artifacts.loader import Model
 from app.engine.pieces import Group, Pending
 from app.engine.queue import PieceQueue
 
+AGED_EVERY = 4
+"""Age counts for one batch in so many: what is not urgent gets on, however much is urgent, and
+what is urgent has the other batches to itself, however much that is not waits since long ago."""
+
 
 class Backlog:
     """The queues of all models; those that have rows take turns.
@@ -23,6 +27,7 @@ class Backlog:
         self._max_wait_s = max_wait_s
         self._queues: WeakKeyDictionary[Model, PieceQueue] = WeakKeyDictionary()
         self._turns: dict[Model, PieceQueue] = {}  # those with rows, the next one first
+        self._taken = 0  # batches
 
     def __repr__(self) -> str:
         return f"{ {str(model): queue for model, queue in self._turns.items()} }"
@@ -89,7 +94,11 @@ class Backlog:
                 return min(waits.items(), key=itemgetter(1))
         if len(ready) == 1:
             return next(iter(ready)), 0.0
-        return min(ready, key=lambda model: ready[model].urgency(now)), 0.0
+        aged_at = self._aged_at(now)
+        return min(ready, key=lambda model: ready[model].urgency(aged_at)), 0.0
+
+    def _aged_at(self, now: float) -> float | None:
+        return None if self._taken % AGED_EVERY else now
 
     def _company_s(self, queue: PieceQueue, now: float) -> float:
         """Return how long (s) a queue's rows may wait for company; a full batch needs none."""
@@ -105,7 +114,10 @@ class Backlog:
         """
         queue = self._turns.pop(model)
         share = math.ceil(queue.rows / lanes)
-        group = queue.take(min(queue.max_batch_rows, max(self._min_piece_rows, share)), now)
+        target = min(queue.max_batch_rows, max(self._min_piece_rows, share))
+        group = queue.take(target, now, self._aged_at(now))
         if queue.rows:
             self._turns[model] = queue
+        if group is not None:
+            self._taken += 1
         return group

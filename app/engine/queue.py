@@ -2,8 +2,9 @@
 
 A request enters as one piece. Its turn is as many rows as a batch has; what is cut off for a batch
 leaves, and when the turn is over the rest goes to the back, so that small requests are not stuck
-behind a large one (deficit round robin; Shreedhar and Varghese, SIGCOMM '95). A piece that waits
-moves up by one priority every `AGEING_S`, so that none waits for ever. Owned by the event loop.
+behind a large one (deficit round robin; Shreedhar and Varghese, SIGCOMM '95). For some of the
+batches a piece has moved up by one priority every `AGEING_S`, so that none waits for ever. Owned by
+the event loop.
 """
 
 from collections import deque
@@ -17,7 +18,7 @@ from app.engine.terms import Priority
 from app.errors import CallerLeft
 
 AGEING_S = 0.25
-"""A `low` request counts as `high` after half a second: in time for most deadlines."""
+"""A `low` request counts as `high` after half a second, for one batch in `AGED_EVERY`."""
 
 
 @dataclass(slots=True)
@@ -35,10 +36,14 @@ class Turns:
     rows: int = 0
     next_rows: int = 0
 
-    def urgency(self, now: float) -> tuple[int, float]:
-        """Return the priority of the first piece, its age counted in, and since when it waits."""
+    def urgency(self, aged_at: float | None) -> tuple[int, float]:
+        """Return the priority of the first piece and since when it waits.
+
+        Its age at a clock time (s) is counted in where one is given.
+        """
         since = self.pieces[0].since
-        return max(0, self.priority - int((now - since) / AGEING_S)), since
+        steps = 0 if aged_at is None else int((aged_at - since) / AGEING_S)
+        return max(0, self.priority - steps), since
 
     def __repr__(self) -> str:
         return f"{self.priority.name.lower()} {list(self.pieces)}"
@@ -67,8 +72,8 @@ class PieceQueue:
         self._again: deque[Group] = deque()  # parts of batches that failed; they go first
 
     def __len__(self) -> int:
-        again = list(self._again)  # any thread may ask
-        return sum([len(each.pieces) for each in (*self._turns, *again)])
+        again = sum([len(group.pieces) for group in list(self._again)])  # any thread may ask
+        return again + sum([len(turns.pieces) for turns in self._turns])
 
     def __repr__(self) -> str:
         groups = [f"again {group}" for group in self._again]
@@ -103,11 +108,10 @@ class PieceQueue:
         level = self._turns[priority].rows + sum([group.rows for group in self._again])
         return ahead + min(level, batches * self.max_batch_rows)
 
-    def urgency(self, now: float) -> int:
-        """Return the priority of the piece that goes first, its age counted in."""
-        if self._again:
-            return 0
-        return min(turns.urgency(now)[0] for turns in self._turns if turns.pieces)
+    def urgency(self, aged_at: float | None) -> int:
+        """Return the priority of the most urgent piece; see `Turns.urgency` for its age."""
+        again = [piece.pending.terms.priority for each in self._again for piece in each.pieces]
+        return min([*again, *(each.urgency(aged_at)[0] for each in self._turns if each.pieces)])
 
     def append(self, pending: Pending, start: int, now: float) -> None:
         """Let a request, from row `start` on, wait for its turn."""
@@ -141,9 +145,10 @@ class PieceQueue:
                 else:
                     turns.pieces.append(piece)
 
-    def take(self, target: int, now: float) -> Group | None:
+    def take(self, target: int, now: float, aged_at: float | None = None) -> Group | None:
         """Take a batch of about `target` rows from the front, at most `max_batch_rows`.
 
+        Where a time is given, age at that time is counted in.
         Pieces whose callers left or whose deadlines passed are dropped on the way; where no others
         wait, there is no batch.
         """
@@ -155,7 +160,7 @@ class PieceQueue:
                 return Group(waited_for, group.reruns)
         batch: list[Piece] = []
         rows = 0
-        while rows < target and (turns := self._first(now)) is not None:
+        while rows < target and (turns := self._first(aged_at)) is not None:
             piece = turns.pieces[0]
             if self._is_over(piece.pending, now):
                 turns.pieces.popleft()
@@ -168,10 +173,10 @@ class PieceQueue:
             rows += taken
         return Group(batch) if batch else None
 
-    def _first(self, now: float) -> Turns | None:
+    def _first(self, aged_at: float | None) -> Turns | None:
         waiting = [turns for turns in self._turns if turns.pieces]
         if len(waiting) > 1:
-            return min(waiting, key=lambda turns: turns.urgency(now))
+            return min(waiting, key=lambda turns: turns.urgency(aged_at))
         return waiting[0] if waiting else None
 
     def _is_over(self, pending: Pending, now: float) -> bool:

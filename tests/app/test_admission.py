@@ -134,9 +134,7 @@ async def test_another_model_is_waited_for_by_turns_and_not_for_all_of_its_rows(
     assert wait_s(subject, 1) == pytest.approx(0.026 + 0.026 + 0.011)
     scored = submit(subject, 2, [7], timeout_s=0.080)
     assert (await scored).scores.tolist() == expected(2, [7])
-    running += [
-        submit(subject, 1, [1] * 16, model=other, priority=Priority.HIGH) for _ in range(3)
-    ]
+    running += [submit(subject, 1, [1] * 16, model=other, priority=Priority.HIGH) for _ in range(3)]
     await asyncio.sleep(0)
     assert wait_s(subject, 1) >= 4 * 0.026  # those go first
     await asyncio.gather(*running)

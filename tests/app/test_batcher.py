@@ -177,6 +177,24 @@ async def test_a_low_priority_grows_old_and_does_not_starve():
     await asyncio.gather(*flood)
 
 
+async def test_a_backlog_that_grew_old_does_not_keep_what_is_urgent_waiting():
+    subject = batcher([FakeLane(a_s=0.010)], max_batch_rows=4)
+    bulk = [submit(subject, 1, [1] * 4, priority=Priority.LOW) for _ in range(200)]
+    for _ in range(10):
+        await asyncio.sleep(0.100)
+        await submit(subject, 2, [1], timeout_s=0.050, priority=Priority.HIGH)
+    await asyncio.gather(*bulk)
+
+
+async def test_a_model_whose_backlog_grew_old_does_not_keep_another_waiting():
+    subject = batcher([FakeLane(a_s=0.010)], max_batch_rows=4)
+    flood = [submit(subject, 1, [1] * 4, model=sums_model("a")) for _ in range(200)]
+    for _ in range(10):
+        await asyncio.sleep(0.100)
+        await submit(subject, 2, [1], timeout_s=0.050, model=sums_model("b"))
+    await asyncio.gather(*flood)
+
+
 async def test_the_more_urgent_of_two_models_goes_first():
     a, b = sums_model("a"), sums_model("b")
     subject = batcher([FakeLane()])
