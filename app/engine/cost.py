@@ -14,6 +14,8 @@ _PACE = 0.1
 _DEVIATIONS = 2.0
 """How many of them a promise leaves room for."""
 _LEAST_A_S, _LEAST_B_S = 1e-6, 1e-9
+_LEAST_SHARE = 0.1
+"""Of the cheapest batch, or of the cheapest row, that a fitted price is at least."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,10 @@ class Cost:
         rows, seconds = np.array(observed).T
         if np.ptp(rows):
             b_s, a_s = np.polyfit(rows, seconds, 1)
+            # Where one of them was slow by chance, a price can come out as nothing or less. It would
+            # stay there: prices are corrected in proportion to themselves.
+            a_s = max(a_s, _LEAST_SHARE * seconds.min())
+            b_s = max(b_s, _LEAST_SHARE * (seconds / rows).min())
         else:
             a_s, b_s = 0.0, seconds.mean() / rows.mean()
         self.a_s, self.b_s = max(float(a_s), _LEAST_A_S), max(float(b_s), _LEAST_B_S)

@@ -71,6 +71,17 @@ def test_it_doubts_itself_by_as_much_as_it_missed_of_late():
     assert cost.doubt_s(1.0) < 0.01
 
 
+@pytest.mark.parametrize("slow", [1, 64, 512])
+def test_one_slow_batch_at_warm_up_is_forgotten(slow):
+    cost = Cost()
+    cost.fit([(rows, line(rows) * (30 if rows == slow else 1)) for rows in (1, 64, 512)])
+    for step in range(400):
+        rows = (1, 30, 64, 200, 512)[step % 5]
+        cost.observe(rows, line(rows))
+    for rows in (1, 64, 512):
+        assert cost.of(rows) == pytest.approx(line(rows), rel=0.1)
+
+
 @given(st.lists(st.tuples(st.integers(1, 4096), st.floats(0, 10)), min_size=1, max_size=50))
 def test_whatever_is_observed_no_batch_is_predicted_to_take_no_time(observed):
     cost = Cost()
