@@ -18,11 +18,15 @@ pytestmark = pytest.mark.slow
 def send(url, numbers, padding=0):
     """Send a request and return its connection, the answer unread."""
     host, port = url.removeprefix("http://").split(":")
-    body = json.dumps({"candidates": {"x": numbers}}).encode() + b" " * padding
     connection = socket.create_connection((host, int(port)))
-    head = b"POST /v1/score HTTP/1.1\r\nhost: gatehouse\r\ncontent-length: %d\r\n\r\n"
-    connection.sendall(head % len(body) + body)
+    connection.sendall(message(numbers, padding))
     return connection
+
+
+def message(numbers, padding=0):
+    body = json.dumps({"candidates": {"x": numbers}}).encode() + b" " * padding
+    head = b"POST /v1/score HTTP/1.1\r\nhost: gatehouse\r\ncontent-length: %d\r\n\r\n"
+    return head % len(body) + body
 
 
 def until(is_so):
@@ -80,3 +84,16 @@ def test_a_caller_with_a_large_body_may_leave_too(tmp_path, padding):
         assert b"200 OK" in running.recv(4096)
         until(lambda: cancelled(server.url)["queue"] == 1)
         running.close()
+
+
+def test_a_caller_may_leave_with_several_requests_on_its_way(tmp_path):
+    publish(Store(tmp_path / "store"), *slow_module())
+    flags = ("--lanes", "1", "--request-timeout-ms", "60000")
+    with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:
+        leaver = send(server.url, [1, 2, 3])
+        leaver.sendall(message([DAWDLES]) + message([4]))
+        assert b"200 OK" in leaver.recv(4096)
+        until(lambda: idle_lanes(server.url) == 0)
+        leaver.close()
+        until(lambda: cancelled(server.url)["compute"] == 1)
+        assert '"level": "error"' not in server.log.read_text()

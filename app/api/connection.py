@@ -43,6 +43,7 @@ class Connection(HttpToolsProtocol):
     _is_upgrade = False
     _refusal = HTTPStatus.BAD_REQUEST
     _head_timer: asyncio.TimerHandle | None = None
+    _cycles: tuple[RequestResponseCycle, ...] = ()  # those that are not answered, and the last one
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a first request as long as for a next one."""
@@ -50,9 +51,14 @@ class Connection(HttpToolsProtocol):
         self._set_head_timer(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
+        """Forget the timer, and let every request know, not the last one alone."""
         self._set_head_timer(None)
         super().connection_lost(exc)
+        self.pipeline.clear()
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse what goes over a limit."""
@@ -100,6 +106,8 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= MOST_PIPELINED:
             raise ValueError  # ends the parsing
         super().on_headers_complete()
+        waiting = [each for each in self._cycles if not each.response_complete]
+        self._cycles = (*waiting, self.cycle)
         self.scope[HAS_LEFT] = self.transport.is_closing  # type: ignore[literal-required]
         self.scope[WHOLE_BODY] = partial(_whole_body, self.cycle)  # type: ignore[literal-required]
 
