@@ -54,7 +54,7 @@ class Cost:
         rows, seconds = np.array(observed).T
         if np.ptp(rows):
             b_s, a_s = np.polyfit(rows, seconds, 1)
-            # Where one of them was slow by chance, a price can come out as nothing or less. It would
+            # Where one of them was slow by chance, a price can come out as nothing, and
             # stay there: prices are corrected in proportion to themselves.
             a_s = max(a_s, _LEAST_SHARE * seconds.min())
             b_s = max(b_s, _LEAST_SHARE * (seconds / rows).min())
