@@ -98,10 +98,10 @@ class Deployment:
         for artifact in reversed(versions):
             if artifact.version <= active:
                 return
-            fingerprint = await asyncio.to_thread(artifact.fingerprint)
-            if self._refused_as.get(artifact) == fingerprint:
-                continue
             try:
+                fingerprint = await asyncio.to_thread(artifact.fingerprint)
+                if self._refused_as.get(artifact) == fingerprint:
+                    continue
                 model = await asyncio.to_thread(load, artifact, self._device)
                 await self._warm_up(model)
             except ArtifactInvalid as error:

@@ -47,6 +47,15 @@ async def test_a_bad_newest_version_leaves_the_next_best(folder):
         assert "SHA-256" in next(iter(refused.values()))
 
 
+async def test_a_version_whose_files_cannot_be_looked_at_leaves_the_next_best(folder):
+    add_version(folder, "tiny", 2)
+    (folder / "tiny" / "2" / "loop").symlink_to("loop")
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        assert active(parts) == ["tiny/1"]
+        assert "cannot be read now" in next(iter(parts.service.registry.refused.values()))
+
+
 async def test_a_bad_version_that_appears_later_leaves_the_active_one(folder):
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
