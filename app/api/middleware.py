@@ -86,7 +86,8 @@ class Observed:
                 "ms": round(duration_s * 1e3, 3),
                 **context.fields,
             }
-            logger.info("request", extra={"fields": fields})
+            level = logging.ERROR if context.status >= 500 else logging.INFO
+            logger.log(level, "request", extra={"fields": fields})
 
 
 def _request_id(scope: Scope) -> str:

@@ -17,6 +17,16 @@ def _policy_name(text: str) -> str:
         raise argparse.ArgumentTypeError("must be lower-case letters, digits, _ . -") from None
 
 
+def _picture(text: str) -> Path:
+    """Return where a picture can be written, so that no search is made for nothing."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError("must end in .png or .svg")
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError("its folder does not exist")
+    return path
+
+
 def tune_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     parser = Parser(
@@ -86,7 +96,7 @@ def tune_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--plot",
-        type=Path,
+        type=_picture,
         metavar="FILE",
         help="plot what each outcome costs in the others, as .png or .svg; needs matplotlib",
     )

@@ -105,7 +105,7 @@ class Policy(BaseModel):
                 raise ValueError(f"bounds: the expression does not read w.{name}")
             if not low <= high:
                 raise ValueError(f"bounds.{name}: must be [low, high]")
-            if not low <= self.weights.get(name, low) <= high:
+            if not low <= self.weights.get(name, 0.0) <= high:  # without a weight it is 0
                 raise ValueError(f"weights.{name}: lies outside its bounds, {low:g} to {high:g}")
         return self
 

@@ -78,13 +78,15 @@ class Ranker:
         )
 
     def reweighted(self, overrides: Mapping[str, float]) -> "Ranker":
-        """Return this ranker with some weights replaced; bounds are the caller's to keep."""
+        """Return this ranker with some weights replaced; bounds are the caller's to keep.
+
+        It has no shadow: one caller's own weights say nothing of how two policies agree.
+        """
         return Ranker.of(
             self.policy.reweighted(overrides),
             self.tasks,
             dict(zip(self.tasks, self.calibrations, strict=True)),
             version=self.version,
-            shadow=self.shadow,
         )
 
     def calibrated(self, scores: Scores) -> Numbers:

@@ -260,3 +260,10 @@ def test_rank_scores_never_contradict_the_order(given_scores, formula, weights):
 def test_a_policy_that_reads_a_task_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="there is no task 'buy'"):
         Ranker.of(Policy(weights={"buy": 1.0}), TASKS)
+
+
+def test_weights_of_a_request_are_compared_with_no_shadow():
+    shadow = Ranker.of(Policy(weights={"like": 1.0}), ("click", "like"))
+    ranker = Ranker.of(Policy(weights={"click": 1.0}), ("click", "like"), shadow=shadow)
+    assert ranker.shadow is shadow
+    assert ranker.reweighted({"click": 2.0}).shadow is None

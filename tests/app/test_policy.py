@@ -46,6 +46,7 @@ def test_a_policy_that_breaks_a_rule_is_refused(fields: dict[str, Any]):
         ({"formula": "rank_position", "beta": {"click": -0.1}}, "greater than or equal to 0"),
         ({"bounds": {"click": [2.0, 1.0]}}, r"must be \[low, high\]"),
         ({"bounds": {"click": [2.0, 3.0]}}, "weights.click: lies outside its bounds, 2 to 3"),
+        ({"bounds": {"like": [2.0, 3.0]}}, "weights.like: lies outside its bounds, 2 to 3"),
         ({"bounds": {"click": [0.0]}}, "bounds.click"),
     ],
     ids=str,

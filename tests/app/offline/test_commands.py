@@ -128,9 +128,19 @@ def test_tune_plots_the_trade_off(run, log, tmp_path):
     assert code == EXIT_OK
     assert "plotted" in out
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    _, _, err = run("tune", log, *GOAL, "--dry-run", "--plot", tmp_path / "no" / "plot.png")
-    assert err.startswith("gatehouse: ")
-    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("no/plot.png", "its folder does not exist"), ("plot.txt", "must end in .png or .svg")],
+)
+def test_a_plot_that_could_not_be_written_is_refused_before_the_search(
+    run, log, tmp_path, name, rule
+):
+    code, out, err = run("tune", log, *GOAL, "--dry-run", "--plot", tmp_path / name)
+    assert code == EXIT_USAGE
+    assert rule in err
+    assert not out
 
 
 def test_targets_that_cannot_be_reached_are_said_to_be(run, log):
