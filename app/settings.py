@@ -66,7 +66,9 @@ class Settings(BaseSettings):
     # About what two cores score within the default deadline; the forecast refuses earlier where
     # models are slower, and this bounds memory where there is no deadline to speak of.
     max_queue_rows: int = Field(
-        32768, ge=1, description="more waiting candidates than this are refused with 429 (rows)"
+        32768,
+        ge=1,
+        description="of a model, more waiting candidates than this are refused with 429 (rows)",
     )
     max_candidates: int = Field(4096, ge=1, description="the most candidates in one request (rows)")
     max_body_bytes: int = Field(16 << 20, ge=1024, description="the largest request body (bytes)")

@@ -13,6 +13,9 @@ AGED_EVERY = 4
 """Age counts for one batch in so many: what is not urgent gets on, however much is urgent, and
 what is urgent has the other batches to itself, however much that is not waits since long ago."""
 
+SWEEP_S = 0.01
+"""Looking through a full queue takes milliseconds; while it is full, that is once in so long."""
+
 
 class Backlog:
     """The queues of all models; those that have rows take turns.
@@ -28,6 +31,7 @@ class Backlog:
         self._queues: WeakKeyDictionary[Model, PieceQueue] = WeakKeyDictionary()
         self._turns: dict[Model, PieceQueue] = {}  # those with rows, the next one first
         self._taken = 0  # batches
+        self._swept = -math.inf  # when pieces were last looked through (s)
 
     def __repr__(self) -> str:
         return f"{ {str(model): queue for model, queue in self._turns.items()} }"
@@ -79,7 +83,10 @@ class Backlog:
             self._turns.setdefault(model, queue)
 
     def drop_over(self, now: float) -> None:
-        """Drop the pieces that nobody waits for any more."""
+        """Drop the pieces that nobody waits for any more; not again within `SWEEP_S`."""
+        if now - self._swept < SWEEP_S:
+            return
+        self._swept = now
         for queue in self._turns.values():
             queue.drop_over(now)
         self._turns = {model: queue for model, queue in self._turns.items() if queue.rows}

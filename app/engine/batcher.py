@@ -70,7 +70,7 @@ class Batcher:
                 curve a row costs more.
             max_wait_s: how long the oldest row may wait for company while a lane is idle, counted
                 from its arrival.
-            max_queue_rows: more waiting rows than this are refused.
+            max_queue_rows: of a model, no more rows than this wait that are as urgent or more.
             metrics: where batches are counted.
             clock: what deadlines are told by (s). It is not the loop's own `time`, which has the
                 same zero but, under uvloop, no more than milliseconds.
@@ -124,14 +124,14 @@ class Batcher:
         if self._idle and not self._backlog:
             return  # what is idle never refuses, else a cost once overrated would stay so
         now = self._clock()
-        waiting = self._backlog.rows
-        if waiting + rows > self._max_queue_rows:
+        queue = self._backlog.queue(model)
+        if queue.rows_as_urgent(terms.priority) + rows > self._max_queue_rows:
             self._backlog.drop_over(now)  # rows that are over refuse nobody
-            waiting = self._backlog.rows
+        waiting = queue.rows_as_urgent(terms.priority)
         wait_s = self.wait_s(model, rows, terms.priority, now)
         try:
             refuse_many(rows, waiting, self._max_queue_rows, drain_s=wait_s)
-            refuse_late(terms, now, wait_s + self._backlog.queue(model).cost.doubt_s(wait_s))
+            refuse_late(terms, now, wait_s + queue.cost.doubt_s(wait_s))
         except GatehouseError as error:
             self._refused = now
             self._metrics.shed(error.slug)
@@ -207,18 +207,15 @@ class Batcher:
         self._idle.append(lane)
         del self._flights[lane.name]
         self._dispatch_soon()
-        self._metrics.batch(
-            rows=flight.rows,
-            requests=len(flight.group.pieces),
-            busy_s=outcome.duration_s,
-            lane=lane.name,
-        )
+        requests, busy_s = len(flight.group.pieces), outcome.duration_s
+        self._metrics.batch(rows=flight.rows, requests=requests, lane=lane.name, busy_s=busy_s)
         queue = self._backlog.queue(flight.model)
         if isinstance(outcome.scores, Exception):
             after_failure(outcome.scores, flight.group, flight.model, queue, self._metrics)
             self._backlog.resume(flight.model)
             return
-        queue.cost.observe(flight.rows, outcome.duration_s)
+        if queue.learn(flight.rows, outcome.duration_s):
+            self._metrics.batch_limit(str(flight.model), queue.max_batch_rows)
         flight.model.usage.batches += 1
         row = 0
         for piece in flight.group.pieces:
@@ -241,8 +238,8 @@ class Batcher:
             pending.fail(CallerLeft("compute"))
         else:
             assert pending.scores is not None
-            queue_s = flight.began - pending.arrival
-            pending.future.set_result(Scored(pending.scores, queue_s, outcome))
+            waited_s = flight.began - pending.arrival
+            pending.future.set_result(Scored(pending.scores, waited_s, outcome))
 
     def _expire(self, pending: Pending) -> None:
         if not pending.future.done():

@@ -13,6 +13,8 @@ _PACE = 0.1
 """How far one batch moves the line towards itself; the last ten or twenty decide."""
 _DEVIATIONS = 2.0
 """How many of them a promise leaves room for."""
+_MOST_ERROR = 3.0
+"""Of a prediction; what took longer than four times as long says little of what comes next."""
 _LEAST_A_S, _LEAST_B_S = 1e-6, 1e-9
 _LEAST_SHARE = 0.1
 """Of the cheapest batch, or of the cheapest row, that a fitted price is at least."""
@@ -76,7 +78,7 @@ class Cost:
         self.batches += 1
         self.typical_rows += _PACE * (rows - self.typical_rows)
         predicted_s = self.of(rows)
-        error = duration_s - predicted_s
+        error = min(duration_s - predicted_s, _MOST_ERROR * predicted_s)
         self.deviation += _PACE * (min(abs(error) / predicted_s, 1.0) - self.deviation)
         from_a, from_b = self.a_s**2, (self.b_s * rows) ** 2
         step = _PACE * error / (from_a + from_b)

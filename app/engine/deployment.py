@@ -87,6 +87,8 @@ class Deployment:
                 continue  # each refusal is in the log; a better version may come
             except OSError as error:  # a network volume that is away for a while
                 logger.error("the store cannot be read: %s", error)  # noqa: TRY400
+            except Exception:  # what serves goes on, whatever a new version did
+                logger.exception("the store could not be followed")
 
     def _forget_all_but(self, artifacts: Sequence[Artifact]) -> None:
         for gone in self._registry.refused.keys() - set(artifacts):

@@ -21,6 +21,10 @@ AGEING_S = 0.25
 """A `low` request counts as `high` after half a second, for one batch in `AGED_EVERY`."""
 
 
+RECOVERY_BATCHES = 1000
+"""After so many good batches of a size that was halved for lack of memory, it is doubled."""
+
+
 @dataclass(slots=True)
 class Turns:
     """Pieces of one priority, the one whose turn it is first.
@@ -67,6 +71,7 @@ class PieceQueue:
         self.row_bytes = 0.0
         self.max_batch_rows = max_batch_rows
         self._turn_rows = max_batch_rows
+        self._since_halved = 0  # batches
         self._min_piece_rows = min_piece_rows
         self._turns = tuple(Turns(priority) for priority in Priority)
         self._again: deque[Group] = deque()  # parts of batches that failed; they go first
@@ -83,10 +88,24 @@ class PieceQueue:
     @property
     def oldest_arrival(self) -> float:
         """Clock time (s) since when the oldest row waits; looks at every piece."""
-        waiting = chain.from_iterable(
-            [*(turns.pieces for turns in self._turns), *(group.pieces for group in self._again)]
-        )
-        return min(piece.pending.arrival for piece in waiting)
+        waiting: list[Iterable[Piece]] = [turns.pieces for turns in self._turns]
+        waiting += [group.pieces for group in self._again]
+        return min(piece.pending.arrival for piece in chain.from_iterable(waiting))
+
+    def rows_as_urgent(self, priority: Priority) -> int:
+        """Return how many rows wait that are as urgent or more."""
+        again = sum([group.rows for group in self._again])
+        return again + sum([turns.rows for turns in self._turns[: priority + 1]])
+
+    def learn(self, rows: int, duration_s: float) -> bool:
+        """Learn from a batch that ran; return whether batches may be larger again from now on."""
+        self.cost.observe(rows, duration_s)
+        self._since_halved += 1
+        if self.max_batch_rows == self._turn_rows or self._since_halved < RECOVERY_BATCHES:
+            return False
+        self._since_halved = 0
+        self.max_batch_rows = min(2 * self.max_batch_rows, self._turn_rows)
+        return True
 
     def rows_before(self, rows: int, priority: Priority) -> int:
         """Return how many rows go before the last of `rows` more, if others come as these go."""
@@ -130,6 +149,7 @@ class PieceQueue:
     def halve(self, group: Group) -> None:
         """Let a group for which memory ran out run again in smaller batches, as do all others."""
         self.max_batch_rows = max(1, min(self.max_batch_rows, group.rows // 2))
+        self._since_halved = 0
         for piece in reversed(group.pieces):
             turns = self._turns[piece.pending.terms.priority]
             turns.pieces.appendleft(replace(piece, turn=piece.rows))
@@ -148,10 +168,12 @@ class PieceQueue:
     def take(self, target: int, now: float, aged_at: float | None = None) -> Group | None:
         """Take a batch of about `target` rows from the front, at most `max_batch_rows`.
 
-        Where a time is given, age at that time is counted in.
-        Pieces whose callers left or whose deadlines passed are dropped on the way; where no others
-        wait, there is no batch.
+        Where a time is given, age at that time is counted in. Pieces whose callers left or whose
+        deadlines passed are dropped on the way, and so are those that would be late, as long as
+        others wait: to compute them would make those late as well. The last one always runs, since
+        a cost that is overrated would stay so. Where nobody waits any more, there is no batch.
         """
+        ends = now + self.cost.of(min(target, self.rows))
         while self._again:
             group = self._again.popleft()
             self.rows -= group.rows
@@ -162,7 +184,8 @@ class PieceQueue:
         rows = 0
         while rows < target and (turns := self._first(aged_at)) is not None:
             piece = turns.pieces[0]
-            if self._is_over(piece.pending, now):
+            late = piece.pending.terms.deadline < ends and self.rows > piece.rows
+            if late or self._is_over(piece.pending, now):
                 turns.pieces.popleft()
                 self._count(turns, -piece.rows, -piece.turn)
                 continue

@@ -252,3 +252,46 @@ async def test_refusing_lasts_a_moment():
     await asyncio.sleep(0.2)
     assert not subject.is_refusing
     await asyncio.gather(*running)
+
+
+async def test_less_urgent_rows_and_other_models_fill_no_queue_but_their_own():
+    subject, running = await busy(max_queue_rows=20)
+    flood = {"timeout_s": 100.0, "priority": Priority.LOW}
+    running.append(submit(subject, 1, [1] * 20, **flood))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await submit(subject, 2, [1], **flood)
+    running.append(submit(subject, 3, [1] * 20))
+    running.append(submit(subject, 4, [1] * 20, model=sums_model("other"), **flood))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await submit(subject, 5, [1])
+    await asyncio.gather(*running)
+
+
+async def test_what_would_be_late_gives_way_to_what_can_be_in_time():
+    """The first batch takes longer than foreseen; who stood first behind it cannot be in time."""
+    lane = FakeLane(a_s=0.010, b_s=0.001)
+    subject = batcher([lane])
+    subject.learn(sums_model(), COST)
+    running = submit(subject, 0, [1] * 16)
+    await asyncio.sleep(0)
+    tight = submit(subject, 1, [1] * 8, timeout_s=0.046)
+    easy = submit(subject, 2, [1] * 16, timeout_s=0.100)
+    with pytest.raises(DeadlineExceeded):
+        await tight
+    await asyncio.gather(running, easy)
+    assert lane.rows == [16, 16]
+
+
+async def test_the_last_one_runs_though_it_seems_late_so_that_costs_are_learned():
+    lane = FakeLane(a_s=0.010)
+    subject = batcher([lane])
+    subject.learn(sums_model(), COST)
+    running = submit(subject, 0, [1])
+    await asyncio.sleep(0)
+    last = submit(subject, 1, [1] * 8, timeout_s=0.030)  # forecast: 11 + 18 ms
+    await asyncio.sleep(0)
+    subject.learn(sums_model(), [(1, 1.0), (16, 1.0)])  # and then the cost is overrated
+    await asyncio.gather(running, last)
+    assert lane.rows == [1, 8]

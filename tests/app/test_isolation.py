@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from app.engine.pieces import Scored
+from app.engine.queue import RECOVERY_BATCHES
 from app.errors import InferenceFailed
 from app.telemetry.metrics import Metrics
 from tests.app.batching import batcher, submit
@@ -140,3 +141,18 @@ async def test_a_row_that_needs_more_memory_than_there_is_fails():
     subject = batcher([FakeLane(memory_rows=0)])
     with pytest.raises(InferenceFailed):
         await submit(subject, 1, [1.0] * 3)
+
+
+async def test_after_many_good_batches_memory_is_tried_again():
+    lane = FakeLane(memory_rows=5)
+    subject = batcher([lane])
+    await submit(subject, 1, [1.0] * 12)
+    queue = subject.backlog.queue(sums_model())
+    assert queue.max_batch_rows <= 5
+    lane._memory_rows = None
+    for _ in range(3 * RECOVERY_BATCHES):
+        await submit(subject, 1, [1.0])
+    assert queue.max_batch_rows == 16
+    before = len(lane.batches)
+    await submit(subject, 1, [1.0] * 16)
+    assert lane.rows[before:] == [16]

@@ -113,7 +113,7 @@ def test_what_is_wrong_is_refused_alike_in_any_size():
 @pytest.mark.parametrize("is_inside", [False, True])
 def test_an_object_of_many_members_is_left_to_the_other_parser(is_inside):
     """simdjson looks a member up by going through all before it."""
-    tensor = {"name": "x", "datatype": "FP32", "data": [1.5]}
+    tensor: dict[str, object] = {"name": "x", "datatype": "FP32", "data": [1.5]}
     document: dict[str, object] = {"inputs": [tensor]}
     (tensor if is_inside else document).update({f"k{each}": 0 for each in range(1000)})
     body = orjson.dumps(document)
