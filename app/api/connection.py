@@ -15,6 +15,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.api.body import WHOLE_BODY
+from app.api.corked import Corked
 from app.api.terms import HAS_LEFT
 
 LARGEST_HEAD = 64 << 10  # bytes of a request line and its headers, beside those of one read
@@ -108,6 +109,8 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         waiting = [each for each in self._cycles if not each.response_complete]
         self._cycles = (*waiting, self.cycle)
+        if self.scope["method"] == "POST":  # an answer to HEAD would stay without its body
+            self.cycle.transport = Corked(self.transport)  # type: ignore[assignment]
         self.scope[HAS_LEFT] = self.transport.is_closing  # type: ignore[literal-required]
         self.scope[WHOLE_BODY] = partial(_whole_body, self.cycle)  # type: ignore[literal-required]
 

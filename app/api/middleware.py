@@ -7,7 +7,6 @@ caller's leaving from the routes behind it.
 import logging
 import random
 import re
-import secrets
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -86,7 +85,7 @@ class Observed:
                 "ms": round(duration_s * 1e3, 3),
                 **context.fields,
             }
-            level = logging.ERROR if context.status >= 500 else logging.INFO
+            level = logging.ERROR if context.status == 500 else logging.INFO
             logger.log(level, "request", extra={"fields": fields})
 
 
@@ -94,4 +93,4 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
-    return secrets.token_hex(16)
+    return f"{random.getrandbits(128):032x}"

@@ -4,7 +4,6 @@ They are plain ASGI in front of FastAPI's router. What a call is written in, how
 its answer is written, is a `Dialect`; the life of a call is the same for all of them.
 """
 
-import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -167,8 +166,8 @@ class ScoreRoutes:
         if scope["method"] != "POST":
             raise MethodNotAllowed("scoring calls are POST requests")
         context.key = self._keys.caller(scope["headers"])
-        arrival = asyncio.get_running_loop().time()
-        terms = terms_of(scope, self._limits.default_timeout_s)
+        arrival = time.monotonic()  # the loop's time, without asking which loop it is
+        terms = terms_of(scope, self._limits.default_timeout_s, arrival)
         model = self._service.registry.active(name, int(version) if version else None)
         context.model = model.manifest.name
         rankers = self._service.policies.of(model)

@@ -1,6 +1,5 @@
 """The terms of a request, from its headers and its connection."""
 
-import asyncio
 from collections.abc import Callable
 
 from starlette.types import Scope
@@ -20,8 +19,8 @@ PRIORITIES = {
 }
 
 
-def terms_of(scope: Scope, default_timeout_s: float) -> Terms:
-    """Read `x-request-timeout-ms` and `x-request-priority`; the time runs from now.
+def terms_of(scope: Scope, default_timeout_s: float, now: float) -> Terms:
+    """Read `x-request-timeout-ms` and `x-request-priority`; it runs from `now` (s).
 
     Raises:
         InvalidRequest: a header breaks its rule.
@@ -34,7 +33,7 @@ def terms_of(scope: Scope, default_timeout_s: float) -> Terms:
         elif name == b"x-request-priority":
             priority = _priority(value)
     has_left: Callable[[], bool] = scope.get(HAS_LEFT, stays)
-    return Terms(asyncio.get_running_loop().time() + timeout_s, priority, has_left)
+    return Terms(now + timeout_s, priority, has_left)
 
 
 def _timeout_s(value: bytes) -> float:

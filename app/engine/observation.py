@@ -51,11 +51,12 @@ class Observation:
         """Record on `metrics` what is seen, at most once in `every_s`; see `SHARE` too."""
         self._metrics = metrics
         self._every_s = every_s
+        self._loop = asyncio.get_running_loop()
         self._next = 0.0  # loop time (s)
 
     def is_due(self) -> bool:
         """Whether the answer that is being made should be looked at; says so once."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         if now < self._next:
             return False
         self._next = now + self._every_s
@@ -63,7 +64,7 @@ class Observation:
 
     def look_later(self, model: str, answer: Ranked) -> None:
         """Look at an answer when what runs now has come to its end."""
-        asyncio.get_running_loop().call_soon(self._look, model, answer)
+        self._loop.call_soon(self._look, model, answer)
 
     def _look(self, model: str, answer: Ranked) -> None:
         began = time.perf_counter()
@@ -74,7 +75,7 @@ class Observation:
 
     def took(self, look_s: float) -> None:
         """Pause for as long as a look of so many seconds calls for."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         self._next = max(self._next, now + look_s / SHARE)
 
     def _compare(self, answer: Ranked, shadow: Ranker) -> None:
