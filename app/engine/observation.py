@@ -16,8 +16,9 @@ from app.ranking.formulas import Merit, Numbers, Scores
 from app.ranking.ranker import Ranker
 from app.telemetry.ranking import RankingMetrics
 
-EVERY_S = 0.05
-"""Between two looks at least."""
+EVERY_S = 0.2
+"""Between two looks at least: whose request comes during one waits for it, and they are to be fewer
+than one in a hundred."""
 SHARE = 0.01
 """Of the event loop's time, at most, for looks: a long one is followed by a longer pause."""
 MOST_COMPARED = 500

@@ -53,12 +53,13 @@ class Tally(Collector):
         with self._lock:
             for series in list(self._series.values()):
                 pending = series.pending
+                if not pending:
+                    continue
                 observed = np.array([pending.popleft() for _ in range(len(pending))], np.float64)
-                if len(observed):
-                    # A value on a bucket's upper bound belongs to it.
-                    found = np.searchsorted(self._bounds, observed, side="left")
-                    series.counts += np.bincount(found, minlength=len(self._edges))
-                    series.total += float(observed.sum())
+                # A value on a bucket's upper bound belongs to it.
+                found = np.searchsorted(self._bounds, observed, side="left")
+                series.counts += np.bincount(found, minlength=len(self._edges))
+                series.total += float(observed.sum())
 
     def describe(self) -> Iterator[Metric]:
         """Return the metric without samples, for the registry."""
