@@ -30,6 +30,7 @@ _PAGE = """<!doctype html>
 <nav>
   <a href="/docs">API documentation</a>
   <a href="/v1/models">Models</a>
+  <a href="/v1/engine">Engine</a>
   <a href="/metrics">Metrics</a>
   <a href="/readyz">Ready?</a>
 </nav>
