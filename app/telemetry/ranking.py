@@ -1,16 +1,16 @@
 """Series about ranking: which policies are in force and applied, and what comes of them.
 
-Scores are counted by bucket in arrays of integers, many at a time: an `observe` a score would cost
-a microsecond each, 1 500 of them for one request.
+Scores are counted many at a time: an `observe` a score would cost a microsecond each, 1 500 of them
+for one request.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.registry import Collector
+
+from app.telemetry.tally import Tally
 
 Numbers = npt.NDArray[np.floating]
 
@@ -34,6 +34,10 @@ class RankingMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Create every series on `registry`."""
+        self._create_for_policies(registry)
+        self._create_for_scores(registry)
+
+    def _create_for_policies(self, registry: CollectorRegistry) -> None:
         self._set = Gauge(
             "gatehouse_policy_set_info",
             "The policy set in force; always 1.",
@@ -55,6 +59,8 @@ class RankingMetrics:
             registry=registry,
         )
         self._applied_by: dict[str, Counter] = {}  # labels() takes as long as the rest
+
+    def _create_for_scores(self, registry: CollectorRegistry) -> None:
         pair = ("policy", "shadow")
         self._tau = Histogram(
             "gatehouse_shadow_kendall_tau",
@@ -70,17 +76,17 @@ class RankingMetrics:
             buckets=OVERLAP_EDGES,
             registry=registry,
         )
-        self._scores = Distribution(
+        self._scores = Tally(
             "gatehouse_task_score",
             "Scores by task, over a sample of answers.",
-            ("model", "task"),
             SCORE_EDGES,
+            ("model", "task"),
         )
-        self._rank_scores = Distribution(
+        self._rank_scores = Tally(
             "gatehouse_rank_score",
             "Rank scores by model, over a sample of answers.",
-            ("model",),
             RANK_EDGES,
+            ("model",),
         )
         registry.register(self._scores)
         registry.register(self._rank_scores)
@@ -112,35 +118,5 @@ class RankingMetrics:
     ) -> None:
         """Count one answer's scores, `[n, K]`, and rank scores, `[n]`, by bucket."""
         for task, of_task in zip(tasks, scores.T, strict=True):
-            self._scores.add((model, task), of_task)
-        self._rank_scores.add((model,), rank_score)
-
-
-class Distribution(Collector):
-    """A histogram that takes many values at once."""
-
-    def __init__(
-        self, name: str, help_: str, labels: Sequence[str], edges: Sequence[float]
-    ) -> None:
-        """Count values by the least of `edges` that is not below them."""
-        self._name, self._help, self._labels = name, help_, labels
-        self._edges = np.array(edges)
-        self._counts: dict[tuple[str, ...], npt.NDArray[np.int64]] = {}
-        self._sums: dict[tuple[str, ...], float] = {}
-
-    def add(self, labels: tuple[str, ...], values: Numbers) -> None:
-        """Count values `[n]`."""
-        buckets = np.searchsorted(self._edges, values)
-        counts = np.bincount(buckets, minlength=len(self._edges) + 1)
-        self._counts[labels] = self._counts.get(labels, 0) + counts
-        self._sums[labels] = self._sums.get(labels, 0.0) + float(values.sum(dtype=np.float64))
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        """Yield the histogram."""
-        family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
-        for labels, counts in dict(self._counts).items():
-            total = np.cumsum(counts).tolist()
-            names = [*map(str, self._edges.tolist()), "+Inf"]
-            buckets: list[tuple[str, float]] = list(zip(names, total, strict=True))
-            family.add_metric(labels, buckets, self._sums[labels])
-        yield family
+            self._scores.add(of_task, model, task)
+        self._rank_scores.add(rank_score, model)

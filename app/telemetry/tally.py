@@ -1,4 +1,4 @@
-"""Histograms for the hot path: an observation costs an append, and is counted later.
+"""Histograms that count many values together: those of the hot path, and whole columns of scores.
 
 `prometheus_client.Histogram.observe` takes 1.3 µs, a lock and a search in Python; a scored request
 has ten observations. Here they are put down (0.03 µs) and counted together by NumPy, when somebody
@@ -48,6 +48,18 @@ class Tally(Collector):
             series = self._series.setdefault(values, _Series(len(self._edges)))
         return series.pending.append
 
+    def add(self, values: npt.NDArray[np.floating], *labels: str) -> None:
+        """Count values `[n]` of one label set at once."""
+        self.into(*labels)
+        with self._lock:
+            self._count(self._series[labels], values)
+
+    def _count(self, series: _Series, values: npt.NDArray[np.floating]) -> None:
+        # A value on a bucket's upper bound belongs to it.
+        found = np.searchsorted(self._bounds, values, side="left")
+        series.counts += np.bincount(found, minlength=len(self._edges))
+        series.total += float(values.sum(dtype=np.float64))
+
     def drain(self) -> None:
         """Count what was put down."""
         with self._lock:
@@ -56,10 +68,7 @@ class Tally(Collector):
                 if not pending:
                     continue
                 observed = np.array([pending.popleft() for _ in range(len(pending))], np.float64)
-                # A value on a bucket's upper bound belongs to it.
-                found = np.searchsorted(self._bounds, observed, side="left")
-                series.counts += np.bincount(found, minlength=len(self._edges))
-                series.total += float(observed.sum())
+                self._count(series, observed)
 
     def describe(self) -> Iterator[Metric]:
         """Return the metric without samples, for the registry."""

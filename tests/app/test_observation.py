@@ -11,7 +11,7 @@ from app.ranking.agreement import kendall_tau, overlap
 from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker
 from app.telemetry.metrics import Metrics
-from app.telemetry.ranking import TAU_EDGES, Distribution
+from app.telemetry.ranking import TAU_EDGES
 from tests.clock import VirtualTimeLoop
 
 TASKS = ("click", "like")
@@ -132,12 +132,3 @@ async def test_scores_are_counted_by_task_and_bucket(metrics):
     assert value(metrics, "task_score_sum", model="feed", task="click") == pytest.approx(2)
     assert value(metrics, "rank_score_count", model="feed") == 6
     assert b"gatehouse_task_score_bucket" in metrics.render()
-
-
-def test_a_distribution_counts_as_a_histogram_does():
-    values = np.array([-1, 0, 0.1, 1, 1.5, 9], np.float64)
-    one = Distribution("x", "", ("a",), (0.0, 1.0, 2.0))
-    one.add(("b",), values)
-    (family,) = one.collect()
-    found = {each.labels.get("le"): each.value for each in family.samples}
-    assert found == {"0.0": 2, "1.0": 4, "2.0": 5, "+Inf": 6, None: pytest.approx(10.6)}

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 from hypothesis import given, strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
@@ -42,6 +43,17 @@ def test_it_says_what_the_client_librarys_histogram_says(observations):
     for stage in {stage for stage, *_ in observations}:
         sums = [each.get_sample_value("t_sum", {"stage": stage}) for each in (ours, theirs)]
         assert abs(sums[0] - sums[1]) <= 1e-9 * max(1, sums[1])
+
+
+@given(st.lists(numbers, min_size=1), st.lists(numbers))
+def test_many_values_at_once_count_as_one_by_one(together, apart):
+    tally, histogram, ours, theirs = both()
+    tally.add(np.array(together), "a")
+    for value in apart:
+        tally.into("a")(value)
+    for value in together + apart:
+        histogram.labels("a").observe(value)
+    assert text(ours) == text(theirs)
 
 
 def test_a_label_set_exists_before_its_first_observation():
