@@ -1,6 +1,6 @@
 """A score call within this process: through the whole HTTP interface, but no socket."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -24,6 +24,14 @@ class Answered:
 
 async def ask(app: ASGIApp, path: str, body: bytes) -> Answered:
     """POST a JSON body to an ASGI app and return its answer."""
+    status, content = await post(app, path, body, {"content-type": "application/json"})
+    return Answered(status, content, None if status == 200 else _lines(content))
+
+
+async def post(
+    app: ASGIApp, path: str, body: bytes, headers: Mapping[str, str]
+) -> tuple[int, bytes]:
+    """POST a body to an ASGI app and return the answer's status and body."""
     sent: list[Message] = []
     received = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -43,14 +51,12 @@ async def ask(app: ASGIApp, path: str, body: bytes) -> Answered:
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         "client": None,
         "server": None,
     }
     await app(scope, receive, send)
-    status = int(sent[0]["status"])
-    content = b"".join(message.get("body", b"") for message in sent[1:])
-    return Answered(status, content, None if status == 200 else _lines(content))
+    return int(sent[0]["status"]), b"".join(each.get("body", b"") for each in sent[1:])
 
 
 def _lines(content: bytes) -> list[str]:

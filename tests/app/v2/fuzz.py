@@ -21,8 +21,9 @@ from typing import Any
 import httpx
 import orjson
 from rich.console import Console
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp
 
+from app.api.call import post
 from app.artifacts.store import Store
 from app.main import gatehouse
 from app.settings import Settings
@@ -149,38 +150,12 @@ async def requests_of(client: httpx.AsyncClient) -> list[tuple[Any, bytes]]:
     return valid
 
 
-async def post(app: ASGIApp, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-    """Call the app with no client between, which would take longer than the call."""
-    received = iter([{"type": "http.request", "body": body, "more_body": False}])
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return next(received)
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": PATH,
-        "raw_path": PATH.encode(),
-        "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-    }
-    await app(scope, receive, send)
-    return sent[0]["status"], b"".join(each.get("body", b"") for each in sent[1:])
-
-
 async def fuzz(app: ASGIApp, damage: Damage, cases: int) -> Counter[int]:
     """Send so many damaged requests; return how many were answered how."""
     statuses: Counter[int] = Counter()
     for case in range(cases):
         body, headers = damage.request()
-        status, content = await post(app, body, headers)
+        status, content = await post(app, PATH, body, headers)
         statuses[status] += 1
         assert status < 500 or status == 504, (case, status, content, headers, body)
         if status != 200:
