@@ -21,7 +21,7 @@ def after_failure(
 ) -> None:
     """Put back into the queue what may still succeed, and fail the requests that will not.
 
-    Where memory ran out, the limit of a batch is halved, for good: until another version comes.
+    Where memory ran out, the limit of a batch is halved; `PieceQueue.learn` doubles it again.
     Otherwise each half of the group runs again by itself, until the request at fault is found.
     """
     rows = group.rows
