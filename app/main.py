@@ -1,7 +1,7 @@
 """The composition root: settings become objects, and objects become one ASGI app."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from app.artifacts.store import Store
 from app.engine.batcher import Batcher
 from app.engine.deployment import Deployment
 from app.engine.hardware import device_named, start_lanes, warm_up_batches
+from app.engine.lanes import Lane
 from app.engine.policy_file import PolicyFile
 from app.engine.service import Service
 from app.settings import Settings
@@ -73,22 +74,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
         on_lost=lost.set,
     )
     try:
-        batcher = Batcher(
-            lanes,
-            max_batch_rows=settings.max_batch_rows,
-            min_piece_rows=settings.min_piece_rows,
-            max_wait_s=settings.max_wait_ms / 1e3,
-            max_queue_rows=settings.max_queue_rows,
-            metrics=metrics,
-        )
-        metrics.watch(
-            "queue_rows", "Candidates that wait for a lane.", lambda: batcher.backlog.rows
-        )
-        metrics.watch(
-            "queue_requests",
-            "Requests, or pieces of one, that wait.",
-            lambda: batcher.backlog.pieces,
-        )
+        batcher = _batcher(settings, lanes, metrics)
         service = Service(registry, batcher, lanes, metrics)
         policy_file = PolicyFile(settings.policies, service.policies, registry, metrics.ranking)
         deployment = Deployment(
@@ -109,6 +95,22 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     finally:
         for lane in lanes:
             lane.stop()
+
+
+def _batcher(settings: Settings, lanes: Sequence[Lane], metrics: Metrics) -> Batcher:
+    """Return the batcher of all lanes; its backlog is read at each scrape."""
+    batcher = Batcher(
+        lanes,
+        max_batch_rows=settings.max_batch_rows,
+        min_piece_rows=settings.min_piece_rows,
+        max_wait_s=settings.max_wait_ms / 1e3,
+        max_queue_rows=settings.max_queue_rows,
+        metrics=metrics,
+    )
+    backlog = batcher.backlog
+    metrics.watch("queue_rows", "Candidates that wait for a lane.", lambda: backlog.rows)
+    metrics.watch("queue_requests", "Requests, or parts of one, that wait.", lambda: backlog.pieces)
+    return batcher
 
 
 def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Keys) -> ASGIApp:

@@ -72,24 +72,26 @@ class BodyReader:
         if coding is None and (body := _whole(scope)) is not None:
             self._check_size(len(body))
             return body
-        loop = asyncio.get_running_loop()
-        due = loop.time() + self._timeout_s
+        due = asyncio.get_running_loop().time() + self._timeout_s
         with Share(self._budget) as share:
             share.cover(length)
             try:
                 async with asyncio.timeout_at(min(deadline, due)):
-                    body = await self._received(receive, share)
-                    if coding is not None:
-                        body = await inflated(body, coding, share, max_bytes=self._max_bytes)
-                    if len(body) >= LARGE_BYTES:
-                        async with self._turn:
-                            await asyncio.sleep(0)
-                    return body
+                    return await self._ready(await self._received(receive, share), coding, share)
             except TimeoutError:
                 if deadline <= due:  # a timer may go off before the clock is there
                     raise DeadlineExceeded("the body was not there before the deadline") from None
                 detail = f"the body took longer than {self._timeout_s:g} s"
                 raise RequestTimeout(detail) from None
+
+    async def _ready(self, body: bytes, coding: bytes | None, share: Share) -> bytes:
+        """Undo a body's coding; a large one has to wait until the event loop has come round."""
+        if coding is not None:
+            body = await inflated(body, coding, share, max_bytes=self._max_bytes)
+        if len(body) >= LARGE_BYTES:
+            async with self._turn:
+                await asyncio.sleep(0)
+        return body
 
     async def _received(self, receive: Receive, share: Share) -> bytes:
         chunks: list[bytes] = []

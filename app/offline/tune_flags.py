@@ -40,6 +40,13 @@ def tune_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_scene(parser)
+    _add_goal(parser)
+    _add_search(parser)
+    return parser
+
+
+def _add_goal(parser: argparse.ArgumentParser) -> None:
+    """Add what is to be reached, and by which policy."""
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument(
         "--ndcg",
@@ -68,6 +75,10 @@ def tune_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="write it under another name, beside the old one",
     )
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    """Add how weights are looked for, and what is shown of it."""
     parser.add_argument(
         "--within",
         type=factor,
@@ -100,4 +111,3 @@ def tune_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="plot what each outcome costs in the others, as .png or .svg; needs matplotlib",
     )
-    return parser
