@@ -93,7 +93,7 @@ async def _deploy(settings: Settings, parts: Gatehouse, server: DrainingServer) 
     if not parts.service.is_ready:
         logger.warning("no artifacts in %s: waiting for a first one", settings.store)
     # Torch alone makes half a million objects that live for ever. Collecting them again and again
-    # was the whole latency tail: they leave the collector's sight, and it runs less often.
+    # would be the latency tail: they leave the collector's sight, and it runs less often.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
