@@ -9,26 +9,26 @@ from importlib.metadata import version
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import models, openapi, operations, problems
-from app.api.body import BodyReader
+from app.api import models, open_inference as v2, operations, problems
 from app.api.browsers import SafePages, origins, shared_with
-from app.api.budget import ByteBudget
-from app.api.keys import Keys
-from app.api.middleware import Observed
-from app.api.native import Native
-from app.api.score import Dialect, Limits, ScoreRoutes
-from app.api.tls import Certificate
-from app.api.v2 import routes as v2
-from app.api.v2.infer import OpenInference
-from app.api.v2.metadata import Serving
-from app.artifacts.registry import Registry
+from app.api.open_inference_metadata import Serving
+from app.api.openapi import document as openapi
 from app.artifacts.store import Store
 from app.engine.batcher import Batcher
-from app.engine.deployment import Deployment
 from app.engine.hardware import device_named, start_lanes, warm_up_batches
 from app.engine.lanes import Lane
-from app.engine.policy_file import PolicyFile
-from app.engine.service import Service
+from app.lifecycle.deployment import Deployment
+from app.lifecycle.policy_file import PolicyFile
+from app.lifecycle.registry import Registry
+from app.protocol.native import Native
+from app.protocol.open_inference.infer import OpenInference
+from app.scoring.access_log import Observed
+from app.scoring.body import BodyReader
+from app.scoring.budget import ByteBudget
+from app.scoring.keys import Keys
+from app.scoring.score import Dialect, Limits, ScoreRoutes
+from app.scoring.service import Service
+from app.server.tls import Certificate
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from app.telemetry.pulse import Pulse

@@ -10,20 +10,11 @@ from rich.console import Console
 
 from app.artifacts.store import Store
 from app.errors import ArtifactInvalid
-from models import (
-    compare,
-    correlation,
-    data,
-    experiment,
-    logged,
-    networks,
-    plots,
-    show,
-    tables,
-    timing,
-    train,
-)
-from models.checkpoint import CheckpointInvalid
+from models import data
+from models.compare import compare, correlation, plots, tables, timing
+from models.networks import build as networks, show
+from models.training import experiment, prediction_log as logged, train
+from models.training.checkpoint import CheckpointInvalid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -44,7 +44,7 @@ PLANTED = {
     ),
     "models in the service": (
         "app/artifacts/store.py",
-        "import models.config",
+        "import models.networks.config",
         "Serving never imports model code",
     ),
     "settings in the engine": (
@@ -52,7 +52,11 @@ PLANTED = {
         "import app.settings",
         "Settings are read in the composition root only",
     ),
-    "the service in models": ("models/train.py", "import app.main", "Training knows the artifact"),
+    "the service in models": (
+        "models/training/train.py",
+        "import app.main",
+        "Training knows the artifact",
+    ),
 }
 
 

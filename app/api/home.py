@@ -5,7 +5,7 @@ import json
 
 from app.api.examples import example_request
 from app.artifacts.loader import Model
-from app.artifacts.registry import Registry
+from app.lifecycle.registry import Registry
 
 _PAGE = """<!doctype html>
 <html lang="en">

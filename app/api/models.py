@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter
 
-from app.api.described import problems
 from app.api.examples import example_request
-from app.api.schemas import (
+from app.api.openapi.responses import problems
+from app.api.openapi.schemas import (
     ModelCard,
     ModelList,
     OfferedPolicy,
@@ -12,10 +12,10 @@ from app.api.schemas import (
     RefusedArtifact,
 )
 from app.artifacts.loader import Model
-from app.engine.policies import Policies
-from app.engine.service import Service
 from app.errors import ModelNotFound, NotReady
+from app.lifecycle.policies import Policies
 from app.ranking.ranker import Ranker
+from app.scoring.service import Service
 
 
 def routes(service: Service) -> APIRouter:

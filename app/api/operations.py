@@ -6,12 +6,12 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from app.api.described import problems
 from app.api.home import home_page
-from app.api.keys import Keys
-from app.engine.service import Service
+from app.api.openapi.responses import problems
 from app.engine.state import EngineState
 from app.errors import Draining, NotReady
+from app.scoring.keys import Keys
+from app.scoring.service import Service
 from app.telemetry.metrics import Metrics
 
 

@@ -14,8 +14,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope, Send
 
 from app import errors
-from app.api.coding import ACCEPTED
-from app.api.context import context_of
 from app.errors import (
     GatehouseError,
     InvalidRequest,
@@ -23,6 +21,8 @@ from app.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from app.scoring.content_coding import ACCEPTED
+from app.scoring.context import context_of
 
 MEDIA_TYPE = "application/problem+json"
 

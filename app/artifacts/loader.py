@@ -18,9 +18,9 @@ from app.artifacts.golden import Golden
 from app.artifacts.manifest import Description, FileDigest, Manifest
 from app.artifacts.program import Program, cause
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact
-from app.artifacts.usage import Usage
 from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
+from app.lifecycle.statistics import Usage
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from app.artifacts.loader import Model
 from app.engine.pieces import Group
 from app.engine.queue import PieceQueue
-from app.engine.terms import Priority, Terms
+from app.engine.request import Priority, Terms
 from app.errors import DeadlineUnmeetable, Overloaded
 
 

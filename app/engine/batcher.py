@@ -19,12 +19,12 @@ import numpy as np
 from app.artifacts.loader import Model
 from app.engine.admission import Flight, Forecast, refuse_late, refuse_many
 from app.engine.backlog import Backlog
-from app.engine.encode import EncodedRequest
 from app.engine.failure import after_failure
 from app.engine.lanes import OnOutcome, Outcome, Part
 from app.engine.pieces import Group, Pending, Scored
-from app.engine.terms import Priority, Terms
+from app.engine.request import Priority, Terms
 from app.errors import CallerLeft, DeadlineExceeded, GatehouseError, InferenceFailed
+from app.protocol.features import EncodedRequest
 from app.telemetry.metrics import Metrics
 
 _MOMENT_S = 0.1

@@ -6,9 +6,9 @@ from functools import partial
 
 import torch
 
-from app.engine.buckets import Buckets
-from app.engine.cuda import CudaStream, memory_bytes
-from app.engine.graphs import Fallbacks, GraphExecutor, Stream
+from app.engine.gpu.buckets import Buckets
+from app.engine.gpu.cuda import CudaStream, memory_bytes
+from app.engine.gpu.graphs import Fallbacks, GraphExecutor, Stream
 from app.engine.lanes import Lane, run, usable_cores
 from app.engine.staging import Staging
 from app.telemetry.metrics import Metrics

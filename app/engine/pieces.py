@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from app.engine.encode import EncodedRequest
 from app.engine.lanes import Outcome, Part
-from app.engine.terms import Terms
+from app.engine.request import Terms
+from app.protocol.features import EncodedRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from itertools import chain
 
 from app.engine.cost import Cost
 from app.engine.pieces import Group, Pending, Piece
-from app.engine.terms import Priority
+from app.engine.request import Priority
 from app.errors import CallerLeft
 
 AGEING_S = 0.25

@@ -7,12 +7,12 @@ from typing import Annotated
 from pydantic import Field
 
 from app.artifacts.encoding import Hashed, Identity, Listed
-from models.config import Feature, Pooling, Task, TaskKind
 from models.data import feed, synthetic, table_features, vocabulary
 from models.data.dataset import PADDING, UNKNOWN, Dataset, Splits, TrainingSet
 from models.data.schema import DataInvalid, FilesConfig
 from models.data.simulation import FeedConfig
 from models.data.synthetic import SyntheticConfig
+from models.networks.config import Feature, Pooling, Task, TaskKind
 
 __all__ = [
     "PADDING",

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from models.config import DenseFeature, Feature, IdFeature, IdListFeature, Pooling, Side
 from models.data.dataset import Dataset, SplitsInMemory
 from models.data.simulation import FeedConfig, Floats, Round, World, simulate
+from models.networks.config import DenseFeature, Feature, IdFeature, IdListFeature, Pooling, Side
 
 
 def features(config: FeedConfig, embedding_dim: int, pooling: Pooling) -> tuple[Feature, ...]:

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 
 from app.artifacts.encoding import Hashes
-from models.config import Task
 from models.data.dataset import Dataset, Splits, joined
 from models.data.files import TableFile, find, open_file
 from models.data.fitting import check_types
 from models.data.schema import DataInvalid, FilesConfig, SplitByFile
 from models.data.table import TEST, TRAIN, VALIDATION, Rows, TableReader, needed
+from models.networks.config import Task
 
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 SHOWN_PROBLEMS = 5

@@ -45,7 +45,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from app.artifacts.inputs import Name
-from models.config import Record, Side, TaskKind, check_unique
+from models.networks.config import Record, Side, TaskKind, check_unique
 
 IdType = Literal["string", "int64"]
 Share = Annotated[float, Field(gt=0, lt=1)]

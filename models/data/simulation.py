@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PositiveInt
 
-from models.config import Record, TaskKind
 from models.data.dataset import PADDING, UNKNOWN
+from models.networks.config import Record, TaskKind
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, PositiveInt
 
-from models.config import DenseFeature, Feature, Record, TaskKind
 from models.data.dataset import Dataset, SplitsInMemory
+from models.networks.config import DenseFeature, Feature, Record, TaskKind
 
 Floats = npt.NDArray[np.float64]
 

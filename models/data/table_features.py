@@ -1,8 +1,8 @@
 """The features of a table, as a network takes them."""
 
-from models.config import DenseFeature, Feature, IdFeature, IdListFeature, Pooling
 from models.data.schema import DenseColumns, FilesConfig, IdColumn, TableFeature
 from models.data.vocabulary import vocabulary_size
+from models.networks.config import DenseFeature, Feature, IdFeature, IdListFeature, Pooling
 
 
 def features(config: FilesConfig, embedding_dim: int, pooling: Pooling) -> tuple[Feature, ...]:

@@ -38,7 +38,7 @@ def frozen() -> None:
 
 
 def frozen_and_rarer() -> None:
-    """Let the collector look less often, too; as `app.process` does."""
+    """Let the collector look less often, too; as `app.server.process` does."""
     frozen()
     gc.set_threshold(10_000, 10, 10)
 

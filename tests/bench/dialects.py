@@ -19,7 +19,7 @@ import orjson
 from app.artifacts.store import Store
 from app.engine.lanes import usable_cores
 from tests.bench.http import COLUMNS, Post, candidates, native, over_http, reference_artifact
-from tests.server import running_server
+from tests.support.server import running_server
 
 PATH = "/v2/models/reference/infer"
 

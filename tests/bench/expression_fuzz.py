@@ -16,7 +16,7 @@ import numpy as np
 
 from app.ranking.expression import parse
 from app.ranking.grammar import LONGEST, ExpressionInvalid
-from tests.app.expressions import ATTACKS, by_python, mutated
+from tests.support.expressions import ATTACKS, by_python, mutated
 
 SCORES = {
     "click": np.array([0.0, 0.02, 0.5, 1.0]),

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.config import DenseFeature, NetworkConfig, Task
-from models.networks import build
+from models.networks.build import build
+from models.networks.config import DenseFeature, NetworkConfig, Task
 from tests.models.loop import loop_of
 
 Values = dict[str, Tensor]

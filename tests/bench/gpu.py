@@ -25,14 +25,14 @@ from app.artifacts.golden import Golden
 from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, FileDigest, Manifest, Output, TaskOutput
 from app.artifacts.program import Program
-from app.engine.buckets import Bucket, Buckets
-from app.engine.cuda import CudaStream
-from app.engine.graphs import Fallbacks, GraphExecutor
+from app.engine.gpu.buckets import Bucket, Buckets
+from app.engine.gpu.cuda import CudaStream
+from app.engine.gpu.graphs import Fallbacks, GraphExecutor
 from app.engine.lanes import Executor, Part, run
 from app.ranking.policy import Policy
 from app.telemetry.metrics import Metrics
-from models.config import DenseFeature, NetworkConfig, Task
-from models.networks import build
+from models.networks.build import build
+from models.networks.config import DenseFeature, NetworkConfig, Task
 from tests.bench.fused import frozen
 
 USER, CANDIDATE = 50, 50

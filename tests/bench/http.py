@@ -33,9 +33,9 @@ from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
 from app.engine.lanes import usable_cores
 from app.ranking.policy import Policy
-from models.config import DenseFeature, NetworkConfig, Task
-from models.networks import build
-from tests.server import running_server
+from models.networks.build import build
+from models.networks.config import DenseFeature, NetworkConfig, Task
+from tests.support.server import running_server
 
 COLUMNS = 100
 TASKS = ("click", "like", "dwell")

@@ -21,10 +21,10 @@ import orjson
 import simdjson
 
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Manifest
-from app.engine.decode import count_containers, decode, decode_request, read_matrices
-from app.engine.document import Findings
-from app.engine.encode import encode
-from tests.app.builders import manifest
+from app.protocol.features import encode
+from app.protocol.json_body import count_containers, decode, decode_request, read_matrices
+from app.protocol.validation import Findings
+from tests.support.builders import manifest
 
 MOST = 4096
 WIDE = manifest(

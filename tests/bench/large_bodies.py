@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.server import Server, running_server
+from tests.support.server import Server, running_server
 
 BODIES = 20
 BODY_BYTES = 15_900_000

@@ -26,7 +26,7 @@ import numpy as np
 from app.artifacts.store import Store
 from tests.bench.load import Plan, Report, fire, http
 from tests.bench.slow_model import publish_slow
-from tests.server import Server, running_server
+from tests.support.server import Server, running_server
 
 TIMES = (0.5, 1.0, 2.0, 5.0, 10.0)
 PATIENT_MS = 60_000

@@ -35,7 +35,7 @@ from tests import REPOSITORY
 from tests.bench.dialects import v2_binary
 from tests.bench.http import Post, in_process, native, over_http, reference_artifact
 from tests.bench.load import MOST_PER_S, Plan, fire, http
-from tests.server import Server, python_of, running_server
+from tests.support.server import Server, python_of, running_server
 
 SIZES = (1, 50, 500)
 CONNECTIONS = (1, 8, 32)

@@ -12,8 +12,15 @@ import time
 import torch
 from torch import Tensor
 
-from models.config import DenseFeature, Feature, IdFeature, IdListFeature, NetworkConfig, Task
-from models.networks import build
+from models.networks.build import build
+from models.networks.config import (
+    DenseFeature,
+    Feature,
+    IdFeature,
+    IdListFeature,
+    NetworkConfig,
+    Task,
+)
 from tests.bench.fused import Form, Values, frozen
 
 Arguments = tuple[Values, Values, Tensor]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.config import (
+from models.networks.build import build
+from models.networks.config import (
     Architecture,
     DenseFeature,
     Feature,
@@ -21,7 +22,6 @@ from models.config import (
     NetworkConfig,
     Task,
 )
-from models.networks import build
 
 Values = dict[str, Tensor]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}

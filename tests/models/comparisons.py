@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from models import compare
-from models.compare import Comparison, Entry
-from models.evaluate import Evaluation
-from models.runs import Run
+from models.compare import compare
+from models.compare.compare import Comparison, Entry
+from models.compare.runs import Run
+from models.training.evaluate import Evaluation
 
 TINY = Path(__file__).with_name("tiny.toml").read_text(encoding="utf-8")
 

@@ -9,8 +9,8 @@ import pyarrow.compute as compute
 import pyarrow.csv
 import pyarrow.parquet
 
-from models import experiment
-from models.experiment import Experiment
+from models.training import experiment
+from models.training.experiment import Experiment
 
 REQUESTS, CANDIDATES = 60, 4
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.config import Activation, NetworkConfig
-from models.gates import InputGates
-from models.layers import ACTIVATIONS, InputLinear, StackedLinear
+from models.networks.config import Activation, NetworkConfig
+from models.networks.gates import InputGates
+from models.networks.layers import ACTIVATIONS, InputLinear, StackedLinear
 
 Pick = Callable[[Any], Any]
 

@@ -1,6 +1,6 @@
 """What makes a network the one of its paper, as functions of whatever builds it.
 
-Each takes a factory, `models.networks.build` or a deliberately wrong one, and asserts one property.
+Each takes a factory, `models.networks.build.build` or a deliberately wrong one, and asserts one property.
 A wrong network must fail at least one of them: see the mutants.
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.config import NetworkConfig
-from models.layers import StackedMLP
+from models.networks.config import NetworkConfig
+from models.networks.layers import StackedMLP
 from tests.models.cases import DENSE, FEATURES, WIDTH, Values, small, tasks, values
 from tests.models.loop import gate_linears, linears, loop_linears, loop_of, stacked
 

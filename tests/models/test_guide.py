@@ -7,12 +7,12 @@ import subprocess
 
 import pytest
 
-from app import __main__ as gatehouse
 from app.artifacts.loader import read_manifest
 from app.artifacts.store import Store
+from app.cli import main as gatehouse
 from models import __main__ as models
 from tests import REPOSITORY
-from tests.server import running_server
+from tests.support.server import running_server
 
 GUIDE = (REPOSITORY / "models" / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, flags=re.DOTALL | re.MULTILINE)

@@ -31,9 +31,9 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.artifacts.store import Store
-from tests.server import Server, running_server
 from tests.soak.client import Books, call
 from tests.soak.model import NAME, publish_echo
+from tests.support.server import Server, running_server
 
 SWAPS = 9
 _PATIENCE_S = 20.0  # for what the server does a moment after the last answer

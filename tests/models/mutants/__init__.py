@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from models import networks
-from models.config import Feature, NetworkConfig, Task
+from models.networks import build as networks
+from models.networks.config import Feature, NetworkConfig, Task
 from tests.models.proofs import Factory
 
 
 def factory(wrong: Any) -> Factory:
-    """`models.networks.build`, but every PLE is a ``wrong`` one."""
+    """`models.networks.build.build`, but every PLE is a ``wrong`` one."""
 
     def build(
         network: NetworkConfig,

@@ -2,8 +2,8 @@
 
 import torch
 
-from models.config import NetworkConfig
-from models.ple import PLE
+from models.networks.config import NetworkConfig
+from models.networks.ple import PLE
 from tests.models.loop import stacked
 
 

@@ -1,7 +1,7 @@
 """One loop, over the number of shared experts, makes the experts of the tasks too."""
 
-from models.config import NetworkConfig
-from models.ple import PLE
+from models.networks.config import NetworkConfig
+from models.networks.ple import PLE
 
 
 class Body(PLE):

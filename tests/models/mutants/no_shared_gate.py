@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.config import NetworkConfig
-from models.features import Rows
-from models.gates import Gates, InputGates, mix
-from models.ple import PLE, level_gates
+from models.networks.config import NetworkConfig
+from models.networks.features import Rows
+from models.networks.gates import Gates, InputGates, mix
+from models.networks.ple import PLE, level_gates
 
 
 class Body(PLE):

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.config import NetworkConfig
-from models.features import Rows
-from models.gates import InputGates, mix
-from models.ple import PLE, level_gates
+from models.networks.config import NetworkConfig
+from models.networks.features import Rows
+from models.networks.gates import InputGates, mix
+from models.networks.ple import PLE, level_gates
 
 
 class Body(PLE):

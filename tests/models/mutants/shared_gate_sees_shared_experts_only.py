@@ -1,8 +1,8 @@
 """The shared gate leaves the tasks' experts out."""
 
-from models.config import NetworkConfig
-from models.gates import Gates, InputGates
-from models.ple import PLE, level_gates
+from models.networks.config import NetworkConfig
+from models.networks.gates import Gates, InputGates
+from models.networks.ple import PLE, level_gates
 
 
 class Body(PLE):

@@ -1,7 +1,7 @@
 """There are as many shared experts as a task has of its own, whatever was asked for."""
 
-from models.config import NetworkConfig
-from models.ple import PLE
+from models.networks.config import NetworkConfig
+from models.networks.ple import PLE
 
 
 class Body(PLE):

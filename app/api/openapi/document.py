@@ -1,0 +1,90 @@
+"""The OpenAPI document: FastAPI's own routes, and the scoring routes in front of them.
+
+Its schemas and examples are those of the models that are active now. To make it takes a tenth of a
+second, in which the event loop has better things to do: a thread makes it, once for each change.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+
+from app.api.openapi import native as native, open_inference as v2
+from app.api.openapi.responses import REQUEST_ID, example_parameter, problems
+from app.artifacts.loader import Model
+from app.lifecycle.registry import Registry
+from app.scoring.keys import Keys
+
+_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "Scoring needs a key where the server has any; nothing else does.",
+}
+
+
+def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
+    """Make `app` publish the whole API, instead of its own part of it."""
+    made: dict[object, bytes] = {}
+
+    async def publish() -> Response:
+        models = registry.models()
+        manifests = [model.manifest for model in models]
+        made_of = tuple((each.name, each.version, each.created) for each in manifests)
+        state = (made_of, keys.are_needed)
+        content = made.get(state)
+        if content is None:
+            content = await asyncio.to_thread(_document, app, models, needs_key=keys.are_needed)
+            made.clear()
+            made[state] = content
+        return Response(content, media_type="application/json")
+
+    path = app.openapi_url
+    assert path is not None
+    routes = app.router.routes
+    routes[:] = [each for each in routes if getattr(each, "path", None) != path]
+    app.add_api_route(path, publish, include_in_schema=False)
+
+
+def _document(app: FastAPI, models: Sequence[Model], *, needs_key: bool) -> bytes:
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+    )
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            _complete(path, operation, models)
+    key: dict[str, list[str]] = {"key": []}
+    security = [key] if needs_key else [key, {}]
+    scoring = {
+        path: {"post": operation | {"security": security}}
+        for path, operation in (native.operations(models) | v2.operations(models)).items()
+    }
+    document["paths"] = scoring | document["paths"]
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"key": _SCHEME}
+    schemas = _sent(components.get("schemas", {}))
+    components["schemas"] = schemas | native.schemas(models) | v2.schemas()
+    return orjson.dumps(document)
+
+
+def _complete(path: str, operation: dict[str, Any], models: Sequence[Model]) -> None:
+    """Say of one of FastAPI's operations what it leaves out, and not what it makes up."""
+    for parameter in operation.get("parameters", []):
+        parameter.update(example_parameter(parameter["name"], models))
+    answers = operation["responses"]
+    answers.pop("422", None)  # every parameter is a string: there is nothing to refuse
+    for status, answer in (v2.errors() if path.startswith("/v2") else problems()).items():
+        answers.setdefault(str(status), answer)
+    for answer in answers.values():
+        answer["headers"] = REQUEST_ID | answer.get("headers", {})
+
+
+def _sent(schemas: dict[str, Any]) -> dict[str, Any]:
+    """Leave out FastAPI's own error documents: here they are never sent."""
+    never = ("HTTPValidationError", "ValidationError")
+    return {name: schema for name, schema in schemas.items() if name not in never}

@@ -1,0 +1,78 @@
+"""The native scoring calls, as OpenAPI describes them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from app.api.examples import example_request
+from app.api.openapi.request_schema import request_schema
+from app.api.openapi.responses import (
+    ANSWER_HEADERS,
+    REQUEST_HEADERS,
+    REQUEST_ID,
+    SCHEMA,
+    path_parameters,
+    problems,
+)
+from app.api.openapi.schemas import Problem, ScoreAnswer, ScoreRequest
+from app.api.problems import ERRORS
+from app.artifacts.loader import Model
+from app.errors import MethodNotAllowed, NotSupported, VersionNotFound
+from app.protocol.native import ROUTES
+
+
+def schemas(models: Sequence[Model]) -> dict[str, Any]:
+    """Return the schemas of the native documents: also of each active model's own request."""
+    _, made = models_json_schema(
+        [(ScoreRequest, "validation"), (ScoreAnswer, "serialization"), (Problem, "validation")],
+        ref_template=SCHEMA,
+    )
+    definitions: dict[str, Any] = made["$defs"]
+    own = {
+        _name(model.manifest.name): request_schema(model.manifest, definitions["ScoreRequest"])
+        for model in models
+    }
+    return definitions | own
+
+
+def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
+    """Return the operation of each path; all are POST."""
+    names = [_name(model.manifest.name) for model in models]
+    body: dict[str, Any] = {
+        "schema": _any_of(names or ["ScoreRequest"]),
+        "examples": {model.manifest.name: {"value": example_request(model)} for model in models},
+    }
+    return {
+        path: {
+            "tags": ["score"],
+            "summary": summary,
+            "operationId": path.strip("/").translate(str.maketrans("/", "_", "{}")),
+            "parameters": [*path_parameters(path, models), *REQUEST_HEADERS],
+            "requestBody": {"required": True, "content": {"application/json": body}},
+            "responses": {
+                "200": {
+                    "description": "Scores, rank scores and the ranking",
+                    "headers": {**REQUEST_ID, **ANSWER_HEADERS},
+                    "content": {"application/json": {"schema": _any_of(["ScoreAnswer"])}},
+                },
+                **{str(status): answer for status, answer in _problems(path).items()},
+            },
+        }
+        for path, summary in ROUTES.items()
+    }
+
+
+def _problems(path: str) -> dict[int | str, dict[str, Any]]:
+    never = {MethodNotAllowed, NotSupported} | (set() if "{version}" in path else {VersionNotFound})
+    return problems(*(error for error in ERRORS.values() if error not in never))
+
+
+def _name(model: str) -> str:
+    return f"ScoreRequest.{model}"
+
+
+def _any_of(names: Sequence[str]) -> dict[str, Any]:
+    """The schema of a document that is one of these components."""
+    references = [{"$ref": SCHEMA.format(model=name)} for name in names]
+    return references[0] if len(references) == 1 else {"anyOf": references}

@@ -1,0 +1,117 @@
+"""The infer calls and the protocol's errors, as OpenAPI describes them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from app.api.examples import example_request
+from app.api.openapi.open_inference_schemas import InferAnswer, InferRequest
+from app.api.openapi.responses import (
+    ANSWER_HEADERS,
+    REQUEST_HEADERS,
+    REQUEST_ID,
+    SCHEMA,
+    path_parameters,
+    problems,
+)
+from app.api.problems import ERRORS
+from app.artifacts.loader import Model
+from app.artifacts.manifest import IdListInput, Input
+from app.errors import GatehouseError, MethodNotAllowed, NotSupported, VersionNotFound
+from app.protocol.open_inference.datatypes import STRINGS, datatypes_of
+from app.protocol.open_inference.infer import HEADER_LENGTH, ROUTES
+
+_ERROR = {
+    "type": "object",
+    "properties": {"error": {"type": "string"}},
+    "required": ["error"],
+    "additionalProperties": False,
+}
+_LENGTH = {
+    "description": "How long the JSON document is that the body begins with; bytes.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+
+
+def errors(*kinds: type[GatehouseError]) -> dict[int | str, dict[str, Any]]:
+    """Describe the answers to some errors, as `app.api.openapi.responses.problems` does elsewhere."""
+    answers = problems(*kinds)
+    for answer in answers.values():
+        answer["content"] = {"application/json": {"schema": _ERROR}}
+    return answers
+
+
+def schemas() -> dict[str, Any]:
+    """Return the schemas of the infer calls' documents."""
+    _, made = models_json_schema(
+        [(InferRequest, "validation"), (InferAnswer, "serialization")], ref_template=SCHEMA
+    )
+    definitions: dict[str, Any] = made["$defs"]
+    return definitions
+
+
+def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
+    """Return the operation of each path; all are POST."""
+    examples = {model.manifest.name: {"value": example_infer_request(model)} for model in models}
+    # A JSON document, then binary tensors: the header says where the one ends.
+    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    asked = {"schema": {"$ref": SCHEMA.format(model="InferRequest")}, "examples": examples}
+    answered = {"schema": {"$ref": SCHEMA.format(model="InferAnswer")}}
+    length = HEADER_LENGTH.decode()
+    said_length = {"in": "header", "name": length, **_LENGTH}
+    return {
+        path: {
+            "tags": ["open inference protocol"],
+            "summary": summary,
+            "operationId": path.strip("/").translate(str.maketrans("/", "_", "{}")),
+            "parameters": [*path_parameters(path, models), *REQUEST_HEADERS, said_length],
+            "requestBody": {"required": True, "content": {"application/json": asked, **binary}},
+            "responses": {
+                "200": {
+                    "description": "The outputs; binary ones follow the JSON document",
+                    "headers": {**REQUEST_ID, **ANSWER_HEADERS, length: _LENGTH},
+                    "content": {"application/json": answered, **binary},
+                },
+                **{str(status): answer for status, answer in _errors_of(path).items()},
+            },
+        }
+        for path, summary in ROUTES.items()
+    }
+
+
+def _errors_of(path: str) -> dict[int | str, dict[str, Any]]:
+    never = {MethodNotAllowed, NotSupported}
+    if "{version}" not in path:
+        never.add(VersionNotFound)
+    return errors(*(error for error in ERRORS.values() if error not in never))
+
+
+def example_infer_request(model: Model) -> dict[str, Any]:
+    """Return the model's example request as tensors in JSON."""
+    native = example_request(model)
+    inputs = []
+    for feature in model.manifest.inputs:
+        is_of_user = feature.side == "user"
+        sent = native["user" if is_of_user else "candidates"][feature.name]
+        rows = [
+            each if isinstance(each, list) else [each] for each in ([sent] if is_of_user else sent)
+        ]
+        width = max(map(len, rows))
+        inputs.append(
+            {
+                "name": feature.name,
+                "shape": [len(rows), width],
+                "datatype": datatypes_of(feature)[0],
+                "data": [_padded(feature, row, width) for row in rows],
+            }
+        )
+    return {"inputs": inputs}
+
+
+def _padded(feature: Input, row: list[Any], width: int) -> list[Any]:
+    if not isinstance(feature, IdListInput):
+        return row
+    padding = "" if datatypes_of(feature) == STRINGS else feature.padding
+    pads = [padding] * (width - len(row))
+    return [*row, *pads] if feature.padding_side == "right" else [*pads, *row]

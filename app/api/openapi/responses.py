@@ -1,0 +1,139 @@
+"""What OpenAPI says of many routes: parameters, headers, and problems by their status."""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from app.api.problems import MEDIA_TYPE, SCHEMA as PROBLEM
+from app.artifacts.loader import Model
+from app.errors import (
+    DeadlineUnmeetable,
+    Draining,
+    GatehouseError,
+    InternalError,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    Unauthorized,
+)
+from app.scoring.request_headers import LARGEST_TIMEOUT_S, PRIORITIES
+
+SCHEMA = "#/components/schemas/{model}"
+REQUEST_ID = {
+    "x-request-id": {
+        "description": "The request's own id, or one that was made for it; logs have it too.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=-]{1,128}$"},
+    }
+}
+REQUEST_HEADERS: Sequence[Mapping[str, Any]] = (
+    {
+        "in": "header",
+        "name": "x-request-timeout-ms",
+        "description": "After so many milliseconds no answer is wanted.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": int(LARGEST_TIMEOUT_S * 1e3)},
+    },
+    {
+        "in": "header",
+        "name": "x-request-priority",
+        "description": "Whose rows go first.",
+        "schema": {"type": "string", "enum": [name.decode() for name in PRIORITIES]},
+    },
+    {
+        "in": "header",
+        "name": "x-request-id",
+        "description": "Comes back in the answer, in problem documents and in logs, if it is 1 to "
+        "128 letters, digits or any of ._:/+=-; another is replaced.",
+        "schema": {"type": "string"},
+    },
+)
+"""What scoring calls may say of themselves."""
+ANSWER_HEADERS: Mapping[str, Any] = {
+    "server-timing": {
+        "description": "Where the time went: stages, each with its milliseconds.",
+        "schema": {"type": "string"},
+        "example": "decode;dur=0.021, encode;dur=0.034, queue;dur=0.010, compute;dur=1.204",
+    },
+}
+"""Of answers with scores."""
+_RETRY_AFTER = {
+    "retry-after": {
+        "description": "Try again after so many seconds, here or at another replica.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+_AUTHENTICATE = {
+    "www-authenticate": {
+        "description": "How to present a key.",
+        "schema": {"type": "string", "pattern": "^Bearer"},
+    }
+}
+_HEADERS: Mapping[type[GatehouseError], Mapping[str, Any]] = {
+    Unauthorized: _AUTHENTICATE,
+    Overloaded: _RETRY_AFTER,
+    NotReady: _RETRY_AFTER,
+    Draining: _RETRY_AFTER,
+    DeadlineUnmeetable: _RETRY_AFTER,
+}
+
+
+def path_parameters(path: str, models: Sequence[Model]) -> list[dict[str, Any]]:
+    """Describe what a path's template leaves open, by the example of a model that is active."""
+    types = {"model": {"type": "string"}, "version": {"type": "integer", "minimum": 1}}
+    return [
+        {"in": "path", "required": True, "name": name, "schema": schema}
+        | example_parameter(name, models)
+        for name, schema in types.items()
+        if f"{{{name}}}" in path
+    ]
+
+
+def example_parameter(name: str, models: Sequence[Model]) -> dict[str, Any]:
+    """Return the example of a path's parameter, if it is a model or a version and one is active."""
+    manifest = models[0].manifest if models else None
+    if manifest is None or name not in ("model", "version"):
+        return {}
+    return {"example": manifest.name if name == "model" else manifest.version}
+
+
+def problems(*errors: type[GatehouseError]) -> dict[int | str, dict[str, Any]]:
+    """Describe the answers to some errors, with an example of each; any answer may be a 500."""
+    answers: dict[int | str, dict[str, Any]] = {}
+    for status, same in _by_status([*errors, InternalError]).items():
+        headers: dict[str, Any] = dict(REQUEST_ID)
+        for error in same:
+            headers |= _HEADERS.get(error, {})
+        answers[int(status)] = {
+            "description": "; ".join(error.title for error in same),
+            "headers": headers,
+            "content": {
+                MEDIA_TYPE: {
+                    "schema": PROBLEM,
+                    "examples": {error.slug: {"value": _example(error)} for error in same},
+                }
+            },
+        }
+    return answers
+
+
+def _by_status(
+    errors: Iterable[type[GatehouseError]],
+) -> dict[HTTPStatus, list[type[GatehouseError]]]:
+    found: dict[HTTPStatus, list[type[GatehouseError]]] = {}
+    for error in sorted(errors, key=lambda each: each.status):
+        found.setdefault(error.status, []).append(error)
+    return found
+
+
+def _example(error: type[GatehouseError]) -> dict[str, Any]:
+    example: dict[str, Any] = {
+        "type": f"/problems/{error.slug}",
+        "title": error.title,
+        "status": int(error.status),
+        "detail": (inspect.getdoc(error) or "").partition("\n")[0],
+        "instance": "6b1c0a6f1f5a4c7e9d1f0f5b8f0f9a11",
+    }
+    if error is InvalidRequest:
+        wrong = {"pointer": "/candidates/item_id/1", "detail": "must be an integer"}
+        example |= {"detail": f"{wrong['pointer']}: {wrong['detail']}", "errors": [wrong]}
+    return example

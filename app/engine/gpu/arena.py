@@ -1,0 +1,127 @@
+"""The arena: every input of a batch in one aligned buffer, so that one copy moves all of them.
+
+A layout says where each feature's rows lie for a bucket. The same layout over page-locked memory
+is what parts are collated into, and over device memory what the model reads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from app.artifacts.columns import Column, column_dtype, column_shape
+from app.artifacts.manifest import DenseInput, Description, IdInput, Input
+from app.engine.gpu.buckets import Bucket
+from app.engine.lanes import Part
+
+_ALIGNMENT = 256  # bytes; what cudaMalloc itself gives, so no kernel loses its wide loads
+_TORCH = {np.float32: torch.float32, np.int64: torch.int64}
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    offset: int  # bytes
+    shape: tuple[int, ...]
+    dtype: type[np.float32] | type[np.int64]
+
+    @property
+    def end(self) -> int:
+        return self.offset + prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a model takes, as views of one buffer: `R` user rows, `B` candidate rows."""
+
+    user: dict[str, Tensor]
+    candidate: dict[str, Tensor]
+    row_to_request: Tensor
+
+
+class Layout:
+    """Where the inputs of a batch of one bucket lie in a buffer.
+
+    Attributes:
+        size: bytes that the buffer must have.
+    """
+
+    def __init__(self, description: Description, bucket: Bucket) -> None:
+        """Lay out the inputs that `description` names, one after the other."""
+        self.size = 0
+        self._user = {
+            each.name: self._add(column_shape(each, bucket.requests), column_dtype(each))
+            for each in description.user_inputs
+        }
+        self._candidate = {
+            each.name: self._add(column_shape(each, bucket.rows), column_dtype(each))
+            for each in description.candidate_inputs
+        }
+        self._row_to_request = self._add((bucket.rows,), np.int64)
+
+    def _add(self, shape: tuple[int, ...], dtype: type[np.float32] | type[np.int64]) -> _Slot:
+        slot = _Slot(self.size, shape, dtype)
+        self.size = -(-slot.end // _ALIGNMENT) * _ALIGNMENT
+        return slot
+
+    def over(self, buffer: Tensor) -> Inputs:
+        """Return the inputs as views of `buffer`, uint8 with at least `size` bytes."""
+
+        def view(slot: _Slot) -> Tensor:
+            return buffer[slot.offset : slot.end].view(_TORCH[slot.dtype]).view(slot.shape)
+
+        return Inputs(
+            user={name: view(slot) for name, slot in self._user.items()},
+            candidate={name: view(slot) for name, slot in self._candidate.items()},
+            row_to_request=view(self._row_to_request),
+        )
+
+
+class Arena:
+    """The side of a bucket's inputs that parts are collated into."""
+
+    def __init__(self, description: Description, inputs: Inputs) -> None:
+        """Write into `inputs`, which lie in memory of the host."""
+        self._padding = {each.name: padding(each) for each in description.inputs}
+        self._user = {name: tensor.numpy() for name, tensor in inputs.user.items()}
+        self._candidate = {name: tensor.numpy() for name, tensor in inputs.candidate.items()}
+        self._row_to_request: npt.NDArray[np.int64] = inputs.row_to_request.numpy()
+
+    def fill(self, parts: Sequence[Part]) -> int:
+        """Collate parts, no more than there is room for, pad the rest, and return the rows.
+
+        A padding row is a candidate of the first request whose ids are unknown and whose numbers
+        are zero: harmless whatever the model does with it.
+        """
+        counts = [part.stop - part.start for part in parts]
+        rows = sum(counts)
+        for name, column in self._user.items():
+            self._write(name, column, [part.user[name] for part in parts], len(parts))
+        for name, column in self._candidate.items():
+            pieces = [part.candidate[name][part.start : part.stop] for part in parts]
+            self._write(name, column, pieces, rows)
+        self._row_to_request[:rows] = np.repeat(np.arange(len(parts)), counts)
+        self._row_to_request[rows:] = 0
+        return rows
+
+    def fill_with_padding(self) -> None:
+        """Write padding everywhere."""
+        for name, column in (*self._user.items(), *self._candidate.items()):
+            column[:] = self._padding[name]
+        self._row_to_request[:] = 0
+
+    def _write(self, name: str, column: Column, pieces: Sequence[Column], rows: int) -> None:
+        np.concatenate(pieces, out=column[:rows])
+        column[rows:] = self._padding[name]
+
+
+def padding(feature: Input) -> float:
+    """Return the value that padding rows have of a feature: every model accepts it."""
+    if isinstance(feature, DenseInput):
+        return 0.0
+    if isinstance(feature, IdInput):
+        return 0 if feature.unknown == "reject" else feature.unknown
+    return feature.padding

@@ -1,0 +1,1 @@
+"""From a TorchScript file made elsewhere to an artifact."""

@@ -1,0 +1,1 @@
+"""What serves now and how it changes: versions, policies, statistics."""

@@ -1,0 +1,101 @@
+"""The `outputs` of an inference request and of its answer: `[n, 1]` of FP32 each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from app.artifacts.manifest import Manifest
+from app.protocol.open_inference.parameters import refuse_parameters
+from app.protocol.validation import Findings
+from app.scoring.service import Answer
+
+RANK_SCORE = "rank_score"
+_MEMBERS = frozenset(("name", "parameters"))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An output that was asked for."""
+
+    name: str
+    is_binary: bool
+
+
+def output_names(manifest: Manifest) -> tuple[str, ...]:
+    """Return a model's outputs: each task's score, and the rank score.
+
+    Where a task has that very name, it is the task's that is meant.
+    """
+    return tuple(dict.fromkeys((*manifest.task_names, RANK_SCORE)))
+
+
+def read_outputs(
+    outputs: object, manifest: Manifest, findings: Findings, *, is_binary: bool
+) -> Sequence[Output]:
+    """Return what is wanted, all outputs where nothing is said; problems join the findings."""
+    names = output_names(manifest)
+    if outputs is None or outputs == []:
+        return [Output(name, is_binary) for name in names]
+    if not isinstance(outputs, list):
+        findings.problem("/outputs", "must be a list of outputs")
+        return []
+    wanted: dict[str, Output] = {}
+    for place, output in enumerate(outputs):
+        if findings.full:
+            break
+        pointer = f"/outputs/{place}"
+        name = output.get("name") if isinstance(output, dict) else None
+        if not isinstance(name, str) or name not in names:
+            findings.problem(f"{pointer}/name", f"must name an output: {', '.join(names)}")
+            continue
+        if name in wanted:
+            findings.problem(pointer, f"{name} is there twice")
+        wanted[name] = Output(name, _is_binary(output, pointer, findings, is_binary))
+    return list(wanted.values())
+
+
+def _is_binary(
+    output: Mapping[str, Any], pointer: str, findings: Findings, by_default: bool
+) -> bool:
+    findings.strangers(pointer, output, _MEMBERS)
+    parameters = output.get("parameters")
+    refuse_parameters(parameters, pointer, {"binary_data"}, findings)
+    is_binary = parameters.get("binary_data", by_default) if isinstance(parameters, dict) else None
+    if is_binary is None:
+        return by_default
+    if not isinstance(is_binary, bool):
+        findings.problem(f"{pointer}/parameters/binary_data", "must be true or false")
+    return is_binary is True
+
+
+def write_outputs(
+    manifest: Manifest, request_id: str | None, outputs: Sequence[Output], answer: Answer
+) -> tuple[bytes, bytes | None]:
+    """Return the answer's JSON document, and what follows it, or None where all is in JSON."""
+    tasks = {name: column for column, name in enumerate(manifest.task_names)}
+    written: list[dict[str, Any]] = []
+    binary: list[bytes] = []
+    for each in outputs:
+        column = tasks.get(each.name)
+        scores = answer.rank_score if column is None else answer.scores[:, column]  # [n]
+        output: dict[str, Any] = {"name": each.name, "datatype": "FP32", "shape": [len(scores), 1]}
+        if each.is_binary:
+            content = scores.astype("<f4", copy=False).tobytes()
+            output["parameters"] = {"binary_data_size": len(content)}
+            binary.append(content)
+        else:
+            output["data"] = np.ascontiguousarray(scores)
+        written.append(output)
+    document: dict[str, Any] = {
+        "model_name": manifest.name,
+        "model_version": str(manifest.version),
+        "outputs": written,
+    }
+    if request_id is not None:
+        document["id"] = request_id
+    # orjson writes a float32 as the shortest text that reads back as the same float32.
+    head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return head, b"".join(binary) if binary else None

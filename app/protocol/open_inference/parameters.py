@@ -1,0 +1,126 @@
+"""The `parameters` of an inference request, and of its tensors."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from app.engine.request import Priority
+from app.protocol.ranking_options import read_options
+from app.protocol.validation import Findings, join
+from app.ranking.policies import Rankers
+from app.ranking.ranker import Wanted
+from app.scoring.request_headers import LARGEST_TIMEOUT_S
+
+_PRIORITIES = (None, Priority.HIGH, Priority.NORMAL, Priority.LOW)
+"""By Triton's number; 0 is the default."""
+
+_EXTENSIONS = {
+    "sequence_": "sequences are not supported",
+    "shared_memory_": "shared memory is not supported",
+    "classification": "classification is not supported: ask for the scores",
+}
+_WEIGHT = "weights."
+_OF_REQUESTS = frozenset(("policy", "priority", "timeout", "binary_data_output", "weights.<task>"))
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a request's parameters say.
+
+    Attributes:
+        wanted: how candidates are to be ranked.
+        timeout_s: from the request's arrival, or None where it is not said.
+        priority: None where it is not said.
+        is_binary: whether outputs are binary unless they say otherwise.
+    """
+
+    wanted: Wanted
+    timeout_s: float | None = None
+    priority: Priority | None = None
+    is_binary: bool = False
+
+
+def read_parameters(parameters: object, rankers: Rankers, findings: Findings) -> Parameters:
+    """Check a request's parameters; where any is wrong, it is among the findings."""
+    if parameters is None:
+        return Parameters(rankers.wanted)
+    refuse_parameters(parameters, "", _OF_REQUESTS, findings)
+    if not isinstance(parameters, dict):
+        return Parameters(rankers.wanted)
+    is_binary = parameters.get("binary_data_output", False)
+    if not isinstance(is_binary, bool):
+        findings.problem("/parameters/binary_data_output", "must be true or false")
+    return Parameters(
+        _wanted(parameters, rankers, findings),
+        _timeout_s(parameters, findings),
+        _priority(parameters, findings),
+        is_binary is True,
+    )
+
+
+def refuse_parameters(
+    parameters: object, pointer: str, known: Collection[str], findings: Findings
+) -> None:
+    """Note a problem for parameters that are no object, and for each that is not known."""
+    if parameters is None:
+        return
+    at = f"{pointer}/parameters"
+    if not isinstance(parameters, dict):
+        findings.problem(at, "must be an object")
+        return
+    for name in parameters:
+        if findings.full:
+            return
+        if name in known or (known is _OF_REQUESTS and name.startswith(_WEIGHT)):
+            continue
+        findings.problem(join(at, name), _why(name, known))
+
+
+def _why(name: str, known: Collection[str]) -> str:
+    for start, why in _EXTENSIONS.items():
+        if name.startswith(start):
+            return why
+    return f"is not known; known: {', '.join(sorted(known))}"
+
+
+def _timeout_s(parameters: dict[str, Any], findings: Findings) -> float | None:
+    timeout_us = parameters.get("timeout", 0)
+    if _is_integer(timeout_us) and 0 <= timeout_us <= LARGEST_TIMEOUT_S * 1e6:
+        return timeout_us / 1e6 or None
+    detail = f"must be a whole number of microseconds, 0 to {LARGEST_TIMEOUT_S * 1e6:.0f}"
+    findings.problem("/parameters/timeout", detail)
+    return None
+
+
+def _priority(parameters: dict[str, Any], findings: Findings) -> Priority | None:
+    level = parameters.get("priority", 0)
+    if _is_integer(level) and 0 <= level < len(_PRIORITIES):
+        return _PRIORITIES[level]
+    detail = "must be 1 (high), 2 (normal), 3 (low) or 0 (the default)"
+    findings.problem("/parameters/priority", detail)
+    return None
+
+
+def _wanted(parameters: dict[str, Any], rankers: Rankers, findings: Findings) -> Wanted:
+    """Read `policy` and `weights.<name>` as the native API reads its options."""
+    weights = {
+        name.removeprefix(_WEIGHT): weight
+        for name, weight in parameters.items()
+        if name.startswith(_WEIGHT)
+    }
+    policy = parameters.get("policy")
+    if "policy" in parameters and not isinstance(policy, str):
+        findings.problem("/parameters/policy", "must be a string")
+        policy = None
+    if not weights and policy is None:
+        return rankers.wanted
+    found = Findings()
+    wanted = read_options({"policy": policy, "weights": weights or None}, rankers, found)
+    for each in found.problems:
+        pointer = each.pointer.replace("/ranking/weights/", f"/parameters/{_WEIGHT}")
+        findings.problem(pointer.replace("/ranking/", "/parameters/"), each.detail)
+    return wanted
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

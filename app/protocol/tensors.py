@@ -1,0 +1,222 @@
+"""Tensors become a request's feature columns, checked against the manifest.
+
+What `app.protocol.features` is to JSON values, this is to arrays: no value is looked at alone unless it
+is wrong, and nothing is copied that can be used as it is. Where a row holds fewer ids than the
+tensor is wide, the rest is padding: at the end where the model pads on the right, else at the
+beginning; of integers it is the manifest's `padding`, of strings the empty one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.artifacts.columns import Column, column_dtype, column_shape
+from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabulary, rows_of
+from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+from app.protocol.features import EncodedRequest, default_column
+from app.protocol.validation import MOST_PROBLEMS, Findings
+
+Numbers = npt.NDArray[np.float32] | npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input as it was sent.
+
+    Attributes:
+        pointer: its place in the request (RFC 6901).
+        values: float32 or int64 `[rows, width]`; or `rows · width` strings, row after row.
+        rows: one a candidate; of a user's feature there may be just one.
+        width: 1 where a row is one value.
+    """
+
+    pointer: str
+    values: Numbers | list[str]
+    rows: int
+    width: int
+
+
+def rows_and_width(feature: Input, shape: Sequence[int]) -> tuple[int, int] | None:
+    """Return what a tensor's shape means for a feature, or None where it does not fit."""
+    match feature:
+        case DenseInput():
+            narrowest = widest = feature.dim
+        case IdInput():
+            narrowest = widest = 1
+        case IdListInput():
+            narrowest, widest = 0, feature.max_length
+    if len(shape) == 1 and isinstance(feature, DenseInput | IdInput) and widest == 1:
+        return shape[0], 1
+    if len(shape) == 2 and narrowest <= shape[1] <= widest:
+        return shape[0], shape[1]
+    return None
+
+
+def shape_rule(feature: Input) -> str:
+    """Say which shapes fit a feature; n is the number of candidates."""
+    n = "n" if feature.side == "candidate" else "1"
+    match feature:
+        case DenseInput(dim=1) | IdInput():
+            return f"must have shape [{n}, 1] or [{n}]"
+        case DenseInput():
+            return f"must have shape [{n}, {feature.dim}]"
+        case IdListInput():
+            return f"must have shape [{n}, k] with k at most {feature.max_length}"
+
+
+def encode_tensors(
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    findings: Findings,
+    *,
+    rows: int,
+    vocabularies: Vocabularies = MappingProxyType({}),
+) -> EncodedRequest:
+    """Check a request's tensors and turn them into columns.
+
+    Args:
+        manifest: which features there are.
+        tensors: by feature, each of a type and shape that fits it. What is absent has its default,
+            or is among the findings already.
+        findings: takes every problem; where it has any, the columns are not fit for use.
+        rows: n, the number of candidates.
+        vocabularies: of the features whose encoding has one.
+    """
+    user: dict[str, Column] = {}
+    candidate: dict[str, Column] = {}
+    for feature in manifest.inputs:
+        vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
+        is_of_user = feature.side == "user"
+        tensor = tensors.get(feature.name)
+        if tensor is not None:
+            column = _column(feature, tensor, findings, vocabulary)
+        elif feature.default is not None:
+            column = default_column(feature, 1 if is_of_user else rows, vocabulary, findings)
+        else:
+            continue
+        (user if is_of_user else candidate)[feature.name] = column
+    return EncodedRequest(user, candidate, rows, findings.unknown_ids)
+
+
+def _column(feature: Input, tensor: Tensor, findings: Findings, vocabulary: Vocabulary) -> Column:
+    if isinstance(feature, DenseInput):
+        tensor = _finite(feature, tensor, findings)
+    if feature.side == "user":
+        if tensor.rows == 0:  # and no candidate: nobody reads it
+            return np.zeros(column_shape(feature, 1), column_dtype(feature))
+        if tensor.rows > 1:
+            tensor = _only_row(feature, tensor, findings)
+    match feature:
+        case DenseInput():
+            assert not isinstance(tensor.values, list)
+            return tensor.values
+        case IdInput():
+            ids = _rows(feature, tensor, vocabulary).reshape(tensor.rows)  # [n]
+            return _known(feature, tensor, ids, None, findings)
+        case IdListInput():
+            return _id_list(feature, tensor, findings, vocabulary)
+
+
+def _finite(feature: DenseInput, tensor: Tensor, findings: Findings) -> Tensor:
+    assert not isinstance(tensor.values, list)
+    numbers = tensor.values
+    if numbers.dtype != np.float32:
+        # By way of float64, as Python's integers take: the same number gives the same float32.
+        numbers = numbers.astype(np.float64).astype(np.float32)
+    is_finite = np.isfinite(numbers)
+    if not is_finite.all():
+        _complain(feature, tensor, ~is_finite, "must be finite and fit float32", findings)
+    return Tensor(tensor.pointer, numbers, tensor.rows, tensor.width)
+
+
+def _only_row(feature: Input, tensor: Tensor, findings: Findings) -> Tensor:
+    """Return the first of a user's rows, of which the others are copies."""
+    values = tensor.values
+    first = values[: tensor.width] if isinstance(values, list) else values[:1]
+    if isinstance(values, list):
+        is_same = values == first * tensor.rows
+    else:
+        is_same = bool((values == first).all())
+    if not is_same and not findings.problems:  # a number that is none is not equal to itself
+        detail = f"{feature.name} is the user's: one row, or the same in every row"
+        findings.problem(tensor.pointer, detail)
+    return Tensor(tensor.pointer, first, 1, tensor.width)
+
+
+def _rows(
+    feature: IdInput | IdListInput, tensor: Tensor, vocabulary: Vocabulary
+) -> npt.NDArray[np.int64]:
+    """Return what ids stand for, in the table or not, int64 `[n, k]`."""
+    values = tensor.values
+    if isinstance(feature.encoding, Identity):
+        assert not isinstance(values, list)
+        return values.astype(np.int64, copy=False)
+    ids: Sequence[Any] = values if isinstance(values, list) else values.ravel().tolist()
+    return rows_of(feature.encoding, ids, vocabulary).reshape(tensor.rows, tensor.width)
+
+
+def _id_list(
+    feature: IdListInput, tensor: Tensor, findings: Findings, vocabulary: Vocabulary
+) -> Column:
+    real = _real(feature, tensor)  # [n, k]
+    ids = _known(feature, tensor, _rows(feature, tensor, vocabulary), real, findings)  # [n, k]
+    if tensor.width == feature.max_length and isinstance(feature.encoding, Identity):
+        return ids  # its padding is the column's padding
+    column = np.full(column_shape(feature, tensor.rows), feature.padding)  # [n, max_length]
+    is_right = feature.padding_side == "right"
+    start = 0 if is_right else feature.max_length - tensor.width
+    taken = column[:, start : start + tensor.width]  # a view, [n, k]
+    taken[real] = ids[real]
+    return column
+
+
+def _real(feature: IdListInput, tensor: Tensor) -> npt.NDArray[np.bool_]:
+    """Return which of `[n, k]` values are ids and no padding."""
+    values = tensor.values
+    if isinstance(values, list):
+        flat = np.fromiter(map(bool, values), np.bool_, len(values))
+        real = flat.reshape(tensor.rows, tensor.width)
+    else:
+        real = values != feature.padding
+    if real.all():
+        return real
+    if feature.padding_side == "right":  # up to the last one that is no padding
+        return np.logical_or.accumulate(real[:, ::-1], axis=1)[:, ::-1]
+    return np.logical_or.accumulate(real, axis=1)
+
+
+def _known(
+    feature: IdInput | IdListInput,
+    tensor: Tensor,
+    ids: npt.NDArray[np.int64],
+    real: npt.NDArray[np.bool_] | None,
+    findings: Findings,
+) -> npt.NDArray[np.int64]:
+    """Map ids outside the vocabulary to the unknown row, and count them; padding stays."""
+    unknown = ids.view(np.uint64) >= feature.vocabulary_size  # a negative id is a huge one there
+    if real is not None:
+        unknown &= real
+    count = int(np.count_nonzero(unknown))
+    if count == 0:
+        return ids
+    if feature.unknown == "reject":
+        is_row = isinstance(feature.encoding, Identity)
+        range_ = f", 0 to {feature.vocabulary_size - 1}" if is_row else ""
+        rule = f"must lie in the vocabulary{range_}"
+        _complain(feature, tensor, unknown.reshape(tensor.rows, tensor.width), rule, findings)
+        return ids
+    findings.unknown_ids[feature.name] = count
+    return np.where(unknown, feature.unknown, ids)
+
+
+def _complain(
+    feature: Input, tensor: Tensor, wrong: npt.NDArray[np.bool_], rule: str, findings: Findings
+) -> None:
+    """Note where in `[n, k]` values break a rule."""
+    for row, element in np.argwhere(wrong)[:MOST_PROBLEMS].tolist():
+        inside = "" if tensor.width == 1 else f", element {element}"
+        findings.problem(tensor.pointer, f"{feature.name} {rule} (row {row}{inside})")

@@ -1,0 +1,1 @@
+"""The hot path: a score call from its bytes to its response."""

@@ -1,0 +1,1 @@
+"""Sockets and the process: connections, TLS, signals, start and shutdown."""

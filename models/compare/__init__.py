@@ -1,0 +1,1 @@
+"""Several networks on one data set, with several seeds each."""

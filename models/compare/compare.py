@@ -1,0 +1,141 @@
+"""Several networks on one data set, several seeds each.
+
+The data, its split, the tasks and what surrounds the network are the same for all, or there is no
+comparison; a seed draws the parameters and the order of the batches. The first network of
+architecture `single_task` is what the others are measured against, since a task that loses to a
+network of its own pays for another task's gain: the see-saw that PLE (RecSys 2020) is about.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from models.compare.judge import leading
+from models.compare.runs import Ledger, Run, Spread
+from models.compare.series import Planned, train_missing
+from models.training import experiment
+from models.training.experiment import Experiment, ExperimentInvalid
+
+CONFIGS = tuple(
+    Path(__file__).with_name("configs") / f"{name}.toml"
+    for name in ("single_task", "shared_bottom", "moe", "mmoe", "cgc", "demo", "esmm")
+)
+RUNS = "runs.jsonl"
+FEWEST_SEEDS = 2  # below, there is no deviation
+SAME = ("data", "tasks", "embedding", "clamp")
+TITLES = {
+    "single_task": "Single-task",
+    "shared_bottom": "Shared-Bottom",
+    "moe": "MoE",
+    "mmoe": "MMoE",
+    "cgc": "CGC",
+    "ple": "PLE",
+    "esmm": "ESMM",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A network that takes part: its name, and its experiment but for the seed."""
+
+    name: str
+    experiment: Experiment
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came of it: the entries in order, and each one's runs, a run a seed."""
+
+    entries: tuple[Entry, ...]
+    runs: Mapping[str, Sequence[Run]]
+
+    @property
+    def baseline(self) -> str:
+        """Whom the others are measured against: the first single-task network, or the first."""
+        for entry in self.entries:
+            if entry.experiment.network.architecture == "single_task":
+                return entry.name
+        return self.entries[0].name
+
+    @property
+    def judged(self) -> list[str]:
+        """The judged tasks, in order."""
+        return list(self.runs[self.entries[0].name][0].evaluation)
+
+    def values(self, name: str, task: str, figure: str) -> list[float]:
+        """One figure of one network by seed; where it is not defined, it is left out."""
+        found = (run.evaluation[task].get(figure) for run in self.runs[name])
+        return [value for value in found if value is not None]
+
+    def spread(self, name: str, task: str, figure: str) -> Spread:
+        """Its mean and standard deviation over the seeds."""
+        return Spread.of(self.values(name, task, figure))
+
+    def leading(self, task: str) -> str | None:
+        """The figure that a task is measured by, if it has it."""
+        return leading(self.runs[self.baseline][0].evaluation[task])
+
+    def gains(self, name: str, task: str) -> list[float]:
+        """By seed, how much better than the baseline's mean, in the task's leading figure."""
+        figure = self.leading(task)
+        assert figure is not None
+        sign = -1 if figure == "mse" else 1
+        reference = self.spread(self.baseline, task, figure).mean
+        return [sign * (value - reference) for value in self.values(name, task, figure)]
+
+
+def read(paths: Sequence[Path]) -> tuple[Entry, ...]:
+    """Read the experiments to compare, in the order of `TITLES`.
+
+    Raises:
+        ExperimentInvalid: a file cannot be used, or two differ in more than network and training.
+    """
+    experiments = [(path, experiment.read(path)) for path in paths]
+    first_path, first = experiments[0]
+    for path, other in experiments[1:]:
+        for field in SAME:
+            if getattr(other, field) != getattr(first, field):
+                raise ExperimentInvalid(
+                    f"{path}: {field}: is not that of {first_path}, so they cannot be compared"
+                )
+    order = list(TITLES)
+    experiments.sort(key=lambda each: order.index(each[1].network.architecture))
+    count = Counter(each.network.architecture for _, each in experiments)
+    entries: dict[str, Entry] = {}
+    for path, each in experiments:
+        architecture = each.network.architecture
+        name = TITLES[architecture] + (f" ({path.stem})" if count[architecture] > 1 else "")
+        if name in entries:
+            raise ExperimentInvalid(f"{path}: is named twice, or has a namesake")
+        entries[name] = Entry(name, each)
+    return tuple(entries.values())
+
+
+def run(
+    entries: Sequence[Entry], seeds: int, folder: Path, console: Console, *, quiet: bool = False
+) -> Comparison:
+    """Train every network with seeds 0 to `seeds` - 1, but for the runs that `folder` has.
+
+    Raises:
+        ExperimentInvalid: the file of runs is none.
+        Diverged: a loss is not finite; the runs before are kept.
+        OSError: the folder cannot be written.
+    """
+    planned = [
+        Planned(entry.name, seeded(entry.experiment, seed))
+        for seed in range(seeds)
+        for entry in entries
+    ]
+    runs = train_missing(planned, Ledger(folder / RUNS), console, quiet=quiet)
+    by_name: dict[str, list[Run]] = {entry.name: [] for entry in entries}
+    for each, run_of_it in zip(planned, runs, strict=True):
+        by_name[each.name].append(run_of_it)
+    return Comparison(tuple(entries), by_name)
+
+
+def seeded(base: Experiment, seed: int) -> Experiment:
+    """The experiment with another seed of training; its data stay the same."""
+    return base.model_copy(update={"training": base.training.model_copy(update={"seed": seed})})

@@ -1,0 +1,182 @@
+"""A series of training runs: those that are missing are trained, one after the other.
+
+Every run is written when it is over, so an interrupted series goes on where it was.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from models import data
+from models.compare.judge import LEADING, judge, leading
+from models.compare.runs import Ledger, Run, digest
+from models.data import DataConfig, Splits
+from models.networks.build import build
+from models.training.experiment import Experiment
+from models.training.report import Epoch
+from models.training.train import Diverged, fit, threads
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A run to be made: an experiment, seed included, and the name that people read."""
+
+    name: str
+    experiment: Experiment
+
+    @property
+    def seed(self) -> int:
+        """Of the parameters and the batches."""
+        return self.experiment.training.seed
+
+
+class SeriesReport:
+    """One progress for all runs: which one, its epoch, the loss, the time left; a line a run.
+
+    The time left is what the runs so far took on average, times those to come. The bar shows on a
+    terminal only; `quiet` hides it there too. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        runs: int,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._console = console
+        self._runs = runs
+        self._done = 0.0  # runs; a fraction is the one at work
+        self._over = 0
+        self._epochs = self._rows = 1
+        self._started = clock()
+        self._progress = Progress(
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]:.4f}"),
+            TextColumn("[cyan]{task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=quiet,
+        )
+        self._bar = self._progress.add_task("", total=runs, epoch="", loss=float("nan"), left="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def run(self, planned: Planned, rows: int) -> None:
+        """A run over so many training rows begins."""
+        self._epochs, self._rows = planned.experiment.training.epochs, rows
+        self._progress.update(
+            self._bar,
+            description=f"{planned.name}, seed {planned.seed}",
+            epoch=f"1/{self._epochs}",
+        )
+
+    def batch(self, rows: int, loss: float) -> None:
+        """A batch was learnt from."""
+        self._done += rows / self._rows / self._epochs
+        self._progress.update(self._bar, completed=self._done, loss=loss, left=self.time_left())
+
+    def epoch(self, epoch: Epoch) -> None:
+        """An epoch is over."""
+        following = min(epoch.number + 1, self._epochs)
+        self._progress.update(self._bar, epoch=f"{following}/{self._epochs}")
+
+    def over(self, run: Run) -> None:
+        """A run is over."""
+        self._over += 1
+        self._done = float(self._over)
+        self._progress.update(self._bar, completed=self._over)
+        figures = "  ".join(
+            f"{task} {LEADING[name]} {values[name]:.4f}"
+            for task, values in run.evaluation.items()
+            if (name := leading(values)) is not None
+        )
+        self._console.print(
+            f"{self._over}/{self._runs}  {run.name}, seed {run.seed}: {run.epochs} epochs, "
+            f"{run.seconds:.0f} s  {figures}  {self.time_left()}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def time_left(self) -> str:
+        """What the runs so far say of the time to come; nothing in the first epoch."""
+        if not self._over and self._done < 1 / self._epochs:  # nothing to go by yet
+            return ""
+        left = (self._clock() - self._started) * (self._runs - self._done) / self._done
+        return f"{int(left) // 60}:{int(left) % 60:02} left"
+
+
+def train_missing(
+    planned: Sequence[Planned], ledger: Ledger, console: Console, *, quiet: bool = False
+) -> list[Run]:
+    """Train what `ledger` has no run of; return the run of each planned one, in order.
+
+    Data is made once for neighbours that have the same.
+
+    Raises:
+        Diverged: a loss of a run is not finite; the runs before it are kept.
+    """
+    missing = [each for each in planned if ledger.find(each.experiment) is None]
+    if known := len(planned) - len(missing):
+        console.print(f"{known} of {len(planned)} runs are there already", highlight=False)
+    if missing:
+        _train_all(missing, ledger, SeriesReport(console, runs=len(missing), quiet=quiet))
+    runs = [ledger.find(each.experiment) for each in planned]
+    return [run for run in runs if run is not None]
+
+
+def _train_all(missing: Sequence[Planned], ledger: Ledger, report: SeriesReport) -> None:
+    source: DataConfig | None = None
+    splits: Splits
+    with report:
+        for each in missing:
+            if each.experiment.data != source:
+                source = each.experiment.data
+                splits = data.generate(source)
+            run = _train(each, splits, report)
+            ledger.add(run)
+            report.over(run)
+
+
+def _train(planned: Planned, splits: Splits, report: SeriesReport) -> Run:
+    experiment = planned.experiment
+    started = time.monotonic()
+    report.run(planned, splits.train.rows)
+    network = build(experiment.network, experiment.features, experiment.tasks, seed=planned.seed)
+    with threads(experiment.training.threads):
+        try:
+            epochs = fit(network, splits, experiment, report)
+        except Diverged as error:
+            raise Diverged(f"{planned.name}, seed {planned.seed}: {error}") from error
+        evaluation = judge(network, experiment, splits.test)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    embedded = sum(parameter.numel() for parameter in network.columns.parameters())
+    return Run(
+        digest=digest(experiment),
+        name=planned.name,
+        seed=planned.seed,
+        parameters=parameters - embedded,
+        embedding_parameters=embedded,
+        epochs=len(epochs),
+        seconds=time.monotonic() - started,
+        evaluation=evaluation,
+    )

@@ -1,0 +1,106 @@
+"""A comparison in Markdown: a table of costs, and a table of figures a task."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from models.compare.compare import Comparison
+from models.compare.runs import Spread
+from models.compare.timing import Times, ratio
+from models.training.evaluate import ORACLE, Evaluation
+
+FIGURES = {
+    "auc": "AUC",
+    "user_auc": "per-user AUC",
+    "mae": "MAE",
+    "mse": "MSE",
+    "xauc": "XAUC",
+    "calibration": "calibration",
+}
+EXPECTATION = "true expectation"
+NOTES = """\
+A cell is the mean ± the standard deviation over {seeds} seeds, which draw the parameters and the
+order of the batches; data and split are the same for all. Calibration is Σ predicted / Σ observed.
+"""
+KNOWN = """\
+The true expectation is what the simulation itself expected of each row. Nothing orders clicks and
+likes better, except by luck; a mean absolute error can be smaller, since a median minimises it.
+"""
+SPACES = """\
+A behaviour after a click is judged twice, over the same rows for every network, whichever of the
+two it was trained for: *given click*, over clicked rows, where ESMM's value is its factor
+pCTCVR / pCTR; and *click and*, over every row, where that of the others is the product
+P(click) · P(behaviour given click).
+"""
+COSTS = """\
+Parameters are without the {embedded} of the embedding tables. The forward pass is of one request,
+scripted and frozen as it is served, in one thread on CPU; the networks ran by turns. Times are
+medians, and in brackets the median ratio to {baseline}.
+"""
+
+
+def markdown(comparison: Comparison, times: Times) -> str:
+    """The whole document, headings from level 3."""
+    parts = [NOTES.format(seeds=len(comparison.runs[comparison.baseline]))]
+    if any(" given " in task for task in comparison.judged):
+        parts.append(SPACES)
+    if any(each.startswith(ORACLE) for figures in _first(comparison).values() for each in figures):
+        parts.append(KNOWN)
+    parts += [_task(comparison, task) for task in comparison.judged]
+    return "\n".join([*parts, _costs(comparison, times)])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column text and the others numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def spread(value: Spread, digits: int = 4) -> str:
+    """Mean ± standard deviation, the mean alone of one value, a dash of none."""
+    if math.isnan(value.mean):
+        return "–"
+    if math.isnan(value.std):
+        return f"{value.mean:.{digits}f}"
+    return f"{value.mean:.{digits}f} ± {value.std:.{digits}f}"
+
+
+def _first(comparison: Comparison) -> Evaluation:
+    """The figures of one run: which there are, and those that are the same in all runs."""
+    return comparison.runs[comparison.baseline][0].evaluation
+
+
+def _task(comparison: Comparison, task: str) -> str:
+    units = {each.name: each.unit for each in comparison.entries[0].experiment.tasks}
+    found = _first(comparison)[task]
+    figures = [figure for figure in FIGURES if figure in found]
+    unit = units.get(task.split(" given ")[0], "")
+    header = [
+        "network",
+        *(FIGURES[each] + (f" ({unit})" if each == "mae" and unit else "") for each in figures),
+    ]
+    rows = [
+        [entry.name, *(spread(comparison.spread(entry.name, task, each)) for each in figures)]
+        for entry in comparison.entries
+    ]
+    if any(name.startswith(ORACLE) for name in found):
+        names = [ORACLE + each for each in figures]
+        cells = (f"{found[name]:.4f}" if name in found else "" for name in names)
+        rows.append([EXPECTATION, *cells])
+    return f"### {task}\n\n{table(header, rows)}"
+
+
+def _costs(comparison: Comparison, times: Times) -> str:
+    counts = list(next(iter(times.values())))
+    header = ["network", "parameters", *(f"forward, {n} row{'s' * (n > 1)}" for n in counts)]
+    rows = []
+    for entry in comparison.entries:
+        cells = [f"{comparison.runs[entry.name][0].parameters:,}"]
+        for count in counts:
+            microseconds = 1e6 * statistics.median(times[entry.name][count])
+            relative = ratio(times, entry.name, comparison.baseline, count)
+            cells.append(f"{microseconds:.0f} µs ({relative:.2f}×)")
+        rows.append([entry.name, *cells])
+    embedded = comparison.runs[comparison.baseline][0].embedding_parameters
+    note = COSTS.format(embedded=f"{embedded:,}", baseline=comparison.baseline)
+    return f"### cost\n\n{note}\n{table(header, rows)}"

@@ -1,0 +1,184 @@
+"""From a trained network to a version in the store.
+
+What the service must know, it is told here: the features and how to fill them, the tasks and how
+their columns become scores, the figures, and examples with known answers.
+"""
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.artifacts.columns import Batch, Column
+from app.artifacts.encoding import Encoding, Identity
+from app.artifacts.manifest import (
+    DenseInput,
+    Description,
+    IdInput,
+    IdListInput,
+    Input,
+    Output,
+    RequestCall,
+    TaskOutput,
+)
+from app.artifacts.precision import Precision
+from app.artifacts.publish import publish
+from app.artifacts.store import Artifact, Store
+from app.errors import ArtifactInvalid
+from models import data
+from models.data import PADDING, UNKNOWN, Dataset
+from models.export.parity import Form, parity, refuse_unless_near
+from models.export.precision import reduced
+from models.export.torch_export import exported
+from models.networks.config import DenseFeature, Feature, IdFeature, links
+from models.training.evaluate import Evaluation, evaluate
+from models.training.experiment import Experiment
+
+GOLDEN_SIZES = (1, 2, 3, 5, 8, 16, 32)
+"""Candidates of the golden requests; the first has an unknown id, the second empty histories."""
+
+
+def export(
+    network: nn.Module,
+    experiment: Experiment,
+    held_out: Dataset,
+    evaluation: Evaluation,
+    store: Store,
+) -> Artifact:
+    """Publish a network as the next version of the experiment's model.
+
+    Args:
+        network: trained; it is left in evaluation mode, in which it is scripted.
+        experiment: what made it; all of it is written into the manifest.
+        held_out: the golden requests are made of its rows.
+        evaluation: figures for the manifest; in reduced precision, the network is judged anew.
+        store: where the version appears, whole or not at all.
+
+    Raises:
+        ArtifactInvalid: the network's outputs are not what the experiment says, reduced precision
+            does not run on this machine or is too far from fp32, or `torch.export` fails.
+    """
+    network.eval()
+    served, precision, evaluation = _in_precision(network, experiment, held_out, evaluation)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+        scripted = torch.jit.script(served)
+    requests = golden_requests(experiment, held_out)
+    return publish(
+        store,
+        description(experiment, evaluation, precision),
+        scripted,
+        requests,
+        data.vocabulary_files(experiment.data),
+        exported(served, requests) if experiment.export.torch_export else None,
+    )
+
+
+def _in_precision(
+    network: nn.Module, experiment: Experiment, held_out: Dataset, evaluation: Evaluation
+) -> tuple[nn.Module, Precision, Evaluation]:
+    """The network in the experiment's precision, what that cost, and its own figures."""
+    name = experiment.export.precision
+    if name == "fp32":
+        return network, Precision(), evaluation
+    outputs = task_outputs(experiment)
+    served = reduced(network, name)
+    try:
+        own = evaluate(served, held_out, experiment.tasks, outputs)
+    except RuntimeError as error:
+        raise ArtifactInvalid(f"{name} does not run on the CPU here: {error}") from error
+    found = parity(
+        Form(network, evaluate(network, held_out, experiment.tasks, outputs)),
+        Form(served, own),
+        held_out,
+        outputs,
+        experiment.ranking,
+    )
+    refuse_unless_near(found, experiment.export, outputs)
+    return served, Precision.reduced(name, found), own
+
+
+def description(
+    experiment: Experiment, evaluation: Evaluation, precision: Precision | None = None
+) -> Description:
+    """What the service must know about the experiment's network."""
+    encodings = data.encodings(experiment.data)
+    return Description(
+        name=experiment.name,
+        architecture=experiment.network.architecture,
+        inputs=tuple(_input(feature, encodings) for feature in experiment.features),
+        call=RequestCall(),
+        tasks=task_outputs(experiment),
+        ranking=experiment.ranking,
+        precision=precision or Precision(),
+        evaluation=evaluation,
+        training=experiment.model_dump(mode="json"),
+    )
+
+
+def task_outputs(experiment: Experiment) -> tuple[TaskOutput, ...]:
+    """How each column of the network's output becomes a task's score."""
+    columns = links(experiment.network, experiment.tasks)
+    return tuple(
+        TaskOutput(
+            name=task.name,
+            kind=task.kind,
+            unit=task.unit,
+            link=link,
+            clamp=experiment.clamp.get(task.name),
+            output=Output(column=k),
+        )
+        for k, (task, link) in enumerate(zip(experiment.tasks, columns, strict=True))
+    )
+
+
+def golden_requests(experiment: Experiment, held_out: Dataset) -> Batch:
+    """Requests of every size in `GOLDEN_SIZES`, made of held-out users and candidates.
+
+    Request i is user i with the candidates that follow those of request i-1, so that sizes do not
+    depend on how many candidates the data shows at once.
+    """
+    row_to_request = np.repeat(np.arange(len(GOLDEN_SIZES)), GOLDEN_SIZES)  # [B]
+    user = _first_rows(held_out.user, len(GOLDEN_SIZES))
+    candidate = _first_rows(held_out.candidate, len(row_to_request))
+    for feature in experiment.features:
+        columns = user if feature.side == "user" else candidate
+        if isinstance(feature, IdFeature):
+            columns[feature.name][0] = UNKNOWN
+        elif not isinstance(feature, DenseFeature):
+            columns[feature.name][1] = PADDING
+    return Batch(user, candidate, row_to_request)
+
+
+def _first_rows(columns: Mapping[str, Tensor], count: int) -> dict[str, Column]:
+    """The first `count` rows of each column, from the front again where there are fewer."""
+    return {
+        name: column[torch.arange(count) % len(column)].numpy() for name, column in columns.items()
+    }
+
+
+def _input(feature: Feature, encodings: Mapping[str, Encoding]) -> Input:
+    if isinstance(feature, DenseFeature):
+        return DenseInput(name=feature.name, side=feature.side, dim=feature.dim)
+    encoding = encodings.get(feature.name, Identity())
+    if isinstance(feature, IdFeature):
+        return IdInput(
+            name=feature.name,
+            side=feature.side,
+            vocabulary_size=feature.vocabulary_size,
+            unknown=UNKNOWN,
+            encoding=encoding,
+        )
+    return IdListInput(
+        name=feature.name,
+        side=feature.side,
+        vocabulary_size=feature.vocabulary_size,
+        unknown=UNKNOWN,
+        encoding=encoding,
+        max_length=feature.max_length,
+        padding=PADDING,
+        padding_side="right",
+    )

@@ -1,0 +1,1 @@
+"""The networks: configuration, layers, gates and one file per architecture."""

@@ -1,0 +1,125 @@
+"""Gates, and the mix: which experts each gate sees, how much it takes of each.
+
+A gate is a softmax of a linear map (or of an MLP) over the experts that it sees. All gates of a
+level give one tensor of weights ``[B, G, E]`` over all experts of that level, with zeros where a
+gate does not look, so that one batched product mixes for all of them. Gates have neither dropout
+nor normalisation, and their softmax is in full precision whatever the experts compute in.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.networks.config import NetworkConfig
+from models.networks.features import Rows
+from models.networks.layers import InputLinear, InputMLP, StackedLinear, StackedMLP, full_precision
+
+
+class Softmax(nn.Module):
+    """Each gate's softmax over the experts that it sees; 0 for those that it does not.
+
+    ``sees[g]`` are the experts of gate ``g``, in the order of its logits.
+    """
+
+    column: Tensor
+
+    def __init__(self, sees: Sequence[Sequence[int]], num_experts: int) -> None:
+        super().__init__()
+        self.num_gates = len(sees)
+        self.num_experts = num_experts
+        self.is_full = all(list(experts) == list(range(num_experts)) for experts in sees)
+        widths = self.widths = [len(experts) for experts in sees]
+        column = torch.full((len(sees), num_experts), sum(widths))  # past the last: unseen
+        for gate, experts in enumerate(sees):
+            start = sum(widths[:gate])
+            column[gate, list(experts)] = torch.arange(start, start + len(experts))
+        self.register_buffer("column", column.flatten(), persistent=False)  # [G·E]
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Weights ``[B, G, E]``, in full precision, of logits ``[B, Σ seen]``, gate after gate."""
+        logits = full_precision(logits)
+        if not self.is_full:
+            logits = functional.pad(logits, (0, 1), value=float("-inf"))  # [B, Σ seen + 1]
+            logits = logits.index_select(1, self.column)  # [B, G·E]
+        return torch.softmax(logits.view(-1, self.num_gates, self.num_experts), 2)  # [B, G, E]
+
+
+class GateHeads(nn.Module):
+    """The last linear layer of every gate; neighbours of one width run side by side."""
+
+    counts: list[int]
+
+    def __init__(self, inputs: int, widths: Sequence[int], *, bias: bool) -> None:
+        super().__init__()
+        runs = [(len(list(run)), width) for width, run in groupby(widths)]
+        self.counts = [count for count, _ in runs]
+        self.runs = nn.ModuleList(
+            StackedLinear(count, inputs, width, bias=bias) for count, width in runs
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, Σ widths]`` of the gates' own inputs ``[G, B, in]``."""
+        logits: list[Tensor] = []
+        first = 0
+        for i, run in enumerate(self.runs):
+            count = self.counts[i]
+            part = run(x.narrow(0, first, count))  # [count, B, width]
+            logits.append(part.transpose(0, 1).flatten(1))  # [B, count·width]
+            first += count
+        return torch.cat(logits, 1)  # [B, Σ widths]
+
+
+class Gates(nn.Module):
+    """Gates that each read their own input ``[G, B, in]``: the levels above the first."""
+
+    def __init__(
+        self, sees: Sequence[Sequence[int]], num_experts: int, inputs: int, config: NetworkConfig
+    ) -> None:
+        super().__init__()
+        widths = (inputs, *config.gate_hidden_units)
+        self.hidden = StackedMLP(len(sees), widths, config.gate_activation)
+        self.heads = GateHeads(widths[-1], [len(s) for s in sees], bias=config.gate_bias)
+        self.softmax = Softmax(sees, num_experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weights ``[B, G, E]``, in full precision."""
+        weights: Tensor = self.softmax(self.heads(self.hidden(x)))
+        return weights
+
+
+class InputGates(nn.Module):
+    """Gates that all read the input ``x``; their first layers are one matrix product."""
+
+    def __init__(
+        self,
+        sees: Sequence[Sequence[int]],
+        num_experts: int,
+        inputs: tuple[int, int],
+        config: NetworkConfig,
+    ) -> None:
+        super().__init__()
+        widths = [len(experts) for experts in sees]
+        hidden = config.gate_hidden_units
+        self.first: nn.Module
+        self.heads: nn.Module
+        if hidden:
+            self.first = InputMLP(len(sees), inputs, hidden, config.gate_activation)
+            self.heads = GateHeads(hidden[-1], widths, bias=config.gate_bias)
+        else:  # all gates are one linear map: [1, B, Σ widths] to [B, Σ widths]
+            self.first = InputLinear(1, *inputs, sum(widths), bias=config.gate_bias)
+            self.heads = nn.Flatten(0, 1)
+        self.softmax = Softmax(sees, num_experts)
+
+    def forward(self, x: Rows) -> Tensor:
+        """Weights ``[B, G, E]``, in full precision."""
+        weights: Tensor = self.softmax(self.heads(self.first(x)))
+        return weights
+
+
+def mix(weights: Tensor, experts: Tensor) -> Tensor:
+    """Each gate's weighted sum of experts: ``[B, G, E]`` and ``[E, B, d]`` to ``[G, B, d]``."""
+    mixed = torch.bmm(weights.to(experts.dtype), experts.transpose(0, 1))  # [B, G, d]
+    return mixed.transpose(0, 1)  # [G, B, d]

@@ -1,0 +1,94 @@
+"""A log of held-out requests, as a service would have written it: scores, and what came of them.
+
+`gatehouse fit-calibration` and `gatehouse tune` read such tables; here they are made of a data set
+with labels, of which a published artifact scores the requests that its training never learnt from.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from app.artifacts.columns import Batch
+from app.artifacts.loader import Model, load
+from app.artifacts.program import scores
+from app.artifacts.store import Store
+from models import data
+from models.data import DataInvalid, Dataset
+from models.training.experiment import Experiment, ExperimentInvalid
+
+ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a log holds."""
+
+    model: str
+    requests: int
+    rows: int
+
+
+def write(experiment: Experiment, store: Store, path: Path, *, validation: bool = False) -> Written:
+    """Score held-out requests with the newest version of a model and write them as Parquet.
+
+    Args:
+        experiment: whose data and model.
+        store: where the model is.
+        path: of the table; columns `request_id`, and for each task `score_<task>` and, where the
+            data has it, `outcome_<task>`, null where it is not defined.
+        validation: take the requests too that only decided when training stopped.
+
+    Raises:
+        ExperimentInvalid: the store has no version of the model.
+        DataInvalid: the data cannot be read, or pyarrow is not installed.
+        ArtifactInvalid: the version is not fit to run.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise DataInvalid("logs are written with pyarrow: pip install 'gatehouse[data]'") from None
+    versions = [each for each in store.artifacts() if each.model == experiment.name]
+    if not versions:
+        raise ExperimentInvalid(f"{store.folder}: there is no model {experiment.name}")
+    model = load(versions[-1], torch.device("cpu"))
+    splits = data.generate(experiment.data, experiment.tasks)
+    parts = {"validation": splits.validation} if validation else {}
+    parts["test"] = splits.test
+    tables = [pa.table(_columns(model, name, part)) for name, part in parts.items()]
+    whole = pa.concat_tables(tables)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(whole, path)
+    return Written(str(model), sum(part.requests for part in parts.values()), whole.num_rows)
+
+
+def _columns(model: Model, name: str, dataset: Dataset) -> dict[str, Any]:
+    scored = np.concatenate(list(_scores(model, dataset)))  # [B, K]
+    requests = dataset.row_to_request.numpy()  # [B]
+    columns: dict[str, Any] = {"request_id": [f"{name}-{each}" for each in requests]}
+    for k, task in enumerate(model.manifest.task_names):
+        columns[f"score_{task}"] = scored[:, k]
+        if task in dataset.labels:
+            columns[f"outcome_{task}"] = _outcome(dataset.labels[task].numpy())
+    return columns
+
+
+def _outcome(label: npt.NDArray[np.float32]) -> Any:  # noqa: ANN401  (pyarrow has no types)
+    import pyarrow as pa
+
+    return pa.array(label, mask=np.isnan(label))
+
+
+def _scores(model: Model, dataset: Dataset) -> Iterator[npt.NDArray[np.float32]]:
+    for part in dataset.batches(ROWS_AT_ONCE):
+        batch = Batch(
+            user={name: column.numpy() for name, column in part.user.items()},
+            candidate={name: column.numpy() for name, column in part.candidate.items()},
+            row_to_request=part.row_to_request.numpy(),
+        )
+        yield scores(model.program.run(batch), model.manifest.tasks)

@@ -1,0 +1,112 @@
+"""The OpenAPI document: valid, whole, and with examples that fit their own schemas."""
+
+import shutil
+
+import httpx
+import jsonschema_rs
+import pytest
+import schemathesis
+
+from app.api.problems import ERRORS
+from app.errors import MethodNotAllowed
+from app.main import gatehouse
+from app.settings import Settings
+from tests.support.artifacts import add_version
+
+
+@pytest.fixture
+async def document(client):
+    return (await client.get("/openapi.json")).json()
+
+
+def operations(document):
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def scoring(document):
+    return [each for _, each in operations(document) if "security" in each]
+
+
+async def test_the_document_is_openapi(document):
+    schemathesis.openapi.from_dict(document).validate()
+
+
+async def test_every_operation_has_a_summary_a_tag_and_an_id_of_its_own(document):
+    ids = [operation["operationId"] for _, operation in operations(document)]
+    assert len(set(ids)) == len(ids)
+    for name, operation in operations(document):
+        assert operation["summary"], name
+        assert operation["tags"], name
+
+
+async def test_scoring_may_fail_in_every_way_that_there_is(document):
+    statuses = {str(int(each.status)) for each in ERRORS.values() if each != MethodNotAllowed}
+    for operation in scoring(document):
+        assert operation["responses"].keys() == statuses | {"200"}
+
+
+async def test_every_answer_has_its_headers(document):
+    for name, operation in operations(document):
+        for status, answer in operation["responses"].items():
+            assert "x-request-id" in answer["headers"], name
+            assert ("retry-after" in answer["headers"]) == (
+                status in ("429", "503") and name != "GET /livez"
+            ), (name, status)
+
+
+async def test_every_example_fits_its_schema(document):
+    def check(content) -> int:
+        schema = {**content["schema"], "components": document["components"]}
+        validator = jsonschema_rs.validator_for(schema)
+        examples = [each["value"] for each in content.get("examples", {}).values()]
+        for example in examples:
+            validator.validate(example)
+        return len(examples)
+
+    checked = 0
+    for _, operation in operations(document):
+        for each in (operation.get("requestBody", {}), *operation["responses"].values()):
+            for content in each.get("content", {}).values():
+                checked += check(content) if "schema" in content else 0
+    assert checked > 40
+
+
+async def test_a_key_is_said_to_be_needed_where_it_is(document, store):
+    for operation in scoring(document):
+        assert operation["security"] == [{"key": []}, {}]
+    settings = Settings.model_validate({"store": store.folder, "lanes": 1, "keys": "a:" + "b" * 20})
+    async with gatehouse(settings) as parts:
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            guarded = (await client.get("/openapi.json")).json()
+    for operation in scoring(guarded):
+        assert operation["security"] == [{"key": []}]
+
+
+async def test_a_request_is_described_by_the_features_of_the_model(document):
+    schema = document["components"]["schemas"]["ScoreRequest.tiny"]
+    assert schema["properties"]["user"]["required"] == [
+        *("user_id", "age_bucket", "recent_items", "activity")
+    ]
+    (columns, _) = schema["properties"]["candidates"]["anyOf"]
+    assert columns["properties"]["quality"]["items"]["minItems"] == 2
+
+
+async def test_a_model_that_comes_is_described(store, tmp_path):
+    shutil.copytree(store.folder, tmp_path / "store")
+    async with gatehouse(Settings(store=tmp_path / "store", lanes=1)) as parts:
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+
+            async def described() -> set[str]:
+                schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+                return {name for name in schemas if name.startswith("ScoreRequest.")}
+
+            assert await described() == set()
+            await parts.deployment.refresh()
+            assert await described() == {"ScoreRequest.tiny"}
+            add_version(tmp_path / "store", "other", 1, name="other")
+            await parts.deployment.refresh()
+            assert await described() == {"ScoreRequest.tiny", "ScoreRequest.other"}

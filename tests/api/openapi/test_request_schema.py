@@ -1,0 +1,72 @@
+"""A model's request as JSON Schema allows what the encoder takes, and nothing that it refuses."""
+
+import math
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from hypothesis import assume, given
+
+from app.api.openapi.request_schema import request_schema
+from app.api.openapi.schemas import ScoreRequest
+from app.artifacts.encoding import Identity
+from app.artifacts.manifest import DenseInput, IdInput
+from tests.support.builders import manifest
+from tests.support.documents import Case, cases, damaged
+
+
+def fits(case: Case) -> bool:
+    schema = request_schema(case.manifest, ScoreRequest.model_json_schema())
+    document = {"user": case.user, "candidates": case.candidates}
+    return bool(jsonschema_rs.validator_for(schema).is_valid(document))
+
+
+@given(cases())
+def test_what_the_encoder_takes_is_allowed(case):
+    if case.candidates == {}:  # columns: which of none are left out is nobody's loss
+        case.candidates = []
+    assert fits(case)
+
+
+def can_be_told(case: Case, name: str, value: Any) -> bool:
+    """Whether JSON can say the value, and a schema that it is wrong."""
+    feature = next(each for each in case.manifest.inputs if each.name == name)
+    if isinstance(value, float) and not isinstance(feature, DenseInput):
+        return False  # to JSON Schema, 1.0 is an integer
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return value.isprintable()  # no lone surrogate
+    return True
+
+
+@given(damaged())
+def test_what_the_encoder_refuses_is_not_allowed(drawn):
+    case, damages = drawn
+    for damage in damages:
+        name = next(each for each in damage.place[1:] if isinstance(each, str))
+        feature = next(each for each in case.manifest.inputs if each.name == name)
+        assume(can_be_told(case, name, damage.value))
+        if not isinstance(feature, DenseInput) and feature.unknown == "reject":
+            assume(isinstance(feature.encoding, Identity))  # a vocabulary is not written out
+    assert not fits(case)
+
+
+def test_a_feature_with_a_default_may_be_left_out_and_the_default_is_told():
+    inputs = (
+        IdInput(name="city", side="user", vocabulary_size=9, default=4),
+        DenseInput(name="price", side="candidate"),
+    )
+    schema = request_schema(manifest(inputs=inputs), ScoreRequest.model_json_schema())
+    assert schema["properties"]["user"]["properties"]["city"]["default"] == 4
+    assert schema["required"] == ["candidates"]
+    is_valid = jsonschema_rs.validator_for(schema).is_valid
+    assert is_valid({"candidates": {"price": [0.5]}})
+    assert not is_valid({"candidates": {}})
+    assert not is_valid({"candidates": [{"price": 0.5, "prize": 1}]})
+
+
+@pytest.mark.parametrize("part", ["candidate_keys", "ranking"])
+def test_the_rest_is_that_of_every_request(part):
+    generic = ScoreRequest.model_json_schema()
+    assert request_schema(manifest(), generic)["properties"][part] == generic["properties"][part]

@@ -1,0 +1,82 @@
+"""Example requests: what is offered for pasting is accepted when it is pasted."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.api.examples import MOST_CANDIDATES, example_request
+from app.artifacts.golden import Golden
+from app.artifacts.loader import Model
+from app.artifacts.manifest import IdListInput, Input, Manifest
+from app.protocol.score_request import ScoreRequest, read_request
+from tests.support.builders import INPUTS, Request, batch, manifest, own_rankers, program
+
+
+def model(*, sizes: tuple[int, ...] = (1, 4, 2), inputs: tuple[Input, ...] = INPUTS) -> Model:
+    """Not published: the example needs the manifest and the golden batch only."""
+    one = program(Request(), inputs=inputs)
+    return Model(manifest(inputs=inputs), one, Golden.record(one, batch(inputs, sizes)))
+
+
+def read(sent: dict[str, Any], described: Manifest, *, max_candidates: int) -> ScoreRequest:
+    return read_request(sent, described, own_rankers(described), max_candidates=max_candidates)
+
+
+def test_an_example_is_read_without_a_problem_after_a_trip_through_json():
+    served = model()
+    sent = json.loads(json.dumps(example_request(served)))
+    request = read(sent, served.manifest, max_candidates=100)
+    golden = served.golden.batch
+    assert request.features.rows == MOST_CANDIDATES == 3
+    assert request.keys == ["item-1", "item-2", "item-3"]
+    assert request.wanted.top_k == 3
+    for name, column in request.features.user.items():
+        np.testing.assert_array_equal(column, golden.user[name][1:2])
+    for name, column in request.features.candidate.items():
+        np.testing.assert_array_equal(column, golden.candidate[name][1:4])
+
+
+def test_an_example_is_smaller_where_every_golden_request_is():
+    sent = example_request(model(sizes=(2, 1)))
+    assert len(sent["candidates"]["item"]) == len(sent["candidate_keys"]) == 2
+
+
+def test_numbers_are_written_as_the_shortest_text_that_is_the_same_float32():
+    served = model()
+    served.golden.batch.candidate["quality"][1] = np.float32(0.1)
+    served.golden.batch.user["age"][1] = np.float32(0.2)
+    sent = example_request(served)
+    assert sent["candidates"]["quality"][0] == [0.1, 0.1]
+    assert sent["user"]["age"] == 0.2
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_padding_is_not_shown(padding_side):
+    recent = IdListInput(
+        name="recent", side="user", vocabulary_size=10, max_length=3, padding_side=padding_side
+    )
+    served = model(inputs=(INPUTS[0], recent, *INPUTS[2:]))
+    row = [-1, 4, 7] if padding_side == "left" else [4, 7, -1]
+    served.golden.batch.user["recent"][1] = row
+    sent = example_request(served)
+    assert sent["user"]["recent"] == [4, 7]
+    features = read(sent, served.manifest, max_candidates=9).features
+    assert features.user["recent"].tolist() == [row]
+
+
+def test_an_id_that_equals_the_padding_stays_inside_its_list():
+    recent = IdListInput(name="recent", side="user", vocabulary_size=10, max_length=3, padding=0)
+    served = model(inputs=(INPUTS[0], recent, *INPUTS[2:]))
+    served.golden.batch.user["recent"][1] = [0, 7, 0]
+    sent = example_request(served)
+    features = read(sent, served.manifest, max_candidates=9).features
+    assert features.user["recent"].tolist() == [[0, 7, 0]]
+
+
+def test_the_golden_request_itself_is_left_as_it_is():
+    served = model()
+    before = served.golden.to_bytes()
+    example_request(served)["user"]["age"] = 99
+    assert served.golden.to_bytes() == before

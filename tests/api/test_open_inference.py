@@ -1,0 +1,238 @@
+"""The protocol's routes but infer, and what they say while there is no model or no more time."""
+
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import jsonschema_rs
+import pytest
+
+from app.api.open_inference_metadata import EXTENSIONS, Serving, model_config, model_metadata
+from app.api.openapi.open_inference import example_infer_request
+from app.artifacts.encoding import Hashed, Listed
+from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.main import gatehouse
+from app.protocol.open_inference.outputs import output_names
+from app.ranking.policy import Policy
+from app.scoring.score import Limits
+from app.settings import Settings
+from tests.support.artifacts import corrupt
+from tests.support.builders import manifest, published, task
+from tests.support.fakes import sums_model
+
+READY = ("/v2/health/ready", "/v2/models/tiny/ready", "/v2/models/tiny/versions/1/ready")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_health_is_a_status_and_no_body(client, method):
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        response = await client.request(method, path)
+        assert (response.status_code, response.content) == (200, b"")
+
+
+async def test_a_models_readiness_is_a_status(client):
+    assert (await client.get("/v2/models/tiny/ready")).status_code == 200
+    assert (await client.get("/v2/models/tiny/versions/1/ready")).status_code == 200
+    for path in ("/v2/models/other/ready", "/v2/models/tiny/versions/2/ready"):
+        response = await client.get(path)
+        assert response.status_code == 404
+        assert list(response.json()) == ["error"]
+
+
+async def test_without_a_model_nothing_is_ready(tmp_path):
+    async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts:
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            assert (await client.get("/v2/health/live")).status_code == 200
+            for path in (*READY, "/v2/models/tiny"):
+                response = await client.get(path)
+                assert response.status_code == 503
+                assert response.json() == {"error": "no model is active yet"}
+                assert response.headers["retry-after"] == "1"
+
+
+async def test_while_it_drains_nothing_is_ready_and_all_is_alive(service, client):
+    service.service.draining = True
+    try:
+        answers = [(await client.get(path)).status_code for path in READY]
+        assert answers == [503, 503, 503]
+        assert (await client.get("/v2/health/live")).status_code == 200
+    finally:
+        service.service.draining = False
+
+
+async def test_a_stuck_lane_is_not_alive(service, client, monkeypatch):
+    monkeypatch.setattr(type(service.service), "is_alive", lambda *_: False)
+    response = await client.get("/v2/health/live")
+    assert response.status_code == 503
+    assert response.json() == {"error": "a lane is stuck"}
+
+
+async def test_the_server_names_its_extensions(client):
+    metadata = (await client.get("/v2")).json()
+    assert metadata["name"] == "gatehouse"
+    assert metadata["extensions"] == EXTENSIONS
+
+
+async def test_a_model_names_its_inputs_and_outputs(client, card):
+    metadata = (await client.get("/v2/models/tiny")).json()
+    assert (await client.get("/v2/models/tiny/versions/1")).json() == metadata
+    assert [each["name"] for each in metadata["inputs"]] == [
+        each["name"] for each in card["inputs"]
+    ]
+    shapes = {each["name"]: each["shape"] for each in metadata["inputs"]}
+    assert shapes["quality"] == [-1, 2]
+    assert shapes["recent_items"] == [-1, 4]
+    assert shapes["item_id"] == [-1, 1]
+    assert metadata["outputs"] == [
+        {"name": name, "datatype": "FP32", "shape": [-1, 1]}
+        for name in ("click", "like", "dwell", "rank_score")
+    ]
+
+
+@pytest.mark.parametrize("version", ["x", "0", "2", "1" * 30, "٣", "-1"])
+async def test_what_is_no_active_version_is_404(client, version):
+    for what in ("", "/ready", "/config", "/stats"):
+        response = await client.get(f"/v2/models/tiny/versions/{version}{what}")
+        assert response.status_code == 404
+        assert response.json() == {"error": "this version of the model is not active"}
+
+
+def test_every_kind_of_feature_has_a_datatype_and_a_shape():
+    string: dict[str, Any] = {"encoding": Hashed(buckets=8), "vocabulary_size": 9}
+    inputs = (
+        DenseInput(name="age", side="user"),
+        IdListInput(name="recent", side="user", max_length=3, default=(), **string),
+        IdInput(
+            name="item",
+            side="candidate",
+            vocabulary_size=9,
+            encoding=Listed(file="vocabulary.item.jsonl"),
+        ),
+        DenseInput(name="quality", side="candidate", dim=2),
+    )
+    described = replace(sums_model(), manifest=manifest(inputs=inputs))
+    tensors = [(each.name, each.datatype, each.shape) for each in model_metadata(described).inputs]
+    assert tensors == [
+        ("age", "FP32", [-1, 1]),
+        ("recent", "BYTES", [-1, 3]),
+        ("item", "BYTES", [-1, 1]),
+        ("quality", "FP32", [-1, 2]),
+    ]
+    limits = Limits(max_candidates=7, default_timeout_s=1.0)
+    config = model_config(described, Serving(limits, 512, 0.0, 2))
+    assert [each["data_type"] for each in config["input"]] == [
+        *("TYPE_FP32", "TYPE_STRING", "TYPE_STRING", "TYPE_FP32")
+    ]
+    assert [each["optional"] for each in config["input"]] == [False, True, False, False]
+
+
+async def test_a_configuration_says_how_the_model_is_served(client):
+    config = (await client.get("/v2/models/tiny/config")).json()
+    assert config["max_batch_size"] == 1000
+    assert config["dynamic_batching"]["preferred_batch_size"] == [512]
+    assert config["dynamic_batching"]["default_queue_policy"] == {
+        "timeout_action": "REJECT",
+        "default_timeout_microseconds": 30_000_000,
+        "allow_timeout_override": True,
+    }
+    assert config["instance_group"][0]["kind"] == "KIND_CPU"
+    assert config["instance_group"][0]["count"] == 2
+    assert config["version_policy"] == {"specific": {"versions": [1]}}
+
+
+async def test_the_index_has_refused_versions_too_unless_only_ready_ones_are_wanted(tmp_path):
+    published(tmp_path / "store")
+    second = published(tmp_path / "store")
+    corrupt(second.folder / "model.ts")
+    async with gatehouse(Settings(store=tmp_path / "store", lanes=1)) as parts:
+        await parts.deployment.refresh()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            everything = (await client.post("/v2/repository/index")).json()
+            ready = (await client.post("/v2/repository/index", json={"ready": True})).json()
+    assert [(each["version"], each["state"]) for each in everything] == [
+        ("1", "READY"),
+        ("2", "UNAVAILABLE"),
+    ]
+    assert everything[1]["reason"]
+    assert ready == everything[:1]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready": 1}', bytes(100_001)])
+async def test_a_wrong_question_to_the_index_is_refused(client, body):
+    response = await client.post("/v2/repository/index", content=body)
+    assert response.status_code in (400, 413)
+    assert list(response.json()) == ["error"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/systemsharedmemory/status",
+        "/v2/cudasharedmemory/region/r/register",
+        "/v2/trace/setting",
+        "/v2/models/tiny/trace/setting",
+        "/v2/logging",
+        "/v2/repository/models/tiny/load",
+        "/v2/models/tiny/generate",
+    ],
+)
+async def test_other_extensions_are_refused_by_name(client, path):
+    for method in ("GET", "POST"):
+        response = await client.request(method, path)
+        assert response.status_code == 404
+        assert "not supported" in response.json()["error"]
+
+
+async def test_what_is_no_route_is_an_error_of_the_protocol(client):
+    missing = await client.get("/v2/nothing")
+    assert (missing.status_code, missing.json()) == (404, {"error": "Not Found"})
+    wrong = await client.post("/v2/health/live")
+    assert (wrong.status_code, wrong.json()) == (405, {"error": "Method Not Allowed"})
+
+
+async def test_statistics_count_requests_rows_and_batches(client, example):
+    async def statistics():
+        (one,) = (await client.get("/v2/models/tiny/stats")).json()["model_stats"]
+        return one
+
+    before = await statistics()
+    for path in ("/v1/score", "/v1/models/tiny/score"):
+        assert (await client.post(path, json=example)).status_code == 200
+    assert (await client.post("/v1/models/tiny/score", json={})).status_code == 422
+    after = await statistics()
+    assert after["inference_count"] - before["inference_count"] == 6
+    assert after["execution_count"] - before["execution_count"] == 2
+    grown = {
+        name: after["inference_stats"][name]["count"] - before["inference_stats"][name]["count"]
+        for name in after["inference_stats"]
+    }
+    assert grown == dict.fromkeys(("success", "queue", "compute_input"), 2) | {
+        "compute_infer": 2,
+        "compute_output": 2,
+        "fail": 1,
+        "cache_hit": 0,
+        "cache_miss": 0,
+    }
+    assert after["last_inference"] >= before["last_inference"]
+    assert (await client.get("/v2/models/stats")).json()["model_stats"] == [after]
+
+
+async def test_the_example_works_and_fits_its_schema(service, client):
+    request = example_infer_request(service.service.registry.active("tiny"))
+    assert (await client.post("/v2/models/tiny/infer", json=request)).status_code == 200
+    document = (await client.get("/openapi.json")).json()
+    operation = document["paths"]["/v2/models/{model}/infer"]["post"]
+    content = operation["requestBody"]["content"]["application/json"]
+    assert content["examples"]["tiny"]["value"] == request
+    schema = {**content["schema"], "components": document["components"]}
+    jsonschema_rs.validator_for(schema).validate(request)
+
+
+def test_a_task_that_is_named_like_the_rank_score_is_what_its_name_says():
+    tasks = (task("rank_score"), task("click"))
+    assert output_names(manifest(tasks=tasks, ranking=Policy(weights={"click": 1.0}))) == (
+        "rank_score",
+        "click",
+    )

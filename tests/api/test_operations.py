@@ -1,0 +1,153 @@
+"""What supervisors, Prometheus and people call."""
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.api.problems import ERRORS
+from app.main import gatehouse
+from app.settings import Settings
+
+
+async def test_a_server_with_a_model_is_alive_and_ready(client):
+    assert (await client.get("/livez")).status_code == 200
+    assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_a_server_without_a_model_is_alive_and_not_ready(tmp_path):
+    async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts:
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            assert (await client.get("/livez")).status_code == 200
+            for response in (await client.get("/readyz"), await client.post("/v1/score", json={})):
+                assert response.status_code == 503
+                assert response.headers["retry-after"] == "1"
+                assert response.json()["type"] == "/problems/not-ready"
+            assert "No model is active yet" in (await client.get("/")).text
+
+
+async def test_while_draining_it_is_not_ready_but_answers_and_closes(service, client, example):
+    service.service.draining = True
+    try:
+        readiness = await client.get("/readyz")
+        assert readiness.status_code == 503
+        assert readiness.json()["type"] == "/problems/draining"
+        answer = await client.post("/v1/score", json=example)
+        assert answer.status_code == 200
+        assert answer.headers["connection"] == "close"
+    finally:
+        service.service.draining = False
+
+
+async def test_the_front_page_leads_everywhere(client):
+    page = (await client.get("/")).text
+    for target in ("/docs", "/v1/models", "/metrics", "/v1/models/tiny"):
+        assert f'href="{target}"' in page
+        assert (await client.get(target)).status_code == 200
+
+
+async def test_the_documentation_needs_no_other_host(client):
+    page = (await client.get("/docs")).text
+    assert "https://" not in page.replace("https://fastapi.tiangolo.com", "")
+    assert (await client.get("/static-offline-docs/swagger-ui-bundle.js")).status_code == 200
+
+
+async def test_the_models_page_describes_the_model(client):
+    card = (await client.get("/v1/models")).json()["models"][0]
+    assert card["name"] == "tiny"
+    assert [task["name"] for task in card["tasks"]] == ["click", "like", "dwell"]
+    assert 0 < card["evaluation"]["click"]["auc"] < 1
+    assert card["score_url"] == "/v1/models/tiny/score"
+
+
+async def test_metrics_are_in_the_exposition_format(client):
+    response = await client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {family.name for family in text_string_to_metric_families(response.text)}
+    assert {
+        "gatehouse_requests",
+        "gatehouse_request_duration_seconds",
+        "gatehouse_stage_duration_seconds",
+        "gatehouse_batch_rows",
+        "gatehouse_batch_requests",
+        "gatehouse_queue_rows",
+        "gatehouse_shed",
+        "gatehouse_failures",
+        "gatehouse_model_info",
+    } <= families
+
+
+async def test_paths_that_do_not_exist_share_one_label(client):
+    for path in ("/a", "/b", "/v1/models/x/y/z"):
+        response = await client.get(path)
+        assert response.status_code == 404
+        assert response.headers["content-type"] == "application/problem+json"
+    metrics = (await client.get("/metrics")).text
+    assert 'route="other",status="404"' in metrics
+    assert "/v1/models/x" not in metrics
+
+
+async def test_an_unknown_model_is_no_label(client):
+    await client.post("/v1/models/surprise/score", json={})
+    assert "surprise" not in (await client.get("/metrics")).text
+
+
+async def test_every_error_type_is_a_page(client):
+    for slug, error in ERRORS.items():
+        page = await client.get(f"/problems/{slug}")
+        assert page.status_code == 200
+        assert error.title in page.text
+    assert (await client.get("/problems/none")).status_code == 404
+
+
+async def test_openapi_documents_the_score_routes_with_an_example_that_works(client):
+    document = (await client.get("/openapi.json")).json()
+    operation = document["paths"]["/v1/models/{model}/score"]["post"]
+    content = operation["requestBody"]["content"]["application/json"]
+    response = await client.post("/v1/score", json=content["examples"]["tiny"]["value"])
+    assert response.status_code == 200
+    assert {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"} <= set(
+        operation["responses"]
+    )
+
+
+async def test_every_reference_in_openapi_leads_somewhere(client):
+    document = (await client.get("/openapi.json")).json()
+
+    def references(node):
+        if isinstance(node, dict):
+            if isinstance(node.get("$ref"), str):
+                yield node["$ref"]
+            for child in node.values():
+                yield from references(child)
+        elif isinstance(node, list):
+            for child in node:
+                yield from references(child)
+
+    found = set(references(document))
+    assert found
+    for reference in found:
+        target = document
+        for key in reference.removeprefix("#/").split("/"):
+            target = target[key]
+
+
+async def test_an_answer_fits_its_schema(client, example):
+    from app.api.openapi.schemas import ScoreAnswer, ScoreRequest
+
+    ScoreRequest.model_validate(example)
+    answer = ScoreAnswer.model_validate((await client.post("/v1/score", json=example)).json())
+    assert len(answer.scores["click"]) == len(answer.ranking) == 3
+
+
+async def test_a_fault_of_the_server_is_a_problem_document_with_an_id(service, client, example):
+    registry = service.service.registry
+    service.service.registry = None  # whatever the fault
+    try:
+        response = await client.post("/v1/score", json=example)
+    finally:
+        service.service.registry = registry
+    assert response.status_code == 500
+    problem = response.json()
+    assert problem["type"] == "/problems/internal-error"
+    assert problem["instance"] == response.headers["x-request-id"]
+    assert "NoneType" not in response.text

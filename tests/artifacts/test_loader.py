@@ -1,0 +1,333 @@
+"""Loading: every damage to an artifact is refused, with the file and the rule that it breaks."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from app.artifacts.columns import Batch
+from app.artifacts.golden import Golden
+from app.artifacts.loader import load, load_program, read_manifest
+from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact
+from app.errors import ArtifactInvalid
+from tests.support.builders import CPU, Company, Request, description, published, scripted
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory) -> Artifact:
+    return published(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def artifact(pristine, tmp_path) -> Artifact:
+    """A copy that may be damaged."""
+    folder = shutil.copytree(pristine.folder, tmp_path / "feed" / "1")
+    return Artifact(pristine.model, pristine.version, folder)
+
+
+def refusal(artifact: Artifact) -> str:
+    with pytest.raises(ArtifactInvalid) as caught:
+        load(artifact, CPU)
+    return str(caught.value)
+
+
+def edit_manifest(artifact: Artifact, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = artifact.folder / MANIFEST
+    document = json.loads(path.read_bytes())
+    edit(document)
+    path.write_text(json.dumps(document))
+
+
+def replace(artifact: Artifact, name: str, content: bytes) -> None:
+    """Put another file in place, and let the manifest say so."""
+    (artifact.folder / name).write_bytes(content)
+    digest = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit_manifest(artifact, lambda manifest: manifest["files"].update({name: digest}))
+
+
+def replace_golden(artifact: Artifact, **changes: Any) -> None:
+    """Change named tensors of the golden file, or remove them by None."""
+    golden: dict[str, torch.Tensor | None] = {
+        **safetensors.torch.load((artifact.folder / GOLDEN).read_bytes()),
+        **{key.replace("__", "."): tensor for key, tensor in changes.items()},
+    }
+    kept = {name: tensor for name, tensor in golden.items() if tensor is not None}
+    replace(artifact, GOLDEN, safetensors.torch.save(kept))
+
+
+def test_an_untouched_artifact_is_loaded(artifact):
+    model = load(artifact, CPU)
+    assert str(model) == "feed/1"
+    np.testing.assert_array_equal(model.program.run(model.golden.batch), model.golden.raw)
+
+
+@pytest.mark.parametrize("name", [PROGRAM, GOLDEN])
+@pytest.mark.parametrize("where", [0, 0.5, -1])
+def test_a_flipped_bit_is_refused(artifact, name, where):
+    path = artifact.folder / name
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * where) if where >= 0 else -1] ^= 1
+    path.write_bytes(content)
+    assert refusal(artifact) == f"{name}: its SHA-256 is not the one in the manifest"
+
+
+@pytest.mark.parametrize("name", [PROGRAM, GOLDEN])
+def test_a_truncated_file_is_refused(artifact, name):
+    path = artifact.folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    length = len(content)
+    assert refusal(artifact) == f"{name}: has {length - 1} bytes, the manifest says {length}"
+
+
+@pytest.mark.parametrize("name", [PROGRAM, GOLDEN, MANIFEST])
+def test_a_missing_file_is_refused(artifact, name):
+    (artifact.folder / name).unlink()
+    assert refusal(artifact) == f"{name}: is missing"
+
+
+@pytest.mark.parametrize("name", [PROGRAM, GOLDEN, MANIFEST])
+def test_a_folder_in_place_of_a_file_is_refused(artifact, name):
+    (artifact.folder / name).unlink()
+    (artifact.folder / name).mkdir()
+    assert refusal(artifact) == f"{name}: is no regular file"
+
+
+@pytest.mark.parametrize(("model", "version"), [("other", 1), ("feed", 2)])
+def test_an_artifact_in_another_ones_folder_is_refused(artifact, model, version):
+    moved = Artifact(model, version, artifact.folder)
+    assert refusal(moved) == f"{MANIFEST}: describes feed/1, but lies in {model}/{version}"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}"], ids=str)
+def test_a_garbage_manifest_is_refused(artifact, content):
+    (artifact.folder / MANIFEST).write_bytes(content)
+    assert refusal(artifact).startswith(f"{MANIFEST}: ")
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda m: m.update(colour="red"), "colour: Extra inputs are not permitted"),
+        (lambda m: m["tasks"][0].update(colour="red"), "tasks.0.colour: Extra inputs"),
+        (lambda m: m.pop("tasks"), "tasks: Field required"),
+        (lambda m: m.update(format=2), "format: Input should be 1"),
+        (lambda m: m["files"].pop(PROGRAM), "files: "),
+        (lambda m: m["files"][PROGRAM].update(size=-1), f"files.{PROGRAM}.size: "),
+        (lambda m: m["ranking"]["weights"].update(like=1), "weighs unknown tasks: ['like']"),
+    ],
+)
+def test_a_manifest_that_breaks_a_rule_is_refused_at_its_place(artifact, edit, reason):
+    edit_manifest(artifact, edit)
+    assert refusal(artifact).startswith(f"{MANIFEST}: ")
+    assert reason in refusal(artifact)
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.ones(2)}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"import os", b"PK\x03\x04", zipped()], ids=len)
+def test_a_program_that_is_no_torchscript_is_refused(artifact, content):
+    replace(artifact, PROGRAM, content)
+    assert refusal(artifact).startswith(f"{PROGRAM}: cannot be loaded as TorchScript: ")
+    assert "\n" not in refusal(artifact)
+
+
+def test_another_program_than_the_golden_one_is_refused(artifact, tmp_path):
+    class Other(Request):
+        def forward(
+            self,
+            user: dict[str, torch.Tensor],
+            candidate: dict[str, torch.Tensor],
+            row_to_request: torch.Tensor,
+        ) -> torch.Tensor:
+            return candidate["quality"] + user["age"][row_to_request]
+
+    other = published(tmp_path / "other", Other())
+    replace(artifact, PROGRAM, (other.folder / PROGRAM).read_bytes())
+    assert "golden check, in company: raw output of task " in refusal(artifact)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"raw": None}, "no tensor 'raw'"),
+        ({"user__age": None}, "no tensor 'user.age'"),
+        ({"row_to_request": None}, "no tensor 'row_to_request'"),
+        ({"raw": torch.zeros(6, 3)}, "raw is float32 (6, 3), must be float32 (6, 2)"),
+        ({"scores": torch.zeros(6, 2).double()}, "scores is float64 (6, 2), must be float32"),
+        ({"user__age": torch.zeros(2, 1)}, "user.age is float32 (2, 1), must be float32 (3, 1)"),
+        ({"candidate__item": torch.zeros(6)}, "candidate.item is float32 (6,), must be int64"),
+        ({"candidate__quality": torch.zeros(6)}, "candidate.quality is float32 (6,)"),
+        ({"row_to_request": torch.zeros(0).long()}, "row_to_request must hold rows"),
+        ({"row_to_request": torch.tensor([-1] * 6)}, "row_to_request must hold rows"),
+        ({"row_to_request": torch.zeros(6, 1).long()}, "row_to_request is int64 (6, 1)"),
+        ({"scores": torch.zeros(6, 2).bfloat16()}, "cannot be read"),
+    ],
+    ids=str,
+)
+def test_a_golden_file_that_does_not_fit_the_manifest_is_refused(artifact, changes, reason):
+    replace_golden(artifact, **changes)
+    assert refusal(artifact).startswith(f"{GOLDEN}")
+    assert reason in refusal(artifact)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk junk junk", b"\xff" * 64], ids=len)
+def test_a_golden_file_that_is_no_safetensors_is_refused(artifact, content):
+    replace(artifact, GOLDEN, content)
+    assert refusal(artifact).startswith(f"{GOLDEN} cannot be read: ")
+
+
+@pytest.mark.parametrize("tensor", ["raw", "scores"])
+@pytest.mark.parametrize("wrong", [1e-3, float("nan")])
+def test_a_golden_answer_that_the_program_does_not_give_is_refused(artifact, tensor, wrong):
+    golden = safetensors.torch.load((artifact.folder / GOLDEN).read_bytes())
+    golden[tensor][4, 1] += wrong
+    replace_golden(artifact, **golden)
+    what = "raw output" if tensor == "raw" else "score"
+    reason = f"golden check, in company: {what} of task dwell is off by "
+    assert refusal(artifact).startswith(reason)
+    assert refusal(artifact).endswith("tolerance 1e-05 on cpu")
+
+
+def test_an_error_within_the_tolerance_passes(artifact):
+    golden = safetensors.torch.load((artifact.folder / GOLDEN).read_bytes())
+    golden["raw"] += 1e-3
+    golden["scores"] += 1e-3
+    replace_golden(artifact, **golden)
+    edit_manifest(artifact, lambda m: m["precision"].update(tolerance={"cpu": 0.01}))
+    load(artifact, CPU)
+
+
+def test_the_tolerance_grows_with_the_answer(artifact):
+    golden = safetensors.torch.load((artifact.folder / GOLDEN).read_bytes())
+    edit_manifest(artifact, lambda m: m["tasks"][1].update(link="identity", clamp=(999, 1000)))
+    golden["scores"][:, 1] = 999.5  # the program's is 999
+    replace_golden(artifact, **golden)
+    edit_manifest(artifact, lambda m: m["precision"].update(tolerance={"cpu": 0.51 / 1000.5}))
+    load(artifact, CPU)
+    edit_manifest(artifact, lambda m: m["precision"].update(tolerance={"cpu": 0.49 / 1000.5}))
+    assert "score of task dwell" in refusal(artifact)
+
+
+def test_a_device_without_a_tolerance_is_refused(artifact):
+    edit_manifest(artifact, lambda m: m["precision"].update(tolerance={"cuda": 0.1}))
+    assert refusal(artifact) == "the manifest states no tolerance for cpu"
+
+
+def test_a_program_whose_rows_depend_on_their_company_is_refused(artifact):
+    buffer = io.BytesIO()
+    torch.jit.save(scripted(Company()), buffer)
+    program = load_program(buffer.getvalue(), description(), CPU)
+    recorded = Golden.record(program, load(artifact, CPU).golden.batch)
+    replace(artifact, PROGRAM, buffer.getvalue())
+    replace(artifact, GOLDEN, recorded.to_bytes())
+    assert refusal(artifact).startswith("golden check, request 0 alone: raw output of task ")
+
+
+class Crowds(torch.nn.Module):
+    """Fails where fewer than three candidates come together."""
+
+    def forward(
+        self,
+        user: dict[str, torch.Tensor],
+        candidate: dict[str, torch.Tensor],
+        row_to_request: torch.Tensor,
+    ) -> torch.Tensor:
+        quality = candidate["quality"] + 0 * user["age"][row_to_request]
+        if quality.size(0) < 3:
+            raise ValueError("too few")
+        return quality
+
+
+def test_a_program_that_raises_on_a_golden_request_is_refused(artifact):
+    buffer = io.BytesIO()
+    torch.jit.save(scripted(Crowds()), buffer)
+    program = load_program(buffer.getvalue(), description(), CPU)
+    recorded = Golden.record(program, load(artifact, CPU).golden.batch)
+    replace(artifact, PROGRAM, buffer.getvalue())
+    replace(artifact, GOLDEN, recorded.to_bytes())
+    assert refusal(artifact) == (
+        "golden check, request 1 alone: the program failed: builtins.ValueError: too few"
+    )
+
+
+def test_a_program_that_was_frozen_before_it_was_saved_is_loaded(artifact):
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.freeze(scripted(Request())), buffer)
+    replace(artifact, PROGRAM, buffer.getvalue())
+    load(artifact, CPU)
+
+
+def test_a_manifest_can_be_read_without_its_files(artifact):
+    (artifact.folder / PROGRAM).unlink()
+    assert read_manifest(artifact).task_names == ("click", "dwell")
+
+
+def test_a_golden_file_reads_back_as_it_was_written(artifact):
+    golden = load(artifact, CPU).golden
+    again = Golden.from_bytes(golden.to_bytes(), description())
+    np.testing.assert_array_equal(again.raw, golden.raw)
+    np.testing.assert_array_equal(again.scores, golden.scores)
+    np.testing.assert_array_equal(again.batch.row_to_request, golden.batch.row_to_request)
+    for side in ("user", "candidate"):
+        for name, column in getattr(golden.batch, side).items():
+            np.testing.assert_array_equal(getattr(again.batch, side)[name], column, strict=True)
+
+
+def test_nothing_of_a_file_is_run_when_its_hash_is_wrong(artifact, tmp_path):
+    """A pickle in place of the program must not be opened: it would write a file."""
+    trace = tmp_path / "ran"
+    (artifact.folder / PROGRAM).write_bytes(b"c__builtin__\nopen\n(V%s\nVw\ntR." % bytes(trace))
+    assert refusal(artifact).startswith(f"{PROGRAM}: has ")
+    replace(artifact, PROGRAM, (artifact.folder / PROGRAM).read_bytes())
+    assert "cannot be loaded as TorchScript" in refusal(artifact)
+    assert not trace.exists()
+
+
+def test_a_batch_yields_its_requests_one_by_one():
+    batch = Batch(
+        user={"u": np.array([[1.0], [2.0], [3.0]], np.float32)},
+        candidate={"c": np.array([10, 20, 30])},
+        row_to_request=np.array([2, 0, 2]),
+    )
+    first, last = batch.requests()
+    assert first.user["u"].tolist() == [[1.0]]
+    assert first.candidate["c"].tolist() == [20]
+    assert last.user["u"].tolist() == [[3.0]]
+    assert last.candidate["c"].tolist() == [10, 30]
+    assert last.row_to_request.tolist() == [0, 0]
+    assert (first.rows, last.rows, batch.rows) == (1, 2, 3)
+
+
+class Speaker(torch.nn.Module):
+    @torch.jit.export
+    def speak(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_module_without_forward_is_refused(artifact):
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Speaker()), buffer)
+    replace(artifact, PROGRAM, buffer.getvalue())
+    assert refusal(artifact).startswith("model.ts: ")
+
+
+def test_a_pipe_in_place_of_a_file_blocks_nobody(artifact):
+    (artifact.folder / PROGRAM).unlink()
+    os.mkfifo(artifact.folder / PROGRAM)
+    assert refusal(artifact) == f"{PROGRAM}: is no regular file"

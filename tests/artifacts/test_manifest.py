@@ -1,0 +1,238 @@
+"""The manifest's rules: what an artifact may say about itself."""
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from app.artifacts.manifest import (
+    Argument,
+    DenseInput,
+    Description,
+    FileDigest,
+    IdInput,
+    IdListInput,
+    Input,
+    Manifest,
+    Precision,
+    RowsCall,
+    TaskOutput,
+)
+from app.ranking.policy import Policy
+from tests.support.builders import description, manifest, task
+
+ID: dict[str, Any] = {"name": "item", "side": "candidate", "vocabulary_size": 10}
+DENSE: dict[str, Any] = {"name": "quality", "side": "candidate"}
+TASK: dict[str, Any] = {"name": "click", "kind": "binary", "unit": "", "link": "sigmoid"}
+INT64_END = 2**63
+
+
+def test_a_manifest_survives_being_written_and_read():
+    written = manifest(
+        call=RowsCall(
+            style="dict",
+            arguments=(
+                Argument(name="x", pack=("age", "recent", "item", "quality"), dtype="float32"),
+            ),
+        )
+    )
+    assert Manifest.model_validate_json(written.model_dump_json()) == written
+
+
+def test_a_figure_that_could_not_be_measured_is_written_and_read_as_none():
+    written = manifest(evaluation={"click": {"auc": float("nan"), "log_loss": 0.5}})
+    read = Manifest.model_validate_json(written.model_dump_json())
+    assert read.evaluation == {"click": {"auc": None, "log_loss": 0.5}}
+
+
+def test_the_sides_inputs_keep_their_order():
+    assert [each.name for each in manifest().user_inputs] == ["age", "recent"]
+    assert [each.name for each in manifest().candidate_inputs] == ["item", "quality"]
+    assert manifest().task_names == ("click", "dwell")
+
+
+def test_an_inputs_kind_says_which_input_it_is():
+    read = TypeAdapter(Input).validate_python({"kind": "id_list", "max_length": 2, **ID})
+    assert read == IdListInput(max_length=2, **ID)
+
+
+def refused(kind: type, fields: dict[str, Any]) -> str:
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(kind).validate_python(fields)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dim": 0},
+        {"name": ""},
+        {"name": "a/b"},
+        {"name": "../up"},
+        {"name": ".hidden"},
+        {"name": "line\nend"},
+        {"name": "end\n"},
+        {"name": "x" * 65},
+        {"side": "server"},
+        {"dim": 2, "default": (1.0,)},
+        {"default": (float("nan"),)},
+        {"default": (float("inf"),)},
+        {"default": (1e39,)},
+        {"defualt": (1.0,)},
+    ],
+    ids=str,
+)
+def test_a_dense_input_that_breaks_a_rule_is_refused(fields):
+    refused(DenseInput, DENSE | fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"vocabulary_size": 0},
+        {"vocabulary_size": INT64_END},
+        {"unknown": 10},
+        {"unknown": -1},
+        {"unknown": "drop"},
+        {"default": INT64_END},
+        {"default": 10, "unknown": "reject"},
+        {"default": -1, "unknown": "reject"},
+    ],
+    ids=str,
+)
+def test_an_id_input_that_breaks_a_rule_is_refused(fields):
+    refused(IdInput, ID | fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_length": 0},
+        {"max_length": 2, "default": (1, 2, 3)},
+        {"max_length": 2, "default": (1, INT64_END)},
+        {"max_length": 2, "default": (1, 10), "unknown": "reject"},
+        {"max_length": 2, "padding": INT64_END},
+        {"max_length": 2, "padding": -INT64_END - 1},
+        {"max_length": 2, "padding_side": "both"},
+        {"max_length": 2, "unknown": 10},
+    ],
+    ids=str,
+)
+def test_an_id_list_input_that_breaks_a_rule_is_refused(fields):
+    refused(IdListInput, ID | fields)
+
+
+def test_an_unknown_default_is_fine_where_unknown_ids_are():
+    assert IdInput(**ID, default=-1).default == -1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"link": "softplus"},
+        {"kind": "ordinal"},
+        {"unit": "x" * 33},
+        {"clamp": (1.0, 1.0)},
+        {"clamp": (1.0, 0.0)},
+        {"clamp": (0.0, float("nan"))},
+        {"clamp": (0.0, float("inf"))},
+        {"output": {"column": -1}},
+        {"output": {"path": "a b"}},
+    ],
+    ids=str,
+)
+def test_a_task_that_breaks_a_rule_is_refused(fields):
+    refused(TaskOutput, TASK | fields)
+
+
+@pytest.mark.parametrize(
+    "tolerance", [{"cpu": 0.0}, {"cpu": float("inf")}, {"cpu": float("nan")}, {"tpu": 0.1}], ids=str
+)
+def test_a_tolerance_that_proves_nothing_is_refused(tolerance):
+    refused(Precision, {"tolerance": tolerance})
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"pack": ()}, "at least 1 item"),
+        ({"dtype": "float16"}, "float32"),
+        ({"rank": 3}, "1 or 2"),
+        ({"rank": 1, "pack": ("age", "item")}, "rank 1"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_breaks_a_rule_is_refused(fields, rule):
+    argument = {"name": "x", "pack": ("age",), "dtype": "float32"}
+    assert rule in refused(Argument, argument | fields)
+
+
+def rows_call(*arguments: tuple[str, tuple[str, ...]]) -> RowsCall:
+    return RowsCall(
+        style="positional",
+        arguments=tuple(
+            Argument(name=name, pack=pack, dtype="float32") for name, pack in arguments
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"name": "a/b"}, "pattern"),
+        ({"inputs": ()}, "at least 1 item"),
+        ({"tasks": ()}, "at least 1 item"),
+        ({"tasks": (task("click"), task("click"))}, "two tasks have the same name"),
+        (
+            {"inputs": (DenseInput(**DENSE), IdInput(**ID | {"name": "quality", "side": "user"}))},
+            "two inputs have the same name",
+        ),
+        ({"ranking": Policy(weights={"like": 1.0})}, "unknown tasks: ['like']"),
+        (
+            {"call": rows_call(("x", ("age", "recent", "item", "quality", "price")))},
+            "unknown inputs: ['price']",
+        ),
+        ({"call": rows_call(("x", ("age", "item")))}, "no argument packs: ['quality', 'recent']"),
+        (
+            {"call": rows_call(("x", ("age", "recent")), ("x", ("item", "quality")))},
+            "two arguments have the same name",
+        ),
+        ({"colour": "red"}, "Extra inputs"),
+    ],
+    ids=str,
+)
+def test_a_description_whose_names_disagree_is_refused(changes, rule):
+    with pytest.raises(ValidationError) as caught:
+        description(**changes)
+    assert rule in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"version": 0},
+        {"created": "yesterday"},
+        {"files": {"model.ts": FileDigest(sha256="0" * 64, size=0)}},
+        {"files": {"../model.ts": FileDigest(sha256="0" * 64, size=0)}},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_breaks_a_rule_is_refused(changes):
+    with pytest.raises(ValidationError):
+        manifest(**changes)
+
+
+@pytest.mark.parametrize("fields", [{"sha256": "0" * 63}, {"sha256": "G" * 64}, {"size": -1}])
+def test_a_digest_that_breaks_a_rule_is_refused(fields):
+    refused(FileDigest, {"sha256": "0" * 64, "size": 0} | fields)
+
+
+def test_values_do_not_change():
+    with pytest.raises(ValidationError):
+        description().name = "other"  # type: ignore[misc]  # that it is refused is the point
+
+
+def test_description_and_manifest_differ_by_what_publishing_adds():
+    added = set(Manifest.model_fields) - set(Description.model_fields)
+    assert added == {"format", "version", "created", "torch_version", "files"}

@@ -1,0 +1,149 @@
+"""Vocabulary files: read whole or refused with the line, published and served with the model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from app.api.examples import example_request
+from app.artifacts.encoding import Hashed, Listed
+from app.artifacts.loader import load
+from app.artifacts.manifest import IdInput, IdListInput, Input
+from app.artifacts.publish import publish
+from app.artifacts.store import Artifact, Store
+from app.artifacts.vocabulary import read_vocabulary, write_vocabulary
+from app.errors import ArtifactInvalid
+from app.protocol.score_request import read_request
+from tests.support.builders import (
+    CPU,
+    INPUTS,
+    Request,
+    batch,
+    description,
+    own_rankers,
+    scripted,
+)
+
+FILE = "vocabulary.item.jsonl"
+BRANDS = [f"brand-{i}" for i in range(9)]
+CONTENT = write_vocabulary(BRANDS)
+RECENT = IdListInput(
+    name="recent", side="user", vocabulary_size=10, max_length=3, encoding=Listed(file=FILE)
+)
+ITEM = IdInput(name="item", side="candidate", vocabulary_size=10, encoding=Listed(file=FILE))
+NAMED: tuple[Input, ...] = (INPUTS[0], RECENT, ITEM, INPUTS[3])
+
+
+def published(folder, inputs=NAMED, content=CONTENT) -> Artifact:
+    described = description(inputs=inputs)
+    files = dict.fromkeys(described.vocabulary_files, content)
+    return publish(Store(folder), described, scripted(Request()), batch(inputs), files)
+
+
+@pytest.mark.parametrize("ids", [[], ["a"], ["a\nb", '"', "é", "0"], [0, -5, 2**63 - 1]])
+def test_what_is_written_is_read(ids):
+    id_type = type(ids[0]) if ids else str
+    assert read_vocabulary(write_vocabulary(ids), id_type) == {
+        each: row for row, each in enumerate(ids, 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "id_type", "message"),
+    [
+        (b'"a"\n7\n', str, "line 2 is not a JSON string"),
+        (b'"a"\n\n"b"\n', str, "line 2 is not a JSON string"),
+        (b'"a"\n"b"\n"a"\n', str, "line 3 repeats line 1"),
+        (b'""\n', str, "line 1 is not a JSON string, not empty"),
+        (b"true\n", int, "line 1 is not an integer"),
+        (b"1\n1.0\n", int, "line 2 is not an integer"),
+        (b"plain\n", str, "line 1 is not a JSON string"),
+        (b'"\xff"\n', str, "line 1 is not a JSON string"),
+    ],
+)
+def test_a_wrong_line_is_named(content, id_type, message):
+    with pytest.raises(ValueError, match=message):
+        read_vocabulary(content, id_type)
+
+
+def test_a_model_is_served_with_its_vocabulary(tmp_path):
+    model = load(published(tmp_path), CPU)
+    assert set(model.vocabularies) == {"recent", "item"}
+    assert model.vocabularies["item"]["brand-0"] == 1
+    assert model.vocabularies["item"] is model.vocabularies["recent"]
+
+
+def test_the_example_shows_strings_that_give_the_golden_columns(tmp_path):
+    model = load(published(tmp_path), CPU)
+    sent = json.loads(json.dumps(example_request(model)))
+    assert {type(each) for each in sent["candidates"]["item"]} == {str}
+    request = read_request(
+        sent,
+        model.manifest,
+        own_rankers(model.manifest),
+        max_candidates=9,
+        vocabularies=model.vocabularies,
+    )
+    golden = model.golden.batch
+    np.testing.assert_array_equal(request.features.user["recent"], golden.user["recent"][:1])
+    np.testing.assert_array_equal(request.features.candidate["item"], golden.candidate["item"][:3])
+
+
+@pytest.mark.parametrize("ids", ["string", "int64"])
+def test_the_example_of_a_hashed_model_is_accepted(tmp_path, ids):
+    hashed = ITEM.model_copy(update={"encoding": Hashed(ids=ids, buckets=9)})
+    model = load(published(tmp_path, (*INPUTS[:2], hashed, INPUTS[3])), CPU)
+    sent = json.loads(json.dumps(example_request(model)))
+    request = read_request(sent, model.manifest, own_rankers(model.manifest), max_candidates=9)
+    assert request.features.unknown_ids == {}
+    assert {type(each) for each in sent["candidates"]["item"]} == {str if ids == "string" else int}
+
+
+def test_a_vocabulary_that_was_changed_is_refused(tmp_path):
+    artifact = published(tmp_path)
+    path = artifact.folder / FILE
+    path.write_bytes(path.read_bytes().replace(b"brand-3", b"brand-x"))
+    with pytest.raises(ArtifactInvalid, match="its SHA-256 is not the one"):
+        load(artifact, CPU)
+
+
+def test_a_vocabulary_that_is_gone_is_refused(tmp_path):
+    artifact = published(tmp_path)
+    (artifact.folder / FILE).unlink()
+    with pytest.raises(ArtifactInvalid, match=f"{FILE}: is missing"):
+        load(artifact, CPU)
+
+
+def test_a_manifest_must_list_the_file_that_an_encoding_names(tmp_path):
+    artifact = published(tmp_path)
+    path = artifact.folder / "model.json"
+    document = json.loads(path.read_text())
+    del document["files"][FILE]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ArtifactInvalid, match=f"files: there is no {FILE}"):
+        load(artifact, CPU)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (write_vocabulary([str(i) for i in range(10)]), "has 10 ids, and recent has 10 rows"),
+        (b"x", f"{FILE}: line 1 is not a JSON string"),
+    ],
+)
+def test_a_wrong_vocabulary_is_not_published(tmp_path, content, message):
+    with pytest.raises(ArtifactInvalid, match=message):
+        published(tmp_path, content=content)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_vocabulary_is_not_published(tmp_path):
+    described = description(inputs=NAMED)
+    with pytest.raises(ArtifactInvalid, match=f"{FILE}: is missing"):
+        publish(Store(tmp_path), described, scripted(Request()), batch(NAMED))
+
+
+def test_a_default_that_would_be_rejected_is_not_published(tmp_path):
+    strict = ITEM.model_copy(update={"unknown": "reject", "default": "brand-99"})
+    with pytest.raises(ArtifactInvalid, match="lacks the default of item"):
+        published(tmp_path, (*NAMED[:2], strict, NAMED[3]))

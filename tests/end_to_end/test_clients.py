@@ -1,0 +1,111 @@
+"""The client programs, as their README calls them, against a real server that is busy at times."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from tests import REPOSITORY
+from tests.support.front import SILENCE, busy_front
+from tests.support.server import clean_environment, running_server
+
+pytestmark = pytest.mark.slow
+
+KEY = "a-key-of-the-clients"
+GUIDE = (REPOSITORY / "tests" / "clients" / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.search(r"```sh\n(.*?)```", GUIDE, flags=re.DOTALL)[1].splitlines()  # type: ignore[index]
+TOOLS = {"sh": "curl", "python": sys.executable}
+QUICK_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+PATIENT_MS = 20_000  # on a slow machine
+
+
+@pytest.fixture(scope="module")
+def server(store, tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "log"
+    keys = {"GATEHOUSE_KEYS": f"clients:{KEY}"}
+    with running_server(store.folder, log, "--lanes", "1", environment=keys) as server:
+        yield server
+
+
+@pytest.fixture
+def example(server):
+    return httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
+
+
+@pytest.fixture(
+    params=COMMANDS, ids=lambda command: re.sub(r"(.*/)?(\S+) http:.* 1000", r"\2", command)
+)
+def run(request, example, tmp_path):
+    """Run one of the README's commands against a server, with a budget."""
+    program, *rest = request.param.split()
+    if shutil.which(tool := TOOLS.get(program, program)) is None:
+        pytest.skip(f"{tool} is not installed")
+    file = tmp_path / "request.json"
+
+    def run(url: str, budget_ms: int = PATIENT_MS):
+        file.write_text(json.dumps(example))
+        put = {"http://127.0.0.1:8000": url, "feed": "tiny", "request.json": str(file)}
+        put["1000"] = str(budget_ms)
+        return subprocess.run(
+            [shutil.which(sys.executable if program == "python" else program) or program]
+            + [put.get(each, each) for each in rest],
+            cwd=REPOSITORY,
+            env=clean_environment() | {"GATEHOUSE_KEY": KEY, "JAVA_TOOL_OPTIONS": QUICK_JAVA},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def deadlines_ms(front) -> list[int]:
+    return [int(each["x-request-timeout-ms"]) for each in front.requests]
+
+
+def test_a_busy_server_is_asked_again_when_it_says(run, server, example):
+    headers = {"authorization": f"Bearer {KEY}"}
+    expected = httpx.post(f"{server.url}/v1/models/tiny/score", json=example, headers=headers)
+    with busy_front(server.url, [429], retry_after_s=1) as front:
+        finished = run(front.url)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout)["ranking"] == expected.json()["ranking"]
+    assert [each["authorization"] for each in front.requests] == [f"Bearer {KEY}"] * 2
+    first, second = deadlines_ms(front)
+    assert first <= PATIENT_MS
+    assert second <= first - 1000  # what is left has shrunk by the pause
+
+
+def test_a_pause_beyond_the_budget_is_not_made(run, server):
+    with busy_front(server.url, [503, 503], retry_after_s=600) as front:
+        finished = run(front.url, budget_ms=1000)  # tritonclient always pauses for a second
+    assert finished.returncode in (1, 28)  # the second is curl's, if a second is too short for it
+    assert len(front.requests) <= 1  # a slow machine may not come that far
+
+
+def test_a_wrong_request_is_told_why_and_not_repeated(run, server, example):
+    del example["user"]["activity"]
+    with busy_front(server.url, []) as front:
+        finished = run(front.url)
+    assert finished.returncode == 1
+    assert "activity" in finished.stderr
+    assert len(front.requests) == 1
+
+
+def test_a_server_that_says_nothing_is_left_when_the_budget_is_spent(run, server):
+    with busy_front(server.url, [SILENCE]) as front:
+        finished = run(front.url, budget_ms=300)
+    assert finished.returncode in (1, 28)  # the second is curl's
+    assert len(front.requests) == 1
+
+
+def test_the_go_program_is_formatted():
+    if shutil.which("gofmt") is None:
+        pytest.skip("gofmt is not installed")
+    command = ["gofmt", "-l", str(REPOSITORY / "tests" / "clients")]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b""

@@ -1,0 +1,255 @@
+"""The real server: a process, a socket, real requests, real signals."""
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from app.artifacts.publish import publish
+from app.artifacts.store import Store
+from tests.support.artifacts import add_version, corrupt
+from tests.support.direct import direct_scores
+from tests.support.server import clean_environment, running_server
+from tests.support.slow import HANGS, slow_module
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(store, tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "log"
+    with running_server(store.folder, log, "--request-timeout-ms", "30000") as server:
+        yield server
+
+
+def random_request(rng, example):
+    size = int(rng.integers(1, 400))
+    return {
+        "user": example["user"] | {"user_id": int(rng.integers(1, 60))},
+        "candidates": {
+            "item_id": rng.integers(1, 50, size).tolist(),
+            "category": rng.integers(1, 5, size).tolist(),
+            "quality": rng.normal(size=(size, 2)).round(4).tolist(),
+        },
+    }
+
+
+def test_scores_over_http_are_those_of_the_torchscript_file(server, tiny):
+    example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
+    answer = httpx.post(f"{server.url}/v1/models/tiny/score", json=example).json()
+    for task, expected in direct_scores(tiny, example).items():
+        assert answer["scores"][task] == pytest.approx(expected, rel=1e-5)
+
+
+async def test_two_hundred_concurrent_requests_each_get_their_own_answer(server, tiny):
+    rng = np.random.default_rng(1)
+    limits = httpx.Limits(max_connections=200)
+    async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
+        example = (await client.get("/v1/models/tiny")).json()["example_request"]
+        requests = [random_request(rng, example) for _ in range(200)]
+        answers = await asyncio.gather(*(client.post("/v1/score", json=each) for each in requests))
+    for request, answer in zip(requests, answers, strict=True):
+        assert answer.status_code == 200
+        scores = answer.json()["scores"]
+        for task, expected in direct_scores(tiny, request).items():
+            assert scores[task] == pytest.approx(expected, rel=1e-4)
+
+
+def test_garbage_leaves_the_server_standing(server):
+    score = f"{server.url}/v1/models/tiny/score"
+    headers = {"content-type": "application/json"}
+    rng = np.random.default_rng(2)
+    example = json.dumps(httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"])
+    for _ in range(100):
+        damaged = bytearray(example.encode())
+        for position in rng.integers(0, len(damaged), 3):
+            damaged[position] = int(rng.integers(0, 256))
+        assert httpx.post(score, content=bytes(damaged), headers=headers).status_code in (
+            200,  # some damage leaves a good request
+            400,
+            422,
+        )
+    assert httpx.post(score, content=example, headers=headers).status_code == 200
+
+
+def test_a_huge_body_is_refused_while_it_is_sent(server):
+    def endless():
+        for _ in range(40):
+            yield b" " * (1 << 20)
+
+    response = httpx.post(
+        f"{server.url}/v1/score", content=endless(), headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 413
+
+
+async def test_a_caller_that_leaves_harms_nobody(server):
+    address = server.url.removeprefix("http://").split(":")
+    head = b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    for sent in (head, head + b"content-length: 1000\r\n\r\n{", b"\x00\x01garbage\r\n\r\n"):
+        _, writer = await asyncio.open_connection(address[0], int(address[1]))
+        writer.write(sent)
+        await writer.drain()
+        writer.close()
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        assert (await client.get("/livez")).status_code == 200
+
+
+def http_request(body: bytes) -> bytes:
+    return (
+        b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    )
+
+
+def is_whole_answer(received: bytes) -> bool:
+    head, _, body = received.partition(b"\r\n\r\n")
+    (length,) = re.findall(rb"content-length: (\d+)", head)
+    return head.startswith(b"HTTP/1.1 200 OK\r\n") and len(body) == int(length)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stop_under_load_answers_what_it_received_and_exits_0(store, tmp_path, stop):
+    log = tmp_path / "log"
+    flags = ("--request-timeout-ms", "30000", "--log-sample", "1")
+    with running_server(store.folder, log, *flags) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            example = (await client.get("/v1/models/tiny")).json()["example_request"]
+        rng = np.random.default_rng(3)
+        received: list[bytes] = []
+
+        async def caller() -> None:
+            """Call on a new connection each time, until one is refused or reset."""
+            while True:
+                body = json.dumps(random_request(rng, example)).encode()
+                try:
+                    reader, writer = await asyncio.open_connection(host, int(port))
+                    writer.write(http_request(body).replace(b"host", b"connection: close\r\nhost"))
+                    answer = await reader.read()
+                    writer.close()
+                except ConnectionError:
+                    return
+                if not answer:
+                    return
+                received.append(answer)
+
+        # Half of one request arrives before the signal, the rest after it.
+        slow = http_request(json.dumps(example).encode())
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(slow[:-20])
+        callers = [asyncio.create_task(caller()) for _ in range(8)]
+        await asyncio.sleep(0.5)
+        server.process.send_signal(stop)
+        await asyncio.sleep(0.1)
+        server.process.send_signal(stop)  # a second signal does not hurt
+        await asyncio.gather(*callers)
+        await asyncio.sleep(0.3)
+        writer.write(slow[-20:])
+        received.append(await reader.read())
+        writer.close()
+        assert await asyncio.to_thread(server.process.wait, 30) == 0
+    assert len(received) > 8
+    assert all(map(is_whole_answer, received))
+    assert b"connection: close" in received[-1]
+    # Whatever the server has seen the headers of has been answered, and its caller has the answer.
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    statuses = [line["status"] for line in logged if line.get("route") == "/v1/score"]
+    assert statuses == [200] * len(received)
+
+
+def test_while_draining_it_answers_and_is_not_ready(store, tmp_path):
+    with running_server(store.folder, tmp_path / "log", "--drain-delay-s", "1") as server:
+        example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
+        server.process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{server.url}/readyz").status_code == 200:
+            time.sleep(0.01)
+        answer = httpx.post(f"{server.url}/v1/score", json=example)
+        assert answer.status_code == 200
+        assert answer.headers["connection"] == "close"
+        assert server.process.wait(30) == 0
+
+
+async def test_a_model_that_hangs_does_not_keep_a_drained_server(tmp_path):
+    publish(Store(tmp_path / "store"), *slow_module())
+    flags = ("--drain-timeout-s", "1", "--lanes", "1", "--request-timeout-ms", "600000")
+    with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            request = {"candidates": {"x": [HANGS]}}
+            hanging = asyncio.create_task(client.post("/v1/score", json=request))
+            await asyncio.sleep(0.3)
+            for _ in range(5):  # further signals, late ones too, change nothing
+                server.process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.3)
+            assert await asyncio.to_thread(server.process.wait, 30) == 0
+            assert (await hanging).status_code == 500
+
+
+def test_an_empty_store_is_alive_and_serves_its_first_artifact(store, tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    with running_server(folder, tmp_path / "log", "--store-poll-s", "0.05", ready=False) as server:
+        assert httpx.get(f"{server.url}/readyz").status_code == 503
+        assert httpx.post(f"{server.url}/v1/score", json={}).status_code == 503
+        shutil.copytree(store.folder / "tiny", folder / "copy")
+        (folder / "copy").rename(folder / "tiny")
+        while httpx.get(f"{server.url}/readyz").status_code != 200:
+            time.sleep(0.01)
+        assert server.terminate() == 0
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "golden", "manifest"])
+def test_a_store_whose_only_artifact_is_bad_ends_with_2_and_the_reason(store, tmp_path, damage):
+    shutil.copytree(store.folder / "tiny", tmp_path / "tiny")
+    version = tmp_path / "tiny" / "1"
+    match damage:
+        case "flipped bit":
+            corrupt(version / "model.ts")
+            reason = "tiny/1: model.ts: its SHA-256 is not the one in the manifest"
+        case "truncated":
+            content = (version / "model.ts").read_bytes()
+            (version / "model.ts").write_bytes(content[:-100])
+            reason = f"tiny/1: model.ts: has {len(content) - 100} bytes, the manifest says"
+        case "golden":
+            corrupt(version / "golden.safetensors")
+            reason = "tiny/1: golden.safetensors: its SHA-256"
+        case _:
+            (version / "model.json").write_text("{}")
+            reason = "tiny/1: model.json: "
+    finished = subprocess.run(
+        [sys.executable, "-m", "app", "serve", "--store", str(tmp_path), "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean_environment(),
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert reason in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_newer_version_is_taken_while_serving(store, tmp_path):
+    folder = tmp_path / "store"
+    shutil.copytree(store.folder, folder)
+    with running_server(folder, tmp_path / "log", "--store-poll-s", "0.05") as server:
+        assert httpx.get(f"{server.url}/v1/models/tiny").json()["version"] == 1
+        add_version(folder, "tiny", 2)
+        while httpx.get(f"{server.url}/v1/models/tiny").json()["version"] != 2:
+            time.sleep(0.01)
+        assert server.terminate() == 0
+
+
+def test_the_log_is_json(server):
+    httpx.get(f"{server.url}/nowhere")
+    lines = server.log.read_text().splitlines()
+    assert all(json.loads(line)["level"] for line in lines)
+    assert any("model tiny/1 is active" in line for line in lines)

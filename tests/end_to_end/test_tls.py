@@ -1,0 +1,168 @@
+"""HTTPS on a real socket, with certificates made here."""
+
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.errors import ConfigurationInvalid
+from app.server.tls import Certificate
+from tests.end_to_end.test_docker import CPU, probe
+from tests.support.server import clean_environment, running_server
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed"),
+]
+
+
+def certificate(folder: Path, *, name: str = "here", encrypted: bool = False) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1 that vouches for itself, and its key."""
+    chain, key = folder / f"{name}.pem", folder / f"{name}.key"
+    secret = ("-passout", "pass:secret") if encrypted else ("-nodes",)
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-out", str(chain), "-keyout", str(key), *secret),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    return chain, key
+
+
+def trusting(chain: Path, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=chain)
+    context.maximum_version = newest
+    return context
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture(scope="module")
+def server(store, files, tmp_path_factory):
+    chain, key = files
+    log = tmp_path_factory.mktemp("server") / "log"
+    flags = ("--tls-cert", str(chain), "--tls-key", str(key), "--store-poll-s", "0.05")
+    with running_server(store.folder, log, *flags, ca=chain) as server:
+        yield server
+
+
+def test_a_caller_that_trusts_the_certificate_is_served(server, files):
+    with httpx.Client(base_url=server.url, verify=trusting(files[0])) as client:
+        example = client.get("/v1/models/tiny").json()["example_request"]
+        answer = client.post("/v1/score", json=example)
+        assert answer.status_code == 200
+        assert f"curl -s {server.url}/v1" in client.get("/").text
+    assert server.url.startswith("https://")
+
+
+def test_a_caller_that_does_not_trust_it_sends_nothing(server):
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"{server.url}/livez")
+
+
+def handshake(server, context: ssl.SSLContext) -> tuple[str, bytes]:
+    """The version that is agreed on, and the certificate that is shown."""
+    host, port = server.url.removeprefix("https://").split(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=60) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secure,
+    ):
+        return secure.version() or "", secure.getpeercert(binary_form=True) or b""
+
+
+def test_tls_1_2_is_the_oldest(server, files):
+    assert handshake(server, trusting(files[0]))[0] == "TLSv1.3"
+    assert handshake(server, trusting(files[0], ssl.TLSVersion.TLSv1_2))[0] == "TLSv1.2"
+    old = trusting(files[0])
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
+        old.minimum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError):
+        handshake(server, old)
+
+
+def test_plain_http_gets_no_answer(server):
+    with pytest.raises(httpx.TransportError):
+        httpx.get(server.url.replace("https", "http") + "/livez")
+
+
+def test_the_image_checks_its_health_by_https_too(server, files):
+    port = int(server.url.rpartition(":")[2])
+    assert probe(CPU, port, GATEHOUSE_TLS_CERT=str(files[0])) == 0
+
+
+def test_a_new_certificate_is_shown_without_a_restart(server, files, tmp_path):
+    before = handshake(server, trusting(files[0]))[1]
+    for new, old in zip(certificate(tmp_path, name="newer"), files, strict=True):
+        shutil.copy(new, old)
+    while handshake(server, anyone())[1] == before:  # until the next look
+        pass
+    assert httpx.get(f"{server.url}/livez", verify=trusting(files[0])).status_code == 200
+
+
+def anyone() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def test_a_certificate_whose_key_is_not_there_yet_changes_nothing(tmp_path):
+    """As when the two files are written one after the other."""
+    chain, key = certificate(tmp_path)
+    new_chain, new_key = certificate(tmp_path, name="newer")
+    both = Certificate(chain, key)
+    shutil.copy(new_chain, chain)
+    with pytest.raises(ConfigurationInvalid, match="no certificate with its private key"):
+        both.prepare()
+    shutil.copy(new_key, key)
+    both.prepare()()
+
+
+def test_one_file_may_hold_both(tmp_path):
+    chain, key = certificate(tmp_path)
+    chain.write_bytes(chain.read_bytes() + key.read_bytes())
+    assert Certificate(chain).files == (chain,)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "no PEM", "another key", "encrypted key", "no key"])
+def test_files_that_cannot_be_used_end_with_2_and_one_line(store, tmp_path, wrong):
+    chain, key = certificate(tmp_path, encrypted=wrong == "encrypted key")
+    match wrong:
+        case "missing":
+            chain.unlink()
+        case "no PEM":
+            chain.write_bytes(b"\x00\xffnothing")
+        case "another key":
+            _, key = certificate(tmp_path, name="other")
+        case "no key":
+            key = chain
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "app", "serve", "--store", str(store.folder), "--port", "0"),
+            *("--tls-cert", str(chain), "--tls-key", str(key)),
+        ],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        env=clean_environment(),
+        check=False,
+    )
+    assert finished.returncode == 2
+    *logged, said = finished.stderr.splitlines()
+    assert said.startswith(f"gatehouse: {chain}")
+    assert not any("Traceback" in line for line in logged)

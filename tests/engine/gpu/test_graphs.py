@@ -1,0 +1,301 @@
+"""Graphs: padded and replayed, a batch gets the scores that it gets as it is; or it is run so."""
+
+import asyncio
+import gc
+import logging
+import re
+import weakref
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from app import main
+from app.artifacts.loader import Model, load
+from app.artifacts.manifest import Argument, RowsCall
+from app.engine.gpu.buckets import Buckets
+from app.engine.gpu.graphs import Fallbacks, GraphExecutor
+from app.engine.hardware import warm_up_batches
+from app.engine.lanes import Lane, Outcome, Part, run
+from app.lifecycle.deployment import Deployment
+from app.lifecycle.registry import Registry
+from app.settings import Settings
+from app.telemetry.metrics import GPU_STAGES, Metrics
+from tests.engine.gpu.test_arena import parts_of
+from tests.engine.test_lanes import part
+from tests.support.builders import CPU, model, published
+from tests.support.direct import direct_scores
+from tests.support.fakes import POISON, sums_model
+from tests.support.streams import CpuStream
+
+LIMIT = 64
+ROWS = RowsCall(
+    style="dict",
+    arguments=(
+        Argument(name="dense", pack=("age", "quality"), dtype="float32"),
+        Argument(name="ids", pack=("item", "recent"), dtype="int64"),
+    ),
+)
+
+
+class RowsModule(torch.nn.Module):
+    """[B, 2]: sums of what the user and the candidate have."""
+
+    def forward(self, packed: dict[str, torch.Tensor]) -> torch.Tensor:
+        ids = packed["ids"].clamp(min=0).sum(1).to(torch.float32)  # [B]
+        return torch.stack([packed["dense"].sum(1), 0.1 * ids], dim=1)  # [B, 2]
+
+
+@pytest.fixture
+def stream():
+    return CpuStream()
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def executor(stream, metrics):
+    return GraphExecutor(stream, max_batch_rows=LIMIT, fallbacks=Fallbacks(metrics))
+
+
+def fallbacks(metrics: Metrics, name: str) -> float | None:
+    return metrics.registry.get_sample_value("gatehouse_graph_fallback_total", {"model": name})
+
+
+def scores_of(outcome: Outcome) -> npt.NDArray[np.float32]:
+    assert not isinstance(outcome.scores, Exception)
+    return outcome.scores
+
+
+def golden_parts(served: Model, sizes) -> list[Part]:
+    """Requests of so many candidates, made of the model's golden rows."""
+    golden = served.golden.batch
+    requests = int(golden.row_to_request.max()) + 1
+    parts, row = [], 0
+    for request, size in enumerate(sizes):
+        of = request % requests
+        taken = np.arange(row, row + size) % golden.rows
+        parts.append(
+            Part(
+                {name: column[of : of + 1] for name, column in golden.user.items()},
+                {name: column[taken] for name, column in golden.candidate.items()},
+                0,
+                size,
+            )
+        )
+        row += size
+    return parts
+
+
+@pytest.fixture(scope="module", params=["network", "request", "rows"])
+def served(request, tiny, tmp_path_factory) -> Model:
+    """A trained network, and small modules of both layouts."""
+    if request.param == "network":
+        return load(tiny, CPU)
+    folder = tmp_path_factory.mktemp("store")
+    if request.param == "request":
+        return model(folder)
+    return load(published(folder, RowsModule(), call=ROWS), CPU)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1], [7], [32], [33], [64], [1, 1], [3, 1, 2], [1] * 32, [1] * 33, [30, 34]], ids=str
+)
+def test_a_padded_replay_gives_the_scores_of_the_batch_as_it_is(served, stream, executor, sizes):
+    parts = golden_parts(served, sizes)
+    expected = scores_of(run(served, parts))
+    for _ in range(3):
+        outcome = executor(served, parts)
+        np.testing.assert_allclose(scores_of(outcome), expected, rtol=1e-5, atol=1e-6)
+        assert outcome.finite
+    assert stream.captures == 1
+    assert stream.replays == 3  # the first is compared with the model itself
+
+
+def test_one_replay_leaves_nothing_behind_for_the_next(served, executor):
+    larger, smaller = golden_parts(served, [32]), golden_parts(served, [5])
+    executor(served, larger)
+    first = scores_of(executor(served, larger))
+    again = scores_of(executor(served, smaller))
+    for got, parts in ((again, smaller), (first, larger)):
+        np.testing.assert_allclose(got, scores_of(run(served, parts)), rtol=1e-5, atol=1e-6)
+
+
+def test_batches_of_one_bucket_share_a_graph(executor, stream):
+    for candidates in range(1, 33):
+        executor(sums_model(), [part(1, [float(candidates)] * candidates)])
+    assert stream.captures == 1
+    executor(sums_model(), [part(1, [1]), part(2, [2])])
+    assert stream.captures == 2
+
+
+def test_a_batch_over_the_limit_runs_as_it_is(executor, stream):
+    outcome = executor(sums_model(), [part(1, [2.0] * (LIMIT + 1))])
+    assert outcome.scores.tolist() == [[3, 2]] * (LIMIT + 1)
+    assert stream.captures == 0
+
+
+def test_the_time_of_copies_is_told_apart(executor):
+    executor(sums_model(), [part(1, [2])])
+    outcome = executor(sums_model(), [part(1, [2])])
+    assert (outcome.copy_in_s, outcome.copy_out_s) == (0.001, 0.002)
+
+
+def test_a_model_that_cannot_be_captured_runs_as_it_is_and_says_so_once(metrics, caplog):
+    told = Fallbacks(metrics)
+    streams = [CpuStream(), CpuStream()]
+    for each in streams:
+        each.refusal = RuntimeError("operation not permitted when stream is capturing")
+        executor = GraphExecutor(each, max_batch_rows=LIMIT, fallbacks=told)
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                assert scores_of(executor(sums_model(), [part(1, [2])])).tolist() == [[3, 2]]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "model sums/1 runs without CUDA graphs: operation not permitted when stream is capturing"
+    )
+    assert fallbacks(metrics, "sums") == 1
+    assert [each.asked for each in streams] == [1, 1]
+
+
+def test_a_graph_that_gives_other_scores_is_not_used(executor, stream, metrics):
+    stream.offset = 0.01
+    for _ in range(2):
+        assert scores_of(executor(sums_model(), [part(1, [2])])).tolist() == [[3, 2]]
+    assert (stream.captures, stream.replays) == (1, 1)
+    assert fallbacks(metrics, "sums") == 1
+
+
+def test_a_score_that_is_no_number_is_no_difference(executor, stream, metrics):
+    for _ in range(2):
+        outcome = executor(sums_model(), [part(1, [2, -2.0])])
+        assert np.isnan(outcome.scores).tolist() == [[False, False], [True, True]]
+        assert not outcome.finite
+    assert fallbacks(metrics, "sums") is None
+    assert stream.replays == 2
+
+
+def test_what_a_model_raises_is_an_outcome_and_the_lane_goes_on(executor, stream):
+    failed = executor(sums_model(), [part(1, [POISON])])
+    assert "poison" in str(failed.scores)
+    assert not failed.is_fatal
+    assert stream.asked == 1
+    assert scores_of(executor(sums_model(), [part(1, [2])])).tolist() == [[3, 2]]
+
+
+def test_what_a_replay_raises_is_an_outcome(executor):
+    executor(sums_model(), [part(1, [2])])
+    failed = executor(sums_model(), [part(1, [POISON])])  # the fake's replay runs the model
+    assert isinstance(failed.scores, Exception)
+    assert not failed.is_fatal
+
+
+def test_out_of_memory_is_an_outcome_for_the_batcher(executor, stream):
+    def full(_size: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stream.device_bytes = full
+    failed = executor(sums_model(), [part(1, [2])])
+    assert isinstance(failed.scores, torch.OutOfMemoryError)
+    assert not failed.is_fatal
+
+
+def test_nothing_more_is_run_on_a_device_that_is_lost(executor, stream):
+    stream.usable = False
+    failed = executor(sums_model(), [part(1, [POISON])])
+    assert failed.is_fatal
+    assert "poison" in str(failed.scores)
+    again = executor(sums_model(), [part(1, [2])])
+    assert again.is_fatal
+    assert isinstance(again.scores, RuntimeError)
+    assert (stream.asked, stream.captures) == (1, 0)
+
+
+def test_a_capture_that_loses_the_device_is_fatal(executor, stream):
+    stream.refusal, stream.usable = RuntimeError("an illegal memory access"), False
+    assert executor(sums_model(), [part(1, [2])]).is_fatal
+
+
+def test_what_a_lane_keeps_for_a_model_goes_with_the_model(tmp_path, stream, executor):
+    served = model(tmp_path)
+    for sizes in ([1], [1, 2], [40]):
+        executor(served, parts_of(sizes))
+    kept = weakref.ref(executor._workplaces[served])
+    gone = weakref.ref(served)
+    assert stream.captures == 3
+    del served
+    gc.collect()
+    assert gone() is None
+    assert kept() is None
+
+
+async def test_a_lost_lane_is_not_alive_and_says_so_once(stream, executor):
+    lost: list[str] = []
+    lane = Lane(
+        "lane-0",
+        asyncio.get_running_loop(),
+        executor=executor,
+        on_lost=lambda: lost.append("lane-0"),
+    )
+    assert scores_of(await lane.run(sums_model(), [part(1, [2])])).tolist() == [[3, 2]]
+    assert lane.is_alive(hang_s=1000)
+    stream.usable = False
+    for _ in range(2):
+        assert (await lane.run(sums_model(), [part(1, [POISON])])).is_fatal
+    assert not lane.is_alive(hang_s=1000)
+    assert lost == ["lane-0"]
+    lane.stop()
+
+
+async def test_after_warm_up_every_bucket_has_its_graph(store, executor):
+    lane = Lane("lane-0", asyncio.get_running_loop(), executor=executor)
+    batches = warm_up_batches(torch.device("cuda"), min_piece_rows=1, max_batch_rows=LIMIT)
+    registry = Registry(Metrics())
+    deployment = Deployment(
+        store, registry, [lane], device=CPU, warm_up=batches, on_warm=lambda *_: None
+    )
+    await deployment.refresh()
+    (served,) = registry.models()
+    workplace = executor._workplaces[served]
+    captured = list(workplace.captured)
+    assert set(captured) == set(Buckets(LIMIT))
+    assert captured == sorted(captured, key=lambda bucket: -bucket.rows)
+    lane.stop()
+
+
+async def test_the_service_over_such_lanes_answers_the_same_and_times_its_copies(
+    store, tiny, monkeypatch
+):
+    def lanes(*_, max_batch_rows, metrics, on_lost, **__):
+        loop, told = asyncio.get_running_loop(), Fallbacks(metrics)
+        return [
+            Lane(
+                f"lane-{i}",
+                loop,
+                executor=GraphExecutor(CpuStream(), max_batch_rows=max_batch_rows, fallbacks=told),
+                on_lost=on_lost,
+            )
+            for i in range(2)
+        ]
+
+    monkeypatch.setattr(main, "start_lanes", lanes)
+    settings = Settings(store=store.folder, request_timeout_ms=30_000)
+    async with main.gatehouse(settings) as parts:
+        await parts.deployment.refresh()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            example = (await client.get("/v1/models/tiny")).json()["example_request"]
+            answer = await client.post("/v1/score", json=example)
+            metrics = (await client.get("/metrics")).text
+        assert not parts.lost.is_set()
+    for task, expected in direct_scores(tiny, example).items():
+        assert answer.json()["scores"][task] == pytest.approx(expected, rel=1e-5)
+    timing = re.findall(r"(\w+);dur=", answer.headers["server-timing"])
+    assert timing == list(GPU_STAGES)
+    assert "copy_in;dur=1.000" in answer.headers["server-timing"]
+    assert 'gatehouse_stage_duration_seconds_count{stage="copy_out"} 1.0' in metrics

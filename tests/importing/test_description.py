@@ -1,0 +1,130 @@
+"""What may be said of a foreign model, in a file or in flags."""
+
+import tomllib
+from typing import Any
+
+import pytest
+
+from app.artifacts.manifest import Description, Output, RowsCall
+from app.importing.description import ForeignInvalid, ForeignModel, from_flags, read
+from tests.support.foreign import NAMED, TENSORS
+
+
+def described(model: ForeignModel) -> Description:
+    return model.description({task.name: Output() for task in model.tasks})
+
+
+def test_flags_describe_one_matrix_in_the_order_of_its_columns():
+    model = from_flags("ctr", ("age", "item@9", "face:4"), ("age",), ("a:logit", "b:seconds"))
+    description = described(model)
+    assert [(i.name, i.kind, i.side) for i in description.inputs] == [
+        ("age", "dense", "user"),
+        ("item", "id", "candidate"),
+        ("face", "dense", "candidate"),
+    ]
+    assert isinstance(description.call, RowsCall)
+    (argument,) = description.call.arguments
+    assert argument.pack == ("age", "item", "face")
+    assert (argument.dtype, argument.rank) == ("float32", 2)
+
+
+@pytest.mark.parametrize(
+    ("gives", "kind", "link", "unit"),
+    [
+        ("probability", "binary", "identity", "probability"),
+        ("logit", "binary", "sigmoid", "probability"),
+        ("log-probability", "binary", "exp", "probability"),
+        ("seconds", "duration", "identity", "seconds"),
+        ("log-seconds", "duration", "exp", "seconds"),
+        ("log1p-seconds", "duration", "expm1", "seconds"),
+        ("number", "regression", "identity", ""),
+    ],
+)
+def test_what_a_module_gives_decides_kind_link_and_unit(gives, kind, link, unit):
+    (task,) = described(from_flags("ctr", ("x",), (), (f"t:{gives}",))).tasks
+    assert (task.kind, task.link, task.unit) == (kind, link, unit)
+
+
+def test_a_foreign_id_is_refused_outside_its_vocabulary_unless_a_row_is_named():
+    user, recent, item, _ = ForeignModel.model_validate(tomllib.loads(TENSORS)).inputs
+    assert [each.unknown for each in (user, recent, item)] == [0, "reject", "reject"]  # type: ignore[union-attr]
+
+
+def test_scores_are_multiplied_unless_one_is_a_plain_number():
+    product = described(from_flags("ctr", ("x",), (), ("a:logit", "b:log-seconds"))).ranking
+    total = described(from_flags("ctr", ("x",), (), ("a:logit", "b:number"))).ranking
+    assert (product.formula, total.formula) == ("power_product", "weighted_sum")
+    assert product.weights == total.weights == {"a": 1, "b": 1}
+
+
+def test_a_ranking_that_is_told_is_taken():
+    ranking = described(ForeignModel.model_validate(tomllib.loads(NAMED))).ranking
+    assert ranking.weights == {"click": 1, "value": 0.1}
+
+
+def told(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "ctr",
+        "inputs": [{"name": "x", "side": "user", "kind": "dense"}],
+        "tasks": [{"name": "click", "gives": "logit"}],
+    } | changes
+
+
+ID_LIST = {"name": "h", "side": "user", "kind": "id_list", "vocabulary_size": 9, "max_length": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"inputs": 3}, "inputs: Input should be a valid tuple"),
+        ({"inputs": [3]}, "inputs.0: "),
+        ({"inputs": [ID_LIST]}, "inputs: h: an id_list must state its padding"),
+        ({"tasks": []}, "tasks: "),
+        ({"tasks": [{"name": "a", "gives": "odds"}]}, "tasks.0.gives: "),
+        (
+            {
+                "tasks": [
+                    {"name": "a", "gives": "logit", "output": {"column": 0}},
+                    {"name": "b", "gives": "logit"},
+                ]
+            },
+            "tasks: either every one states its output, or none does",
+        ),
+        ({"ranges": {"y": [0, 1]}}, "ranges.y: there is no dense input of this name"),
+        ({"ranges": {"x": [1, 0]}}, "ranges.x: must be [low, high] with low < high"),
+        ({"ranking": {"weights": {"like": 1.0}}}, "the ranking policy weighs unknown tasks"),
+        (
+            {"arguments": [{"name": "a", "pack": ["y"], "dtype": "float32"}]},
+            "arguments pack unknown inputs: ['y']",
+        ),
+        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+    ],
+    ids=str,
+)
+def test_a_description_that_breaks_a_rule_is_refused_in_one_line(tmp_path, changes, rule):
+    path = tmp_path / "model.toml"
+    path.write_text(toml(told(**changes)))
+    with pytest.raises(ForeignInvalid) as caught:
+        read(path)
+    assert rule in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def toml(tables: dict[str, Any]) -> str:
+    return "\n".join(f"{name} = {inline(value)}" for name, value in tables.items())
+
+
+def inline(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {inline(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(inline, value)) + "]"
+    return repr(value)
+
+
+def test_ids_as_floats_must_be_told_apart_by_float32():
+    largest = 2**24
+    from_flags("ctr", (f"x@{largest}",), (), ("t:logit",))
+    with pytest.raises(ForeignInvalid, match=r"x: float32 tells 2\*\*24 ids apart"):
+        from_flags("ctr", (f"x@{largest + 1}",), (), ("t:logit",))

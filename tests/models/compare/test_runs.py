@@ -1,0 +1,76 @@
+import math
+
+import numpy as np
+import pytest
+
+from models.compare import compare
+from models.compare.runs import Ledger, Spread, digest
+from models.training import experiment
+from models.training.experiment import ExperimentInvalid
+from tests import TINY_EXPERIMENT
+from tests.models.comparisons import a_run
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return experiment.read(TINY_EXPERIMENT)
+
+
+def test_a_spread_is_the_naive_mean_and_sample_deviation():
+    values = np.array([0.1, 0.25, 0.7, -0.3])
+
+    spread = Spread.of([*values, math.nan])
+
+    assert spread.mean == pytest.approx(np.mean(values))
+    assert spread.std == pytest.approx(np.sqrt(np.sum((values - values.mean()) ** 2) / 3))
+
+
+def test_too_few_values_have_no_spread():
+    assert Spread.of([2.0]).mean == 2.0
+    assert math.isnan(Spread.of([2.0]).std)
+    assert math.isnan(Spread.of([]).mean)
+
+
+def test_a_run_is_found_after_the_file_is_opened_again(tiny, tmp_path):
+    path = tmp_path / "new" / "runs.jsonl"
+    run = a_run(0, {"click": {"auc": 0.75}}, digest=digest(tiny))
+    Ledger(path).add(run)
+
+    assert Ledger(path).find(tiny) == run
+    assert Ledger(path).find(compare.seeded(tiny, 1)) is None
+
+
+def test_a_half_written_last_line_is_cut_off(tiny, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    whole, lost = (a_run(seed, {}, digest=f"{seed}") for seed in range(2))
+    Ledger(path).add(whole)
+    with path.open("a") as file:
+        file.write(lost.model_dump_json()[:40])
+
+    Ledger(path).add(lost.model_copy(update={"digest": digest(tiny)}))
+
+    assert len(path.read_text().splitlines()) == 2
+    assert Ledger(path).find(tiny) is not None
+
+
+def test_a_line_that_is_no_run_is_refused(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"digest": "0"}\n')
+
+    with pytest.raises(ExperimentInvalid, match=r"runs\.jsonl: line 1 is no run"):
+        Ledger(path)
+
+
+def test_what_a_run_depends_on_is_in_its_digest_and_no_more(tiny):
+    network = tiny.network.model_copy(update={"dropout": 0.5})
+    data = tiny.data.model_copy(update={"seed": 7})
+    others = [
+        compare.seeded(tiny, 1),
+        tiny.model_copy(update={"network": network}),
+        tiny.model_copy(update={"data": data}),
+        tiny.model_copy(update={"clamp": {}}),
+    ]
+
+    assert len({digest(each) for each in [tiny, *others]}) == 5
+    assert digest(experiment.read(TINY_EXPERIMENT)) == digest(tiny)
+    assert digest(tiny.model_copy(update={"name": "other"})) == digest(tiny)

@@ -1,0 +1,138 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from app.artifacts.columns import Batch
+from app.artifacts.loader import load
+from app.artifacts.manifest import IdListInput
+from app.artifacts.program import scores
+from app.artifacts.store import Store
+from models import data
+from models.export.export import GOLDEN_SIZES, description, export, golden_requests, task_outputs
+from models.networks.build import build
+from models.networks.config import NetworkConfig, links
+from models.training import experiment, train
+from models.training.evaluate import predict
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return experiment.read(Path(__file__).with_name("tiny.toml"))
+
+
+@pytest.fixture(scope="module")
+def held_out(tiny):
+    return data.generate(tiny.data).test
+
+
+@pytest.fixture(scope="module")
+def golden(tiny, held_out):
+    return golden_requests(tiny, held_out)
+
+
+def columns(batch):
+    return [*batch.user.items(), *batch.candidate.items()]
+
+
+def test_a_published_artifact_passes_the_services_own_checks(tiny, tmp_path):
+    store = Store(tmp_path)
+    artifact = train.run(tiny, store, console=Console(file=io.StringIO()))
+
+    model = load(artifact, torch.device("cpu"))
+
+    assert str(model) == "tiny/1"
+    assert model.manifest.task_names == ("click", "like", "dwell")
+    assert model.manifest.ranking == tiny.ranking
+    assert experiment.Experiment.model_validate(model.manifest.training) == tiny
+    assert store.versions("tiny") == [1]
+
+
+def test_the_program_scores_as_the_network_did(tiny, held_out, tmp_path):
+    network = build(tiny.network, tiny.features, tiny.tasks, seed=0)
+
+    artifact = export(network, tiny, held_out, {}, Store(tmp_path))
+
+    program = load(artifact, torch.device("cpu")).program
+    request = held_out.take(torch.tensor([3, 0, 5]))
+    batch = Batch(
+        {name: column.numpy() for name, column in request.user.items()},
+        {name: column.numpy() for name, column in request.candidate.items()},
+        request.row_to_request.numpy(),
+    )
+    np.testing.assert_allclose(program.run(batch), predict(network, request), atol=1e-5)
+
+
+def test_a_network_in_training_mode_is_exported_without_its_dropout(tiny, held_out, tmp_path):
+    dropout = tiny.network.model_copy(update={"dropout": 0.5})
+    network = build(dropout, tiny.features, tiny.tasks, seed=0).train()
+
+    artifact = export(network, tiny, held_out, {}, Store(tmp_path))
+
+    load(artifact, torch.device("cpu"))  # runs every golden request twice
+    assert not network.training
+
+
+def test_golden_requests_have_all_sizes(golden):
+    assert tuple(np.bincount(golden.row_to_request)) == GOLDEN_SIZES
+    assert 64 <= golden.rows <= 100
+    assert all(len(column) == len(GOLDEN_SIZES) for column in golden.user.values())
+    assert all(len(column) == golden.rows for column in golden.candidate.values())
+
+
+def test_golden_requests_include_unknown_ids_and_an_empty_history(golden):
+    assert golden.user["user_id"][0] == data.UNKNOWN
+    assert golden.candidate["item_id"][0] == data.UNKNOWN
+    assert golden.user["user_id"][2:].any()
+    assert (golden.user["recent_items"][1] == data.PADDING).all()
+    assert (golden.user["recent_items"] != data.PADDING).any()
+
+
+def test_making_golden_requests_leaves_the_data_alone(tiny, held_out):
+    before = held_out.user["user_id"].clone()
+    golden_requests(tiny, held_out)
+
+    assert torch.equal(held_out.user["user_id"], before)
+
+
+def test_few_held_out_rows_are_used_again(tiny, held_out):
+    golden = golden_requests(tiny, held_out.take(torch.tensor([0])))
+
+    assert golden.rows == sum(GOLDEN_SIZES)
+
+
+def test_inputs_say_how_lists_are_filled(tiny):
+    inputs = {each.name: each for each in description(tiny, {}).inputs}
+
+    recent = inputs["recent_items"]
+    assert isinstance(recent, IdListInput)
+    assert (recent.max_length, recent.padding, recent.padding_side) == (4, -1, "right")
+    assert recent.unknown == 0
+    assert recent.vocabulary_size == inputs["item_id"].model_dump()["vocabulary_size"] == 51
+    assert [each.side for each in inputs.values()] == ["user"] * 4 + ["candidate"] * 3
+
+
+def test_tasks_say_how_their_columns_become_scores(tiny):
+    click, like, dwell = task_outputs(tiny)
+
+    assert (click.link, click.unit, click.clamp) == ("sigmoid", "probability", None)
+    assert (like.link, like.output.column) == ("sigmoid", 1)
+    assert (dwell.link, dwell.unit, dwell.clamp) == ("exp", "seconds", (0, 600))
+
+
+def test_an_esmm_product_is_a_probability_through_exp(tiny, held_out):
+    esmm = tiny.model_copy(
+        update={"network": NetworkConfig(architecture="esmm", expert_hidden_units=(8,))}
+    )
+    network = build(esmm.network, esmm.features, esmm.tasks, seed=0)
+
+    outputs = task_outputs(esmm)
+    score = scores(predict(network, held_out).numpy(), outputs)
+
+    assert tuple(task.link for task in outputs) == links(esmm.network, esmm.tasks)
+    assert outputs[1].link == "exp"
+    assert (score[:, 1] <= score[:, 0]).all()
+    assert (score[:, 1] > 0).all()

@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+
+from models.data import FeedConfig
+from models.training import experiment
+
+GOOD = Path(__file__).with_name("tiny.toml").read_text()
+
+
+def test_a_file_becomes_one_checked_object():
+    tiny = experiment.read(Path(__file__).with_name("tiny.toml"))
+
+    assert tiny.name == "tiny"
+    assert tiny.network.architecture == "ple"
+    assert [task.name for task in tiny.tasks] == ["click", "like", "dwell"]
+    assert isinstance(tiny.data, FeedConfig)
+    assert tiny.clamp == {"dwell": (0, 600)}
+
+
+def test_features_come_from_the_data():
+    tiny = experiment.read(Path(__file__).with_name("tiny.toml"))
+    features = {f.name: f.model_dump() for f in tiny.features}
+
+    assert features["item_id"]["vocabulary_size"] == 51
+    assert features["item_id"]["embedding_dim"] == 4
+    assert features["recent_items"]["shared_with"] == "item_id"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "tiny"\n', "", "name: Field required"),
+        ('name = "tiny"', 'name = "../up"', "name: String should match pattern"),
+        ('"ple"', '"plee"', "network.architecture: Input should be"),
+        ("num_levels = 2", "num_level = 2", "network.num_level: Extra inputs are not permitted"),
+        ("num_shared_experts = 1", "num_shared_experts = 0", "network: num_shared_experts: must"),
+        ("num_task_experts = 1", "num_task_experts = [1, 2]", "num_task_experts: 2 counts for 3"),
+        ('kind = "duration"', 'kind = "binary"', "tasks: feed has no binary label 'dwell'"),
+        (
+            '"like"\nkind = "binary"\nsample_space = "click"',
+            '"click"\nkind = "binary"',
+            "tasks: the name 'click' is used twice",
+        ),
+        ('"like"\nkind', '"love"\nkind', "tasks: feed has no binary label 'love', it has click"),
+        ('space = "click"', 'space = "dwell"', "tasks.like.sample_space: feed has no binary label"),
+        ("weight = 0.05", "weight = -1", "tasks.2.weight: Input should be greater than or equal"),
+        ("weight = 0.05", f"unit = '{'x' * 33}'", "tasks.dwell.unit: has more than 32 characters"),
+        ("[0, 600]", "[0, 1e39]", "clamp.dwell.1: Input should be less than or equal to"),
+        ('source = "feed"', 'source = "food"', "data: Input tag 'food'"),
+        (
+            "rounds = 5",
+            "rounds = 2",
+            "data.rounds: Input should be greater than or equal to 3",
+        ),
+        ("epochs = 2", "epochs = 0", "training.epochs: Input should be greater than 0"),
+        ("like = 0.5", "likes = 0.5", "ranking.weights: there is no task 'likes'"),
+        ("dwell = [0, 600]", "watch = [0, 600]", "clamp: there is no task 'watch'"),
+        ("dwell = [0, 600]", "dwell = [9, 9]", "clamp.dwell: must be [low, high] with low < high"),
+        ("epochs = 2", "epochs = ", "is not TOML: Invalid value"),
+        ("epochs = 2", "epochs = -1\npatience = 0", "training.epochs: Input should be greater"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, old, new, message):
+    path = tmp_path / "wrong.toml"
+    assert old in GOOD
+    path.write_text(GOOD.replace(old, new))
+
+    with pytest.raises(experiment.ExperimentInvalid) as caught:
+        experiment.read(path)
+
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert message in text
+    assert "\n" not in text
+
+
+def test_the_number_of_further_problems_is_said(tmp_path):
+    path = tmp_path / "wrong.toml"
+    path.write_text(GOOD.replace("epochs = 2", "epochs = -1\npatience = 0"))
+
+    with pytest.raises(experiment.ExperimentInvalid, match=r"\(and 1 more\)$"):
+        experiment.read(path)
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(experiment.ExperimentInvalid, match=r"absent.toml: No such file"):
+        experiment.read(tmp_path / "absent.toml")
+
+
+def test_an_extending_file_replaces_whole_tables(tmp_path):
+    (tmp_path / "base.toml").write_text(GOOD)
+    path = tmp_path / "mmoe.toml"
+    path.write_text('extends = "base.toml"\n[network]\narchitecture = "mmoe"\n')
+
+    extended = experiment.read(path)
+    base = experiment.read(tmp_path / "base.toml")
+
+    assert extended.network.architecture == "mmoe"
+    assert extended.network.expert_hidden_units == (256, 128)  # nothing is left of the other table
+    assert extended.model_copy(update={"network": base.network}) == base
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [('"absent.toml"', "absent.toml: No such file"), ("3", "extends: must be the name of a file")],
+)
+def test_an_extended_file_that_is_not_there_is_said(tmp_path, extends, message):
+    path = tmp_path / "mmoe.toml"
+    path.write_text(f"extends = {extends}\n")
+
+    with pytest.raises(experiment.ExperimentInvalid, match=message):
+        experiment.read(path)

@@ -1,0 +1,120 @@
+"""Large documents: both ways to parse them come to the same tensors, or the same problems."""
+
+import json
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import example, given, strategies as st
+
+from app.artifacts.manifest import DenseInput
+from app.errors import MalformedBody, PayloadTooLarge
+from app.protocol.json_body import LARGE_BYTES, decode
+from app.protocol.open_inference.data import elements
+from app.protocol.open_inference.document import decode_document, read_arrays
+from tests.support.builders import manifest
+
+NUMBERS = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.integers(-(2**63), 2**64 - 1),
+)
+JUNK = st.sampled_from(({}, [], [1], [[1.5]], "x", None, True, {"a": 1}, 2**70, -0.0, 1e39))
+WIDE = manifest(inputs=(DenseInput(name="x", side="candidate", dim=100),))
+
+
+@st.composite
+def documents(draw):
+    """A document of one tensor, its rows and its width; most of what is in it is numbers."""
+    rows, width = draw(st.integers(0, 4)), draw(st.integers(1, 3))
+    value = draw(st.sampled_from((NUMBERS, NUMBERS, NUMBERS | JUNK)))
+    if draw(st.booleans()):
+        data = draw(st.lists(value, min_size=rows * width, max_size=rows * width))
+    else:
+        lengths = st.just(width) if draw(st.booleans()) else st.integers(0, 3)
+        row = lengths.flatmap(lambda length: st.lists(value, min_size=length, max_size=length))
+        data = draw(st.lists(row, min_size=rows, max_size=rows))
+    tensor = {
+        "name": "x",
+        "datatype": draw(st.sampled_from(("FP32", "BF16", "INT64"))),
+        "data": data,
+    }
+    return {"inputs": [tensor], "id": draw(st.text(max_size=3))}, rows, width
+
+
+def outcome(document, rows, width):
+    """What becomes of the tensor."""
+    problems: list[tuple[str, str]] = []
+    (tensor,) = document["inputs"]
+
+    def complain(*each):
+        problems.append(each)
+
+    found = elements(tensor["data"], tensor["datatype"], rows, width, complain)
+    content = found.tobytes() if isinstance(found, np.ndarray) else found
+    return content, problems, {name: tensor[name] for name in tensor if name != "data"}
+
+
+def counted(body):
+    return body.count(b"[") + body.count(b"{")
+
+
+@given(documents())
+@example(({"inputs": [{"datatype": "FP32", "data": [1, [2], 3]}]}, 3, 1))
+@example(({"inputs": [{"datatype": "FP32", "data": [[1, [2]], [3, 4]]}]}, 2, 2))
+@example(({"inputs": [{"datatype": "FP32", "data": [[1], [2, 3, 4]]}]}, 2, 2))
+def test_both_ways_come_to_the_same(drawn):
+    document, rows, width = drawn
+    body = json.dumps(document).encode()
+    fast = read_arrays(body, counted(body))
+    if fast is not None:
+        assert fast.keys() == document.keys()
+        assert outcome(fast, rows, width) == outcome(decode(body), rows, width)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_floats_in_a_large_document_are_an_array(nested):
+    x = np.random.default_rng(0).random((50, 100))
+    data = x if nested else x.ravel()
+    document = {"inputs": [{"name": "x", "datatype": "FP32", "data": data.tolist()}], "id": "a"}
+    body = orjson.dumps(document)
+    assert len(body) > LARGE_BYTES
+    found = decode_document(body, WIDE, max_candidates=50)
+    assert isinstance(found, dict)
+    assert found["id"] == "a"
+    assert np.array_equal(found["inputs"][0]["data"], data)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'\xef\xbb\xbf{"inputs": []}',
+        b'{"inputs": [], "inputs": []}',
+        b'{"inputs": [{"name": "x", "name": "y"}]}',
+        b'{"inputs": 1}',
+        b'{"inputs": [1]}',
+        b"[]",
+        b"{",
+        b'{"id": 1}',
+    ],
+)
+def test_what_is_not_as_usual_is_left_to_the_other_parser(body):
+    assert read_arrays(body, counted(body)) is None
+
+
+def test_what_is_wrong_is_refused_alike_in_any_size():
+    padding = b" " * LARGE_BYTES
+    with pytest.raises(MalformedBody):
+        decode_document(b"{" + padding, WIDE, max_candidates=9)
+    with pytest.raises(PayloadTooLarge):
+        decode_document(b'{"inputs": [' + b"0," * 10**6, WIDE, max_candidates=9)
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_an_object_of_many_members_is_left_to_the_other_parser(is_inside):
+    """simdjson looks a member up by going through all before it."""
+    tensor: dict[str, object] = {"name": "x", "datatype": "FP32", "data": [1.5]}
+    document: dict[str, object] = {"inputs": [tensor]}
+    (tensor if is_inside else document).update({f"k{each}": 0 for each in range(1000)})
+    body = orjson.dumps(document)
+    assert read_arrays(body, counted(body)) is None

@@ -1,0 +1,367 @@
+"""The encoder: documents become columns, and what is wrong is found where it stands."""
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from app.artifacts.encoding import Hashed, Listed, Vocabularies
+from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input
+from app.errors import InvalidRequest, PayloadTooLarge, Problem
+from app.protocol.features import EncodedRequest, encode
+from app.protocol.slow_encode import slow_column
+from app.protocol.validation import MOST_PROBLEMS, Findings, Side
+from tests.support.builders import manifest
+from tests.support.documents import (
+    NUMBER,
+    TEXT,
+    Case,
+    cases,
+    damaged,
+    expected,
+    resolve,
+    sent,
+)
+
+NONE: Vocabularies = {}
+AGE = DenseInput(name="age", side="user", default=(30.0,))
+ITEM = IdInput(name="item", side="candidate", vocabulary_size=10, unknown=7)
+QUALITY = DenseInput(name="quality", side="candidate", dim=2)
+TAGS = IdListInput(name="tags", side="candidate", vocabulary_size=10, max_length=2, default=(1,))
+
+
+def encoded(
+    inputs: tuple[Input, ...],
+    candidates: object,
+    user: object = None,
+    *,
+    most: int = 1000,
+    vocabularies: Vocabularies = NONE,
+) -> EncodedRequest:
+    findings = Findings()
+    request = encode(
+        manifest(inputs=inputs),
+        user or {},
+        candidates,
+        findings,
+        max_candidates=most,
+        vocabularies=vocabularies,
+    )
+    findings.raise_any()
+    return request
+
+
+def problems(
+    inputs: tuple[Input, ...],
+    candidates: object,
+    user: object = None,
+    vocabularies: Vocabularies = NONE,
+) -> list[Problem]:
+    with pytest.raises(InvalidRequest) as caught:
+        encoded(inputs, candidates, user, vocabularies=vocabularies)
+    return caught.value.problems
+
+
+def pointers(inputs: tuple[Input, ...], candidates: object, user: object = None) -> list[str]:
+    return [problem.pointer for problem in problems(inputs, candidates, user)]
+
+
+def encoded_case(case: Case) -> EncodedRequest:
+    return encoded(case.manifest.inputs, case.candidates, case.user, vocabularies=case.vocabularies)
+
+
+def columns_of(request: EncodedRequest) -> dict[str, Any]:
+    return {**request.user, **request.candidate}
+
+
+@given(cases())
+def test_what_fits_is_encoded_as_a_plain_loop_would(case: Case):
+    request = encoded_case(case)
+    assert request.rows == case.rows
+    unknown_ids = {}
+    for feature in case.manifest.inputs:
+        column, unknown = expected(case, feature)
+        found = columns_of(request)[feature.name]
+        np.testing.assert_array_equal(found, column, strict=True)
+        if unknown:
+            unknown_ids[feature.name] = unknown
+    assert request.unknown_ids == unknown_ids
+
+
+@given(cases())
+def test_the_slow_twin_encodes_exactly_as_the_fast_one(case: Case):
+    request = encoded_case(case)
+    findings = Findings()
+    for feature in case.manifest.inputs:
+        values = sent(case, feature)
+        vocabulary = case.vocabularies.get(feature.name, {})
+        slow = slow_column(feature, values, Side({}, len(values), "columns"), findings, vocabulary)
+        np.testing.assert_array_equal(slow, columns_of(request)[feature.name], strict=True)
+    assert findings.problems == []
+    assert findings.unknown_ids == request.unknown_ids
+
+
+@given(damaged())
+def test_every_wrong_value_is_found_at_its_place_and_not_echoed(case_and_damages):
+    case, damages = case_and_damages
+    found = problems(case.manifest.inputs, case.candidates, case.user, case.vocabularies)
+    assert {each.pointer for each in found} == {damage.pointer for damage in damages}
+    document = {"user": case.user, "candidates": case.candidates}
+    for damage in damages:
+        assert resolve(document, damage.pointer) is damage.value
+    for each in found:
+        assert TEXT not in each.detail
+        assert str(NUMBER) not in each.detail
+
+
+@given(damaged())
+def test_the_slow_twin_accepts_nothing_that_the_fast_one_refuses(case_and_damages):
+    case, damages = case_and_damages
+    findings = Findings()
+    for feature in case.manifest.inputs:
+        values = sent(case, feature)
+        vocabulary = case.vocabularies.get(feature.name, {})
+        slow_column(feature, values, Side({}, len(values), "columns"), findings, vocabulary)
+    assert len(findings.problems) == len(damages)
+
+
+def test_columns_and_objects_say_the_same():
+    columns = {"item": [1, 2], "quality": [[0.5, 1], [2, 3.25]], "tags": [[], [3, 4]]}
+    objects = [
+        {"item": 1, "quality": [0.5, 1], "tags": []},
+        {"item": 2, "quality": [2, 3.25], "tags": [3, 4]},
+    ]
+    one, other = (encoded((ITEM, QUALITY, TAGS), each) for each in (columns, objects))
+    for name, column in one.candidate.items():
+        np.testing.assert_array_equal(column, other.candidate[name], strict=True)
+
+
+def test_a_boolean_counts_as_zero_or_one_in_a_dense_feature():
+    request = encoded((QUALITY,), {"quality": [[True, False]]})
+    np.testing.assert_array_equal(request.candidate["quality"], [[1.0, 0.0]])
+
+
+def test_a_column_of_one_number_may_mix_plain_numbers_and_lists():
+    price = DenseInput(name="price", side="candidate")
+    for mixed in ([1, [2.5]], [[1], 2.5]):
+        request = encoded((price,), {"price": mixed})
+        np.testing.assert_array_equal(request.candidate["price"], [[1.0], [2.5]])
+
+
+def test_the_largest_float32_passes_as_its_shortest_text_reads():
+    price = DenseInput(name="price", side="candidate")
+    largest = 3.4028235e38  # above the largest float32, and nearest to it
+    request = encoded((price,), {"price": [largest]})
+    assert request.candidate["price"][0, 0] == np.finfo(np.float32).max
+    assert pointers((price,), {"price": [largest, None, 3.4028236e38]}) == [
+        "/candidates/price/1",
+        "/candidates/price/2",
+    ]
+
+
+def test_ids_outside_the_vocabulary_become_the_unknown_row_and_are_counted():
+    tags = IdListInput(
+        name="tags", side="candidate", vocabulary_size=10, max_length=3, unknown=2, padding=-1
+    )
+    request = encoded(
+        (ITEM, tags), {"item": [9, 10, -1, 2**63 - 1], "tags": [[-1, 11], [], [9], [10]]}
+    )
+    np.testing.assert_array_equal(request.candidate["item"], [9, 7, 7, 7])
+    np.testing.assert_array_equal(
+        request.candidate["tags"], [[2, 2, -1], [-1, -1, -1], [9, -1, -1], [2, -1, -1]]
+    )
+    assert request.unknown_ids == {"item": 3, "tags": 3}
+
+
+def test_ids_outside_the_vocabulary_are_refused_where_the_manifest_says_so():
+    strict = IdInput(name="item", side="candidate", vocabulary_size=10, unknown="reject")
+    assert pointers((strict,), {"item": [9, 10, 0, -1]}) == [
+        "/candidates/item/1",
+        "/candidates/item/3",
+    ]
+
+
+BRAND = IdInput(
+    name="brand",
+    side="candidate",
+    vocabulary_size=3,
+    unknown=0,
+    encoding=Listed(file="vocabulary.brand.jsonl"),
+)
+CLIP = IdInput(name="clip", side="candidate", vocabulary_size=9, encoding=Hashed(buckets=8))
+
+
+def test_strings_become_rows_and_those_without_a_row_are_unknown_and_counted():
+    listed: Vocabularies = {"brand": {"acme": 1, "zeta": 2}}
+    request = encoded(
+        (BRAND, CLIP),
+        {"brand": ["zeta", "acme", "", "Acme"], "clip": ["x", "x", "", "é"]},
+        vocabularies=listed,
+    )
+    assert request.candidate["brand"].tolist() == [2, 1, 0, 0]
+    clip = request.candidate["clip"].tolist()
+    assert clip[0] == clip[1] > 0
+    assert clip[2] == 0
+    assert request.unknown_ids == {"brand": 2, "clip": 1}
+
+
+def test_an_id_of_another_type_is_told_which_type_it_must_have():
+    wide = CLIP.model_copy(update={"encoding": Hashed(ids="int64", buckets=8)})
+    sent = {"brand": ["a", 7, None], "clip": ["a", "b", True]}
+    assert problems((BRAND, CLIP), sent) == [
+        Problem("/candidates/brand/1", "must be a string id"),
+        Problem("/candidates/brand/2", "must be a string id"),
+        Problem("/candidates/clip/2", "must be a string id"),
+    ]
+    assert problems((wide,), {"clip": [2**63 - 1, 2**63, "7"]}) == [
+        Problem("/candidates/clip/1", "must fit int64"),
+        Problem("/candidates/clip/2", "must be an integer id"),
+    ]
+
+
+def test_a_string_that_is_no_unicode_text_has_no_hash():
+    assert problems((CLIP,), {"clip": ["a", "\ud800"]}) == [
+        Problem("/candidates/clip/1", "must be Unicode text")
+    ]
+
+
+def test_a_string_that_is_not_listed_is_refused_where_the_manifest_says_so():
+    strict = BRAND.model_copy(update={"unknown": "reject"})
+    assert problems((strict,), {"brand": ["a", "b"]}, None, {"brand": {"a": 1}}) == [
+        Problem("/candidates/brand/1", "must lie in the vocabulary")
+    ]
+
+
+def test_lists_are_filled_up_on_the_side_that_the_manifest_names():
+    left = IdListInput(
+        name="left", side="user", vocabulary_size=10, max_length=3, padding=0, padding_side="left"
+    )
+    right = IdListInput(name="right", side="user", vocabulary_size=10, max_length=3, padding=-5)
+    request = encoded((left, right, ITEM), [], {"left": [4], "right": [4]})
+    np.testing.assert_array_equal(request.user["left"], [[0, 0, 4]])
+    np.testing.assert_array_equal(request.user["right"], [[4, -5, -5]])
+
+
+@pytest.mark.parametrize("none", [[], {"item": [], "quality": []}], ids=["objects", "columns"])
+def test_no_candidates_make_empty_columns(none):
+    request = encoded((AGE, ITEM, QUALITY, TAGS), none)
+    assert request.rows == 0
+    assert {name: column.shape for name, column in request.candidate.items()} == {
+        "item": (0,),
+        "quality": (0, 2),
+        "tags": (0, 2),
+    }
+    assert request.user["age"].tolist() == [[30.0]]
+
+
+def test_defaults_stand_in_for_whole_columns_and_for_single_values():
+    whole = encoded((ITEM, TAGS), {"item": [1, 2]})
+    single = encoded((ITEM, TAGS), [{"item": 1, "tags": [5, 6]}, {"item": 2}])
+    np.testing.assert_array_equal(whole.candidate["tags"], [[1, -1], [1, -1]])
+    np.testing.assert_array_equal(single.candidate["tags"], [[5, 6], [1, -1]])
+
+
+def test_columns_can_be_written_to_and_belong_to_one_request():
+    first, second = (encoded((QUALITY,), {"quality": [[1, 2]]}) for _ in range(2))
+    first.candidate["quality"][0, 0] = 9
+    assert second.candidate["quality"][0, 0] == 1
+
+
+def test_a_missing_feature_without_default_is_named():
+    assert pointers((AGE, ITEM, QUALITY), {"item": [1]}) == ["/candidates/quality"]
+    assert pointers((AGE, ITEM), [{"item": 1}, {}]) == ["/candidates/1/item"]
+    user = DenseInput(name="height", side="user")
+    assert pointers((user, ITEM), {"item": [1]}) == ["/user/height"]
+
+
+def test_a_feature_that_the_model_lacks_is_named_where_it_stands():
+    found = pointers((AGE, ITEM), [{"item": 1}, {"item": 2, "it/em~": 3}], {"age": 3, "item": 4})
+    assert set(found) == {"/candidates/1/it~1em~0", "/user/item"}
+    assert pointers((ITEM,), {"item": [1], "colour": [2]}) == ["/candidates/colour"]
+
+
+def test_columns_of_different_lengths_are_named():
+    found = problems((ITEM, QUALITY, TAGS), {"item": [1, 2], "quality": [[1, 2]], "tags": [[]]})
+    assert [each.pointer for each in found] == ["/candidates/quality", "/candidates/tags"]
+    assert found[0].detail == "has 1 values, but /candidates/item has 2"
+
+
+@pytest.mark.parametrize("column", [None, 1, TEXT, {"0": 1}, True], ids=str)
+def test_a_column_that_is_no_list_is_refused_as_a_whole(column):
+    assert pointers((ITEM, QUALITY), {"item": column, "quality": [[1, 2]]}) == ["/candidates/item"]
+
+
+@pytest.mark.parametrize("candidates", [None, 1, TEXT, True], ids=str)
+def test_candidates_that_are_neither_columns_nor_objects_are_one_problem(candidates):
+    assert pointers((ITEM, QUALITY), candidates) == ["/candidates"]
+
+
+@pytest.mark.parametrize("user", [[1], 1, TEXT, True], ids=str)
+def test_a_user_that_is_no_object_is_one_problem(user):
+    height = DenseInput(name="height", side="user")
+    assert pointers((height, ITEM), {"item": [1]}, user) == ["/user"]
+
+
+@pytest.mark.parametrize("candidate", [None, 1, TEXT, [1]], ids=str)
+def test_a_candidate_that_is_no_object_is_refused_at_its_row(candidate):
+    assert pointers((TAGS,), [{}, candidate]) == ["/candidates/1"]
+
+
+def test_all_problems_of_a_request_are_reported_at_once():
+    found = pointers(
+        (AGE, ITEM, QUALITY, TAGS),
+        {"item": [1, "2", 3], "quality": [[1, None], [1], [1, 2]], "tags": [[1], [1], [1, 2, 3]]},
+        {"age": "30", "name": "x"},
+    )
+    assert found == [
+        "/user/name",
+        "/user/age",
+        "/candidates/item/1",
+        "/candidates/quality/0/1",
+        "/candidates/quality/1",
+        "/candidates/tags/2",
+    ]
+
+
+def test_a_report_names_so_many_problems_at_most():
+    assert len(problems((ITEM,), {"item": [TEXT] * 500})) == MOST_PROBLEMS == 20
+
+
+def test_more_candidates_than_allowed_are_refused_in_either_form():
+    for candidates in ({"item": [1, 2, 3]}, [{"item": 1}] * 3):
+        assert encoded((ITEM,), candidates, most=3).rows == 3
+        with pytest.raises(PayloadTooLarge):
+            encoded((ITEM,), candidates, most=2)
+
+
+HUGE = 1 << 22
+
+
+@pytest.mark.parametrize(
+    ("inputs", "candidates"),
+    [
+        ((QUALITY,), {"quality": ["\N{SNOWMAN}" * HUGE]}),
+        ((DenseInput(name="price", side="candidate"),), {"price": ["x" * HUGE]}),
+        ((ITEM,), {"item": ["x" * HUGE]}),
+        ((TAGS,), {"tags": ["x" * HUGE]}),
+        ((ITEM,), {"item": "x" * HUGE}),
+        ((ITEM,), {"x" * HUGE: [1], "item": [1]}),
+        ((ITEM,), [{f"name-{row}-{i}": 0 for i in range(50)} for row in range(1000)]),
+    ],
+    ids=["dense", "number", "id", "id list", "column", "name", "names"],
+)
+def test_a_huge_wrong_value_takes_little_memory(inputs, candidates):
+    findings = Findings()
+    encode(manifest(inputs=inputs), {}, candidates, findings, max_candidates=1000)  # warm caches
+    findings = Findings()
+    tracemalloc.start()
+    try:
+        encode(manifest(inputs=inputs), {}, candidates, findings, max_candidates=1000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert findings.problems
+    assert sum(len(each.pointer) + len(each.detail) for each in findings.problems) < 10_000
+    assert peak < HUGE // 4

@@ -1,0 +1,38 @@
+"""A process whose device is lost answers what it has and ends, for a supervisor to restart it."""
+
+import json
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from app.server.process import EXIT_LOST
+from tests.support.server import Server, clean_environment, free_port, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_lost_device_ends_the_process_with_1_after_answering(store, tmp_path):
+    port, lost, log = free_port(), tmp_path / "lost", tmp_path / "log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.lossy", store.folder, str(port), lost],
+            stderr=stderr,
+            env=clean_environment(),
+        )
+    server = Server(process, f"http://127.0.0.1:{port}", log)
+    try:
+        wait_for(server, "/readyz")
+        example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
+        assert httpx.post(f"{server.url}/v1/score", json=example).status_code == 200
+        lost.touch()
+        failed = httpx.post(f"{server.url}/v1/score", json=example)
+        assert failed.status_code == 500
+        assert failed.json()["type"] == "/problems/inference-failed"
+        assert process.wait(30) == EXIT_LOST == 1
+    finally:
+        process.kill()
+        process.wait()
+    said = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [each["level"] for each in said].count("critical") == 1

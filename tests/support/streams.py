@@ -1,0 +1,65 @@
+"""A stream of the CPU: what `CudaStream` is to a GPU, with nothing that needs one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from app.engine.gpu.graphs import Graph, Way
+
+
+class CpuStream:
+    """Captures by keeping the work: a replay reads the inputs that then lie where they lay.
+
+    Attributes:
+        captures: how often work was captured.
+        replays: how often it was replayed.
+        offset: added to what a replay gives; a graph that is wrong.
+        refusal: what a capture raises, if anything.
+        usable: what the stream says of its device.
+        asked: how often it was asked.
+    """
+
+    def __init__(self) -> None:
+        self.captures = self.replays = self.asked = 0
+        self.offset = 0.0
+        self.refusal: Exception | None = None
+        self.usable = True
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        with torch.inference_mode():
+            yield
+
+    def host_bytes(self, size: int) -> Tensor:
+        return torch.full((size,), 0xA5, dtype=torch.uint8)  # what nobody wrote is no number
+
+    def device_bytes(self, size: int) -> Tensor:
+        return self.host_bytes(size)
+
+    def pool(self) -> object:
+        return None
+
+    def capture(self, work: Callable[[], Tensor], pool: object) -> Graph:
+        assert pool is None
+        if self.refusal is not None:
+            raise self.refusal
+        self.captures += 1
+        output = work().clone()
+
+        def replay() -> None:
+            self.replays += 1
+            output.copy_(work() + self.offset)
+
+        return Graph(replay, output)
+
+    def pass_through(self, way: Way) -> tuple[float, float]:
+        way.received.copy_(way.sent)
+        way.replay()
+        way.result.copy_(way.output)
+        return 0.001, 0.002
+
+    def is_usable(self) -> bool:
+        self.asked += 1
+        return self.usable

@@ -1,0 +1,147 @@
+"""A log is read from three formats alike, and what is wrong in it is named by column and row."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+
+from app.cli.usage import WrongUsage
+from app.tuning.log_file import Kind, LogInvalid, read_log
+from tests.tuning import worlds
+
+KINDS: dict[str, Kind] = {"click": "binary", "like": "binary", "dwell": "duration"}
+
+
+def same(one, other):
+    assert one.tasks == other.tasks
+    assert list(one.request_ids) == list(other.request_ids)
+    assert np.array_equal(one.request, other.request)
+    assert np.array_equal(one.scores, other.scores)
+    assert one.outcomes.keys() == other.outcomes.keys()
+    for name, outcome in one.outcomes.items():
+        assert np.allclose(outcome, other.outcomes[name], equal_nan=True)
+
+
+def test_every_format_holds_the_same_log(tmp_path):
+    log = worlds.log(20)
+    table = worlds.columns(log)
+    path = worlds.write(tmp_path / "log.parquet", table)
+    same(read_log(path, KINDS), log)
+    pyarrow.csv.write_csv(pa.table(table), tmp_path / "log.csv")
+    same(read_log(tmp_path / "log.csv", KINDS), log)
+    rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    same(read_log(tmp_path / "log.jsonl", KINDS), log)
+
+
+def test_rows_of_a_request_are_brought_together_and_other_columns_passed_over(tmp_path):
+    path = worlds.write(
+        tmp_path / "log.parquet",
+        {
+            "request_id": [7, 8, 7],
+            "score_a": [0.1, 0.2, 0.3],
+            "outcome_a": [True, False, None],
+            "outcome_share": [0, 1, 2],
+            "country": ["se", "no", "dk"],
+            "position": [1, 1, 2],
+        },
+    )
+    log = read_log(path, {"a": "binary"})
+    assert log.positions is not None
+    assert log.request_ids == ["7", "8"]
+    assert log.request.tolist() == [0, 0, 1]
+    assert log.scores[:, 0].tolist() == pytest.approx([0.1, 0.3, 0.2])
+    assert log.outcomes["a"].tolist() == pytest.approx([1, float("nan"), 0], nan_ok=True)
+    assert log.outcomes["share"].tolist() == [0, 2, 1]
+    assert log.positions.tolist() == [1, 2, 1]
+
+
+def test_every_bad_column_is_named_with_its_first_bad_row(tmp_path):
+    table: dict[str, list[Any]] = {
+        "request_id": ["a", None, "c"],
+        "score_click": [0.5, float("nan"), None],
+        "score_like": ["high", "low", "high"],
+        "score_dwell": [1.0, float("inf"), 2.0],
+        "outcome_click": [0.5, 1.0, 2.0],
+        "outcome_like": [None, None, None],
+        "outcome_dwell": [3.0, -1.0, None],
+        "position": [1, 0, 2],
+    }
+    with pytest.raises(LogInvalid) as caught:
+        read_log(worlds.write(tmp_path / "log.parquet", table), KINDS)
+    told = [each.removeprefix(f"{tmp_path / 'log.parquet'}: ") for each in caught.value.problems]
+    assert sorted(told) == [
+        "column outcome_click, row 1: must be 0, 1 or empty (and 1 more)",
+        "column outcome_dwell, row 2: must be 0 or more, or empty (seconds)",
+        "column outcome_like: is empty in every row",
+        "column position, row 2: must be 1 or more",
+        "column request_id, row 2: must not be empty",
+        "column score_click, row 2: must be a finite number (and 1 more)",
+        "column score_dwell, row 2: must be a finite number",
+        "column score_like: must hold numbers, and holds string",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "rule"),
+    [
+        ({"score_click": [1.0]}, "column request_id is missing"),
+        ({"request_id": [1], "score_click": [1.0]}, "column score_like is missing"),
+        ({"request_id": [1]}, "there is no outcome: no column begins with outcome_"),
+        ({"request_id": []}, "there are no rows"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path, table, rule):
+    with pytest.raises(LogInvalid) as caught:
+        read_log(worlds.write(tmp_path / "log.parquet", table), KINDS)
+    assert any(each.endswith(rule) for each in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("log.xlsx", b"", "a log ends in .parquet, .csv, .jsonl"),
+        ("log.parquet", b"not parquet", "is no parquet table"),
+        ("log.csv", b"a,b\n1\n", "is no csv table"),
+        ("log.csv", b"request_id,\xff\n1,2\n", "is no csv table"),
+        ("log.csv", b"a,b,a\n1,2,3\n", "column a is there twice"),
+        ("log.jsonl", b"{", "is no jsonl table"),
+    ],
+)
+def test_what_is_no_table_is_one_line(tmp_path, name, content, rule):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WrongUsage, match=rule):
+        read_log(tmp_path / name, KINDS)
+
+
+def test_a_log_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(WrongUsage, match=r"log\.csv: "):
+        read_log(tmp_path / "log.csv", KINDS)
+
+
+def test_a_score_is_a_probability_where_its_task_has_them_and_fits_float32(tmp_path):
+    table: dict[str, list[Any]] = {
+        "request_id": ["a", "a", "b"],
+        "score_click": [0.0, 1.0, 1.5],
+        "score_like": [-0.1, 0.5, 0.5],
+        "score_dwell": [-3.0, 1.0, 1e300],
+        "outcome_click": [0, 1, 0],
+    }
+    with pytest.raises(LogInvalid) as caught:
+        read_log(worlds.write(tmp_path / "log.parquet", table), KINDS)
+    told = [each.partition("log.parquet: ")[2] for each in caught.value.problems]
+    assert told == [
+        "column score_click, row 3: must be a probability, from 0 to 1",
+        "column score_like, row 1: must be a probability, from 0 to 1",
+        "column score_dwell, row 3: must fit float32",
+    ]
+
+
+def test_ids_that_are_no_values_are_refused(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"request_id": {"a": 1}, "score_click": 0.5, "outcome_click": 1}')
+    with pytest.raises(LogInvalid, match="request_id: must hold texts or integers"):
+        read_log(path, {"click": "binary"})

@@ -1,0 +1,195 @@
+"""A policies file keeps what people wrote, and is never left half written or wrong."""
+
+import stat
+
+import pytest
+
+from app.cli.usage import WrongUsage
+from app.errors import PoliciesInvalid
+from app.ranking.calibration import Isotonic, Platt
+from app.ranking.policies import ModelTraits, PolicySet
+from app.ranking.policy import Policy
+from app.tuning.policy_editor import PolicyFile
+
+MODEL = ModelTraits(
+    name="feed",
+    tasks=("click", "like"),
+    policy=Policy(name="default", weights={"click": 1.0}),
+    probabilities=frozenset({"click", "like"}),
+)
+WRITTEN = """\
+# Who changes this tells the feed team.
+[default]
+feed = "home"
+
+[policy.home]  # the first page
+formula = "power_product"
+weights = { click = 1.0, like = 0.5 }  # as of March
+bounds = { like = [0.0, 3.0] }
+shadow = "next"
+
+[policy.next]
+formula = "expression"
+expression = "click * (1 + w.like*like)"
+
+[policy.next.weights]
+like = 2.0  # a guess
+
+[calibration.feed.click]
+method = "scale"
+factor = 0.5
+"""
+PLATT = Platt(method="platt", slope=0.9, intercept=-0.1)
+ISOTONIC = Isotonic(method="isotonic", scores=(0.0, 0.5, 1.0), calibrated=(0.0, 0.25, 1.0))
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "policies.toml"
+    path.write_text(WRITTEN)
+    return path
+
+
+def changed(path) -> list[tuple[str, str]]:
+    """Lines that differ from `WRITTEN`, each with what it was."""
+    lines = zip(WRITTEN.splitlines(), path.read_text().splitlines(), strict=True)
+    return [(old, new) for old, new in lines if old != new]
+
+
+def test_weights_change_where_they_stand_and_all_else_stays(path):
+    file = PolicyFile(path)
+    file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
+    file.write(MODEL)
+    assert changed(path) == [
+        (
+            "weights = { click = 1.0, like = 0.5 }  # as of March",
+            "weights = { click = 1.0, like = 0.7 }  # as of March",
+        )
+    ]
+
+
+def test_weights_in_a_table_of_their_own_change_too(path):
+    file = PolicyFile(path)
+    file.set_policy(file.rankers(MODEL).by_name["next"].policy.reweighted({"like": 1.25}))
+    file.write(MODEL)
+    assert changed(path) == [("like = 2.0  # a guess", "like = 1.25  # a guess")]
+
+
+def test_a_new_policy_and_new_calibrations_are_added(path):
+    file = PolicyFile(path)
+    file.set_calibration("feed", "click", PLATT)
+    file.set_calibration("feed", "like", ISOTONIC)
+    file.set_policy(Policy(name="late", weights={"like": 1.0}, bounds={"like": (0.0, 2.0)}))
+    file.write(MODEL)
+    read = PolicySet.parse(path.read_bytes())
+    assert read.calibrations["feed"] == {"click": PLATT, "like": ISOTONIC}
+    assert read.policies["late"].weights == {"like": 1.0}
+    assert read.policies["late"].bounds == {"like": (0.0, 2.0)}
+    assert read.policies["home"] == PolicySet.parse(WRITTEN.encode()).policies["home"]
+    assert path.read_text().startswith(WRITTEN[: WRITTEN.index("[calibration")])
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(name="mine", weights={"click": 1.0, "like": -2.0}),
+        Policy(
+            name="mine",
+            formula="rank_position",
+            weights={"click": 1.0},
+            alpha={"click": 0.5},
+            beta={"click": 1.0},
+        ),
+        Policy(name="mine", formula="expression", expression="click**w.a", weights={"a": 0.3}),
+    ],
+    ids=lambda policy: policy.formula,
+)
+def test_a_file_that_is_not_there_is_made(tmp_path, policy):
+    file = PolicyFile(tmp_path / "new.toml")
+    file.set_policy(policy)
+    file.set_calibration("feed", "click", PLATT)
+    file.write(MODEL)
+    read = PolicySet.parse((tmp_path / "new.toml").read_bytes())
+    assert read.rankers(MODEL).by_name["mine"].policy.model_dump() == policy.model_dump()
+    assert list(tmp_path.iterdir()) == [tmp_path / "new.toml"]
+
+
+def test_another_policy_of_that_name_is_not_overwritten(path):
+    file = PolicyFile(path)
+    home = file.rankers(MODEL).default.policy
+    with pytest.raises(WrongUsage, match="has another policy next"):
+        file.set_policy(home.model_copy(update={"name": "next"}))
+
+
+def test_a_copy_under_another_name_is_a_policy_of_its_own(path):
+    file = PolicyFile(path)
+    home = file.rankers(MODEL).default.policy
+    file.set_policy(home.reweighted({"like": 2.0}).model_copy(update={"name": "home-2"}))
+    file.write(MODEL)
+    read = PolicySet.parse(path.read_bytes())
+    assert read.policies["home-2"].weights == {"click": 1.0, "like": 2.0}
+    assert read.policies["home-2"].shadow is None
+    assert read.policies["home"].weights == {"click": 1.0, "like": 0.5}
+
+
+def test_what_a_server_would_refuse_is_not_written(path):
+    file = PolicyFile(path)
+    file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 5.0}))
+    with pytest.raises(PoliciesInvalid, match="outside its bounds"):
+        file.write(MODEL)
+    assert path.read_text() == WRITTEN
+
+
+def test_what_somebody_else_changed_meanwhile_is_left_alone(path):
+    file = PolicyFile(path)
+    file.set_calibration("feed", "click", PLATT)
+    path.write_text(WRITTEN + "# me too\n")
+    with pytest.raises(WrongUsage, match="was changed meanwhile"):
+        file.write(MODEL)
+    assert path.read_text() == WRITTEN + "# me too\n"
+
+
+def test_a_failing_disk_leaves_the_old_file_and_no_rubbish(path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    file = PolicyFile(path)
+    file.set_calibration("feed", "click", PLATT)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(WrongUsage, match="No space left"):
+        file.write(MODEL)
+    assert path.read_text() == WRITTEN
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_rights_stay_and_a_link_is_followed(path):
+    path.chmod(0o640)
+    link = path.with_name("link.toml")
+    link.symlink_to(path)
+    file = PolicyFile(link)
+    file.set_calibration("feed", "click", PLATT)
+    file.write(MODEL)
+    assert link.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert "platt" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [("policy = 3", "policy: "), ("[", "is no TOML"), ("[default]\nfeed = 'x'", "no such policy")],
+)
+def test_a_wrong_file_is_refused_before_anything_is_done(tmp_path, content, rule):
+    (tmp_path / "policies.toml").write_text(content)
+    with pytest.raises(WrongUsage, match=rule):
+        PolicyFile(tmp_path / "policies.toml").rankers(MODEL)
+
+
+def test_the_changes_are_shown_as_a_diff(path):
+    file = PolicyFile(path)
+    assert file.changes() == ""
+    file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
+    signs = [line for line in file.changes().splitlines() if line[0] in "+-"]
+    assert signs[2:] == [
+        "-weights = { click = 1.0, like = 0.5 }  # as of March",
+        "+weights = { click = 1.0, like = 0.7 }  # as of March",
+    ]

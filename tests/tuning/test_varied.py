@@ -1,0 +1,43 @@
+"""Merits with varied weights are those that a server would rank by."""
+
+import numpy as np
+import pytest
+
+from app.ranking.calibration import Platt
+from app.ranking.policy import Policy
+from app.ranking.ranker import Ranker, order
+from app.tuning.varied import Varied
+from tests.tuning import worlds
+
+OTHER = {"click": 0.7, "like": -2.5, "dwell": 0.2}
+EXPRESSION = "click**w.click * (1 + w.like*like) + w.dwell*log1p(dwell)"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"formula": "weighted_sum"},
+        {"formula": "power_product"},
+        {"formula": "rank_position", "alpha": {"like": 0.5}, "beta": {"click": 2.0}},
+        {"formula": "expression", "expression": EXPRESSION},
+    ],
+    ids=lambda changes: changes["formula"],
+)
+def test_varied_weights_order_each_request_as_a_server_would(changes):
+    log = worlds.log(30)
+    policy = worlds.ranker(**changes).policy
+    calibrations = {"click": Platt(method="platt", slope=0.5, intercept=0.3)}
+    merits = Varied(log, Ranker.of(policy, worlds.TASKS, calibrations)).merits(OTHER)
+    served = Ranker.of(policy.reweighted(OTHER), worlds.TASKS, calibrations)
+    for each in range(log.requests):
+        rows = np.flatnonzero(log.request == each)
+        expected = served.merits(log.scores[rows])
+        assert np.allclose(merits[rows], expected, rtol=1e-12, atol=1e-12)
+        assert order(merits[rows]).tolist() == order(expected).tolist()
+
+
+def test_a_weight_that_the_policy_lacks_counts_too():
+    log = worlds.log(30)
+    ranker = Ranker.of(Policy(weights={"click": 1.0}), worlds.TASKS)
+    expected = log.scores.astype(float) @ np.array([1.0, 0.0, 3.0])
+    assert np.allclose(Varied(log, ranker).merits({"click": 1.0, "dwell": 3.0}), expected)
