@@ -19,11 +19,12 @@
     ├── DeadlineUnmeetable       503  the answer would come too late: refused at once
     └── DeadlineExceeded         504  it waited or ran past its deadline
 
-    CallerLeft                   nobody is there to be told
+    ClientDisconnected                   nobody is there to be told
 
     ArtifactInvalid              an artifact cannot be served; seen by operators, not by callers
     ConfigurationInvalid         a setting names what cannot be used; seen by operators too
     └── PoliciesInvalid          a file of ranking policies cannot be followed
+    TuningError                  an analysis cannot be done; seen by analysts
 
 The status stands on the class; `slug` names the error in problem documents, in metrics and in
 logs. How an error becomes a response body is known to `app.api.problems` alone.
@@ -132,7 +133,7 @@ class UnsupportedMediaType(GatehouseError):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class FieldError:
     """One thing that is wrong in a request: where (RFC 6901 JSON pointer) and which rule."""
 
     pointer: str
@@ -146,7 +147,7 @@ class InvalidRequest(GatehouseError):
     slug = "invalid-request"
     title = "The request breaks the model's rules"
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[FieldError]) -> None:
         first = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         super().__init__(f"{first.pointer or '/'}: {first.detail}{more}")
@@ -213,7 +214,7 @@ class DeadlineExceeded(GatehouseError):
     title = "The deadline has passed"
 
 
-class CallerLeft(Exception):
+class ClientDisconnected(Exception):
     """The caller closed the connection before its answer; nobody wants one.
 
     `stage` is where that was found: while its body came (`body`), when its batch was formed
@@ -239,3 +240,7 @@ class PoliciesInvalid(ConfigurationInvalid):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+
+
+class TuningError(Exception):
+    """An analysis cannot be done as asked. The message is one line, written for the analyst."""

@@ -10,7 +10,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from app.api import models, open_inference as v2, operations, problems
-from app.api.browsers import SafePages, origins, shared_with
+from app.api.browsers import SecurityHeadersMiddleware, origins, shared_with
 from app.api.open_inference_metadata import Serving
 from app.api.openapi import document as openapi
 from app.artifacts.store import Store
@@ -22,7 +22,7 @@ from app.lifecycle.policy_file import PolicyFile
 from app.lifecycle.registry import Registry
 from app.protocol.native import Native
 from app.protocol.open_inference.infer import OpenInference
-from app.scoring.access_log import Observed
+from app.scoring.access_log import AccessLogMiddleware
 from app.scoring.body import BodyReader
 from app.scoring.budget import ByteBudget
 from app.scoring.keys import Keys
@@ -30,8 +30,8 @@ from app.scoring.score import Dialect, Limits, ScoreRoutes
 from app.scoring.service import Service
 from app.server.tls import Certificate
 from app.settings import Settings
+from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
-from app.telemetry.pulse import Pulse
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +84,13 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             device=device,
             warm_up=warm_up_batches(
                 device,
-                min_piece_rows=settings.min_piece_rows,
+                min_chunk_rows=settings.min_chunk_rows,
                 max_batch_rows=settings.max_batch_rows,
             ),
             on_warm=batcher.learn,
         )
         app = create_app(settings, service, metrics, keys)
-        with closing(Pulse(metrics)):
+        with closing(EventLoopMonitor(metrics)):
             yield Gatehouse(app, service, deployment, keys, certificate, policy_file, metrics, lost)
     finally:
         for lane in lanes:
@@ -102,14 +102,14 @@ def _batcher(settings: Settings, lanes: Sequence[Lane], metrics: Metrics) -> Bat
     batcher = Batcher(
         lanes,
         max_batch_rows=settings.max_batch_rows,
-        min_piece_rows=settings.min_piece_rows,
+        min_chunk_rows=settings.min_chunk_rows,
         max_wait_s=settings.max_wait_ms / 1e3,
         max_queue_rows=settings.max_queue_rows,
         metrics=metrics,
     )
     backlog = batcher.backlog
     metrics.watch("queue_rows", "Candidates that wait for a lane.", lambda: backlog.rows)
-    metrics.watch("queue_requests", "Requests, or parts of one, that wait.", lambda: backlog.pieces)
+    metrics.watch("queue_requests", "Requests, or parts of one, that wait.", lambda: backlog.chunks)
     return batcher
 
 
@@ -146,8 +146,10 @@ def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Key
     serving = Serving(limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes)
     fastapi.include_router(v2.routes(service, bodies, serving, lane_hang_s=settings.lane_hang_s))
     dialects: list[Dialect] = [Native(), OpenInference()]
-    app = ScoreRoutes(SafePages(fastapi), service, metrics, bodies, limits, keys, dialects)
-    return Observed(
+    app = ScoreRoutes(
+        SecurityHeadersMiddleware(fastapi), service, metrics, bodies, limits, keys, dialects
+    )
+    return AccessLogMiddleware(
         shared_with(app, origins(settings.cors_origins)),
         service,
         metrics,

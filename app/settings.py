@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         512, ge=1, le=65536, description="the most candidates in one batch (rows)"
     )
     # The knee of that curve: in batches of 64 a row costs a quarter more than in batches of 512.
-    min_piece_rows: int = Field(
+    min_chunk_rows: int = Field(
         64, ge=1, le=65536, description="a large request is not split below this (rows)"
     )
     # While lanes are busy, batches fill by themselves; while one is idle, waiting is only late.
@@ -135,8 +135,8 @@ class Settings(BaseSettings):
             raise ValueError("max_candidates must not be above max_queue_rows")
         if self.max_body_bytes > self.max_bodies_bytes:
             raise ValueError("max_body_bytes must not be above max_bodies_bytes")
-        if self.min_piece_rows > self.max_batch_rows:
-            raise ValueError("min_piece_rows must not be above max_batch_rows")
+        if self.min_chunk_rows > self.max_batch_rows:
+            raise ValueError("min_chunk_rows must not be above max_batch_rows")
         return self
 
     @model_validator(mode="after")

@@ -3,4 +3,4 @@
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-TINY_EXPERIMENT = REPOSITORY / "tests" / "models" / "tiny.toml"
+TINY_EXPERIMENT = REPOSITORY / "tests" / "support" / "tiny.toml"

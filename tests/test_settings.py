@@ -46,7 +46,7 @@ OUT_OF_RANGE: dict[str, list[int | float | str]] = {
     "device": ["tpu"],
     "lanes": [0, 257],
     "max_batch_rows": [0, 65537],
-    "min_piece_rows": [0, 65537],
+    "min_chunk_rows": [0, 65537],
     "max_wait_ms": [-0.1, 1001, "nan"],
     "max_queue_rows": [0],
     "max_candidates": [0],
@@ -85,7 +85,7 @@ def test_every_number_and_choice_has_a_range():
     ("limits", "rule"),
     [
         ({"max_candidates": 11, "max_queue_rows": 10}, "max_candidates must not be above"),
-        ({"min_piece_rows": 11, "max_batch_rows": 10}, "min_piece_rows must not be above"),
+        ({"min_chunk_rows": 11, "max_batch_rows": 10}, "min_chunk_rows must not be above"),
         ({"max_body_bytes": 2048, "max_bodies_bytes": 2047}, "max_body_bytes must not be above"),
     ],
 )

@@ -31,7 +31,7 @@ _PAGE_HEADERS = [
 ]
 
 
-class SafePages:
+class SecurityHeadersMiddleware:
     """Adds headers to HTML pages that keep them from loading, or being loaded into, others."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -24,7 +24,7 @@ from app.api.openapi.open_inference_schemas import (
 )
 from app.artifacts.loader import Model
 from app.errors import (
-    CallerLeft,
+    ClientDisconnected,
     Draining,
     MalformedBody,
     ModelNotFound,
@@ -180,7 +180,7 @@ def _add_repository(router: APIRouter, service: Service, bodies: BodyReader) -> 
                 deadline=math.inf,
                 media_types=OpenInference.media_types,
             )
-        except CallerLeft:
+        except ClientDisconnected:
             return []
         document = decode(body, most_values=_MOST_VALUES) if body else {}
         ready = document.get("ready", False) if isinstance(document, dict) else None

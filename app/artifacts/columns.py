@@ -18,7 +18,7 @@ Columns = Mapping[str, Column]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class ModelInputs:
     """`R` requests with `B` candidates between them.
 
     Attributes:
@@ -36,11 +36,11 @@ class Batch:
         """B, the number of candidates."""
         return len(self.row_to_request)
 
-    def requests(self) -> Iterable["Batch"]:
+    def requests(self) -> Iterable["ModelInputs"]:
         """Yield each request as a batch of its own."""
         for request in np.unique(self.row_to_request):
             mine = self.row_to_request == request
-            yield Batch(
+            yield ModelInputs(
                 user={name: column[request : request + 1] for name, column in self.user.items()},
                 candidate={name: column[mine] for name, column in self.candidate.items()},
                 row_to_request=np.zeros(int(mine.sum()), dtype=np.int64),

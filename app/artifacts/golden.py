@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse, save as serialise
 
-from app.artifacts.columns import Batch, Column, column_dtype, column_shape
+from app.artifacts.columns import Column, ModelInputs, column_dtype, column_shape
 from app.artifacts.manifest import Description, Device
 from app.artifacts.program import Program, cause, scores
 from app.errors import ArtifactInvalid
@@ -24,12 +24,12 @@ from app.errors import ArtifactInvalid
 class Golden:
     """A batch of requests, its raw outputs `[B, K]` and its scores `[B, K]`, float32."""
 
-    batch: Batch
+    batch: ModelInputs
     raw: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
 
     @classmethod
-    def record(cls, program: Program, batch: Batch) -> Self:
+    def record(cls, program: Program, batch: ModelInputs) -> Self:
         """Run `batch` and keep what came out.
 
         Raises:
@@ -81,7 +81,7 @@ class Golden:
         }
         expected = (rows, len(description.tasks))
         return cls(
-            Batch(user, candidate, row_to_request),
+            ModelInputs(user, candidate, row_to_request),
             raw=take("raw", np.float32, expected),
             scores=take("scores", np.float32, expected),
         )
@@ -104,7 +104,7 @@ class Golden:
     def _compare(
         self,
         program: Program,
-        batch: Batch,
+        batch: ModelInputs,
         rows: slice | npt.NDArray[np.bool_],
         tolerance: float,
         how: str,

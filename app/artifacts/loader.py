@@ -20,7 +20,7 @@ from app.artifacts.program import Program, cause
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact
 from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
-from app.lifecycle.statistics import Usage
+from app.lifecycle.statistics import VersionStatistics
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -34,7 +34,7 @@ class Model:
     program: Program
     golden: Golden
     vocabularies: Vocabularies = field(default_factory=dict)
-    usage: Usage = field(default_factory=Usage)
+    usage: VersionStatistics = field(default_factory=VersionStatistics)
 
     def __str__(self) -> str:
         return f"{self.manifest.name}/{self.manifest.version}"

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.manifest import Argument, Description, RequestCall, RowsCall, TaskOutput
 
 Raw = npt.NDArray[np.float32]
@@ -28,7 +28,7 @@ class Program:
         outputs = [task.output for task in description.tasks]
         self._is_matrix = all(o.path is None and o.column == k for k, o in enumerate(outputs))
 
-    def run(self, batch: Batch) -> Raw:
+    def run(self, batch: ModelInputs) -> Raw:
         """Return the raw outputs, `[B, K]` float32, one column a task; not to be written to.
 
         Raises:
@@ -54,7 +54,7 @@ class Program:
             returned = self._call(user, candidate, row_to_request)
             return self._stacked(returned, len(row_to_request))
 
-    def call(self, batch: Batch) -> object:
+    def call(self, batch: ModelInputs) -> object:
         """Return what the module itself returns, on its device.
 
         Raises:

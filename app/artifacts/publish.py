@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import torch
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
 from app.artifacts.loader import load_program
 from app.artifacts.manifest import Description, FileDigest, Manifest
@@ -25,7 +25,7 @@ def publish(
     store: Store,
     description: Description,
     module: torch.jit.ScriptModule | bytes,
-    requests: Batch,
+    requests: ModelInputs,
     vocabularies: Mapping[str, bytes] = MappingProxyType({}),
     exported: bytes | None = None,
 ) -> Artifact:

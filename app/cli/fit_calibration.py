@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app.cli.tuning_arguments import Scene, add_scene, check_names, pairs, read_scene, refused
 from app.cli.usage import EXIT_OK, Parser, WrongUsage
 from app.cli.written import finish
 from app.tuning.calibrating import METHODS, Outcome, calibrate
 from app.tuning.fitting import FITS, FitFailed
 from app.tuning.log_file import LogInvalid
-from app.tuning.scene import Scene, add_scene, check_names, pairs, read_scene, refused
 
 
 def fit_calibration(flags: Sequence[str]) -> int:

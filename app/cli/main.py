@@ -20,6 +20,7 @@ from app.cli.usage import (
     WrongUsage,
     complain,
 )
+from app.errors import TuningError
 
 if TYPE_CHECKING:
     from app.importing.description import ForeignModel
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 1 where something is wrong, 2 for wrong usage."""
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
-    except WrongUsage as error:
+    except (WrongUsage, TuningError) as error:
         return _usage_error(str(error))
     except KeyboardInterrupt:
         complain("interrupted")

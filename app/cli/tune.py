@@ -12,13 +12,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.cli.tune_flags import tune_parser
 from app.cli.tune_table import gain_table, weight_table
+from app.cli.tuning_arguments import Scene, check_names, read_scene, refused
 from app.cli.usage import EXIT_OK, WrongUsage, complain
 from app.cli.written import finish
 from app.ranking.ranker import Ranker
 from app.tuning.goal import Goal, Mix, Ndcg
 from app.tuning.log import Log
 from app.tuning.log_file import LogInvalid
-from app.tuning.scene import Scene, check_names, read_scene, refused
 from app.tuning.search import Try
 from app.tuning.trade_off import PlotUnavailable, TradeOff, save
 from app.tuning.tuning import tuned

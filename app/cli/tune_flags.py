@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from app.cli.tuning_arguments import add_scene, by_name, factor, positive, whole
 from app.cli.usage import Parser
 from app.ranking.policies import PolicyName
-from app.tuning.scene import add_scene, by_name, factor, positive, whole
 
 
 def _policy_name(text: str) -> str:

@@ -6,10 +6,10 @@ from rich.syntax import Syntax
 from app.cli.usage import EXIT_OK, WrongUsage
 from app.errors import PoliciesInvalid
 from app.ranking.policies import ModelTraits
-from app.tuning.policy_editor import PolicyFile
+from app.tuning.policy_editor import PolicyEditor
 
 
-def finish(console: Console, file: PolicyFile, model: ModelTraits, *, dry_run: bool) -> int:
+def finish(console: Console, file: PolicyEditor, model: ModelTraits, *, dry_run: bool) -> int:
     """Show a file's changes and write them, unless it is a dry run; return the exit code.
 
     Raises:

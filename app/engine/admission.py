@@ -9,18 +9,18 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from app.artifacts.loader import Model
-from app.engine.pieces import Group
-from app.engine.queue import PieceQueue
-from app.engine.request import Priority, Terms
+from app.engine.batch import Batch
+from app.engine.queue import ModelQueue
+from app.engine.request import Priority, RequestOptions
 from app.errors import DeadlineUnmeetable, Overloaded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Flight:
+class RunningBatch:
     """A group that a lane is at, since clock time `began` (s); it is expected to take `cost_s`."""
 
     model: Model
-    group: Group
+    group: Batch
     rows: int
     began: float
     cost_s: float
@@ -39,20 +39,20 @@ class Forecast:
 
     Attributes:
         lanes: how many lanes share the work.
-        min_piece_rows: a request is not split below this.
+        min_chunk_rows: a request is not split below this.
     """
 
     lanes: int
-    min_piece_rows: int
+    min_chunk_rows: int
 
     def wait_s(
         self,
-        queue: PieceQueue,
+        queue: ModelQueue,
         rows: int,
         priority: Priority,
         *,
-        queues: Iterable[PieceQueue],
-        flights: Collection[Flight],
+        queues: Iterable[ModelQueue],
+        flights: Collection[RunningBatch],
         now: float,
     ) -> float:
         """Return how long `rows` more rows of `queue`'s model will take from now on (s).
@@ -71,13 +71,13 @@ class Forecast:
             ahead = own if each is queue else each.rows_beside(turns, priority)
             if ahead:
                 before_s += each.cost.of(ahead, -(-ahead // each.max_batch_rows))
-        share = rows / min(self.lanes, max(1, rows // self.min_piece_rows))
+        share = rows / min(self.lanes, max(1, rows // self.min_chunk_rows))
         batches = max(1, math.ceil(share / queue.max_batch_rows))
         filled = max(share, min(queue.cost.typical_rows, queue.max_batch_rows))
         return before_s / self.lanes + queue.cost.of(filled, batches)
 
 
-def refuse_late(terms: Terms, now: float, wait_s: float) -> None:
+def refuse_late(terms: RequestOptions, now: float, wait_s: float) -> None:
     """Refuse a request that would be answered after its deadline.
 
     Raises:

@@ -6,8 +6,8 @@ from operator import itemgetter
 from weakref import WeakKeyDictionary
 
 from app.artifacts.loader import Model
-from app.engine.pieces import Group, Pending
-from app.engine.queue import PieceQueue
+from app.engine.batch import Batch, QueuedRequest
+from app.engine.queue import ModelQueue
 
 AGED_EVERY = 4
 """Age counts for one batch in so many: what is not urgent gets on, however much is urgent, and
@@ -23,15 +23,15 @@ class Backlog:
     What is known of a model's batches stays with its queue for as long as anybody holds the model.
     """
 
-    def __init__(self, *, max_batch_rows: int, min_piece_rows: int, max_wait_s: float) -> None:
+    def __init__(self, *, max_batch_rows: int, min_chunk_rows: int, max_wait_s: float) -> None:
         """Start empty; see `Batcher` for the arguments."""
         self._max_batch_rows = max_batch_rows
-        self._min_piece_rows = min_piece_rows
+        self._min_piece_rows = min_chunk_rows
         self._max_wait_s = max_wait_s
-        self._queues: WeakKeyDictionary[Model, PieceQueue] = WeakKeyDictionary()
-        self._turns: dict[Model, PieceQueue] = {}  # those with rows, the next one first
+        self._queues: WeakKeyDictionary[Model, ModelQueue] = WeakKeyDictionary()
+        self._turns: dict[Model, ModelQueue] = {}  # those with rows, the next one first
         self._taken = 0  # batches
-        self._swept = -math.inf  # when pieces were last looked through (s)
+        self._swept = -math.inf  # when chunks were last looked through (s)
 
     def __repr__(self) -> str:
         return f"{ {str(model): queue for model, queue in self._turns.items()} }"
@@ -45,32 +45,32 @@ class Backlog:
         return sum([queue.rows for queue in list(self._turns.values())])
 
     @property
-    def pieces(self) -> int:
-        """How many requests, or pieces of one, wait; any thread may ask."""
+    def chunks(self) -> int:
+        """How many requests, or chunks of one, wait; any thread may ask."""
         return sum(map(len, list(self._turns.values())))
 
     @property
-    def waiting(self) -> Iterable[PieceQueue]:
+    def waiting(self) -> Iterable[ModelQueue]:
         """The queues that have rows."""
         return self._turns.values()
 
     @property
-    def queues(self) -> dict[Model, PieceQueue]:
+    def queues(self) -> dict[Model, ModelQueue]:
         """Every queue."""
         return dict(self._queues)
 
-    def queue(self, model: Model) -> PieceQueue:
+    def queue(self, model: Model) -> ModelQueue:
         """Return a model's queue."""
         queue = self._turns.get(model)
         if queue is None:
             queue = self._queues.get(model)
         if queue is None:
-            queue = self._queues[model] = PieceQueue(
-                max_batch_rows=self._max_batch_rows, min_piece_rows=self._min_piece_rows
+            queue = self._queues[model] = ModelQueue(
+                max_batch_rows=self._max_batch_rows, min_chunk_rows=self._min_piece_rows
             )
         return queue
 
-    def append(self, model: Model, pending: Pending, now: float) -> None:
+    def append(self, model: Model, pending: QueuedRequest, now: float) -> None:
         """Let a request wait for its turn."""
         queue = self.queue(model)
         queue.append(pending, 0, now)
@@ -83,7 +83,7 @@ class Backlog:
             self._turns.setdefault(model, queue)
 
     def drop_over(self, now: float) -> None:
-        """Drop the pieces that nobody waits for any more; not again within `SWEEP_S`."""
+        """Drop the chunks that nobody waits for any more; not again within `SWEEP_S`."""
         if now - self._swept < SWEEP_S:
             return
         self._swept = now
@@ -107,13 +107,13 @@ class Backlog:
     def _aged_at(self, now: float) -> float | None:
         return None if self._taken % AGED_EVERY else now
 
-    def _company_s(self, queue: PieceQueue, now: float) -> float:
+    def _company_s(self, queue: ModelQueue, now: float) -> float:
         """Return how long (s) a queue's rows may wait for company; a full batch needs none."""
         if queue.rows >= queue.max_batch_rows:
             return 0.0
         return queue.oldest_arrival + self._max_wait_s - now
 
-    def take(self, model: Model, lanes: int, now: float) -> Group | None:
+    def take(self, model: Model, lanes: int, now: float) -> Batch | None:
         """Take a batch of a model whose turn it is; then it is behind the other models.
 
         The rows are shared out over the idle `lanes`: a lonely large request is as fast as they can

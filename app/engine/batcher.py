@@ -2,7 +2,7 @@
 
 It counts rows, not requests. An idle lane never waits (unless `max_wait_s` says so), and while
 lanes are busy the queue fills the next batch by itself. A request larger than a batch is split into
-pieces and gathered again; after each piece the next request has its turn, so that small requests
+chunks and gathered again; after each chunk the next request has its turn, so that small requests
 are not stuck behind a large one. Nothing polls: work arriving and lanes coming free are the events.
 Everything here runs on the event loop.
 """
@@ -17,14 +17,13 @@ from typing import Protocol
 import numpy as np
 
 from app.artifacts.loader import Model
-from app.engine.admission import Flight, Forecast, refuse_late, refuse_many
+from app.engine.admission import Forecast, RunningBatch, refuse_late, refuse_many
 from app.engine.backlog import Backlog
+from app.engine.batch import Batch, QueuedRequest, Scored
 from app.engine.failure import after_failure
-from app.engine.lanes import OnOutcome, Outcome, Part
-from app.engine.pieces import Group, Pending, Scored
-from app.engine.request import Priority, Terms
-from app.errors import CallerLeft, DeadlineExceeded, GatehouseError, InferenceFailed
-from app.protocol.features import EncodedRequest
+from app.engine.lanes import BatchResult, OnOutcome, Part
+from app.engine.request import Priority, RequestFeatures, RequestOptions
+from app.errors import ClientDisconnected, DeadlineExceeded, GatehouseError, InferenceFailed
 from app.telemetry.metrics import Metrics
 
 _MOMENT_S = 0.1
@@ -47,7 +46,7 @@ class Batcher:
 
     - a request arrives: its rows join the back of its model's queue;
     - the event loop comes round: every idle lane takes a batch from the front of a queue;
-    - a lane is done: it is idle again, and its pieces' requests have their scores, or their error.
+    - a lane is done: it is idle again, and its chunks' requests have their scores, or their error.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Batcher:
         lanes: Sequence[BatchLane],
         *,
         max_batch_rows: int,
-        min_piece_rows: int,
+        min_chunk_rows: int,
         max_wait_s: float,
         max_queue_rows: int,
         metrics: Metrics,
@@ -66,7 +65,7 @@ class Batcher:
         Args:
             lanes: the lanes, one or more, all on one event loop.
             max_batch_rows: the most rows a batch holds.
-            min_piece_rows: no request is split into smaller pieces: below the knee of the cost
+            min_chunk_rows: no request is split into smaller chunks: below the knee of the cost
                 curve a row costs more.
             max_wait_s: how long the oldest row may wait for company while a lane is idle, counted
                 from its arrival.
@@ -81,12 +80,12 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._backlog = Backlog(
             max_batch_rows=max_batch_rows,
-            min_piece_rows=min_piece_rows,
+            min_chunk_rows=min_chunk_rows,
             max_wait_s=max_wait_s,
         )
-        self._forecast = Forecast(len(lanes), min_piece_rows)
+        self._forecast = Forecast(len(lanes), min_chunk_rows)
         self._idle = list(lanes)
-        self._flights: dict[str, Flight] = {}
+        self._flights: dict[str, RunningBatch] = {}
         self._refused = -math.inf  # when somebody was, last (s)
         self._dispatch_is_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -101,7 +100,7 @@ class Batcher:
         return self._backlog
 
     @property
-    def flights(self) -> Mapping[str, Flight]:
+    def flights(self) -> Mapping[str, RunningBatch]:
         """What each busy lane is at, by its name; to be looked at."""
         return self._flights
 
@@ -114,7 +113,7 @@ class Batcher:
         """Take what batches of a model, `(rows, seconds)` each, cost before it served."""
         self._backlog.queue(model).cost.fit(observed)
 
-    def admit(self, model: Model, rows: int, terms: Terms) -> None:
+    def admit(self, model: Model, rows: int, terms: RequestOptions) -> None:
         """Refuse a request that does not fit, or that cannot be in time; an idle lane takes all.
 
         Raises:
@@ -148,7 +147,7 @@ class Batcher:
             now=now,
         )
 
-    async def score(self, model: Model, request: EncodedRequest, terms: Terms) -> Scored:
+    async def score(self, model: Model, request: RequestFeatures, terms: RequestOptions) -> Scored:
         """Return the request's scores.
 
         Args:
@@ -160,11 +159,11 @@ class Batcher:
             Overloaded, DeadlineUnmeetable: see `admit`.
             DeadlineExceeded: the deadline passed first.
             InferenceFailed: the model failed on this request.
-            CallerLeft: when its batch was formed, or its answer was there, the caller was gone.
+            ClientDisconnected: when its batch was formed, or its answer was there, the caller was gone.
         """
         self.admit(model, request.rows, terms)
         now = self._clock()
-        pending = Pending(request, terms, now, self._loop.create_future(), request.rows)
+        pending = QueuedRequest(request, terms, now, self._loop.create_future(), request.rows)
         self._backlog.append(model, pending, now)
         self._dispatch_soon()
         expiry = self._loop.call_at(terms.deadline, self._expire, pending)
@@ -196,18 +195,18 @@ class Batcher:
             if group is not None:
                 self._start(model, group, now)
 
-    def _start(self, model: Model, group: Group, now: float) -> None:
+    def _start(self, model: Model, group: Batch, now: float) -> None:
         lane = self._idle.pop()
         rows = group.rows
-        flight = Flight(model, group, rows, now, self._backlog.queue(model).cost.of(rows))
+        flight = RunningBatch(model, group, rows, now, self._backlog.queue(model).cost.of(rows))
         self._flights[lane.name] = flight
-        lane.submit(model, [p.part() for p in group.pieces], partial(self._finish, lane, flight))
+        lane.submit(model, [p.part() for p in group.chunks], partial(self._finish, lane, flight))
 
-    def _finish(self, lane: BatchLane, flight: Flight, outcome: Outcome) -> None:
+    def _finish(self, lane: BatchLane, flight: RunningBatch, outcome: BatchResult) -> None:
         self._idle.append(lane)
         del self._flights[lane.name]
         self._dispatch_soon()
-        requests, busy_s = len(flight.group.pieces), outcome.duration_s
+        requests, busy_s = len(flight.group.chunks), outcome.duration_s
         self._metrics.batch(rows=flight.rows, requests=requests, lane=lane.name, busy_s=busy_s)
         queue = self._backlog.queue(flight.model)
         if isinstance(outcome.scores, Exception):
@@ -218,30 +217,30 @@ class Batcher:
             self._metrics.batch_limit(str(flight.model), queue.max_batch_rows)
         flight.model.usage.batches += 1
         row = 0
-        for piece in flight.group.pieces:
-            scores = outcome.scores[row : row + piece.rows]  # [rows, K]
-            row += piece.rows
+        for chunk in flight.group.chunks:
+            scores = outcome.scores[row : row + chunk.rows]  # [rows, K]
+            row += chunk.rows
             if outcome.finite or bool(np.isfinite(scores).all()):
-                piece.pending.gather(piece.start, piece.stop, scores)
-                if piece.pending.rows_left == 0:
-                    self._answer(piece.pending, flight, outcome)
+                chunk.pending.gather(chunk.start, chunk.stop, scores)
+                if chunk.pending.rows_left == 0:
+                    self._answer(chunk.pending, flight, outcome)
             else:
                 self._metrics.failed("non-finite")
-                piece.pending.fail(InferenceFailed("the model gave a score that is not finite"))
+                chunk.pending.fail(InferenceFailed("the model gave a score that is not finite"))
 
-    def _answer(self, pending: Pending, flight: Flight, outcome: Outcome) -> None:
+    def _answer(self, pending: QueuedRequest, flight: RunningBatch, outcome: BatchResult) -> None:
         if pending.future.done():
             return
         if self._clock() > pending.terms.deadline:
             self._expire(pending)
-        elif pending.terms.has_left():
-            pending.fail(CallerLeft("compute"))
+        elif pending.terms.is_disconnected():
+            pending.fail(ClientDisconnected("compute"))
         else:
             assert pending.scores is not None
             waited_s = flight.began - pending.arrival
             pending.future.set_result(Scored(pending.scores, waited_s, outcome))
 
-    def _expire(self, pending: Pending) -> None:
+    def _expire(self, pending: QueuedRequest) -> None:
         if not pending.future.done():
             self._metrics.shed("deadline-exceeded")
             pending.fail(DeadlineExceeded("the scores were not ready before the deadline"))

@@ -8,8 +8,8 @@ import logging
 import torch
 
 from app.artifacts.loader import Model
-from app.engine.pieces import Group
-from app.engine.queue import PieceQueue
+from app.engine.batch import Batch
+from app.engine.queue import ModelQueue
 from app.errors import InferenceFailed
 from app.telemetry.metrics import Metrics
 
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 def after_failure(
-    error: Exception, group: Group, model: Model, queue: PieceQueue, metrics: Metrics
+    error: Exception, group: Batch, model: Model, queue: ModelQueue, metrics: Metrics
 ) -> None:
     """Put back into the queue what may still succeed, and fail the requests that will not.
 
-    Where memory ran out, the limit of a batch is halved; `PieceQueue.learn` doubles it again.
+    Where memory ran out, the limit of a batch is halved; `ModelQueue.learn` doubles it again.
     Otherwise each half of the group runs again by itself, until the request at fault is found.
     """
     rows = group.rows
@@ -35,10 +35,10 @@ def after_failure(
     halves = group.halves()
     queue.put_back(halves)
     if not halves:
-        for piece in group.pieces:
-            piece.pending.fail(InferenceFailed("the model failed on this request"))
+        for chunk in group.chunks:
+            chunk.pending.fail(InferenceFailed("the model failed on this request"))
     if group.reruns is None or not halves:  # once for the batch, once for whoever is at fault
-        requests = len(group.pieces)
+        requests = len(group.chunks)
         logger.error("a batch of %s failed: %d requests", model, requests, exc_info=error)
 
 

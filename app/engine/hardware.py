@@ -65,7 +65,7 @@ def start_lanes(
 
 
 def warm_up_batches(
-    device: torch.device, *, min_piece_rows: int, max_batch_rows: int
+    device: torch.device, *, min_chunk_rows: int, max_batch_rows: int
 ) -> list[tuple[int, ...]]:
     """Return the batches that every lane runs of a model before it serves.
 
@@ -74,7 +74,7 @@ def warm_up_batches(
     too, and the largest first: the others' graphs use its memory again.
     """
     if device.type == "cpu":
-        sizes = sorted({1, min_piece_rows, max_batch_rows})
+        sizes = sorted({1, min_chunk_rows, max_batch_rows})
         return [batch for rows in sizes for batch in ((rows,), (1, max(1, rows - 1)))]
     sizes = Buckets(max_batch_rows).rows[::-1]
     return [batch for rows in sizes for batch in ((rows,), (1, max(1, rows - 1)), (1,) * rows)]

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from app.artifacts.columns import Batch, Column, Columns
+from app.artifacts.columns import Column, Columns, ModelInputs
 from app.artifacts.loader import Model
 from app.artifacts.program import scores
 
@@ -37,7 +37,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class BatchResult:
     """What a lane made of a batch.
 
     Attributes:
@@ -64,9 +64,9 @@ class Outcome:
         return self.collate_s + self.copy_in_s + self.compute_s + self.copy_out_s
 
 
-OnOutcome = Callable[[Outcome], None]
-Collate = Callable[[Sequence[Part]], Batch]
-Executor = Callable[[Model, Sequence[Part]], Outcome]
+OnOutcome = Callable[[BatchResult], None]
+Collate = Callable[[Sequence[Part]], ModelInputs]
+Executor = Callable[[Model, Sequence[Part]], BatchResult]
 """Runs a batch in a lane's thread; raises nothing."""
 
 
@@ -124,9 +124,9 @@ class Lane:
         self._outstanding += 1
         self._inbox.put(_Work(model, parts, on_outcome))
 
-    async def run(self, model: Model, parts: Sequence[Part]) -> Outcome:
+    async def run(self, model: Model, parts: Sequence[Part]) -> BatchResult:
         """Run a batch and wait for it."""
-        done: asyncio.Future[Outcome] = self._loop.create_future()
+        done: asyncio.Future[BatchResult] = self._loop.create_future()
         self.submit(model, parts, done.set_result)
         return await done
 
@@ -148,7 +148,7 @@ class Lane:
             self._loop.call_soon_threadsafe(self._report, work.on_outcome, outcome)
             del work, outcome  # nothing of a request outlives its batch while the lane is idle
 
-    def _report(self, on_outcome: OnOutcome, outcome: Outcome) -> None:
+    def _report(self, on_outcome: OnOutcome, outcome: BatchResult) -> None:
         self._outstanding -= 1
         self._progress = self._loop.time()
         on_outcome(outcome)
@@ -158,7 +158,7 @@ class Lane:
                 self._on_lost()
 
 
-def run(model: Model, parts: Sequence[Part], collated: Collate | None = None) -> Outcome:
+def run(model: Model, parts: Sequence[Part], collated: Collate | None = None) -> BatchResult:
     """Bring parts together, run them as one batch, and return scores for all of its rows.
 
     `collated` brings them together in the caller's own memory; by default `collate` does.
@@ -169,12 +169,12 @@ def run(model: Model, parts: Sequence[Part], collated: Collate | None = None) ->
         ready = time.perf_counter()
         result = scores(model.program.run(batch), model.manifest.tasks)
     except Exception as error:  # noqa: BLE001  (whatever a model raises fails its batch, not the lane)
-        return Outcome(error, 0.0, time.perf_counter() - began)
+        return BatchResult(error, 0.0, time.perf_counter() - began)
     finite = bool(np.isfinite(result).all())
-    return Outcome(result, ready - began, time.perf_counter() - ready, finite=finite)
+    return BatchResult(result, ready - began, time.perf_counter() - ready, finite=finite)
 
 
-def collate(parts: Sequence[Part]) -> Batch:
+def collate(parts: Sequence[Part]) -> ModelInputs:
     """Bring parts together: one user row a part, candidate rows one part after the other."""
     if len(parts) == 1:
         (part,) = parts
@@ -184,8 +184,8 @@ def collate(parts: Sequence[Part]) -> Batch:
             name: _as_batch(column[part.start : part.stop])
             for name, column in part.candidate.items()
         }
-        return Batch(user, candidate, np.zeros(rows, np.int64))
-    return Batch(
+        return ModelInputs(user, candidate, np.zeros(rows, np.int64))
+    return ModelInputs(
         user={name: np.concatenate([p.user[name] for p in parts]) for name in parts[0].user},
         candidate={
             name: np.concatenate([p.candidate[name][p.start : p.stop] for p in parts])

@@ -1,8 +1,10 @@
 """On what terms a caller waits for an answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+
+from app.artifacts.columns import Columns
 
 
 class Priority(IntEnum):
@@ -13,22 +15,39 @@ class Priority(IntEnum):
     LOW = 2
 
 
-def stays() -> bool:
+def never_disconnected() -> bool:
     """Say that the caller has not left: for callers who cannot."""
     return False
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RequestOptions:
     """Until when, how urgently, and whether anybody still waits.
 
     Attributes:
         deadline: loop time (s) after which no answer is wanted.
         priority: whose rows go first.
-        has_left: whether the caller is gone; one look, called on the event loop when the request's
+        is_disconnected: whether the caller is gone; one look, called on the event loop when the request's
             batch is formed.
     """
 
     deadline: float
     priority: Priority = Priority.NORMAL
-    has_left: Callable[[], bool] = stays
+    is_disconnected: Callable[[], bool] = never_disconnected
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFeatures:
+    """One user and n candidates as columns.
+
+    Attributes:
+        user: columns with one row.
+        candidate: columns with `rows` rows.
+        rows: n, the number of candidates.
+        unknown_ids: how many ids of each feature lay outside its vocabulary, where any did.
+    """
+
+    user: Columns
+    candidate: Columns
+    rows: int
+    unknown_ids: Mapping[str, int]

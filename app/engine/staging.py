@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from app.artifacts.columns import Batch, Column
+from app.artifacts.columns import Column, ModelInputs
 from app.engine.lanes import Part, collate
 
 _ALIGNMENT = 64  # bytes; a cache line, and as much as torch's own allocator gives
@@ -25,7 +25,7 @@ class Staging:
         self._buffer: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._used = 0
 
-    def collate(self, parts: Sequence[Part]) -> Batch:
+    def collate(self, parts: Sequence[Part]) -> ModelInputs:
         """Bring parts together as `app.engine.lanes.collate` does; one alone is not copied."""
         if len(parts) == 1:
             return collate(parts)
@@ -35,7 +35,7 @@ class Staging:
             for name in parts[0].candidate
         }
         self._make_room(sum(map(_room, [*user.values(), *candidate.values()])))
-        return Batch(
+        return ModelInputs(
             user={name: self._joined(columns) for name, columns in user.items()},
             candidate={name: self._joined(columns) for name, columns in candidate.items()},
             row_to_request=np.repeat(np.arange(len(parts)), [p.stop - p.start for p in parts]),

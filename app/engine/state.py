@@ -15,7 +15,7 @@ class QueueState:
     Attributes:
         model: name/version.
         rows: candidates that wait.
-        pieces: requests, or parts of one, that wait.
+        chunks: requests, or parts of one, that wait.
         oldest_ms: how long the oldest of them waits; None where none does.
         batch_ms: what a batch costs whatever its size.
         row_us: what each row adds (µs).
@@ -26,7 +26,7 @@ class QueueState:
 
     model: str
     rows: int
-    pieces: int
+    chunks: int
     oldest_ms: float | None
     batch_ms: float
     row_us: float
@@ -75,7 +75,7 @@ def engine_state(batcher: Batcher, lanes: Iterable[Lane], *, hang_s: float) -> E
         QueueState(
             model=str(model),
             rows=queue.rows,
-            pieces=len(queue),
+            chunks=len(queue),
             oldest_ms=_ms(now - queue.oldest_arrival) if queue.rows else None,
             batch_ms=_ms(queue.cost.a_s),
             row_us=_ms(queue.cost.b_s * 1e3),
@@ -100,7 +100,7 @@ def _lane(lane: Lane, batcher: Batcher, now: float, hang_s: float) -> LaneState:
         alive,
         model=str(flight.model),
         rows=flight.rows,
-        requests=len(flight.group.pieces),
+        requests=len(flight.group.chunks),
         since_ms=_ms(now - flight.began),
         expected_ms=_ms(flight.cost_s),
     )

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from app.artifacts.columns import Batch, Column, column_shape
+from app.artifacts.columns import Column, ModelInputs, column_shape
 from app.artifacts.manifest import DenseInput, IdListInput, Input
 from app.importing.description import ForeignModel
 
 
-def generate(model: ForeignModel, sizes: Sequence[int]) -> Batch:
+def generate(model: ForeignModel, sizes: Sequence[int]) -> ModelInputs:
     """Random requests with so many candidates each, the same every time.
 
     Where there are two rows or more, the first has the least id and an empty list, and the last
@@ -21,7 +21,7 @@ def generate(model: ForeignModel, sizes: Sequence[int]) -> Batch:
         rows = len(sizes) if feature.side == "user" else sum(sizes)
         interval = model.ranges.get(feature.name)
         sides[feature.side][feature.name] = _values(random, feature, rows, interval)
-    return Batch(sides["user"], sides["candidate"], np.repeat(np.arange(len(sizes)), sizes))
+    return ModelInputs(sides["user"], sides["candidate"], np.repeat(np.arange(len(sizes)), sizes))
 
 
 def _values(
@@ -44,10 +44,10 @@ def _values(
     return ids
 
 
-def one_row(batch: Batch, row: int) -> Batch:
+def one_row(batch: ModelInputs, row: int) -> ModelInputs:
     """Return one candidate of a batch, with its user, as a batch of its own."""
     request = batch.row_to_request[row]
-    return Batch(
+    return ModelInputs(
         {name: column[request : request + 1] for name, column in batch.user.items()},
         {name: column[row : row + 1] for name, column in batch.candidate.items()},
         np.zeros(1, np.int64),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import load_module, load_program
 from app.artifacts.manifest import Description, Output, Precision
 from app.artifacts.program import Program, Raw, cause
@@ -40,7 +40,7 @@ class Trial:
     """What a trial found: all that publishing needs."""
 
     description: Description
-    requests: Batch
+    requests: ModelInputs
 
 
 def examine(content: bytes, model: ForeignModel) -> Trial:
@@ -166,7 +166,7 @@ def _run_all_sizes(program: Program, model: ForeignModel) -> Raw:
     raise ArtifactInvalid(f"it fails with {rows} row{'s' * (rows > 1)}: {reason}")
 
 
-def _runs(program: Program, batch: Batch) -> bool:
+def _runs(program: Program, batch: ModelInputs) -> bool:
     try:
         program.run(batch)
     except (RuntimeError, ValueError):
@@ -174,7 +174,7 @@ def _runs(program: Program, batch: Batch) -> bool:
     return True
 
 
-def _refuse_what_depends_on_company(program: Program, batch: Batch, raw: Raw) -> None:
+def _refuse_what_depends_on_company(program: Program, batch: ModelInputs, raw: Raw) -> None:
     """Compare the program as it will be served, frozen, with the raw outputs of the file itself."""
     tolerance = program.description.precision.tolerance["cpu"]
     again = program.run(batch)

@@ -20,7 +20,7 @@ from app.lifecycle.registry import Registry
 
 logger = logging.getLogger(__name__)
 
-Observed = Sequence[tuple[int, float]]
+BatchTimings = Sequence[tuple[int, float]]
 """Batches that ran: `(rows, seconds)` each."""
 
 _WARM_UP_PASSES = 3  # the TorchScript executor profiles, then compiles, then runs
@@ -37,7 +37,7 @@ class Deployment:
         *,
         device: torch.device,
         warm_up: Sequence[Sequence[int]],
-        on_warm: Callable[[Model, Observed], None],
+        on_warm: Callable[[Model, BatchTimings], None],
     ) -> None:
         """Do nothing yet.
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 
 from app.artifacts.loader import Model
 from app.errors import PoliciesInvalid
-from app.ranking.policies import NO_POLICIES, PolicySet, Rankers
+from app.ranking.policies import NO_POLICIES, ModelPolicies, PolicySet
 
 logger = logging.getLogger(__name__)
 
 
 class Policies:
-    """Rankers by model version, compiled when first asked for and kept as long as the set is.
+    """ModelPolicies by model version, compiled when first asked for and kept as long as the set is.
 
     Attributes:
         active: the policy set in force.
@@ -28,13 +28,13 @@ class Policies:
         self.active = NO_POLICIES
         self.refused: Sequence[str] = ()
         self.misfits: dict[str, str] = {}
-        self._rankers: dict[tuple[str, int], Rankers] = {}
+        self._rankers: dict[tuple[str, int], ModelPolicies] = {}
 
     def __repr__(self) -> str:
         models = [f"{name}/{version}" for name, version in self._rankers]
         return f"<Policies {self.active.version or 'of the models'} for {models}>"
 
-    def of(self, model: Model) -> Rankers:
+    def of(self, model: Model) -> ModelPolicies:
         """Return the rankers of a model.
 
         A model that came after the set, and that the set does not fit, is ranked by its own policy.
@@ -52,7 +52,7 @@ class Policies:
         Raises:
             PoliciesInvalid: it says of one of them what that cannot do; nothing has changed.
         """
-        rankers: dict[tuple[str, int], Rankers] = {}
+        rankers: dict[tuple[str, int], ModelPolicies] = {}
         problems: list[str] = []
         for model in models:
             traits = model.manifest.traits
@@ -65,7 +65,7 @@ class Policies:
         self.active, self._rankers = policies, rankers
         self.refused, self.misfits = (), {}
 
-    def _compiled(self, model: Model) -> Rankers:
+    def _compiled(self, model: Model) -> ModelPolicies:
         traits = model.manifest.traits
         self.misfits.pop(traits.name, None)
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Usage:
+class VersionStatistics:
     """Sums over requests and batches.
 
     Attributes:

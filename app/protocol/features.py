@@ -7,8 +7,7 @@ numbers, and notices ragged rows by itself. Where it fails, the column is read a
 """
 
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
@@ -17,39 +16,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.artifacts.columns import Column, Columns, column_dtype, column_shape
+from app.artifacts.columns import Column, column_dtype, column_shape
 from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabulary, rows_of
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+from app.engine.request import RequestFeatures
 from app.protocol.slow_encode import slow_column
-from app.protocol.validation import Findings, Matrix, Side, candidate_side, user_side
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRequest:
-    """One user and n candidates as columns.
-
-    Attributes:
-        user: columns with one row.
-        candidate: columns with `rows` rows.
-        rows: n, the number of candidates.
-        unknown_ids: how many ids of each feature lay outside its vocabulary, where any did.
-    """
-
-    user: Columns
-    candidate: Columns
-    rows: int
-    unknown_ids: Mapping[str, int]
+from app.protocol.validation import Matrix, Side, ValidationReport, candidate_side, user_side
 
 
 def encode(
     manifest: Manifest,
     user: object,
     candidates: object,
-    findings: Findings,
+    report: ValidationReport,
     *,
     max_candidates: int,
     vocabularies: Vocabularies = MappingProxyType({}),
-) -> EncodedRequest:
+) -> RequestFeatures:
     """Check a request's features and turn them into columns.
 
     A dense value may be a boolean, which counts as 0 or 1; an id may not. An id outside the
@@ -60,7 +43,7 @@ def encode(
         user: an object, feature name to value.
         candidates: an object of columns, feature name to list of values; or a list of objects, one
             a candidate.
-        findings: takes every problem; where it has any, the columns are not fit for use.
+        report: takes every problem; where it has any, the columns are not fit for use.
         max_candidates: the most candidates that are let in.
         vocabularies: of the features whose encoding has one.
 
@@ -69,26 +52,28 @@ def encode(
     """
     user_names = frozenset(feature.name for feature in manifest.user_inputs)
     names = frozenset(feature.name for feature in manifest.candidate_inputs)
-    one = user_side(user, user_names, findings)
-    many = candidate_side(candidates, names, findings, max_rows=max_candidates)
-    return EncodedRequest(
-        user=_encode_side(one, manifest.user_inputs, vocabularies, findings),
-        candidate=_encode_side(many, manifest.candidate_inputs, vocabularies, findings),
+    one = user_side(user, user_names, report)
+    many = candidate_side(candidates, names, report, max_rows=max_candidates)
+    return RequestFeatures(
+        user=_encode_side(one, manifest.user_inputs, vocabularies, report),
+        candidate=_encode_side(many, manifest.candidate_inputs, vocabularies, report),
         rows=many.rows,
-        unknown_ids=findings.unknown_ids,
+        unknown_ids=report.unknown_ids,
     )
 
 
-def default_column(feature: Input, rows: int, vocabulary: Vocabulary, findings: Findings) -> Column:
+def default_column(
+    feature: Input, rows: int, vocabulary: Vocabulary, report: ValidationReport
+) -> Column:
     """Return a column of a feature's default, which it must have."""
-    return _fast_column(feature, [feature.default] * rows, vocabulary, findings)
+    return _fast_column(feature, [feature.default] * rows, vocabulary, report)
 
 
 def _encode_side(
     side: Side,
     features: Sequence[Input],
     vocabularies: Vocabularies,
-    findings: Findings,
+    report: ValidationReport,
 ) -> dict[str, Column]:
     encoded: dict[str, Column] = {}
     for feature in features:
@@ -96,20 +81,20 @@ def _encode_side(
         if values is None:
             if feature.default is None:
                 if feature.name not in side.refused:
-                    findings.problem(side.pointer(feature.name), "is missing and has no default")
+                    report.add(side.pointer(feature.name), "is missing and has no default")
                 continue
             values = [feature.default] * side.rows
         vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
         try:
-            encoded[feature.name] = _fast_column(feature, values, vocabulary, findings)
+            encoded[feature.name] = _fast_column(feature, values, vocabulary, report)
         except (struct.error, TypeError, ValueError, OverflowError):
             sent = values.tolist() if isinstance(values, np.ndarray) else values
-            encoded[feature.name] = slow_column(feature, sent, side, findings, vocabulary)
+            encoded[feature.name] = slow_column(feature, sent, side, report, vocabulary)
     return encoded
 
 
 def _fast_column(
-    feature: Input, values: Sequence[Any] | Matrix, vocabulary: Vocabulary, findings: Findings
+    feature: Input, values: Sequence[Any] | Matrix, vocabulary: Vocabulary, report: ValidationReport
 ) -> Column:
     """Return a column, or raise anything where some value is not as it should be."""
     if isinstance(values, np.ndarray):
@@ -120,9 +105,9 @@ def _fast_column(
         case DenseInput():
             return _dense(feature, values)
         case IdInput():
-            return _id(feature, values, vocabulary, findings)
+            return _id(feature, values, vocabulary, report)
         case IdListInput():
-            return _id_list(feature, values, vocabulary, findings)
+            return _id_list(feature, values, vocabulary, report)
 
 
 def _dense_matrix(shape: tuple[int, ...], numbers: Matrix) -> Column:
@@ -150,7 +135,7 @@ def _dense(feature: DenseInput, values: Sequence[Any]) -> Column:
 
 
 def _id(
-    feature: IdInput, values: Sequence[Any], vocabulary: Vocabulary, findings: Findings
+    feature: IdInput, values: Sequence[Any], vocabulary: Vocabulary, report: ValidationReport
 ) -> Column:
     if set(map(type, values)) != {feature.encoding.id_type}:  # a bool packs as an integer
         raise TypeError
@@ -159,11 +144,11 @@ def _id(
         column = np.frombuffer(bytearray(packed), np.int64)  # [n]
     else:
         column = rows_of(feature.encoding, values, vocabulary)  # [n]
-    return _known(feature, column, None, findings)
+    return _known(feature, column, None, report)
 
 
 def _id_list(
-    feature: IdListInput, values: Sequence[Any], vocabulary: Vocabulary, findings: Findings
+    feature: IdListInput, values: Sequence[Any], vocabulary: Vocabulary, report: ValidationReport
 ) -> Column:
     if not set(map(type, values)) <= {list, tuple}:
         raise TypeError
@@ -181,20 +166,20 @@ def _id_list(
         filled = np.full(real.shape, padding)  # [n, max_length]
         ids = list(chain.from_iterable(values))
         filled[real] = rows_of(feature.encoding, ids, vocabulary)
-        return _known(feature, filled, real, findings)
+        return _known(feature, filled, real, report)
     if is_right:
         rows = [pack_row(*row, *[padding] * (width - len(row))) for row in values]
     else:
         rows = [pack_row(*[padding] * (width - len(row)), *row) for row in values]
     column = np.frombuffer(bytearray(b"".join(rows)), np.int64).reshape(len(values), width)
-    return _known(feature, column, real, findings)
+    return _known(feature, column, real, report)
 
 
 def _known(
     feature: IdInput | IdListInput,
     ids: Column,
     real: npt.NDArray[np.bool_] | None,
-    findings: Findings,
+    report: ValidationReport,
 ) -> Column:
     """Map ids outside the vocabulary to the unknown row, and count them.
 
@@ -208,7 +193,7 @@ def _known(
         if feature.unknown == "reject":
             raise ValueError
         ids[unknown] = feature.unknown
-        findings.unknown_ids[feature.name] = count
+        report.unknown_ids[feature.name] = count
     return ids
 
 

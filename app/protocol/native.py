@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 
 from app.artifacts.manifest import Manifest
-from app.engine.request import Terms
+from app.engine.request import RequestOptions
 from app.protocol.json_body import decode_request
 from app.protocol.score_request import ScoreRequest, read_request
 from app.scoring.score import Call, Headers
@@ -42,7 +42,7 @@ class Native:
         """Parse JSON."""
         return decode_request(body, call.model.manifest, max_candidates=call.limits.max_candidates)
 
-    def read(self, document: object, call: Call) -> tuple[ScoreRequest, Terms]:
+    def read(self, document: object, call: Call) -> tuple[ScoreRequest, RequestOptions]:
         """Check a document and encode its features; its headers alone state its terms."""
         model = call.model
         request = read_request(

@@ -7,12 +7,13 @@ from typing import Any
 
 from app.artifacts.encoding import Vocabularies
 from app.artifacts.manifest import Manifest
-from app.errors import InvalidRequest, Problem
-from app.protocol.features import EncodedRequest, encode
+from app.engine.request import RequestFeatures
+from app.errors import FieldError, InvalidRequest
+from app.protocol.features import encode
 from app.protocol.ranking_options import read_options
-from app.protocol.validation import MISSING, Findings
-from app.ranking.policies import Rankers
-from app.ranking.ranker import Wanted
+from app.protocol.validation import MISSING, ValidationReport
+from app.ranking.policies import ModelPolicies
+from app.ranking.ranker import RankingOptions
 
 _PARTS = frozenset(("user", "candidates", "candidate_keys", "ranking"))
 
@@ -27,15 +28,15 @@ class ScoreRequest:
         wanted: how they are to be ranked.
     """
 
-    features: EncodedRequest
+    features: RequestFeatures
     keys: Sequence[str | int] | None
-    wanted: Wanted
+    wanted: RankingOptions
 
 
 def read_request(
     document: object,
     manifest: Manifest,
-    rankers: Rankers,
+    rankers: ModelPolicies,
     *,
     max_candidates: int,
     vocabularies: Vocabularies = MappingProxyType({}),
@@ -47,35 +48,35 @@ def read_request(
         PayloadTooLarge: there are too many candidates.
     """
     if not isinstance(document, dict):
-        raise InvalidRequest([Problem("", "must be an object")])
-    findings = Findings()
-    findings.strangers("", document, _PARTS)
+        raise InvalidRequest([FieldError("", "must be an object")])
+    report = ValidationReport()
+    report.unknown_keys("", document, _PARTS)
     features = encode(
         manifest,
         document.get("user", {}),
         document.get("candidates", MISSING),
-        findings,
+        report,
         max_candidates=max_candidates,
         vocabularies=vocabularies,
     )
-    keys = _read_keys(document.get("candidate_keys"), features.rows, findings)
-    wanted = read_options(document.get("ranking"), rankers, findings)
-    findings.raise_any()
+    keys = _read_keys(document.get("candidate_keys"), features.rows, report)
+    wanted = read_options(document.get("ranking"), rankers, report)
+    report.raise_any()
     return ScoreRequest(features, keys, wanted)
 
 
-def _read_keys(keys: Any, rows: int, findings: Findings) -> Sequence[str | int] | None:  # noqa: ANN401
+def _read_keys(keys: Any, rows: int, report: ValidationReport) -> Sequence[str | int] | None:  # noqa: ANN401
     if keys is None:
         return None
     if not isinstance(keys, list):
-        findings.problem("/candidate_keys", "must be a list, one key a candidate")
+        report.add("/candidate_keys", "must be a list, one key a candidate")
         return None
     if len(keys) != rows:
-        if not findings.problems:  # else n itself is in doubt
-            findings.problem("/candidate_keys", f"has {len(keys)} keys for {rows} candidates")
+        if not report.problems:  # else n itself is in doubt
+            report.add("/candidate_keys", f"has {len(keys)} keys for {rows} candidates")
         return None
     if not set(map(type, keys)) <= {str, int}:
         for row, key in enumerate(keys):
             if not isinstance(key, str | int) or isinstance(key, bool):
-                findings.problem(f"/candidate_keys/{row}", "must be a string or an integer")
+                report.add(f"/candidate_keys/{row}", "must be a string or an integer")
     return keys

@@ -12,7 +12,7 @@ import numpy as np
 from app.artifacts.columns import Column, column_dtype, column_shape
 from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabulary, rows_of
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input
-from app.protocol.validation import Findings, Missing, Side
+from app.protocol.validation import Missing, Side, ValidationReport
 
 Complain = Callable[[int | None, str], None]  # (element or None, detail)
 
@@ -24,27 +24,31 @@ def slow_column(
     feature: Input,
     values: Sequence[Any],
     side: Side,
-    findings: Findings,
+    report: ValidationReport,
     vocabulary: Vocabulary = NO_VOCABULARY,
 ) -> Column:
     """Encode a column, and note every wrong value; a row with a wrong value is left at zero."""
     column = np.zeros(column_shape(feature, len(values)), column_dtype(feature))
     for row, value in enumerate(values):
-        if findings.full:
+        if report.full:
             break
-        before = len(findings.problems)
+        before = len(report.problems)
 
         def complain(element: int | None, detail: str, row: int = row) -> None:
-            findings.problem(side.pointer(feature.name, row, element), detail)
+            report.add(side.pointer(feature.name, row, element), detail)
 
-        read = _read(feature, value, complain, vocabulary, findings)
-        if len(findings.problems) == before:
+        read = _read(feature, value, complain, vocabulary, report)
+        if len(report.problems) == before:
             column[row] = np.asarray(read, dtype=column.dtype)
     return column
 
 
 def _read(
-    feature: Input, value: object, complain: Complain, vocabulary: Vocabulary, findings: Findings
+    feature: Input,
+    value: object,
+    complain: Complain,
+    vocabulary: Vocabulary,
+    report: ValidationReport,
 ) -> float | Sequence[float] | None:
     if isinstance(value, Missing):
         if feature.default is None:
@@ -55,9 +59,9 @@ def _read(
         case DenseInput():
             return _read_dense(feature, value, complain)
         case IdInput():
-            return _read_id(feature, value, None, complain, vocabulary, findings)
+            return _read_id(feature, value, None, complain, vocabulary, report)
         case IdListInput():
-            return _read_id_list(feature, value, complain, vocabulary, findings)
+            return _read_id_list(feature, value, complain, vocabulary, report)
 
 
 def _read_dense(feature: DenseInput, value: object, complain: Complain) -> list[float]:
@@ -88,7 +92,7 @@ def _read_id(
     element: int | None,
     complain: Complain,
     vocabulary: Vocabulary,
-    findings: Findings,
+    report: ValidationReport,
 ) -> int:
     row = _row(feature, value, element, complain, vocabulary)
     if row is None or 0 <= row < feature.vocabulary_size:
@@ -98,7 +102,7 @@ def _read_id(
         range_ = f", 0 to {feature.vocabulary_size - 1}" if is_row else ""
         complain(element, f"must lie in the vocabulary{range_}")
     else:
-        findings.unknown_ids[feature.name] = findings.unknown_ids.get(feature.name, 0) + 1
+        report.unknown_ids[feature.name] = report.unknown_ids.get(feature.name, 0) + 1
         return feature.unknown
     return 0
 
@@ -135,7 +139,7 @@ def _read_id_list(
     value: object,
     complain: Complain,
     vocabulary: Vocabulary,
-    findings: Findings,
+    report: ValidationReport,
 ) -> list[int]:
     if not isinstance(value, list | tuple):
         what = "string" if feature.encoding.id_type is str else "integer"
@@ -144,8 +148,6 @@ def _read_id_list(
     if len(value) > feature.max_length:
         complain(None, f"must have at most {feature.max_length} ids, has {len(value)}")
         return []
-    ids = [
-        _read_id(feature, each, i, complain, vocabulary, findings) for i, each in enumerate(value)
-    ]
+    ids = [_read_id(feature, each, i, complain, vocabulary, report) for i, each in enumerate(value)]
     padding = [feature.padding] * (feature.max_length - len(ids))
     return ids + padding if feature.padding_side == "right" else padding + ids

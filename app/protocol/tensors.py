@@ -17,8 +17,9 @@ import numpy.typing as npt
 from app.artifacts.columns import Column, column_dtype, column_shape
 from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabulary, rows_of
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
-from app.protocol.features import EncodedRequest, default_column
-from app.protocol.validation import MOST_PROBLEMS, Findings
+from app.engine.request import RequestFeatures
+from app.protocol.features import default_column
+from app.protocol.validation import MOST_PROBLEMS, ValidationReport
 
 Numbers = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
@@ -71,18 +72,18 @@ def shape_rule(feature: Input) -> str:
 def encode_tensors(
     manifest: Manifest,
     tensors: Mapping[str, Tensor],
-    findings: Findings,
+    report: ValidationReport,
     *,
     rows: int,
     vocabularies: Vocabularies = MappingProxyType({}),
-) -> EncodedRequest:
+) -> RequestFeatures:
     """Check a request's tensors and turn them into columns.
 
     Args:
         manifest: which features there are.
         tensors: by feature, each of a type and shape that fits it. What is absent has its default,
-            or is among the findings already.
-        findings: takes every problem; where it has any, the columns are not fit for use.
+            or is among the report already.
+        report: takes every problem; where it has any, the columns are not fit for use.
         rows: n, the number of candidates.
         vocabularies: of the features whose encoding has one.
     """
@@ -93,35 +94,37 @@ def encode_tensors(
         is_of_user = feature.side == "user"
         tensor = tensors.get(feature.name)
         if tensor is not None:
-            column = _column(feature, tensor, findings, vocabulary)
+            column = _column(feature, tensor, report, vocabulary)
         elif feature.default is not None:
-            column = default_column(feature, 1 if is_of_user else rows, vocabulary, findings)
+            column = default_column(feature, 1 if is_of_user else rows, vocabulary, report)
         else:
             continue
         (user if is_of_user else candidate)[feature.name] = column
-    return EncodedRequest(user, candidate, rows, findings.unknown_ids)
+    return RequestFeatures(user, candidate, rows, report.unknown_ids)
 
 
-def _column(feature: Input, tensor: Tensor, findings: Findings, vocabulary: Vocabulary) -> Column:
+def _column(
+    feature: Input, tensor: Tensor, report: ValidationReport, vocabulary: Vocabulary
+) -> Column:
     if isinstance(feature, DenseInput):
-        tensor = _finite(feature, tensor, findings)
+        tensor = _finite(feature, tensor, report)
     if feature.side == "user":
         if tensor.rows == 0:  # and no candidate: nobody reads it
             return np.zeros(column_shape(feature, 1), column_dtype(feature))
         if tensor.rows > 1:
-            tensor = _only_row(feature, tensor, findings)
+            tensor = _only_row(feature, tensor, report)
     match feature:
         case DenseInput():
             assert not isinstance(tensor.values, list)
             return tensor.values
         case IdInput():
             ids = _rows(feature, tensor, vocabulary).reshape(tensor.rows)  # [n]
-            return _known(feature, tensor, ids, None, findings)
+            return _known(feature, tensor, ids, None, report)
         case IdListInput():
-            return _id_list(feature, tensor, findings, vocabulary)
+            return _id_list(feature, tensor, report, vocabulary)
 
 
-def _finite(feature: DenseInput, tensor: Tensor, findings: Findings) -> Tensor:
+def _finite(feature: DenseInput, tensor: Tensor, report: ValidationReport) -> Tensor:
     assert not isinstance(tensor.values, list)
     numbers = tensor.values
     if numbers.dtype != np.float32:
@@ -129,11 +132,11 @@ def _finite(feature: DenseInput, tensor: Tensor, findings: Findings) -> Tensor:
         numbers = numbers.astype(np.float64).astype(np.float32)
     is_finite = np.isfinite(numbers)
     if not is_finite.all():
-        _complain(feature, tensor, ~is_finite, "must be finite and fit float32", findings)
+        _complain(feature, tensor, ~is_finite, "must be finite and fit float32", report)
     return Tensor(tensor.pointer, numbers, tensor.rows, tensor.width)
 
 
-def _only_row(feature: Input, tensor: Tensor, findings: Findings) -> Tensor:
+def _only_row(feature: Input, tensor: Tensor, report: ValidationReport) -> Tensor:
     """Return the first of a user's rows, of which the others are copies."""
     values = tensor.values
     first = values[: tensor.width] if isinstance(values, list) else values[:1]
@@ -141,9 +144,9 @@ def _only_row(feature: Input, tensor: Tensor, findings: Findings) -> Tensor:
         is_same = values == first * tensor.rows
     else:
         is_same = bool((values == first).all())
-    if not is_same and not findings.problems:  # a number that is none is not equal to itself
+    if not is_same and not report.problems:  # a number that is none is not equal to itself
         detail = f"{feature.name} is the user's: one row, or the same in every row"
-        findings.problem(tensor.pointer, detail)
+        report.add(tensor.pointer, detail)
     return Tensor(tensor.pointer, first, 1, tensor.width)
 
 
@@ -160,10 +163,10 @@ def _rows(
 
 
 def _id_list(
-    feature: IdListInput, tensor: Tensor, findings: Findings, vocabulary: Vocabulary
+    feature: IdListInput, tensor: Tensor, report: ValidationReport, vocabulary: Vocabulary
 ) -> Column:
     real = _real(feature, tensor)  # [n, k]
-    ids = _known(feature, tensor, _rows(feature, tensor, vocabulary), real, findings)  # [n, k]
+    ids = _known(feature, tensor, _rows(feature, tensor, vocabulary), real, report)  # [n, k]
     if tensor.width == feature.max_length and isinstance(feature.encoding, Identity):
         return ids  # its padding is the column's padding
     column = np.full(column_shape(feature, tensor.rows), feature.padding)  # [n, max_length]
@@ -194,7 +197,7 @@ def _known(
     tensor: Tensor,
     ids: npt.NDArray[np.int64],
     real: npt.NDArray[np.bool_] | None,
-    findings: Findings,
+    report: ValidationReport,
 ) -> npt.NDArray[np.int64]:
     """Map ids outside the vocabulary to the unknown row, and count them; padding stays."""
     unknown = ids.view(np.uint64) >= feature.vocabulary_size  # a negative id is a huge one there
@@ -207,16 +210,20 @@ def _known(
         is_row = isinstance(feature.encoding, Identity)
         range_ = f", 0 to {feature.vocabulary_size - 1}" if is_row else ""
         rule = f"must lie in the vocabulary{range_}"
-        _complain(feature, tensor, unknown.reshape(tensor.rows, tensor.width), rule, findings)
+        _complain(feature, tensor, unknown.reshape(tensor.rows, tensor.width), rule, report)
         return ids
-    findings.unknown_ids[feature.name] = count
+    report.unknown_ids[feature.name] = count
     return np.where(unknown, feature.unknown, ids)
 
 
 def _complain(
-    feature: Input, tensor: Tensor, wrong: npt.NDArray[np.bool_], rule: str, findings: Findings
+    feature: Input,
+    tensor: Tensor,
+    wrong: npt.NDArray[np.bool_],
+    rule: str,
+    report: ValidationReport,
 ) -> None:
     """Note where in `[n, k]` values break a rule."""
     for row, element in np.argwhere(wrong)[:MOST_PROBLEMS].tolist():
         inside = "" if tensor.width == 1 else f", element {element}"
-        findings.problem(tensor.pointer, f"{feature.name} {rule} (row {row}{inside})")
+        report.add(tensor.pointer, f"{feature.name} {rule} (row {row}{inside})")

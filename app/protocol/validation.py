@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import InvalidRequest, PayloadTooLarge, Problem
+from app.errors import FieldError, InvalidRequest, PayloadTooLarge
 
 MOST_PROBLEMS = 20
 """A report names so many problems at most: one wrong column can hold thousands."""
@@ -34,10 +34,10 @@ MISSING = Missing()
 
 
 @dataclass(slots=True)
-class Findings:
+class ValidationReport:
     """What reading one document brought to light: problems, and ids outside their vocabulary."""
 
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[FieldError] = field(default_factory=list)
     unknown_ids: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -50,12 +50,12 @@ class Findings:
         if self.problems:
             raise InvalidRequest(self.problems)
 
-    def problem(self, pointer: str, detail: str) -> None:
+    def add(self, pointer: str, detail: str) -> None:
         """Note a problem, unless there are enough."""
         if not self.full:
-            self.problems.append(Problem(pointer, detail))
+            self.problems.append(FieldError(pointer, detail))
 
-    def strangers(
+    def unknown_keys(
         self,
         pointer: str,
         sent: Mapping[str, object],
@@ -70,7 +70,7 @@ class Findings:
             if self.full:
                 break
             if name not in known:
-                self.problem(join(pointer, name), detail)
+                self.add(join(pointer, name), detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Side:
     rows: int
     written_as: Literal["user", "columns", "objects"]
     refused: frozenset[str] = frozenset()
-    """Features whose column as a whole is wrong; that is among the findings already."""
+    """Features whose column as a whole is wrong; that is among the report already."""
 
     def pointer(self, name: str, row: int | None = None, element: int | None = None) -> str:
         """Return the JSON pointer of a feature, of one row's value, or of one of its elements."""
@@ -96,17 +96,17 @@ class Side:
                 return f"{join('/candidates' + (at or '/0'), name)}{inside}"
 
 
-def user_side(user: object, known: frozenset[str], findings: Findings) -> Side:
+def user_side(user: object, known: frozenset[str], report: ValidationReport) -> Side:
     """Read `{"age": 3}` as columns of one row; `known` are the names of the user's features."""
     if not isinstance(user, dict):
-        findings.problem("/user", "must be an object, feature name to value")
+        report.add("/user", "must be an object, feature name to value")
         return Side({}, 1, "user", known)
-    findings.strangers("/user", user, known, NO_FEATURE)
+    report.unknown_keys("/user", user, known, NO_FEATURE)
     return Side({name: [user[name]] for name in known if name in user}, 1, "user")
 
 
 def candidate_side(
-    candidates: object, known: frozenset[str], findings: Findings, *, max_rows: int
+    candidates: object, known: frozenset[str], report: ValidationReport, *, max_rows: int
 ) -> Side:
     """Read candidates written as columns or as objects; `known` are the names of their features.
 
@@ -114,21 +114,21 @@ def candidate_side(
         PayloadTooLarge: there are more than `max_rows` candidates.
     """
     if isinstance(candidates, dict):
-        return _from_columns(candidates, known, findings, max_rows)
+        return _from_columns(candidates, known, report, max_rows)
     if isinstance(candidates, list):
-        return _from_objects(candidates, known, findings, max_rows)
-    findings.problem("/candidates", "must be an object of columns, or a list of objects")
+        return _from_objects(candidates, known, report, max_rows)
+    report.add("/candidates", "must be an object of columns, or a list of objects")
     return Side({}, 0, "columns", known)
 
 
 def _from_columns(
-    candidates: dict[str, Any], known: frozenset[str], findings: Findings, max_rows: int
+    candidates: dict[str, Any], known: frozenset[str], report: ValidationReport, max_rows: int
 ) -> Side:
-    findings.strangers("/candidates", candidates, known, NO_FEATURE)
+    report.unknown_keys("/candidates", candidates, known, NO_FEATURE)
     columns: dict[str, list[Any] | Matrix] = {}
     refused: set[str] = set()
     for name, values in candidates.items():
-        if findings.full:
+        if report.full:
             break
         if name not in known:
             continue
@@ -142,7 +142,7 @@ def _from_columns(
         else:
             columns[name] = values
             continue
-        findings.problem(join("/candidates", name), detail)
+        report.add(join("/candidates", name), detail)
         refused.add(name)
     rows = len(next(iter(columns.values()), []))
     _check_count(rows, max_rows)
@@ -150,17 +150,17 @@ def _from_columns(
 
 
 def _from_objects(
-    candidates: list[Any], known: frozenset[str], findings: Findings, max_rows: int
+    candidates: list[Any], known: frozenset[str], report: ValidationReport, max_rows: int
 ) -> Side:
     _check_count(len(candidates), max_rows)
     objects = [each if isinstance(each, dict) else {} for each in candidates]
     for row, candidate in enumerate(candidates):
-        if findings.full:
+        if report.full:
             break
         if not isinstance(candidate, dict):
-            findings.problem(f"/candidates/{row}", "must be an object, feature name to value")
+            report.add(f"/candidates/{row}", "must be an object, feature name to value")
         else:
-            findings.strangers(f"/candidates/{row}", candidate, known, NO_FEATURE)
+            report.unknown_keys(f"/candidates/{row}", candidate, known, NO_FEATURE)
     # Only of known names: columns of whatever names were sent would take rows x names of memory.
     columns = {
         name: [each.get(name, MISSING) for each in objects]

@@ -3,17 +3,17 @@
 import numpy as np
 import numpy.typing as npt
 
-from app.ranking.formulas import Merit
+from app.ranking.formulas import SortKeys
 from app.ranking.ranker import order
 
 
-def overlap(before: Merit, after: Merit, k: int) -> float:
+def overlap(before: SortKeys, after: SortKeys, k: int) -> float:
     """The share of the `k` best of `[n]` that stays among the `k` best."""
     k = min(k, len(before))
     return len(np.intersect1d(order(before, k), order(after, k))) / k
 
 
-def kendall_tau(before: Merit, after: Merit) -> float:
+def kendall_tau(before: SortKeys, after: SortKeys) -> float:
     """Kendall's τ-b of two rankings of the same `[n]`; 1 where one of them is all ties.
 
     Knight's (1966) count, with his merge sort replaced by one comparison of all pairs: for a few
@@ -36,7 +36,7 @@ def kendall_tau(before: Merit, after: Merit) -> float:
     return float(np.clip(tau, -1.0, 1.0))
 
 
-def _ranks(values: Merit) -> npt.NDArray[np.integer]:
+def _ranks(values: SortKeys) -> npt.NDArray[np.integer]:
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from app.ranking.formulas import SMALLEST_SCORE, Merit, Numbers, Scores, logs
+from app.ranking.formulas import SMALLEST_SCORE, Numbers, Scores, SortKeys, logs
 from app.ranking.ranker import Ranker
 
 MOST_EXPLAINED = 100
@@ -30,7 +30,7 @@ class Explanation:
     Attributes:
         ranker: by whose policy they stand as they do.
         positions: `[m]`, best first.
-        merits: `[m]`.
+        sort_keys: `[m]`.
         raw: `[m, K]`, the model's scores.
         calibrated: `[m, K]`, what was fused.
         shares: `[m, K]` float64.
@@ -39,16 +39,16 @@ class Explanation:
 
     ranker: Ranker
     positions: npt.NDArray[np.intp]
-    merits: Merit
+    sort_keys: SortKeys
     raw: Numbers
     calibrated: Numbers
-    shares: Merit
-    leads: Merit
+    shares: SortKeys
+    leads: SortKeys
 
     @property
-    def remainders(self) -> Merit:
+    def remainders(self) -> SortKeys:
         """What the shares leave of the merit, `[m]`; rounding only, but for an expression."""
-        left: Merit = self.merits - self.shares.sum(axis=1)
+        left: SortKeys = self.sort_keys - self.shares.sum(axis=1)
         return left
 
     def document(self, keys: Sequence[str | int] | None) -> dict[str, object]:
@@ -65,7 +65,7 @@ class Explanation:
             "share": _rows(self.shares),
             "lead": _rows(self.leads),
         }
-        merits, remainders = _written(self.merits), _written(self.remainders)
+        sort_keys, remainders = _written(self.sort_keys), _written(self.remainders)
         candidates = []
         for row, position in enumerate(self.positions.tolist()):
 
@@ -74,7 +74,7 @@ class Explanation:
 
             candidate: dict[str, object] = {
                 "candidate": position if keys is None else keys[position],
-                "total": merits[row],
+                "total": sort_keys[row],
                 "tasks": {task: told(k) for k, task in reads},
             }
             if policy.multiplier is not None:
@@ -88,7 +88,7 @@ class Explanation:
 def explain(
     ranker: Ranker,
     scores: Scores,
-    merits: Merit,
+    sort_keys: SortKeys,
     ranking: npt.NDArray[np.intp],
     multiplier: Numbers | None = None,
 ) -> Explanation:
@@ -97,9 +97,9 @@ def explain(
     Args:
         ranker: which made it.
         scores: `[n, K]` float32, as the model gave them.
-        merits: `[n]`, what `ranker` made of them.
+        sort_keys: `[n]`, what `ranker` made of them.
         ranking: positions, best first; `MOST_EXPLAINED` of them are explained.
-        multiplier: `[n]`, as for `Ranker.merits`.
+        multiplier: `[n]`, as for `Ranker.sort_keys`.
     """
     raw: Numbers = scores
     calibrated = ranker.calibrated(scores)  # [n, K]
@@ -113,7 +113,7 @@ def explain(
     return Explanation(
         ranker=ranker,
         positions=best,
-        merits=merits[best],
+        sort_keys=sort_keys[best],
         raw=raw[best],
         calibrated=calibrated[best],
         shares=shares[best],

@@ -18,7 +18,7 @@ from app.ranking.expression import Expression
 from app.ranking.policy import Policy
 
 Numbers = npt.NDArray[np.floating]
-Merit = npt.NDArray[np.float64]
+SortKeys = npt.NDArray[np.float64]
 Scores = npt.NDArray[np.float32]
 
 SMALLEST_SCORE = 1e-9
@@ -42,13 +42,13 @@ class Formula(Protocol):
     shares: ClassVar[str]
     is_exact: ClassVar[bool]
 
-    def merits(self, scores: Numbers) -> Merit:
+    def sort_keys(self, scores: Numbers) -> SortKeys:
         """Return `[n]` float64, finite, for calibrated scores `[n, K]`; higher ranks first."""
 
-    def rank_scores(self, merits: Merit) -> Scores:
-        """Return `[n]` float32, finite, in the order of the merits."""
+    def rank_scores(self, sort_keys: SortKeys) -> Scores:
+        """Return `[n]` float32, finite, in the order of the sort_keys."""
 
-    def terms(self, scores: Numbers) -> Merit:
+    def terms(self, scores: Numbers) -> SortKeys:
         """Return each task's share of the merit, `[n, K]` float64."""
 
 
@@ -57,24 +57,24 @@ class _Plain:
 
     __slots__ = ()
 
-    def rank_scores(self, merits: Merit) -> Scores:
-        """Return the merits as float32."""
-        return np.minimum(np.maximum(merits, -_LARGEST), _LARGEST).astype(np.float32)
+    def rank_scores(self, sort_keys: SortKeys) -> Scores:
+        """Return the sort_keys as float32."""
+        return np.minimum(np.maximum(sort_keys, -_LARGEST), _LARGEST).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedSum(_Plain):
     """Σ wₖ·sₖ."""
 
-    weights: Merit  # [K]
+    weights: SortKeys  # [K]
     shares: ClassVar[str] = "weight x score; they add up to the rank score"
     is_exact: ClassVar[bool] = True
 
-    def merits(self, scores: Numbers) -> Merit:
+    def sort_keys(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
         return weighted(scores, self.weights)
 
-    def terms(self, scores: Numbers) -> Merit:
+    def terms(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
         return scores * self.weights  # [n, K]
 
@@ -83,20 +83,20 @@ class WeightedSum(_Plain):
 class PowerProduct:
     """Π max(sₖ, ε)^wₖ; the merit is its logarithm."""
 
-    weights: Merit  # [K]
+    weights: SortKeys  # [K]
     shares: ClassVar[str] = "weight x log(score); they add up to the log of the rank score"
     is_exact: ClassVar[bool] = True
 
-    def merits(self, scores: Numbers) -> Merit:
+    def sort_keys(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
         return weighted(logs(scores), self.weights)
 
-    def rank_scores(self, merits: Merit) -> Scores:
+    def rank_scores(self, sort_keys: SortKeys) -> Scores:
         """See `Formula`; what float32 cannot hold becomes its largest number."""
-        exact = np.exp(np.minimum(merits, _LARGEST_LOG))  # [n] float64
+        exact = np.exp(np.minimum(sort_keys, _LARGEST_LOG))  # [n] float64
         return np.minimum(exact, _LARGEST).astype(np.float32)
 
-    def terms(self, scores: Numbers) -> Merit:
+    def terms(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
         return logs(scores) * self.weights  # [n, K]
 
@@ -105,17 +105,17 @@ class PowerProduct:
 class RankPosition(_Plain):
     """Σ wₖ / (rₖ^αₖ + βₖ)."""
 
-    weights: Merit  # [K]
-    alpha: Merit  # [K]
-    beta: Merit  # [K]
+    weights: SortKeys  # [K]
+    alpha: SortKeys  # [K]
+    beta: SortKeys  # [K]
     shares: ClassVar[str] = "weight / (place^alpha + beta); they add up to the rank score"
     is_exact: ClassVar[bool] = True
 
-    def merits(self, scores: Numbers) -> Merit:
+    def sort_keys(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
         return weighted(1 / (places(scores) ** self.alpha + self.beta), self.weights)
 
-    def terms(self, scores: Numbers) -> Merit:
+    def terms(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
         return self.weights / (places(scores) ** self.alpha + self.beta)  # [n, K]
 
@@ -133,35 +133,35 @@ class Expressed(_Plain):
     )
     is_exact: ClassVar[bool] = False
 
-    def merits(self, scores: Numbers) -> Merit:
+    def sort_keys(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
         by_task = scores.astype(np.float64).T  # [K, n]
         return self.expression(dict(zip(self.tasks, by_task, strict=True)), self.weights)
 
-    def terms(self, scores: Numbers) -> Merit:
+    def terms(self, scores: Numbers) -> SortKeys:
         """See `Formula`; K + 1 evaluations."""
-        merits = self.merits(scores)  # [n]
+        sort_keys = self.sort_keys(scores)  # [n]
         terms = np.zeros(scores.shape)  # [n, K]
         for column, task in enumerate(self.tasks):
             if task in self.expression.tasks:
                 lowered = scores.astype(np.float64)
                 lowered[:, column] *= 1 - STEP
-                terms[:, column] = (merits - self.merits(lowered)) / STEP
+                terms[:, column] = (sort_keys - self.sort_keys(lowered)) / STEP
         return terms
 
 
-def weighted(values: Numbers, weights: Merit) -> Merit:
+def weighted(values: Numbers, weights: SortKeys) -> SortKeys:
     """Return Σ wₖ·vₖ, `[n, K]` → `[n]` float64, each row by itself: see the module."""
-    sums: Merit = np.vecdot(values, weights)
+    sums: SortKeys = np.vecdot(values, weights)
     return sums
 
 
-def logs(scores: Numbers) -> Merit:
+def logs(scores: Numbers) -> SortKeys:
     """Return log max(score, ε) in float64."""
     return np.log(np.maximum(scores, SMALLEST_SCORE, dtype=np.float64))
 
 
-def places(scores: Numbers) -> Merit:
+def places(scores: Numbers) -> SortKeys:
     """Return each score's place in its column, `[n, K]` from 1; equal scores share the best."""
     found = np.empty(scores.shape)
     for column, of_task in enumerate(scores.T):  # [n]
@@ -173,7 +173,7 @@ def places(scores: Numbers) -> Merit:
 def compiled(policy: Policy, tasks: Sequence[str]) -> Formula:
     """Return a policy's formula for scores `[n, K]` with one column a task, in this order."""
 
-    def column(by_name: Mapping[str, float] | None, default: float) -> Merit:
+    def column(by_name: Mapping[str, float] | None, default: float) -> SortKeys:
         return np.array([(by_name or {}).get(task, default) for task in tasks], np.float64)  # [K]
 
     weights = column(policy.weights, 0.0)

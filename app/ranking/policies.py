@@ -39,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from app.errors import PoliciesInvalid
 from app.ranking.calibration import Calibration, Platt
 from app.ranking.policy import Policy
-from app.ranking.ranker import Ranker, Wanted
+from app.ranking.ranker import Ranker, RankingOptions
 
 LARGEST_FILE = 1 << 20  # bytes
 MOST_POLICIES = 100
@@ -72,7 +72,7 @@ class ModelTraits:
 
 
 @dataclass(frozen=True, slots=True)
-class Rankers:
+class ModelPolicies:
     """The policies of one model version under one policy set; immutable, so taken once it holds.
 
     Attributes:
@@ -83,7 +83,7 @@ class Rankers:
 
     by_name: Mapping[str, Ranker]
     default: Ranker
-    wanted: Wanted
+    wanted: RankingOptions
 
 
 class ScenePolicy(Policy):
@@ -136,7 +136,7 @@ class PolicySet:
         version = hashlib.sha256(content).hexdigest()[:12]
         return cls(version, file.default, file.policy, file.calibration)
 
-    def rankers(self, model: ModelTraits) -> Rankers:
+    def rankers(self, model: ModelTraits) -> ModelPolicies:
         """Compile every policy that applies to a model.
 
         Raises:
@@ -173,7 +173,7 @@ class PolicySet:
         default: str,
         calibrations: Mapping[str, Calibration],
         model: ModelTraits,
-    ) -> Rankers:
+    ) -> ModelPolicies:
         def ranker(name: str, shadow: Ranker | None = None) -> Ranker:
             policy, tasks = chosen[name], model.tasks
             return Ranker.of(policy, tasks, calibrations, version=self.version, shadow=shadow)
@@ -182,7 +182,7 @@ class PolicySet:
         for name, policy in chosen.items():
             shadow = getattr(policy, "shadow", None)
             by_name[name] = ranker(name, None if shadow is None else ranker(shadow))
-        return Rankers(by_name, by_name[default], Wanted(by_name[default]))
+        return ModelPolicies(by_name, by_name[default], RankingOptions(by_name[default]))
 
     def _calibration_problems(self, model: ModelTraits) -> list[str]:
         problems = []

@@ -1,4 +1,4 @@
-"""A ranker: a policy made ready for one model's scores; raw scores in, merits and an order out.
+"""A ranker: a policy made ready for one model's scores; raw scores in, sort_keys and an order out.
 
 It is built once, when a policy or a model arrives, so that a request pays for arithmetic only. It
 is immutable: whoever took one answers by it, whatever is loaded meanwhile.
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.ranking.calibration import UNCALIBRATED, Calibration, Uncalibrated
-from app.ranking.formulas import Formula, Merit, Numbers, Scores, compiled, logs
+from app.ranking.formulas import Formula, Numbers, Scores, SortKeys, compiled, logs
 from app.ranking.policy import Interval, Policy
 
 _MANY = 128
@@ -96,23 +96,23 @@ class Ranker:
         columns = [each(scores[:, k]) for k, each in enumerate(self.calibrations)]
         return np.stack(columns, axis=1)
 
-    def merits(self, scores: Scores, multiplier: Numbers | None = None) -> Merit:
+    def sort_keys(self, scores: Scores, multiplier: Numbers | None = None) -> SortKeys:
         """Return what the candidates are ordered by, `[n]` float64, finite; higher ranks first.
 
         Args:
             scores: `[n, K]` float32 as the model gave them, one column a task.
             multiplier: `[n]`, the values of the feature that the policy's `multiplier` names.
         """
-        merits = self.formula.merits(self.calibrated(scores))
-        return merits if multiplier is None else merits + logs(multiplier)
+        sort_keys = self.formula.sort_keys(self.calibrated(scores))
+        return sort_keys if multiplier is None else sort_keys + logs(multiplier)
 
-    def rank_scores(self, merits: Merit) -> Scores:
+    def rank_scores(self, sort_keys: SortKeys) -> Scores:
         """Return the rank score of each candidate, `[n]` float32: finite, in the order of merit."""
-        return self.formula.rank_scores(merits)
+        return self.formula.rank_scores(sort_keys)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RankingOptions:
     """How a request wants its candidates ranked.
 
     Attributes:
@@ -126,9 +126,9 @@ class Wanted:
     explain: bool = False
 
 
-def order(merits: Merit, top_k: int | None = None) -> npt.NDArray[np.intp]:
+def order(sort_keys: SortKeys, top_k: int | None = None) -> npt.NDArray[np.intp]:
     """Return candidate positions, best first; ties keep the order in which they were sent."""
-    keys = -merits
+    keys = -sort_keys
     if len(keys) >= _MANY:  # without ties any sort is stable, and NumPy's vectorised one is faster
         found = np.argsort(keys)
         in_order = keys[found]

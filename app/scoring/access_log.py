@@ -22,7 +22,7 @@ logger = logging.getLogger("app.access")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-class Observed:
+class AccessLogMiddleware:
     """Wraps an ASGI app; see the module."""
 
     def __init__(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from starlette.types import Receive, Scope
 
 from app.errors import (
-    CallerLeft,
+    ClientDisconnected,
     DeadlineExceeded,
     PayloadTooLarge,
     RequestTimeout,
@@ -64,7 +64,7 @@ class BodyReader:
             MalformedBody: its content coding is broken.
             RequestTimeout: it took too long.
             DeadlineExceeded: the deadline came first.
-            CallerLeft: the connection closed.
+            ClientDisconnected: the connection closed.
         """
         length, coding = self._checked(scope, media_types)
         if admit is not None:
@@ -99,7 +99,7 @@ class BodyReader:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise CallerLeft("body")
+                raise ClientDisconnected("body")
             chunk = message.get("body", b"")
             size += len(chunk)
             self._check_size(size)

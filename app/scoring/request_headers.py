@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from starlette.types import Scope
 
-from app.engine.request import Priority, Terms, stays
-from app.errors import InvalidRequest, Problem
+from app.engine.request import Priority, RequestOptions, never_disconnected
+from app.errors import FieldError, InvalidRequest
 
-HAS_LEFT = "gatehouse.has_left"
+IS_DISCONNECTED = "gatehouse.is_disconnected"
 """Where the server's connection puts into a scope how to see that the caller is gone."""
 
 LARGEST_TIMEOUT_S = 600.0
@@ -19,7 +19,7 @@ PRIORITIES = {
 }
 
 
-def terms_of(scope: Scope, default_timeout_s: float, now: float) -> Terms:
+def terms_of(scope: Scope, default_timeout_s: float, now: float) -> RequestOptions:
     """Read `x-request-timeout-ms` and `x-request-priority`; it runs from `now` (s).
 
     Raises:
@@ -32,8 +32,8 @@ def terms_of(scope: Scope, default_timeout_s: float, now: float) -> Terms:
             timeout_s = _timeout_s(value)
         elif name == b"x-request-priority":
             priority = _priority(value)
-    has_left: Callable[[], bool] = scope.get(HAS_LEFT, stays)
-    return Terms(now + timeout_s, priority, has_left)
+    is_disconnected: Callable[[], bool] = scope.get(IS_DISCONNECTED, never_disconnected)
+    return RequestOptions(now + timeout_s, priority, is_disconnected)
 
 
 def _timeout_s(value: bytes) -> float:
@@ -41,11 +41,13 @@ def _timeout_s(value: bytes) -> float:
         return int(value) / 1e3
     largest = int(LARGEST_TIMEOUT_S * 1e3)
     detail = f"header x-request-timeout-ms must be a whole number from 1 to {largest}"
-    raise InvalidRequest([Problem("", detail)])
+    raise InvalidRequest([FieldError("", detail)])
 
 
 def _priority(value: bytes) -> Priority:
     priority = PRIORITIES.get(value.lower())
     if priority is None:
-        raise InvalidRequest([Problem("", "header x-request-priority must be high, normal or low")])
+        raise InvalidRequest(
+            [FieldError("", "header x-request-priority must be high, normal or low")]
+        )
     return priority

@@ -15,11 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.problems import send_problem
 from app.artifacts.loader import Model
-from app.engine.request import Terms
-from app.errors import CallerLeft, DeadlineExceeded, GatehouseError, MethodNotAllowed
-from app.protocol.features import EncodedRequest
-from app.ranking.policies import Rankers
-from app.ranking.ranker import Wanted
+from app.engine.request import RequestFeatures, RequestOptions
+from app.errors import ClientDisconnected, DeadlineExceeded, GatehouseError, MethodNotAllowed
+from app.ranking.policies import ModelPolicies
+from app.ranking.ranker import RankingOptions
 from app.scoring.body import BodyReader
 from app.scoring.content_coding import encoded
 from app.scoring.context import Context, context_of
@@ -58,10 +57,10 @@ class Call:
     """
 
     model: Model
-    rankers: Rankers
+    rankers: ModelPolicies
     headers: Headers
     limits: Limits
-    terms: Terms
+    terms: RequestOptions
     arrival: float
 
 
@@ -69,11 +68,11 @@ class Request(Protocol):
     """What every dialect's request comes down to, checked."""
 
     @property
-    def features(self) -> EncodedRequest:
+    def features(self) -> RequestFeatures:
         """The user's and the candidates' columns."""
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> RankingOptions:
         """How the candidates are to be ranked."""
 
 
@@ -95,7 +94,7 @@ class Dialect(Protocol):
             MalformedBody: it cannot be parsed.
         """
 
-    def read(self, document: Any, call: Call) -> tuple[Request, Terms]:  # noqa: ANN401
+    def read(self, document: Any, call: Call) -> tuple[Request, RequestOptions]:  # noqa: ANN401
         """Check what was parsed, turn its features into columns, and say what terms it states.
 
         Raises:
@@ -148,7 +147,7 @@ class ScoreRoutes:
         except GatehouseError as error:
             context.fields["problem"] = error.slug
             await send_problem(send, error, scope)
-        except CallerLeft as left:
+        except ClientDisconnected as left:
             context.fields["left"] = left.stage
             self._metrics.cancelled(left.stage)
 

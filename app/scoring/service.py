@@ -8,16 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from app.artifacts.loader import Model
+from app.engine.batch import Scored
 from app.engine.batcher import Batcher
-from app.engine.lanes import Lane, Outcome
-from app.engine.pieces import Scored
-from app.engine.request import Terms
+from app.engine.lanes import BatchResult, Lane
+from app.engine.request import RequestFeatures, RequestOptions
 from app.engine.state import EngineState, engine_state
 from app.lifecycle.policies import Policies
 from app.lifecycle.registry import Registry
-from app.protocol.features import EncodedRequest
 from app.ranking.explanation import Explanation, explain
-from app.ranking.ranker import Wanted, order
+from app.ranking.ranker import RankingOptions, order
 from app.scoring.shadow import Observation, Ranked, multiplier_of
 from app.telemetry.metrics import Metrics
 
@@ -69,7 +68,7 @@ class Service:
         """Return what goes on in the engine now; see `is_alive` for `hang_s`."""
         return engine_state(self._batcher, self._lanes, hang_s=hang_s)
 
-    def admit_unread(self, model: Model, terms: Terms, body_bytes: int) -> None:
+    def admit_unread(self, model: Model, terms: RequestOptions, body_bytes: int) -> None:
         """Refuse a request before its body is read, by the least number of rows it can have.
 
         That is worth its time only while others are being refused.
@@ -96,10 +95,10 @@ class Service:
     async def score(
         self,
         model: Model,
-        request: EncodedRequest,
-        wanted: Wanted,
+        request: RequestFeatures,
+        wanted: RankingOptions,
         *,
-        terms: Terms,
+        terms: RequestOptions,
     ) -> Answer:
         """Score a request's candidates and rank them.
 
@@ -110,28 +109,28 @@ class Service:
             terms: until when and how urgently the caller waits.
 
         Raises:
-            Overloaded, DeadlineUnmeetable, DeadlineExceeded, InferenceFailed, CallerLeft: see
+            Overloaded, DeadlineUnmeetable, DeadlineExceeded, InferenceFailed, ClientDisconnected: see
                 `Batcher.score`.
         """
         self._metrics.unknown(model.manifest.name, request.unknown_ids)
         if request.rows == 0:
             none = np.empty((0, len(model.manifest.tasks)), np.float32)
-            scored = Scored(none, 0.0, Outcome(none))
+            scored = Scored(none, 0.0, BatchResult(none))
         else:
             scored = await self._batcher.score(model, request, terms)
         began = time.perf_counter()
         ranker = wanted.ranker
         multiplier = multiplier_of(ranker, request)
-        merits = ranker.merits(scored.scores, multiplier)
-        rank_score = ranker.rank_scores(merits)
-        ranking = order(merits, wanted.top_k)
+        sort_keys = ranker.sort_keys(scored.scores, multiplier)
+        rank_score = ranker.rank_scores(sort_keys)
+        ranking = order(sort_keys, wanted.top_k)
         outcome = scored.outcome
         explanation = None
         if wanted.explain:
-            explanation = explain(ranker, scored.scores, merits, ranking, multiplier)
+            explanation = explain(ranker, scored.scores, sort_keys, ranking, multiplier)
         self._metrics.ranking.applied(ranker.policy.name)
         if self._observation.is_due():
-            seen = Ranked(request, ranker, scored.scores, merits, rank_score)
+            seen = Ranked(request, ranker, scored.scores, sort_keys, rank_score)
             self._observation.look_later(model.manifest.name, seen)
         stages = {
             "queue": scored.queue_s,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.protocol.features import EncodedRequest
+from app.engine.request import RequestFeatures
 from app.ranking.agreement import kendall_tau, overlap
-from app.ranking.formulas import Merit, Numbers, Scores
+from app.ranking.formulas import Numbers, Scores, SortKeys
 from app.ranking.ranker import Ranker
 from app.telemetry.ranking import RankingMetrics
 
@@ -34,14 +34,14 @@ class Ranked:
         request: what was asked.
         ranker: what ranked it.
         scores: `[n, K]`, the model's.
-        merits: `[n]`.
+        sort_keys: `[n]`.
         rank_score: `[n]`.
     """
 
-    request: EncodedRequest
+    request: RequestFeatures
     ranker: Ranker
     scores: Scores
-    merits: Merit
+    sort_keys: SortKeys
     rank_score: Scores
 
 
@@ -80,13 +80,13 @@ class Observation:
         self._next = max(self._next, now + look_s / SHARE)
 
     def _compare(self, answer: Ranked, shadow: Ranker) -> None:
-        n = len(answer.merits)
+        n = len(answer.sort_keys)
         if n < 2:
             return
         compared = min(n, MOST_COMPARED)
         chosen = np.arange(compared) * n // compared  # [m]
-        live = answer.merits[chosen]
-        other = shadow.merits(answer.scores, multiplier_of(shadow, answer.request))[chosen]
+        live = answer.sort_keys[chosen]
+        other = shadow.sort_keys(answer.scores, multiplier_of(shadow, answer.request))[chosen]
         self._metrics.compared(
             answer.ranker.policy.name,
             shadow.policy.name,
@@ -95,7 +95,7 @@ class Observation:
         )
 
 
-def multiplier_of(ranker: Ranker, request: EncodedRequest) -> Numbers | None:
+def multiplier_of(ranker: Ranker, request: RequestFeatures) -> Numbers | None:
     """Return the values `[n]` of the feature that a policy's `multiplier` names, if it has one."""
     name = ranker.policy.multiplier
     return None if name is None else request.candidate[name][:, 0]  # [n, 1] → [n]

@@ -15,7 +15,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.scoring.body import WHOLE_BODY
-from app.scoring.request_headers import HAS_LEFT
+from app.scoring.request_headers import IS_DISCONNECTED
 from app.server.corked import Corked
 
 LARGEST_HEAD = 64 << 10  # bytes of a request line and its headers, beside those of one read
@@ -111,7 +111,7 @@ class Connection(HttpToolsProtocol):
         self._cycles = (*waiting, self.cycle)
         if self.scope["method"] == "POST":  # an answer to HEAD would stay without its body
             self.cycle.transport = Corked(self.transport)  # type: ignore[assignment]
-        self.scope[HAS_LEFT] = self.transport.is_closing  # type: ignore[literal-required]
+        self.scope[IS_DISCONNECTED] = self.transport.is_closing  # type: ignore[literal-required]
         self.scope[WHOLE_BODY] = partial(_whole_body, self.cycle)  # type: ignore[literal-required]
 
     def on_message_complete(self) -> None:

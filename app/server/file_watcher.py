@@ -11,7 +11,7 @@ from app.errors import ConfigurationInvalid
 logger = logging.getLogger(__name__)
 
 
-class Rotated(Protocol):
+class Reloadable(Protocol):
     """What is made from files and can be made anew."""
 
     @property
@@ -26,13 +26,13 @@ class Rotated(Protocol):
         """
 
 
-class Rotation:
+class FileWatcher:
     """Follows the files of one thing. The first look reads them whatever they are.
 
     They may have changed between their first reading and that look.
     """
 
-    def __init__(self, rotated: Rotated) -> None:
+    def __init__(self, rotated: Reloadable) -> None:
         self._rotated = rotated
         self._seen: Sequence[object] | None = None
 

@@ -12,7 +12,7 @@ import uvloop
 
 from app.errors import ArtifactInvalid, ConfigurationInvalid
 from app.main import Gatehouse, gatehouse
-from app.server.file_watcher import Rotated, Rotation
+from app.server.file_watcher import FileWatcher, Reloadable
 from app.server.listeners import listen, log_address
 from app.server.server import DrainingServer
 from app.server.supervisor import shared_socket
@@ -61,9 +61,9 @@ async def _serve(settings: Settings) -> int:
             drain_timeout_s=settings.drain_timeout_s,
             tls=None if parts.certificate is None else parts.certificate.context,
         )
-        rotated: list[Rotated | None] = [parts.keys, parts.certificate, parts.policy_file]
+        rotated: list[Reloadable | None] = [parts.keys, parts.certificate, parts.policy_file]
         following = [
-            asyncio.create_task(Rotation(each).follow(settings.store_poll_s))
+            asyncio.create_task(FileWatcher(each).follow(settings.store_poll_s))
             for each in rotated
             if each is not None and each.files
         ]

@@ -56,7 +56,7 @@ def reserved(host: str, port: int) -> socket.socket:
 
 
 @dataclass(slots=True)
-class _Seat:
+class _Child:
     """One of the processes: `pid` while it runs, `due` (monotonic, s) while it waits to start."""
 
     pid: int | None = None
@@ -87,7 +87,7 @@ class Processes:
         self._work = work
         self._patience_s = patience_s
         self._pause_s = pause_s
-        self._seats = [_Seat() for _ in range(count)]
+        self._seats = [_Child() for _ in range(count)]
         self._kill_at: float | None = None  # set when an end was asked for
         self._code = _OK
 
@@ -157,7 +157,7 @@ class Processes:
                     seat.pid = None
                     self._ended(number, seat, os.waitstatus_to_exitcode(status))
 
-    def _ended(self, number: int, seat: _Seat, code: int) -> None:
+    def _ended(self, number: int, seat: _Child, code: int) -> None:
         """Go on after a process has ended: start it again, unless an end was asked for.
 
         One that finds nothing it can serve ends them all, for the others see the same; but not one

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from app.telemetry.bulk_histogram import BulkHistogram, Observe
 from app.telemetry.ranking import RankingMetrics
-from app.telemetry.tally import Observe, Tally
 
 STAGES = ("decode", "encode", "queue", "collate", "compute", "rank", "respond")
 """Where the time of a scoring request goes, in order."""
@@ -38,7 +38,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         """Create every series on `registry`, or on one of its own."""
         self.registry = registry or CollectorRegistry()
-        self._tallies: list[Tally] = []
+        self._tallies: list[BulkHistogram] = []
         self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Observe]] = {}
         self._create_for_requests()
         self._create_for_batches()
@@ -224,8 +224,8 @@ class Metrics:
 
     def _tally(
         self, name: str, help_: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
-    ) -> Tally:
-        tally = Tally(f"gatehouse_{name}", help_, buckets, labels)
+    ) -> BulkHistogram:
+        tally = BulkHistogram(f"gatehouse_{name}", help_, buckets, labels)
         self.registry.register(tally)
         self._tallies.append(tally)
         return tally

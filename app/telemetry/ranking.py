@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from app.telemetry.tally import Tally
+from app.telemetry.bulk_histogram import BulkHistogram
 
 Numbers = npt.NDArray[np.floating]
 
@@ -76,13 +76,13 @@ class RankingMetrics:
             buckets=OVERLAP_EDGES,
             registry=registry,
         )
-        self._scores = Tally(
+        self._scores = BulkHistogram(
             "gatehouse_task_score",
             "Scores by task, over a sample of answers.",
             SCORE_EDGES,
             ("model", "task"),
         )
-        self._rank_scores = Tally(
+        self._rank_scores = BulkHistogram(
             "gatehouse_rank_score",
             "Rank scores by model, over a sample of answers.",
             RANK_EDGES,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from app.cli.usage import WrongUsage
+from app.errors import TuningError
 from app.ranking.calibration import SMALLEST_DOUBT, Isotonic, Platt, Scale
 from app.tuning.log import Floats
 
@@ -144,4 +144,4 @@ def _need_scipy() -> None:
     try:
         import scipy.optimize  # noqa: F401
     except ImportError:
-        raise WrongUsage("fitting needs scipy: pip install 'gatehouse[tune]'") from None
+        raise TuningError("fitting needs scipy: pip install 'gatehouse[tune]'") from None

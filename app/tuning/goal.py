@@ -28,7 +28,7 @@ SHARE_OF_MEAN = 1e-3
 """How much the mean ratio counts in a mix, so that of two equal minima the better one is taken."""
 
 
-class Board:
+class LogView:
     """Some requests of a log, on which orders are judged again and again."""
 
     def __init__(self, log: Log, *, seed: int = 0) -> None:
@@ -37,10 +37,10 @@ class Board:
         self.lists = Lists(log.request, seed=seed)
         self._ideal: tuple[Ndcg, Floats, Floats] | None = None
 
-    def gathered(self, merits: Floats, names: Sequence[str], k: int) -> Floats:
+    def gathered(self, sort_keys: Floats, names: Sequence[str], k: int) -> Floats:
         """Return the outcomes that each request's k best have gathered, `[R, m]`."""
         columns = np.stack([self._outcome(name) for name in names], axis=1)  # [n, m]
-        return self.lists.captured(merits, columns, np.ones(k))
+        return self.lists.captured(sort_keys, columns, np.ones(k))
 
     def ideal(self, goal: "Ndcg") -> tuple[Floats, Floats]:
         """Return each row's gain, `[n, 1]`, and the most that each request can reach, `[R]`."""
@@ -77,7 +77,7 @@ class Goal(Valued, Protocol):
         """How many of the best count, k."""
         ...
 
-    def shares(self, board: Board, merits: Floats) -> Floats:
+    def shares(self, board: LogView, sort_keys: Floats) -> Floats:
         """Return each request's share, `[R, m]`: the goal's value is one of their mean."""
         ...
 
@@ -97,10 +97,10 @@ class Ndcg:
         """How much counts of what stands first, second, and so on, `[k]`."""
         return np.asarray(1 / np.log2(np.arange(self.at) + 2))
 
-    def shares(self, board: Board, merits: Floats) -> Floats:
+    def shares(self, board: LogView, sort_keys: Floats) -> Floats:
         """See `Goal`: the NDCG, or 0 where nothing was gained, and whether something was."""
         gains, most = board.ideal(self)  # [n, 1], [R]
-        reached = board.lists.captured(merits, gains, self.discounts)[:, 0]  # [R]
+        reached = board.lists.captured(sort_keys, gains, self.discounts)[:, 0]  # [R]
         some = most > 0
         return np.stack([np.where(some, reached / np.where(some, most, 1), 0), some], axis=1)
 
@@ -119,9 +119,9 @@ class Mix:
     def __str__(self) -> str:
         return f"least outcome@{self.at} / target"
 
-    def shares(self, board: Board, merits: Floats) -> Floats:
+    def shares(self, board: LogView, sort_keys: Floats) -> Floats:
         """See `Goal`."""
-        return board.gathered(merits, tuple(self.outcomes), self.at)
+        return board.gathered(sort_keys, tuple(self.outcomes), self.at)
 
     def value(self, mean: Floats, now: Floats) -> Floats:
         """See `Valued`."""
@@ -143,9 +143,9 @@ class Gathered:
         """See `Goal`."""
         return {self.outcome: 1.0}
 
-    def shares(self, board: Board, merits: Floats) -> Floats:
+    def shares(self, board: LogView, sort_keys: Floats) -> Floats:
         """See `Goal`."""
-        return board.gathered(merits, [self.outcome], self.at)
+        return board.gathered(sort_keys, [self.outcome], self.at)
 
     def value(self, mean: Floats, now: Floats) -> Floats:  # noqa: ARG002
         """See `Valued`."""

@@ -36,11 +36,11 @@ class Lists:
             there = place < sizes[members, None]  # [r, w]
             self._blocks.append((members, np.where(there, shuffled[taken], self.rows)))
 
-    def captured(self, merits: Floats, values: Floats, discounts: Floats) -> Floats:
+    def captured(self, sort_keys: Floats, values: Floats, discounts: Floats) -> Floats:
         """Sum what the best candidates of each request are worth.
 
         Args:
-            merits: `[n]`; higher ranks first.
+            sort_keys: `[n]`; higher ranks first.
             values: `[n, m]`, what a candidate is worth, in m kinds.
             discounts: `[k]`, how much counts of what stands first, second, and so on.
 
@@ -49,13 +49,13 @@ class Lists:
         """
         padded = np.append(values, np.zeros((1, values.shape[1])), axis=0)  # [n + 1, m]
         result = np.empty((self.requests, values.shape[1]))
-        for members, best in self._best(merits, len(discounts)):
+        for members, best in self._best(sort_keys, len(discounts)):
             result[members] = np.einsum("rkm,k->rm", padded[best], discounts[: best.shape[1]])
         return result
 
-    def _best(self, merits: Floats, k: int) -> Iterator[Block]:
+    def _best(self, sort_keys: Floats, k: int) -> Iterator[Block]:
         """Yield requests and their best rows, `[r, min(k, w)]`, best first."""
-        padded = np.append(-merits, np.inf)  # [n + 1] and what pads ranks last
+        padded = np.append(-sort_keys, np.inf)  # [n + 1] and what pads ranks last
         for members, rows in self._blocks:
             best = np.argsort(padded[rows], axis=1)[:, :k]  # [r, k]
             yield members, np.take_along_axis(rows, best, axis=1)

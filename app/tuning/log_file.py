@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from app.cli.usage import WrongUsage
+from app.errors import TuningError
 from app.tuning.log import Floats, Log
 
 SCORE, OUTCOME, REQUEST, POSITION = "score_", "outcome_", "request_id", "position"
@@ -40,7 +40,7 @@ def read_log(path: Path, tasks: Mapping[str, Kind]) -> Log:
 
     Raises:
         LogInvalid: with every column that is wrong, and the first row where it is.
-        WrongUsage: the file is not there or is no table, or pyarrow is not installed.
+        TuningError: the file is not there or is no table, or pyarrow is not installed.
     """
     table = _table(path)
     problems: list[str] = []
@@ -81,7 +81,7 @@ def _table(path: Path) -> Any:  # noqa: ANN401  (pyarrow has no types)
         import pyarrow.json
         import pyarrow.parquet
     except ImportError:
-        raise WrongUsage("logs are read with pyarrow: pip install 'gatehouse[tune]'") from None
+        raise TuningError("logs are read with pyarrow: pip install 'gatehouse[tune]'") from None
     readers = {
         ".parquet": pyarrow.parquet.read_table,
         ".csv": pyarrow.csv.read_csv,
@@ -89,16 +89,16 @@ def _table(path: Path) -> Any:  # noqa: ANN401  (pyarrow has no types)
     }
     reader = readers.get(path.suffix)
     if reader is None:
-        raise WrongUsage(f"{path}: a log ends in {', '.join(readers)}")
+        raise TuningError(f"{path}: a log ends in {', '.join(readers)}")
     try:
         table = reader(path)
         names = table.column_names
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise WrongUsage(f"{path}: is no {path.suffix[1:]} table: {error}") from None
+        raise TuningError(f"{path}: is no {path.suffix[1:]} table: {error}") from None
     except OSError as error:
-        raise WrongUsage(f"{path}: {error.strerror or error}") from None
+        raise TuningError(f"{path}: {error.strerror or error}") from None
     if twice := [name for name in names if names.count(name) > 1]:
-        raise WrongUsage(f"{path}: column {twice[0]} is there twice")
+        raise TuningError(f"{path}: column {twice[0]} is there twice")
     return table
 
 

@@ -13,26 +13,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from app.cli.usage import WrongUsage
-from app.errors import PoliciesInvalid
+from app.errors import PoliciesInvalid, TuningError
 from app.ranking.calibration import Calibration
-from app.ranking.policies import ModelTraits, PolicySet, Rankers
+from app.ranking.policies import ModelPolicies, ModelTraits, PolicySet
 from app.ranking.policy import Policy
 
 
-class PolicyFile:
+class PolicyEditor:
     """A file, perhaps one that is not there yet, and the changes that are to be made in it."""
 
     def __init__(self, path: Path) -> None:
         """Read the file.
 
         Raises:
-            WrongUsage: it cannot be read or is wrong as it is, or tomlkit is not installed.
+            TuningError: it cannot be read or is wrong as it is, or tomlkit is not installed.
         """
         try:
             import tomlkit
         except ImportError:
-            raise WrongUsage(
+            raise TuningError(
                 "policy files are written with tomlkit: pip install 'gatehouse[tune]'"
             ) from None
         self.path = path
@@ -40,19 +39,19 @@ class PolicyFile:
         try:
             self.policies = PolicySet.parse(self._before or b"")
         except PoliciesInvalid as error:
-            raise WrongUsage(f"{path}: {error}") from None
+            raise TuningError(f"{path}: {error}") from None
         self._document = tomlkit.parse((self._before or b"").decode())
 
-    def rankers(self, model: ModelTraits) -> Rankers:
+    def rankers(self, model: ModelTraits) -> ModelPolicies:
         """Compile the policies for a model as the file has them, changes left out.
 
         Raises:
-            WrongUsage: the file says of the model what it cannot do.
+            TuningError: the file says of the model what it cannot do.
         """
         try:
             return self.policies.rankers(model)
         except PoliciesInvalid as error:
-            raise WrongUsage(f"{self.path}: {error}") from None
+            raise TuningError(f"{self.path}: {error}") from None
 
     def set_calibration(self, model: str, task: str, calibration: Calibration) -> None:
         """Let the scores of a task be calibrated so."""
@@ -63,7 +62,7 @@ class PolicyFile:
         """Give a policy its weights; if the file does not have it, all that it says but `shadow`.
 
         Raises:
-            WrongUsage: the file has a policy of this name that is not the same but for weights.
+            TuningError: the file has a policy of this name that is not the same but for weights.
         """
         former = self.policies.policies.get(policy.name)
         if former is None:
@@ -71,7 +70,7 @@ class PolicyFile:
             self._table("policy")[policy.name] = _table_of(said)
             return
         if _form(former) != _form(policy):
-            raise WrongUsage(f"{self.path}: has another policy {policy.name}: choose another --as")
+            raise TuningError(f"{self.path}: has another policy {policy.name}: choose another --as")
         weights = self._table("policy")[policy.name]["weights"]
         for task, weight in policy.weights.items():
             if weights.get(task) != weight:
@@ -88,16 +87,16 @@ class PolicyFile:
 
         Raises:
             PoliciesInvalid: a server would not take it; nothing is written.
-            WrongUsage: it was changed since it was read, or its folder cannot be written.
+            TuningError: it was changed since it was read, or its folder cannot be written.
         """
         content = self._text().encode()
         PolicySet.parse(content).rankers(model)
         if _content(self.path) != self._before:
-            raise WrongUsage(f"{self.path}: was changed meanwhile; nothing is written")
+            raise TuningError(f"{self.path}: was changed meanwhile; nothing is written")
         try:
             _replace(self.path, content)
         except OSError as error:
-            raise WrongUsage(f"{self.path}: {error.strerror}") from None
+            raise TuningError(f"{self.path}: {error.strerror}") from None
 
     def _text(self) -> str:
         import tomlkit
@@ -145,7 +144,7 @@ def _content(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise WrongUsage(f"{path}: {error.strerror}") from None
+        raise TuningError(f"{path}: {error.strerror}") from None
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.cli.usage import WrongUsage
+from app.errors import TuningError
 from app.tuning.log import Floats
 
 Weights = dict[str, float]
@@ -58,12 +58,12 @@ def search(
         Every try, the beginning first.
 
     Raises:
-        WrongUsage: scipy is not installed.
+        TuningError: scipy is not installed.
     """
     try:
         from scipy.optimize import differential_evolution
     except ImportError:
-        raise WrongUsage("the search needs scipy: pip install 'gatehouse[tune]'") from None
+        raise TuningError("the search needs scipy: pip install 'gatehouse[tune]'") from None
     axes = [_Axis.of(name, *interval) for name, interval in intervals.items()]
     tried: list[Try] = []
 
@@ -126,7 +126,7 @@ def searched(
         anchored: whether only the ratios of weights matter.
 
     Raises:
-        WrongUsage: there is nothing to search.
+        TuningError: there is nothing to search.
     """
     intervals = {}
     for name in {**weights, **(bounds or {})}:
@@ -139,7 +139,7 @@ def searched(
     if anchored:
         intervals.pop(max(weights, key=lambda name: abs(weights[name])), None)
     if not intervals:
-        raise WrongUsage("the policy leaves nothing to tune: one weight alone, or narrow bounds")
+        raise TuningError("the policy leaves nothing to tune: one weight alone, or narrow bounds")
     return intervals
 
 

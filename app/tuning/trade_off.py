@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from app.tuning.goal import Gathered
-from app.tuning.judged import Judged, Weights
 from app.tuning.log import Floats
+from app.tuning.policy_evaluator import PolicyEvaluator, Weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,11 @@ class TradeOff:
 
 
 def trade_off(
-    judged: Judged, outcomes: Sequence[str], at: int, tries: Sequence[Weights], found: Weights
+    judged: PolicyEvaluator,
+    outcomes: Sequence[str],
+    at: int,
+    tries: Sequence[Weights],
+    found: Weights,
 ) -> TradeOff:
     """Judge many weights outcome by outcome, and those that were found."""
     changes: dict[str, Floats] = {}

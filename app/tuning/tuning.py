@@ -7,8 +7,8 @@ from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker
 from app.tuning.gain import Gain
 from app.tuning.goal import Gathered, Goal
-from app.tuning.judged import Judged
 from app.tuning.log import Log
+from app.tuning.policy_evaluator import PolicyEvaluator
 from app.tuning.search import Interval, Try, best, search, searched, spread
 from app.tuning.trade_off import TradeOff, trade_off
 
@@ -35,7 +35,7 @@ class Tuned:
     gains: Mapping[str, Gain]
     intervals: Mapping[str, Interval]
     tried: Sequence[Try]
-    held_out: Judged
+    held_out: PolicyEvaluator
     goal: Goal
 
     @property
@@ -75,12 +75,12 @@ def tuned(
         tell: called after every try.
 
     Raises:
-        WrongUsage: there is nothing to search, or scipy is not installed.
+        TuningError: there is nothing to search, or scipy is not installed.
     """
     policy = ranker.policy
     is_expression = policy.formula == "expression"  # else only the ratios of weights matter
     intervals = searched(policy.weights, policy.bounds, within=within, anchored=not is_expression)
-    learnt = Judged(fit, ranker)
+    learnt = PolicyEvaluator(fit, ranker)
     now = learnt.means(goal)
     tried = search(
         lambda weights: float(goal.value(learnt.means(goal, weights), now)),
@@ -91,7 +91,7 @@ def tuned(
         tell=tell,
     )
     after = policy.reweighted(best(tried).weights)
-    judged = Judged(held_out, ranker)
+    judged = PolicyEvaluator(held_out, ranker)
     gains = {str(goal): judged.gain(goal, after.weights)}
     for name in judged.outcomes:
         gains[f"{name}@{goal.at}"] = judged.gain(Gathered(name, goal.at), after.weights)

@@ -14,7 +14,7 @@ from app.tuning.log import Floats, Log
 
 
 class Varied:
-    """The merits of a log's rows, by the policy's weights."""
+    """The sort_keys of a log's rows, by the policy's weights."""
 
     def __init__(self, log: Log, ranker: Ranker) -> None:
         """Calibrate the scores of `log` as `ranker` does, whose policy has no multiplier."""
@@ -25,13 +25,13 @@ class Varied:
             once = ranker.policy.reweighted(dict.fromkeys(ranker.tasks, 1.0))
             self._terms = _terms(compiled(once, ranker.tasks), self._scores, log)  # [n, K]
 
-    def merits(self, weights: Mapping[str, float]) -> Floats:
-        """Return the merits, `[n]`, with these weights instead of the policy's."""
+    def sort_keys(self, weights: Mapping[str, float]) -> Floats:
+        """Return the sort_keys, `[n]`, with these weights instead of the policy's."""
         if self._terms is not None:
             column = [weights.get(task, 0.0) for task in self._ranker.tasks]  # K
             return np.asarray(self._terms @ np.array(column))
         policy = self._ranker.policy.reweighted(weights)
-        return compiled(policy, self._ranker.tasks).merits(self._scores)
+        return compiled(policy, self._ranker.tasks).sort_keys(self._scores)
 
 
 def _terms(formula: Formula, scores: Numbers, log: Log) -> Floats:

@@ -20,7 +20,7 @@ from models.training import experiment
 from models.training.experiment import Experiment, ExperimentInvalid
 
 CONFIGS = tuple(
-    Path(__file__).with_name("configs") / f"{name}.toml"
+    Path(__file__).parents[1] / "configs" / f"{name}.toml"
     for name in ("single_task", "shared_bottom", "moe", "mmoe", "cgc", "demo", "esmm")
 )
 RUNS = "runs.jsonl"

@@ -23,7 +23,7 @@ from models.data import SyntheticConfig
 from models.training.experiment import Experiment, ExperimentInvalid
 
 CONFIGS = tuple(
-    Path(__file__).with_name("configs") / "correlation" / f"{name}.toml"
+    Path(__file__).parents[1] / "configs" / "correlation" / f"{name}.toml"
     for name in ("shared_bottom", "moe", "mmoe")
 )
 CORRELATIONS = (0.0, 0.5, 0.9, 1.0)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.artifacts.columns import Batch, Column
+from app.artifacts.columns import Column, ModelInputs
 from app.artifacts.loader import load_program
 from app.artifacts.program import Program
 from models.data import Dataset
@@ -79,7 +79,7 @@ def served(experiment: Experiment) -> Program:
     return load_program(content.getvalue(), description(experiment, {}), torch.device("cpu"))
 
 
-def one_request(dataset: Dataset, rows: int) -> Batch:
+def one_request(dataset: Dataset, rows: int) -> ModelInputs:
     """The first user with the first `rows` candidates, from the front again if there are fewer."""
 
     def first(columns: Mapping[str, Tensor], count: int) -> dict[str, Column]:
@@ -89,4 +89,4 @@ def one_request(dataset: Dataset, rows: int) -> Batch:
         }
 
     row_to_request = np.zeros(rows, dtype=np.int64)  # [B] all rows are the first request's
-    return Batch(first(dataset.user, 1), first(dataset.candidate, rows), row_to_request)
+    return ModelInputs(first(dataset.user, 1), first(dataset.candidate, rows), row_to_request)

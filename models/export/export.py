@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.columns import Batch, Column
+from app.artifacts.columns import Column, ModelInputs
 from app.artifacts.encoding import Encoding, Identity
 from app.artifacts.manifest import (
     DenseInput,
@@ -135,7 +135,7 @@ def task_outputs(experiment: Experiment) -> tuple[TaskOutput, ...]:
     )
 
 
-def golden_requests(experiment: Experiment, held_out: Dataset) -> Batch:
+def golden_requests(experiment: Experiment, held_out: Dataset) -> ModelInputs:
     """Requests of every size in `GOLDEN_SIZES`, made of held-out users and candidates.
 
     Request i is user i with the candidates that follow those of request i-1, so that sizes do not
@@ -150,7 +150,7 @@ def golden_requests(experiment: Experiment, held_out: Dataset) -> Batch:
             columns[feature.name][0] = UNKNOWN
         elif not isinstance(feature, DenseFeature):
             columns[feature.name][1] = PADDING
-    return Batch(user, candidate, row_to_request)
+    return ModelInputs(user, candidate, row_to_request)
 
 
 def _first_rows(columns: Mapping[str, Tensor], count: int) -> dict[str, Column]:

@@ -48,7 +48,7 @@ def parity(
     before, after = (predict(form.network, held_out).float().numpy() for form in (full, reduced))
     ranker = Ranker.of(ranking, [task.name for task in tasks])
     lists = [
-        [ranker.merits(scores(raw, tasks)) for raw in raws]
+        [ranker.sort_keys(scores(raw, tasks)) for raw in raws]
         for raws in (_lists(full.network, held_out), _lists(reduced.network, held_out))
     ]
     pairs = list(zip(*lists, strict=True))

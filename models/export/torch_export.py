@@ -10,13 +10,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.columns import Batch, Columns
+from app.artifacts.columns import Columns, ModelInputs
 from app.errors import ArtifactInvalid
 
 TOLERANCE = 1e-5  # of outputs, relative past 1: fp32 rounding; in bf16 both forms round alike
 
 
-def exported(network: nn.Module, requests: Batch) -> bytes:
+def exported(network: nn.Module, requests: ModelInputs) -> bytes:
     """The content of `model.pt2`, for any number of requests `R` and of rows `B`, 1 or more.
 
     Args:
@@ -44,7 +44,7 @@ def exported(network: nn.Module, requests: Batch) -> bytes:
     return content.getvalue()
 
 
-def _refuse_other_outputs(network: nn.Module, content: bytes, requests: Batch) -> None:
+def _refuse_other_outputs(network: nn.Module, content: bytes, requests: ModelInputs) -> None:
     """Compare the saved program with the network, all requests in company and each alone."""
     program = torch.export.load(io.BytesIO(content)).module()
     close = partial(torch.allclose, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
@@ -55,7 +55,7 @@ def _refuse_other_outputs(network: nn.Module, content: bytes, requests: Batch) -
                 raise ArtifactInvalid(f"model.pt2 gives other outputs, with {batch.rows} rows")
 
 
-def _tensors(batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+def _tensors(batch: ModelInputs) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     def side(columns: Columns) -> dict[str, Tensor]:
         return {name: torch.from_numpy(column) for name, column in columns.items()}
 

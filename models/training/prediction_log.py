@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import Model, load
 from app.artifacts.program import scores
 from app.artifacts.store import Store
@@ -86,7 +86,7 @@ def _outcome(label: npt.NDArray[np.float32]) -> Any:  # noqa: ANN401  (pyarrow h
 
 def _scores(model: Model, dataset: Dataset) -> Iterator[npt.NDArray[np.float32]]:
     for part in dataset.batches(ROWS_AT_ONCE):
-        batch = Batch(
+        batch = ModelInputs(
             user={name: column.numpy() for name, column in part.user.items()},
             candidate={name: column.numpy() for name, column in part.candidate.items()},
             row_to_request=part.row_to_request.numpy(),

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
 from app.artifacts.loader import load, load_program, read_manifest
 from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact
@@ -298,7 +298,7 @@ def test_nothing_of_a_file_is_run_when_its_hash_is_wrong(artifact, tmp_path):
 
 
 def test_a_batch_yields_its_requests_one_by_one():
-    batch = Batch(
+    batch = ModelInputs(
         user={"u": np.array([[1.0], [2.0], [3.0]], np.float32)},
         candidate={"c": np.array([10, 20, 30])},
         row_to_request=np.array([2, 0, 2]),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.manifest import Argument, Output, RowsCall, TaskOutput
 from app.artifacts.program import Program, scores
 from tests.support.builders import Request, batch, program, task
@@ -31,7 +31,7 @@ def returning(module: nn.Module, *outputs: Output) -> Program:
     return program(module, tasks=tasks, ranking={"weights": {"t0": 1.0}})
 
 
-def tiled(requests: Batch) -> dict[str, Any]:
+def tiled(requests: ModelInputs) -> dict[str, Any]:
     user = {name: column[requests.row_to_request] for name, column in requests.user.items()}
     return {**user, **requests.candidate}
 

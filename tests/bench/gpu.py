@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
 from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, FileDigest, Manifest, Output, TaskOutput
@@ -73,7 +73,7 @@ def served(device: torch.device) -> Model:
     )
     program = Program(frozen(network, str(device)), manifest, device)
     (part,) = parts(Bucket(1, 1))
-    golden = Batch(part.user, part.candidate, np.zeros(1, np.int64))
+    golden = ModelInputs(part.user, part.candidate, np.zeros(1, np.int64))
     return Model(manifest, program, Golden.record(program, golden))
 
 

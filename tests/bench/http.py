@@ -25,7 +25,7 @@ import numpy as np
 import orjson
 import torch
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import load
 from app.artifacts.manifest import DenseInput, Description, RequestCall, TaskOutput
 from app.artifacts.program import Program, scores
@@ -83,11 +83,11 @@ def reference_artifact(store: Store) -> Artifact:
         return publish(store, description, scripted, candidates([2, 5, 9]))
 
 
-def candidates(sizes: Sequence[int]) -> Batch:
+def candidates(sizes: Sequence[int]) -> ModelInputs:
     """Requests of the given sizes."""
     rows = sum(sizes)
     x = np.random.default_rng(0).random((rows, COLUMNS), dtype=np.float32).round(6)
-    return Batch({}, {"x": x}, np.repeat(np.arange(len(sizes)), sizes))
+    return ModelInputs({}, {"x": x}, np.repeat(np.arange(len(sizes)), sizes))
 
 
 def in_process(program: Program, rows: int, seconds: float, threads: int) -> tuple[float, float]:

@@ -23,7 +23,7 @@ import simdjson
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Manifest
 from app.protocol.features import encode
 from app.protocol.json_body import count_containers, decode, decode_request, read_matrices
-from app.protocol.validation import Findings
+from app.protocol.validation import ValidationReport
 from tests.support.builders import manifest
 
 MOST = 4096
@@ -100,11 +100,9 @@ def ways(document: Document) -> dict[str, Callable[[], Any]]:
         return np.frombuffer(b"".join([pack(*row) for row in rows]), np.float32)
 
     def served(content: Any) -> Any:
-        findings = Findings()
-        request = encode(
-            model, content["user"], content["candidates"], findings, max_candidates=MOST
-        )
-        findings.raise_any()
+        report = ValidationReport()
+        request = encode(model, content["user"], content["candidates"], report, max_candidates=MOST)
+        report.raise_any()
         return request
 
     def with_simdjson() -> Any:

@@ -64,7 +64,7 @@ class Scene:
     batch_s: float = 0.020
     row_s: float = 0.00125
     max_batch_rows: int = 32
-    min_piece_rows: int = 8
+    min_chunk_rows: int = 8
 
     def plan(self, port: int, timeout_ms: int, seconds: float) -> Plan:
         """Return the load of it."""
@@ -80,7 +80,7 @@ SCENES = (
         [Kind("8 rows", 0.9), Kind("2000 rows", 0.1, rows=2000)],
         row_s=0.00003,
         max_batch_rows=512,
-        min_piece_rows=64,
+        min_chunk_rows=64,
     ),
     Scene(
         "high priority and low",
@@ -99,7 +99,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class BatchResult:
     """What became of a scene; `capacity` is what it answers in a second when nobody hurries."""
 
     scene: Scene
@@ -119,7 +119,7 @@ class Outcome:
         return sum(rate * kind.rows for rate, kind in zip(rates, self.scene.kinds, strict=True))
 
 
-def run(scene: Scene, deadline_ms: int, seconds: float, times: Sequence[float]) -> Outcome:
+def run(scene: Scene, deadline_ms: int, seconds: float, times: Sequence[float]) -> BatchResult:
     """Measure a scene's capacity, then offer multiples of it."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -127,7 +127,7 @@ def run(scene: Scene, deadline_ms: int, seconds: float, times: Sequence[float]) 
         flags = {
             "--lanes": 1,
             "--max-batch-rows": scene.max_batch_rows,
-            "--min-piece-rows": scene.min_piece_rows,
+            "--min-chunk-rows": scene.min_chunk_rows,
             "--slow-request-ms": deadline_ms,  # so that whatever is later is in the log
         }
         arguments = [str(each) for flag in flags.items() for each in flag]
@@ -135,7 +135,7 @@ def run(scene: Scene, deadline_ms: int, seconds: float, times: Sequence[float]) 
             port = int(server.url.rsplit(":", 1)[1])
             patient = scene.plan(port, PATIENT_MS, seconds)
             capacity = fire(replace(patient, connections=24)).rate()
-            outcome = Outcome(scene, capacity, deadline_ms)
+            outcome = BatchResult(scene, capacity, deadline_ms)
             plan = scene.plan(port, deadline_ms, seconds)
             for each in times:
                 before = len(late(server, deadline_ms))
@@ -152,7 +152,7 @@ def late(server: Server, deadline_ms: int) -> list[Mapping[str, object]]:
     return [line for line in timed if line["status"] == 200 and line["ms"] > deadline_ms]
 
 
-def table(outcome: Outcome) -> str:
+def table(outcome: BatchResult) -> str:
     """Return the table of a scene in Markdown; a row for every kind of each step."""
     lines = [
         f"### {outcome.scene.name}: {outcome.capacity:.0f} requests/s, "
@@ -170,7 +170,7 @@ def table(outcome: Outcome) -> str:
 
 
 def _line(
-    outcome: Outcome, step: Step, name: str, report: Report, late_at_server: int | None
+    outcome: BatchResult, step: Step, name: str, report: Report, late_at_server: int | None
 ) -> str:
     statuses = report.statuses
     deadline_s = outcome.deadline_ms / 1e3
@@ -191,7 +191,7 @@ def _line(
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def plot(outcomes: Sequence[Outcome], out: Path) -> None:
+def plot(outcomes: Sequence[BatchResult], out: Path) -> None:
     """Draw goodput and p99 over the offered load."""
     import matplotlib as mpl
     from matplotlib.figure import Figure

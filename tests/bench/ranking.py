@@ -1,7 +1,7 @@
 """What does ranking cost beside the model? ``python -m tests.bench.ranking --store store``.
 
 The first model of a store runs on random golden candidates, one thread; then each formula ranks its
-scores: calibration, merits, rank scores, order. A cell is the least time of many turns, taken by
+scores: calibration, sort_keys, rank scores, order. A cell is the least time of many turns, taken by
 turns with the forward pass, so that a busy machine is busy for both.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import Model, load
 from app.artifacts.program import scores
 from app.artifacts.store import Store
@@ -49,7 +49,7 @@ def rankers(tasks: tuple[str, ...]) -> dict[str, Ranker]:
 def forward(model: Model, rows: int) -> tuple[Callable[[], object], Scores]:
     golden = model.golden.batch
     taken = np.arange(rows) % golden.rows
-    batch = Batch(
+    batch = ModelInputs(
         {name: column[:1] for name, column in golden.user.items()},
         {name: column[taken] for name, column in golden.candidate.items()},
         np.zeros(rows, np.int64),
@@ -84,16 +84,16 @@ def main() -> None:
     for name, ranker in rankers(model.manifest.task_names).items():
 
         def rank(rows: Scores, by: Ranker = ranker) -> object:
-            merits = by.merits(rows)
-            return by.rank_scores(merits), order(merits)
+            sort_keys = by.sort_keys(rows)
+            return by.rank_scores(sort_keys), order(sort_keys)
 
-        merits = ranker.merits(given)
-        ranking = order(merits)
+        sort_keys = ranker.sort_keys(given)
+        ranking = order(sort_keys)
         passed, ranked, one, explained = least_us(
             run,
             lambda rank=rank: rank(given),  # type: ignore[misc]
             lambda rank=rank: rank(given[:1]),  # type: ignore[misc]
-            lambda by=ranker, m=merits, r=ranking: explain(by, given, m, r).document(None),  # type: ignore[misc]
+            lambda by=ranker, m=sort_keys, r=ranking: explain(by, given, m, r).document(None),  # type: ignore[misc]
         )
         print(
             f"| {name} | {ranked:.0f} µs | {ranked / passed:.2%} | {one:.1f} µs "
@@ -104,10 +104,10 @@ def main() -> None:
 
 def _look(model: Model, given: Scores) -> str:
     first, *_, shadow = rankers(model.manifest.task_names).values()
-    merits = first.merits(given)
-    other = shadow.merits(given)
+    sort_keys = first.sort_keys(given)
+    other = shadow.sort_keys(given)
     metrics = Metrics()
-    (tau,) = least_us(lambda: kendall_tau(merits, other))
+    (tau,) = least_us(lambda: kendall_tau(sort_keys, other))
     (counted,) = least_us(lambda: metrics.ranking.distributed("", first.tasks, given, given[:, 0]))
     return f"Kendall's tau takes {tau:.0f} µs, counting the scores by bucket {counted:.0f} µs."
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.manifest import DenseInput, Description, RequestCall, TaskOutput
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
@@ -55,7 +55,9 @@ def publish_slow(store: Store, *, batch_s: float, row_s: float) -> Artifact:
         tasks=(TaskOutput(name="own", kind="regression", unit="", link="identity"),),
         ranking=Policy(weights={"own": 1.0}),
     )
-    golden = Batch({}, {"c": np.array([[1], [2], [3]], np.float32)}, np.array([0, 1, 1], np.int64))
+    golden = ModelInputs(
+        {}, {"c": np.array([[1], [2], [3]], np.float32)}, np.array([0, 1, 1], np.int64)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(Slow(batch_s / product_s, row_s / product_s).eval())

@@ -23,7 +23,7 @@ import yaml
 from app.main import gatehouse
 from app.settings import Settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker/compose.yaml"
 ON_GPU = ROOT / "docker/compose.gpu.yaml"
 PROMETHEUS = ROOT / "docker/prometheus.yml"

@@ -13,9 +13,9 @@ def test_no_route_answers_what_is_not_described(store, tmp_path):
     keys = {"GATEHOUSE_KEYS": f"fuzzer:{KEY}"}
     flags = ("--request-timeout-ms", "60000", "--lanes", "1")
     with running_server(store.folder, tmp_path / "log", *flags, environment=keys) as server:
-        findings = fuzz(server.url, cases=10, key=KEY)
+        report = fuzz(server.url, cases=10, key=KEY)
         log = server.log.read_text()
-    assert findings.failures == [], findings.output
-    assert findings.operations >= 20
-    assert findings.accepted > 200
+    assert report.failures == [], report.output
+    assert report.operations >= 20
+    assert report.accepted > 200
     assert "Traceback" not in log

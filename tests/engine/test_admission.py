@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from app.engine.pieces import Scored
+from app.engine.batch import Scored
 from app.engine.request import Priority
 from app.errors import DeadlineExceeded, DeadlineUnmeetable, Overloaded
 from tests.support.batching import batcher, submit

@@ -10,8 +10,8 @@ from threading import Event
 import pytest
 
 from app.engine.backlog import Backlog
-from app.engine.pieces import Pending
-from app.engine.request import Terms
+from app.engine.batch import QueuedRequest
+from app.engine.request import RequestOptions
 from tests.support.fakes import request, sums_model
 
 
@@ -25,16 +25,16 @@ def _hasty_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_hasty_threads")
 async def test_a_scrape_in_a_thread_may_look_at_any_moment():
-    backlog = Backlog(max_batch_rows=16, min_piece_rows=4, max_wait_s=0.0)
+    backlog = Backlog(max_batch_rows=16, min_chunk_rows=4, max_wait_s=0.0)
     models = [sums_model(name) for name in "abcdef"]
     waits = asyncio.get_running_loop().create_future()
-    pending = Pending(request(1, [1] * 4), Terms(1e9), 0.0, waits, 4)
+    pending = QueuedRequest(request(1, [1] * 4), RequestOptions(1e9), 0.0, waits, 4)
     end = Event()
 
     def scrape() -> None:
         while not end.is_set():
             assert 0 <= backlog.rows <= 24
-            assert 0 <= backlog.pieces <= 6
+            assert 0 <= backlog.chunks <= 6
 
     with ThreadPoolExecutor(1) as pool:
         scraping = pool.submit(scrape)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.engine.pieces import Scored
+from app.engine.batch import Scored
 from app.engine.request import Priority
 from tests.support.batching import batcher, submit
 from tests.support.clock import VirtualTimeLoop
@@ -100,9 +100,9 @@ async def test_a_request_larger_than_a_batch_is_gathered():
 async def test_no_piece_is_below_the_knee(rows):
     lane = FakeLane()
     await submit(batcher([lane]), 1, [1] * rows)
-    pieces = [piece for _, batch in lane.batches for piece in batch]
-    assert sum(pieces) == rows
-    assert min(pieces) >= min(4, rows)
+    chunks = [chunk for _, batch in lane.batches for chunk in batch]
+    assert sum(chunks) == rows
+    assert min(chunks) >= min(4, rows)
     assert max(lane.rows) <= 16
 
 
@@ -215,6 +215,6 @@ async def test_the_state_can_be_read():
         "<Batcher waiting {'sums/1': <24 rows: normal [16:40]>}, "
         "in flight {'lane-0': <sums/1 [0:16]>}, idle []>"
     )
-    assert subject.backlog.pieces == 1
+    assert subject.backlog.chunks == 1
     await asyncio.gather(*tasks)
     assert repr(subject) == "<Batcher waiting {}, in flight {}, idle ['lane-0']>"

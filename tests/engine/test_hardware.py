@@ -30,12 +30,12 @@ def test_auto_is_a_gpu_where_there_is_one():
 
 
 def test_a_cpu_runs_the_least_the_knee_and_the_most_as_one_request_and_as_two():
-    batches = warm_up_batches(CPU, min_piece_rows=64, max_batch_rows=512)
+    batches = warm_up_batches(CPU, min_chunk_rows=64, max_batch_rows=512)
     assert batches == [(1,), (1, 1), (64,), (1, 63), (512,), (1, 511)]
 
 
 def test_a_gpu_runs_every_bucket_the_largest_first():
-    batches = warm_up_batches(torch.device("cuda"), min_piece_rows=64, max_batch_rows=500)
+    batches = warm_up_batches(torch.device("cuda"), min_chunk_rows=64, max_batch_rows=500)
     buckets = Buckets(500)
     assert {buckets.fit(sum(each), len(each)) for each in batches} == set(buckets)
     rows = [sum(each) for each in batches]

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from app.engine.pieces import Scored
+from app.engine.batch import Scored
 from app.engine.queue import RECOVERY_BATCHES
 from app.errors import InferenceFailed
 from app.telemetry.metrics import Metrics

@@ -10,7 +10,7 @@ import torch
 from app.engine import lanes
 from app.engine.batcher import Batcher
 from app.engine.lanes import Lane, Part, collate
-from app.engine.request import Terms
+from app.engine.request import RequestOptions
 from app.telemetry.metrics import Metrics
 from tests.support.fakes import POISON, expected, limits, request, sums_model
 
@@ -108,7 +108,7 @@ async def test_threads_return_every_row_to_its_request():
     async def one(user, size):
         candidates = rng.integers(0, 1000, size).astype(float).tolist()
         scored = await subject.score(
-            sums_model(), request(user, candidates), Terms(loop.time() + 60)
+            sums_model(), request(user, candidates), RequestOptions(loop.time() + 60)
         )
         assert scored.scores.tolist() == expected(user, candidates)
 

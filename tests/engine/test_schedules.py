@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from app.engine.pieces import Scored
-from app.engine.request import Priority, stays
+from app.engine.batch import Scored
+from app.engine.request import Priority, never_disconnected
 from app.errors import (
-    CallerLeft,
+    ClientDisconnected,
     DeadlineExceeded,
     DeadlineUnmeetable,
     GatehouseError,
@@ -79,7 +79,7 @@ def test_under_any_schedule_every_request_is_answered_once_with_its_own_rows(
             assert kind in ("poison", "nan") or poisoned >= 3
         elif isinstance(answer, asyncio.CancelledError):
             assert kind == "cancel"
-        elif isinstance(answer, CallerLeft):
+        elif isinstance(answer, ClientDisconnected):
             assert kind == "leave"
         elif isinstance(answer, DeadlineExceeded | DeadlineUnmeetable):
             assert kind == "hurry"
@@ -133,16 +133,16 @@ async def _play(subject, user, plan):
         timeout_s=0.006 if kind == "hurry" else 1000.0,
         model=sums_model(model),
         priority=priority,
-        has_left=(lambda: asyncio.get_running_loop().time() >= leaves_at)
+        is_disconnected=(lambda: asyncio.get_running_loop().time() >= leaves_at)
         if kind == "leave"
-        else stays,
+        else never_disconnected,
     )
     if kind == "cancel":
         await asyncio.sleep(0.002)
         task.cancel()
     try:
         return user, await task
-    except (GatehouseError, CallerLeft, asyncio.CancelledError) as error:
+    except (GatehouseError, ClientDisconnected, asyncio.CancelledError) as error:
         return user, error
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from app.engine.batcher import Batcher
 from app.engine.lanes import Lane
-from app.engine.request import Priority, Terms
-from app.errors import CallerLeft, InferenceFailed
+from app.engine.request import Priority, RequestOptions
+from app.errors import ClientDisconnected, InferenceFailed
 from app.telemetry.metrics import Metrics
 from tests.support.fakes import POISON, expected, limits, request, sums_model
 
@@ -41,7 +41,7 @@ class Caller:
         """Ask, check the answer, and say how it ended."""
         loop = asyncio.get_running_loop()
         gone = asyncio.Event()
-        terms = Terms(loop.time() + 60, self._priority, gone.is_set)
+        terms = RequestOptions(loop.time() + 60, self._priority, gone.is_set)
         encoded = request(self._number, self._candidates)
         asking = loop.create_task(self._subject.score(self._model, encoded, terms))
         if self._fate in ("cancels", "leaves"):
@@ -54,7 +54,7 @@ class Caller:
             scored = await asking
         except InferenceFailed:
             return "failed" if self._fate == "poisoned" else "failed for another"
-        except CallerLeft:
+        except ClientDisconnected:
             return "left" if self._fate == "leaves" else "left for another"
         except asyncio.CancelledError:
             return "cancelled" if self._fate == "cancels" else "cancelled for another"
@@ -81,6 +81,6 @@ async def test_every_request_ends_once_and_with_its_own_rows():
     assert ends["answered"] >= 0.75 * REQUESTS
     while subject.flights:  # noqa: ASYNC110  (who cancelled did not wait for the batch)
         await asyncio.sleep(0)
-    assert subject.backlog.rows == subject.backlog.pieces == 0
+    assert subject.backlog.rows == subject.backlog.chunks == 0
     for worker in workers:
         worker.stop()

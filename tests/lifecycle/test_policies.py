@@ -7,7 +7,7 @@ import pytest
 
 from app.errors import PoliciesInvalid
 from app.ranking.calibration import Platt, Scale
-from app.ranking.policies import LARGEST_FILE, NO_POLICIES, ModelTraits, PolicySet, Rankers
+from app.ranking.policies import LARGEST_FILE, NO_POLICIES, ModelPolicies, ModelTraits, PolicySet
 from app.ranking.policy import Policy
 
 FILE = """
@@ -52,7 +52,7 @@ def parsed(text: str) -> PolicySet:
     return PolicySet.parse(text.encode())
 
 
-def rankers(text: str, **changes: Any) -> Rankers:
+def rankers(text: str, **changes: Any) -> ModelPolicies:
     return parsed(text).rankers(traits(**changes))
 
 
@@ -103,7 +103,7 @@ def test_a_shadow_ranks_the_same_scores_by_its_own_policy():
     assert shadow.shadow is None
     scores = np.array([[0.5, 0.5, 1]], np.float32)
     calibrated = 1 / (1 + np.exp(0.5))
-    assert shadow.merits(scores)[0] == pytest.approx(calibrated**0.8 * 2)
+    assert shadow.sort_keys(scores)[0] == pytest.approx(calibrated**0.8 * 2)
 
 
 def test_the_models_own_policy_may_be_a_shadow():

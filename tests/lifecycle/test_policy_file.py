@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import ConfigurationInvalid
 from app.main import Gatehouse, gatehouse
-from app.server.file_watcher import Rotation
+from app.server.file_watcher import FileWatcher
 from app.settings import Settings
 from tests.scoring.test_score import SCORE
 from tests.support.artifacts import add_version
@@ -56,8 +56,8 @@ async def example(client):
     return (await client.get("/v1/models/tiny")).json()["example_request"]
 
 
-def rotation(parts: Gatehouse) -> Rotation:
-    return Rotation(parts.policy_file)
+def rotation(parts: Gatehouse) -> FileWatcher:
+    return FileWatcher(parts.policy_file)
 
 
 async def applied(client: httpx.AsyncClient, example: dict[str, Any], **ranking: Any) -> Any:

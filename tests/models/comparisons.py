@@ -6,8 +6,9 @@ from models.compare import compare
 from models.compare.compare import Comparison, Entry
 from models.compare.runs import Run
 from models.training.evaluate import Evaluation
+from tests import TINY_EXPERIMENT
 
-TINY = Path(__file__).with_name("tiny.toml").read_text(encoding="utf-8")
+TINY = TINY_EXPERIMENT.read_text(encoding="utf-8")
 
 
 def tiny_files(folder: Path, *architectures: str, text: str = TINY) -> list[Path]:

@@ -8,8 +8,9 @@ import pytest
 
 from app.artifacts.store import Store
 from models import __main__ as cli
+from tests import TINY_EXPERIMENT
 
-TINY = Path(__file__).with_name("tiny.toml")
+TINY = TINY_EXPERIMENT
 ROOT = Path(__file__).parents[2]
 
 

@@ -9,10 +9,11 @@ from hypothesis import given
 
 from app.artifacts.encoding import Hashed, Listed, Vocabularies
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input
-from app.errors import InvalidRequest, PayloadTooLarge, Problem
-from app.protocol.features import EncodedRequest, encode
+from app.engine.request import RequestFeatures
+from app.errors import FieldError, InvalidRequest, PayloadTooLarge
+from app.protocol.features import encode
 from app.protocol.slow_encode import slow_column
-from app.protocol.validation import MOST_PROBLEMS, Findings, Side
+from app.protocol.validation import MOST_PROBLEMS, Side, ValidationReport
 from tests.support.builders import manifest
 from tests.support.documents import (
     NUMBER,
@@ -39,17 +40,17 @@ def encoded(
     *,
     most: int = 1000,
     vocabularies: Vocabularies = NONE,
-) -> EncodedRequest:
-    findings = Findings()
+) -> RequestFeatures:
+    report = ValidationReport()
     request = encode(
         manifest(inputs=inputs),
         user or {},
         candidates,
-        findings,
+        report,
         max_candidates=most,
         vocabularies=vocabularies,
     )
-    findings.raise_any()
+    report.raise_any()
     return request
 
 
@@ -58,7 +59,7 @@ def problems(
     candidates: object,
     user: object = None,
     vocabularies: Vocabularies = NONE,
-) -> list[Problem]:
+) -> list[FieldError]:
     with pytest.raises(InvalidRequest) as caught:
         encoded(inputs, candidates, user, vocabularies=vocabularies)
     return caught.value.problems
@@ -68,11 +69,11 @@ def pointers(inputs: tuple[Input, ...], candidates: object, user: object = None)
     return [problem.pointer for problem in problems(inputs, candidates, user)]
 
 
-def encoded_case(case: Case) -> EncodedRequest:
+def encoded_case(case: Case) -> RequestFeatures:
     return encoded(case.manifest.inputs, case.candidates, case.user, vocabularies=case.vocabularies)
 
 
-def columns_of(request: EncodedRequest) -> dict[str, Any]:
+def columns_of(request: RequestFeatures) -> dict[str, Any]:
     return {**request.user, **request.candidate}
 
 
@@ -93,14 +94,14 @@ def test_what_fits_is_encoded_as_a_plain_loop_would(case: Case):
 @given(cases())
 def test_the_slow_twin_encodes_exactly_as_the_fast_one(case: Case):
     request = encoded_case(case)
-    findings = Findings()
+    report = ValidationReport()
     for feature in case.manifest.inputs:
         values = sent(case, feature)
         vocabulary = case.vocabularies.get(feature.name, {})
-        slow = slow_column(feature, values, Side({}, len(values), "columns"), findings, vocabulary)
+        slow = slow_column(feature, values, Side({}, len(values), "columns"), report, vocabulary)
         np.testing.assert_array_equal(slow, columns_of(request)[feature.name], strict=True)
-    assert findings.problems == []
-    assert findings.unknown_ids == request.unknown_ids
+    assert report.problems == []
+    assert report.unknown_ids == request.unknown_ids
 
 
 @given(damaged())
@@ -119,12 +120,12 @@ def test_every_wrong_value_is_found_at_its_place_and_not_echoed(case_and_damages
 @given(damaged())
 def test_the_slow_twin_accepts_nothing_that_the_fast_one_refuses(case_and_damages):
     case, damages = case_and_damages
-    findings = Findings()
+    report = ValidationReport()
     for feature in case.manifest.inputs:
         values = sent(case, feature)
         vocabulary = case.vocabularies.get(feature.name, {})
-        slow_column(feature, values, Side({}, len(values), "columns"), findings, vocabulary)
-    assert len(findings.problems) == len(damages)
+        slow_column(feature, values, Side({}, len(values), "columns"), report, vocabulary)
+    assert len(report.problems) == len(damages)
 
 
 def test_columns_and_objects_say_the_same():
@@ -211,26 +212,26 @@ def test_an_id_of_another_type_is_told_which_type_it_must_have():
     wide = CLIP.model_copy(update={"encoding": Hashed(ids="int64", buckets=8)})
     sent = {"brand": ["a", 7, None], "clip": ["a", "b", True]}
     assert problems((BRAND, CLIP), sent) == [
-        Problem("/candidates/brand/1", "must be a string id"),
-        Problem("/candidates/brand/2", "must be a string id"),
-        Problem("/candidates/clip/2", "must be a string id"),
+        FieldError("/candidates/brand/1", "must be a string id"),
+        FieldError("/candidates/brand/2", "must be a string id"),
+        FieldError("/candidates/clip/2", "must be a string id"),
     ]
     assert problems((wide,), {"clip": [2**63 - 1, 2**63, "7"]}) == [
-        Problem("/candidates/clip/1", "must fit int64"),
-        Problem("/candidates/clip/2", "must be an integer id"),
+        FieldError("/candidates/clip/1", "must fit int64"),
+        FieldError("/candidates/clip/2", "must be an integer id"),
     ]
 
 
 def test_a_string_that_is_no_unicode_text_has_no_hash():
     assert problems((CLIP,), {"clip": ["a", "\ud800"]}) == [
-        Problem("/candidates/clip/1", "must be Unicode text")
+        FieldError("/candidates/clip/1", "must be Unicode text")
     ]
 
 
 def test_a_string_that_is_not_listed_is_refused_where_the_manifest_says_so():
     strict = BRAND.model_copy(update={"unknown": "reject"})
     assert problems((strict,), {"brand": ["a", "b"]}, None, {"brand": {"a": 1}}) == [
-        Problem("/candidates/brand/1", "must lie in the vocabulary")
+        FieldError("/candidates/brand/1", "must lie in the vocabulary")
     ]
 
 
@@ -353,15 +354,15 @@ HUGE = 1 << 22
     ids=["dense", "number", "id", "id list", "column", "name", "names"],
 )
 def test_a_huge_wrong_value_takes_little_memory(inputs, candidates):
-    findings = Findings()
-    encode(manifest(inputs=inputs), {}, candidates, findings, max_candidates=1000)  # warm caches
-    findings = Findings()
+    report = ValidationReport()
+    encode(manifest(inputs=inputs), {}, candidates, report, max_candidates=1000)  # warm caches
+    report = ValidationReport()
     tracemalloc.start()
     try:
-        encode(manifest(inputs=inputs), {}, candidates, findings, max_candidates=1000)
+        encode(manifest(inputs=inputs), {}, candidates, report, max_candidates=1000)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert findings.problems
-    assert sum(len(each.pointer) + len(each.detail) for each in findings.problems) < 10_000
+    assert report.problems
+    assert sum(len(each.pointer) + len(each.detail) for each in report.problems) < 10_000
     assert peak < HUGE // 4

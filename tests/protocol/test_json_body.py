@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from app.artifacts.manifest import DenseInput, Manifest
+from app.engine.request import RequestFeatures
 from app.errors import MalformedBody, PayloadTooLarge
-from app.protocol.features import EncodedRequest, encode
+from app.protocol.features import encode
 from app.protocol.json_body import LARGE_BYTES, decode, decode_request, most_values, read_matrices
-from app.protocol.validation import Findings
+from app.protocol.validation import ValidationReport
 from tests.support.builders import manifest
 from tests.support.documents import Case, cases, damaged
 
@@ -279,17 +280,17 @@ def test_what_simdjson_takes_otherwise_or_not_at_all_is_left_to_the_other_way(bo
     assert parsed(body) is None
 
 
-def encoded(case: Case, document: Any) -> tuple[EncodedRequest, Findings]:
-    findings = Findings()
+def encoded(case: Case, document: Any) -> tuple[RequestFeatures, ValidationReport]:
+    report = ValidationReport()
     request = encode(
         case.manifest,
         document["user"],
         document["candidates"],
-        findings,
+        report,
         max_candidates=1000,
         vocabularies=case.vocabularies,
     )
-    return request, findings
+    return request, report
 
 
 @given(cases() | damaged().map(lambda drawn: drawn[0]))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from app.api.openapi.schemas import RankingOptions, ScoreRequest as Schema
-from app.errors import InvalidRequest, PayloadTooLarge, Problem
+from app.api.openapi.schemas import Ranking, ScoreRequest as Schema
+from app.errors import FieldError, InvalidRequest, PayloadTooLarge
 from app.protocol.score_request import ScoreRequest, read_request
 from app.protocol.validation import MOST_PROBLEMS
 from app.ranking.policy import LARGEST_WEIGHT, Policy
@@ -33,7 +33,7 @@ def read(**changes: Any) -> ScoreRequest:
     return read_request(document(**changes), FEED, RANKERS, max_candidates=100)
 
 
-def problems(sent: object) -> list[Problem]:
+def problems(sent: object) -> list[FieldError]:
     with pytest.raises(InvalidRequest) as caught:
         read_request(sent, FEED, RANKERS, max_candidates=100)
     return caught.value.problems
@@ -55,7 +55,7 @@ def test_a_request_with_features_only_takes_the_models_policy_and_positions():
 
 @pytest.mark.parametrize("sent", [None, [], 1, TEXT, True], ids=str)
 def test_a_document_that_is_no_object_is_refused_as_a_whole(sent):
-    assert problems(sent) == [Problem("", "must be an object")]
+    assert problems(sent) == [FieldError("", "must be an object")]
 
 
 def test_an_unknown_member_is_named_and_the_known_ones_are_told():
@@ -85,7 +85,7 @@ def test_keys_are_strings_or_integers_and_kept_as_they_are():
 @pytest.mark.parametrize("keys", [["a"], ["a", "b", "c", "d"], []], ids=len)
 def test_keys_for_another_number_of_candidates_are_refused(keys):
     (problem,) = problems(document(candidate_keys=keys))
-    assert problem == Problem("/candidate_keys", f"has {len(keys)} keys for 3 candidates")
+    assert problem == FieldError("/candidate_keys", f"has {len(keys)} keys for 3 candidates")
 
 
 @pytest.mark.parametrize("keys", [TEXT, 3, {"0": "a"}, True], ids=str)
@@ -269,5 +269,5 @@ def test_whatever_the_published_schema_describes_is_read(members):
 
 def test_the_published_schema_has_the_members_that_are_read():
     assert set(Schema.model_fields) == {"user", "candidates", "candidate_keys", "ranking"}
-    assert set(RankingOptions.model_fields) == {"policy", "weights", "top_k", "explain"}
+    assert set(Ranking.model_fields) == {"policy", "weights", "top_k", "explain"}
     assert description().task_names == FEED.task_names

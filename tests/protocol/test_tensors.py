@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from app.artifacts.encoding import Hashed, Listed
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput
 from app.protocol.tensors import Tensor, encode_tensors, rows_and_width, shape_rule
-from app.protocol.validation import Findings
+from app.protocol.validation import ValidationReport
 from tests.support.builders import manifest
 from tests.support.documents import Case, cases, expected
 
@@ -75,11 +75,11 @@ def test_columns_are_those_of_the_naive_encoder(data, case):
         else:
             plain.candidates[feature.name] = kept
         tensors[feature.name] = tensor_of(data.draw, feature, rows)
-    findings = Findings()
+    report = ValidationReport()
     found = encode_tensors(
-        case.manifest, tensors, findings, rows=case.rows, vocabularies=case.vocabularies
+        case.manifest, tensors, report, rows=case.rows, vocabularies=case.vocabularies
     )
-    assert findings.problems == []
+    assert report.problems == []
     for feature in case.manifest.inputs:
         column = (found.user if feature.side == "user" else found.candidate)[feature.name]
         want, unknown = expected(plain, feature)
@@ -94,11 +94,11 @@ LIST = IdListInput(name="ids", side="user", vocabulary_size=5, max_length=3, unk
 
 
 def encoded(feature, values, rows, width, **changes):
-    findings = Findings()
+    report = ValidationReport()
     tensor = Tensor("/inputs/0", values, rows, width)
     described = manifest(inputs=(feature,))
-    result = encode_tensors(described, {feature.name: tensor}, findings, rows=3, **changes)
-    return result, [(each.pointer, each.detail) for each in findings.problems]
+    result = encode_tensors(described, {feature.name: tensor}, report, rows=3, **changes)
+    return result, [(each.pointer, each.detail) for each in report.problems]
 
 
 def test_every_number_that_is_none_is_named():

@@ -2,12 +2,12 @@
 
 import pytest
 
-from app.errors import InvalidRequest, Problem
+from app.errors import FieldError, InvalidRequest
 from app.protocol.validation import (
     MISSING,
     MOST_PROBLEMS,
-    Findings,
     Side,
+    ValidationReport,
     candidate_side,
     join,
     user_side,
@@ -34,24 +34,24 @@ def test_names_are_escaped_as_json_pointers_are():
 
 
 def test_the_user_is_one_row():
-    side = user_side({"age": 3}, frozenset(["age"]), Findings())
+    side = user_side({"age": 3}, frozenset(["age"]), ValidationReport())
     assert (side.columns, side.rows) == ({"age": [3]}, 1)
 
 
 def test_objects_become_columns_and_gaps_are_missing_not_null():
-    findings = Findings()
+    report = ValidationReport()
     known = frozenset(["a", "b", "c"])
-    side = candidate_side([{"a": 1, "b": None}, {"a": 2}], known, findings, max_rows=9)
+    side = candidate_side([{"a": 1, "b": None}, {"a": 2}], known, report, max_rows=9)
     assert side.columns == {"a": [1, 2], "b": [None, MISSING]}
-    assert (side.rows, findings.problems) == (2, [])
+    assert (side.rows, report.problems) == (2, [])
 
 
 def test_findings_keep_the_first_problems_and_raise_them_all():
-    findings = Findings()
-    findings.raise_any()
+    report = ValidationReport()
+    report.raise_any()
     for i in range(MOST_PROBLEMS + 5):
-        findings.problem(f"/{i}", "is wrong")
-    assert findings.full
+        report.add(f"/{i}", "is wrong")
+    assert report.full
     with pytest.raises(InvalidRequest) as caught:
-        findings.raise_any()
-    assert caught.value.problems == [Problem(f"/{i}", "is wrong") for i in range(MOST_PROBLEMS)]
+        report.raise_any()
+    assert caught.value.problems == [FieldError(f"/{i}", "is wrong") for i in range(MOST_PROBLEMS)]

@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from app.ranking.agreement import kendall_tau, overlap
 
-merits = st.integers(1, 40).flatmap(
+sort_keys = st.integers(1, 40).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(0, 9), min_size=n, max_size=n)] * 2)
 )
 
@@ -19,7 +19,7 @@ def by_pairs(before, after) -> float:
     return float((a * b).sum() / untied) if untied else 1.0
 
 
-@given(merits)
+@given(sort_keys)
 def test_kendalls_tau_is_what_counting_pairs_gives(pair):
     before, after = (np.array(each, np.float64) for each in pair)
     assert kendall_tau(before, after) == pytest.approx(by_pairs(before, after), abs=1e-12)

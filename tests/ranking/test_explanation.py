@@ -24,8 +24,8 @@ def explained(
     policy: Policy, scores: Any = SCORES, multiplier: Any = None, **calibrations: Any
 ) -> Explanation:
     ranker = Ranker.of(policy, TASKS, calibrations)
-    merits = ranker.merits(scores, multiplier)
-    return explain(ranker, scores, merits, order(merits), multiplier)
+    sort_keys = ranker.sort_keys(scores, multiplier)
+    return explain(ranker, scores, sort_keys, order(sort_keys), multiplier)
 
 
 def read(explanation: Explanation, keys: Any = None) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def read(explanation: Explanation, keys: Any = None) -> dict[str, Any]:
 )
 def test_shares_add_up_to_the_merit(scores, formula, weights):
     found = explained(Policy(formula=formula, weights=weights), scores)
-    np.testing.assert_allclose(found.shares.sum(1), found.merits, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found.shares.sum(1), found.sort_keys, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(found.remainders, 0, atol=1e-9)
 
 
@@ -76,8 +76,8 @@ def test_the_share_of_a_product_is_its_log():
 
 def test_leads_tell_what_put_a_candidate_ahead():
     found = explained(PRODUCT)
-    mean = found.merits.mean()  # all three are explained
-    np.testing.assert_allclose(found.leads.sum(1), found.merits - mean)
+    mean = found.sort_keys.mean()  # all three are explained
+    np.testing.assert_allclose(found.leads.sum(1), found.sort_keys - mean)
 
 
 def test_calibrated_scores_stand_beside_raw_ones():

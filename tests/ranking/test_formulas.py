@@ -43,7 +43,7 @@ def ranker(formula: Formula, weights: dict[str, float], **fields: Any) -> Ranker
 
 
 def fuse(given_scores: Given, chosen: Ranker) -> Given:
-    return chosen.rank_scores(chosen.merits(given_scores))
+    return chosen.rank_scores(chosen.sort_keys(given_scores))
 
 
 def naive(given_scores: Given, chosen: Policy) -> list[float]:
@@ -92,7 +92,7 @@ def test_rank_scores_are_what_a_plain_loop_gives(given_scores, formula, weights)
 def test_a_rank_score_is_finite_at_every_end(extreme, formula, weights):
     given_scores = np.array(extreme, np.float32).reshape(-1, 3)
     chosen = ranker(formula, weights)
-    assert np.isfinite(chosen.merits(given_scores)).all()
+    assert np.isfinite(chosen.sort_keys(given_scores)).all()
     assert np.isfinite(fuse(given_scores, chosen)).all()
 
 
@@ -120,7 +120,7 @@ def test_a_better_score_never_ranks_lower_where_its_weight_is_positive(
 def test_the_sign_of_a_weight_decides_which_end_is_best(formula, weight, best_first):
     given_scores = np.array([[0.1, 0.5, 0.5], [0.2, 0.5, 0.5], [0.3, 0.5, 0.5]], np.float32)
     chosen = ranker(formula, {"click": weight, "like": 1.0, "dwell": 0.0})
-    assert order(chosen.merits(given_scores)).tolist() == best_first
+    assert order(chosen.sort_keys(given_scores)).tolist() == best_first
 
 
 MANY = tuple(f"t{k}" for k in range(12))  # a BLAS product of so many depends on the place
@@ -134,8 +134,8 @@ def test_candidates_in_another_order_get_the_same_merits_to_the_bit(formula, n, 
     weights = dict(zip(MANY, random.normal(size=len(MANY)).tolist(), strict=True))
     chosen = Ranker.of(Policy(formula=formula, weights=weights), MANY)
     shuffled = random.permutation(n)
-    found = chosen.merits(given_scores)
-    np.testing.assert_array_equal(chosen.merits(given_scores[shuffled]), found[shuffled])
+    found = chosen.sort_keys(given_scores)
+    np.testing.assert_array_equal(chosen.sort_keys(given_scores[shuffled]), found[shuffled])
     assert found[n // 2] == found[0]
 
 
@@ -145,8 +145,8 @@ def test_an_expressions_candidates_too(given_scores, weights, random):
     random.shuffle(shuffled)
     text = "click**w.click * exp(w.like*like) / (1 + dwell**w.dwell)"
     chosen = ranker("expression", weights, expression=text)
-    found = chosen.merits(given_scores)
-    np.testing.assert_array_equal(chosen.merits(given_scores[shuffled]), found[shuffled])
+    found = chosen.sort_keys(given_scores)
+    np.testing.assert_array_equal(chosen.sort_keys(given_scores[shuffled]), found[shuffled])
 
 
 @pytest.mark.parametrize("formula", LINEAR)
@@ -175,21 +175,21 @@ def test_no_monotone_miscalibration_moves_rank_position(given_scores, weights, c
     warped = given_scores.copy()
     warped[:, column] = np.sqrt(warped[:, column]) * 7 + 1
     assume(len(set(warped[:, column])) == len(set(given_scores[:, column])))  # no new ties
-    np.testing.assert_array_equal(chosen.merits(warped), chosen.merits(given_scores))
+    np.testing.assert_array_equal(chosen.sort_keys(warped), chosen.sort_keys(given_scores))
 
 
 def test_a_score_of_zero_does_not_erase_the_other_tasks():
     chosen = ranker("power_product", {"click": 1.0, "like": 1.0})
     given_scores = np.array([[0.0, 0.9, 0.0], [0.0, 0.1, 0.0]], np.float32)
-    assert order(chosen.merits(given_scores)).tolist() == [0, 1]
+    assert order(chosen.sort_keys(given_scores)).tolist() == [0, 1]
     np.testing.assert_allclose(fuse(given_scores, chosen), [9e-10, 1e-10], rtol=1e-5)
 
 
 def test_a_multiplier_multiplies_the_product():
     chosen = ranker("power_product", {"click": 1.0}, multiplier="boost")
     given_scores = np.array([[0.2, 0, 0], [0.2, 0, 0], [0.1, 0, 0]], np.float32)
-    merits = chosen.merits(given_scores, np.array([1.0, 0.0, 3.0], np.float32))
-    np.testing.assert_allclose(chosen.rank_scores(merits), [0.2, 2e-10, 0.3], rtol=1e-5)
+    sort_keys = chosen.sort_keys(given_scores, np.array([1.0, 0.0, 3.0], np.float32))
+    np.testing.assert_allclose(chosen.rank_scores(sort_keys), [0.2, 2e-10, 0.3], rtol=1e-5)
 
 
 def test_scores_are_calibrated_before_they_are_fused():
@@ -203,32 +203,32 @@ def test_scores_are_calibrated_before_they_are_fused():
         },
     )
     given_scores = np.array([[0.5, 0.1, 60], [0.5, 0.3, 60]], np.float32)
-    np.testing.assert_allclose(chosen.merits(given_scores), [0.5 + 11 + 30, 0.5 + 13 + 30])
-    assert chosen.reweighted({"click": 2.0}).merits(given_scores)[0] == pytest.approx(42)
+    np.testing.assert_allclose(chosen.sort_keys(given_scores), [0.5 + 11 + 30, 0.5 + 13 + 30])
+    assert chosen.reweighted({"click": 2.0}).sort_keys(given_scores)[0] == pytest.approx(42)
 
 
 MERITS = st.lists(st.sampled_from([-1.0, 0.0, -0.0, 0.5, LARGEST, -LARGEST]), max_size=12)
 
 
 @given(MERITS, st.none() | st.integers(1, 20))
-def test_the_order_is_best_first_with_ties_as_they_were_sent(merits, top_k):
-    best_first = sorted(range(len(merits)), key=lambda i: -merits[i])
-    found = order(np.array(merits, np.float64), top_k)
+def test_the_order_is_best_first_with_ties_as_they_were_sent(sort_keys, top_k):
+    best_first = sorted(range(len(sort_keys)), key=lambda i: -sort_keys[i])
+    found = order(np.array(sort_keys, np.float64), top_k)
     assert found.tolist() == best_first[:top_k]
 
 
 @given(st.integers(100, 600), st.integers(1, 10**6), st.integers(0, 2**32 - 1))
 def test_the_order_of_many_is_that_of_a_stable_sort_with_ties_or_without(n, values, seed):
-    merits = np.random.default_rng(seed).integers(0, values, n) / 7 - 1
-    best_first = sorted(range(n), key=lambda i: -merits[i])
-    assert order(merits).tolist() == best_first
-    assert order(merits, 5).tolist() == best_first[:5]
+    sort_keys = np.random.default_rng(seed).integers(0, values, n) / 7 - 1
+    best_first = sorted(range(n), key=lambda i: -sort_keys[i])
+    assert order(sort_keys).tolist() == best_first
+    assert order(sort_keys, 5).tolist() == best_first[:5]
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_no_candidates_have_an_order_too(formula):
     chosen = ranker(formula, dict.fromkeys(TASKS, 1.0))
-    none = chosen.merits(np.empty((0, 3), np.float32))
+    none = chosen.sort_keys(np.empty((0, 3), np.float32))
     assert none.shape == chosen.rank_scores(none).shape == (0,)
     assert order(none, 5).tolist() == []
 
@@ -244,16 +244,16 @@ def test_scores_are_left_as_they_are(formula):
 def test_the_order_outlives_rank_scores_beyond_float32(weight):
     given_scores = np.array([[1e-4, 0, 0], [2e-4, 0, 0], [3e-4, 0, 0]], np.float32)
     chosen = ranker("power_product", {"click": weight})
-    merits = chosen.merits(given_scores)
-    assert order(merits).tolist() == ([2, 1, 0] if weight > 0 else [0, 1, 2])
-    assert np.isfinite(chosen.rank_scores(merits)).all()
+    sort_keys = chosen.sort_keys(given_scores)
+    assert order(sort_keys).tolist() == ([2, 1, 0] if weight > 0 else [0, 1, 2])
+    assert np.isfinite(chosen.rank_scores(sort_keys)).all()
 
 
 @given(scores(0, 600), formulas, any_weights)
 def test_rank_scores_never_contradict_the_order(given_scores, formula, weights):
     chosen = ranker(formula, weights)
-    merits = chosen.merits(given_scores)
-    in_order = chosen.rank_scores(merits)[order(merits)]
+    sort_keys = chosen.sort_keys(given_scores)
+    in_order = chosen.rank_scores(sort_keys)[order(sort_keys)]
     assert (np.diff(in_order.astype(np.float64)) <= 0).all()
 
 

@@ -5,7 +5,7 @@ import logging
 import httpx
 import pytest
 
-from app.scoring.access_log import Observed
+from app.scoring.access_log import AccessLogMiddleware
 from app.telemetry.metrics import Metrics
 
 
@@ -18,7 +18,7 @@ async def test_an_answer_that_is_a_servers_fault_is_logged_as_an_error(
         await send({"type": "http.response.body", "body": b""})
 
     caplog.set_level(logging.INFO)
-    observed = Observed(app, service.service, Metrics(), log_sample=1, slow_request_s=10)
+    observed = AccessLogMiddleware(app, service.service, Metrics(), log_sample=1, slow_request_s=10)
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(observed), base_url="http://gatehouse"
     ) as client:

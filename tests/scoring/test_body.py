@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Scope
 
 from app.errors import (
-    CallerLeft,
+    ClientDisconnected,
     DeadlineExceeded,
     Overloaded,
     PayloadTooLarge,
@@ -166,7 +166,7 @@ async def test_a_length_that_lies_does_not_let_more_in():
 
 async def test_a_caller_that_leaves_is_not_answered():
     caller = Caller(part(b"[1,", more=True), {"type": "http.disconnect"})
-    with pytest.raises(CallerLeft):
+    with pytest.raises(ClientDisconnected):
         await read(caller.receive)
 
 
@@ -270,7 +270,7 @@ async def test_whatever_ends_a_body_gives_its_share_back(end):
     assert budget.held == LARGE
     if end == "cancel":
         reading.cancel()
-    with pytest.raises((CallerLeft, RequestTimeout, asyncio.CancelledError)):
+    with pytest.raises((ClientDisconnected, RequestTimeout, asyncio.CancelledError)):
         await reading
     assert budget.held == 0
 

@@ -5,8 +5,8 @@ import gc
 
 import pytest
 
-from app.engine.pieces import Pending
-from app.errors import CallerLeft, DeadlineExceeded
+from app.engine.batch import QueuedRequest
+from app.errors import ClientDisconnected, DeadlineExceeded
 from tests.support.batching import batcher, submit
 from tests.support.clock import VirtualTimeLoop
 from tests.support.fakes import FakeLane, expected
@@ -48,14 +48,14 @@ async def test_a_caller_that_left_is_found_when_its_batch_is_formed():
     await asyncio.sleep(0.001)
     looks: list[float] = []
 
-    def has_left():
+    def is_disconnected():
         looks.append(asyncio.get_running_loop().time())
         return True
 
-    leaver = submit(subject, 2, [1, 2], has_left=has_left)
+    leaver = submit(subject, 2, [1, 2], is_disconnected=is_disconnected)
     stayer = submit(subject, 3, [4])
     assert (await stayer).scores.tolist() == expected(3, [4])
-    with pytest.raises(CallerLeft, match="queue"):
+    with pytest.raises(ClientDisconnected, match="queue"):
         await leaver
     assert looks == pytest.approx([0.010])
     assert lane.rows == [1, 1]
@@ -65,11 +65,11 @@ async def test_a_caller_that_left_is_found_when_its_batch_is_formed():
 async def test_nothing_is_sent_to_a_caller_that_left_while_its_batch_ran():
     gone = False
     subject = batcher([FakeLane()])
-    leaver, stayer = submit(subject, 1, [1], has_left=lambda: gone), submit(subject, 2, [5])
+    leaver, stayer = submit(subject, 1, [1], is_disconnected=lambda: gone), submit(subject, 2, [5])
     await asyncio.sleep(0.001)
     gone = True
     assert (await stayer).scores.tolist() == expected(2, [5])
-    with pytest.raises(CallerLeft, match="compute"):
+    with pytest.raises(ClientDisconnected, match="compute"):
         await leaver
 
 
@@ -77,10 +77,10 @@ async def test_the_rest_of_a_large_request_is_not_computed_for_a_caller_that_lef
     lane = FakeLane()
     gone = False
     subject = batcher([lane])
-    leaver = submit(subject, 1, [1] * 100, has_left=lambda: gone)
+    leaver = submit(subject, 1, [1] * 100, is_disconnected=lambda: gone)
     await asyncio.sleep(0.015)
     gone = True
-    with pytest.raises(CallerLeft, match="queue"):
+    with pytest.raises(ClientDisconnected, match="queue"):
         await leaver
     assert lane.rows == [16, 16]
 
@@ -96,6 +96,6 @@ async def test_a_request_that_failed_is_freed_at_once():
         assert isinstance(late.exception(), DeadlineExceeded)
         del late
         await asyncio.sleep(1)
-        assert not [each for each in gc.get_objects() if type(each) is Pending]
+        assert not [each for each in gc.get_objects() if type(each) is QueuedRequest]
     finally:
         gc.enable()

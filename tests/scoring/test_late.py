@@ -5,7 +5,7 @@ import time
 import httpx
 
 from app.protocol.native import Native
-from app.scoring.access_log import Observed
+from app.scoring.access_log import AccessLogMiddleware
 from app.scoring.body import BodyReader
 from app.scoring.budget import ByteBudget
 from app.scoring.keys import Keys
@@ -32,7 +32,7 @@ async def test_an_answer_that_was_written_too_late_is_an_error(service, example)
         Keys(text=None, file=None),
         [SlowWriter()],
     )
-    app = Observed(routes, service.service, metrics, log_sample=0, slow_request_s=10)
+    app = AccessLogMiddleware(routes, service.service, metrics, log_sample=0, slow_request_s=10)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
         response = await client.post("/v1/score", json=example)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from app.engine.request import Priority, stays
+from app.engine.request import Priority, never_disconnected
 from app.errors import InvalidRequest
-from app.scoring.request_headers import HAS_LEFT, terms_of
+from app.scoring.request_headers import IS_DISCONNECTED, terms_of
 
 
 def scope(**headers):
@@ -13,7 +13,11 @@ def scope(**headers):
 
 def test_a_request_that_says_nothing_has_the_default_terms():
     terms = terms_of(scope(), 1.5, 5.0)
-    assert (terms.deadline, terms.priority, terms.has_left) == (6.5, Priority.NORMAL, stays)
+    assert (terms.deadline, terms.priority, terms.is_disconnected) == (
+        6.5,
+        Priority.NORMAL,
+        never_disconnected,
+    )
 
 
 def test_the_time_that_a_caller_states_runs_from_now():
@@ -37,4 +41,4 @@ def test_a_priority_that_does_not_exist_is_refused():
 
 
 def test_the_connection_says_whether_the_caller_left():
-    assert terms_of(scope() | {HAS_LEFT: lambda: True}, 1.0, 0.0).has_left()
+    assert terms_of(scope() | {IS_DISCONNECTED: lambda: True}, 1.0, 0.0).is_disconnected()

@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from app.protocol.features import EncodedRequest
+from app.engine.request import RequestFeatures
 from app.ranking.agreement import kendall_tau, overlap
 from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker
@@ -31,10 +31,10 @@ def metrics():
 def ranked(scores=SCORES, *, shadow: Policy | None = None, boost: object = None) -> Ranked:
     other = None if shadow is None else Ranker.of(shadow, TASKS)
     ranker = Ranker.of(Policy(name="live", weights={"click": 1.0}), TASKS, shadow=other)
-    merits = ranker.merits(scores)
+    sort_keys = ranker.sort_keys(scores)
     candidate = {} if boost is None else {"boost": np.array(boost, np.float32).reshape(-1, 1)}
-    request = EncodedRequest(user={}, candidate=candidate, rows=len(scores), unknown_ids={})
-    return Ranked(request, ranker, scores, merits, ranker.rank_scores(merits))
+    request = RequestFeatures(user={}, candidate=candidate, rows=len(scores), unknown_ids={})
+    return Ranked(request, ranker, scores, sort_keys, ranker.rank_scores(sort_keys))
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

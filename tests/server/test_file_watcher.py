@@ -6,7 +6,7 @@ import pytest
 
 from app.errors import Unauthorized
 from app.scoring.keys import Keys
-from app.server.file_watcher import Rotation
+from app.server.file_watcher import FileWatcher
 
 OLD, NEW = "old-" * 5, "new-" * 5
 
@@ -27,7 +27,7 @@ def file(tmp_path):
 
 async def test_a_changed_file_is_in_force_after_the_next_look(file):
     keys = Keys(file=file)
-    rotation = Rotation(keys)
+    rotation = FileWatcher(keys)
     await rotation.look()
     file.write_text(f"anna:{NEW} # later")
     assert may_call(keys, OLD)
@@ -39,7 +39,7 @@ async def test_a_changed_file_is_in_force_after_the_next_look(file):
 async def test_a_change_between_the_first_reading_and_the_first_look_is_seen(file):
     keys = Keys(file=file)
     file.write_text(f"anna:{NEW}")
-    await Rotation(keys).look()
+    await FileWatcher(keys).look()
     assert may_call(keys, NEW)
 
 
@@ -48,7 +48,7 @@ async def test_a_link_that_is_swapped_is_a_change(file, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(file)
     keys = Keys(file=link)
-    rotation = Rotation(keys)
+    rotation = FileWatcher(keys)
     await rotation.look()
     (tmp_path / "newer").write_text(f"anna:{NEW}")
     (tmp_path / "swap").symlink_to(tmp_path / "newer")
@@ -62,7 +62,7 @@ async def test_a_file_that_cannot_be_used_leaves_the_old_keys_and_is_logged_once
     file, caplog, damage
 ):
     keys = Keys(file=file)
-    rotation = Rotation(keys)
+    rotation = FileWatcher(keys)
     await rotation.look()
     match damage:
         case "removed":
@@ -84,7 +84,7 @@ async def test_a_file_that_cannot_be_used_leaves_the_old_keys_and_is_logged_once
 
 
 async def test_an_unchanged_file_is_not_read_again(file, caplog):
-    rotation = Rotation(Keys(file=file))
+    rotation = FileWatcher(Keys(file=file))
     with caplog.at_level(logging.DEBUG, "app.server.file_watcher"):
         for _ in range(3):
             await rotation.look()
@@ -99,7 +99,7 @@ async def test_a_fault_in_reading_a_file_does_not_end_the_following(file, caplog
             return super().prepare()
 
     keys = Faulty(file=file)
-    rotation = Rotation(keys)
+    rotation = FileWatcher(keys)
     file.write_text("fault")
     await rotation.look()
     assert "cannot be used" in caplog.text

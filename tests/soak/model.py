@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.manifest import DenseInput, Description, RequestCall, TaskOutput
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
@@ -46,7 +46,7 @@ def publish_echo(store: Store) -> Artifact:
         ),
         ranking=Policy(weights={"sum": 1.0}),
     )
-    golden = Batch(
+    golden = ModelInputs(
         user={"u": np.array([[1], [2]], np.float32)},
         candidate={"c": np.array([[1], [2], [3]], np.float32)},
         row_to_request=np.array([0, 1, 1]),

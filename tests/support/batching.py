@@ -2,9 +2,9 @@
 
 import asyncio
 
+from app.engine.batch import Scored
 from app.engine.batcher import Batcher
-from app.engine.pieces import Scored
-from app.engine.request import Priority, Terms, stays
+from app.engine.request import Priority, RequestOptions, never_disconnected
 from app.telemetry.metrics import Metrics
 from tests.support.fakes import limits, request, sums_model
 
@@ -22,9 +22,9 @@ def submit(
     timeout_s=10.0,
     model=None,
     priority=Priority.NORMAL,
-    has_left=stays,
+    is_disconnected=never_disconnected,
 ) -> "asyncio.Task[Scored]":
     loop = asyncio.get_running_loop()
-    terms = Terms(loop.time() + timeout_s, priority, has_left)
+    terms = RequestOptions(loop.time() + timeout_s, priority, is_disconnected)
     score = subject.score(model or sums_model(), request(user, candidates), terms)
     return loop.create_task(score)

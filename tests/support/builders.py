@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.columns import Batch, Column, column_shape
+from app.artifacts.columns import Column, ModelInputs, column_shape
 from app.artifacts.loader import Model, load
 from app.artifacts.manifest import (
     DenseInput,
@@ -29,7 +29,7 @@ from app.artifacts.manifest import (
 from app.artifacts.program import Program
 from app.artifacts.publish import publish
 from app.artifacts.store import GOLDEN, PROGRAM, Artifact, Store
-from app.ranking.policies import NO_POLICIES, Rankers
+from app.ranking.policies import NO_POLICIES, ModelPolicies
 from app.ranking.policy import Policy
 
 CPU = torch.device("cpu")
@@ -102,12 +102,12 @@ def manifest(**changes: Any) -> Manifest:
     return Manifest(**(digests | everything))
 
 
-def own_rankers(of: Manifest) -> Rankers:
+def own_rankers(of: Manifest) -> ModelPolicies:
     """A model's rankers where the server has no file of policies."""
     return NO_POLICIES.rankers(of.traits)
 
 
-def batch(inputs: Sequence[Input] = INPUTS, sizes: Sequence[int] = (3, 1, 2)) -> Batch:
+def batch(inputs: Sequence[Input] = INPUTS, sizes: Sequence[int] = (3, 1, 2)) -> ModelInputs:
     """Random requests with so many candidates each."""
     random = np.random.default_rng(7)
 
@@ -115,7 +115,9 @@ def batch(inputs: Sequence[Input] = INPUTS, sizes: Sequence[int] = (3, 1, 2)) ->
         return {each.name: _column(random, each, rows) for each in inputs if each.side == side}
 
     row_to_request = np.repeat(np.arange(len(sizes)), sizes)
-    return Batch(columns("user", len(sizes)), columns("candidate", sum(sizes)), row_to_request)
+    return ModelInputs(
+        columns("user", len(sizes)), columns("candidate", sum(sizes)), row_to_request
+    )
 
 
 def _column(random: np.random.Generator, feature: Input, rows: int) -> Column:

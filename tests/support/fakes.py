@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
 from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, FileDigest, Manifest, RequestCall, TaskOutput
 from app.artifacts.program import Program
-from app.engine.lanes import OnOutcome, Outcome, Part, run
-from app.protocol.features import EncodedRequest
+from app.engine.lanes import BatchResult, OnOutcome, Part, run
+from app.engine.request import RequestFeatures
 from app.ranking.policy import Policy
 
 POISON = -1.0
@@ -68,7 +68,7 @@ def sums_model(name: str = "sums", version: int = 1) -> Model:
     )
     module = torch.jit.freeze(torch.jit.script(Sums().eval()))
     program = Program(module, manifest, torch.device("cpu"))
-    batch = Batch(
+    batch = ModelInputs(
         user={"u": np.array([[1], [2]], np.float32)},
         candidate={"c": np.array([[1], [2], [3]], np.float32)},
         row_to_request=np.array([0, 1, 1]),
@@ -76,9 +76,9 @@ def sums_model(name: str = "sums", version: int = 1) -> Model:
     return Model(manifest, program, Golden.record(program, batch))
 
 
-def request(user: float, candidates: Sequence[float]) -> EncodedRequest:
+def request(user: float, candidates: Sequence[float]) -> RequestFeatures:
     """A request to `sums_model`."""
-    return EncodedRequest(
+    return RequestFeatures(
         user={"u": np.array([[user]], np.float32)},
         candidate={"c": np.array(candidates, np.float32).reshape(-1, 1)},
         rows=len(candidates),
@@ -95,7 +95,7 @@ class FakeLane:
     """Runs batches for real, but takes `a_s + b_s · rows` of loop time for each.
 
     Batches of more than `memory_rows` rows fail for lack of memory. `batches` records, for each
-    batch, the loop time at its start and its pieces' rows.
+    batch, the loop time at its start and its chunks' rows.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class FakeLane:
             run(model, parts), collate_s=0, compute_s=self._a_s + self._b_s * sum(rows)
         )
         if self._memory_rows is not None and sum(rows) > self._memory_rows:
-            outcome = Outcome(torch.OutOfMemoryError("no memory"))
+            outcome = BatchResult(torch.OutOfMemoryError("no memory"))
         loop.call_later(self._a_s + self._b_s * sum(rows), self._report, on_outcome, outcome)
 
-    def _report(self, on_outcome: OnOutcome, outcome: Outcome) -> None:
+    def _report(self, on_outcome: OnOutcome, outcome: BatchResult) -> None:
         self.busy = False
         on_outcome(outcome)
 
@@ -140,7 +140,7 @@ def limits(**changes: Any) -> dict[str, Any]:
     """Keyword arguments of a batcher, with small numbers."""
     return {
         "max_batch_rows": 16,
-        "min_piece_rows": 4,
+        "min_chunk_rows": 4,
         "max_wait_s": 0.0,
         "max_queue_rows": 1000,
         **changes,

@@ -21,7 +21,7 @@ LEFT_OUT = "positive_data_acceptance"
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class ValidationReport:
     """What came of a run."""
 
     operations: int
@@ -39,7 +39,7 @@ class Findings:
         return "\n".join(lines)
 
 
-def fuzz(url: str, *, cases: int, key: str | None = None, seed: int = 1) -> Findings:
+def fuzz(url: str, *, cases: int, key: str | None = None, seed: int = 1) -> ValidationReport:
     """Run schemathesis against a server, up to so many random cases an operation."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -67,7 +67,7 @@ def fuzz(url: str, *, cases: int, key: str | None = None, seed: int = 1) -> Find
         if not report.is_file():
             raise RuntimeError(ran.stdout + ran.stderr)
         found = json.loads(report.read_text())
-    return Findings(
+    return ValidationReport(
         found["operations"]["tested"],
         found["test_cases"]["generated"],
         sum(
@@ -83,9 +83,9 @@ def fuzz(url: str, *, cases: int, key: str | None = None, seed: int = 1) -> Find
 
 def main(url: str, cases: str = "1000") -> int:
     """Print what was found; 1 if anything was."""
-    findings = fuzz(url, cases=int(cases), key=os.environ.get("GATEHOUSE_KEY"))
-    print(findings.output if findings.failures else "", findings, sep="")
-    return bool(findings.failures)
+    report = fuzz(url, cases=int(cases), key=os.environ.get("GATEHOUSE_KEY"))
+    print(report.output if report.failures else "", report, sep="")
+    return bool(report.failures)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from app import main
 from app.artifacts.loader import Model
-from app.engine.lanes import Lane, Outcome, Part, run
+from app.engine.lanes import BatchResult, Lane, Part, run
 from app.server import process
 from app.settings import Settings
 
 LOST = Path(sys.argv[-1])
 
 
-def execute(model: Model, parts: Sequence[Part]) -> Outcome:
+def execute(model: Model, parts: Sequence[Part]) -> BatchResult:
     if LOST.exists():
-        return Outcome(RuntimeError("CUDA error: an illegal memory access"), is_fatal=True)
+        return BatchResult(RuntimeError("CUDA error: an illegal memory access"), is_fatal=True)
     return run(model, parts)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.manifest import DenseInput, Description, TaskOutput
 from app.ranking.policy import Policy
 
@@ -33,7 +33,7 @@ class Slow(nn.Module):
         return torch.minimum(x, y)
 
 
-def slow_module() -> tuple[Description, torch.jit.ScriptModule, Batch]:
+def slow_module() -> tuple[Description, torch.jit.ScriptModule, ModelInputs]:
     """What `publish` takes."""
     description = Description(
         name="slow",
@@ -45,5 +45,5 @@ def slow_module() -> tuple[Description, torch.jit.ScriptModule, Batch]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = torch.jit.script(Slow().eval())
-    requests = Batch({}, {"x": np.array([[1], [2], [3]], np.float32)}, np.array([0, 1, 1]))
+    requests = ModelInputs({}, {"x": np.array([[1], [2], [3]], np.float32)}, np.array([0, 1, 1]))
     return description, module, requests

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from app.engine.gpu.graphs import Graph, Way
+from app.engine.gpu.graphs import Graph, Transfer
 
 
 class CpuStream:
@@ -54,7 +54,7 @@ class CpuStream:
 
         return Graph(replay, output)
 
-    def pass_through(self, way: Way) -> tuple[float, float]:
+    def pass_through(self, way: Transfer) -> tuple[float, float]:
         way.received.copy_(way.sent)
         way.replay()
         way.result.copy_(way.output)

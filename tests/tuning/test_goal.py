@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from app.tuning.goal import Board, Gathered, Mix, Ndcg
+from app.tuning.goal import Gathered, LogView, Mix, Ndcg
 from tests.tuning import worlds
 
 
-def naive_ndcg(log, merits, gains, k):
+def naive_ndcg(log, sort_keys, gains, k):
     """Mean NDCG by the book, request by request, over requests in which something was gained."""
     found = []
     for each in range(log.requests):
@@ -28,30 +28,30 @@ def naive_ndcg(log, merits, gains, k):
 
         ideal = dcg(sorted(rows, key=lambda row: -gain[row]))
         if ideal > 0:
-            found.append(dcg(sorted(rows, key=lambda row: -merits[row])) / ideal)
+            found.append(dcg(sorted(rows, key=lambda row: -sort_keys[row])) / ideal)
     return sum(found) / len(found)
 
 
 @given(st.integers(0, 1000), st.integers(1, 14))
 def test_ndcg_is_that_of_the_book(seed, k):
     log = worlds.log(12, seed=seed)
-    merits = np.random.default_rng(seed).normal(size=log.rows)
+    sort_keys = np.random.default_rng(seed).normal(size=log.rows)
     goal = Ndcg({"click": 1.0, "like": 4.0, "dwell": 0.05}, k)
     if not np.nansum(log.outcomes["click"]):
         return
-    mean = goal.shares(Board(log), merits).mean(axis=0)
-    assert goal.value(mean, mean) == pytest.approx(naive_ndcg(log, merits, goal.outcomes, k))
+    mean = goal.shares(LogView(log), sort_keys).mean(axis=0)
+    assert goal.value(mean, mean) == pytest.approx(naive_ndcg(log, sort_keys, goal.outcomes, k))
 
 
 def test_the_ideal_order_has_ndcg_1_and_other_gains_have_another_ideal():
     log = worlds.log()
-    board = Board(log)
-    merits = np.random.default_rng(0).normal(size=log.rows)
+    board = LogView(log)
+    sort_keys = np.random.default_rng(0).normal(size=log.rows)
     for name in ("click", "dwell"):
         goal = Ndcg({name: 2.0}, 5)
         mean = goal.shares(board, log.outcomes[name]).mean(axis=0)
         assert goal.value(mean, mean) == pytest.approx(1)
-        assert np.array_equal(goal.shares(board, merits), goal.shares(Board(log), merits))
+        assert np.array_equal(goal.shares(board, sort_keys), goal.shares(LogView(log), sort_keys))
 
 
 def test_a_mix_is_as_good_as_the_outcome_furthest_behind():
@@ -66,7 +66,7 @@ def test_a_mix_is_as_good_as_the_outcome_furthest_behind():
 
 def test_what_is_gathered_is_counted_among_the_best_only():
     log = worlds.log()
-    board = Board(log)
+    board = LogView(log)
     gathered = Gathered("click", 1).shares(board, log.outcomes["click"])[:, 0]
     some = np.bincount(log.request, weights=log.outcomes["click"]) > 0
     assert np.array_equal(gathered, some.astype(float))

@@ -12,15 +12,15 @@ SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 def test_what_the_best_are_worth_equals_the_loop(sizes, k, seed):
     random = np.random.default_rng(seed)
     request = np.repeat(np.arange(len(sizes)), sizes)
-    merits = random.permutation(len(request)).astype(float)  # no ties
+    sort_keys = random.permutation(len(request)).astype(float)  # no ties
     values = random.normal(size=(len(request), 2))
     discounts = random.random(k)
     expected = np.zeros((len(sizes), 2))
     for each in range(len(sizes)):
         rows = np.flatnonzero(request == each)
-        for place, row in enumerate(sorted(rows, key=lambda row: -merits[row])[:k]):
+        for place, row in enumerate(sorted(rows, key=lambda row: -sort_keys[row])[:k]):
             expected[each] += discounts[place] * values[row]
-    assert np.allclose(Lists(request).captured(merits, values, discounts), expected)
+    assert np.allclose(Lists(request).captured(sort_keys, values, discounts), expected)
 
 
 def test_ties_do_not_follow_the_order_of_the_log():

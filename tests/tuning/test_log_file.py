@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 
-from app.cli.usage import WrongUsage
+from app.errors import TuningError
 from app.tuning.log_file import Kind, LogInvalid, read_log
 from tests.tuning import worlds
 
@@ -113,12 +113,12 @@ def test_what_is_not_there_is_named(tmp_path, table, rule):
 )
 def test_what_is_no_table_is_one_line(tmp_path, name, content, rule):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(WrongUsage, match=rule):
+    with pytest.raises(TuningError, match=rule):
         read_log(tmp_path / name, KINDS)
 
 
 def test_a_log_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(WrongUsage, match=r"log\.csv: "):
+    with pytest.raises(TuningError, match=r"log\.csv: "):
         read_log(tmp_path / "log.csv", KINDS)
 
 

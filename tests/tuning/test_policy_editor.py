@@ -4,12 +4,11 @@ import stat
 
 import pytest
 
-from app.cli.usage import WrongUsage
-from app.errors import PoliciesInvalid
+from app.errors import PoliciesInvalid, TuningError
 from app.ranking.calibration import Isotonic, Platt
 from app.ranking.policies import ModelTraits, PolicySet
 from app.ranking.policy import Policy
-from app.tuning.policy_editor import PolicyFile
+from app.tuning.policy_editor import PolicyEditor
 
 MODEL = ModelTraits(
     name="feed",
@@ -57,7 +56,7 @@ def changed(path) -> list[tuple[str, str]]:
 
 
 def test_weights_change_where_they_stand_and_all_else_stays(path):
-    file = PolicyFile(path)
+    file = PolicyEditor(path)
     file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
     file.write(MODEL)
     assert changed(path) == [
@@ -69,14 +68,14 @@ def test_weights_change_where_they_stand_and_all_else_stays(path):
 
 
 def test_weights_in_a_table_of_their_own_change_too(path):
-    file = PolicyFile(path)
+    file = PolicyEditor(path)
     file.set_policy(file.rankers(MODEL).by_name["next"].policy.reweighted({"like": 1.25}))
     file.write(MODEL)
     assert changed(path) == [("like = 2.0  # a guess", "like = 1.25  # a guess")]
 
 
 def test_a_new_policy_and_new_calibrations_are_added(path):
-    file = PolicyFile(path)
+    file = PolicyEditor(path)
     file.set_calibration("feed", "click", PLATT)
     file.set_calibration("feed", "like", ISOTONIC)
     file.set_policy(Policy(name="late", weights={"like": 1.0}, bounds={"like": (0.0, 2.0)}))
@@ -105,7 +104,7 @@ def test_a_new_policy_and_new_calibrations_are_added(path):
     ids=lambda policy: policy.formula,
 )
 def test_a_file_that_is_not_there_is_made(tmp_path, policy):
-    file = PolicyFile(tmp_path / "new.toml")
+    file = PolicyEditor(tmp_path / "new.toml")
     file.set_policy(policy)
     file.set_calibration("feed", "click", PLATT)
     file.write(MODEL)
@@ -115,14 +114,14 @@ def test_a_file_that_is_not_there_is_made(tmp_path, policy):
 
 
 def test_another_policy_of_that_name_is_not_overwritten(path):
-    file = PolicyFile(path)
+    file = PolicyEditor(path)
     home = file.rankers(MODEL).default.policy
-    with pytest.raises(WrongUsage, match="has another policy next"):
+    with pytest.raises(TuningError, match="has another policy next"):
         file.set_policy(home.model_copy(update={"name": "next"}))
 
 
 def test_a_copy_under_another_name_is_a_policy_of_its_own(path):
-    file = PolicyFile(path)
+    file = PolicyEditor(path)
     home = file.rankers(MODEL).default.policy
     file.set_policy(home.reweighted({"like": 2.0}).model_copy(update={"name": "home-2"}))
     file.write(MODEL)
@@ -133,7 +132,7 @@ def test_a_copy_under_another_name_is_a_policy_of_its_own(path):
 
 
 def test_what_a_server_would_refuse_is_not_written(path):
-    file = PolicyFile(path)
+    file = PolicyEditor(path)
     file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 5.0}))
     with pytest.raises(PoliciesInvalid, match="outside its bounds"):
         file.write(MODEL)
@@ -141,10 +140,10 @@ def test_what_a_server_would_refuse_is_not_written(path):
 
 
 def test_what_somebody_else_changed_meanwhile_is_left_alone(path):
-    file = PolicyFile(path)
+    file = PolicyEditor(path)
     file.set_calibration("feed", "click", PLATT)
     path.write_text(WRITTEN + "# me too\n")
-    with pytest.raises(WrongUsage, match="was changed meanwhile"):
+    with pytest.raises(TuningError, match="was changed meanwhile"):
         file.write(MODEL)
     assert path.read_text() == WRITTEN + "# me too\n"
 
@@ -153,10 +152,10 @@ def test_a_failing_disk_leaves_the_old_file_and_no_rubbish(path, monkeypatch):
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    file = PolicyFile(path)
+    file = PolicyEditor(path)
     file.set_calibration("feed", "click", PLATT)
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(WrongUsage, match="No space left"):
+    with pytest.raises(TuningError, match="No space left"):
         file.write(MODEL)
     assert path.read_text() == WRITTEN
     assert list(path.parent.iterdir()) == [path]
@@ -166,7 +165,7 @@ def test_rights_stay_and_a_link_is_followed(path):
     path.chmod(0o640)
     link = path.with_name("link.toml")
     link.symlink_to(path)
-    file = PolicyFile(link)
+    file = PolicyEditor(link)
     file.set_calibration("feed", "click", PLATT)
     file.write(MODEL)
     assert link.is_symlink()
@@ -180,12 +179,12 @@ def test_rights_stay_and_a_link_is_followed(path):
 )
 def test_a_wrong_file_is_refused_before_anything_is_done(tmp_path, content, rule):
     (tmp_path / "policies.toml").write_text(content)
-    with pytest.raises(WrongUsage, match=rule):
-        PolicyFile(tmp_path / "policies.toml").rankers(MODEL)
+    with pytest.raises(TuningError, match=rule):
+        PolicyEditor(tmp_path / "policies.toml").rankers(MODEL)
 
 
 def test_the_changes_are_shown_as_a_diff(path):
-    file = PolicyFile(path)
+    file = PolicyEditor(path)
     assert file.changes() == ""
     file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
     signs = [line for line in file.changes().splitlines() if line[0] in "+-"]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from app.cli.usage import WrongUsage
+from app.errors import TuningError
 from app.tuning.search import Try, best, search, searched, spread
 
 WEIGHTS = {"click": 1.0, "like": 0.5, "dwell": -0.5}
@@ -27,7 +27,7 @@ def test_weights_stay_within_the_factor_and_the_bounds_and_keep_their_sign():
     ("weights", "bounds"), [({"click": 1.0}, None), ({"a": 1.0, "b": 2.0}, {"a": (1.0, 1.0)})]
 )
 def test_nothing_to_search_is_said(weights, bounds):
-    with pytest.raises(WrongUsage, match="nothing to tune"):
+    with pytest.raises(TuningError, match="nothing to tune"):
         searched(weights, bounds, within=10, anchored=True)
 
 

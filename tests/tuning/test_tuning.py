@@ -7,7 +7,7 @@ import pytest
 
 from app.ranking.policy import Policy
 from app.tuning.goal import Mix, Ndcg
-from app.tuning.judged import Judged
+from app.tuning.policy_evaluator import PolicyEvaluator
 from app.tuning.trade_off import PlotUnavailable, TradeOff, front, save
 from app.tuning.tuning import tuned
 from tests.tuning import worlds
@@ -37,7 +37,7 @@ def test_the_exponents_that_made_the_outcomes_are_found(found):
 
 def test_the_gain_is_that_on_the_held_out_requests(parts, found):
     _, held_out = parts
-    alone = Judged(held_out, worlds.ranker())
+    alone = PolicyEvaluator(held_out, worlds.ranker())
     assert found.gains["NDCG@5"] == alone.gain(CLICKS, found.after.weights)
 
 

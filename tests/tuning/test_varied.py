@@ -27,17 +27,17 @@ def test_varied_weights_order_each_request_as_a_server_would(changes):
     log = worlds.log(30)
     policy = worlds.ranker(**changes).policy
     calibrations = {"click": Platt(method="platt", slope=0.5, intercept=0.3)}
-    merits = Varied(log, Ranker.of(policy, worlds.TASKS, calibrations)).merits(OTHER)
+    sort_keys = Varied(log, Ranker.of(policy, worlds.TASKS, calibrations)).sort_keys(OTHER)
     served = Ranker.of(policy.reweighted(OTHER), worlds.TASKS, calibrations)
     for each in range(log.requests):
         rows = np.flatnonzero(log.request == each)
-        expected = served.merits(log.scores[rows])
-        assert np.allclose(merits[rows], expected, rtol=1e-12, atol=1e-12)
-        assert order(merits[rows]).tolist() == order(expected).tolist()
+        expected = served.sort_keys(log.scores[rows])
+        assert np.allclose(sort_keys[rows], expected, rtol=1e-12, atol=1e-12)
+        assert order(sort_keys[rows]).tolist() == order(expected).tolist()
 
 
 def test_a_weight_that_the_policy_lacks_counts_too():
     log = worlds.log(30)
     ranker = Ranker.of(Policy(weights={"click": 1.0}), worlds.TASKS)
     expected = log.scores.astype(float) @ np.array([1.0, 0.0, 3.0])
-    assert np.allclose(Varied(log, ranker).merits({"click": 1.0, "dwell": 3.0}), expected)
+    assert np.allclose(Varied(log, ranker).sort_keys({"click": 1.0, "dwell": 3.0}), expected)

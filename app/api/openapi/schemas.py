@@ -13,7 +13,7 @@ from app.artifacts.manifest import Input, Precision, TaskOutput
 from app.ranking.policy import Formula, Policy
 
 
-class RankingOptions(BaseModel):
+class Ranking(BaseModel):
     """How this request's scores are fused and cut."""
 
     model_config = ConfigDict(extra="forbid")
@@ -38,7 +38,7 @@ class ScoreRequest(BaseModel):
     candidate_keys: list[str | int] | None = Field(
         None, description="n names to be used in `ranking`; default: positions from 0"
     )
-    ranking: RankingOptions | None = None
+    ranking: Ranking | None = None
 
 
 class AppliedPolicy(BaseModel):
@@ -95,7 +95,7 @@ class ScoreAnswer(BaseModel):
     explanation: Explanation | None = Field(None, description="where the request asks for one")
 
 
-class FieldProblem(BaseModel):
+class FieldErrorSchema(BaseModel):
     """One thing that is wrong, and where: an RFC 6901 pointer into the request."""
 
     pointer: str
@@ -110,7 +110,7 @@ class Problem(BaseModel):
     status: int
     detail: str | None = None
     instance: str = Field(description="the request's id")
-    errors: list[FieldProblem] | None = None
+    errors: list[FieldErrorSchema] | None = None
 
 
 class OfferedPolicy(AppliedPolicy):

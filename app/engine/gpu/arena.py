@@ -34,7 +34,7 @@ class _Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class DeviceInputs:
     """What a model takes, as views of one buffer: `R` user rows, `B` candidate rows."""
 
     user: dict[str, Tensor]
@@ -67,13 +67,13 @@ class Layout:
         self.size = -(-slot.end // _ALIGNMENT) * _ALIGNMENT
         return slot
 
-    def over(self, buffer: Tensor) -> Inputs:
+    def over(self, buffer: Tensor) -> DeviceInputs:
         """Return the inputs as views of `buffer`, uint8 with at least `size` bytes."""
 
         def view(slot: _Slot) -> Tensor:
             return buffer[slot.offset : slot.end].view(_TORCH[slot.dtype]).view(slot.shape)
 
-        return Inputs(
+        return DeviceInputs(
             user={name: view(slot) for name, slot in self._user.items()},
             candidate={name: view(slot) for name, slot in self._candidate.items()},
             row_to_request=view(self._row_to_request),
@@ -83,7 +83,7 @@ class Layout:
 class Arena:
     """The side of a bucket's inputs that parts are collated into."""
 
-    def __init__(self, description: Description, inputs: Inputs) -> None:
+    def __init__(self, description: Description, inputs: DeviceInputs) -> None:
         """Write into `inputs`, which lie in memory of the host."""
         self._padding = {each.name: padding(each) for each in description.inputs}
         self._user = {name: tensor.numpy() for name, tensor in inputs.user.items()}
@@ -101,8 +101,8 @@ class Arena:
         for name, column in self._user.items():
             self._write(name, column, [part.user[name] for part in parts], len(parts))
         for name, column in self._candidate.items():
-            pieces = [part.candidate[name][part.start : part.stop] for part in parts]
-            self._write(name, column, pieces, rows)
+            chunks = [part.candidate[name][part.start : part.stop] for part in parts]
+            self._write(name, column, chunks, rows)
         self._row_to_request[:rows] = np.repeat(np.arange(len(parts)), counts)
         self._row_to_request[rows:] = 0
         return rows
@@ -113,8 +113,8 @@ class Arena:
             column[:] = self._padding[name]
         self._row_to_request[:] = 0
 
-    def _write(self, name: str, column: Column, pieces: Sequence[Column], rows: int) -> None:
-        np.concatenate(pieces, out=column[:rows])
+    def _write(self, name: str, column: Column, chunks: Sequence[Column], rows: int) -> None:
+        np.concatenate(chunks, out=column[:rows])
         column[rows:] = self._padding[name]
 
 

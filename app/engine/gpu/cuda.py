@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
-from app.engine.gpu.graphs import Graph, Way
+from app.engine.gpu.graphs import Graph, Transfer
 
 _WARM_UP_RUNS = 3  # libraries choose algorithms and take workspaces, which a capture must not
 
@@ -72,7 +72,7 @@ class CudaStream:
             graph.capture_end()
         return Graph(graph.replay, output)
 
-    def pass_through(self, way: Way) -> tuple[float, float]:
+    def pass_through(self, way: Transfer) -> tuple[float, float]:
         """Copy in, replay, copy out, and wait; return how long (s) the two copies took."""
         began, copied_in, computed, copied_out = self._marks
         began.record(self._stream)

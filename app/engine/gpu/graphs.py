@@ -28,7 +28,7 @@ from app.artifacts.loader import Model
 from app.artifacts.program import cause, scores
 from app.engine.gpu.arena import Arena, Layout
 from app.engine.gpu.buckets import Bucket, Buckets
-from app.engine.lanes import Outcome, Part, run
+from app.engine.lanes import BatchResult, Part, run
 from app.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Stream(Protocol):
     def pool(self) -> object:
         """Return a place for graphs that are never replayed at the same time."""
 
-    def pass_through(self, way: "Way") -> tuple[float, float]:
+    def pass_through(self, way: "Transfer") -> tuple[float, float]:
         """Copy in, replay, copy out, and wait; return how long (s) the two copies took."""
 
     def is_usable(self) -> bool:
@@ -76,7 +76,7 @@ class Graph:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Transfer:
     """The way of a batch: `sent → received`, `replay`, `output → result`."""
 
     sent: Tensor
@@ -96,7 +96,7 @@ class _Captured:
 
 
 @dataclass(slots=True, weakref_slot=True)
-class _Workplace:
+class _ModelGraphs:
     """What a lane keeps for a model, as long as the model lives."""
 
     sent: Tensor  # inputs of the largest bucket, on the host
@@ -134,24 +134,24 @@ class GraphExecutor:
         self._stream = stream
         self._buckets = Buckets(max_batch_rows)
         self._fallbacks = fallbacks
-        self._workplaces: WeakKeyDictionary[Model, _Workplace] = WeakKeyDictionary()
+        self._workplaces: WeakKeyDictionary[Model, _ModelGraphs] = WeakKeyDictionary()
         self._is_lost = False
 
-    def __call__(self, model: Model, parts: Sequence[Part]) -> Outcome:
+    def __call__(self, model: Model, parts: Sequence[Part]) -> BatchResult:
         """Run a batch; see `app.engine.lanes.run`."""
         if self._is_lost:
-            return Outcome(RuntimeError("the device is lost"), is_fatal=True)
+            return BatchResult(RuntimeError("the device is lost"), is_fatal=True)
         try:
             with self._stream.scope():
                 outcome = self._run(model, parts)
         except Exception as error:  # noqa: BLE001  (it fails the batch, not the lane)
-            outcome = Outcome(error)
+            outcome = BatchResult(error)
         if isinstance(outcome.scores, Exception) and not self._stream.is_usable():
             self._is_lost = True
-            return Outcome(outcome.scores, is_fatal=True)
+            return BatchResult(outcome.scores, is_fatal=True)
         return outcome
 
-    def _run(self, model: Model, parts: Sequence[Part]) -> Outcome:
+    def _run(self, model: Model, parts: Sequence[Part]) -> BatchResult:
         rows = sum(part.stop - part.start for part in parts)
         bucket = self._buckets.fit(rows, len(parts))
         workplace = self._workplaces.get(model)
@@ -170,24 +170,24 @@ class GraphExecutor:
                 workplace.captured.clear()
                 self._fallbacks.tell(model, error)
                 if not self._stream.is_usable():
-                    return Outcome(error)
+                    return BatchResult(error)
             else:
                 workplace.captured[bucket] = captured
         return outcome
 
-    def _workplace(self, model: Model) -> _Workplace:
+    def _workplace(self, model: Model) -> _ModelGraphs:
         largest = next(iter(self._buckets))
         size = Layout(model.manifest, largest).size
         tasks = len(model.manifest.tasks)
         result = self._stream.host_bytes(largest.rows * tasks * 4).view(torch.float32)
-        return _Workplace(
+        return _ModelGraphs(
             sent=self._stream.host_bytes(size),
             received=self._stream.device_bytes(size),
             result=result.view(largest.rows, tasks),
             pool=self._stream.pool(),
         )
 
-    def _capture(self, model: Model, workplace: _Workplace, bucket: Bucket) -> _Captured:
+    def _capture(self, model: Model, workplace: _ModelGraphs, bucket: Bucket) -> _Captured:
         layout = Layout(model.manifest, bucket)
         arena = Arena(model.manifest, layout.over(workplace.sent))
         inputs = layout.over(workplace.received)
@@ -202,13 +202,13 @@ class GraphExecutor:
         return _Captured(arena, layout.size, graph)
 
     def _replay(
-        self, model: Model, parts: Sequence[Part], workplace: _Workplace, captured: _Captured
-    ) -> Outcome:
+        self, model: Model, parts: Sequence[Part], workplace: _ModelGraphs, captured: _Captured
+    ) -> BatchResult:
         began = time.perf_counter()
         rows = captured.arena.fill(parts)
         collated = time.perf_counter()
         size, graph = captured.size, captured.graph
-        way = Way(
+        way = Transfer(
             sent=workplace.sent[:size],
             received=workplace.received[:size],
             replay=graph.replay,
@@ -219,7 +219,7 @@ class GraphExecutor:
         result = scores(way.result.numpy(), model.manifest.tasks)
         compute_s = time.perf_counter() - collated - copy_in_s - copy_out_s
         finite = bool(np.isfinite(result).all())
-        return Outcome(result, collated - began, compute_s, copy_in_s, copy_out_s, finite)
+        return BatchResult(result, collated - began, compute_s, copy_in_s, copy_out_s, finite)
 
 
 def _check_equal(

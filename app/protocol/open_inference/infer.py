@@ -4,16 +4,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.engine.request import Terms
-from app.errors import InvalidRequest, MalformedBody, Problem
-from app.protocol.features import EncodedRequest
+from app.engine.request import RequestFeatures, RequestOptions
+from app.errors import FieldError, InvalidRequest, MalformedBody
 from app.protocol.open_inference.document import decode_document
 from app.protocol.open_inference.inputs import read_inputs
 from app.protocol.open_inference.outputs import Output, read_outputs, write_outputs
 from app.protocol.open_inference.parameters import Parameters, read_parameters
 from app.protocol.tensors import encode_tensors
-from app.protocol.validation import Findings
-from app.ranking.ranker import Wanted
+from app.protocol.validation import ValidationReport
+from app.ranking.ranker import RankingOptions
 from app.scoring.score import Call, Headers
 from app.scoring.service import Answer
 
@@ -37,8 +36,8 @@ class InferRequest:
         outputs: what the answer is to hold.
     """
 
-    features: EncodedRequest
-    wanted: Wanted
+    features: RequestFeatures
+    wanted: RankingOptions
     request_id: str | None
     outputs: Sequence[Output]
 
@@ -67,32 +66,34 @@ class OpenInference:
         )
         return document, memoryview(b"" if length is None else body)[length or 0 :]
 
-    def read(self, document: tuple[object, memoryview], call: Call) -> tuple[InferRequest, Terms]:
+    def read(
+        self, document: tuple[object, memoryview], call: Call
+    ) -> tuple[InferRequest, RequestOptions]:
         """Check a document and its tensors; its parameters win over its headers."""
         request, binary = document
         if not isinstance(request, dict):
-            raise InvalidRequest([Problem("", "must be an object")])
+            raise InvalidRequest([FieldError("", "must be an object")])
         manifest = call.model.manifest
-        findings = Findings()
-        findings.strangers("", request, _MEMBERS)
+        report = ValidationReport()
+        report.unknown_keys("", request, _MEMBERS)
         request_id = request.get("id")
         if request_id is not None and not isinstance(request_id, str):
-            findings.problem("/id", "must be a string")
-        parameters = read_parameters(request.get("parameters"), call.rankers, findings)
+            report.add("/id", "must be a string")
+        parameters = read_parameters(request.get("parameters"), call.rankers, report)
         outputs = read_outputs(
-            request.get("outputs"), manifest, findings, is_binary=parameters.is_binary
+            request.get("outputs"), manifest, report, is_binary=parameters.is_binary
         )
         tensors, rows = read_inputs(
             request.get("inputs"),
             binary,
             manifest,
-            findings,
+            report,
             max_candidates=call.limits.max_candidates,
         )
         features = encode_tensors(
-            manifest, tensors, findings, rows=rows, vocabularies=call.model.vocabularies
+            manifest, tensors, report, rows=rows, vocabularies=call.model.vocabularies
         )
-        findings.raise_any()
+        report.raise_any()
         asked = InferRequest(features, parameters.wanted, request_id, outputs)
         return asked, _terms(parameters, call)
 
@@ -122,7 +123,7 @@ def _header_length(headers: Headers, body_length: int) -> int | None:
     return None
 
 
-def _terms(parameters: Parameters, call: Call) -> Terms:
+def _terms(parameters: Parameters, call: Call) -> RequestOptions:
     terms = call.terms
     if parameters.timeout_s is not None:
         terms = replace(terms, deadline=call.arrival + parameters.timeout_s)

@@ -23,7 +23,7 @@ from app.protocol.open_inference.datatypes import (
 )
 from app.protocol.open_inference.parameters import refuse_parameters
 from app.protocol.tensors import Numbers, Tensor, rows_and_width, shape_rule
-from app.protocol.validation import Findings
+from app.protocol.validation import ValidationReport
 
 _MEMBERS = frozenset(("name", "shape", "datatype", "parameters", "data"))
 _TAKEN = frozenset((*FLOATS, *INTEGERS, *STRINGS))
@@ -46,7 +46,7 @@ def read_inputs(
     inputs: object,
     binary: memoryview,
     manifest: Manifest,
-    findings: Findings,
+    report: ValidationReport,
     *,
     max_candidates: int,
 ) -> tuple[dict[str, Tensor], int]:
@@ -56,7 +56,7 @@ def read_inputs(
         inputs: that member of the request.
         binary: what follows the JSON document.
         manifest: which features there are.
-        findings: takes every problem; where it has any, the tensors are not fit for use.
+        report: takes every problem; where it has any, the tensors are not fit for use.
         max_candidates: the most that are let in.
 
     Raises:
@@ -64,30 +64,30 @@ def read_inputs(
         PayloadTooLarge: there are too many candidates.
     """
     if not isinstance(inputs, list):
-        findings.problem("/inputs", "must be a list of tensors")
+        report.add("/inputs", "must be a list of tensors")
         return {}, 0
     features = {feature.name: feature for feature in manifest.inputs}
     if len(inputs) > len(features):
-        findings.problem("/inputs", f"must be at most {len(features)} tensors: no input is twice")
+        report.add("/inputs", f"must be at most {len(features)} tensors: no input is twice")
         return {}, 0
     contents = _contents(inputs, binary)
     announced: dict[str, _Announced] = {}
     named: set[str] = set()
     for place, (tensor, content) in enumerate(zip(inputs, contents, strict=True)):
-        if findings.full:
+        if report.full:
             break
-        found = _head(tensor, content, f"/inputs/{place}", features, named, findings)
+        found = _head(tensor, content, f"/inputs/{place}", features, named, report)
         if found is not None:
             announced[found.feature.name] = found
     for feature in manifest.inputs:
         if feature.name not in named and feature.default is None:
-            findings.problem("/inputs", f"{feature.name} is missing and has no default")
-    rows = _check_rows(announced, findings, max_candidates)
+            report.add("/inputs", f"{feature.name} is missing and has no default")
+    rows = _check_rows(announced, report, max_candidates)
     tensors = {}
     for name, each in announced.items():
         if each.rows not in (1, rows):  # which is told: of 2^62 rows of no ids no array is made
             continue
-        values = _values(each, findings)
+        values = _values(each, report)
         if values is not None:
             tensors[name] = Tensor(each.pointer, values, each.rows, each.width)
     return tensors, rows
@@ -126,33 +126,33 @@ def _head(
     pointer: str,
     features: Mapping[str, Input],
     named: set[str],
-    findings: Findings,
+    report: ValidationReport,
 ) -> _Announced | None:
     """Check all but the data of one input; None where anything is wrong."""
     if not isinstance(tensor, dict):
-        findings.problem(pointer, "must be an object")
+        report.add(pointer, "must be an object")
         return None
     name = tensor.get("name")
     feature = features.get(name) if isinstance(name, str) else None
     if feature is None:
-        findings.problem(f"{pointer}/name", f"must name an input: {', '.join(features)}")
+        report.add(f"{pointer}/name", f"must name an input: {', '.join(features)}")
         return None
-    before = len(findings.problems)
+    before = len(report.problems)
     if feature.name in named:
-        findings.problem(pointer, f"{feature.name} is there twice")
+        report.add(pointer, f"{feature.name} is there twice")
     named.add(feature.name)
-    findings.strangers(pointer, tensor, _MEMBERS)
-    refuse_parameters(tensor.get("parameters"), pointer, {"binary_data_size"}, findings)
+    report.unknown_keys(pointer, tensor, _MEMBERS)
+    refuse_parameters(tensor.get("parameters"), pointer, {"binary_data_size"}, report)
     datatype = tensor.get("datatype")
     if datatype not in datatypes_of(feature):
-        findings.problem(f"{pointer}/datatype", _datatype_rule(feature, datatype))
+        report.add(f"{pointer}/datatype", _datatype_rule(feature, datatype))
     shape = _shape(tensor.get("shape"))
     size = None if shape is None else rows_and_width(feature, shape)
     if size is None:
-        findings.problem(f"{pointer}/shape", f"{feature.name} {shape_rule(feature)}")
+        report.add(f"{pointer}/shape", f"{feature.name} {shape_rule(feature)}")
     if ("data" in tensor) == (content is not None):
-        findings.problem(pointer, f"{feature.name} must have either data or binary_data_size")
-    if len(findings.problems) > before or size is None:
+        report.add(pointer, f"{feature.name} must have either data or binary_data_size")
+    if len(report.problems) > before or size is None:
         return None
     return _Announced(feature, pointer, str(datatype), *size, tensor.get("data"), content)
 
@@ -171,7 +171,7 @@ def _shape(shape: object) -> list[int] | None:
 
 
 def _check_rows(
-    announced: Mapping[str, _Announced], findings: Findings, max_candidates: int
+    announced: Mapping[str, _Announced], report: ValidationReport, max_candidates: int
 ) -> int:
     """Return n, on which all candidates' inputs must agree, and users' where they are not 1."""
     of_candidates = [each for each in announced.values() if each.feature.side == "candidate"]
@@ -187,13 +187,13 @@ def _check_rows(
                 f"{each.feature.name} has {each.rows} rows, but "
                 f"{first.feature.name} has {first.rows}"
             )
-            findings.problem(f"{each.pointer}/shape", detail)
+            report.add(f"{each.pointer}/shape", detail)
     return first.rows
 
 
-def _values(each: _Announced, findings: Findings) -> Numbers | list[str] | None:
+def _values(each: _Announced, report: ValidationReport) -> Numbers | list[str] | None:
     def complain(place: str, rule: str) -> None:
-        findings.problem(f"{each.pointer}{place}", f"{each.feature.name} {rule}")
+        report.add(f"{each.pointer}{place}", f"{each.feature.name} {rule}")
 
     if each.content is None:
         return elements(each.data, each.datatype, each.rows, each.width, complain)

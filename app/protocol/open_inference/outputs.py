@@ -9,7 +9,7 @@ import orjson
 
 from app.artifacts.manifest import Manifest
 from app.protocol.open_inference.parameters import refuse_parameters
-from app.protocol.validation import Findings
+from app.protocol.validation import ValidationReport
 from app.scoring.service import Answer
 
 RANK_SCORE = "rank_score"
@@ -33,41 +33,41 @@ def output_names(manifest: Manifest) -> tuple[str, ...]:
 
 
 def read_outputs(
-    outputs: object, manifest: Manifest, findings: Findings, *, is_binary: bool
+    outputs: object, manifest: Manifest, report: ValidationReport, *, is_binary: bool
 ) -> Sequence[Output]:
-    """Return what is wanted, all outputs where nothing is said; problems join the findings."""
+    """Return what is wanted, all outputs where nothing is said; problems join the report."""
     names = output_names(manifest)
     if outputs is None or outputs == []:
         return [Output(name, is_binary) for name in names]
     if not isinstance(outputs, list):
-        findings.problem("/outputs", "must be a list of outputs")
+        report.add("/outputs", "must be a list of outputs")
         return []
     wanted: dict[str, Output] = {}
     for place, output in enumerate(outputs):
-        if findings.full:
+        if report.full:
             break
         pointer = f"/outputs/{place}"
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str) or name not in names:
-            findings.problem(f"{pointer}/name", f"must name an output: {', '.join(names)}")
+            report.add(f"{pointer}/name", f"must name an output: {', '.join(names)}")
             continue
         if name in wanted:
-            findings.problem(pointer, f"{name} is there twice")
-        wanted[name] = Output(name, _is_binary(output, pointer, findings, is_binary))
+            report.add(pointer, f"{name} is there twice")
+        wanted[name] = Output(name, _is_binary(output, pointer, report, is_binary))
     return list(wanted.values())
 
 
 def _is_binary(
-    output: Mapping[str, Any], pointer: str, findings: Findings, by_default: bool
+    output: Mapping[str, Any], pointer: str, report: ValidationReport, by_default: bool
 ) -> bool:
-    findings.strangers(pointer, output, _MEMBERS)
+    report.unknown_keys(pointer, output, _MEMBERS)
     parameters = output.get("parameters")
-    refuse_parameters(parameters, pointer, {"binary_data"}, findings)
+    refuse_parameters(parameters, pointer, {"binary_data"}, report)
     is_binary = parameters.get("binary_data", by_default) if isinstance(parameters, dict) else None
     if is_binary is None:
         return by_default
     if not isinstance(is_binary, bool):
-        findings.problem(f"{pointer}/parameters/binary_data", "must be true or false")
+        report.add(f"{pointer}/parameters/binary_data", "must be true or false")
     return is_binary is True
 
 

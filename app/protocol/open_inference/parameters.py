@@ -6,9 +6,9 @@ from typing import Any
 
 from app.engine.request import Priority
 from app.protocol.ranking_options import read_options
-from app.protocol.validation import Findings, join
-from app.ranking.policies import Rankers
-from app.ranking.ranker import Wanted
+from app.protocol.validation import ValidationReport, join
+from app.ranking.policies import ModelPolicies
+from app.ranking.ranker import RankingOptions
 from app.scoring.request_headers import LARGEST_TIMEOUT_S
 
 _PRIORITIES = (None, Priority.HIGH, Priority.NORMAL, Priority.LOW)
@@ -34,46 +34,48 @@ class Parameters:
         is_binary: whether outputs are binary unless they say otherwise.
     """
 
-    wanted: Wanted
+    wanted: RankingOptions
     timeout_s: float | None = None
     priority: Priority | None = None
     is_binary: bool = False
 
 
-def read_parameters(parameters: object, rankers: Rankers, findings: Findings) -> Parameters:
-    """Check a request's parameters; where any is wrong, it is among the findings."""
+def read_parameters(
+    parameters: object, rankers: ModelPolicies, report: ValidationReport
+) -> Parameters:
+    """Check a request's parameters; where any is wrong, it is among the report."""
     if parameters is None:
         return Parameters(rankers.wanted)
-    refuse_parameters(parameters, "", _OF_REQUESTS, findings)
+    refuse_parameters(parameters, "", _OF_REQUESTS, report)
     if not isinstance(parameters, dict):
         return Parameters(rankers.wanted)
     is_binary = parameters.get("binary_data_output", False)
     if not isinstance(is_binary, bool):
-        findings.problem("/parameters/binary_data_output", "must be true or false")
+        report.add("/parameters/binary_data_output", "must be true or false")
     return Parameters(
-        _wanted(parameters, rankers, findings),
-        _timeout_s(parameters, findings),
-        _priority(parameters, findings),
+        _wanted(parameters, rankers, report),
+        _timeout_s(parameters, report),
+        _priority(parameters, report),
         is_binary is True,
     )
 
 
 def refuse_parameters(
-    parameters: object, pointer: str, known: Collection[str], findings: Findings
+    parameters: object, pointer: str, known: Collection[str], report: ValidationReport
 ) -> None:
     """Note a problem for parameters that are no object, and for each that is not known."""
     if parameters is None:
         return
     at = f"{pointer}/parameters"
     if not isinstance(parameters, dict):
-        findings.problem(at, "must be an object")
+        report.add(at, "must be an object")
         return
     for name in parameters:
-        if findings.full:
+        if report.full:
             return
         if name in known or (known is _OF_REQUESTS and name.startswith(_WEIGHT)):
             continue
-        findings.problem(join(at, name), _why(name, known))
+        report.add(join(at, name), _why(name, known))
 
 
 def _why(name: str, known: Collection[str]) -> str:
@@ -83,25 +85,27 @@ def _why(name: str, known: Collection[str]) -> str:
     return f"is not known; known: {', '.join(sorted(known))}"
 
 
-def _timeout_s(parameters: dict[str, Any], findings: Findings) -> float | None:
+def _timeout_s(parameters: dict[str, Any], report: ValidationReport) -> float | None:
     timeout_us = parameters.get("timeout", 0)
     if _is_integer(timeout_us) and 0 <= timeout_us <= LARGEST_TIMEOUT_S * 1e6:
         return timeout_us / 1e6 or None
     detail = f"must be a whole number of microseconds, 0 to {LARGEST_TIMEOUT_S * 1e6:.0f}"
-    findings.problem("/parameters/timeout", detail)
+    report.add("/parameters/timeout", detail)
     return None
 
 
-def _priority(parameters: dict[str, Any], findings: Findings) -> Priority | None:
+def _priority(parameters: dict[str, Any], report: ValidationReport) -> Priority | None:
     level = parameters.get("priority", 0)
     if _is_integer(level) and 0 <= level < len(_PRIORITIES):
         return _PRIORITIES[level]
     detail = "must be 1 (high), 2 (normal), 3 (low) or 0 (the default)"
-    findings.problem("/parameters/priority", detail)
+    report.add("/parameters/priority", detail)
     return None
 
 
-def _wanted(parameters: dict[str, Any], rankers: Rankers, findings: Findings) -> Wanted:
+def _wanted(
+    parameters: dict[str, Any], rankers: ModelPolicies, report: ValidationReport
+) -> RankingOptions:
     """Read `policy` and `weights.<name>` as the native API reads its options."""
     weights = {
         name.removeprefix(_WEIGHT): weight
@@ -110,15 +114,15 @@ def _wanted(parameters: dict[str, Any], rankers: Rankers, findings: Findings) ->
     }
     policy = parameters.get("policy")
     if "policy" in parameters and not isinstance(policy, str):
-        findings.problem("/parameters/policy", "must be a string")
+        report.add("/parameters/policy", "must be a string")
         policy = None
     if not weights and policy is None:
         return rankers.wanted
-    found = Findings()
+    found = ValidationReport()
     wanted = read_options({"policy": policy, "weights": weights or None}, rankers, found)
     for each in found.problems:
         pointer = each.pointer.replace("/ranking/weights/", f"/parameters/{_WEIGHT}")
-        findings.problem(pointer.replace("/ranking/", "/parameters/"), each.detail)
+        report.add(pointer.replace("/ranking/", "/parameters/"), each.detail)
     return wanted
 
 

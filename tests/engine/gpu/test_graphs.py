@@ -18,7 +18,7 @@ from app.artifacts.manifest import Argument, RowsCall
 from app.engine.gpu.buckets import Buckets
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor
 from app.engine.hardware import warm_up_batches
-from app.engine.lanes import Lane, Outcome, Part, run
+from app.engine.lanes import BatchResult, Lane, Part, run
 from app.lifecycle.deployment import Deployment
 from app.lifecycle.registry import Registry
 from app.settings import Settings
@@ -67,7 +67,7 @@ def fallbacks(metrics: Metrics, name: str) -> float | None:
     return metrics.registry.get_sample_value("gatehouse_graph_fallback_total", {"model": name})
 
 
-def scores_of(outcome: Outcome) -> npt.NDArray[np.float32]:
+def scores_of(outcome: BatchResult) -> npt.NDArray[np.float32]:
     assert not isinstance(outcome.scores, Exception)
     return outcome.scores
 
@@ -254,7 +254,7 @@ async def test_a_lost_lane_is_not_alive_and_says_so_once(stream, executor):
 
 async def test_after_warm_up_every_bucket_has_its_graph(store, executor):
     lane = Lane("lane-0", asyncio.get_running_loop(), executor=executor)
-    batches = warm_up_batches(torch.device("cuda"), min_piece_rows=1, max_batch_rows=LIMIT)
+    batches = warm_up_batches(torch.device("cuda"), min_chunk_rows=1, max_batch_rows=LIMIT)
     registry = Registry(Metrics())
     deployment = Deployment(
         store, registry, [lane], device=CPU, warm_up=batches, on_warm=lambda *_: None

@@ -1,12 +1,11 @@
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import load
 from app.artifacts.manifest import IdListInput
 from app.artifacts.program import scores
@@ -17,11 +16,12 @@ from models.networks.build import build
 from models.networks.config import NetworkConfig, links
 from models.training import experiment, train
 from models.training.evaluate import predict
+from tests import TINY_EXPERIMENT
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return experiment.read(Path(__file__).with_name("tiny.toml"))
+    return experiment.read(TINY_EXPERIMENT)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_program_scores_as_the_network_did(tiny, held_out, tmp_path):
 
     program = load(artifact, torch.device("cpu")).program
     request = held_out.take(torch.tensor([3, 0, 5]))
-    batch = Batch(
+    batch = ModelInputs(
         {name: column.numpy() for name, column in request.user.items()},
         {name: column.numpy() for name, column in request.candidate.items()},
         request.row_to_request.numpy(),

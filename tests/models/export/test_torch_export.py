@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import load
 from app.artifacts.store import EXPORTED, Store
 from app.errors import ArtifactInvalid
@@ -26,9 +26,9 @@ CASES = [(each, "fp32") for each in ARCHITECTURES]
 CASES += [("ple", "bf16"), ("mmoe", "int8-embeddings")]
 
 
-def requests(sizes=(1, 2, 4)) -> Batch:
+def requests(sizes=(1, 2, 4)) -> ModelInputs:
     user, candidate, _ = values(len(sizes), sum(sizes))
-    return Batch(
+    return ModelInputs(
         {name: column.numpy() for name, column in user.items()},
         {name: column.numpy() for name, column in candidate.items()},
         np.repeat(np.arange(len(sizes)), sizes),
@@ -53,7 +53,7 @@ def test_no_features_of_a_user_are_no_hindrance():
     network = build(small("mmoe"), features, tasks(2), seed=1).eval()
     _, candidate, row_to_request = values(2, 7, features=features)
     columns = {name: column.numpy() for name, column in candidate.items()}
-    content = exported(network, Batch({}, columns, row_to_request.numpy()))
+    content = exported(network, ModelInputs({}, columns, row_to_request.numpy()))
     program = torch.export.load(io.BytesIO(content)).module()
     arguments = values(1, 1, features=features)
     torch.testing.assert_close(program(*arguments), network(*arguments))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from app.artifacts.columns import Batch
+from app.artifacts.columns import ModelInputs
 from app.artifacts.program import Program
 from models.export.export import description
 from models.networks.build import build
@@ -59,7 +59,7 @@ def nodes(block: Any) -> Iterator[Any]:
             yield from nodes(inner)
 
 
-def waiting(module: torch.jit.ScriptModule, program: Program, requests: Batch) -> set[str]:
+def waiting(module: torch.jit.ScriptModule, program: Program, requests: ModelInputs) -> set[str]:
     """Where a module waits for the device."""
     asking = {
         node.kind().removeprefix("aten::")

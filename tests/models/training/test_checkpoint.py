@@ -3,7 +3,6 @@
 import io
 import json
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +16,13 @@ from models import data
 from models.networks.build import build
 from models.training import experiment, train
 from models.training.checkpoint import CheckpointInvalid, TrainingState
+from tests import TINY_EXPERIMENT
 from tests.models.impressions import read
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    settings = experiment.read(Path(__file__).with_name("tiny.toml"))
+    settings = experiment.read(TINY_EXPERIMENT)
     dropout = settings.network.model_copy(update={"dropout": 0.3})
     return with_training(settings.model_copy(update={"network": dropout}), epochs=3)
 

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from models.training.evaluate import (
     predict,
     xauc,
 )
+from tests import TINY_EXPERIMENT
 
 ROWS = st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.integers(0, 4)), max_size=30)
 
@@ -111,7 +111,7 @@ def oracle(experiment_, dataset):
 
 @pytest.fixture
 def tiny():
-    return experiment.read(Path(__file__).with_name("tiny.toml"))
+    return experiment.read(TINY_EXPERIMENT)
 
 
 @pytest.mark.parametrize("architecture", ["ple", "esmm"])

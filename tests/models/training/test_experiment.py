@@ -1,15 +1,14 @@
-from pathlib import Path
-
 import pytest
 
 from models.data import FeedConfig
 from models.training import experiment
+from tests import TINY_EXPERIMENT
 
-GOOD = Path(__file__).with_name("tiny.toml").read_text()
+GOOD = TINY_EXPERIMENT.read_text()
 
 
 def test_a_file_becomes_one_checked_object():
-    tiny = experiment.read(Path(__file__).with_name("tiny.toml"))
+    tiny = experiment.read(TINY_EXPERIMENT)
 
     assert tiny.name == "tiny"
     assert tiny.network.architecture == "ple"
@@ -19,7 +18,7 @@ def test_a_file_becomes_one_checked_object():
 
 
 def test_features_come_from_the_data():
-    tiny = experiment.read(Path(__file__).with_name("tiny.toml"))
+    tiny = experiment.read(TINY_EXPERIMENT)
     features = {f.name: f.model_dump() for f in tiny.features}
 
     assert features["item_id"]["vocabulary_size"] == 51

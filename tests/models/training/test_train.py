@@ -1,7 +1,6 @@
 import io
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,13 +15,14 @@ from models.training import experiment, train
 from models.training.evaluate import predict
 from models.training.losses import task_losses, task_weights
 from models.training.report import Report
+from tests import REPOSITORY, TINY_EXPERIMENT
 
-CONFIGS = Path(experiment.__file__).with_name("configs")
+CONFIGS = REPOSITORY / "models" / "configs"
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return experiment.read(Path(__file__).with_name("tiny.toml"))
+    return experiment.read(TINY_EXPERIMENT)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.engine.request import Priority, Terms
+from app.engine.request import Priority, RequestOptions
 from app.lifecycle.policies import Policies
 from app.protocol.open_inference.infer import OpenInference
 from app.scoring.score import Call, Limits
@@ -11,7 +11,7 @@ from tests.support.fakes import sums_model
 ARRIVAL, DEADLINE = 100.0, 107.0
 
 
-def terms_of(**parameters) -> Terms:
+def terms_of(**parameters) -> RequestOptions:
     """The terms of a request whose headers say: low priority, until 107."""
     model = sums_model()
     call = Call(
@@ -19,7 +19,7 @@ def terms_of(**parameters) -> Terms:
         Policies().of(model),
         [],
         Limits(max_candidates=9, default_timeout_s=1.0),
-        Terms(DEADLINE, Priority.LOW),
+        RequestOptions(DEADLINE, Priority.LOW),
         ARRIVAL,
     )
     inputs = [
@@ -43,4 +43,4 @@ def test_a_timeout_runs_from_the_requests_arrival():
 
 
 def test_what_is_not_said_or_zero_is_left_to_the_headers():
-    assert terms_of() == terms_of(priority=0, timeout=0) == Terms(DEADLINE, Priority.LOW)
+    assert terms_of() == terms_of(priority=0, timeout=0) == RequestOptions(DEADLINE, Priority.LOW)

@@ -1,4 +1,4 @@
-"""Requests that wait, the pieces they are cut into, and the groups that pieces run in.
+"""Requests that wait, the chunks they are cut into, and the groups that chunks run in.
 
 Owned by the event loop.
 """
@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from app.engine.lanes import Outcome, Part
-from app.engine.request import Terms
-from app.protocol.features import EncodedRequest
+from app.engine.lanes import BatchResult, Part
+from app.engine.request import RequestFeatures, RequestOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +21,17 @@ class Scored:
 
     Attributes:
         scores: in the order of its candidates.
-        queue_s: how long the piece that finished last waited (s).
-        outcome: of that piece's batch.
+        queue_s: how long the chunk that finished last waited (s).
+        outcome: of that chunk's batch.
     """
 
     scores: npt.NDArray[np.float32]
     queue_s: float
-    outcome: Outcome
+    outcome: BatchResult
 
 
 @dataclass(slots=True, eq=False)
-class Pending:
+class QueuedRequest:
     """A request until it is answered.
 
     Attributes:
@@ -41,11 +40,11 @@ class Pending:
         arrival: clock time (s) of its coming.
         future: the answer; done early where the caller left or the deadline passed.
         rows_left: rows that have no scores yet.
-        scores: `[n, K]` float32; those of its pieces come together here.
+        scores: `[n, K]` float32; those of its chunks come together here.
     """
 
-    request: EncodedRequest
-    terms: Terms
+    request: RequestFeatures
+    terms: RequestOptions
     arrival: float
     future: asyncio.Future[Scored]
     rows_left: int
@@ -68,7 +67,7 @@ class Pending:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Piece:
+class Chunk:
     """Rows `start` to `stop` of a request.
 
     Attributes:
@@ -76,7 +75,7 @@ class Piece:
         turn: how many of its rows may go before it is the others' turn.
     """
 
-    pending: Pending
+    pending: QueuedRequest
     start: int
     stop: int
     since: float
@@ -104,25 +103,25 @@ class Reruns:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Group:
+class Batch:
     """Pieces that run as one batch; `reruns` once they were part of a batch that failed."""
 
-    pieces: Sequence[Piece]
+    chunks: Sequence[Chunk]
     reruns: Reruns | None = field(default=None)
 
     @property
     def rows(self) -> int:
         """How many rows it has."""
-        return sum(piece.rows for piece in self.pieces)
+        return sum(chunk.rows for chunk in self.chunks)
 
-    def halves(self) -> tuple["Group", ...]:
+    def halves(self) -> tuple["Batch", ...]:
         """Return what to run again after this group failed, to find the requests at fault.
 
         One poisoned request among n is found in 2·log₂n runs, two in no more than twice as many;
         there are never more runs than that, nor more than a model that always fails would need to
         fail each request by itself. Where no run is left, or one request alone, it is nothing.
         """
-        count = len(self.pieces)
+        count = len(self.chunks)
         if count == 1:
             return ()
         reruns = self.reruns or Reruns(min(4 * math.ceil(math.log2(count)), 2 * count - 2))
@@ -130,7 +129,7 @@ class Group:
             return ()
         reruns.left -= 2
         middle = count // 2
-        return Group(self.pieces[:middle], reruns), Group(self.pieces[middle:], reruns)
+        return Batch(self.chunks[:middle], reruns), Batch(self.chunks[middle:], reruns)
 
     def __repr__(self) -> str:
-        return f"{list(self.pieces)}"
+        return f"{list(self.chunks)}"

@@ -11,7 +11,7 @@ from app.telemetry.metrics import Metrics
 INTERVAL_S = 0.1
 
 
-class Pulse:
+class EventLoopMonitor:
     """A timer that measures how late it fires; owned by the event loop, but for `_on_gc`."""
 
     def __init__(self, metrics: Metrics) -> None:

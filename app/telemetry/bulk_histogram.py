@@ -26,7 +26,7 @@ class _Series:
         self.total = 0.0
 
 
-class Tally(Collector):
+class BulkHistogram(Collector):
     """A Prometheus histogram; any thread may observe, drain and collect."""
 
     def __init__(

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from app.telemetry.tally import Tally
+from app.telemetry.bulk_histogram import BulkHistogram
 
 BOUNDS = (0.001, 0.01, 1.0, 5.0)
 
@@ -14,7 +14,7 @@ BOUNDS = (0.001, 0.01, 1.0, 5.0)
 def both():
     """The text of a tally and of the client library's own histogram, fed by the caller."""
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    tally = Tally("t", "Help.", BOUNDS, ("stage",))
+    tally = BulkHistogram("t", "Help.", BOUNDS, ("stage",))
     ours.register(tally)
     histogram = Histogram("t", "Help.", ("stage",), buckets=BOUNDS, registry=theirs)
     return tally, histogram, ours, theirs

@@ -12,7 +12,7 @@ from app.cli.usage import EXIT_USAGE, Parser, WrongUsage, complain
 from app.errors import ArtifactInvalid
 from app.tuning.log import Log
 from app.tuning.log_file import LogInvalid, read_log
-from app.tuning.policy_editor import PolicyFile
+from app.tuning.policy_editor import PolicyEditor
 
 FEWEST_REQUESTS = 50
 
@@ -29,7 +29,7 @@ class Scene:
     """
 
     manifest: Manifest
-    file: PolicyFile
+    file: PolicyEditor
     fit: Log
     held_out: Log
 
@@ -42,7 +42,7 @@ def read_scene(told: argparse.Namespace) -> Scene:
         WrongUsage: something is not there, or the log has too few requests.
     """
     manifest = _manifest(Store(told.store), told.model)
-    file = PolicyFile(told.policies)
+    file = PolicyEditor(told.policies)
     log = read_log(told.log, {task.name: task.kind for task in manifest.tasks})
     fit, held_out = log.split(told.held_out)
     for part, requests in (("to fit", fit.requests), ("held out", held_out.requests)):

@@ -6,14 +6,14 @@ import time
 
 import pytest
 
+from app.telemetry.event_loop import INTERVAL_S, EventLoopMonitor
 from app.telemetry.metrics import Metrics
-from app.telemetry.pulse import INTERVAL_S, Pulse
 
 
 @pytest.fixture
 async def metrics():
     metrics = Metrics()
-    pulse = Pulse(metrics)
+    pulse = EventLoopMonitor(metrics)
     yield metrics
     pulse.close()
 
@@ -38,5 +38,5 @@ async def test_each_collection_is_counted_by_generation(metrics):
 
 async def test_a_stopped_pulse_leaves_nothing_behind():
     before = list(gc.callbacks)
-    Pulse(Metrics()).close()
+    EventLoopMonitor(Metrics()).close()
     assert gc.callbacks == before

@@ -6,14 +6,14 @@ import numpy as np
 
 from app.ranking.ranker import Ranker
 from app.tuning.gain import Gain, gain
-from app.tuning.goal import Board, Goal
+from app.tuning.goal import Goal, LogView
 from app.tuning.log import Floats, Log
 from app.tuning.varied import Varied
 
 Weights = Mapping[str, float]
 
 
-class Judged:
+class PolicyEvaluator:
     """What weights reach on some requests, beside the weights that the policy has now.
 
     Attributes:
@@ -23,13 +23,13 @@ class Judged:
     def __init__(self, log: Log, ranker: Ranker) -> None:
         """Arrange the requests of `log`, whose scores `ranker` calibrates and fuses."""
         self.outcomes = tuple(log.outcomes)
-        self._board = Board(log)
+        self._board = LogView(log)
         self._varied = Varied(log, ranker)
         self._now = ranker.policy.weights
 
     def shares(self, goal: Goal, weights: Weights) -> Floats:
         """Return what each request contributes to a goal under these weights, `[R, m]`."""
-        return goal.shares(self._board, self._varied.merits(weights))
+        return goal.shares(self._board, self._varied.sort_keys(weights))
 
     def gain(self, goal: Goal, weights: Weights) -> Gain:
         """Return what a goal gains by these weights."""
