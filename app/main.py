@@ -22,11 +22,11 @@ from app.lifecycle.policy_file import PolicyFile
 from app.lifecycle.registry import Registry
 from app.protocol.native import Native
 from app.protocol.open_inference.infer import OpenInference
-from app.scoring.access_log import AccessLogMiddleware
-from app.scoring.body import BodyReader
-from app.scoring.budget import ByteBudget
+from app.scoring.access_log import AccessLog, AccessLogMiddleware
+from app.scoring.asgi import ScoreRoutes
+from app.scoring.body import BodyReader, ByteBudget
 from app.scoring.keys import Keys
-from app.scoring.score import Dialect, Limits, ScoreRoutes
+from app.scoring.score import Limits, Scorer
 from app.scoring.service import Service
 from app.server.tls import Certificate
 from app.settings import Settings
@@ -39,6 +39,8 @@ class Gatehouse:
     """The running parts that `serve` steers."""
 
     app: ASGIApp
+    scorer: Scorer
+    bodies: BodyReader
     service: Service
     deployment: Deployment
     keys: Keys
@@ -75,7 +77,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     )
     try:
         batcher = _batcher(settings, lanes, metrics)
-        service = Service(registry, batcher, lanes, metrics)
+        service = Service(registry, batcher, lanes)
         policy_file = PolicyFile(settings.policies, service.policies, registry, metrics.ranking)
         deployment = Deployment(
             Store(settings.store),
@@ -89,16 +91,45 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             ),
             on_warm=batcher.learn,
         )
-        app = create_app(settings, service, metrics, keys)
+        log = AccessLog(
+            metrics,
+            log_sample=settings.log_sample,
+            slow_request_s=settings.slow_request_ms / 1e3,
+        )
+        scorer = Scorer(
+            service,
+            [Native(), OpenInference()],
+            keys=keys,
+            limits=_limits(settings),
+            log=log,
+            metrics=metrics,
+        )
+        bodies = BodyReader(
+            max_bytes=settings.max_body_bytes,
+            timeout_s=settings.body_timeout_ms / 1e3,
+            budget=ByteBudget(settings.max_bodies_bytes, metrics),
+        )
+        app = create_app(settings, service, scorer, bodies, log, metrics, keys)
         with closing(EventLoopMonitor(metrics)):
-            yield Gatehouse(app, service, deployment, keys, certificate, policy_file, metrics, lost)
+            yield Gatehouse(
+                app,
+                scorer,
+                bodies,
+                service,
+                deployment,
+                keys,
+                certificate,
+                policy_file,
+                metrics,
+                lost,
+            )
     finally:
         for lane in lanes:
             lane.stop()
 
 
 def _batcher(settings: Settings, lanes: Sequence[Lane], metrics: Metrics) -> Batcher:
-    """Return the batcher of all lanes; its backlog is read at each scrape."""
+    """Return the batcher of all lanes; its queues are read at each scrape."""
     batcher = Batcher(
         lanes,
         max_batch_rows=settings.max_batch_rows,
@@ -107,14 +138,30 @@ def _batcher(settings: Settings, lanes: Sequence[Lane], metrics: Metrics) -> Bat
         max_queue_rows=settings.max_queue_rows,
         metrics=metrics,
     )
-    backlog = batcher.backlog
-    metrics.watch("queue_rows", "Candidates that wait for a lane.", lambda: backlog.rows)
-    metrics.watch("queue_requests", "Requests, or parts of one, that wait.", lambda: backlog.chunks)
+    queues = batcher.queues
+    metrics.watch("queue_rows", "Candidates that wait for a lane.", lambda: queues.rows)
+    metrics.watch("queue_requests", "Requests, or parts of one, that wait.", lambda: queues.chunks)
     return batcher
 
 
-def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Keys) -> ASGIApp:
-    """Return the whole HTTP interface: middleware, the score routes, then FastAPI's router."""
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_candidates=settings.max_candidates,
+        max_body_bytes=settings.max_body_bytes,
+        default_timeout_s=settings.request_timeout_ms / 1e3,
+    )
+
+
+def create_app(
+    settings: Settings,
+    service: Service,
+    scorer: Scorer,
+    bodies: BodyReader,
+    log: AccessLog,
+    metrics: Metrics,
+    keys: Keys,
+) -> ASGIApp:
+    """Return the whole HTTP interface: access log, CORS, score calls, then FastAPI's router."""
     fastapi = FastAPIOffline(
         title="Gatehouse",
         version=version("gatehouse"),
@@ -122,37 +169,19 @@ def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Key
         redoc_url=None,
         redirect_slashes=False,
     )
+    lane_hang_s = settings.lane_hang_s
     fastapi.include_router(models.routes(service))
     fastapi.include_router(
         operations.routes(
-            service,
-            metrics,
-            keys,
-            lane_hang_s=settings.lane_hang_s,
-            metrics_port=settings.metrics_port,
+            service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         )
     )
     problems.install(fastapi)
     openapi.install(fastapi, service.registry, keys)
-    bodies = BodyReader(
-        max_bytes=settings.max_body_bytes,
-        timeout_s=settings.body_timeout_ms / 1e3,
-        budget=ByteBudget(settings.max_bodies_bytes, metrics),
+    serving = Serving(
+        scorer.limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes
     )
-    limits = Limits(
-        max_candidates=settings.max_candidates,
-        default_timeout_s=settings.request_timeout_ms / 1e3,
-    )
-    serving = Serving(limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes)
-    fastapi.include_router(v2.routes(service, bodies, serving, lane_hang_s=settings.lane_hang_s))
-    dialects: list[Dialect] = [Native(), OpenInference()]
-    app = ScoreRoutes(
-        SecurityHeadersMiddleware(fastapi), service, metrics, bodies, limits, keys, dialects
-    )
-    return AccessLogMiddleware(
-        shared_with(app, origins(settings.cors_origins)),
-        service,
-        metrics,
-        log_sample=settings.log_sample,
-        slow_request_s=settings.slow_request_ms / 1e3,
-    )
+    fastapi.include_router(v2.routes(service, bodies, metrics, serving, lane_hang_s=lane_hang_s))
+    app = ScoreRoutes(SecurityHeadersMiddleware(fastapi), scorer, bodies)
+    allowed = origins(settings.cors_origins)
+    return AccessLogMiddleware(shared_with(app, allowed), service.readiness, log)

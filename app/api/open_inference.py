@@ -39,7 +39,9 @@ from app.errors import (
 from app.protocol.json_body import decode
 from app.protocol.open_inference.infer import OpenInference
 from app.scoring.body import BodyReader
+from app.scoring.request_headers import check_body_headers, read_headers
 from app.scoring.service import Service
+from app.telemetry.metrics import Metrics
 
 _MODEL = "/models/{model}"
 _VERSION = "/models/{model}/versions/{version}"
@@ -48,14 +50,19 @@ _MOST_VALUES = 1000  # of a question that has one
 
 
 def routes(
-    service: Service, bodies: BodyReader, serving: Serving, *, lane_hang_s: float
+    service: Service,
+    bodies: BodyReader,
+    metrics: Metrics,
+    serving: Serving,
+    *,
+    lane_hang_s: float,
 ) -> APIRouter:
     """Return all of them."""
     router = APIRouter(prefix="/v2", tags=["open inference protocol"])
     _add_health(router, service, lane_hang_s)
-    _add_metadata(router, service, serving)
+    _add_metadata(router, service, metrics, serving)
     _add_readiness(router, service)
-    _add_repository(router, service, bodies)
+    _add_repository(router, service, bodies, serving)
     _refuse_extensions(router)
     return router
 
@@ -89,7 +96,7 @@ def _check_ready(service: Service) -> None:
         raise NotReady("no model is active yet")
 
 
-def _add_metadata(router: APIRouter, service: Service, serving: Serving) -> None:
+def _add_metadata(router: APIRouter, service: Service, metrics: Metrics, serving: Serving) -> None:
     def add(path: str, summary: str, answer: Callable[[Model], Any], schema: Any) -> None:  # noqa: ANN401
         """Add a route about the active version, and one about a version by its number."""
 
@@ -117,11 +124,11 @@ def _add_metadata(router: APIRouter, service: Service, serving: Serving) -> None
 
     @router.get("/models/stats", summary="What every model has done since it was loaded")
     async def statistics_of_all() -> Statistics:
-        each = [model_statistics(model) for model in service.registry.models()]
+        each = [model_statistics(model, metrics) for model in service.registry.models()]
         return Statistics(model_stats=each)
 
     def statistics(model: Model) -> Statistics:
-        return Statistics(model_stats=[model_statistics(model)])
+        return Statistics(model_stats=[model_statistics(model, metrics)])
 
     def config(model: Model) -> dict[str, Any]:
         return model_config(model, serving)
@@ -161,7 +168,9 @@ def _number(version: str) -> int:
     raise VersionNotFound("this version of the model is not active")
 
 
-def _add_repository(router: APIRouter, service: Service, bodies: BodyReader) -> None:
+def _add_repository(
+    router: APIRouter, service: Service, bodies: BodyReader, serving: Serving
+) -> None:
     asked = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
 
     @router.post(
@@ -174,11 +183,12 @@ def _add_repository(router: APIRouter, service: Service, bodies: BodyReader) -> 
     )
     async def index(request: Request) -> list[RepositoryEntry]:
         try:
+            headers = read_headers(request.scope["headers"])
+            length, coding = check_body_headers(
+                headers, OpenInference.media_types, serving.limits.max_body_bytes
+            )
             body = await bodies.read(
-                request.scope,
-                request.receive,
-                deadline=math.inf,
-                media_types=OpenInference.media_types,
+                request.receive, length=length, coding=coding, deadline=math.inf
             )
         except ClientDisconnected:
             return []

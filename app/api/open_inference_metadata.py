@@ -17,6 +17,7 @@ from app.lifecycle.registry import Registry
 from app.protocol.open_inference.datatypes import datatypes_of
 from app.protocol.open_inference.outputs import output_names
 from app.scoring.score import Limits
+from app.telemetry.metrics import Metrics
 
 EXTENSIONS = [
     "binary_tensor_data",
@@ -112,9 +113,9 @@ def model_config(model: Model, serving: Serving) -> dict[str, Any]:
     }
 
 
-def model_statistics(model: Model) -> ModelStatistics:
+def model_statistics(model: Model, metrics: Metrics) -> ModelStatistics:
     """Return what a model has done since it was loaded, on every route."""
-    usage = model.usage
+    usage = metrics.requests.version(str(model))
     answered = usage.succeeded
 
     def over(count: int, duration_s: float) -> Duration:

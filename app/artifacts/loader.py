@@ -20,21 +20,16 @@ from app.artifacts.program import Program, cause
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact
 from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
-from app.lifecycle.statistics import VersionStatistics
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Model:
-    """A verified version of a model, on its device and ready to run; hashed by identity.
-
-    All of it is constant but `usage`, which the event loop counts in.
-    """
+    """A verified version of a model, on its device and ready to run; hashed by identity."""
 
     manifest: Manifest
     program: Program
     golden: Golden
     vocabularies: Vocabularies = field(default_factory=dict)
-    usage: VersionStatistics = field(default_factory=VersionStatistics)
 
     def __str__(self) -> str:
         return f"{self.manifest.name}/{self.manifest.version}"

@@ -1,45 +1,43 @@
-"""What is refused at the door, and the forecast that decides.
+"""Admission: which requests are refused before they are queued, and the forecast that decides.
 
-A late answer is worth nothing, and computing it makes others late: a request that cannot be in time
-is refused while its caller can still go elsewhere. Owned by the event loop.
+A late response is worth nothing, and computing it makes other requests late. A request that cannot
+meet its deadline is refused at once, while its caller can still ask another replica. Owned by the
+event loop.
 """
 
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from app.artifacts.loader import Model
 from app.engine.batch import Batch
 from app.engine.queue import ModelQueue
-from app.engine.request import Priority, RequestOptions
+from app.engine.request import Priority
 from app.errors import DeadlineUnmeetable, Overloaded
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class RunningBatch:
-    """A group that a lane is at, since clock time `began` (s); it is expected to take `cost_s`."""
+    """A batch on a lane: started at clock time `started` (s), expected to take `cost_s`."""
 
-    model: Model
-    group: Batch
-    rows: int
-    began: float
+    batch: Batch
+    started: float
     cost_s: float
 
     def __repr__(self) -> str:
-        return f"<{self.model} {self.group}>"
+        return f"<{self.batch.model} {self.batch}>"
 
     def remaining_s(self, now: float) -> float:
-        """Return how long it still takes; it is never late before it is done."""
-        return max(0.0, self.began + self.cost_s - now)
+        """Return how long the batch is expected to run from `now` on (s); at least 0."""
+        return max(0.0, self.started + self.cost_s - now)
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What stands before a request when it comes: everything in flight, everything queued.
+    """Predicts how long a request takes, from everything that runs and everything that is queued.
 
     Attributes:
         lanes: how many lanes share the work.
-        min_chunk_rows: a request is not split below this.
+        min_chunk_rows: a request is not split into smaller chunks.
     """
 
     lanes: int
@@ -52,52 +50,55 @@ class Forecast:
         priority: Priority,
         *,
         queues: Iterable[ModelQueue],
-        flights: Collection[RunningBatch],
+        running: Collection[RunningBatch],
         now: float,
     ) -> float:
-        """Return how long `rows` more rows of `queue`'s model will take from now on (s).
+        """Return how long `rows` more rows in `queue` will take from now on (s).
 
-        All of the lanes' work before it is shared by the lanes: its model's, and of every other
-        model as many batches as its model needs, for they take turns. Then comes the batch of the
-        request itself, or its share where it is worth more than one lane. What comes later will
-        fill that batch up, as it did of late.
+        The lanes share all work that runs first: the rows of the same model, and for every other
+        model as many batches as this model needs, because models take turns. Then comes the batch
+        of the request itself, or its share if it is worth more than one lane. Later requests will
+        fill that batch up to the usual size.
         """
         before_s = 0.0
-        for flight in flights:
-            before_s += flight.remaining_s(now)
+        for each in running:
+            before_s += each.remaining_s(now)
         own = queue.rows_before(rows, priority)
         turns = -(-(own + rows) // queue.max_batch_rows)
-        for each in queues:
-            ahead = own if each is queue else each.rows_beside(turns, priority)
+        for other in queues:
+            ahead = own if other is queue else other.rows_beside(turns, priority)
             if ahead:
-                before_s += each.cost.of(ahead, -(-ahead // each.max_batch_rows))
+                before_s += other.cost.of(ahead, -(-ahead // other.max_batch_rows))
         share = rows / min(self.lanes, max(1, rows // self.min_chunk_rows))
         batches = max(1, math.ceil(share / queue.max_batch_rows))
         filled = max(share, min(queue.cost.typical_rows, queue.max_batch_rows))
         return before_s / self.lanes + queue.cost.of(filled, batches)
 
 
-def refuse_late(terms: RequestOptions, now: float, wait_s: float) -> None:
-    """Refuse a request that would be answered after its deadline.
+def check_deadline(deadline: float, now: float, wait_s: float) -> None:
+    """Refuse a request whose response would come after its deadline.
 
     Raises:
-        DeadlineUnmeetable: by the forecast, in `wait_s` the deadline has passed.
+        DeadlineUnmeetable: the forecast `wait_s` (s) ends after the deadline.
     """
-    late_s = now + wait_s - terms.deadline
+    late_s = now + wait_s - deadline
     if late_s > 0:
+        left_ms = max(0.0, deadline - now) * 1e3
         raise DeadlineUnmeetable(
-            f"the answer would take {wait_s * 1e3:.0f} ms", retry_after_s=math.ceil(late_s)
+            f"estimated {wait_s * 1e3:.0f} ms, deadline {left_ms:.0f} ms",
+            retry_after_s=math.ceil(late_s),
         )
 
 
-def refuse_many(rows: int, waiting: int, limit: int, drain_s: float) -> None:
-    """Refuse a request that does not fit into the queue; one that waits for nobody always fits.
+def check_space(rows: int, waiting: int, limit: int, drain_s: float) -> None:
+    """Refuse a request that does not fit into the queue; an empty queue takes any request.
 
     Raises:
-        Overloaded: there would be more than `limit` rows; `drain_s` is how long the queue takes.
+        Overloaded: more than `limit` rows would wait; the queue takes `drain_s` (s) to drain.
     """
     if waiting and waiting + rows > limit:
         surplus = (waiting + rows - limit) / waiting
         raise Overloaded(
-            f"{waiting} candidates are waiting", retry_after_s=math.ceil(surplus * drain_s)
+            f"queue full: {waiting} rows waiting, limit {limit}",
+            retry_after_s=math.ceil(surplus * drain_s),
         )

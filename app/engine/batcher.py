@@ -1,32 +1,38 @@
-"""The micro-batcher: rows of many requests become few batches on few lanes.
+"""The micro-batcher: rows of many requests run in few batches on few lanes.
 
-It counts rows, not requests. An idle lane never waits (unless `max_wait_s` says so), and while
-lanes are busy the queue fills the next batch by itself. A request larger than a batch is split into
-chunks and gathered again; after each chunk the next request has its turn, so that small requests
-are not stuck behind a large one. Nothing polls: work arriving and lanes coming free are the events.
+It counts rows, not requests. An idle lane never waits (unless `max_wait_s` says so); while lanes
+are busy, the queue fills the next batch. A request larger than a batch is split into chunks; after
+each chunk the next request has its turn. Nothing polls: new requests and finished batches are the
+only events, and all requests that arrive in one turn of the event loop are dispatched together.
 Everything here runs on the event loop.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from app.artifacts.loader import Model
-from app.engine.admission import Forecast, RunningBatch, refuse_late, refuse_many
-from app.engine.backlog import Backlog
-from app.engine.batch import Batch, QueuedRequest, Scored
-from app.engine.failure import after_failure
-from app.engine.lanes import BatchResult, OnOutcome, Part
-from app.engine.request import Priority, RequestFeatures, RequestOptions
+from app.engine.admission import Forecast, RunningBatch, check_deadline, check_space
+from app.engine.batch import Batch, Chunk, bisect
+from app.engine.deadlines import Deadlines
+from app.engine.lanes import BatchResult, OnResult, multiplier_of
+from app.engine.queue import ModelQueue, Queues
+from app.engine.request import Priority, QueuedRequest
 from app.errors import ClientDisconnected, DeadlineExceeded, GatehouseError, InferenceFailed
+from app.ranking.batch import RankedRequest, rank_alone
+from app.ranking.formulas import Scores
 from app.telemetry.metrics import Metrics
 
-_MOMENT_S = 0.1
+logger = logging.getLogger(__name__)
+
+_REFUSING_S = 0.1
+"""So long after a refusal, requests are checked before their bodies are read."""
 
 
 class BatchLane(Protocol):
@@ -34,19 +40,20 @@ class BatchLane(Protocol):
 
     name: str
 
-    def submit(self, model: Model, parts: Sequence[Part], on_outcome: OnOutcome) -> None:
-        """Run a batch, then call `on_outcome` on the event loop."""
+    def submit(self, batch: Batch, on_result: OnResult) -> None:
+        """Run a batch, then call `on_result` on the event loop."""
 
 
 class Batcher:
     """Brings the rows of requests to lanes and their scores back.
 
-    All mutable state is `_backlog` (rows that wait), `_idle` (lanes that wait) and `_flights`
-    (lanes that work, and at what). Three events move it:
+    All mutable state is `_queues` (rows that wait), `_idle` (idle lanes), `_running` (busy lanes and
+    their batches) and `_deadlines`. Four events move it:
 
-    - a request arrives: its rows join the back of its model's queue;
-    - the event loop comes round: every idle lane takes a batch from the front of a queue;
-    - a lane is done: it is idle again, and its chunks' requests have their scores, or their error.
+    - a request is submitted: its rows join its model's queue;
+    - the event loop turns: every idle lane takes a batch from the front of a queue;
+    - a lane finishes: it is idle again, and its requests have their results or errors;
+    - a deadline passes: the request fails, wherever it is.
     """
 
     def __init__(
@@ -60,187 +67,262 @@ class Batcher:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take charge of idle lanes.
+        """Use these idle lanes.
 
         Args:
-            lanes: the lanes, one or more, all on one event loop.
-            max_batch_rows: the most rows a batch holds.
-            min_chunk_rows: no request is split into smaller chunks: below the knee of the cost
-                curve a row costs more.
-            max_wait_s: how long the oldest row may wait for company while a lane is idle, counted
-                from its arrival.
-            max_queue_rows: of a model, no more rows than this wait that are as urgent or more.
+            lanes: one or more, all on one event loop.
+            max_batch_rows: the most rows in a batch.
+            min_chunk_rows: requests are not split into smaller chunks: in small batches a row
+                costs more.
+            max_wait_s: how long the oldest row may wait for more rows while a lane is idle (s),
+                counted from its arrival.
+            max_queue_rows: the most rows of one model that wait with the same or a higher priority.
             metrics: where batches are counted.
-            clock: what deadlines are told by (s). It is not the loop's own `time`, which has the
-                same zero but, under uvloop, no more than milliseconds.
+            clock: the clock of deadlines (s). The loop's own `time` has the same zero, but under
+                uvloop only milliseconds.
         """
         self._max_queue_rows = max_queue_rows
         self._metrics = metrics
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._backlog = Backlog(
+        self._queues = Queues(
             max_batch_rows=max_batch_rows,
             min_chunk_rows=min_chunk_rows,
             max_wait_s=max_wait_s,
         )
         self._forecast = Forecast(len(lanes), min_chunk_rows)
         self._idle = list(lanes)
-        self._flights: dict[str, RunningBatch] = {}
-        self._refused = -math.inf  # when somebody was, last (s)
-        self._dispatch_is_due = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._running: dict[str, RunningBatch] = {}
+        self._deadlines = Deadlines(self._loop, clock, self._expire)
+        self._refused_at = -math.inf  # clock time (s) of the last refusal
+        self._dispatch_is_scheduled = False
+        self._wait_timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         idle = [lane.name for lane in self._idle]
-        return f"<Batcher waiting {self._backlog}, in flight {self._flights}, idle {idle}>"
+        return f"<Batcher waiting {self._queues}, running {self._running}, idle {idle}>"
 
     @property
-    def backlog(self) -> Backlog:
-        """What waits; to be looked at."""
-        return self._backlog
+    def queues(self) -> Queues:
+        """What waits; for reading only."""
+        return self._queues
 
     @property
-    def flights(self) -> Mapping[str, RunningBatch]:
-        """What each busy lane is at, by its name; to be looked at."""
-        return self._flights
+    def running(self) -> Mapping[str, RunningBatch]:
+        """The batch of each busy lane, by the lane's name; for reading only."""
+        return self._running
 
     @property
     def is_refusing(self) -> bool:
-        """Whether somebody was refused a moment ago."""
-        return self._clock() - self._refused < _MOMENT_S
+        """Whether a request was refused a moment ago."""
+        return self._clock() - self._refused_at < _REFUSING_S
 
     def learn(self, model: Model, observed: Sequence[tuple[int, float]]) -> None:
-        """Take what batches of a model, `(rows, seconds)` each, cost before it served."""
-        self._backlog.queue(model).cost.fit(observed)
+        """Start with the costs of a model's warm-up batches, `(rows, seconds)` each."""
+        self._queues.of(model).cost.fit(observed)
 
-    def admit(self, model: Model, rows: int, terms: RequestOptions) -> None:
-        """Refuse a request that does not fit, or that cannot be in time; an idle lane takes all.
-
-        Raises:
-            Overloaded: the queue holds too many rows already.
-            DeadlineUnmeetable: the answer would come after the deadline.
-        """
-        if self._idle and not self._backlog:
-            return  # what is idle never refuses, else a cost once overrated would stay so
-        now = self._clock()
-        queue = self._backlog.queue(model)
-        if queue.rows_as_urgent(terms.priority) + rows > self._max_queue_rows:
-            self._backlog.drop_over(now)  # rows that are over refuse nobody
-        waiting = queue.rows_as_urgent(terms.priority)
-        wait_s = self.wait_s(model, rows, terms.priority, now)
-        try:
-            refuse_many(rows, waiting, self._max_queue_rows, drain_s=wait_s)
-            refuse_late(terms, now, wait_s + queue.cost.doubt_s(wait_s))
-        except GatehouseError as error:
-            self._refused = now
-            self._metrics.shed(error.slug)
-            raise
-
-    def wait_s(self, model: Model, rows: int, priority: Priority, now: float) -> float:
-        """Return the forecast for a request that comes now: how long until its scores (s)."""
-        return self._forecast.wait_s(
-            self._backlog.queue(model),
-            rows,
-            priority,
-            queues=self._backlog.waiting,
-            flights=self._flights.values(),
-            now=now,
-        )
-
-    async def score(self, model: Model, request: RequestFeatures, terms: RequestOptions) -> Scored:
-        """Return the request's scores.
-
-        Args:
-            model: who scores.
-            request: one row or more.
-            terms: until when and how urgently the caller waits.
+    def submit(self, request: QueuedRequest) -> None:
+        """Queue a request of one row or more; its `on_done` is called when it has ended.
 
         Raises:
             Overloaded, DeadlineUnmeetable: see `admit`.
-            DeadlineExceeded: the deadline passed first.
-            InferenceFailed: the model failed on this request.
-            ClientDisconnected: when its batch was formed, or its answer was there, the caller was gone.
         """
-        self.admit(model, request.rows, terms)
         now = self._clock()
-        pending = QueuedRequest(request, terms, now, self._loop.create_future(), request.rows)
-        self._backlog.append(model, pending, now)
+        if self._queues or not self._idle:
+            self.admit(request.model, request.features.rows, request.priority, request.deadline)
+        request.arrival = now
+        request.rows_left = request.features.rows
+        self._queues.append(request, now)
+        self._deadlines.add(request)
         self._dispatch_soon()
-        expiry = self._loop.call_at(terms.deadline, self._expire, pending)
+
+    def admit(self, model: Model, rows: int, priority: Priority, deadline: float) -> None:
+        """Refuse a request that does not fit or cannot meet its deadline.
+
+        An idle lane with an empty queue takes every request: otherwise an overestimated cost would
+        never be corrected.
+
+        Raises:
+            Overloaded: too many rows wait already.
+            DeadlineUnmeetable: the response would come after the deadline.
+        """
+        if self._idle and not self._queues:
+            return
+        now = self._clock()
+        queue = self._queues.of(model)
+        if queue.rows_as_urgent(priority) + rows > self._max_queue_rows:
+            self._queues.drop_finished(now)
+        waiting = queue.rows_as_urgent(priority)
+        wait_s = self.wait_s(model, rows, priority, now)
         try:
-            return await pending.future
-        finally:
-            expiry.cancel()
-            del pending  # its future has the error, whose traceback has this frame: a cycle
+            check_space(rows, waiting, self._max_queue_rows, drain_s=wait_s)
+            check_deadline(deadline, now, wait_s + queue.cost.margin_s(wait_s))
+        except GatehouseError as error:
+            self._refused_at = now
+            self._metrics.shed(error.slug)
+            raise
+
+    def admit_unread(
+        self, model: Model, body_bytes: int, priority: Priority, deadline: float
+    ) -> None:
+        """Refuse a request before its body is read, by the least number of rows it can have.
+
+        Does nothing unless requests are being refused.
+
+        Raises:
+            Overloaded, DeadlineUnmeetable: see `admit`.
+        """
+        if self.is_refusing:
+            row_bytes = self._queues.of(model).row_bytes
+            rows = max(1, int(body_bytes / row_bytes)) if row_bytes else 1
+            self.admit(model, rows, priority, deadline)
+
+    def learn_size(self, model: Model, body_bytes: int, rows: int) -> None:
+        """Learn how many bytes of a request body a row takes."""
+        if rows:
+            queue = self._queues.of(model)
+            queue.row_bytes = max(body_bytes / rows, queue.row_bytes * 0.999)
+
+    def wait_s(self, model: Model, rows: int, priority: Priority, now: float) -> float:
+        """Return how long a request that arrives now would take until it has its scores (s)."""
+        return self._forecast.wait_s(
+            self._queues.of(model),
+            rows,
+            priority,
+            queues=self._queues.waiting,
+            running=self._running.values(),
+            now=now,
+        )
 
     def _dispatch_soon(self) -> None:
-        """Dispatch once when the loop comes round: what arrives together is batched together."""
-        if not self._dispatch_is_due:
-            self._dispatch_is_due = True
+        """Dispatch once in this turn of the loop: what arrives together is batched together."""
+        if not self._dispatch_is_scheduled:
+            self._dispatch_is_scheduled = True
             self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         """Give every idle lane a batch, as long as there are rows that need not wait."""
-        self._dispatch_is_due = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._dispatch_is_scheduled = False
+        if self._wait_timer is not None:
+            self._wait_timer.cancel()
+            self._wait_timer = None
         now = self._clock()
-        while self._idle and self._backlog:
-            model, wait_s = self._backlog.next(now)
+        while self._idle and self._queues:
+            model, wait_s = self._queues.next(now)
             if wait_s > 0:
-                self._timer = self._loop.call_later(wait_s, self._dispatch_soon)
+                self._wait_timer = self._loop.call_later(wait_s, self._dispatch_soon)
                 return
-            group = self._backlog.take(model, len(self._idle), now)
-            if group is not None:
-                self._start(model, group, now)
+            batch = self._queues.take(model, len(self._idle), now)
+            if batch is not None:
+                self._start(batch, now)
 
-    def _start(self, model: Model, group: Batch, now: float) -> None:
+    def _start(self, batch: Batch, now: float) -> None:
         lane = self._idle.pop()
-        rows = group.rows
-        flight = RunningBatch(model, group, rows, now, self._backlog.queue(model).cost.of(rows))
-        self._flights[lane.name] = flight
-        lane.submit(model, [p.part() for p in group.chunks], partial(self._finish, lane, flight))
+        cost_s = self._queues.of(batch.model).cost.of(batch.rows)
+        self._running[lane.name] = RunningBatch(batch, now, cost_s)
+        lane.submit(batch, lambda result: self._finish(lane, batch, result))
 
-    def _finish(self, lane: BatchLane, flight: RunningBatch, outcome: BatchResult) -> None:
+    def _finish(self, lane: BatchLane, batch: Batch, result: BatchResult) -> None:
         self._idle.append(lane)
-        del self._flights[lane.name]
-        self._dispatch_soon()
-        requests, busy_s = len(flight.group.chunks), outcome.duration_s
-        self._metrics.batch(rows=flight.rows, requests=requests, lane=lane.name, busy_s=busy_s)
-        queue = self._backlog.queue(flight.model)
-        if isinstance(outcome.scores, Exception):
-            after_failure(outcome.scores, flight.group, flight.model, queue, self._metrics)
-            self._backlog.resume(flight.model)
+        started = self._running.pop(lane.name).started
+        self._dispatch()  # first, so that the lane computes while the responses are written
+        now = self._clock()
+        busy_s = result.timing.busy_s
+        self._metrics.batch(
+            str(batch.model),
+            rows=batch.rows,
+            requests=len(batch.chunks),
+            lane=lane.name,
+            busy_s=busy_s,
+        )
+        queue = self._queues.of(batch.model)
+        if isinstance(result.scores, Exception):
+            self._retry_or_fail(batch, result.scores, queue)
             return
-        if queue.learn(flight.rows, outcome.duration_s):
-            self._metrics.batch_limit(str(flight.model), queue.max_batch_rows)
-        flight.model.usage.batches += 1
+        if queue.observe(batch.rows, busy_s):
+            self._metrics.batch_limit(str(batch.model), queue.max_batch_rows)
         row = 0
-        for chunk in flight.group.chunks:
-            scores = outcome.scores[row : row + chunk.rows]  # [rows, K]
-            row += chunk.rows
-            if outcome.finite or bool(np.isfinite(scores).all()):
-                chunk.pending.gather(chunk.start, chunk.stop, scores)
-                if chunk.pending.rows_left == 0:
-                    self._answer(chunk.pending, flight, outcome)
-            else:
-                self._metrics.failed("non-finite")
-                chunk.pending.fail(InferenceFailed("the model gave a score that is not finite"))
+        for chunk, ranked in zip(batch.chunks, result.ranked, strict=True):
+            request = chunk.request
+            stop = row + chunk.stop - chunk.start
+            if not request.is_done:
+                request.queue_s = started - request.arrival
+                if ranked is None:
+                    ranked = self._gather(chunk, result.scores[row:stop], finite=result.is_finite)
+                if ranked is not None:
+                    self._complete(request, ranked, result, now)
+            row = stop
 
-    def _answer(self, pending: QueuedRequest, flight: RunningBatch, outcome: BatchResult) -> None:
-        if pending.future.done():
-            return
-        if self._clock() > pending.terms.deadline:
-            self._expire(pending)
-        elif pending.terms.is_disconnected():
-            pending.fail(ClientDisconnected("compute"))
+    def _gather(self, chunk: Chunk, scores: Scores, *, finite: bool) -> RankedRequest | None:
+        """Collect a chunk's scores, `[rows, K]`; rank the request if they were the last ones."""
+        request = chunk.request
+        if not (finite or bool(np.isfinite(scores).all())):
+            self._metrics.failed("non-finite")
+            request.fail(InferenceFailed("the model returned a score that is not finite"))
+            return None
+        if request.scores is None:
+            request.scores = np.empty((request.features.rows, scores.shape[1]), np.float32)
+        request.scores[chunk.start : chunk.stop] = scores
+        request.rows_left -= len(scores)
+        if request.rows_left:
+            return None
+        multiplier = multiplier_of(request.ranking, chunk.features)
+        return rank_alone(request.scores, request.ranking, multiplier)
+
+    def _complete(
+        self, request: QueuedRequest, ranked: RankedRequest, result: BatchResult, now: float
+    ) -> None:
+        if now > request.deadline:
+            self._expire(request)
+        elif request.is_disconnected():
+            request.fail(ClientDisconnected("compute"))
         else:
-            assert pending.scores is not None
-            waited_s = flight.began - pending.arrival
-            pending.future.set_result(Scored(pending.scores, waited_s, outcome))
+            request.succeed(ranked, result.timing)
 
-    def _expire(self, pending: QueuedRequest) -> None:
-        if not pending.future.done():
-            self._metrics.shed("deadline-exceeded")
-            pending.fail(DeadlineExceeded("the scores were not ready before the deadline"))
+    def _expire(self, request: QueuedRequest) -> None:
+        if not request.is_done:
+            self._metrics.shed(DeadlineExceeded.slug)
+            request.fail(DeadlineExceeded("the scores were not ready before the deadline"))
+
+    def _retry_or_fail(self, batch: Batch, error: Exception, queue: ModelQueue) -> None:
+        """Run again what may still succeed, and fail the requests that will not.
+
+        After out-of-memory the batch limit is halved; `ModelQueue.observe` raises it again. After
+        any other error each half of the batch runs by itself, until the bad request is found.
+        """
+        if is_out_of_memory(error) and batch.rows > 1:
+            queue.halve_batches(batch)
+            limit = queue.max_batch_rows
+            self._metrics.failed("out-of-memory")
+            self._metrics.batch_limit(str(batch.model), limit)
+            logger.error(
+                "model %s: out of memory with %d rows; batch limit is now %d rows",
+                batch.model,
+                batch.rows,
+                limit,
+            )
+        else:
+            self._metrics.failed("model")
+            halves = bisect(batch)
+            queue.retry(halves)
+            if not halves:
+                for chunk in batch.chunks:
+                    chunk.request.fail(InferenceFailed("the model failed on this request"))
+            if batch.retries is None or not halves:  # once for the batch, once for the bad request
+                requests = len(batch.chunks)
+                logger.error(
+                    "model %s: a batch of %d requests failed",
+                    batch.model,
+                    requests,
+                    exc_info=error,
+                )
+        self._queues.resume(batch.model)
+        self._dispatch_soon()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a batch with fewer rows might have succeeded."""
+    # On a CPU the allocator raises a plain RuntimeError that only its text identifies.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )

@@ -42,7 +42,7 @@ class Cost:
         """Return how long (s) `rows` rows in so many batches keep one lane busy."""
         return self.a_s * batches + self.b_s * rows
 
-    def doubt_s(self, wait_s: float) -> float:
+    def margin_s(self, wait_s: float) -> float:
         """Return how much longer (s) than forecast a wait may well be.
 
         The mean deviation stands in for the standard deviation and is cheaper, as in TCP's timer

@@ -1,16 +1,18 @@
 """The hardware: which device models run on, how many lanes work it, what they run beforehand."""
 
 import asyncio
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from app.engine.gpu.buckets import Buckets
 from app.engine.gpu.cuda import CudaStream, memory_bytes
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor, Stream
-from app.engine.lanes import Lane, run, usable_cores
-from app.engine.staging import Staging
+from app.engine.lanes import Lane, Staging, run
 from app.telemetry.metrics import Metrics
 
 _GPU_LANES = 2  # one copies while the other computes
@@ -47,7 +49,7 @@ def start_lanes(
     if device.type == "cpu":
         share = max(1, usable_cores() // processes)
         return [
-            Lane(f"lane-{i}", loop, executor=partial(run, collated=Staging().collate))
+            Lane(f"lane-{i}", loop, executor=partial(run, collate_into=Staging().collate))
             for i in range(count or share)
         ]
     metrics.watch_device_memory(memory_bytes(device))
@@ -78,3 +80,22 @@ def warm_up_batches(
         return [batch for rows in sizes for batch in ((rows,), (1, max(1, rows - 1)))]
     sizes = Buckets(max_batch_rows).rows[::-1]
     return [batch for rows in sizes for batch in ((rows,), (1, max(1, rows - 1)), (1,) * rows)]
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: its affinity, or its cgroup's quota if less."""
+    cores = len(os.sched_getaffinity(0))
+    quota = cgroup_quota(Path("/sys/fs/cgroup"))
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cgroup_quota(folder: Path) -> float | None:
+    """Return the CPU quota in cores (cgroup v2, else v1), or None where there is none."""
+    with suppress(OSError, ValueError):
+        quota, period = (folder / "cpu.max").read_text("ascii").split()
+        return None if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        quota_us = int((folder / "cpu" / "cpu.cfs_quota_us").read_text("ascii"))
+        period_us = int((folder / "cpu" / "cpu.cfs_period_us").read_text("ascii"))
+        return quota_us / period_us if quota_us > 0 else None
+    return None

@@ -1,86 +1,63 @@
 """Lanes: worker threads that run batches, one batch at a time each.
 
 TorchScript releases the GIL while it computes, so lanes run beside the event loop and beside each
-other. A lane owns what happens in its thread; the event loop hands it work and gets the outcome
-back through `call_soon_threadsafe`.
+other. A lane collates a batch, runs the model once, and ranks all requests of the batch together.
+The event loop hands it batches and gets results back through `call_soon_threadsafe`.
 """
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from app.artifacts.columns import Column, Columns, ModelInputs
+from app.artifacts.columns import Column, ModelInputs
 from app.artifacts.loader import Model
-from app.artifacts.program import scores
+from app.artifacts.program import scores as link_and_clamp
+from app.engine.batch import Batch, Chunk
+from app.engine.request import BatchTiming, RequestFeatures
+from app.ranking.batch import RankedRequest, rank_alone, rank_batch
+from app.ranking.formulas import Numbers, Scores
+from app.ranking.ranker import RankingOptions
 
-_PATIENCE_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Rows `start` to `stop` of one request: what it gives to a batch."""
-
-    user: Columns
-    candidate: Columns
-    start: int
-    stop: int
+_JOIN_S = 1.0
+_ALIGNMENT = 64  # bytes: a cache line, and as much as torch's own allocator gives
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class BatchResult:
     """What a lane made of a batch.
 
     Attributes:
-        scores: `[B, K]` float32, or the exception that the batch ended in.
-        collate_s: time to bring the parts together.
-        compute_s: time in the model, its link functions included.
-        copy_in_s: time to bring inputs to a GPU; 0 where nothing is copied.
-        copy_out_s: time to bring outputs back.
-        finite: whether every score is known to be finite.
-        is_fatal: whether the lane can run no batch after this one.
+        scores: `[B, K]` float32, or the exception that the batch ended with.
+        timing: how long the stages took.
+        is_finite: whether every score is known to be finite.
+        is_fatal: whether the lane cannot run any batch after this one.
+        ranked: for each chunk, the result of its request if the chunk holds all of its rows.
     """
 
-    scores: npt.NDArray[np.float32] | Exception
-    collate_s: float = 0.0
-    compute_s: float = 0.0
-    copy_in_s: float = 0.0
-    copy_out_s: float = 0.0
-    finite: bool = False
+    scores: Scores | Exception
+    timing: BatchTiming = field(default_factory=BatchTiming)
+    is_finite: bool = False
     is_fatal: bool = False
-
-    @property
-    def duration_s(self) -> float:
-        """How long the lane was busy."""
-        return self.collate_s + self.copy_in_s + self.compute_s + self.copy_out_s
+    ranked: Sequence[RankedRequest | None] = ()
 
 
-OnOutcome = Callable[[BatchResult], None]
-Collate = Callable[[Sequence[Part]], ModelInputs]
-Executor = Callable[[Model, Sequence[Part]], BatchResult]
-"""Runs a batch in a lane's thread; raises nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    model: Model
-    parts: Sequence[Part]
-    on_outcome: OnOutcome
+OnResult = Callable[[BatchResult], None]
+Collate = Callable[[Sequence[Chunk]], ModelInputs]
+Executor = Callable[[Model, Sequence[Chunk]], BatchResult]
+"""Runs a batch in a lane's thread and returns scores that are not ranked yet; never raises."""
 
 
 class Lane:
     """One thread that runs batches on one device.
 
-    Owned by the event loop, but for `_main`, which is the thread.
+    Owned by the event loop, except for `_main`, which is the thread.
     """
 
     def __init__(
@@ -96,20 +73,20 @@ class Lane:
 
         Args:
             name: of the thread, and in metrics.
-            loop: the event loop that outcomes are reported to.
-            threads: how many cores one operator may use in it.
-            executor: what runs a batch; `run`, on CPU cores, by default.
-            on_lost: called on the event loop, once, after an outcome that is fatal.
+            loop: the event loop that results are reported to.
+            threads: how many cores one operator may use.
+            executor: runs a batch; by default `run`, on CPU cores.
+            on_lost: called on the event loop, once, after a fatal result.
         """
         self.name = name
         self._loop = loop
         self._run = executor or run
         self._on_lost = on_lost
         self._is_lost = False
-        self._outstanding = 0  # batches handed over and not reported
-        self._progress = 0.0  # loop time (s) of the last report, or of the end of idleness
+        self._outstanding = 0  # batches submitted and not reported
+        self._progress_at = 0.0  # monotonic time (s) of the last report, or of the end of idleness
         self._threads = threads
-        self._inbox: SimpleQueue[_Work | None] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[Batch, OnResult] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
@@ -117,103 +94,194 @@ class Lane:
         state = "busy" if self._outstanding else "idle"
         return f"<Lane {self.name} {state if self._thread.is_alive() else 'stopped'}>"
 
-    def submit(self, model: Model, parts: Sequence[Part], on_outcome: OnOutcome) -> None:
-        """Run a batch after those handed over before; `on_outcome` is called on the event loop."""
+    def submit(self, batch: Batch, on_result: OnResult) -> None:
+        """Run a batch after those submitted before; `on_result` is called on the event loop."""
         if not self._outstanding:
-            self._progress = self._loop.time()
+            self._progress_at = time.monotonic()
         self._outstanding += 1
-        self._inbox.put(_Work(model, parts, on_outcome))
+        self._inbox.put((batch, on_result))
 
-    async def run(self, model: Model, parts: Sequence[Part]) -> BatchResult:
+    async def run(self, batch: Batch) -> BatchResult:
         """Run a batch and wait for it."""
         done: asyncio.Future[BatchResult] = self._loop.create_future()
-        self.submit(model, parts, done.set_result)
+        self.submit(batch, done.set_result)
         return await done
 
     def is_alive(self, hang_s: float) -> bool:
         """Whether the thread lives and no batch has kept it busy for longer than `hang_s`."""
-        stuck = self._outstanding > 0 and self._loop.time() - self._progress > hang_s
-        return self._thread.is_alive() and not stuck and not self._is_lost
+        hangs = self._outstanding > 0 and time.monotonic() - self._progress_at > hang_s
+        return self._thread.is_alive() and not hangs and not self._is_lost
 
     def stop(self) -> None:
-        """End the thread after the batch it is at; leave it behind if that takes long."""
+        """End the thread after its current batch; leave it behind if that takes long."""
         self._inbox.put(None)
-        self._thread.join(_PATIENCE_S)
+        self._thread.join(_JOIN_S)
 
     def _main(self) -> None:
         torch.get_num_threads()  # else the first operator would take what any thread set last
         torch.set_num_threads(self._threads)  # holds for the calling thread only
         while (work := self._inbox.get()) is not None:
-            outcome = self._run(work.model, work.parts)
-            self._loop.call_soon_threadsafe(self._report, work.on_outcome, outcome)
-            del work, outcome  # nothing of a request outlives its batch while the lane is idle
+            batch, on_result = work
+            result = self._run(batch.model, batch.chunks)
+            rank(batch.chunks, result)
+            self._loop.call_soon_threadsafe(self._report, on_result, result)
+            del work, batch, on_result, result  # an idle lane keeps nothing of a request
 
-    def _report(self, on_outcome: OnOutcome, outcome: BatchResult) -> None:
+    def _report(self, on_result: OnResult, result: BatchResult) -> None:
         self._outstanding -= 1
-        self._progress = self._loop.time()
-        on_outcome(outcome)
-        if outcome.is_fatal and not self._is_lost:
+        self._progress_at = time.monotonic()
+        on_result(result)
+        if result.is_fatal and not self._is_lost:
             self._is_lost = True
             if self._on_lost is not None:
                 self._on_lost()
 
 
-def run(model: Model, parts: Sequence[Part], collated: Collate | None = None) -> BatchResult:
-    """Bring parts together, run them as one batch, and return scores for all of its rows.
+def run(model: Model, chunks: Sequence[Chunk], collate_into: Collate | None = None) -> BatchResult:
+    """Collate chunks, run them through the model, and return the scores of all rows.
 
-    `collated` brings them together in the caller's own memory; by default `collate` does.
+    `collate_into` collates in the caller's own memory; by default `collate` does.
     """
     began = time.perf_counter()
     try:
-        batch = (collated or collate)(parts)
+        inputs = (collate_into or collate)(chunks)
         ready = time.perf_counter()
-        result = scores(model.program.run(batch), model.manifest.tasks)
+        result = link_and_clamp(model.program.run(inputs), model.manifest.tasks)
     except Exception as error:  # noqa: BLE001  (whatever a model raises fails its batch, not the lane)
-        return BatchResult(error, 0.0, time.perf_counter() - began)
-    finite = bool(np.isfinite(result).all())
-    return BatchResult(result, ready - began, time.perf_counter() - ready, finite=finite)
+        return BatchResult(error, BatchTiming(compute_s=time.perf_counter() - began))
+    is_finite = bool(np.isfinite(result).all())
+    timing = BatchTiming(collate_s=ready - began, compute_s=time.perf_counter() - ready)
+    return BatchResult(result, timing, is_finite)
 
 
-def collate(parts: Sequence[Part]) -> ModelInputs:
-    """Bring parts together: one user row a part, candidate rows one part after the other."""
-    if len(parts) == 1:
-        (part,) = parts
-        rows = part.stop - part.start
-        user = {name: _as_batch(column) for name, column in part.user.items()}
+def rank(chunks: Sequence[Chunk], result: BatchResult) -> None:
+    """Rank the requests whose rows are all in this batch; adds `ranked` and its time to `result`.
+
+    If a score is not finite, nothing is ranked here: the batcher finds the request at fault.
+    """
+    if isinstance(result.scores, Exception):
+        return
+    began = time.perf_counter()
+    try:
+        result.ranked = _ranked(chunks, result.scores) if result.is_finite else [None] * len(chunks)
+    except Exception as error:  # noqa: BLE001  (as in `run`)
+        result.scores = error
+    result.timing.rank_s = time.perf_counter() - began
+
+
+def _ranked(chunks: Sequence[Chunk], scores: Scores) -> Sequence[RankedRequest | None]:
+    if len(chunks) == 1:
+        (chunk,) = chunks
+        if not chunk.is_whole:
+            return [None]
+        ranking = chunk.request.ranking
+        return [rank_alone(scores, ranking, multiplier_of(ranking, chunk.features))]
+    bounds = [0]
+    for chunk in chunks:
+        bounds.append(bounds[-1] + chunk.stop - chunk.start)
+    # At most the first and the last chunk are parts of a request; their ranking is not used.
+    ranked = rank_batch(
+        scores,
+        bounds,
+        [chunk.request.ranking for chunk in chunks],
+        lambda index, name: _multiplier(chunks[index], name),
+    )
+    return [
+        result if chunk.is_whole else None for result, chunk in zip(ranked, chunks, strict=True)
+    ]
+
+
+def _multiplier(chunk: Chunk, name: str) -> Numbers:
+    column: Numbers = chunk.features.candidate[name][chunk.start : chunk.stop, 0]  # [n, 1] → [n]
+    return column
+
+
+def multiplier_of(ranking: RankingOptions, features: RequestFeatures) -> Numbers | None:
+    """Return the feature `[n]` that a request's policy multiplies by, if it has one."""
+    name = ranking.ranker.policy.multiplier
+    return None if name is None else features.candidate[name][:, 0]  # [n, 1] → [n]
+
+
+def collate(chunks: Sequence[Chunk]) -> ModelInputs:
+    """Join chunks: one user row for each, then the candidate rows one chunk after the other."""
+    if len(chunks) == 1:
+        (chunk,) = chunks
+        features = chunk.features
+        start, stop = chunk.start, chunk.stop
+        user = {name: _shareable(column) for name, column in features.user.items()}
         candidate = {
-            name: _as_batch(column[part.start : part.stop])
-            for name, column in part.candidate.items()
+            name: _shareable(column[start:stop]) for name, column in features.candidate.items()
         }
-        return ModelInputs(user, candidate, np.zeros(rows, np.int64))
+        return ModelInputs(user, candidate, np.zeros(stop - start, np.int64))
+    users, candidates = _columns(chunks)
     return ModelInputs(
-        user={name: np.concatenate([p.user[name] for p in parts]) for name in parts[0].user},
-        candidate={
-            name: np.concatenate([p.candidate[name][p.start : p.stop] for p in parts])
-            for name in parts[0].candidate
-        },
-        row_to_request=np.repeat(np.arange(len(parts)), [p.stop - p.start for p in parts]),
+        user={name: np.concatenate(columns) for name, columns in users.items()},
+        candidate={name: np.concatenate(columns) for name, columns in candidates.items()},
+        row_to_request=_row_to_request(chunks),
     )
 
 
-def _as_batch(column: Column) -> Column:
-    """Return a column that a tensor can share; a view of a request's bytes is copied."""
+def _columns(
+    chunks: Sequence[Chunk],
+) -> tuple[dict[str, list[Column]], dict[str, list[Column]]]:
+    """Return the chunks' columns by feature: of the users, and of the candidates."""
+    features = [chunk.features for chunk in chunks]
+    spans = [slice(chunk.start, chunk.stop) for chunk in chunks]
+    user = {name: [each.user[name] for each in features] for name in features[0].user}
+    candidate = {
+        name: [each.candidate[name][span] for each, span in zip(features, spans, strict=True)]
+        for name in features[0].candidate
+    }
+    return user, candidate
+
+
+def _row_to_request(chunks: Sequence[Chunk]) -> npt.NDArray[np.int64]:
+    return np.repeat(np.arange(len(chunks)), [chunk.stop - chunk.start for chunk in chunks])
+
+
+def _shareable(column: Column) -> Column:
+    """Return a column whose memory a tensor can share; a view of a request's bytes is copied."""
     return column if column.flags.writeable and column.flags.aligned else column.copy()
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity, or its cgroup's quota if less."""
-    cores = len(os.sched_getaffinity(0))
-    quota = cgroup_quota(Path("/sys/fs/cgroup"))
-    return cores if quota is None else max(1, min(cores, int(quota)))
+class Staging:
+    """A buffer that a CPU lane collates its batches in, so that no batch waits for memory pages.
+
+    Ten requests of 50 rows and 100 numbers are collated in a quarter of the time. A batch is valid
+    until the next one. The buffer grows to the largest batch. Owned by its lane's thread.
+    """
+
+    def __init__(self) -> None:
+        """Start with no memory."""
+        self._buffer: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._used = 0
+
+    def collate(self, chunks: Sequence[Chunk]) -> ModelInputs:
+        """Join chunks as `collate` does; a single chunk is not copied."""
+        if len(chunks) == 1:
+            return collate(chunks)
+        user, candidate = _columns(chunks)
+        self._make_room(sum(map(_room, [*user.values(), *candidate.values()])))
+        return ModelInputs(
+            user={name: self._joined(columns) for name, columns in user.items()},
+            candidate={name: self._joined(columns) for name, columns in candidate.items()},
+            row_to_request=_row_to_request(chunks),
+        )
+
+    def _make_room(self, size: int) -> None:
+        if size > len(self._buffer):
+            self._buffer = np.empty(2 * size, np.uint8)
+        self._used = -self._buffer.ctypes.data % _ALIGNMENT
+
+    def _joined(self, columns: Sequence[Column]) -> Column:
+        first = columns[0]
+        rows = sum(map(len, columns))
+        size = rows * first[:1].nbytes
+        joined = self._buffer[self._used : self._used + size].view(first.dtype)
+        joined = joined.reshape(rows, *first.shape[1:])
+        self._used += size + -size % _ALIGNMENT
+        return np.concatenate(columns, out=joined)
 
 
-def cgroup_quota(folder: Path) -> float | None:
-    """Return the CPU quota in cores (cgroup v2, else v1), or None where there is none."""
-    with suppress(OSError, ValueError):
-        quota, period = (folder / "cpu.max").read_text("ascii").split()
-        return None if quota == "max" else int(quota) / int(period)
-    with suppress(OSError, ValueError):
-        quota_us = int((folder / "cpu" / "cpu.cfs_quota_us").read_text("ascii"))
-        period_us = int((folder / "cpu" / "cpu.cfs_period_us").read_text("ascii"))
-        return quota_us / period_us if quota_us > 0 else None
-    return None
+def _room(columns: Sequence[Column]) -> int:
+    return sum([column.nbytes for column in columns]) + 2 * _ALIGNMENT

@@ -1,49 +1,58 @@
-"""The queue of one model: chunks of requests in the order of their turns.
+"""What waits: a queue for each model, and whose turn it is. Owned by the event loop.
 
-A request enters as one chunk. Its turn is as many rows as a batch has; what is cut off for a batch
-leaves, and when the turn is over the rest goes to the back, so that small requests are not stuck
-behind a large one (deficit round robin; Shreedhar and Varghese, SIGCOMM '95). For some of the
-batches a chunk has moved up by one priority every `AGEING_S`, so that none waits for ever. Owned by
-the event loop.
+A request enters its model's queue as one chunk. Its turn is as many rows as a batch has. What a
+batch takes leaves the queue; when the turn is over the rest of the chunk goes to the back, so that
+small requests are not stuck behind a large one (deficit round robin; Shreedhar and Varghese,
+SIGCOMM '95). Higher priorities run first. In one of `AGED_EVERY` batches a chunk counts one
+priority higher for every `AGEING_S` that it waited, so that `low` requests never starve.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
+from operator import itemgetter
+from weakref import WeakKeyDictionary
 
-from app.engine.batch import Batch, Chunk, QueuedRequest
+from app.artifacts.loader import Model
+from app.engine.batch import Batch, Chunk
 from app.engine.cost import Cost
-from app.engine.request import Priority
+from app.engine.request import Priority, QueuedRequest
 from app.errors import ClientDisconnected
 
 AGEING_S = 0.25
-"""A `low` request counts as `high` after half a second, for one batch in `AGED_EVERY`."""
+"""After half a second, a `low` request counts as `high` in one of `AGED_EVERY` batches."""
 
+AGED_EVERY = 4
+"""Age counts in one of so many batches. Low priorities make progress whatever the load, and high
+priorities have the other batches to themselves, however old the rest of the queue is."""
 
 RECOVERY_BATCHES = 1000
-"""After so many good batches of a size that was halved for lack of memory, it is doubled."""
+"""After so many good batches, a batch limit that was halved for lack of memory is doubled."""
+
+SWEEP_S = 0.01
+"""A full queue is searched for finished requests at most once in this time: it takes milliseconds."""
 
 
 @dataclass(slots=True)
-class Turns:
-    """Pieces of one priority, the one whose turn it is first.
+class PriorityLevel:
+    """The chunks of one priority, in the order of their turns.
 
     Attributes:
-        chunks: in the order of their turns, which is that of their coming here.
-        rows: how many they have.
-        next_rows: how many of them go before each chunk's turn is over.
+        rows: how many rows they have.
+        turn_rows: how many of these rows run before the turn of each chunk is over.
     """
 
     priority: Priority
     chunks: deque[Chunk] = field(default_factory=deque)
     rows: int = 0
-    next_rows: int = 0
+    turn_rows: int = 0
 
     def urgency(self, aged_at: float | None) -> tuple[int, float]:
-        """Return the priority of the first chunk and since when it waits.
+        """Return the priority of the first chunk and the time (s) from which it waits.
 
-        Its age at a clock time (s) is counted in where one is given.
+        With a clock time (s), the chunk's age at that time raises its priority.
         """
         since = self.chunks[0].since
         steps = 0 if aged_at is None else int((aged_at - since) / AGEING_S)
@@ -54,14 +63,14 @@ class Turns:
 
 
 class ModelQueue:
-    """Pieces that wait for one model, and what is known of its batches.
+    """The chunks that wait for one model, and what is known about its batches.
 
     Attributes:
-        rows: how many wait.
-        cost: what a batch takes.
-        row_bytes: the most that a row took in a request's body of late; how many rows a body has at
-            least is told by it before the body is read.
-        max_batch_rows: the most rows of a batch; less than at first where memory ran out.
+        rows: how many rows wait.
+        cost: what a batch costs.
+        row_bytes: the most bytes that a row of recent request bodies took. It gives the least
+            number of rows that a body can have before the body is read.
+        max_batch_rows: the most rows of a batch; less than the setting after out-of-memory.
     """
 
     def __init__(self, *, max_batch_rows: int, min_chunk_rows: int) -> None:
@@ -71,180 +80,328 @@ class ModelQueue:
         self.row_bytes = 0.0
         self.max_batch_rows = max_batch_rows
         self._turn_rows = max_batch_rows
-        self._since_halved = 0  # batches
-        self._min_piece_rows = min_chunk_rows
-        self._turns = tuple(Turns(priority) for priority in Priority)
-        self._again: deque[Batch] = deque()  # parts of batches that failed; they go first
+        self._batches_since_halved = 0
+        self._min_chunk_rows = min_chunk_rows
+        self._levels = tuple(PriorityLevel(priority) for priority in Priority)
+        self._retries: deque[Batch] = deque()  # halves of batches that failed; they run first
 
     def __len__(self) -> int:
-        again = sum([len(group.chunks) for group in list(self._again)])  # any thread may ask
-        return again + sum([len(turns.chunks) for turns in self._turns])
+        # Called from other threads too: iterate over a copy.
+        retries = sum([len(batch.chunks) for batch in list(self._retries)])
+        return retries + sum([len(level.chunks) for level in self._levels])
 
     def __repr__(self) -> str:
-        groups = [f"again {group}" for group in self._again]
-        turns = [f"{turns}" for turns in self._turns if turns.chunks]
-        return f"<{self.rows} rows: {', '.join(groups + turns)}>"
+        retries = [f"retry {batch}" for batch in self._retries]
+        levels = [f"{level}" for level in self._levels if level.chunks]
+        return f"<{self.rows} rows: {', '.join(retries + levels)}>"
 
     @property
     def oldest_arrival(self) -> float:
-        """Clock time (s) since when the oldest row waits; looks at every chunk."""
-        waiting: list[Iterable[Chunk]] = [turns.chunks for turns in self._turns]
-        waiting += [group.chunks for group in self._again]
-        return min(chunk.pending.arrival for chunk in chain.from_iterable(waiting))
+        """Clock time (s) at which the oldest row arrived; looks at every chunk."""
+        waiting: list[Iterable[Chunk]] = [level.chunks for level in self._levels]
+        waiting += [batch.chunks for batch in self._retries]
+        return min(chunk.request.arrival for chunk in chain.from_iterable(waiting))
 
     def rows_as_urgent(self, priority: Priority) -> int:
-        """Return how many rows wait that are as urgent or more."""
-        again = sum([group.rows for group in self._again])
-        return again + sum([turns.rows for turns in self._turns[: priority + 1]])
-
-    def learn(self, rows: int, duration_s: float) -> bool:
-        """Learn from a batch that ran; return whether batches may be larger again from now on."""
-        self.cost.observe(rows, duration_s)
-        self._since_halved += 1
-        if self.max_batch_rows == self._turn_rows or self._since_halved < RECOVERY_BATCHES:
-            return False
-        self._since_halved = 0
-        self.max_batch_rows = min(2 * self.max_batch_rows, self._turn_rows)
-        return True
+        """Return how many rows wait with this priority or a higher one."""
+        retries = sum([batch.rows for batch in self._retries])
+        return retries + sum([level.rows for level in self._levels[: priority + 1]])
 
     def rows_before(self, rows: int, priority: Priority) -> int:
-        """Return how many rows go before the last of `rows` more, if others come as these go."""
+        """Return how many rows run before the last of `rows` more rows, if the queue stays full."""
         ahead = 0
-        for turns in self._turns[: priority + 1]:
-            ahead += turns.next_rows
+        for level in self._levels[: priority + 1]:
+            ahead += level.turn_rows
         if rows > self._turn_rows:
             ahead *= -(-rows // self._turn_rows)
-        for group in self._again:
-            ahead += group.rows
+        for batch in self._retries:
+            ahead += batch.rows
         return ahead
 
     def rows_beside(self, batches: int, priority: Priority) -> int:
-        """Return how many rows go, at most, while another model gets so many batches.
+        """Return how many rows run, at most, while another model runs so many batches.
 
-        What is more urgent than `priority` goes before them; what is as urgent takes turns.
+        Higher priorities run before them; the same priority takes turns with them.
         """
-        ahead = sum([turns.rows for turns in self._turns[:priority]])
-        level = self._turns[priority].rows + sum([group.rows for group in self._again])
-        return ahead + min(level, batches * self.max_batch_rows)
+        ahead = sum([level.rows for level in self._levels[:priority]])
+        level_rows = self._levels[priority].rows + sum([batch.rows for batch in self._retries])
+        return ahead + min(level_rows, batches * self.max_batch_rows)
 
     def urgency(self, aged_at: float | None) -> int:
-        """Return the priority of the most urgent chunk; see `Turns.urgency` for its age."""
-        again = [chunk.pending.terms.priority for each in self._again for chunk in each.chunks]
-        return min([*again, *(each.urgency(aged_at)[0] for each in self._turns if each.chunks)])
+        """Return the priority of the most urgent chunk; see `PriorityLevel.urgency`."""
+        retries = [chunk.request.priority for batch in self._retries for chunk in batch.chunks]
+        return min([*retries, *(each.urgency(aged_at)[0] for each in self._levels if each.chunks)])
 
-    def append(self, pending: QueuedRequest, start: int, now: float) -> None:
-        """Let a request, from row `start` on, wait for its turn."""
-        stop = pending.request.rows
-        turn = min(stop - start, self._turn_rows)
-        turns = self._turns[pending.terms.priority]
-        turns.chunks.append(Chunk(pending, start, stop, now, turn))
-        self._count(turns, stop - start, turn)
+    def observe(self, rows: int, duration_s: float) -> bool:
+        """Learn from a batch that ran; return whether the batch limit was raised again."""
+        self.cost.observe(rows, duration_s)
+        self._batches_since_halved += 1
+        if self.max_batch_rows == self._turn_rows or self._batches_since_halved < RECOVERY_BATCHES:
+            return False
+        self._batches_since_halved = 0
+        self.max_batch_rows = min(2 * self.max_batch_rows, self._turn_rows)
+        return True
 
-    def put_back(self, groups: Iterable[Batch]) -> None:
-        """Let groups run next, each by itself."""
-        for group in groups:
-            self._again.append(group)
-            self.rows += group.rows
+    def append(self, request: QueuedRequest, start: int, now: float) -> None:
+        """Queue a request from row `start` on."""
+        features = request.features
+        stop = features.rows
+        rows = stop - start
+        turn = rows if rows < self._turn_rows else self._turn_rows
+        level = self._levels[request.priority]
+        level.chunks.append(Chunk(request, features, start, stop, now, turn))
+        level.rows += rows
+        level.turn_rows += turn
+        self.rows += rows
 
-    def halve(self, group: Batch) -> None:
-        """Let a group for which memory ran out run again in smaller batches, as do all others."""
-        self.max_batch_rows = max(1, min(self.max_batch_rows, group.rows // 2))
-        self._since_halved = 0
-        for chunk in reversed(group.chunks):
-            turns = self._turns[chunk.pending.terms.priority]
-            turns.chunks.appendleft(replace(chunk, turn=chunk.rows))
-            self._count(turns, chunk.rows, chunk.rows)
+    def retry(self, batches: Iterable[Batch]) -> None:
+        """Run these batches next, each by itself."""
+        for batch in batches:
+            self._retries.append(batch)
+            self.rows += batch.rows
 
-    def drop_over(self, now: float) -> None:
-        """Drop the chunks that nobody waits for any more."""
-        for turns in self._turns:
-            for _ in range(len(turns.chunks)):
-                chunk = turns.chunks.popleft()
-                if self._is_over(chunk.pending, now):
-                    self._count(turns, -chunk.rows, -chunk.turn)
+    def halve_batches(self, failed: Batch) -> None:
+        """Halve the batch limit after out-of-memory, and queue the failed chunks again in front."""
+        self.max_batch_rows = max(1, min(self.max_batch_rows, failed.rows // 2))
+        self._batches_since_halved = 0
+        for chunk in reversed(failed.chunks):
+            level = self._levels[chunk.request.priority]
+            rows = chunk.rows
+            level.chunks.appendleft(
+                Chunk(
+                    chunk.request, chunk.features, chunk.start, chunk.stop, chunk.since, turn=rows
+                )
+            )
+            self._count(level, rows, rows)
+
+    def drop_finished(self, now: float) -> None:
+        """Drop the chunks whose requests are done, expired or disconnected."""
+        for level in self._levels:
+            for _ in range(len(level.chunks)):
+                chunk = level.chunks.popleft()
+                if _is_wanted(chunk.request, now):
+                    level.chunks.append(chunk)
                 else:
-                    turns.chunks.append(chunk)
+                    _report_disconnect(chunk.request, now)
+                    self._count(level, -chunk.rows, -chunk.turn)
 
     def take(self, target: int, now: float, aged_at: float | None = None) -> Batch | None:
         """Take a batch of about `target` rows from the front, at most `max_batch_rows`.
 
-        Where a time is given, age at that time is counted in. Pieces whose callers left or whose
-        deadlines passed are dropped on the way, and so are those that would be late, as long as
-        others wait: to compute them would make those late as well. The last one always runs, since
-        a cost that is overrated would stay so. Where nobody waits any more, there is no batch.
+        Requests that are done, expired or disconnected are dropped. Requests that would be late
+        are dropped too while others wait: computing them would make the others late as well. The
+        last request always runs, or a cost that was overestimated would never be corrected.
+
+        Args:
+            target: how many rows the batch should have.
+            now: clock time (s).
+            aged_at: clock time (s) for counting age; None ignores age.
+
+        Returns:
+            None if no request is left.
         """
-        ends = now + self.cost.of(min(target, self.rows))
-        while self._again:
-            group = self._again.popleft()
-            self.rows -= group.rows
-            waited_for = [p for p in group.chunks if not self._is_over(p.pending, now)]
-            if waited_for:
-                return Batch(waited_for, group.reruns)
-        batch: list[Chunk] = []
+        while self._retries:
+            batch = self._retries.popleft()
+            self.rows -= batch.rows
+            wanted = [each for each in batch.chunks if _is_wanted(each.request, now)]
+            if len(wanted) < len(batch.chunks):
+                for each in batch.chunks:
+                    _report_disconnect(each.request, now)
+            if wanted:
+                return Batch.of(batch.model, wanted, batch.retries)
+        late = now + self.cost.of(min(target, self.rows))
+        chunks: list[Chunk] = []
         rows = 0
-        while rows < target and (turns := self._first(aged_at)) is not None:
-            chunk = turns.chunks[0]
-            late = chunk.pending.terms.deadline < ends and self.rows > chunk.rows
-            if late or self._is_over(chunk.pending, now):
-                turns.chunks.popleft()
-                self._count(turns, -chunk.rows, -chunk.turn)
+        while rows < target and (level := self._first_level(aged_at)) is not None:
+            chunk = level.chunks[0]
+            request = chunk.request
+            wanted_rows = chunk.stop - chunk.start
+            is_late = request.deadline < late and self.rows > wanted_rows
+            if is_late or not _is_wanted(request, now):
+                level.chunks.popleft()
+                self._count(level, -wanted_rows, -chunk.turn)
+                _report_disconnect(request, now)
                 continue
-            taken = self._cut(chunk.rows, rows, target)
-            if taken == 0:
-                break
-            batch.append(self._pop(turns, taken, now))
-            rows += taken
-        return Batch(batch) if batch else None
+            if wanted_rows <= target - rows:
+                level.chunks.popleft()
+                self._count(level, -wanted_rows, -chunk.turn)
+            else:
+                wanted_rows = self._cut(wanted_rows, rows, target)
+                if wanted_rows == 0:
+                    break
+                chunk = self._take_part(level, wanted_rows, now)
+            chunks.append(chunk)
+            rows += wanted_rows
+        return Batch(chunks[0].request.model, chunks, rows) if chunks else None
 
-    def _first(self, aged_at: float | None) -> Turns | None:
-        waiting = [turns for turns in self._turns if turns.chunks]
-        if len(waiting) > 1:
-            return min(waiting, key=lambda turns: turns.urgency(aged_at))
-        return waiting[0] if waiting else None
+    def _first_level(self, aged_at: float | None) -> PriorityLevel | None:
+        found = None
+        for level in self._levels:
+            if level.chunks:
+                if found is not None:
+                    waiting = [each for each in self._levels if each.chunks]
+                    return min(waiting, key=lambda each: each.urgency(aged_at))
+                found = level
+        return found
 
-    def _is_over(self, pending: QueuedRequest, now: float) -> bool:
-        """Whether nobody waits for a request: its caller is told, or left, or is told just now."""
-        if pending.future.done() or pending.terms.deadline <= now:
-            return True
-        if pending.terms.is_disconnected():
-            pending.fail(ClientDisconnected("queue"))
-            return True
-        return False
-
-    def _count(self, turns: Turns, rows: int, turn: int) -> None:
-        turns.rows += rows
-        turns.next_rows += turn
+    def _count(self, level: PriorityLevel, rows: int, turn: int) -> None:
+        level.rows += rows
+        level.turn_rows += turn
         self.rows += rows
 
-    def _pop(self, turns: Turns, rows: int, now: float) -> Chunk:
-        """Take `rows` rows of the first chunk; if its turn is over, the rest goes to the back."""
-        chunk = turns.chunks.popleft()
-        cut = chunk.start + rows
+    def _take_part(self, level: PriorityLevel, rows: int, now: float) -> Chunk:
+        """Take `rows` rows of the first chunk; when its turn is over, the rest goes to the back."""
+        chunk = level.chunks.popleft()
+        request, cut = chunk.request, chunk.start + rows
         if cut == chunk.stop:
-            self._count(turns, -rows, -chunk.turn)
+            self._count(level, -rows, -chunk.turn)
             return chunk
         if rows < chunk.turn:
-            self._count(turns, -rows, -rows)
-            turns.chunks.appendleft(replace(chunk, start=cut, turn=chunk.turn - rows))
+            self._count(level, -rows, -rows)
+            turn = chunk.turn - rows
+            rest = Chunk(request, chunk.features, cut, chunk.stop, chunk.since, turn)
+            level.chunks.appendleft(rest)
         else:
-            self._count(turns, -chunk.rows, -chunk.turn)
-            self.append(chunk.pending, cut, now)
-        return replace(chunk, stop=cut)
+            self._count(level, -chunk.rows, -chunk.turn)
+            self.append(request, cut, now)
+        return Chunk(request, chunk.features, chunk.start, cut, chunk.since, chunk.turn)
 
     def _cut(self, wanted: int, rows: int, target: int) -> int:
-        """Return how many of `wanted` rows join a batch that holds `rows` already, maybe none.
+        """Return how many of `wanted` rows join a batch that already has `rows`; 0 for none.
 
-        It is all of them, or so many that neither they nor the rest are below `min_chunk_rows`.
+        It is all of them, or a number that leaves neither part below `min_chunk_rows`.
         """
-        if wanted <= target - rows:
-            return wanted
-        longest_piece = wanted - self._min_piece_rows
-        if (cut := min(target - rows, longest_piece)) >= self._min_piece_rows:
+        longest = wanted - self._min_chunk_rows
+        if (cut := min(target - rows, longest)) >= self._min_chunk_rows:
             return cut
         # Not worth splitting at the target; the batch may grow to its limit instead.
         space = self.max_batch_rows - rows
         if wanted <= space:
             return wanted
-        if (cut := min(space, longest_piece)) >= self._min_piece_rows:
+        if (cut := min(space, longest)) >= self._min_chunk_rows:
             return cut
         return 0 if rows else space
+
+
+def _is_wanted(request: QueuedRequest, now: float) -> bool:
+    return not (request.is_done or request.deadline <= now or request.is_disconnected())
+
+
+def _report_disconnect(request: QueuedRequest, now: float) -> None:
+    """Fail a request whose client disconnected; an expired one is failed by its deadline."""
+    if not request.is_done and request.deadline > now and request.is_disconnected():
+        request.fail(ClientDisconnected("queue"))
+
+
+class Queues:
+    """The queues of all models. Models that have rows take turns.
+
+    What is known about a model's batches stays with its queue as long as the model lives.
+    """
+
+    def __init__(self, *, max_batch_rows: int, min_chunk_rows: int, max_wait_s: float) -> None:
+        """Start empty; see `Batcher` for the arguments."""
+        self._max_batch_rows = max_batch_rows
+        self._min_chunk_rows = min_chunk_rows
+        self._max_wait_s = max_wait_s
+        self._queues: WeakKeyDictionary[Model, ModelQueue] = WeakKeyDictionary()
+        self._turns: dict[Model, ModelQueue] = {}  # the models that have rows, next one first
+        self._batches_taken = 0
+        self._swept_at = -math.inf  # clock time (s) of the last `drop_finished`
+
+    def __repr__(self) -> str:
+        return f"{ {str(model): queue for model, queue in self._turns.items()} }"
+
+    def __bool__(self) -> bool:
+        return bool(self._turns)
+
+    @property
+    def rows(self) -> int:
+        """How many rows wait; any thread may ask."""
+        return sum([queue.rows for queue in list(self._turns.values())])
+
+    @property
+    def chunks(self) -> int:
+        """How many requests, or chunks of one, wait; any thread may ask."""
+        return sum(map(len, list(self._turns.values())))
+
+    @property
+    def waiting(self) -> Iterable[ModelQueue]:
+        """The queues that have rows."""
+        return self._turns.values()
+
+    @property
+    def all(self) -> dict[Model, ModelQueue]:
+        """Every queue, by model."""
+        return dict(self._queues)
+
+    def of(self, model: Model) -> ModelQueue:
+        """Return a model's queue."""
+        queue = self._turns.get(model)
+        if queue is None:
+            queue = self._queues.get(model)
+        if queue is None:
+            queue = self._queues[model] = ModelQueue(
+                max_batch_rows=self._max_batch_rows, min_chunk_rows=self._min_chunk_rows
+            )
+        return queue
+
+    def append(self, request: QueuedRequest, now: float) -> None:
+        """Queue a request."""
+        model = request.model
+        queue = self._turns.get(model)
+        if queue is None:
+            queue = self._turns[model] = self.of(model)
+        queue.append(request, 0, now)
+
+    def resume(self, model: Model) -> None:
+        """Give a model its turn if rows were put back into its queue."""
+        queue = self.of(model)
+        if queue.rows:
+            self._turns.setdefault(model, queue)
+
+    def drop_finished(self, now: float) -> None:
+        """Drop the chunks that nobody waits for; at most once in `SWEEP_S`."""
+        if now - self._swept_at < SWEEP_S:
+            return
+        self._swept_at = now
+        for queue in self._turns.values():
+            queue.drop_finished(now)
+        self._turns = {model: queue for model, queue in self._turns.items() if queue.rows}
+
+    def next(self, now: float) -> tuple[Model, float]:
+        """Return the model whose turn it is, and how long (s) its rows may wait for more rows."""
+        ready = self._turns
+        if self._max_wait_s > 0:
+            waits = {model: self._wait_s(queue, now) for model, queue in self._turns.items()}
+            ready = {model: self._turns[model] for model, wait_s in waits.items() if wait_s <= 0}
+            if not ready:
+                return min(waits.items(), key=itemgetter(1))
+        if len(ready) == 1:
+            return next(iter(ready)), 0.0
+        aged_at = self._aged_at(now)
+        return min(ready, key=lambda model: ready[model].urgency(aged_at)), 0.0
+
+    def take(self, model: Model, lanes: int, now: float) -> Batch | None:
+        """Take a batch of the model whose turn it is, and move the model behind the others.
+
+        The rows are shared between the idle `lanes`, so that a single large request is as fast as
+        possible. Returns None if nobody waits for any of the rows.
+        """
+        queue = self._turns.pop(model)
+        share = math.ceil(queue.rows / lanes)
+        target = min(queue.max_batch_rows, max(self._min_chunk_rows, share))
+        batch = queue.take(target, now, self._aged_at(now))
+        if queue.rows:
+            self._turns[model] = queue
+        if batch is not None:
+            self._batches_taken += 1
+        return batch
+
+    def _aged_at(self, now: float) -> float | None:
+        return None if self._batches_taken % AGED_EVERY else now
+
+    def _wait_s(self, queue: ModelQueue, now: float) -> float:
+        if queue.rows >= queue.max_batch_rows:
+            return 0.0
+        return queue.oldest_arrival + self._max_wait_s - now

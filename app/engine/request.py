@@ -1,53 +1,126 @@
-"""On what terms a caller waits for an answer."""
+"""A request inside the engine: from its admission to its scores."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
+
 from app.artifacts.columns import Columns
+from app.artifacts.loader import Model
+from app.ranking.batch import RankedRequest
+from app.ranking.ranker import RankingOptions
 
 
 class Priority(IntEnum):
-    """Whose rows go first; within a priority, requests take turns."""
+    """Requests of a higher priority run first; requests of one priority take turns."""
 
     HIGH = 0
     NORMAL = 1
     LOW = 2
 
 
-def never_disconnected() -> bool:
-    """Say that the caller has not left: for callers who cannot."""
-    return False
-
-
-@dataclass(frozen=True, slots=True)
-class RequestOptions:
-    """Until when, how urgently, and whether anybody still waits.
-
-    Attributes:
-        deadline: loop time (s) after which no answer is wanted.
-        priority: whose rows go first.
-        is_disconnected: whether the caller is gone; one look, called on the event loop when the request's
-            batch is formed.
-    """
-
-    deadline: float
-    priority: Priority = Priority.NORMAL
-    is_disconnected: Callable[[], bool] = never_disconnected
-
-
 @dataclass(frozen=True, slots=True)
 class RequestFeatures:
-    """One user and n candidates as columns.
+    """The features of one user and n candidates, checked and encoded.
 
     Attributes:
         user: columns with one row.
         candidate: columns with `rows` rows.
         rows: n, the number of candidates.
-        unknown_ids: how many ids of each feature lay outside its vocabulary, where any did.
+        unknown_ids: for each feature, how many ids were outside its vocabulary.
     """
 
     user: Columns
     candidate: Columns
     rows: int
     unknown_ids: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class BatchTiming:
+    """How long the stages of one batch took (s)."""
+
+    collate_s: float = 0.0
+    compute_s: float = 0.0
+    rank_s: float = 0.0
+    copy_in_s: float = 0.0
+    copy_out_s: float = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """How long the lane was busy."""
+        return self.collate_s + self.copy_in_s + self.compute_s + self.copy_out_s + self.rank_s
+
+
+def never_disconnected() -> bool:
+    """Return False: the default for callers that cannot disconnect."""
+    return False
+
+
+@dataclass(slots=True, eq=False)
+class QueuedRequest:
+    """A request until it is done. Owned by the event loop; a lane only reads it.
+
+    Attributes:
+        model: the version that scores it.
+        features: its columns.
+        ranking: how to rank the candidates.
+        deadline: clock time (s) after which the response is worthless.
+        priority: which requests run first.
+        is_disconnected: says whether the client has closed the connection.
+        on_done: called once, on the event loop, when there is a result or an error.
+        arrival: clock time (s) at which it was queued.
+        rows_left: rows that have no scores yet.
+        scores: `[n, K]` float32, filled chunk by chunk.
+        ranked: the result.
+        error: why there is no result.
+        is_done: whether `on_done` was called.
+        queue_s: how long the chunk that finished last was queued (s).
+        timing: the stages of that chunk's batch.
+    """
+
+    model: Model
+    features: RequestFeatures
+    ranking: RankingOptions
+    deadline: float = math.inf
+    priority: Priority = Priority.NORMAL
+    is_disconnected: Callable[[], bool] = never_disconnected
+    on_done: Callable[["QueuedRequest"], None] | None = None
+    arrival: float = 0.0
+    rows_left: int = 0
+    scores: npt.NDArray[np.float32] | None = None
+    ranked: RankedRequest | None = None
+    error: Exception | None = None
+    is_done: bool = False
+    queue_s: float = 0.0
+    timing: BatchTiming | None = None
+
+    def succeed(self, ranked: RankedRequest, timing: BatchTiming) -> None:
+        """Finish with a result, unless the request is done."""
+        if not self.is_done:
+            self.ranked = ranked
+            self.timing = timing
+            self._finish()
+
+    def fail(self, error: Exception) -> None:
+        """Finish with an error, unless the request is done."""
+        if not self.is_done:
+            self.error = error
+            self._finish()
+
+    def _finish(self) -> None:
+        self.is_done = True
+        on_done, self.on_done = self.on_done, None
+        if on_done is not None:
+            on_done(self)
+        # The batcher's list of deadlines keeps this object until its deadline. Megabytes of
+        # columns, the result and the connection must not wait for that.
+        self.features = _RELEASED
+        self.is_disconnected = never_disconnected
+        self.scores = self.ranked = self.error = None
+
+
+_RELEASED = RequestFeatures({}, {}, 0, {})

@@ -83,26 +83,26 @@ def engine_state(batcher: Batcher, lanes: Iterable[Lane], *, hang_s: float) -> E
             typical_rows=round(queue.cost.typical_rows, 1),
             max_batch_rows=queue.max_batch_rows,
         )
-        for model, queue in batcher.backlog.queues.items()
+        for model, queue in batcher.queues.all.items()
     ]
     states = [_lane(lane, batcher, now, hang_s) for lane in lanes]
     idle = sum(state.model is None for state in states)
-    return EngineState(batcher.backlog.rows, idle, queues, states)
+    return EngineState(batcher.queues.rows, idle, queues, states)
 
 
 def _lane(lane: Lane, batcher: Batcher, now: float, hang_s: float) -> LaneState:
     alive = lane.is_alive(hang_s)
-    flight = batcher.flights.get(lane.name)
-    if flight is None:
+    running = batcher.running.get(lane.name)
+    if running is None:
         return LaneState(lane.name, alive)
     return LaneState(
         lane.name,
         alive,
-        model=str(flight.model),
-        rows=flight.rows,
-        requests=len(flight.group.chunks),
-        since_ms=_ms(now - flight.began),
-        expected_ms=_ms(flight.cost_s),
+        model=str(running.batch.model),
+        rows=running.batch.rows,
+        requests=len(running.batch.chunks),
+        since_ms=_ms(now - running.started),
+        expected_ms=_ms(running.cost_s),
     )
 
 

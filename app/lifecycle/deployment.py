@@ -14,9 +14,12 @@ import torch
 
 from app.artifacts.loader import Model, load
 from app.artifacts.store import Artifact, Store
-from app.engine.lanes import Lane, Part
+from app.engine.batch import Batch, Chunk
+from app.engine.lanes import Lane
+from app.engine.request import QueuedRequest, RequestFeatures
 from app.errors import ArtifactInvalid
 from app.lifecycle.registry import Registry
+from app.ranking.policies import NO_POLICIES
 
 logger = logging.getLogger(__name__)
 
@@ -117,24 +120,33 @@ class Deployment:
 
     async def _warm_up(self, model: Model) -> None:
         """Run every size on every lane, so that no request is the first of its kind."""
-        batches = [[_rows(model, rows) for rows in sizes] for sizes in self._warm_up_sizes]
+        batches = [_batch(model, sizes) for sizes in self._warm_up_sizes]
         observed: list[tuple[int, float]] = []
         for lane in self._lanes:
-            for parts in batches * _WARM_UP_PASSES:
-                outcome = await lane.run(model, parts)
+            for batch in batches * _WARM_UP_PASSES:
+                outcome = await lane.run(batch)
                 if isinstance(outcome.scores, Exception):
                     raise ArtifactInvalid(f"warm-up failed: {outcome.scores}") from outcome.scores
-                observed.append((len(outcome.scores), outcome.duration_s))
+                observed.append((batch.rows, outcome.timing.busy_s))
         self._on_warm(model, observed[-len(batches) :])  # of the last pass: what is to come
 
 
-def _rows(model: Model, rows: int) -> Part:
-    """Return a request of `rows` candidates: the first golden user, golden candidates repeated."""
+def _batch(model: Model, sizes: Sequence[int]) -> Batch:
+    """Return a batch of requests with so many candidates each.
+
+    The user is the first golden user, and the golden candidates are repeated.
+    """
     golden = model.golden.batch
-    taken = np.arange(rows) % golden.rows
-    return Part(
-        user={name: column[:1] for name, column in golden.user.items()},
-        candidate={name: column[taken] for name, column in golden.candidate.items()},
-        start=0,
-        stop=rows,
-    )
+    options = NO_POLICIES.rankers(model.manifest.traits).wanted
+    chunks = []
+    for rows in sizes:
+        taken = np.arange(rows) % golden.rows
+        features = RequestFeatures(
+            user={name: column[:1] for name, column in golden.user.items()},
+            candidate={name: column[taken] for name, column in golden.candidate.items()},
+            rows=rows,
+            unknown_ids={},
+        )
+        request = QueuedRequest(model, features, options)
+        chunks.append(Chunk(request, features, 0, rows))
+    return Batch.of(model, chunks)

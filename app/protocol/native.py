@@ -1,19 +1,27 @@
-"""The native dialect of scoring calls: one user and n candidates in JSON.
+"""The native dialect of score calls: one user and n candidates in JSON.
 
-`app.protocol.score_request` knows how a request is read, `app.api.openapi.schemas` describes both documents.
+`app.api.openapi.schemas` describes both documents.
 """
 
 import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import orjson
 
 from app.artifacts.manifest import Manifest
-from app.engine.request import RequestOptions
+from app.engine.request import RequestFeatures
+from app.errors import FieldError, InvalidRequest
+from app.protocol.dialect import Content, ParseContext, ParsedRequest
+from app.protocol.features import encode
 from app.protocol.json_body import decode_request
-from app.protocol.score_request import ScoreRequest, read_request
-from app.scoring.score import Call, Headers
-from app.scoring.service import Answer
+from app.protocol.ranking_options import read_options
+from app.protocol.validation import MISSING, ValidationReport
+from app.ranking.batch import RankedRequest
+from app.ranking.ranker import Ranker, RankingOptions
 
 ROUTES = {
     "/v1/score": "Score with the default model",
@@ -21,58 +29,116 @@ ROUTES = {
     "/v1/models/{model}/versions/{version}/score": "Score with one version of a model",
 }
 
-_HEADERS = ((b"content-type", b"application/json"),)
+Keys = Sequence[str | int]
+
+_MEMBERS = frozenset(("user", "candidates", "candidate_keys", "ranking"))
+_HEADERS = b"content-type: application/json\r\n"
 
 
 class Native:
-    """Scoring calls as a recommender backend makes them."""
+    """Score calls as a recommender backend makes them."""
 
     path = re.compile(
-        r"/v1/(?:models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,9})/)?)?score"
+        r"/v1/(?:models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,18})/)?)?score"
     )
     media_types = frozenset((b"application/json",))
 
-    def route(self, name: str | None, version: str | None) -> str:
+    def route(self, model: str | None, version: str | None) -> str:
         """Return the template of a path."""
-        if name is None:
+        if model is None:
             return "/v1/score"
         return f"/v1/models/{{model}}{'/versions/{version}' if version else ''}/score"
 
-    def decode(self, body: bytes, call: Call) -> object:
-        """Parse JSON."""
-        return decode_request(body, call.model.manifest, max_candidates=call.limits.max_candidates)
-
-    def read(self, document: object, call: Call) -> tuple[ScoreRequest, RequestOptions]:
-        """Check a document and encode its features; its headers alone state its terms."""
-        model = call.model
-        request = read_request(
-            document,
-            model.manifest,
-            call.rankers,
-            max_candidates=call.limits.max_candidates,
-            vocabularies=model.vocabularies,
-        )
-        return request, call.terms
-
-    def write(self, request: ScoreRequest, answer: Answer, call: Call) -> tuple[Headers, bytes]:
-        """Return scores, rank scores and the ranking."""
-        return _HEADERS, _content(call.model.manifest, request, answer)
+    def parse(self, body: bytes, context: ParseContext) -> ParsedRequest:
+        """Read a request body; see `Dialect.parse`."""
+        manifest = context.model.manifest
+        document = decode_request(body, manifest, max_candidates=context.max_candidates)
+        decoded_at = time.perf_counter()
+        features, ranking, keys = read_request(document, context)
+        writer = ScoreResponse(manifest, ranking.ranker, keys)
+        return ParsedRequest(features, ranking, writer, decoded_at)
 
 
-def _content(manifest: Manifest, request: ScoreRequest, answer: Answer) -> bytes:
-    by_task = np.ascontiguousarray(answer.scores.T)  # [K, n]
-    ranking = answer.ranking.tolist()
-    if request.keys is not None:
-        ranking = [request.keys[position] for position in ranking]
-    document: dict[str, object] = {
-        "model": manifest.name,
-        "version": manifest.version,
-        "scores": dict(zip(manifest.task_names, by_task, strict=True)),
-        "rank_score": answer.rank_score,
-        "ranking": ranking,
-        "policy": request.wanted.ranker.echo,
-    }
-    if answer.explanation is not None:
-        document["explanation"] = answer.explanation.document(request.keys)
-    # orjson writes a float32 as the shortest text that reads back as the same float32.
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+def read_request(
+    document: object, context: ParseContext
+) -> tuple[RequestFeatures, RankingOptions, Keys | None]:
+    """Check a parsed document; return its features, ranking options and candidate keys.
+
+    Raises:
+        InvalidRequest, PayloadTooLarge: see `Dialect.parse`.
+    """
+    if not isinstance(document, dict):
+        raise InvalidRequest([FieldError("", "must be an object")])
+    report = ValidationReport()
+    report.unknown_keys("", document, _MEMBERS)
+    features = encode(
+        context.model.manifest,
+        document.get("user", {}),
+        document.get("candidates", MISSING),
+        report,
+        max_candidates=context.max_candidates,
+        vocabularies=context.model.vocabularies,
+    )
+    keys = _read_keys(document.get("candidate_keys"), features.rows, report)
+    ranking = read_options(document.get("ranking"), context.policies, report)
+    report.raise_any()
+    return features, ranking, keys
+
+
+def _read_keys(keys: Any, rows: int, report: ValidationReport) -> Keys | None:  # noqa: ANN401
+    if keys is None:
+        return None
+    if not isinstance(keys, list):
+        report.add("/candidate_keys", "must be a list with one key per candidate")
+        return None
+    if len(keys) != rows:
+        if not report.problems:  # otherwise the number of candidates itself is in doubt
+            report.add("/candidate_keys", f"has {len(keys)} keys for {rows} candidates")
+        return None
+    if not set(map(type, keys)) <= {str, int}:
+        for row, key in enumerate(keys):
+            if not isinstance(key, str | int) or isinstance(key, bool):
+                report.add(f"/candidate_keys/{row}", "must be a string or an integer")
+        return None
+    if len(set(keys)) < len(keys):
+        first: dict[str | int, int] = {}
+        for row, key in enumerate(keys):
+            if first.setdefault(key, row) != row:
+                detail = f"duplicate key: the same as /candidate_keys/{first[key]}"
+                report.add(f"/candidate_keys/{row}", detail)
+    return keys
+
+
+@dataclass(slots=True)
+class ScoreResponse:
+    """Writes scores, rank scores and the ranking.
+
+    Attributes:
+        manifest: of the model.
+        ranker: whose policy was applied.
+        keys: the candidates' keys; None for positions.
+    """
+
+    manifest: Manifest
+    ranker: Ranker
+    keys: Keys | None
+
+    def write(self, ranked: RankedRequest) -> Content:
+        """Return the response's content."""
+        manifest, keys = self.manifest, self.keys
+        by_task = np.ascontiguousarray(ranked.scores.T)  # [K, n]
+        ranking = ranked.ranking.tolist()
+        if keys is not None:
+            ranking = [keys[position] for position in ranking]
+        document: dict[str, object] = {
+            "model": manifest.name,
+            "version": manifest.version,
+            "scores": dict(zip(manifest.task_names, by_task, strict=True)),
+            "rank_score": ranked.rank_score,
+            "ranking": ranking,
+            "policy": self.ranker.echo,
+        }
+        if ranked.explanation is not None:
+            document["explanation"] = ranked.explanation.document(keys)
+        # orjson writes a float32 as the shortest text that reads back as the same float32.
+        return _HEADERS, orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -36,11 +36,13 @@ class Formula(Protocol):
 
     Attributes:
         shares: what `terms` are, in words for people.
-        is_exact: whether the terms add up to the merit.
+        is_exact: whether the terms add up to the sort key.
+        is_row_wise: whether a candidate's sort key depends on its own scores alone.
     """
 
     shares: ClassVar[str]
     is_exact: ClassVar[bool]
+    is_row_wise: ClassVar[bool]
 
     def sort_keys(self, scores: Numbers) -> SortKeys:
         """Return `[n]` float64, finite, for calibrated scores `[n, K]`; higher ranks first."""
@@ -69,6 +71,7 @@ class WeightedSum(_Plain):
     weights: SortKeys  # [K]
     shares: ClassVar[str] = "weight x score; they add up to the rank score"
     is_exact: ClassVar[bool] = True
+    is_row_wise: ClassVar[bool] = True
 
     def sort_keys(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
@@ -86,6 +89,7 @@ class PowerProduct:
     weights: SortKeys  # [K]
     shares: ClassVar[str] = "weight x log(score); they add up to the log of the rank score"
     is_exact: ClassVar[bool] = True
+    is_row_wise: ClassVar[bool] = True
 
     def sort_keys(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
@@ -110,6 +114,7 @@ class RankPosition(_Plain):
     beta: SortKeys  # [K]
     shares: ClassVar[str] = "weight / (place^alpha + beta); they add up to the rank score"
     is_exact: ClassVar[bool] = True
+    is_row_wise: ClassVar[bool] = False
 
     def sort_keys(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
@@ -132,6 +137,7 @@ class Expressed(_Plain):
         f"divided by {STEP}; the remainder is what they leave of the rank score"
     )
     is_exact: ClassVar[bool] = False
+    is_row_wise: ClassVar[bool] = True
 
     def sort_keys(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""

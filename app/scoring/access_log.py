@@ -1,59 +1,85 @@
-"""The outermost layer: request id, one log line, one count, and no error without an answer.
+"""The access log: for every request one count and, for a sample, one log line.
 
-Pure ASGI: a `BaseHTTPMiddleware` would cost as much as the rest of the front end, and hide a
-caller's leaving from the routes behind it.
+All slow requests and all server errors are logged, and a share of the others.
 """
 
 import logging
 import random
 import re
 import time
+from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalError
+from app.lifecycle.readiness import Readiness
 from app.scoring.context import Context, send_error
-from app.scoring.service import Service
 from app.telemetry.metrics import Metrics
+from app.telemetry.requests import RequestRecord
 
 logger = logging.getLogger("app.access")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-class AccessLogMiddleware:
-    """Wraps an ASGI app; see the module."""
+class AccessLog:
+    """Counts requests and logs some of them; owned by the event loop."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        service: Service,
-        metrics: Metrics,
-        *,
-        log_sample: float,
-        slow_request_s: float,
-    ) -> None:
-        """Wrap `app`. All slow answers and server errors are logged, and a share of the others."""
-        self._app = app
-        self._service = service
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, *, log_sample: float, slow_request_s: float) -> None:
+        """Log a share `log_sample` of the requests, and all that take `slow_request_s` or more."""
+        self._append = metrics.record
         self._log_sample = log_sample
         self._slow_request_s = slow_request_s
 
+    def add(
+        self, record: RequestRecord, method: str, request_id: str, fields: Mapping[str, object]
+    ) -> None:
+        """Count a request, and log it if it is slow, failed, or sampled."""
+        self._append(record)
+        status, duration_s = record.status, record.duration_s
+        is_notable = status >= 499 or duration_s >= self._slow_request_s
+        if is_notable or random.random() < self._log_sample:  # noqa: S311  (no secret)
+            line: dict[str, object] = {
+                "id": request_id,
+                "method": method,
+                "route": record.route,
+                "status": status,
+                "ms": round(duration_s * 1e3, 3),
+                **fields,
+            }
+            if record.key:
+                line["key"] = record.key
+            level = logging.ERROR if status == 500 else logging.INFO
+            logger.log(level, "request", extra={"fields": line})
+
+
+class AccessLogMiddleware:
+    """The outermost ASGI layer: request id, access log, and a response for every exception.
+
+    Pure ASGI: Starlette's `BaseHTTPMiddleware` would cost as much as the rest of the front end, and
+    hide a disconnect from the routes behind it. Score calls are logged by `Scorer`.
+    """
+
+    def __init__(self, app: ASGIApp, readiness: Readiness, log: AccessLog) -> None:
+        """Wrap `app`."""
+        self._app = app
+        self._readiness = readiness
+        self._log = log
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an HTTP request on and watch its answer."""
+        """Pass an HTTP request on and watch its response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = Context(_request_id(scope))
+        context = Context(request_id_of(_header(scope, b"x-request-id")))
         context.attach(scope)
 
         async def send_watched(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and not context.is_logged:
                 context.status = message["status"]
                 headers = message.setdefault("headers", [])
                 headers.append((b"x-request-id", context.request_id.encode()))
-                if self._service.draining:
+                if self._readiness.is_draining:
                     headers.append((b"connection", b"close"))
             await send(message)
 
@@ -62,34 +88,22 @@ class AccessLogMiddleware:
         except Exception:
             logger.exception("request failed", extra={"fields": {"id": context.request_id}})
             if context.status == 499:  # nothing is sent yet
-                error = InternalError("the log has the cause under this request's id")
+                error = InternalError("the log has the cause under this request id")
                 await send_error(send_watched, scope, error)
         finally:
-            self._observe(scope, context)
-
-    def _observe(self, scope: Scope, context: Context) -> None:
-        duration_s = time.perf_counter() - context.began
-        route = getattr(scope.get("route"), "path", context.route)
-        self._metrics.answered(route, context.model, context.status, duration_s)
-        if context.key:
-            self._metrics.called(context.key, context.status)
-            context.fields["key"] = context.key
-        notable = context.status >= 499 or duration_s >= self._slow_request_s
-        if notable or random.random() < self._log_sample:  # noqa: S311  (no secret)
-            fields = {
-                "id": context.request_id,
-                "method": scope["method"],
-                "route": route,
-                "status": context.status,
-                "ms": round(duration_s * 1e3, 3),
-                **context.fields,
-            }
-            level = logging.ERROR if context.status == 500 else logging.INFO
-            logger.log(level, "request", extra={"fields": fields})
+            if not context.is_logged:
+                duration_s = time.perf_counter() - context.began
+                route = getattr(scope.get("route"), "path", "other")
+                record = RequestRecord(route, "", context.status, duration_s)
+                self._log.add(record, scope["method"], context.request_id, {})
 
 
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return str(value, "ascii")
+def request_id_of(stated: bytes | None) -> str:
+    """Return a request's own id if it is well formed, else a new one."""
+    if stated is not None and _REQUEST_ID.fullmatch(stated):
+        return str(stated, "ascii")
     return f"{random.getrandbits(128):032x}"
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
+    return next((value for name, value in scope["headers"] if name == wanted), None)

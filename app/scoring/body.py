@@ -1,137 +1,152 @@
-"""Reading a request's body within its limits: type before bytes, bytes before parsing."""
+"""Request bodies: how many bytes may be in memory at once, and how the ASGI door reads one."""
 
 import asyncio
-from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
-from starlette.types import Receive, Scope
+from starlette.types import Receive
 
-from app.errors import (
-    ClientDisconnected,
-    DeadlineExceeded,
-    PayloadTooLarge,
-    RequestTimeout,
-    UnsupportedMediaType,
-)
-from app.scoring.budget import ByteBudget, Share
-from app.scoring.content_coding import INFLATABLE, inflated
+from app.errors import ClientDisconnected, DeadlineExceeded, Overloaded, RequestTimeout
+from app.scoring.content_coding import decompress
+from app.scoring.request_headers import check_size
+from app.telemetry.metrics import Metrics
 
 LARGE_BYTES = 1 << 20
-"""Parsing this much and more holds the event loop for milliseconds. Such bodies take turns, and
-between any two of them everything else that is ready goes on."""
+"""Parsing this much holds the event loop for milliseconds. Such bodies take turns, and between two
+of them everything else that is ready runs."""
 
-WHOLE_BODY = "gatehouse.whole_body"
-"""Where the server's connection puts into a scope how to get a body that is here already: small
-ones come with their heads, and need neither a timer nor room in the budget."""
+UNCOUNTED_BYTES = 64 << 10
+"""Bodies up to this size are not counted: the server buffers as much for every connection anyway.
+Small requests pay nothing, and go on while large ones are refused."""
 
-JSON = frozenset((b"application/json",))
+
+class ByteBudget:
+    """The bytes of all request bodies that are being read; owned by the event loop."""
+
+    def __init__(self, limit: int, metrics: Metrics) -> None:
+        """Allow `limit` bytes at once."""
+        self.held = 0
+        self._limit = limit
+        self._metrics = metrics
+
+    def __repr__(self) -> str:
+        """Show what is taken of what there is."""
+        return f"<ByteBudget {self.held} of {self._limit} bytes>"
+
+    def take(self, size: int) -> None:
+        """Take bytes.
+
+        Raises:
+            Overloaded: there are not so many left.
+        """
+        if self.held + size > self._limit:
+            self._metrics.shed("bodies")
+            raise Overloaded("too many bytes of request bodies are being read")
+        self.held += size
+
+
+class BodyShare:
+    """One body's part of a budget, given back at the end of its `with` block or by `release`."""
+
+    __slots__ = ("_budget", "_held")
+
+    def __init__(self, budget: ByteBudget) -> None:
+        """Start with nothing."""
+        self._budget = budget
+        self._held = 0
+
+    def cover(self, size: int) -> None:
+        """Grow to a body of `size` bytes.
+
+        Raises:
+            Overloaded: the budget does not have so many left.
+        """
+        if size > UNCOUNTED_BYTES and size > self._held:
+            self._budget.take(size - self._held)
+            self._held = size
+
+    def release(self) -> None:
+        """Give everything back."""
+        self._budget.held -= self._held
+        self._held = 0
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give everything back."""
+        self.release()
 
 
 class BodyReader:
-    """Reads bodies of one server: each within its own limits, all of them within a budget."""
+    """Reads request bodies from ASGI messages, within the limits of one body and of all."""
 
     def __init__(self, *, max_bytes: int, timeout_s: float, budget: ByteBudget) -> None:
-        """Let in bodies of up to `max_bytes`, decompressed too, that arrive within `timeout_s`."""
+        """Read bodies of up to `max_bytes`, decompressed too, that arrive within `timeout_s`."""
+        self.timeout_s = timeout_s
+        self.budget = budget
         self._max_bytes = max_bytes
-        self._timeout_s = timeout_s
-        self._budget = budget
         self._turn = asyncio.Lock()
 
     async def read(
-        self,
-        scope: Scope,
-        receive: Receive,
-        *,
-        deadline: float,
-        media_types: frozenset[bytes] = JSON,
-        admit: Callable[[int], None] | None = None,
+        self, receive: Receive, *, length: int, coding: bytes | None, deadline: float
     ) -> bytes:
-        """Return a request's whole body, its content coding undone.
-
-        A request without a content type is taken to be of the right one (RFC 9110, section 8.3,
-        leaves that to the server): what is no JSON is found out by reading it.
+        """Return a whole body, its content coding undone.
 
         Args:
-            scope: of the request.
             receive: of the request.
-            deadline: loop time (s) after which no answer is wanted.
-            media_types: the content types that are read, in lower case.
-            admit: told the announced length (bytes, or 0) before anything is read; may refuse.
+            length: the announced length, or 0 (bytes); see `check_body_headers`.
+            coding: the content coding.
+            deadline: loop time (s) after which the response is worthless.
 
         Raises:
-            UnsupportedMediaType: the content type is another, or the content coding is.
-            PayloadTooLarge: it is too large; refused before it is read, or while it is.
-            Overloaded: the bodies that are on their way leave it no room; likewise.
+            PayloadTooLarge: the body is too large.
+            Overloaded: the bodies that are being read leave no room for it.
             MalformedBody: its content coding is broken.
             RequestTimeout: it took too long.
             DeadlineExceeded: the deadline came first.
             ClientDisconnected: the connection closed.
         """
-        length, coding = self._checked(scope, media_types)
-        if admit is not None:
-            admit(length)
-        if coding is None and (body := _whole(scope)) is not None:
-            self._check_size(len(body))
-            return body
-        due = asyncio.get_running_loop().time() + self._timeout_s
-        with Share(self._budget) as share:
+        due = asyncio.get_running_loop().time() + self.timeout_s
+        with BodyShare(self.budget) as share:
             share.cover(length)
             try:
                 async with asyncio.timeout_at(min(deadline, due)):
-                    return await self._ready(await self._received(receive, share), coding, share)
+                    body = await self._receive(receive, share)
+                    if coding is not None:
+                        limit = self._max_bytes
+                        body = await decompress(body, coding, share.cover, max_bytes=limit)
+                    if len(body) >= LARGE_BYTES:
+                        async with self._turn:
+                            await asyncio.sleep(0)
+                    return body
             except TimeoutError:
-                if deadline <= due:  # a timer may go off before the clock is there
-                    raise DeadlineExceeded("the body was not there before the deadline") from None
-                detail = f"the body took longer than {self._timeout_s:g} s"
-                raise RequestTimeout(detail) from None
+                raise late_body(self.timeout_s, is_deadline=deadline <= due) from None
 
-    async def _ready(self, body: bytes, coding: bytes | None, share: Share) -> bytes:
-        """Undo a body's coding; a large one has to wait until the event loop has come round."""
-        if coding is not None:
-            body = await inflated(body, coding, share, max_bytes=self._max_bytes)
-        if len(body) >= LARGE_BYTES:
-            async with self._turn:
-                await asyncio.sleep(0)
-        return body
-
-    async def _received(self, receive: Receive, share: Share) -> bytes:
-        chunks: list[bytes] = []
+    async def _receive(self, receive: Receive, share: BodyShare) -> bytes:
+        parts: list[bytes] = []
         size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected("body")
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            self._check_size(size)
+            part = message.get("body", b"")
+            size += len(part)
+            check_size(size, self._max_bytes)
             share.cover(size)
-            chunks.append(chunk)
+            parts.append(part)
             if not message.get("more_body", False):
-                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    def _checked(self, scope: Scope, media_types: frozenset[bytes]) -> tuple[int, bytes | None]:
-        """Return the length that the headers announce, or 0, and the content coding, if any."""
-        length = 0
-        coding = None
-        for name, value in scope["headers"]:
-            if name == b"content-type":
-                if value.split(b";", 1)[0].strip().lower() not in media_types:
-                    expected = b" or ".join(sorted(media_types)).decode()
-                    raise UnsupportedMediaType(f"content-type must be {expected}")
-            elif name == b"content-length":
-                length = int(value)
-                self._check_size(length)
-            elif name == b"content-encoding" and (value := value.strip().lower()) != b"identity":
-                if coding is not None or value not in INFLATABLE:
-                    detail = "content-encoding must be gzip, deflate or identity"
-                    raise UnsupportedMediaType(detail, is_coding=True)
-                coding = value
-        return length, coding
-
-    def _check_size(self, size: int) -> None:
-        if size > self._max_bytes:
-            raise PayloadTooLarge(f"the body is larger than {self._max_bytes} bytes")
+                return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _whole(scope: Scope) -> bytes | None:
-    whole: Callable[[], bytes | None] | None = scope.get(WHOLE_BODY)
-    return None if whole is None else whole()
+def late_body(timeout_s: float, *, is_deadline: bool) -> DeadlineExceeded | RequestTimeout:
+    """Return the error of a body that did not arrive in time."""
+    if is_deadline:
+        return DeadlineExceeded("the body did not arrive before the deadline")
+    return RequestTimeout(f"the body took longer than {timeout_s:g} s")

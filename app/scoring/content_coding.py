@@ -1,54 +1,63 @@
 """Content codings (RFC 9110, section 8.4): gzip and deflate in, gzip out.
 
-What is large is worked on by a thread, in steps: zlib lets go of the interpreter meanwhile, and the
-event loop goes on.
+Large contents are coded on a thread, in steps: zlib releases the GIL, and the event loop goes on.
 """
 
 import asyncio
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable
 
 from app.errors import MalformedBody, PayloadTooLarge
-from app.scoring.budget import Share
-
-Headers = Iterable[tuple[bytes, bytes]]
 
 INFLATABLE = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
-"""The codings of requests that are read, and the window bits by which zlib knows them."""
+"""The codings of requests that are accepted, and zlib's window bits for each."""
 
 WORTH_BYTES = 16 << 10
-"""Shorter answers are not compressed: they fit TCP's first window of ten packets, so that even a
-distant caller has them in one round trip, and 25 kB take 0.2 ms."""
+"""Shorter responses are not compressed: they fit TCP's first window of ten packets, so that even a
+distant client has them after one round trip, and compressing 25 kB takes 0.2 ms."""
 
-_OFF_LOOP_BYTES = 64 << 10  # half a millisecond of work, and what a thread costs is a tenth of it
+_OFF_LOOP_BYTES = (
+    64 << 10
+)  # half a millisecond of work; handing it to a thread costs a tenth of that
 _STEP_BYTES = 1 << 20
+_VARY = b"vary: accept-encoding\r\n"
+_GZIP = b"vary: accept-encoding\r\ncontent-encoding: gzip\r\n"
 
 
-async def inflated(body: bytes, coding: bytes, share: Share, *, max_bytes: int) -> bytes:
+async def decompress(
+    body: bytes, coding: bytes, cover: Callable[[int], None], *, max_bytes: int
+) -> bytes:
     """Undo a content coding.
 
-    No more than `max_bytes` and one are ever made, in steps, so that a small body that claims to be
-    huge costs little.
+    Works in steps and never makes more than `max_bytes` + 1 bytes, so that a small body that claims
+    to be huge costs little. A gzip body may have several members (RFC 1952, section 2.2).
 
     Args:
-        body: as it came.
+        body: as it was sent.
         coding: one of `INFLATABLE`.
-        share: grows with what is made.
+        cover: called with the bytes held so far, before more are made; may refuse them.
         max_bytes: more than this is refused.
 
     Raises:
-        MalformedBody: it is not so coded, it is cut short, or something follows it.
+        MalformedBody: the body is not in this coding, ends too early, or goes on after its end.
         PayloadTooLarge: it is larger than `max_bytes`.
-        Overloaded: the share cannot grow so far.
+        Overloaded: `cover` refuses.
     """
-    inflater = zlib.decompressobj(INFLATABLE[coding])
     name = coding.decode()
+    inflater = zlib.decompressobj(INFLATABLE[coding])
     parts: list[bytes] = []
     size = taken = 0
-    while not inflater.eof:
+    while True:
         most = min(_STEP_BYTES if parts else _OFF_LOOP_BYTES, max_bytes + 1 - size)
         rest = inflater.unconsumed_tail
-        if not rest:  # in pieces, because zlib copies what it leaves
+        if inflater.eof:
+            rest = inflater.unused_data
+            if not rest and taken == len(body):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            if coding == b"deflate":
+                raise MalformedBody("the body goes on after its deflate stream")
+            inflater = zlib.decompressobj(INFLATABLE[coding])
+        if not rest:  # in steps, because zlib copies what it leaves
             rest = body[taken : taken + _STEP_BYTES]
             taken += len(rest)
         try:
@@ -61,40 +70,44 @@ async def inflated(body: bytes, coding: bytes, share: Share, *, max_bytes: int) 
         parts.append(part)
         size += len(part)
         if size > max_bytes:
-            raise PayloadTooLarge(f"the body, decompressed, is larger than {max_bytes} bytes")
-        share.cover(len(body) + size)
+            raise PayloadTooLarge(f"the decompressed body is larger than {max_bytes} bytes")
+        cover(len(body) + size)
         if len(part) < most and taken == len(body) and not inflater.eof:
             raise MalformedBody(f"the body ends before its {name} stream does")
-    if inflater.unused_data or taken < len(body):
-        raise MalformedBody(f"something follows the body's {name} stream")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def encoded(content: bytes, request_headers: Headers) -> tuple[bytes, Headers]:
-    """Compress an answer if it is worth it and its caller takes it; return it and its headers."""
-    if len(content) < WORTH_BYTES:
-        return content, ()
-    vary = (b"vary", b"accept-encoding")
-    if not accepts_gzip(request_headers):
-        return content, (vary,)
-    if len(content) < _OFF_LOOP_BYTES:
-        content = _gzip(content)
-    else:
-        content = await asyncio.to_thread(_gzip, content)
-    return content, (vary, (b"content-encoding", b"gzip"))
+OnCompressed = Callable[[bytes, bytes], None]
+"""Takes header lines, each with its line end, and the content."""
 
 
-def accepts_gzip(request_headers: Headers) -> bool:
-    """Say whether a caller takes gzip at least as gladly as the answer as it is (RFC 9110, 12.5.3).
+def compress(content: bytes, accept_encoding: bytes | None, on_compressed: OnCompressed) -> None:
+    """Compress a response's content if that is worth it and the client accepts it.
 
-    A caller that names no coding has not asked for any, and gets none.
+    Calls `on_compressed` at once, or, for large contents, on the event loop when a thread is done.
     """
+    if len(content) < WORTH_BYTES:
+        on_compressed(b"", content)
+    elif not accepts_gzip(accept_encoding):
+        on_compressed(_VARY, content)
+    elif len(content) < _OFF_LOOP_BYTES:
+        on_compressed(_GZIP, _gzip(content))
+    else:
+        loop = asyncio.get_running_loop()
+        done = loop.run_in_executor(None, _gzip, content)
+        done.add_done_callback(lambda done: on_compressed(_GZIP, done.result()))
+
+
+def accepts_gzip(accept_encoding: bytes | None) -> bool:
+    """Return whether a client prefers gzip, or has no preference (RFC 9110, section 12.5.3).
+
+    A client that names no coding gets none.
+    """
+    if accept_encoding is None:
+        return False
     weights: dict[bytes, float] = {}
-    for name, value in request_headers:
-        if name == b"accept-encoding":
-            for each in value.lower().split(b","):
-                coding, _, parameter = each.partition(b";")
-                weights[coding.strip()] = _weight(parameter)
+    for each in accept_encoding.lower().split(b","):
+        coding, _, parameter = each.partition(b";")
+        weights[coding.strip()] = _weight(parameter)
     gzip = weights.get(b"gzip", weights.get(b"x-gzip", weights.get(b"*", 0.0)))
     return gzip > 0.0 and gzip >= weights.get(b"identity", 0.0)
 

@@ -1,4 +1,4 @@
-"""What is known of a request while it is on its way; it travels in the ASGI scope."""
+"""What is known about a request on an ASGI route; it travels in the ASGI scope."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,24 +13,18 @@ _KEY = "gatehouse"
 
 @dataclass(slots=True)
 class Context:
-    """One request, as logs and metrics see it.
+    """One request.
 
     Attributes:
-        request_id: the caller's `x-request-id`, or one made here.
-        route: the path's template; bounded, so it can be a label.
-        model: the name of an active model, or empty.
-        key: the name of the key that the caller presented, or empty.
-        status: of the answer; 499 until one is sent, and if the caller leaves first.
-        fields: more for the log line; never feature values.
-        began: `time.perf_counter()` when the headers were there.
+        request_id: the caller's `x-request-id`, or a new one.
+        status: of the response; 499 until it is sent, and if the client disconnects first.
+        is_logged: whether the request is a score call, which is logged where it is scored.
+        began: `time.perf_counter()` when its head had arrived (s).
     """
 
     request_id: str
-    route: str = "other"
-    model: str = ""
-    key: str = ""
     status: int = 499
-    fields: dict[str, object] = field(default_factory=dict)
+    is_logged: bool = False
     began: float = field(default_factory=time.perf_counter)
 
     def attach(self, scope: Scope) -> None:

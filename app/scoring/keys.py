@@ -7,7 +7,7 @@ time, so that neither the answer nor its time says how near it came.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
@@ -45,28 +45,24 @@ class Keys:
         """Whether a caller must have one."""
         return bool(self._entries)
 
-    def caller(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """Return the name of the key that a request presents; empty where no key is needed.
+    def caller(self, authorization: bytes | None) -> str:
+        """Return the name of the key in an `authorization` header; empty if no key is needed.
 
         Raises:
-            Unauthorized: it presents none, or none of these.
+            Unauthorized: there is no key in it, or an unknown one.
         """
         if not self._entries:
             return ""
-        for name, value in headers:
-            if name == b"authorization":
-                scheme, _, secret = value.partition(b" ")
-                if scheme.lower() == b"bearer":
-                    break
-        else:
-            raise Unauthorized("this call needs a key, as in authorization: Bearer <secret>")
+        scheme, _, secret = (authorization or b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            raise Unauthorized("API key required: send the header authorization: Bearer <key>")
         presented = sha256(secret.strip()).digest()
         found = ""
         for key, digest in self._entries:  # to the end, whichever it is
             if compare_digest(presented, digest):
                 found = key
         if not found:
-            raise Unauthorized("the key is none of this server's", presented=True)
+            raise Unauthorized("invalid API key", presented=True)
         return found
 
     def prepare(self) -> Callable[[], None]:

@@ -1,16 +1,11 @@
-"""The terms of a request, from its headers and its connection."""
+"""The headers of a score call: which ones are read, and what they say."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
-from starlette.types import Scope
-
-from app.engine.request import Priority, RequestOptions, never_disconnected
-from app.errors import FieldError, InvalidRequest
-
-IS_DISCONNECTED = "gatehouse.is_disconnected"
-"""Where the server's connection puts into a scope how to see that the caller is gone."""
-
-LARGEST_TIMEOUT_S = 600.0
+from app.engine.request import Priority
+from app.errors import FieldError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from app.protocol.dialect import LARGEST_TIMEOUT_S, Headers
+from app.scoring.content_coding import INFLATABLE
 
 PRIORITIES = {
     b"high": Priority.HIGH,
@@ -18,36 +13,103 @@ PRIORITIES = {
     b"low": Priority.LOW,
 }
 
+_READ = frozenset(
+    (
+        b"accept-encoding",
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"inference-header-content-length",
+        b"x-request-id",
+        b"x-request-priority",
+        b"x-request-timeout-ms",
+    )
+)
 
-def terms_of(scope: Scope, default_timeout_s: float, now: float) -> RequestOptions:
-    """Read `x-request-timeout-ms` and `x-request-priority`; it runs from `now` (s).
+
+def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return the headers that score calls read, by lower-case name.
+
+    Repeated ones are joined by commas (RFC 9110, section 5.3); none of these may be a list, so
+    each is then refused where it is read.
+    """
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _READ:
+            found[name] = value if name not in found else found[name] + b", " + value
+    return found
+
+
+def timeout_s(headers: Headers, default_s: float) -> float:
+    """Return the timeout that `x-request-timeout-ms` states (s).
 
     Raises:
-        InvalidRequest: a header breaks its rule.
+        InvalidRequest: it is not a whole number in range.
     """
-    timeout_s = default_timeout_s
-    priority = Priority.NORMAL
-    for name, value in scope["headers"]:
-        if name == b"x-request-timeout-ms":
-            timeout_s = _timeout_s(value)
-        elif name == b"x-request-priority":
-            priority = _priority(value)
-    is_disconnected: Callable[[], bool] = scope.get(IS_DISCONNECTED, never_disconnected)
-    return RequestOptions(now + timeout_s, priority, is_disconnected)
-
-
-def _timeout_s(value: bytes) -> float:
-    if value.isdigit() and len(value) <= 9 and 0 < int(value) <= LARGEST_TIMEOUT_S * 1e3:
-        return int(value) / 1e3
+    value = headers.get(b"x-request-timeout-ms")
+    if value is None:
+        return default_s
     largest = int(LARGEST_TIMEOUT_S * 1e3)
+    if value.isdigit() and len(value) <= 9 and 0 < int(value) <= largest:
+        return int(value) / 1e3
     detail = f"header x-request-timeout-ms must be a whole number from 1 to {largest}"
     raise InvalidRequest([FieldError("", detail)])
 
 
-def _priority(value: bytes) -> Priority:
-    priority = PRIORITIES.get(value.lower())
-    if priority is None:
-        raise InvalidRequest(
-            [FieldError("", "header x-request-priority must be high, normal or low")]
-        )
-    return priority
+def priority(headers: Headers) -> Priority:
+    """Return the priority that `x-request-priority` states.
+
+    Raises:
+        InvalidRequest: there is no such priority.
+    """
+    value = headers.get(b"x-request-priority")
+    if value is None:
+        return Priority.NORMAL
+    found = PRIORITIES.get(value.lower())
+    if found is None:
+        detail = "header x-request-priority must be high, normal or low"
+        raise InvalidRequest([FieldError("", detail)])
+    return found
+
+
+def check_body_headers(
+    headers: Headers, media_types: frozenset[bytes], max_bytes: int
+) -> tuple[int, bytes | None]:
+    """Return the announced length of the body, or 0, and its content coding, if any.
+
+    A request without a content type is taken to have the right one (RFC 9110, section 8.3 leaves
+    that to the server): reading the body shows what it is.
+
+    Raises:
+        UnsupportedMediaType: the content type or the content coding is another.
+        PayloadTooLarge: the announced length is over `max_bytes`.
+    """
+    media_type = headers.get(b"content-type")
+    if media_type is not None and media_type not in media_types:
+        essence = media_type.split(b";", 1)[0].strip().lower()
+        if essence not in media_types:
+            expected = b" or ".join(sorted(media_types)).decode()
+            raise UnsupportedMediaType(f"content-type must be {expected}")
+    length = int(headers.get(b"content-length", b"0"))
+    check_size(length, max_bytes)
+    coding = headers.get(b"content-encoding")
+    if coding is None:
+        return length, None
+    coding = coding.strip().lower()
+    if coding == b"identity":
+        return length, None
+    if coding not in INFLATABLE:
+        detail = "content-encoding must be gzip, deflate or identity"
+        raise UnsupportedMediaType(detail, is_coding=True)
+    return length, coding
+
+
+def check_size(size: int, max_bytes: int) -> None:
+    """Refuse a body that is too large.
+
+    Raises:
+        PayloadTooLarge: `size` is over `max_bytes`.
+    """
+    if size > max_bytes:
+        raise PayloadTooLarge(f"the body is larger than {max_bytes} bytes")

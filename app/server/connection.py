@@ -1,157 +1,453 @@
-"""One HTTP/1.1 connection, within limits that uvicorn's own protocol does not have.
+"""One HTTP/1.1 connection: limits that uvicorn's protocol does not have, and the direct door.
 
-A head has to be whole within a time and a size; so many requests may be pipelined and no more; and
-an offer to upgrade, such as Java's HTTP client makes with every first request, is ignored instead
-of costing the request its body (RFC 9110, section 7.8: a server may go on in HTTP/1.1).
+A score call whose head is plain goes from the parser straight to the `Scorer`: no ASGI scope, task
+or event is made for it, and its response is one write. Everything else takes uvicorn's way through
+the ASGI application: other routes, bodies that are chunked, compressed or very large, offers to
+upgrade, and requests that are pipelined behind another.
+
+Limits: a head must be complete within a time and a size; trailers and chunk extensions are bounded;
+a client that does not read its responses is disconnected after a while. An offer to upgrade, which
+Java's HTTP client makes with every first request, is ignored (RFC 9110, section 7.8: a server may
+go on in HTTP/1.1).
 """
 
 import asyncio
+import socket
+import time
 from collections.abc import Callable
-from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
-from app.scoring.body import WHOLE_BODY
-from app.scoring.request_headers import IS_DISCONNECTED
-from app.server.corked import Corked
+from app.errors import ClientDisconnected, Overloaded
+from app.scoring.asgi import IS_DISCONNECTED
+from app.scoring.body import LARGE_BYTES, BodyReader, BodyShare, late_body
+from app.scoring.request_headers import read_headers
+from app.scoring.score import Response, Route, ScoreCall, Scorer
 
 LARGEST_HEAD = 64 << 10  # bytes of a request line and its headers, beside those of one read
 MOST_HEADERS = 100
-MOST_PIPELINED = 16
+MOST_PIPELINED = 16  # requests; reading pauses while so many wait
 HEAD_TIMEOUT_S = 10.0
+WRITE_TIMEOUT_S = 30.0
 _HOP_BY_HOP = (b"upgrade", b"http2-settings", b"connection")
+_INDIRECT = frozenset((b"content-encoding", b"expect", b"origin", b"transfer-encoding"))
+"""Headers of requests that take the way through the ASGI application."""
+_SLICE_BYTES = 16 << 10  # parsed at a time, so that pipelined requests are counted in between
+_TCP_CLOSE = 7  # of Linux's TCP states: the other side has reset the connection
+
+
+class _DirectExchange:
+    """Stands for a direct call where uvicorn keeps a connection's current request."""
+
+    __slots__ = ("keep_alive", "response_complete")
+
+    def __init__(self) -> None:
+        self.keep_alive = True
+        self.response_complete = True
 
 
 class Connection(HttpToolsProtocol):
-    """A uvicorn protocol; every method is called by its transport or its parser."""
+    """A uvicorn protocol; every method is called by its transport, its parser or a timer.
+
+    One timer guards the connection. It is set again only when it fires, and when a head or a body
+    is incomplete after a read: a request that arrives whole sets no timer.
+    """
 
     def __init__(
         self,
         *args: Any,  # noqa: ANN401
+        scorer: Scorer,
+        bodies: BodyReader,
         on_refusal: Callable[[int], None],
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Be a protocol as uvicorn makes one; `on_refusal` is told the status of each refusal."""
-        super().__init__(*args, **kwargs)
-        self._on_refusal = on_refusal
+        """Start without a request.
 
-    _head_bytes = 0
-    _is_in_head = True
-    _head_began_now = False
-    _is_upgrade = False
-    _refusal = HTTPStatus.BAD_REQUEST
-    _head_timer: asyncio.TimerHandle | None = None
-    _cycles: tuple[RequestResponseCycle, ...] = ()  # those that are not answered, and the last one
+        Args:
+            *args: those of the base class.
+            scorer: takes direct calls.
+            bodies: the limits of request bodies.
+            on_refusal: called with the status of each request that was refused unparsed.
+            **kwargs: those of the base class.
+        """
+        super().__init__(*args, **kwargs)
+        self._scorer = scorer
+        self._bodies = bodies
+        self._on_refusal = on_refusal
+        self._target = b""
+        self._is_in_head = True
+        self._has_head_begun = False
+        self._head_is_new = False
+        self._pending_bytes = 0  # received since the parser last made progress
+        self._unparsed = b""  # received while too many requests are pipelined
+        self._is_upgrade = False
+        self._is_half_closed = False
+        self._refusal = HTTPStatus.BAD_REQUEST
+        self._direct = _DirectExchange()
+        self._is_direct = False  # whether the current request is
+        self._call: ScoreCall | None = None  # a direct call without its response
+        self._parts: list[bytes] = []  # of a direct call's body
+        self._share = BodyShare(bodies.budget)
+        self._waits_for_body = False
+        self._body_is_timed = False
+        self._cycles: tuple[RequestResponseCycle, ...] = ()  # unanswered ones, and the last one
+        self._idle_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._date: list[tuple[bytes, bytes]] = []
+        self._date_line = b""
+
+    # Transport callbacks
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a first request as long as for a next one."""
         super().connection_made(transport)
-        self._set_head_timer(self.timeout_keep_alive)
+        self._idle_since = time.monotonic()
+        self._set_timer(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer, and let every request know, not the last one alone."""
-        self._set_head_timer(None)
+        """Tell every request of the connection, not only the last one."""
+        self._clear_timer()
+        if self._is_direct:
+            self.cycle = None  # type: ignore[assignment]
         super().connection_lost(exc)
         self.pipeline.clear()
         for cycle in self._cycles:
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+        if self._waits_for_body and self._call is not None:
+            self._end_body()
+            self._scorer.disconnect(self._call, ClientDisconnected("body"))
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse what goes over a limit."""
-        self._unset_keepalive_if_required()
-        self._head_began_now = False
+        if self._unparsed:  # reading is paused; this was received before
+            self._unparsed += data
+            return
+        if len(data) <= _SLICE_BYTES:
+            self._parse(data)
+            return
+        view = memoryview(data)
+        for start in range(0, len(data), _SLICE_BYTES):
+            if len(self.pipeline) >= MOST_PIPELINED:
+                self._unparsed = bytes(view[start:])
+                return
+            self._parse(view[start : start + _SLICE_BYTES])
+            if self.transport.is_closing():
+                return
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        self._pending_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(data[upgrade.args[0] :])
+            self._go_on_without_upgrade(bytes(data[upgrade.args[0] :]))
+            return
         except httptools.HttpParserError:
             self._refuse(self._refusal)
-        else:
-            # Where the head began in this read, some of it may belong to what stood before.
-            if self._is_in_head and not self._head_began_now:
-                self._head_bytes += len(data)
-            if self._head_bytes > LARGEST_HEAD:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-            elif self._head_timer is None and self.cycle.response_complete:
-                # The rest of a body that was refused, or empty lines. Either unset the keep-alive
-                # timer: without this one, who sends a byte of it would be waited for for ever.
-                self._set_head_timer(self.timeout_keep_alive)
+            return
+        if self._is_in_head:
+            if self._has_head_begun:
+                if self._pending_bytes > LARGEST_HEAD:
+                    self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+                elif self._head_is_new:
+                    self._head_is_new = False
+                    self._set_timer(HEAD_TIMEOUT_S)
+        elif self._pending_bytes > LARGEST_HEAD:  # trailers, or chunks without content
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif self._waits_for_body and not self._body_is_timed:
+            self._time_body()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep a half-closed connection until its requests are answered.
+
+        A client that closed its sending side may still wait for the response (RFC 9112, section
+        9.6), or may be gone: both send the same. An interim response tells them apart, since a
+        client that is gone resets the connection; `is_disconnected` sees that.
+        """
+        if not self._cycle_is_open() or self._waits_for_body or self.scheme == "https":
+            return False
+        self._is_half_closed = True
+        self.cycle.keep_alive = False
+        is_started = not self._is_direct and self.cycle.response_started
+        if self.parser.get_http_version() == "1.1" and not is_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return True
+
+    def pause_writing(self) -> None:
+        """Stop reading while the client does not read, and give up after `WRITE_TIMEOUT_S`."""
+        super().pause_writing()
+        self.flow.pause_reading()
+        self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on reading."""
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+        if not self.pipeline:
+            self.flow.resume_reading()
+
+    # Parser callbacks
 
     def on_message_begin(self) -> None:
-        """A head begins."""
-        super().on_message_begin()
-        self._head_bytes = 0
-        self._is_in_head = self._head_began_now = True
-        self._set_head_timer(HEAD_TIMEOUT_S)
+        """Start a head."""
+        self._target = b""
+        self.headers = []
+        self._pending_bytes = 0
+        self._is_in_head = self._has_head_begun = self._head_is_new = True
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the request target."""
+        self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, if there are not too many."""
-        super().on_header(name, value)
-        if len(self.headers) > MOST_HEADERS:
-            self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            raise ValueError  # ends the parsing
+        """Take a header field; trailer fields are ignored (RFC 9110, section 6.5.1)."""
+        if self._is_in_head:
+            self.headers.append((name.lower(), value))
+            if len(self.headers) > MOST_HEADERS:
+                self._end_parsing(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def _end_parsing(self, status: HTTPStatus) -> NoReturn:
+        self._refusal = status
+        raise ValueError  # the parser passes it on as an error of its own
 
     def on_headers_complete(self) -> None:
-        """Start the request, unless it is to be parsed again, or too many wait before it."""
+        """Start the request: at the direct door, or as uvicorn does."""
         self._is_in_head = False
-        self._head_bytes = 0
-        self._set_head_timer(None)
+        self._pending_bytes = 0
         self._is_upgrade = self.parser.should_upgrade()
         if self._is_upgrade:
             return
-        if len(self.pipeline) >= MOST_PIPELINED:
-            raise ValueError  # ends the parsing
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                self._end_parsing(HTTPStatus.NOT_IMPLEMENTED)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            self._end_parsing(HTTPStatus.BAD_REQUEST)  # RFC 9112, section 3.2
+        if self._cycle_is_open():
+            self._start_cycle()
+        elif (route := self._direct_route()) is not None:
+            self._start_direct(route)
+        else:
+            self._start_cycle()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the request's body."""
+        self._pending_bytes = 0
+        if self._waits_for_body:
+            self._parts.append(body)
+        elif not self._is_direct:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the request's body, and watch for a disconnect, which needs reading."""
+        self._pending_bytes = 0
+        self._is_in_head = True
+        self._has_head_begun = False
+        if self._is_upgrade:
+            return
+        if self._waits_for_body:
+            self._submit_direct()
+        elif not self._is_direct:
+            super().on_message_complete()
+            if not self.cycle.response_complete and not self.pipeline:
+                self.flow.resume_reading()  # a large body has paused it
+
+    # The way through the ASGI application
+
+    def _cycle_is_open(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _start_cycle(self) -> None:
+        headers, target = self.headers, self._target
+        self._is_direct = False
+        super().on_message_begin()
+        super().on_url(target)
+        for name, value in headers:
+            super().on_header(name, value)
         super().on_headers_complete()
         waiting = [each for each in self._cycles if not each.response_complete]
         self._cycles = (*waiting, self.cycle)
-        if self.scope["method"] == "POST":  # an answer to HEAD would stay without its body
-            self.cycle.transport = Corked(self.transport)  # type: ignore[assignment]
-        self.scope[IS_DISCONNECTED] = self.transport.is_closing  # type: ignore[literal-required]
-        self.scope[WHOLE_BODY] = partial(_whole_body, self.cycle)  # type: ignore[literal-required]
+        self.scope[IS_DISCONNECTED] = self.is_disconnected  # type: ignore[literal-required]
 
-    def on_message_complete(self) -> None:
-        """End the request's body, and look out for its caller leaving, which ends the reading."""
-        if self._is_upgrade:
+    def on_response_complete(self) -> None:
+        """Start the next pipelined request, or wait for one."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
             return
-        super().on_message_complete()
-        if self.cycle.response_complete:
-            self._set_head_timer(self.timeout_keep_alive)  # anew: an idle connection from now on
-        elif not self.pipeline:
-            self.flow.resume_reading()  # a large body has paused it
+        self._idle_since = time.monotonic()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        if self._unparsed and len(self.pipeline) < MOST_PIPELINED:
+            self.loop.call_soon(self._parse_rest)
+        elif not self.pipeline and not self.flow.write_paused:
+            self.flow.resume_reading()
+
+    def _parse_rest(self) -> None:
+        rest, self._unparsed = self._unparsed, b""
+        if rest and not self.transport.is_closing():
+            self.data_received(rest)
+
+    # The direct door
+
+    def _direct_route(self) -> Route | None:
+        """Return the route if this head is that of a plain score call."""
+        if self.parser.get_method() != b"POST" or not self._target.startswith(b"/v"):
+            return None
+        try:
+            route = self._scorer.route(self._target.decode("ascii"))
+        except UnicodeDecodeError:
+            return None
+        if route is None:
+            return None
+        has_length = False
+        for name, value in self.headers:
+            if name in _INDIRECT:
+                return None
+            if name == b"content-length":
+                has_length = len(value) <= 7 and int(value) <= LARGE_BYTES
+        return route if has_length else None
+
+    def _start_direct(self, route: Route) -> None:
+        direct = self._direct
+        direct.response_complete = False
+        direct.keep_alive = self.parser.should_keep_alive()
+        self._is_direct = True
+        self.cycle = cast(RequestResponseCycle, direct)
+        call = self._scorer.begin(route, "POST", read_headers(self.headers), self)
+        if call.is_done:
+            return
+        try:
+            self._share.cover(call.length)
+        except Overloaded as error:
+            self._scorer.refuse(call, error)
+            return
+        self._call = call
+        self._waits_for_body = True
+        self._body_is_timed = False
+
+    def _submit_direct(self) -> None:
+        call, parts = self._call, self._parts
+        self._end_body()
+        assert call is not None
+        self._scorer.submit(call, parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def _end_body(self) -> None:
+        self._waits_for_body = False
+        self._parts = []
+        self._share.release()
+
+    def _time_body(self) -> None:
+        assert self._call is not None
+        self._body_is_timed = True
+        left_s = self._call.deadline - time.monotonic()
+        self._set_timer(min(left_s, self._bodies.timeout_s))
+
+    def is_disconnected(self) -> bool:
+        """Whether the client has closed the connection."""
+        if self._is_half_closed:
+            tcp = self.transport.get_extra_info("socket")
+            return bool(tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE)
+        return self.transport.is_closing()
+
+    def respond(self, response: Response | None) -> None:
+        """Write the response of the direct call."""
+        self._call = None
+        direct = self._direct
+        direct.response_complete = True
+        if response is None or self.transport.is_closing():
+            return
+        default_headers = self.server_state.default_headers
+        if default_headers is not self._date:  # uvicorn makes a new list every second
+            self._date = default_headers
+            self._date_line = b"".join([b"%b: %b\r\n" % each for each in default_headers])
+        closes = response.closes or not direct.keep_alive
+        closing = b"connection: close\r\n" if closes and not response.closes else b""
+        self.transport.write(
+            b"".join(
+                (
+                    STATUS_LINE[response.status],
+                    self._date_line,
+                    response.head,
+                    closing,
+                    b"\r\n",
+                    response.body,
+                )
+            )
+        )
+        if closes:
+            self.transport.close()
+        self.on_response_complete()
+
+    # Timers and refusals
+
+    def _set_timer(self, seconds: float) -> None:
+        self._clear_timer()
+        self._timer = self.loop.call_later(max(0.0, seconds), self._on_timer)
+
+    def _clear_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timer(self) -> None:
+        """Close the connection if it waits for too long; else look again later."""
+        if self._has_head_begun and self._is_in_head:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+        elif self._waits_for_body and self._body_is_timed:
+            call = self._call
+            assert call is not None
+            self._end_body()
+            is_deadline = call.deadline - call.arrival <= self._bodies.timeout_s
+            self._scorer.refuse(call, late_body(self._bodies.timeout_s, is_deadline=is_deadline))
+            self._idle_since = time.monotonic()
+            self._set_timer(self.timeout_keep_alive)
+        elif self._cycle_is_open():
+            self._set_timer(self.timeout_keep_alive)
+        else:
+            left_s = self._idle_since + self.timeout_keep_alive - time.monotonic()
+            if left_s > 0:
+                self._set_timer(left_s)
+            else:
+                self.transport.close()
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """Parse the request again without its offer; `rest` is what came after its head."""
         method = self.parser.get_method()
-        if method == b"CONNECT":  # is an upgrade whatever its headers say
+        if method == b"CONNECT":  # an upgrade whatever its headers say
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED)
             return
-        lines = [b"%b %b HTTP/1.1" % (method, self.url)]
+        lines = [b"%b %b HTTP/1.1" % (method, self._target)]
         lines += [b"%b: %b" % each for each in self.headers if each[0] not in _HOP_BY_HOP]
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*lines, b"", rest]))
 
-    def _set_head_timer(self, seconds: float | None) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-        self._head_timer = None if seconds is None else self.loop.call_later(seconds, self._give_up)
-
-    def _give_up(self) -> None:
-        if self._head_began_now or self._head_bytes:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
-        else:
-            self.transport.close()
-
     def _refuse(self, status: HTTPStatus) -> None:
-        """Close the connection, and say why if no other answer is under way."""
+        """Close the connection, and say why unless a response is being written."""
         if self.transport.is_closing():
             return
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.response_complete:
+        cycle: RequestResponseCycle | None = None if self._is_direct else self.cycle
+        can_answer = not self._cycle_is_open() or (
+            cycle is not None and not cycle.response_started and len(self.pipeline) == 0
+        )
+        if can_answer:
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
             body = f"{status.phrase}\n".encode()
             self._on_refusal(status)
             self.transport.write(
@@ -160,8 +456,3 @@ class Connection(HttpToolsProtocol):
                 % (status, status.phrase.encode(), len(body), body)
             )
         self.transport.close()
-
-
-def _whole_body(cycle: RequestResponseCycle) -> bytes | None:
-    """Return a request's body if all of it is here, as it is where it came with its head."""
-    return None if cycle.more_body else bytes(cycle.body)

@@ -54,6 +54,8 @@ async def _serve(settings: Settings) -> int:
     async with gatehouse(settings) as parts:
         server = DrainingServer(
             parts.app,
+            parts.scorer,
+            parts.bodies,
             parts.service,
             parts.metrics,
             keep_alive_s=settings.keep_alive_s,
@@ -109,7 +111,7 @@ async def _end_when_lost(parts: Gatehouse, server: DrainingServer) -> None:
     """Answer what is here, each with its error, and end: another process may fare better."""
     await parts.lost.wait()
     logger.critical("the device fails every call: this process ends")
-    parts.service.draining = True
+    parts.service.readiness.drain()
     server.should_exit = True
 
 

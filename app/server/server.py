@@ -12,6 +12,8 @@ from functools import partial
 import uvicorn
 from starlette.types import ASGIApp
 
+from app.scoring.body import BodyReader
+from app.scoring.score import Scorer
 from app.scoring.service import Service
 from app.server.connection import Connection
 from app.telemetry.metrics import Metrics
@@ -35,6 +37,8 @@ class DrainingServer(uvicorn.Server):
     def __init__(
         self,
         app: ASGIApp,
+        scorer: Scorer,
+        bodies: BodyReader,
         service: Service,
         metrics: Metrics,
         *,
@@ -50,7 +54,9 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(Connection, on_refusal=metrics.refused),  # type: ignore[arg-type]
+                http=partial(  # type: ignore[arg-type]
+                    Connection, scorer=scorer, bodies=bodies, on_refusal=metrics.refused
+                ),
                 lifespan="off",
                 ws="none",
                 access_log=False,
@@ -89,7 +95,7 @@ class DrainingServer(uvicorn.Server):
     def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._service.draining:
             logger.info("draining: not ready any more, stopping in %g s", self._drain_delay_s)
-            self._service.draining = True
+            self._service.readiness.drain()
             loop.call_later(self._drain_delay_s, self._stop, loop)
 
     def _stop(self, loop: asyncio.AbstractEventLoop) -> None:

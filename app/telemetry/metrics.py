@@ -5,17 +5,15 @@ registry, so that `rate()` starts from zero. Counting is cheap and thread-safe; 
 cheap and belongs off the event loop.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
-from app.telemetry.bulk_histogram import BulkHistogram, Observe
+from app.telemetry.bulk_histogram import BulkHistogram
 from app.telemetry.ranking import RankingMetrics
-
-STAGES = ("decode", "encode", "queue", "collate", "compute", "rank", "respond")
-"""Where the time of a scoring request goes, in order."""
-GPU_STAGES = (*STAGES[:4], "copy_in", "compute", "copy_out", *STAGES[5:])
-"""The same where a batch is copied to a GPU and back."""
+from app.telemetry.requests import RequestCounter
 
 CANCEL_STAGES = ("body", "queue", "compute")
 """Where a caller is found to have left."""
@@ -32,19 +30,36 @@ ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 REQUEST_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+class _DrainFirst(Collector):
+    """Counts what was appended before a scrape reads the series; has no series of its own.
+
+    It must be registered before all others.
+    """
+
+    def __init__(self, metrics: "Metrics") -> None:
+        self._metrics = metrics
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        self._metrics.drain()
+        return ()
+
+
 class Metrics:
     """The service's series on one registry; no other code creates any."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         """Create every series on `registry`, or on one of its own."""
         self.registry = registry or CollectorRegistry()
+        self.registry.register(_DrainFirst(self))
         self._tallies: list[BulkHistogram] = []
-        self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Observe]] = {}
+        self.ranking = RankingMetrics(self.registry)
         self._create_for_requests()
         self._create_for_batches()
         self._create_for_models()
         self._create_for_the_process()
-        self.ranking = RankingMetrics(self.registry)
 
     def _create_for_requests(self) -> None:
         self._requests = self._counter(
@@ -67,10 +82,18 @@ class Metrics:
             STAGE_BUCKETS,
             ("stage",),
         )
-        self._stages = {stage: stages.into(stage) for stage in GPU_STAGES}
-        self._candidates = self._tally(
+        candidates = self._tally(
             "request_candidates", "Candidates in a scored request.", ROW_BUCKETS
-        ).into()
+        )
+        self.requests = RequestCounter(
+            self._requests,
+            self._calls,
+            self.ranking.applied,
+            self._durations,
+            stages,
+            candidates,
+        )
+        self.record = self.requests.append
         self._shed = self._counter(
             "shed_total", "Requests that were refused or dropped for lack of time.", ("reason",)
         )
@@ -90,6 +113,7 @@ class Metrics:
         self._lane_busy = self._counter(
             "lane_busy_seconds_total", "Time that lanes spent on batches.", ("lane",)
         )
+        self._lane_busy_by_name: dict[str, Counter] = {}  # labels() takes as long as the rest
         self._failures = self._counter(
             "failures_total",
             "Batches that raised; requests with a score that is no number.",
@@ -144,36 +168,19 @@ class Metrics:
         """Count a garbage collection."""
         self._gc_pauses[generation].observe(pause_s)
 
-    def answered(self, route: str, model: str, status: int, duration_s: float) -> None:
-        """Count one answered request."""
-        answered = self._answered.get((route, model, status))
-        if answered is None:
-            counter = self._requests.labels(route, model, str(status))
-            answered = counter.inc, self._durations.into(route, model)
-            self._answered[route, model, status] = answered
-        count, observe = answered
-        count()
-        observe(duration_s)
-
-    def called(self, key: str, status: int) -> None:
-        """Count one answered scoring request by the name of its key."""
-        self._calls.labels(key, str(status)).inc()
-
     def refused(self, status: int) -> None:
         """Count what was refused before there was a request: it had no head that could be read."""
         self._requests.labels("none", "", str(status)).inc()
 
-    def scored(self, candidates: int, stages: Mapping[str, float]) -> None:
-        """Count one scored request: how large it was, and its time (s) by stage."""
-        self._candidates(candidates)
-        for stage, duration_s in stages.items():
-            self._stages[stage](duration_s)
-
-    def batch(self, *, rows: int, requests: int, lane: str, busy_s: float) -> None:
-        """Count one batch that ran."""
+    def batch(self, version: str, *, rows: int, requests: int, lane: str, busy_s: float) -> None:
+        """Count one batch that ran; `version` is `name/version` of its model."""
         self._batch_rows(rows)
         self._batch_requests(requests)
-        self._lane_busy.labels(lane).inc(busy_s)
+        busy = self._lane_busy_by_name.get(lane)
+        if busy is None:
+            busy = self._lane_busy_by_name[lane] = self._lane_busy.labels(lane)
+        busy.inc(busy_s)
+        self.requests.batch_ran(version)
 
     def shed(self, reason: str) -> None:
         """Count a request that was refused, or dropped for lack of time."""
@@ -208,6 +215,7 @@ class Metrics:
         """Remove what `activated` said of a version."""
         self._model_info.remove(model, str(version), sha256[:12])
         self._batch_limit.remove(f"{model}/{version}")
+        self.requests.forget(f"{model}/{version}")
 
     def graph_fallback(self, model: str) -> None:
         """Count a version that runs without CUDA graphs."""
@@ -219,6 +227,7 @@ class Metrics:
 
     def drain(self) -> None:
         """Count what was put down since the last time; now and then, so that it is never much."""
+        self.requests.drain()
         for tally in self._tallies:
             tally.drain()
 

@@ -52,13 +52,12 @@ class RankingMetrics:
         )
         for result in ("followed", "refused"):
             self._reloads.labels(result)
-        self._applied = Counter(
+        self.applied = Counter(
             "gatehouse_policy_applied_total",
             "Answers by the policy that ranked them.",
             ("policy",),
             registry=registry,
         )
-        self._applied_by: dict[str, Counter] = {}  # labels() takes as long as the rest
 
     def _create_for_scores(self, registry: CollectorRegistry) -> None:
         pair = ("policy", "shadow")
@@ -100,13 +99,6 @@ class RankingMetrics:
     def refused(self) -> None:
         """Count a file of policies that could not be followed."""
         self._reloads.labels("refused").inc()
-
-    def applied(self, policy: str) -> None:
-        """Count an answer by its policy, which must be one that is known."""
-        counter = self._applied_by.get(policy)
-        if counter is None:
-            counter = self._applied_by[policy] = self._applied.labels(policy)
-        counter.inc()
 
     def compared(self, policy: str, shadow: str, *, tau: float, overlap: float) -> None:
         """Record how far a shadow agreed with what was answered."""

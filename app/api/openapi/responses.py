@@ -17,8 +17,9 @@ from app.errors import (
     Overloaded,
     Unauthorized,
 )
+from app.protocol.dialect import LARGEST_TIMEOUT_S
 from app.protocol.problems import MEDIA_TYPE
-from app.scoring.request_headers import LARGEST_TIMEOUT_S, PRIORITIES
+from app.scoring.request_headers import PRIORITIES
 
 SCHEMA = "#/components/schemas/{model}"
 REQUEST_ID = {

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from app.artifacts.columns import Column, column_dtype, column_shape
 from app.artifacts.manifest import DenseInput, Description, IdInput, Input
+from app.engine.batch import Chunk
 from app.engine.gpu.buckets import Bucket
-from app.engine.lanes import Part
 
 _ALIGNMENT = 256  # bytes; what cudaMalloc itself gives, so no kernel loses its wide loads
 _TORCH = {np.float32: torch.float32, np.int64: torch.int64}
@@ -90,20 +90,21 @@ class Arena:
         self._candidate = {name: tensor.numpy() for name, tensor in inputs.candidate.items()}
         self._row_to_request: npt.NDArray[np.int64] = inputs.row_to_request.numpy()
 
-    def fill(self, parts: Sequence[Part]) -> int:
-        """Collate parts, no more than there is room for, pad the rest, and return the rows.
+    def fill(self, chunks: Sequence[Chunk]) -> int:
+        """Collate chunks, no more than there is room for, pad the rest, and return the rows.
 
         A padding row is a candidate of the first request whose ids are unknown and whose numbers
-        are zero: harmless whatever the model does with it.
+        are zero, which is harmless for any model.
         """
-        counts = [part.stop - part.start for part in parts]
+        counts = [chunk.stop - chunk.start for chunk in chunks]
         rows = sum(counts)
         for name, column in self._user.items():
-            self._write(name, column, [part.user[name] for part in parts], len(parts))
+            users = [chunk.features.user[name] for chunk in chunks]
+            self._write(name, column, users, len(chunks))
         for name, column in self._candidate.items():
-            chunks = [part.candidate[name][part.start : part.stop] for part in parts]
-            self._write(name, column, chunks, rows)
-        self._row_to_request[:rows] = np.repeat(np.arange(len(parts)), counts)
+            parts = [chunk.features.candidate[name][chunk.start : chunk.stop] for chunk in chunks]
+            self._write(name, column, parts, rows)
+        self._row_to_request[:rows] = np.repeat(np.arange(len(chunks)), counts)
         self._row_to_request[rows:] = 0
         return rows
 
@@ -113,8 +114,8 @@ class Arena:
             column[:] = self._padding[name]
         self._row_to_request[:] = 0
 
-    def _write(self, name: str, column: Column, chunks: Sequence[Column], rows: int) -> None:
-        np.concatenate(chunks, out=column[:rows])
+    def _write(self, name: str, column: Column, parts: Sequence[Column], rows: int) -> None:
+        np.concatenate(parts, out=column[:rows])
         column[rows:] = self._padding[name]
 
 

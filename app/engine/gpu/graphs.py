@@ -26,9 +26,11 @@ from torch import Tensor
 from app.artifacts.golden import device_name
 from app.artifacts.loader import Model
 from app.artifacts.program import cause, scores
+from app.engine.batch import Chunk
 from app.engine.gpu.arena import Arena, Layout
 from app.engine.gpu.buckets import Bucket, Buckets
-from app.engine.lanes import BatchResult, Part, run
+from app.engine.lanes import BatchResult, run
+from app.engine.request import BatchTiming
 from app.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -137,13 +139,13 @@ class GraphExecutor:
         self._workplaces: WeakKeyDictionary[Model, _ModelGraphs] = WeakKeyDictionary()
         self._is_lost = False
 
-    def __call__(self, model: Model, parts: Sequence[Part]) -> BatchResult:
+    def __call__(self, model: Model, chunks: Sequence[Chunk]) -> BatchResult:
         """Run a batch; see `app.engine.lanes.run`."""
         if self._is_lost:
             return BatchResult(RuntimeError("the device is lost"), is_fatal=True)
         try:
             with self._stream.scope():
-                outcome = self._run(model, parts)
+                outcome = self._run(model, chunks)
         except Exception as error:  # noqa: BLE001  (it fails the batch, not the lane)
             outcome = BatchResult(error)
         if isinstance(outcome.scores, Exception) and not self._stream.is_usable():
@@ -151,19 +153,19 @@ class GraphExecutor:
             return BatchResult(outcome.scores, is_fatal=True)
         return outcome
 
-    def _run(self, model: Model, parts: Sequence[Part]) -> BatchResult:
-        rows = sum(part.stop - part.start for part in parts)
-        bucket = self._buckets.fit(rows, len(parts))
+    def _run(self, model: Model, chunks: Sequence[Chunk]) -> BatchResult:
+        rows = sum(chunk.stop - chunk.start for chunk in chunks)
+        bucket = self._buckets.fit(rows, len(chunks))
         workplace = self._workplaces.get(model)
         if workplace is None:
             workplace = self._workplaces[model] = self._workplace(model)
         if bucket in workplace.captured:
-            return self._replay(model, parts, workplace, workplace.captured[bucket])
-        outcome = run(model, parts)
+            return self._replay(model, chunks, workplace, workplace.captured[bucket])
+        outcome = run(model, chunks)
         if bucket and workplace.is_capturable and not isinstance(outcome.scores, Exception):
             try:
                 captured = self._capture(model, workplace, bucket)
-                replayed = self._replay(model, parts, workplace, captured)
+                replayed = self._replay(model, chunks, workplace, captured)
                 _check_equal(model, replayed.scores, outcome.scores)
             except Exception as error:  # noqa: BLE001  (the batch has its scores)
                 workplace.is_capturable = False
@@ -202,10 +204,10 @@ class GraphExecutor:
         return _Captured(arena, layout.size, graph)
 
     def _replay(
-        self, model: Model, parts: Sequence[Part], workplace: _ModelGraphs, captured: _Captured
+        self, model: Model, chunks: Sequence[Chunk], workplace: _ModelGraphs, captured: _Captured
     ) -> BatchResult:
         began = time.perf_counter()
-        rows = captured.arena.fill(parts)
+        rows = captured.arena.fill(chunks)
         collated = time.perf_counter()
         size, graph = captured.size, captured.graph
         way = Transfer(
@@ -219,7 +221,8 @@ class GraphExecutor:
         result = scores(way.result.numpy(), model.manifest.tasks)
         compute_s = time.perf_counter() - collated - copy_in_s - copy_out_s
         finite = bool(np.isfinite(result).all())
-        return BatchResult(result, collated - began, compute_s, copy_in_s, copy_out_s, finite)
+        timing = BatchTiming(collated - began, compute_s, 0.0, copy_in_s, copy_out_s)
+        return BatchResult(result, timing, finite)
 
 
 def _check_equal(

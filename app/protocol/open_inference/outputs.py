@@ -10,7 +10,7 @@ import orjson
 from app.artifacts.manifest import Manifest
 from app.protocol.open_inference.parameters import refuse_parameters
 from app.protocol.validation import ValidationReport
-from app.scoring.service import Answer
+from app.ranking.batch import RankedRequest
 
 RANK_SCORE = "rank_score"
 _MEMBERS = frozenset(("name", "parameters"))
@@ -72,7 +72,7 @@ def _is_binary(
 
 
 def write_outputs(
-    manifest: Manifest, request_id: str | None, outputs: Sequence[Output], answer: Answer
+    manifest: Manifest, request_id: str | None, outputs: Sequence[Output], ranked: RankedRequest
 ) -> tuple[bytes, bytes | None]:
     """Return the answer's JSON document, and what follows it, or None where all is in JSON."""
     tasks = {name: column for column, name in enumerate(manifest.task_names)}
@@ -80,7 +80,7 @@ def write_outputs(
     binary: list[bytes] = []
     for each in outputs:
         column = tasks.get(each.name)
-        scores = answer.rank_score if column is None else answer.scores[:, column]  # [n]
+        scores = ranked.rank_score if column is None else ranked.scores[:, column]  # [n]
         output: dict[str, Any] = {"name": each.name, "datatype": "FP32", "shape": [len(scores), 1]}
         if each.is_binary:
             content = scores.astype("<f4", copy=False).tobytes()

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.engine.request import Priority
+from app.protocol.dialect import LARGEST_TIMEOUT_S
 from app.protocol.ranking_options import read_options
 from app.protocol.validation import ValidationReport, join
 from app.ranking.policies import ModelPolicies
 from app.ranking.ranker import RankingOptions
-from app.scoring.request_headers import LARGEST_TIMEOUT_S
 
 _PRIORITIES = (None, Priority.HIGH, Priority.NORMAL, Priority.LOW)
 """By Triton's number; 0 is the default."""

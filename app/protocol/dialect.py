@@ -1,0 +1,88 @@
+"""What a dialect of score calls is: it reads a request body and writes a response body."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.artifacts.loader import Model
+from app.engine.request import Priority, RequestFeatures
+from app.ranking.batch import RankedRequest
+from app.ranking.policies import ModelPolicies
+from app.ranking.ranker import RankingOptions
+
+Headers = Mapping[bytes, bytes]
+"""A request's headers that score calls read: lower-case names; repeated ones joined by commas."""
+
+LARGEST_TIMEOUT_S = 600.0
+"""The longest timeout that a request may state (s)."""
+
+Content = tuple[bytes, bytes]
+"""Header lines, each with its line end and none of them the length; and a body."""
+
+
+@dataclass(slots=True)
+class ParseContext:
+    """What a body is read against.
+
+    Attributes:
+        model: the version that scores it.
+        policies: the model's policies, all of one policy set.
+        headers: of the request.
+        max_candidates: the most candidates of one request.
+    """
+
+    model: Model
+    policies: ModelPolicies
+    headers: Headers
+    max_candidates: int
+
+
+class ResponseWriter(Protocol):
+    """Writes the response to one request."""
+
+    def write(self, ranked: RankedRequest) -> Content:
+        """Return the response's content."""
+
+
+@dataclass(slots=True)
+class ParsedRequest:
+    """A request, whatever it was written in; everything in it is checked.
+
+    Attributes:
+        features: the user's and the candidates' columns.
+        ranking: how to rank the candidates.
+        writer: writes the response in the dialect of the request.
+        decoded_at: when the body was parsed and its features were not yet read
+            (`time.perf_counter`, s).
+        timeout_s: counted from the request's arrival, if the body states it.
+        priority: if the body states it.
+    """
+
+    features: RequestFeatures
+    ranking: RankingOptions
+    writer: ResponseWriter
+    decoded_at: float
+    timeout_s: float | None = None
+    priority: Priority | None = None
+
+
+class Dialect(Protocol):
+    """One way to write score calls."""
+
+    path: re.Pattern[str]
+    """Matches the paths of its calls; the groups `model` and `version` may be empty."""
+    media_types: frozenset[bytes]
+    """The content types of its requests, in lower case."""
+
+    def route(self, model: str | None, version: str | None) -> str:
+        """Return the template of a path."""
+
+    def parse(self, body: bytes, context: ParseContext) -> ParsedRequest:
+        """Read a request body.
+
+        Raises:
+            MalformedBody: it cannot be parsed.
+            InvalidRequest: it breaks rules; lists every problem (the first 20).
+            PayloadTooLarge: it has too many candidates.
+        """

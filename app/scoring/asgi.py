@@ -1,0 +1,81 @@
+"""The ASGI door: score calls as an ASGI application in front of another one.
+
+Bodies that are chunked, compressed or very large come through here, and every request of another
+ASGI server. Small calls on a connection of this server come through `app.server.connection`.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.engine.request import never_disconnected
+from app.errors import ClientDisconnected, GatehouseError
+from app.scoring.body import BodyReader
+from app.scoring.context import context_of
+from app.scoring.request_headers import read_headers
+from app.scoring.score import Response, Route, Scorer
+
+IS_DISCONNECTED = "gatehouse.is_disconnected"
+"""Where the server puts into a scope how to see that the client has closed the connection."""
+
+
+class ScoreRoutes:
+    """Answers score calls and passes every other request on to `app`."""
+
+    def __init__(self, app: ASGIApp, scorer: Scorer, bodies: BodyReader) -> None:
+        """Stand in front of `app`."""
+        self._app = app
+        self._scorer = scorer
+        self._bodies = bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a score call, or pass the request on."""
+        route = self._scorer.route(scope["path"]) if scope["type"] == "http" else None
+        if route is None:
+            await self._app(scope, receive, send)
+        else:
+            await self._score(route, scope, receive, send)
+
+    async def _score(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        scorer, context = self._scorer, context_of(scope)
+        context.is_logged = True
+        client = _AsgiClient(scope.get(IS_DISCONNECTED, never_disconnected))
+        headers = read_headers(scope["headers"])
+        call = scorer.begin(route, scope["method"], headers, client, context.request_id)
+        if not call.is_done:
+            try:
+                body = await self._bodies.read(
+                    receive, length=call.length, coding=call.coding, deadline=call.deadline
+                )
+            except GatehouseError as error:
+                scorer.refuse(call, error)
+            except ClientDisconnected as error:
+                scorer.disconnect(call, error)
+            else:
+                scorer.submit(call, body)
+                del body  # it can be megabytes, and the request is going to wait
+        response = await client.response
+        if response is not None:
+            context.status = response.status
+            head = [_header(line) for line in response.head.split(b"\r\n")[:-1]]
+            start = {"type": "http.response.start", "status": response.status, "headers": head}
+            await send(start)
+            await send({"type": "http.response.body", "body": response.body})
+
+
+class _AsgiClient:
+    """Takes one response; `response` is done then."""
+
+    def __init__(self, is_disconnected: Callable[[], bool]) -> None:
+        self.is_disconnected = is_disconnected
+        self.response: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
+
+    def respond(self, response: Response | None) -> None:
+        if not self.response.done():  # its task may have been cancelled
+            self.response.set_result(response)
+
+
+def _header(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b": ")
+    return name, value

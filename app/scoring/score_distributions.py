@@ -1,0 +1,81 @@
+"""Samples responses: how scores are distributed, and what a shadow policy would have ranked.
+
+It takes longer than ranking itself, so it is limited to a share of the event loop's time, and runs
+in the next turn of the loop, when the response has been written.
+"""
+
+import asyncio
+import time
+
+import numpy as np
+
+from app.engine.request import RequestFeatures
+from app.ranking.agreement import kendall_tau, overlap
+from app.ranking.batch import RankedRequest
+from app.ranking.ranker import Ranker
+from app.telemetry.ranking import RankingMetrics
+
+EVERY_S = 0.2
+"""The least time between two samples: requests that arrive during one wait for it, and they must be
+fewer than one in a hundred."""
+SHARE = 0.01
+"""The largest share of the event loop's time for samples: a long one is followed by a long pause."""
+MOST_COMPARED = 500
+"""The most candidates of a response that are compared, evenly spaced: comparing takes n² bytes."""
+TOP = 10
+
+
+class ResponseSampler:
+    """Chooses the responses that are sampled; owned by the event loop."""
+
+    def __init__(self, metrics: RankingMetrics, *, every_s: float = EVERY_S) -> None:
+        """Record on `metrics`, at most once in `every_s` (s); see `SHARE` too."""
+        self._metrics = metrics
+        self._every_s = every_s
+        self._loop = asyncio.get_running_loop()
+        self._next_at = 0.0  # monotonic time (s)
+
+    def offer(
+        self,
+        now: float,
+        model: str,
+        features: RequestFeatures,
+        ranker: Ranker,
+        ranked: RankedRequest,
+    ) -> None:
+        """Sample this response if it is time for one; `now` is the monotonic time (s)."""
+        if now >= self._next_at:
+            self._next_at = now + self._every_s
+            self._loop.call_soon(self._sample, model, features, ranker, ranked)
+
+    def _sample(
+        self, model: str, features: RequestFeatures, ranker: Ranker, ranked: RankedRequest
+    ) -> None:
+        began = time.monotonic()
+        self._metrics.distributed(model, ranker.tasks, ranked.scores, ranked.rank_score)
+        if ranker.shadow is not None:
+            self._compare(features, ranker, ranker.shadow, ranked)
+        self.pause_after(time.monotonic() - began)
+
+    def pause_after(self, sample_s: float) -> None:
+        """Pause for as long as a sample that took so many seconds requires."""
+        self._next_at = max(self._next_at, time.monotonic() + sample_s / SHARE)
+
+    def _compare(
+        self, features: RequestFeatures, ranker: Ranker, shadow: Ranker, ranked: RankedRequest
+    ) -> None:
+        n = len(ranked.sort_keys)
+        if n < 2:
+            return
+        compared = min(n, MOST_COMPARED)
+        chosen = np.arange(compared) * n // compared  # [m]
+        name = shadow.policy.multiplier
+        multiplier = None if name is None else features.candidate[name][:, 0]  # [n, 1] → [n]
+        live = ranked.sort_keys[chosen]
+        other = shadow.sort_keys(ranked.scores, multiplier)[chosen]
+        self._metrics.compared(
+            ranker.policy.name,
+            shadow.policy.name,
+            tau=kendall_tau(live, other),
+            overlap=overlap(live, other, TOP),
+        )
