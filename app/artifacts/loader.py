@@ -30,9 +30,14 @@ class Model:
     program: Program
     golden: Golden
     vocabularies: Vocabularies = field(default_factory=dict)
+    label: str = field(init=False)
+    """`name/version`, as in logs and metrics."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", f"{self.manifest.name}/{self.manifest.version}")
 
     def __str__(self) -> str:
-        return f"{self.manifest.name}/{self.manifest.version}"
+        return self.label
 
 
 def load(artifact: Artifact, device: torch.device) -> Model:

@@ -162,27 +162,6 @@ class Batcher:
             self._metrics.shed(error.slug)
             raise
 
-    def admit_unread(
-        self, model: Model, body_bytes: int, priority: Priority, deadline: float
-    ) -> None:
-        """Refuse a request before its body is read, by the least number of rows it can have.
-
-        Does nothing unless requests are being refused.
-
-        Raises:
-            Overloaded, DeadlineUnmeetable: see `admit`.
-        """
-        if self.is_refusing:
-            row_bytes = self._queues.of(model).row_bytes
-            rows = max(1, int(body_bytes / row_bytes)) if row_bytes else 1
-            self.admit(model, rows, priority, deadline)
-
-    def learn_size(self, model: Model, body_bytes: int, rows: int) -> None:
-        """Learn how many bytes of a request body a row takes."""
-        if rows:
-            queue = self._queues.of(model)
-            queue.row_bytes = max(body_bytes / rows, queue.row_bytes * 0.999)
-
     def wait_s(self, model: Model, rows: int, priority: Priority, now: float) -> float:
         """Return how long a request that arrives now would take until it has its scores (s)."""
         return self._forecast.wait_s(

@@ -68,8 +68,6 @@ class ModelQueue:
     Attributes:
         rows: how many rows wait.
         cost: what a batch costs.
-        row_bytes: the most bytes that a row of recent request bodies took. It gives the least
-            number of rows that a body can have before the body is read.
         max_batch_rows: the most rows of a batch; less than the setting after out-of-memory.
     """
 
@@ -77,7 +75,6 @@ class ModelQueue:
         """Start empty; see `Batcher` for the limits."""
         self.rows = 0
         self.cost = Cost()
-        self.row_bytes = 0.0
         self.max_batch_rows = max_batch_rows
         self._turn_rows = max_batch_rows
         self._batches_since_halved = 0

@@ -48,11 +48,32 @@ class BatchTiming:
     rank_s: float = 0.0
     copy_in_s: float = 0.0
     copy_out_s: float = 0.0
+    _server_timing: bytes = b""
 
     @property
     def busy_s(self) -> float:
         """How long the lane was busy."""
         return self.collate_s + self.copy_in_s + self.compute_s + self.copy_out_s + self.rank_s
+
+    @property
+    def stages(self) -> tuple[float, ...]:
+        """The stages in order; the copies only if there were any."""
+        if self.copy_in_s:
+            copies = self.copy_in_s, self.compute_s, self.copy_out_s
+            return (self.collate_s, *copies, self.rank_s)
+        return self.collate_s, self.compute_s, self.rank_s
+
+    @property
+    def server_timing(self) -> bytes:
+        """The stages as a part of a `Server-Timing` header (ms); the same for a whole batch."""
+        if not self._server_timing:
+            names: tuple[bytes, ...] = (b"collate", b"compute", b"rank")
+            if self.copy_in_s:
+                names = (b"collate", b"copy_in", b"compute", b"copy_out", b"rank")
+            stages = zip(names, self.stages, strict=True)
+            parts = [b"%b;dur=%.3f" % (name, stage_s * 1e3) for name, stage_s in stages]
+            self._server_timing = b", ".join(parts)
+        return self._server_timing
 
 
 def never_disconnected() -> bool:

@@ -7,7 +7,6 @@ import logging
 import random
 import re
 import time
-from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,9 +31,22 @@ class AccessLog:
         self._slow_request_s = slow_request_s
 
     def add(
-        self, record: RequestRecord, method: str, request_id: str, fields: Mapping[str, object]
+        self,
+        record: RequestRecord,
+        method: str,
+        request_id: str,
+        problem: str = "",
+        left: str = "",
     ) -> None:
-        """Count a request, and log it if it is slow, failed, or sampled."""
+        """Count a request, and log it if it is slow, failed, or sampled.
+
+        Args:
+            record: what is counted.
+            method: of HTTP.
+            request_id: of the request.
+            problem: the slug of its error.
+            left: at which stage its client was found to be disconnected.
+        """
         self._append(record)
         status, duration_s = record.status, record.duration_s
         is_notable = status >= 499 or duration_s >= self._slow_request_s
@@ -45,10 +57,12 @@ class AccessLog:
                 "route": record.route,
                 "status": status,
                 "ms": round(duration_s * 1e3, 3),
-                **fields,
             }
-            if record.key:
-                line["key"] = record.key
+            if record.stages:
+                line["candidates"] = record.candidates
+            for name, value in (("problem", problem), ("left", left), ("key", record.key)):
+                if value:
+                    line[name] = value
             level = logging.ERROR if status == 500 else logging.INFO
             logger.log(level, "request", extra={"fields": line})
 
@@ -95,7 +109,7 @@ class AccessLogMiddleware:
                 duration_s = time.perf_counter() - context.began
                 route = getattr(scope.get("route"), "path", "other")
                 record = RequestRecord(route, "", context.status, duration_s)
-                self._log.add(record, scope["method"], context.request_id, {})
+                self._log.add(record, scope["method"], context.request_id)
 
 
 def request_id_of(stated: bytes | None) -> str:

@@ -14,7 +14,7 @@ from app.errors import ClientDisconnected, GatehouseError
 from app.scoring.body import BodyReader
 from app.scoring.context import context_of
 from app.scoring.request_headers import read_headers
-from app.scoring.score import Response, Route, Scorer
+from app.scoring.score import Route, Scorer
 
 IS_DISCONNECTED = "gatehouse.is_disconnected"
 """Where the server puts into a scope how to see that the client has closed the connection."""
@@ -42,11 +42,15 @@ class ScoreRoutes:
         context.is_logged = True
         client = _AsgiClient(scope.get(IS_DISCONNECTED, never_disconnected))
         headers = read_headers(scope["headers"])
-        call = scorer.begin(route, scope["method"], headers, client, context.request_id)
+        call = scorer.begin(route, scope["method"], headers, client, request_id=context.request_id)
         if not call.is_done:
             try:
+                assert call.head is not None
                 body = await self._bodies.read(
-                    receive, length=call.length, coding=call.coding, deadline=call.deadline
+                    receive,
+                    length=call.head.length,
+                    coding=call.head.coding,
+                    deadline=call.deadline,
                 )
             except GatehouseError as error:
                 scorer.refuse(call, error)
@@ -57,23 +61,28 @@ class ScoreRoutes:
                 del body  # it can be megabytes, and the request is going to wait
         response = await client.response
         if response is not None:
-            context.status = response.status
-            head = [_header(line) for line in response.head.split(b"\r\n")[:-1]]
-            start = {"type": "http.response.start", "status": response.status, "headers": head}
-            await send(start)
-            await send({"type": "http.response.body", "body": response.body})
+            status, head, body = response
+            context.status = status
+            lines = [_header(line) for line in head.split(b"\r\n")[:-1]]
+            await send({"type": "http.response.start", "status": status, "headers": lines})
+            await send({"type": "http.response.body", "body": body})
 
 
 class _AsgiClient:
-    """Takes one response; `response` is done then."""
+    """Takes one response; `response` is done then: status, header lines, body."""
 
     def __init__(self, is_disconnected: Callable[[], bool]) -> None:
         self.is_disconnected = is_disconnected
-        self.response: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.response: asyncio.Future[tuple[int, bytes, bytes] | None] = loop.create_future()
 
-    def respond(self, response: Response | None) -> None:
+    def respond(self, status: int, head: bytes, body: bytes, *, closes: bool) -> None:  # noqa: ARG002  (said by the head)
         if not self.response.done():  # its task may have been cancelled
-            self.response.set_result(response)
+            self.response.set_result((status, head, body))
+
+    def abandon(self) -> None:
+        if not self.response.done():
+            self.response.set_result(None)
 
 
 def _header(line: bytes) -> tuple[bytes, bytes]:

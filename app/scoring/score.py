@@ -34,22 +34,22 @@ from app.protocol.problems import error_response, is_v2_path
 from app.ranking.batch import rank_alone
 from app.ranking.policies import ModelPolicies
 from app.scoring.access_log import AccessLog, request_id_of
-from app.scoring.content_coding import compress
+from app.scoring.content_coding import WORTH_BYTES, compress
 from app.scoring.keys import Keys
 from app.scoring.request_headers import check_body_headers, priority, timeout_s
 from app.scoring.score_distributions import ResponseSampler
 from app.scoring.service import Service
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import GPU_STAGES, STAGES, RequestRecord
+from app.telemetry.requests import RequestRecord
 
 logger = logging.getLogger(__name__)
 
 _MOST_ROUTES = 1000
 
-_SERVER_TIMING, _GPU_SERVER_TIMING = (
-    b"server-timing: " + b", ".join(b"%b;dur=%%.3f" % stage.encode() for stage in stages) + b"\r\n"
-    for stages in (STAGES, GPU_STAGES)
+_SERVER_TIMING = (
+    b"server-timing: decode;dur=%.3f, encode;dur=%.3f, queue;dur=%.3f, %b, respond;dur=%.3f\r\n"
 )
+_CLOSE = b"connection: close\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +71,23 @@ class Route:
     version: int | None
 
 
-@dataclass(slots=True)
-class Response:
-    """A response as bytes.
+@dataclass(slots=True, eq=False)
+class CallHead:
+    """What the head of a call says. A door may use it again for a request with the same head.
 
     Attributes:
-        status: the status code.
-        head: header lines, each with its line end.
-        body: as long as `content-length` in the head says.
-        closes: whether the connection ends with it, as the head says.
+        headers: those that score calls read.
+        timeout_s: counted from the request's arrival.
+        priority: which requests run first.
+        length: the announced length of the body (bytes), or 0.
+        coding: the content coding of the body.
     """
 
-    status: int
-    head: bytes
-    body: bytes
-    closes: bool
+    headers: Headers
+    timeout_s: float
+    priority: Priority
+    length: int
+    coding: bytes | None
 
 
 class Client(Protocol):
@@ -94,8 +96,18 @@ class Client(Protocol):
     def is_disconnected(self) -> bool:
         """Whether it has closed the connection: one look, on the event loop."""
 
-    def respond(self, response: Response | None) -> None:
-        """Send the response; None if the client is gone. Called once, on the event loop."""
+    def respond(self, status: int, head: bytes, body: bytes, *, closes: bool) -> None:
+        """Send the response. Called once, on the event loop, unless `abandon` is.
+
+        Args:
+            status: the status code.
+            head: header lines, each with its line end; among them `content-length`.
+            body: the content.
+            closes: whether the connection ends with it, as the head says.
+        """
+
+    def abandon(self) -> None:
+        """Send nothing: the client is gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,32 +118,28 @@ class ScoreCall:
         route: what it calls.
         method: of HTTP.
         client: who gets the response.
-        headers: those that score calls read.
         request_id: its `x-request-id`, or a new one.
         began: `time.perf_counter()` when its head had arrived (s).
         arrival: `time.monotonic()` at the same time (s).
+        head: what its head says, once that is checked.
         deadline: clock time (s) after which the response is worthless.
-        priority: which requests run first.
-        length: the announced length of its body (bytes), or 0.
-        coding: the content coding of its body.
         model: the version that scores it.
         policies: the model's policies, all of one policy set.
         key: the name of its API key, or empty.
         parsed: its body.
+        decode_s: how long parsing its body took.
+        encode_s: how long encoding its features took.
         is_done: whether it has its response.
     """
 
     route: Route
     method: str
     client: Client
-    headers: Headers
     request_id: str
     began: float
     arrival: float
+    head: CallHead | None = None
     deadline: float = 0.0
-    priority: Priority = Priority.NORMAL
-    length: int = 0
-    coding: bytes | None = None
     model: Model | None = None
     policies: ModelPolicies | None = None
     key: str = ""
@@ -162,6 +170,7 @@ class Scorer:
         self._log = log
         self._metrics = metrics
         self._sampler = ResponseSampler(metrics.ranking)
+        self._row_sizes = RowSizes()
         self._routes: dict[str, Route | None] = {}
 
     @property
@@ -187,7 +196,14 @@ class Scorer:
         return route
 
     def begin(
-        self, route: Route, method: str, headers: Headers, client: Client, request_id: str = ""
+        self,
+        route: Route,
+        method: str,
+        headers: Headers,
+        client: Client,
+        *,
+        request_id: str = "",
+        head: CallHead | None = None,
     ) -> ScoreCall:
         """Check the head of a call.
 
@@ -199,30 +215,43 @@ class Scorer:
             headers: see `read_headers`.
             client: who gets the response.
             request_id: of the request, if the door knows it.
+            head: of an earlier call with the same method, headers and route.
         """
-        request_id = request_id or request_id_of(headers.get(b"x-request-id"))
         call = ScoreCall(
-            route, method, client, headers, request_id, time.perf_counter(), time.monotonic()
+            route,
+            method,
+            client,
+            request_id or request_id_of(headers.get(b"x-request-id")),
+            time.perf_counter(),
+            time.monotonic(),
+            head,
         )
         try:
-            self._check_head(call)
+            self._check_head(call, headers)
         except GatehouseError as error:
             self.refuse(call, error)
         return call
 
-    def _check_head(self, call: ScoreCall) -> None:
+    def _check_head(self, call: ScoreCall, headers: Headers) -> None:
         if call.method != "POST":
             raise MethodNotAllowed(f"{call.method} is not allowed; use POST")
-        route, headers = call.route, call.headers
+        route, head, service = call.route, call.head, self._service
         call.key = self._keys.caller(headers.get(b"authorization"))
-        call.deadline = call.arrival + timeout_s(headers, self._limits.default_timeout_s)
-        call.priority = priority(headers)
-        call.model = model = self._service.registry.active(route.model, route.version)
-        call.policies = self._service.policies.of(model)
-        call.length, call.coding = check_body_headers(
-            headers, route.dialect.media_types, self._limits.max_body_bytes
-        )
-        self._service.batcher.admit_unread(model, call.length, call.priority, call.deadline)
+        if head is None:
+            within_s = timeout_s(headers, self._limits.default_timeout_s)
+            urgency = priority(headers)
+            call.model = model = service.registry.active(route.model, route.version)
+            length, coding = check_body_headers(
+                headers, route.dialect.media_types, self._limits.max_body_bytes
+            )
+            call.head = head = CallHead(headers, within_s, urgency, length, coding)
+        else:
+            call.model = model = service.registry.active(route.model, route.version)
+        call.deadline = call.arrival + head.timeout_s
+        call.policies = service.policies.of(model)
+        if service.batcher.is_refusing:
+            rows = self._row_sizes.least_rows(model, head.length)
+            service.batcher.admit(model, rows, head.priority, call.deadline)
 
     def submit(self, call: ScoreCall, body: bytes) -> None:
         """Queue a call whose whole body has arrived, its content coding undone."""
@@ -235,32 +264,30 @@ class Scorer:
 
     def _submit(self, call: ScoreCall, body: bytes) -> None:
         began = time.perf_counter()
-        model, policies = call.model, call.policies
+        model, policies, head = call.model, call.policies, call.head
         assert model is not None
         assert policies is not None
-        context = ParseContext(model, policies, call.headers, self._limits.max_candidates)
-        parsed = call.route.dialect.parse(body, context)
+        assert head is not None
+        context = ParseContext(model, policies, head.headers, self._limits.max_candidates)
+        call.parsed = parsed = call.route.dialect.parse(body, context)
         call.decode_s = parsed.decoded_at - began
         call.encode_s = time.perf_counter() - parsed.decoded_at
-        call.parsed = parsed
         features = parsed.features
         if parsed.timeout_s is not None:
             call.deadline = call.arrival + parsed.timeout_s
-        if parsed.priority is not None:
-            call.priority = parsed.priority
         if features.unknown_ids:
             self._metrics.unknown(model.manifest.name, features.unknown_ids)
-        self._service.batcher.learn_size(model, len(body), features.rows)
         request = QueuedRequest(
             model,
             features,
             parsed.ranking,
             call.deadline,
-            call.priority,
+            head.priority if parsed.priority is None else parsed.priority,
             call.client.is_disconnected,
             partial(self._finish, call),
         )
         if features.rows:
+            self._row_sizes.learn(model, len(body), features.rows)
             self._service.batcher.submit(request)
         else:
             empty = np.empty((0, len(model.manifest.tasks)), np.float32)
@@ -273,8 +300,8 @@ class Scorer:
         status, headers, body = error_response(
             error, is_v2=is_v2_path(call.route.template), request_id=call.request_id
         )
-        head = b"".join([b"%b: %b\r\n" % each for each in headers])
-        self._respond(call, status, head, body, fields={"problem": error.slug})
+        head = b"".join([b"%b: %b\r\n" % each for each in headers if each[0] != b"content-length"])
+        self._respond(call, status, head, body, problem=error.slug)
 
     def disconnect(self, call: ScoreCall, error: ClientDisconnected) -> None:
         """End a call whose client is gone; nothing is sent."""
@@ -282,8 +309,8 @@ class Scorer:
             return
         call.is_done = True
         self._metrics.cancelled(error.stage)
-        self._record(call, 499, fields={"left": error.stage})
-        call.client.respond(None)
+        call.client.abandon()
+        self._record(call, 499, left=error.stage)
 
     def _fail(self, call: ScoreCall, error: Exception) -> None:
         """Answer with 500 after an exception that nobody expected."""
@@ -318,29 +345,29 @@ class Scorer:
             self._metrics.shed(DeadlineExceeded.slug)
             self.refuse(call, DeadlineExceeded("the response was not ready before the deadline"))
             return
+        ranker, rows = parsed.ranking.ranker, request.features.rows
+        if now >= self._sampler.next_at:
+            name = request.model.manifest.name
+            self._sampler.sample(now, name, request.features, ranker, ranked)
         respond_s = time.perf_counter() - began
-        stages: tuple[float, ...] = (call.decode_s, call.encode_s, request.queue_s)
-        if timing.copy_in_s:
-            stages += (timing.collate_s, timing.copy_in_s, timing.compute_s, timing.copy_out_s)
-            template = _GPU_SERVER_TIMING
-        else:
-            stages += (timing.collate_s, timing.compute_s)
-            template = _SERVER_TIMING
-        stages += (timing.rank_s, respond_s)
-        head += template % tuple([stage_s * 1e3 for stage_s in stages])
-        features, ranker = request.features, parsed.ranking.ranker
-        self._sampler.offer(now, request.model.manifest.name, features, ranker, ranked)
+        head += _SERVER_TIMING % (
+            call.decode_s * 1e3,
+            call.encode_s * 1e3,
+            request.queue_s * 1e3,
+            timing.server_timing,
+            respond_s * 1e3,
+        )
+        stages = (call.decode_s, call.encode_s, request.queue_s, *timing.stages, respond_s)
+        policy = ranker.policy.name
+        if len(body) < WORTH_BYTES:
+            self._respond(call, 200, head, body, policy, rows, stages)
+            return
+        assert call.head is not None
         compress(
             body,
-            call.headers.get(b"accept-encoding"),
-            lambda coding_head, content: self._respond(
-                call,
-                200,
-                b"%b%bcontent-length: %d\r\n" % (head, coding_head, len(content)),
-                content,
-                policy=ranker.policy.name,
-                candidates=features.rows,
-                stages=stages,
+            call.head.headers.get(b"accept-encoding"),
+            lambda coding, content: self._respond(
+                call, 200, head + coding, content, policy, rows, stages
             ),
         )
 
@@ -350,18 +377,22 @@ class Scorer:
         status: int,
         head: bytes,
         body: bytes,
-        *,
         policy: str = "",
         candidates: int = 0,
         stages: Sequence[float] = (),
-        fields: dict[str, object] | None = None,
+        problem: str = "",
     ) -> None:
+        """Send a response; `head` is without its length and the request id."""
         call.is_done = True
         closes = self._service.draining
-        closing = b"connection: close\r\n" if closes else b""
-        head = b"%bx-request-id: %b\r\n%b" % (head, call.request_id.encode(), closing)
-        call.client.respond(Response(status, head, body, closes))
-        self._record(call, status, policy, candidates, stages, fields or {"candidates": candidates})
+        head = b"%bcontent-length: %d\r\nx-request-id: %b\r\n%b" % (
+            head,
+            len(body),
+            call.request_id.encode(),
+            _CLOSE if closes else b"",
+        )
+        call.client.respond(status, head, body, closes=closes)
+        self._record(call, status, policy, candidates, stages, problem)
 
     def _record(
         self,
@@ -370,20 +401,41 @@ class Scorer:
         policy: str = "",
         candidates: int = 0,
         stages: Sequence[float] = (),
-        fields: dict[str, object] | None = None,
+        problem: str = "",
+        left: str = "",
     ) -> None:
         model = call.model
-        name, version = ("", "") if model is None else (model.manifest.name, str(model))
-        duration_s = time.perf_counter() - call.began
         record = RequestRecord(
             call.route.template,
-            name,
+            "" if model is None else model.manifest.name,
             status,
-            duration_s,
-            version,
+            time.perf_counter() - call.began,
+            "" if model is None else model.label,
             call.key,
             policy,
             candidates,
             stages,
         )
-        self._log.add(record, call.method, call.request_id, fields or {})
+        self._log.add(record, call.method, call.request_id, problem, left)
+
+
+class RowSizes:
+    """The most bytes that a row of recent request bodies took, for each version.
+
+    It gives the least number of rows that a body can have before the body is read.
+    """
+
+    def __init__(self) -> None:
+        """Start without knowledge: a body has at least one row."""
+        self._bytes: dict[str, float] = {}
+
+    def learn(self, model: Model, body_bytes: int, rows: int) -> None:
+        """Learn from a request."""
+        row_bytes = body_bytes / rows
+        known = self._bytes.get(model.label, 0.0) * 0.999  # forget large rows slowly
+        self._bytes[model.label] = row_bytes if row_bytes > known else known
+
+    def least_rows(self, model: Model, body_bytes: int) -> int:
+        """Return how many rows a body has at least."""
+        row_bytes = self._bytes.get(model.label)
+        return max(1, int(body_bytes / row_bytes)) if row_bytes else 1

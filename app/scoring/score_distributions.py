@@ -26,16 +26,20 @@ TOP = 10
 
 
 class ResponseSampler:
-    """Chooses the responses that are sampled; owned by the event loop."""
+    """Samples responses; owned by the event loop.
+
+    Attributes:
+        next_at: monotonic time (s) before which no response should be sampled.
+    """
 
     def __init__(self, metrics: RankingMetrics, *, every_s: float = EVERY_S) -> None:
         """Record on `metrics`, at most once in `every_s` (s); see `SHARE` too."""
         self._metrics = metrics
         self._every_s = every_s
         self._loop = asyncio.get_running_loop()
-        self._next_at = 0.0  # monotonic time (s)
+        self.next_at = 0.0
 
-    def offer(
+    def sample(
         self,
         now: float,
         model: str,
@@ -43,10 +47,9 @@ class ResponseSampler:
         ranker: Ranker,
         ranked: RankedRequest,
     ) -> None:
-        """Sample this response if it is time for one; `now` is the monotonic time (s)."""
-        if now >= self._next_at:
-            self._next_at = now + self._every_s
-            self._loop.call_soon(self._sample, model, features, ranker, ranked)
+        """Sample this response soon, and no other before `next_at`; `now` is monotonic (s)."""
+        self.next_at = now + self._every_s
+        self._loop.call_soon(self._sample, model, features, ranker, ranked)
 
     def _sample(
         self, model: str, features: RequestFeatures, ranker: Ranker, ranked: RankedRequest
@@ -59,7 +62,7 @@ class ResponseSampler:
 
     def pause_after(self, sample_s: float) -> None:
         """Pause for as long as a sample that took so many seconds requires."""
-        self._next_at = max(self._next_at, time.monotonic() + sample_s / SHARE)
+        self.next_at = max(self.next_at, time.monotonic() + sample_s / SHARE)
 
     def _compare(
         self, features: RequestFeatures, ranker: Ranker, shadow: Ranker, ranked: RankedRequest

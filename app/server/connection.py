@@ -27,9 +27,9 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from app.errors import ClientDisconnected, Overloaded
 from app.scoring.asgi import IS_DISCONNECTED
-from app.scoring.body import LARGE_BYTES, BodyReader, BodyShare, late_body
+from app.scoring.body import LARGE_BYTES, UNCOUNTED_BYTES, BodyReader, BodyShare, late_body
 from app.scoring.request_headers import read_headers
-from app.scoring.score import Response, Route, ScoreCall, Scorer
+from app.scoring.score import CallHead, Route, ScoreCall, Scorer
 
 LARGEST_HEAD = 64 << 10  # bytes of a request line and its headers, beside those of one read
 MOST_HEADERS = 100
@@ -93,6 +93,7 @@ class Connection(HttpToolsProtocol):
         self._direct = _DirectExchange()
         self._is_direct = False  # whether the current request is
         self._call: ScoreCall | None = None  # a direct call without its response
+        self._known_head: tuple[Route, list[tuple[bytes, bytes]], CallHead] | None = None
         self._parts: list[bytes] = []  # of a direct call's body
         self._share = BodyShare(bodies.budget)
         self._waits_for_body = False
@@ -328,14 +329,23 @@ class Connection(HttpToolsProtocol):
         direct.keep_alive = self.parser.should_keep_alive()
         self._is_direct = True
         self.cycle = cast(RequestResponseCycle, direct)
-        call = self._scorer.begin(route, "POST", read_headers(self.headers), self)
-        if call.is_done:
+        known = self._known_head
+        if known is not None and known[0] is route and known[1] == self.headers:
+            head: CallHead | None = known[2]
+            headers = known[2].headers
+        else:
+            head, headers = None, read_headers(self.headers)
+        call = self._scorer.begin(route, "POST", headers, self, head=head)
+        if call.is_done or call.head is None:
             return
-        try:
-            self._share.cover(call.length)
-        except Overloaded as error:
-            self._scorer.refuse(call, error)
-            return
+        if head is None:
+            self._known_head = route, self.headers, call.head
+        if call.head.length > UNCOUNTED_BYTES:
+            try:
+                self._share.cover(call.head.length)
+            except Overloaded as error:
+                self._scorer.refuse(call, error)
+                return
         self._call = call
         self._waits_for_body = True
         self._body_is_timed = False
@@ -364,34 +374,28 @@ class Connection(HttpToolsProtocol):
             return bool(tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE)
         return self.transport.is_closing()
 
-    def respond(self, response: Response | None) -> None:
-        """Write the response of the direct call."""
+    def respond(self, status: int, head: bytes, body: bytes, *, closes: bool) -> None:
+        """Write the response of the direct call; see `Client.respond`."""
         self._call = None
-        direct = self._direct
-        direct.response_complete = True
-        if response is None or self.transport.is_closing():
+        self._direct.response_complete = True
+        if self.transport.is_closing():
             return
         default_headers = self.server_state.default_headers
         if default_headers is not self._date:  # uvicorn makes a new list every second
             self._date = default_headers
             self._date_line = b"".join([b"%b: %b\r\n" % each for each in default_headers])
-        closes = response.closes or not direct.keep_alive
-        closing = b"connection: close\r\n" if closes and not response.closes else b""
-        self.transport.write(
-            b"".join(
-                (
-                    STATUS_LINE[response.status],
-                    self._date_line,
-                    response.head,
-                    closing,
-                    b"\r\n",
-                    response.body,
-                )
-            )
-        )
+        closing = b"\r\n"
+        if not (closes or self._direct.keep_alive):
+            closing, closes = b"connection: close\r\n\r\n", True
+        self.transport.write(b"".join((STATUS_LINE[status], self._date_line, head, closing, body)))
         if closes:
             self.transport.close()
         self.on_response_complete()
+
+    def abandon(self) -> None:
+        """End the direct call without a response."""
+        self._call = None
+        self._direct.response_complete = True
 
     # Timers and refusals
 
