@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import TuningError
-from app.ranking.calibration import SMALLEST_DOUBT, Isotonic, Platt, Scale
+from app.ranking.calibration import MIN_PROBABILITY, Isotonic, Platt, Scale
 from app.tuning.log import Floats
 
 BINS = 50
@@ -36,7 +36,7 @@ def fit_platt(scores: Floats, outcomes: Floats) -> Platt:
     Raises:
         FitFailed: higher scores do not go with more positives.
     """
-    p = np.clip(scores, SMALLEST_DOUBT, 1 - SMALLEST_DOUBT)
+    p = np.clip(scores, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     logit = np.log(p) - np.log1p(-p)  # [n]
     positives = outcomes.sum()
     negatives = len(outcomes) - positives

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from app.ranking.formulas import Formula, Numbers, compiled
+from app.ranking.formulas import Formula, Numbers, compile_formula
 from app.ranking.ranker import Ranker
 from app.tuning.log import Floats, Log
 
@@ -23,7 +23,7 @@ class Varied:
         self._terms: Floats | None = None
         if ranker.formula.is_exact:
             once = ranker.policy.reweighted(dict.fromkeys(ranker.tasks, 1.0))
-            self._terms = _terms(compiled(once, ranker.tasks), self._scores, log)  # [n, K]
+            self._terms = _terms(compile_formula(once, ranker.tasks), self._scores, log)  # [n, K]
 
     def sort_keys(self, weights: Mapping[str, float]) -> Floats:
         """Return the sort_keys, `[n]`, with these weights instead of the policy's."""
@@ -31,7 +31,7 @@ class Varied:
             column = [weights.get(task, 0.0) for task in self._ranker.tasks]  # K
             return np.asarray(self._terms @ np.array(column))
         policy = self._ranker.policy.reweighted(weights)
-        return compiled(policy, self._ranker.tasks).sort_keys(self._scores)
+        return compile_formula(policy, self._ranker.tasks).sort_keys(self._scores)
 
 
 def _terms(formula: Formula, scores: Numbers, log: Log) -> Floats:
