@@ -175,7 +175,7 @@ def test_rights_stay_and_a_link_is_followed(path):
 
 @pytest.mark.parametrize(
     ("content", "rule"),
-    [("policy = 3", "policy: "), ("[", "is no TOML"), ("[default]\nfeed = 'x'", "no such policy")],
+    [("policy = 3", "policy: "), ("[", "not valid TOML"), ("[default]\nfeed = 'x'", "unknown policy")],
 )
 def test_a_wrong_file_is_refused_before_anything_is_done(tmp_path, content, rule):
     (tmp_path / "policies.toml").write_text(content)
