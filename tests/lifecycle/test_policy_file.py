@@ -199,7 +199,7 @@ async def test_no_answer_mixes_two_sets_while_the_file_changes(parts, client, ex
     assert all(len(weights) == 1 for weights in found.values())
 
 
-BUY = 'policy.x: model "other": unknown task "buy" (known: click, like)'
+BUY = 'policy.x: model "other": unknown task "buy" (known: click, like, dwell)'
 
 
 async def test_a_model_that_comes_later_and_does_not_fit_has_its_own_policy(

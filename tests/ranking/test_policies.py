@@ -358,7 +358,7 @@ def test_a_key_of_very_many_parts_is_refused_at_once(text):
 
 
 @pytest.mark.parametrize(
-    "unit", ['\\"', '"""\\', "'", '"', "a", " ", ".", "1.5,", "#", "''''", "-"]
+    "unit", ['\\"', '\\"""\n', "'''", '"""\\', "'", '"', "a", " ", ".", "1.5,", "#", "''''", "-"]
 )
 def test_looking_for_long_keys_takes_linear_time(unit):
     began = time.process_time()
