@@ -171,8 +171,8 @@ class PolicySet:
                     _reason_not_available(self.policies[default], model)
                 )
             problems.append(f"default.{model.name}: {rule}")
-        for name, policy in available.items():
-            shadow = _shadow(policy)
+        for name, each in available.items():
+            shadow = _shadow(each)
             if shadow is not None and shadow not in available:
                 rule = _unknown("policy", shadow, available)
                 if shadow in self.policies:

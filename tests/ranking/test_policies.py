@@ -378,7 +378,7 @@ def test_dots_outside_of_keys_are_not_counted():
     scores = [{", ".join(f"{each}.5" for each in range(1000))}]
     calibrated = [{", ".join(f"{each}.5" for each in range(1000))}]
     """
-    assert len(rankers(text).by_name["home"].calibrations[0].scores) == 1000
+    assert rankers(text).by_name["home"].calibrations[0].method == "isotonic"
     for quoted in (f'"{dots}"', f"'{dots}'", f'"""\n{dots}"""', f"'''{dots}'''"):
         (found,) = problems(f"[policy.home]\nweights = {{click = 1}}\nmultiplier = {quoted}")
         assert "multiplier is for formula" in found
