@@ -1,24 +1,27 @@
-"""Prometheus metrics: every series the service exports, created up front.
+"""Prometheus metrics: every time series that the service exports.
 
-Durations are in seconds, labels are bounded, and label sets that are known are created with the
-registry, so that `rate()` starts from zero. Counting is cheap and thread-safe; rendering is not
-cheap and belongs off the event loop.
+Durations are in seconds. The values of labels are bounded. Label values that are known in advance
+exist from the start with the value 0, so that `rate()` sees the first increment. Counting is cheap
+and thread-safe; rendering takes milliseconds and should not run on the event loop.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from app.telemetry.bulk_histogram import BulkHistogram, Observe
-from app.telemetry.ranking import RankingMetrics
+
+Numbers = npt.NDArray[np.floating]
 
 STAGES = ("decode", "encode", "queue", "collate", "compute", "rank", "respond")
-"""Where the time of a scoring request goes, in order."""
+"""The stages of a scoring request, in order."""
 GPU_STAGES = (*STAGES[:4], "copy_in", "compute", "copy_out", *STAGES[5:])
-"""The same where a batch is copied to a GPU and back."""
+"""The stages if a batch is copied to a GPU and back."""
 
 CANCEL_STAGES = ("body", "queue", "compute")
-"""Where a caller is found to have left."""
+"""Where the server can notice that the client has disconnected."""
 
 LATENCY_BUCKETS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
@@ -32,180 +35,223 @@ ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 REQUEST_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+SCORE_BUCKETS = (
+    *(0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0),
+)
+"""Suits probabilities and seconds."""
+RANK_SCORE_BUCKETS = (
+    *(0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1e3, 1e4),
+)
+"""From 0: in the exposition format a histogram with negative buckets has no sum."""
+TAU_BUCKETS = (-0.5, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+"""Has negative buckets, so the histogram has no sum (a sum must not fall): use quantiles."""
+OVERLAP_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
 class Metrics:
-    """The service's series on one registry; no other code creates any."""
+    """All metrics of the service, on one registry. No other code creates metrics."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        """Create every series on `registry`, or on one of its own."""
+        """Create every metric on `registry`, or on a new registry."""
         self.registry = registry or CollectorRegistry()
-        self._tallies: list[BulkHistogram] = []
-        self._answered: dict[tuple[str, str, int], tuple[Callable[[], None], Observe]] = {}
+        self._bulk_histograms: list[BulkHistogram] = []
+        self._by_route: dict[tuple[str, str, int], tuple[Callable[[], None], Observe]] = {}
         self._create_for_requests()
         self._create_for_batches()
         self._create_for_models()
-        self._create_for_the_process()
+        self._create_for_process()
         self.ranking = RankingMetrics(self.registry)
 
     def _create_for_requests(self) -> None:
         self._requests = self._counter(
-            "requests_total", "Requests answered.", ("route", "model", "status")
+            "requests_total",
+            "HTTP requests answered, by route, model and status code.",
+            ("route", "model", "status"),
         )
         self._calls = self._counter(
             "requests_by_key_total",
-            "Scoring requests answered, by the key's name.",
+            "Scoring requests answered, by the name of the API key and the status code.",
             ("key", "status"),
         )
-        self._durations = self._tally(
+        self._durations = self._bulk_histogram(
             "request_duration_seconds",
-            "From the request's headers to the end of its answer.",
+            "Time from the headers of a request to the end of its response, in seconds.",
             LATENCY_BUCKETS,
             ("route", "model"),
         )
-        stages = self._tally(
+        stages = self._bulk_histogram(
             "stage_duration_seconds",
-            "Where the time of scored requests goes.",
+            "Time that a scored request spends in each stage, in seconds.",
             STAGE_BUCKETS,
             ("stage",),
         )
-        self._stages = {stage: stages.into(stage) for stage in GPU_STAGES}
-        self._candidates = self._tally(
-            "request_candidates", "Candidates in a scored request.", ROW_BUCKETS
-        ).into()
+        self._stages = {stage: stages.observer(stage) for stage in GPU_STAGES}
+        self._candidates = self._bulk_histogram(
+            "request_candidates", "Number of candidates in a scored request.", ROW_BUCKETS
+        ).observer()
         self._shed = self._counter(
-            "shed_total", "Requests that were refused or dropped for lack of time.", ("reason",)
+            "shed_total",
+            "Requests refused or dropped because of overload or their deadline, by reason.",
+            ("reason",),
         )
         for reason in ("overloaded", "bodies", "deadline-unmeetable", "deadline-exceeded"):
             self._shed.labels(reason)
         self._cancelled = self._counter(
-            "cancelled_total", "Requests whose callers left, by where that was found.", ("stage",)
+            "cancelled_total",
+            "Requests whose client disconnected before the response, by the stage that noticed it.",
+            ("stage",),
         )
         for stage in CANCEL_STAGES:
             self._cancelled.labels(stage)
 
     def _create_for_batches(self) -> None:
-        self._batch_rows = self._tally("batch_rows", "Rows in a batch.", ROW_BUCKETS).into()
-        self._batch_requests = self._tally(
-            "batch_requests", "Requests in a batch.", REQUEST_BUCKETS
-        ).into()
+        self._batch_rows = self._bulk_histogram(
+            "batch_rows", "Number of rows (candidates) in a batch.", ROW_BUCKETS
+        ).observer()
+        self._batch_requests = self._bulk_histogram(
+            "batch_requests", "Number of requests in a batch.", REQUEST_BUCKETS
+        ).observer()
         self._lane_busy = self._counter(
-            "lane_busy_seconds_total", "Time that lanes spent on batches.", ("lane",)
+            "lane_busy_seconds_total",
+            "Time that each lane spent on running batches, in seconds.",
+            ("lane",),
         )
         self._failures = self._counter(
             "failures_total",
-            "Batches that raised; requests with a score that is no number.",
+            "Failures by kind: batches in which the model raised an error (model) or memory ran "
+            "out (out-of-memory), and requests with a NaN or infinite score (non-finite).",
             ("kind",),
         )
         for kind in ("model", "non-finite", "out-of-memory"):
             self._failures.labels(kind)
         self._batch_limit = self._gauge(
             "batch_limit_rows",
-            "The most rows of a batch of a version for which memory ran out.",
+            "Largest batch, in rows, of a model version that ran out of memory with larger ones.",
             ("model",),
         )
 
     def _create_for_models(self) -> None:
         self._unknown_ids = self._counter(
-            "unknown_id_total", "Ids outside their feature's vocabulary.", ("model", "feature")
+            "unknown_id_total",
+            "Ids that are not in the vocabulary of their feature, by model and feature.",
+            ("model", "feature"),
         )
         self._model_info = self._gauge(
-            "model_info", "The active version of each model; always 1.", ("model", "version", "sha")
+            "model_info",
+            "The active version of each model. The value is always 1.",
+            ("model", "version", "sha"),
         )
         self._swaps = self._counter(
-            "model_swaps_total", "Versions tried, by result.", ("model", "result")
+            "model_swaps_total",
+            "Attempts to load a model version, by result: activated or refused.",
+            ("model", "result"),
         )
         self._graph_fallbacks = self._counter(
-            "graph_fallback_total", "Versions that run without CUDA graphs on a GPU.", ("model",)
+            "graph_fallback_total",
+            "Model versions that run on a GPU without CUDA graphs.",
+            ("model",),
         )
 
-    def _create_for_the_process(self) -> None:
+    def _create_for_process(self) -> None:
         self._loop_lag = self._histogram(
-            "event_loop_lag_seconds", "How late a timer of the event loop fires.", STAGE_BUCKETS
+            "event_loop_lag_seconds",
+            "How late a timer of the event loop fires, in seconds.",
+            STAGE_BUCKETS,
         )
         pauses = self._histogram(
-            "gc_pause_seconds", "Garbage collections.", STAGE_BUCKETS, ("generation",)
+            "gc_pause_seconds",
+            "Duration of a Python garbage collection, in seconds, by generation.",
+            STAGE_BUCKETS,
+            ("generation",),
         )
         self._gc_pauses = [pauses.labels(str(generation)) for generation in range(3)]
 
     def watch(self, name: str, help_: str, read: Callable[[], float]) -> None:
-        """Export a gauge that is read at each scrape."""
+        """Export a gauge whose value `read` returns at each scrape."""
         self._gauge(name, help_).set_function(read)
 
     def watch_device_memory(self, reads: Mapping[str, Callable[[], float]]) -> None:
-        """Export the memory of the device (bytes), by kind."""
-        memory = self._gauge("device_memory_bytes", "Memory of the GPU.", ("kind",))
+        """Export the memory of the device (bytes), by kind; each is read at each scrape."""
+        memory = self._gauge(
+            "device_memory_bytes",
+            "GPU memory in bytes: allocated to tensors, or reserved by PyTorch.",
+            ("kind",),
+        )
         for kind, read in reads.items():
             memory.labels(kind).set_function(read)
 
     def loop_lagged(self, lag_s: float) -> None:
-        """Count a timer of the event loop that fired so late."""
+        """Record how late (s) a timer of the event loop fired."""
         self._loop_lag.observe(lag_s)
 
     def gc_paused(self, generation: int, pause_s: float) -> None:
-        """Count a garbage collection."""
+        """Record a garbage collection and its duration (s)."""
         self._gc_pauses[generation].observe(pause_s)
 
     def answered(self, route: str, model: str, status: int, duration_s: float) -> None:
-        """Count one answered request."""
-        answered = self._answered.get((route, model, status))
-        if answered is None:
+        """Count one answered request and its duration (s)."""
+        series = self._by_route.get((route, model, status))
+        if series is None:
             counter = self._requests.labels(route, model, str(status))
-            answered = counter.inc, self._durations.into(route, model)
-            self._answered[route, model, status] = answered
-        count, observe = answered
+            series = counter.inc, self._durations.observer(route, model)
+            self._by_route[route, model, status] = series
+        count, observe = series
         count()
         observe(duration_s)
 
     def called(self, key: str, status: int) -> None:
-        """Count one answered scoring request by the name of its key."""
+        """Count one answered scoring request by the name of its API key."""
         self._calls.labels(key, str(status)).inc()
 
     def refused(self, status: int) -> None:
-        """Count what was refused before there was a request: it had no head that could be read."""
+        """Count a connection that was refused because its request head could not be parsed."""
         self._requests.labels("none", "", str(status)).inc()
 
     def scored(self, candidates: int, stages: Mapping[str, float]) -> None:
-        """Count one scored request: how large it was, and its time (s) by stage."""
+        """Count one scored request: its candidates, and its time (s) in each stage."""
         self._candidates(candidates)
         for stage, duration_s in stages.items():
             self._stages[stage](duration_s)
 
     def batch(self, *, rows: int, requests: int, lane: str, busy_s: float) -> None:
-        """Count one batch that ran."""
+        """Count one batch that has run."""
         self._batch_rows(rows)
         self._batch_requests(requests)
         self._lane_busy.labels(lane).inc(busy_s)
 
     def shed(self, reason: str) -> None:
-        """Count a request that was refused, or dropped for lack of time."""
+        """Count a request that was refused or dropped because of overload or its deadline."""
         self._shed.labels(reason).inc()
 
     def failed(self, kind: str) -> None:
-        """Count a batch that failed, or a request whose scores were no numbers."""
+        """Count a failed batch, or a request with a NaN or infinite score."""
         self._failures.labels(kind).inc()
 
     def cancelled(self, stage: str) -> None:
-        """Count a request whose caller left: while its body came, in the queue, in compute."""
+        """Count a request whose client disconnected: during `body`, `queue` or `compute`."""
         self._cancelled.labels(stage).inc()
 
     def batch_limit(self, model: str, rows: int) -> None:
-        """Say that batches of a model's version have been limited to so many rows."""
+        """Set the largest batch of a model version (`name/version`) after memory ran out."""
         self._batch_limit.labels(model).set(rows)
 
     def unknown(self, model: str, counts: Mapping[str, int]) -> None:
-        """Count ids outside their vocabulary, by feature."""
+        """Count ids that are not in their vocabulary, by feature."""
         for feature, count in counts.items():
             self._unknown_ids.labels(model, feature).inc(count)
 
     def tried(self, model: str, *, activated: bool) -> None:
-        """Count a version that became active or was refused."""
+        """Count a loaded version, which became active or was refused."""
         self._swaps.labels(model, "activated" if activated else "refused").inc()
 
     def activated(self, model: str, version: int, sha256: str) -> None:
-        """Say that this version of a model is the active one now."""
+        """Show this version of a model as the active one."""
         self._model_info.labels(model, str(version), sha256[:12]).set(1)
 
     def retired(self, model: str, version: int, sha256: str) -> None:
-        """Remove what `activated` said of a version."""
+        """Remove the series that describe a version which is not active any more."""
         self._model_info.remove(model, str(version), sha256[:12])
         self._batch_limit.remove(f"{model}/{version}")
 
@@ -214,21 +260,21 @@ class Metrics:
         self._graph_fallbacks.labels(model).inc()
 
     def render(self) -> bytes:
-        """Return the exposition text; takes milliseconds."""
+        """Return the metrics in the Prometheus text format; takes milliseconds."""
         return generate_latest(self.registry)
 
     def drain(self) -> None:
-        """Count what was put down since the last time; now and then, so that it is never much."""
-        for tally in self._tallies:
-            tally.drain()
+        """Count pending observations; called regularly, so that few are pending."""
+        for histogram in self._bulk_histograms:
+            histogram.drain()
 
-    def _tally(
+    def _bulk_histogram(
         self, name: str, help_: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
     ) -> BulkHistogram:
-        tally = BulkHistogram(f"gatehouse_{name}", help_, buckets, labels)
-        self.registry.register(tally)
-        self._tallies.append(tally)
-        return tally
+        histogram = BulkHistogram(f"gatehouse_{name}", help_, buckets, labels)
+        self.registry.register(histogram)
+        self._bulk_histograms.append(histogram)
+        return histogram
 
     def _counter(self, name: str, help_: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(f"gatehouse_{name}", help_, labels, registry=self.registry)
@@ -242,3 +288,103 @@ class Metrics:
         return Histogram(
             f"gatehouse_{name}", help_, labels, buckets=buckets, registry=self.registry
         )
+
+
+class RankingMetrics:
+    """Metrics of policies and scores. Updated on the event loop; any thread may scrape them.
+
+    Scores are counted many at a time: one `observe` for each of the 1 500 scores of a request would
+    cost a microsecond each.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Create every metric on `registry`."""
+        self._create_for_policies(registry)
+        self._create_for_scores(registry)
+
+    def _create_for_policies(self, registry: CollectorRegistry) -> None:
+        self._set = Gauge(
+            "gatehouse_policy_set_info",
+            "Version of the policy set in use. The value is always 1.",
+            ("version",),
+            registry=registry,
+        )
+        self._reloads = Counter(
+            "gatehouse_policy_reloads_total",
+            "Attempts to apply a changed policies file, by result: followed or refused.",
+            ("result",),
+            registry=registry,
+        )
+        for result in ("followed", "refused"):
+            self._reloads.labels(result)
+        self._applied = Counter(
+            "gatehouse_policy_applied_total",
+            "Responses, by the policy that ranked them.",
+            ("policy",),
+            registry=registry,
+        )
+        self._applied_by: dict[str, Counter] = {}  # labels() costs as much as inc()
+
+    def _create_for_scores(self, registry: CollectorRegistry) -> None:
+        pair = ("policy", "shadow")
+        self._tau = Histogram(
+            "gatehouse_shadow_kendall_tau",
+            "Kendall rank correlation, -1 to 1, of the orders of a policy and its shadow, over a "
+            "sample of responses.",
+            pair,
+            buckets=TAU_BUCKETS,
+            registry=registry,
+        )
+        self._overlap = Histogram(
+            "gatehouse_shadow_top_10_overlap",
+            "Share, 0 to 1, of a policy's 10 best candidates that are among its shadow's 10 best, "
+            "over a sample of responses.",
+            pair,
+            buckets=OVERLAP_BUCKETS,
+            registry=registry,
+        )
+        self._scores = BulkHistogram(
+            "gatehouse_task_score",
+            "Scores of each task, over a sample of responses: probabilities, or values in the "
+            "unit of the task such as seconds.",
+            SCORE_BUCKETS,
+            ("model", "task"),
+        )
+        self._rank_scores = BulkHistogram(
+            "gatehouse_rank_score",
+            "Rank scores of each model, over a sample of responses.",
+            RANK_SCORE_BUCKETS,
+            ("model",),
+        )
+        registry.register(self._scores)
+        registry.register(self._rank_scores)
+
+    def followed(self, version: str) -> None:
+        """Show this policy set as the one in use."""
+        self._set.clear()
+        self._set.labels(version).set(1)
+        self._reloads.labels("followed").inc()
+
+    def refused(self) -> None:
+        """Count a policies file that was refused."""
+        self._reloads.labels("refused").inc()
+
+    def applied(self, policy: str) -> None:
+        """Count a response by its policy, which must be a known one, so that labels are bounded."""
+        counter = self._applied_by.get(policy)
+        if counter is None:
+            counter = self._applied_by[policy] = self._applied.labels(policy)
+        counter.inc()
+
+    def compared(self, policy: str, shadow: str, *, tau: float, overlap: float) -> None:
+        """Record how well the order of a shadow agrees with that of the response."""
+        self._tau.labels(policy, shadow).observe(tau)
+        self._overlap.labels(policy, shadow).observe(overlap)
+
+    def distributed(
+        self, model: str, tasks: Sequence[str], scores: Numbers, rank_score: Numbers
+    ) -> None:
+        """Count the scores `[n, K]` and rank scores `[n]` of one response."""
+        for task, column in zip(tasks, scores.T, strict=True):
+            self._scores.observe_many(column, model, task)
+        self._rank_scores.observe_many(rank_score, model)
