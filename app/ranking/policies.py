@@ -333,7 +333,9 @@ _NAME_RULE = (
 
 def _problem(error: ErrorDetails) -> str:
     """Return one line: the place, then the rule. Values are not repeated, but for names."""
-    location = [str(part) for part in error["loc"] if part != "[key]"]
+    location = [str(part) for part in error["loc"]]
+    if len(location) > 2 and location[-1] == "[key]":  # pydantic's mark of an error in the key
+        location.pop()
     context = error.get("ctx", {})
     fields: Collection[str] = _File.model_fields
     if location[0] == "policy":
@@ -363,7 +365,7 @@ def _problem(error: ErrorDetails) -> str:
             least_or_most = "least" if error["type"] == "too_short" else "most"
             rule = f"must have at {least_or_most} {limit} items"
         case "value_error":
-            rule = str(context["error"])
+            rule = _readable(str(context["error"]), 500)  # it may quote a key of the file
         case kind:
             rule = _RULES.get(kind, error["msg"].replace("Input should be", "must be"))
     return f"{'.'.join(map(_readable, location))}: {rule}"
@@ -382,7 +384,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:MAX_PROBLEMS]) + more or "none"
 
 
-def _readable(key: str) -> str:
-    """Return a key as safe text of one line: a quoted TOML key may hold any character."""
-    shown = "".join(each if each.isprintable() else "?" for each in key[:64])
-    return shown if len(key) <= 64 else f"{shown}…"
+def _readable(text: str, longest: int = 64) -> str:
+    """Return text as one printable line: a quoted TOML key may hold any character."""
+    shown = "".join(each if each.isprintable() else "?" for each in text[:longest])
+    return shown if len(text) <= longest else f"{shown}…"

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomlkit
+from hypothesis import given, strategies as st
 
 from app.errors import PoliciesInvalid
 from app.ranking.calibration import Platt, Scale
@@ -251,6 +253,10 @@ def test_content_that_is_not_utf_8_is_refused():
 
 
 def test_a_key_cannot_forge_a_line_of_the_log():
+    (found,) = problems(
+        '[policy.home]\nweights = {click = 1}\nformula = "rank_position"\nalpha = {"x\\ny" = 1}'
+    )
+    assert found == 'policy.home: alpha: "x?y" has no weight'
     (found,) = problems('"x\\n{}y" = 1')
     assert found.startswith('unknown key "x?{}y"')
 
@@ -382,3 +388,30 @@ def test_dots_outside_of_keys_are_not_counted():
     for quoted in (f'"{dots}"', f"'{dots}'", f'"""\n{dots}"""', f"'''{dots}'''"):
         (found,) = problems(f"[policy.home]\nweights = {{click = 1}}\nmultiplier = {quoted}")
         assert "multiplier is for formula" in found
+
+
+KEYS = st.sampled_from(
+    [
+        *("default", "policy", "calibration", "feed", "home", "click", "name", "formula"),
+        *("weights", "bounds", "alpha", "shadow", "models", "method", "slope", "[key]", "x\ny", ""),
+    ]
+)
+VALUES = st.recursive(
+    st.sampled_from(
+        ["home", "platt", "scale", "click", "expression", "default", 1, 0.5, True, -1e9]
+    )
+    | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_any_table_is_a_policy_set_or_a_list_of_one_line_problems(tables):
+    found: list[str] = []
+    try:
+        PolicySet.parse(tomlkit.dumps(tables).encode()).rankers(traits())
+    except PoliciesInvalid as error:
+        found = error.problems
+    assert len(found) <= MAX_PROBLEMS
+    assert all(problem.isprintable() for problem in found)
