@@ -15,7 +15,7 @@ from app.errors import ConfigurationInvalid, PoliciesInvalid
 from app.lifecycle.policies import Policies
 from app.lifecycle.registry import Registry
 from app.ranking.policies import LARGEST_FILE, PolicySet
-from app.telemetry.metrics import RankingMetrics
+from app.telemetry.ranking import RankingMetrics
 
 logger = logging.getLogger(__name__)
 

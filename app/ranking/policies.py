@@ -131,7 +131,12 @@ class PolicySet:
         Raises:
             PoliciesInvalid: with every mistake that can be found without knowing the models.
         """
-        tables = _tables(content)
+        if len(content) > LARGEST_FILE:
+            raise PoliciesInvalid([f"is larger than {LARGEST_FILE} bytes"])
+        try:
+            tables = parse_toml(content)
+        except ValueError as error:
+            raise PoliciesInvalid([f"not valid TOML: {error}"]) from error
         try:
             file = _File.model_validate(_with_names(tables))
         except ValidationError as error:
@@ -229,22 +234,18 @@ def _reason_not_available(policy: FilePolicy, model: ModelTraits) -> str | None:
     return None
 
 
-def _tables(content: bytes) -> dict[str, Any]:
-    """Read TOML.
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """Parse TOML in UTF-8, with or without a byte order mark.
 
     Raises:
-        PoliciesInvalid: it is too large, not TOML, or would take very long to read.
+        ValueError: it is not TOML, has a very long dotted key, or is nested too deeply.
     """
-    if len(content) > LARGEST_FILE:
-        raise PoliciesInvalid([f"is larger than {LARGEST_FILE} bytes"])
+    text = content.decode("utf-8-sig")
+    _check_key_lengths(text)
     try:
-        text = content.decode("utf-8-sig")
-        _check_key_lengths(text)
         return tomllib.loads(text)
-    except RecursionError as error:
-        raise PoliciesInvalid(["not valid TOML: arrays or tables are nested too deeply"]) from error
-    except ValueError as error:  # of tomllib, UTF-8, or an integer with too many digits
-        raise PoliciesInvalid([f"not valid TOML: {error}"]) from error
+    except RecursionError:
+        raise ValueError("arrays or tables are nested too deeply") from None
 
 
 _TOML_TOKEN = re.compile(

@@ -14,7 +14,7 @@ from app.engine.request import RequestFeatures
 from app.ranking.agreement import kendall_tau, overlap
 from app.ranking.formulas import Numbers, Scores, SortKeys
 from app.ranking.ranker import Ranker
-from app.telemetry.metrics import RankingMetrics
+from app.telemetry.ranking import RankingMetrics
 
 EVERY_S = 0.2
 """Between two looks at least: whose request comes during one waits for it, and they are to be fewer

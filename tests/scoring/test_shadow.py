@@ -10,7 +10,8 @@ from app.ranking.agreement import kendall_tau, overlap
 from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker
 from app.scoring.shadow import MOST_COMPARED, Observation, Ranked
-from app.telemetry.metrics import TAU_BUCKETS, Metrics
+from app.telemetry.metrics import Metrics
+from app.telemetry.ranking import TAU_BUCKETS
 from tests.support.clock import VirtualTimeLoop
 
 TASKS = ("click", "like")

@@ -1,0 +1,125 @@
+"""Metrics of ranking: the policies in use, what they rank, and the distributions of scores.
+
+Scores are counted many at a time: one `observe` for each of the 1 500 scores of a request would
+cost a microsecond each.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from app.telemetry.bulk_histogram import BulkHistogram
+
+Numbers = npt.NDArray[np.floating]
+
+SCORE_BUCKETS = (
+    *(0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0),
+)
+"""Suits probabilities and seconds."""
+RANK_SCORE_BUCKETS = (
+    *(0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1e3, 1e4),
+)
+"""From 0: in the exposition format a histogram with negative buckets has no sum."""
+TAU_BUCKETS = (-0.5, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+"""Has negative buckets, so the histogram has no sum (a sum must not fall): use quantiles."""
+OVERLAP_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class RankingMetrics:
+    """Metrics of policies and scores. Updated on the event loop; any thread may scrape them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Create every metric on `registry`."""
+        self._create_for_policies(registry)
+        self._create_for_scores(registry)
+
+    def _create_for_policies(self, registry: CollectorRegistry) -> None:
+        self._set = Gauge(
+            "gatehouse_policy_set_info",
+            "Version of the policy set in use. The value is always 1.",
+            ("version",),
+            registry=registry,
+        )
+        self._reloads = Counter(
+            "gatehouse_policy_reloads_total",
+            "Attempts to apply a changed policies file, by result: followed or refused.",
+            ("result",),
+            registry=registry,
+        )
+        for result in ("followed", "refused"):
+            self._reloads.labels(result)
+        self._applied = Counter(
+            "gatehouse_policy_applied_total",
+            "Responses, by the policy that ranked them.",
+            ("policy",),
+            registry=registry,
+        )
+        self._applied_by: dict[str, Counter] = {}  # labels() costs as much as inc()
+
+    def _create_for_scores(self, registry: CollectorRegistry) -> None:
+        pair = ("policy", "shadow")
+        self._tau = Histogram(
+            "gatehouse_shadow_kendall_tau",
+            "Kendall rank correlation, -1 to 1, of the orders of a policy and its shadow, over a "
+            "sample of responses.",
+            pair,
+            buckets=TAU_BUCKETS,
+            registry=registry,
+        )
+        self._overlap = Histogram(
+            "gatehouse_shadow_top_10_overlap",
+            "Share, 0 to 1, of a policy's 10 best candidates that are among its shadow's 10 best, "
+            "over a sample of responses.",
+            pair,
+            buckets=OVERLAP_BUCKETS,
+            registry=registry,
+        )
+        self._scores = BulkHistogram(
+            "gatehouse_task_score",
+            "Scores of each task, over a sample of responses: probabilities, or values in the "
+            "unit of the task such as seconds.",
+            SCORE_BUCKETS,
+            ("model", "task"),
+        )
+        self._rank_scores = BulkHistogram(
+            "gatehouse_rank_score",
+            "Rank scores of each model, over a sample of responses.",
+            RANK_SCORE_BUCKETS,
+            ("model",),
+        )
+        registry.register(self._scores)
+        registry.register(self._rank_scores)
+
+    def followed(self, version: str) -> None:
+        """Show this policy set as the one in use."""
+        self._set.clear()
+        self._set.labels(version).set(1)
+        self._reloads.labels("followed").inc()
+
+    def refused(self) -> None:
+        """Count a policies file that was refused."""
+        self._reloads.labels("refused").inc()
+
+    def applied(self, policy: str) -> None:
+        """Count a response by its policy, which must be a known one, so that labels are bounded."""
+        counter = self._applied_by.get(policy)
+        if counter is None:
+            counter = self._applied_by[policy] = self._applied.labels(policy)
+        counter.inc()
+
+    def compared(self, policy: str, shadow: str, *, tau: float, overlap: float) -> None:
+        """Record how well the order of a shadow agrees with that of the response."""
+        self._tau.labels(policy, shadow).observe(tau)
+        self._overlap.labels(policy, shadow).observe(overlap)
+
+    def distributed(
+        self, model: str, tasks: Sequence[str], scores: Numbers, rank_score: Numbers
+    ) -> None:
+        """Count the scores `[n, K]` and rank scores `[n]` of one response."""
+        for task, column in zip(tasks, scores.T, strict=True):
+            self._scores.observe_many(column, model, task)
+        self._rank_scores.observe_many(rank_score, model)
