@@ -10,8 +10,7 @@ from rich.table import Table
 from app.cli.tuning_arguments import Scene, add_scene, check_names, pairs, read_scene, refused
 from app.cli.usage import EXIT_OK, Parser, WrongUsage
 from app.cli.written import finish
-from app.tuning.calibrating import METHODS, Outcome, calibrate
-from app.tuning.fitting import FITS, FitFailed
+from app.tuning.calibrate import FITS, METHODS, CalibrationResult, FitFailed, calibrate
 from app.tuning.log_file import LogInvalid
 
 
@@ -48,7 +47,7 @@ def fit_calibration(flags: Sequence[str]) -> int:
     return finish(console, scene.file, scene.manifest.traits, dry_run=told.dry_run)
 
 
-def _calibrate(scene: Scene, task: str, method: str | None) -> Outcome:
+def _calibrate(scene: Scene, task: str, method: str | None) -> CalibrationResult:
     ranker = scene.file.rankers(scene.manifest.traits).default
     kinds = {each.name: each.kind for each in scene.manifest.tasks}
     present = ranker.calibrations[ranker.tasks.index(task)]
@@ -92,7 +91,7 @@ def _table(scene: Scene) -> Table:
     return table
 
 
-def _cells(task: str, outcome: Outcome, verdict: str) -> list[str]:
+def _cells(task: str, outcome: CalibrationResult, verdict: str) -> list[str]:
     before, after, gain = outcome.before, outcome.after, outcome.gain
     percent = 100 / abs(gain.before)
     return [

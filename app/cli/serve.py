@@ -16,7 +16,7 @@ from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 from app.cli.usage import EXIT_OK, WrongUsage, rules_broken, without_values
 from app.server.supervisor import Processes, reserved
 from app.settings import Settings
-from app.telemetry import logging as json_logs
+from app.telemetry import json_logs
 
 
 def serve(flags: Sequence[str]) -> int:

@@ -19,9 +19,8 @@ from app.ranking.ranker import Ranker
 from app.tuning.goal import Goal, Mix, Ndcg
 from app.tuning.log import Log
 from app.tuning.log_file import LogInvalid
-from app.tuning.search import Try
-from app.tuning.trade_off import PlotUnavailable, TradeOff, save
-from app.tuning.tuning import tuned
+from app.tuning.search import Trial, tune_policy
+from app.tuning.trade_off import PlotUnavailable, TradeOff, save_plot
 
 
 def tune(flags: Sequence[str]) -> int:
@@ -38,12 +37,12 @@ def tune(flags: Sequence[str]) -> int:
     ranker, goal = _ranker(scene, told.policy), _goal(told, scene.fit)
     fit, held_out = (each.corrected(told.position_bias) for each in (scene.fit, scene.held_out))
     with _searching(told.tries) as tell:
-        found = tuned(
+        found = tune_policy(
             *(fit, held_out, ranker, goal),
             tries=told.tries,
             within=told.within,
             seed=told.seed,
-            tell=tell,
+            on_trial=tell,
         )
     console = Console()
     console.print(weight_table(found.before, found.after))
@@ -87,7 +86,7 @@ def _goal(told: argparse.Namespace, log: Log) -> Goal:
 
 
 @contextmanager
-def _searching(tries: int) -> Iterator[Callable[[Try], None]]:
+def _searching(tries: int) -> Iterator[Callable[[Trial], None]]:
     """Show a progress bar on a terminal; yield what it is told each try by."""
     console = Console(stderr=True)
     progress = Progress(
@@ -102,7 +101,7 @@ def _searching(tries: int) -> Iterator[Callable[[Try], None]]:
     bar = progress.add_task("", total=tries, best=-math.inf)
     best = -math.inf
 
-    def tell(each: Try) -> None:
+    def tell(each: Trial) -> None:
         nonlocal best
         best = max(best, each.value)
         progress.update(bar, advance=1, best=best)
@@ -114,7 +113,7 @@ def _searching(tries: int) -> Iterator[Callable[[Try], None]]:
 def _plot(path: Path, shown: TradeOff, title: str) -> None:
     """Plot the trade-off; where that is not possible, say so, since the tables are there."""
     try:
-        save(shown, title, path)
+        save_plot(shown, title, path)
     except PlotUnavailable as error:
         complain(str(error))
     else:

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.ranking.policy import Policy
-from app.tuning.gain import Gain
+from app.tuning.bootstrap import Gain
 
 
 def weight_table(before: Policy, after: Policy) -> Table:

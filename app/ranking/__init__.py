@@ -1,1 +1,1 @@
-"""Task scores to rank scores to an order; pure NumPy, knows no model and no HTTP."""
+"""Task scores to calibrated scores, rank scores and an order. NumPy only; no models, no HTTP."""

@@ -1,4 +1,4 @@
-"""How far two rankings of the same candidates agree."""
+"""How well two rankings of the same candidates agree."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,16 +8,16 @@ from app.ranking.ranker import order
 
 
 def overlap(before: SortKeys, after: SortKeys, k: int) -> float:
-    """The share of the `k` best of `[n]` that stays among the `k` best."""
+    """Return the share of the `k` best by `before` that are also among the `k` best by `after`."""
     k = min(k, len(before))
     return len(np.intersect1d(order(before, k), order(after, k))) / k
 
 
 def kendall_tau(before: SortKeys, after: SortKeys) -> float:
-    """Kendall's τ-b of two rankings of the same `[n]`; 1 where one of them is all ties.
+    """Return Kendall's τ-b of two rankings `[n]`, from -1 to 1; 1 if one of them is all ties.
 
-    Knight's (1966) count, with his merge sort replaced by one comparison of all pairs: for a few
-    hundred candidates that is faster in NumPy. It takes n² bytes.
+    Counts pairs as Knight (1966) does, but compares all pairs at once instead of merge sorting.
+    That is faster in NumPy for a few hundred candidates, and needs n² bytes.
     """
     n = len(before)
     a, b = _ranks(before), _ranks(after)
@@ -26,17 +26,18 @@ def kendall_tau(before: SortKeys, after: SortKeys) -> float:
     if pairs in (tied_a, tied_b):
         return 1.0
     tied_in_both = _tied_pairs(a * n + b)
-    b_by_a = b[np.lexsort((b, a))]  # [n]; where a ties, b rises
+    b_by_a = b[np.lexsort((b, a))]  # [n], b sorted by a; where a ties, b ascends
     if n < 2**15:
-        b_by_a = b_by_a.astype(np.int16)  # half the width, half the time
-    falls = (b_by_a[None, :] > b_by_a[:, None]) & np.tri(n, dtype=bool)  # [n, n]: later, earlier
-    discordant = np.count_nonzero(falls)
-    agreeing = pairs - tied_a - tied_b + tied_in_both - 2 * discordant
-    tau = agreeing / np.sqrt(float(pairs - tied_a) * float(pairs - tied_b))
+        b_by_a = b_by_a.astype(np.int16)  # half the memory, half the time
+    # [n, n]: row i is the later candidate of a pair, column j the earlier one.
+    discordant = np.count_nonzero((b_by_a[None, :] > b_by_a[:, None]) & np.tri(n, dtype=bool))
+    concordant_less_discordant = pairs - tied_a - tied_b + tied_in_both - 2 * discordant
+    tau = concordant_less_discordant / np.sqrt(float(pairs - tied_a) * float(pairs - tied_b))
     return float(np.clip(tau, -1.0, 1.0))
 
 
 def _ranks(values: SortKeys) -> npt.NDArray[np.integer]:
+    """Return each value's rank among the distinct values, `[n]` from 0."""
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 

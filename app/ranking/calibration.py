@@ -1,15 +1,18 @@
-"""Calibration: a monotone map that makes a task's score mean what it says.
+"""Calibration: a monotone map that turns a task's score into an accurate probability or value.
 
-A model that was trained on sampled negatives, or on yesterday, orders well and still misjudges how
-likely a click is; a formula that adds or multiplies tasks needs probabilities that are ones. Every
-method here keeps the order of a task's scores: parameters that would turn it are refused. Scores
-stay finite: a probability of 0 or 1 is taken for one within `SMALLEST_DOUBT` of it.
+A model trained on sampled negatives, or on old data, can order candidates well and still be wrong
+about how likely a click is. A formula that adds or multiplies tasks needs accurate probabilities.
 
-`platt` is Platt's sigmoid (1999) over the score's logit; `isotonic` is what pool-adjacent-violators
-gives (Zadrozny and Elkan, 2002), drawn through its knots by straight lines; `scale` is a factor,
-for scores with a unit. How the parameters are found is not known here.
+Every method keeps the order of a task's scores; parameters that would reverse it are refused.
+Calibrated scores are finite: before a logit, a probability is clipped to
+[`MIN_PROBABILITY`, 1 - `MIN_PROBABILITY`].
 
-As TOML or JSON, one of:
+- `platt`: Platt's sigmoid (1999) over the score's logit, for probabilities.
+- `isotonic`: straight lines through the knots of a pool-adjacent-violators fit (Zadrozny and Elkan,
+  2002).
+- `scale`: a factor, for scores with a unit.
+
+`app.tuning.calibrate` finds the parameters. In TOML or JSON, a calibration is one of:
 
     {method = "none"}
     {method = "platt", slope = 1.1, intercept = -0.2}
@@ -26,10 +29,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Scores = npt.NDArray[np.floating]
 Calibrated = npt.NDArray[np.float64]
 
-SMALLEST_DOUBT = 1e-9
-MOST_KNOTS = 1000
+MIN_PROBABILITY = 1e-9
+MAX_KNOTS = 1000
 
-_Strict = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # no true, no "1"
+_Strict = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # refuses true and "1"
 Number = Annotated[_Strict, Field(ge=-1e6, le=1e6)]
 Positive = Annotated[_Strict, Field(ge=1e-6, le=1e6)]
 Score = Annotated[_Strict, Field(ge=-3.4e38, le=3.4e38)]
@@ -40,12 +43,12 @@ class _Method(BaseModel):
 
 
 class Uncalibrated(_Method):
-    """The score as the model gave it."""
+    """Leaves the score unchanged."""
 
     method: Literal["none"] = "none"
 
     def __call__(self, scores: Scores) -> Calibrated:
-        """Return `[n]` float64 for the scores `[n]` of one task."""
+        """Calibrate the scores `[n]` of one task; returns `[n]` float64."""
         return scores.astype(np.float64)
 
 
@@ -57,35 +60,35 @@ class Platt(_Method):
     intercept: Number
 
     def __call__(self, scores: Scores) -> Calibrated:
-        """Return `[n]` float64 for the scores `[n]` of one task."""
-        p = np.clip(scores.astype(np.float64), SMALLEST_DOUBT, 1 - SMALLEST_DOUBT)
+        """Calibrate the scores `[n]` of one task; returns `[n]` float64."""
+        p = np.clip(scores.astype(np.float64), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
         logit = self.slope * (np.log(p) - np.log1p(-p)) + self.intercept
-        sure = np.exp(-np.abs(logit))  # at most 1: it cannot overflow
-        calibrated: Calibrated = np.where(logit >= 0, 1.0, sure) / (1.0 + sure)
+        decay = np.exp(-np.abs(logit))  # at most 1, so it cannot overflow
+        calibrated: Calibrated = np.where(logit >= 0, 1.0, decay) / (1.0 + decay)
         return calibrated
 
 
 class Isotonic(_Method):
-    """Straight lines through knots; beyond the first and the last it is level."""
+    """Straight lines through knots; constant before the first knot and after the last."""
 
     method: Literal["isotonic"]
-    scores: tuple[Score, ...] = Field(min_length=1, max_length=MOST_KNOTS)
-    calibrated: tuple[Score, ...] = Field(min_length=1, max_length=MOST_KNOTS)
+    scores: tuple[Score, ...] = Field(min_length=1, max_length=MAX_KNOTS)
+    calibrated: tuple[Score, ...] = Field(min_length=1, max_length=MAX_KNOTS)
 
     @model_validator(mode="after")
-    def _is_monotone(self) -> Self:
+    def _check_knots(self) -> Self:
         if len(self.scores) != len(self.calibrated):
             raise ValueError(
-                f"{len(self.scores)} scores and {len(self.calibrated)} calibrated values"
+                f"{len(self.scores)} scores but {len(self.calibrated)} calibrated values"
             )
         if not np.all(np.diff(self.scores) > 0):
-            raise ValueError("scores must rise from knot to knot")
+            raise ValueError("scores must be strictly ascending")
         if not np.all(np.diff(self.calibrated) >= 0):
-            raise ValueError("calibrated must not fall from knot to knot")
+            raise ValueError("calibrated must be ascending")
         return self
 
     def __call__(self, scores: Scores) -> Calibrated:
-        """Return `[n]` float64 for the scores `[n]` of one task."""
+        """Calibrate the scores `[n]` of one task; returns `[n]` float64."""
         return np.interp(scores, self.scores, self.calibrated)
 
 
@@ -96,7 +99,7 @@ class Scale(_Method):
     factor: Positive
 
     def __call__(self, scores: Scores) -> Calibrated:
-        """Return `[n]` float64 for the scores `[n]` of one task."""
+        """Calibrate the scores `[n]` of one task; returns `[n]` float64."""
         return scores * np.float64(self.factor)
 
 

@@ -1,9 +1,11 @@
-"""Why the candidates stand in this order: each task's share of a candidate's merit.
+"""Why the candidates are in this order: each task's share of a candidate's sort key.
 
-The merit is the rank score or, for a product, its logarithm (`app.ranking.formulas`). Shares add up
-to it, but for an expression: there they are finite differences, and what they leave is stated as
-the remainder. A lead is a share less the mean share of all candidates, so leads tell what puts a
-candidate ahead of the others, or behind, where a share alone may be alike for all.
+The sort key is the rank score or, for a product, its logarithm (`app.ranking.formulas`). The shares
+add up to the sort key. The exception is an expression: its shares are finite differences, and the
+remainder is the sort key less all shares.
+
+A lead is a share less the mean share of all candidates. It shows what puts a candidate ahead of the
+others or behind them; a share alone may be the same for all candidates.
 """
 
 from collections.abc import Sequence
@@ -15,24 +17,24 @@ import numpy.typing as npt
 from app.ranking.formulas import SMALLEST_SCORE, Numbers, Scores, SortKeys, logs
 from app.ranking.ranker import Ranker
 
-MOST_EXPLAINED = 100
-"""So many candidates are explained at most, the best ones: nobody reads more."""
+MAX_EXPLAINED = 100
+"""Only this many candidates are explained, the best ones."""
 
-LEADS = "share less the mean share of all candidates: + puts ahead, - puts behind"
+LEAD_MEANING = "share less the mean share of all candidates: + puts ahead, - puts behind"
 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The m best candidates, explained; K tasks, and a column more where there is a multiplier.
+    """The m best candidates, explained. K columns, one for each task; the multiplier adds another.
 
     Attributes:
-        ranker: by whose policy they stand as they do.
-        positions: `[m]`, best first.
+        ranker: the policy that ranked the candidates.
+        positions: `[m]`, indices of the candidates, best first.
         sort_keys: `[m]`.
         raw: `[m, K]`, the model's scores.
-        calibrated: `[m, K]`, what was fused.
+        calibrated: `[m, K]`, the calibrated scores, which the formula reads.
         shares: `[m, K]` float64.
         leads: `[m, K]` float64.
     """
@@ -47,42 +49,46 @@ class Explanation:
 
     @property
     def remainders(self) -> SortKeys:
-        """What the shares leave of the merit, `[m]`; rounding only, but for an expression."""
-        left: SortKeys = self.sort_keys - self.shares.sum(axis=1)
-        return left
+        """Sort key less all shares, `[m]`; 0 up to rounding, except for an expression."""
+        remainders: SortKeys = self.sort_keys - self.shares.sum(axis=1)
+        return remainders
 
     def document(self, keys: Sequence[str | int] | None) -> dict[str, object]:
-        """Return it as a document to read, for JSON with NumPy's float32.
+        """Return the explanation as a document; its numbers are NumPy float32.
 
         Args:
-            keys: the candidates' names, or None where positions do.
+            keys: the candidates' keys, or None to name candidates by index.
         """
         policy, tasks = self.ranker.policy, self.ranker.tasks
-        reads = [(k, task) for k, task in enumerate(tasks) if task in policy.tasks]
+        used = [(k, task) for k, task in enumerate(tasks) if task in policy.tasks]
         columns = {
             "raw": _rows(self.raw),
             "calibrated": _rows(self.calibrated),
             "share": _rows(self.shares),
             "lead": _rows(self.leads),
         }
-        sort_keys, remainders = _written(self.sort_keys), _written(self.remainders)
+        sort_keys, remainders = _float32(self.sort_keys), _float32(self.remainders)
         candidates = []
         for row, position in enumerate(self.positions.tolist()):
 
-            def told(column: int, row: int = row) -> dict[str, object]:
+            def numbers(column: int, row: int = row) -> dict[str, object]:
                 return {name: rows[row][column] for name, rows in columns.items()}
 
             candidate: dict[str, object] = {
                 "candidate": position if keys is None else keys[position],
                 "total": sort_keys[row],
-                "tasks": {task: told(k) for k, task in reads},
+                "tasks": {task: numbers(k) for k, task in used},
             }
             if policy.multiplier is not None:
-                candidate["multiplier"] = told(len(tasks))
+                candidate["multiplier"] = numbers(len(tasks))
             if not self.ranker.formula.is_exact:
                 candidate["remainder"] = remainders[row]
             candidates.append(candidate)
-        return {"share": self.ranker.formula.shares, "lead": LEADS, "candidates": candidates}
+        return {
+            "share": self.ranker.formula.share_meaning,
+            "lead": LEAD_MEANING,
+            "candidates": candidates,
+        }
 
 
 def explain(
@@ -95,20 +101,20 @@ def explain(
     """Explain a ranking.
 
     Args:
-        ranker: which made it.
-        scores: `[n, K]` float32, as the model gave them.
-        sort_keys: `[n]`, what `ranker` made of them.
-        ranking: positions, best first; `MOST_EXPLAINED` of them are explained.
+        ranker: the ranker that made the ranking.
+        scores: `[n, K]` float32, the model's output.
+        sort_keys: `[n]`, as returned by `ranker`.
+        ranking: candidate indices, best first; the first `MAX_EXPLAINED` are explained.
         multiplier: `[n]`, as for `Ranker.sort_keys`.
     """
     raw: Numbers = scores
     calibrated = ranker.calibrated(scores)  # [n, K]
     shares = ranker.formula.terms(calibrated)  # [n, K]
     if multiplier is not None:
-        raw = np.column_stack([raw, multiplier])  # [n, K + 1], as are the others
+        raw = np.column_stack([raw, multiplier])  # [n, K + 1], as the next two
         calibrated = np.column_stack([calibrated, np.maximum(multiplier, SMALLEST_SCORE)])
         shares = np.column_stack([shares, logs(multiplier)])
-    best = ranking[:MOST_EXPLAINED]  # [m]
+    best = ranking[:MAX_EXPLAINED]  # [m]
     means = shares.sum(axis=0) / max(1, len(shares))  # [K]
     return Explanation(
         ranker=ranker,
@@ -122,8 +128,8 @@ def explain(
 
 
 def _rows(values: Numbers) -> list[list[np.float32]]:
-    return [list(row) for row in _written(values)]
+    return [list(row) for row in _float32(values)]
 
 
-def _written(values: Numbers) -> Scores:
+def _float32(values: Numbers) -> Scores:
     return np.clip(values, -_LARGEST, _LARGEST).astype(np.float32)

@@ -1,10 +1,13 @@
 """The four formulas, each compiled from a policy for the tasks of one model.
 
-A formula orders candidates by their *merit*: the rank score itself or, for a product, its
-logarithm, which in float64 neither overflows nor meets ties that are none, whatever the weights.
-Every merit depends on its own candidate's numbers alone, bit for bit and wherever the candidate
-stands (a BLAS product does not promise that), so equal candidates tie and ties keep their order.
-`rank_position` reads places besides, and equal scores share a place.
+A formula orders candidates by their *sort keys*. A sort key is the rank score itself; for a product
+it is the logarithm of the rank score, because in float64 the logarithm neither overflows nor rounds
+different products to the same number, whatever the weights.
+
+A sort key depends only on its own candidate's numbers, to the bit, and not on the candidate's row
+(a BLAS matrix product does not guarantee that). So equal candidates tie, and ties keep their order.
+Only `rank_position` also depends on the other candidates: through positions, which equal scores
+share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +25,10 @@ SortKeys = npt.NDArray[np.float64]
 Scores = npt.NDArray[np.float32]
 
 SMALLEST_SCORE = 1e-9
-"""The ε of `power_product`: a score of zero must not erase what the other tasks say."""
+"""The ε of `power_product`: a score of 0 must not cancel the other tasks."""
 
 STEP = 0.01
-"""By what part of itself a task's score is lowered for a finite difference."""
+"""The relative step of a finite difference: a task's score is lowered by this share."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_LOG = float(np.log(_LARGEST))
@@ -35,41 +38,41 @@ class Formula(Protocol):
     """A policy's formula, bound to the order of a model's tasks.
 
     Attributes:
-        shares: what `terms` are, in words for people.
+        share_meaning: what `terms` returns, in words for an explanation.
         is_exact: whether the terms add up to the sort key.
         is_row_wise: whether a candidate's sort key depends on its own scores alone.
     """
 
-    shares: ClassVar[str]
+    share_meaning: ClassVar[str]
     is_exact: ClassVar[bool]
     is_row_wise: ClassVar[bool]
 
     def sort_keys(self, scores: Numbers) -> SortKeys:
-        """Return `[n]` float64, finite, for calibrated scores `[n, K]`; higher ranks first."""
+        """Return `[n]` float64, finite, from calibrated scores `[n, K]`; higher ranks first."""
 
     def rank_scores(self, sort_keys: SortKeys) -> Scores:
-        """Return `[n]` float32, finite, in the order of the sort_keys."""
+        """Return `[n]` float32, finite, in the same order as the sort keys."""
 
     def terms(self, scores: Numbers) -> SortKeys:
-        """Return each task's share of the merit, `[n, K]` float64."""
+        """Return each task's share of the sort key, `[n, K]` float64."""
 
 
-class _Plain:
-    """Formulas whose merit is the rank score."""
+class _KeyIsRankScore:
+    """Formulas whose sort key is the rank score."""
 
     __slots__ = ()
 
     def rank_scores(self, sort_keys: SortKeys) -> Scores:
-        """Return the sort_keys as float32."""
+        """Return the sort keys as float32, clipped to its range."""
         return np.minimum(np.maximum(sort_keys, -_LARGEST), _LARGEST).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class WeightedSum(_Plain):
+class WeightedSum(_KeyIsRankScore):
     """Σ wₖ·sₖ."""
 
     weights: SortKeys  # [K]
-    shares: ClassVar[str] = "weight x score; they add up to the rank score"
+    share_meaning: ClassVar[str] = "weight x score; they add up to the rank score"
     is_exact: ClassVar[bool] = True
     is_row_wise: ClassVar[bool] = True
 
@@ -84,10 +87,10 @@ class WeightedSum(_Plain):
 
 @dataclass(frozen=True, slots=True)
 class PowerProduct:
-    """Π max(sₖ, ε)^wₖ; the merit is its logarithm."""
+    """Π max(sₖ, ε)^wₖ; the sort key is its logarithm."""
 
     weights: SortKeys  # [K]
-    shares: ClassVar[str] = "weight x log(score); they add up to the log of the rank score"
+    share_meaning: ClassVar[str] = "weight x log(score); they add up to the log of the rank score"
     is_exact: ClassVar[bool] = True
     is_row_wise: ClassVar[bool] = True
 
@@ -96,7 +99,7 @@ class PowerProduct:
         return weighted(logs(scores), self.weights)
 
     def rank_scores(self, sort_keys: SortKeys) -> Scores:
-        """See `Formula`; what float32 cannot hold becomes its largest number."""
+        """See `Formula`; a product above float32's range becomes its largest number."""
         exact = np.exp(np.minimum(sort_keys, _LARGEST_LOG))  # [n] float64
         return np.minimum(exact, _LARGEST).astype(np.float32)
 
@@ -106,35 +109,35 @@ class PowerProduct:
 
 
 @dataclass(frozen=True, slots=True)
-class RankPosition(_Plain):
+class RankPosition(_KeyIsRankScore):
     """Σ wₖ / (rₖ^αₖ + βₖ)."""
 
     weights: SortKeys  # [K]
     alpha: SortKeys  # [K]
     beta: SortKeys  # [K]
-    shares: ClassVar[str] = "weight / (place^alpha + beta); they add up to the rank score"
+    share_meaning: ClassVar[str] = "weight / (position^alpha + beta); they add up to the rank score"
     is_exact: ClassVar[bool] = True
     is_row_wise: ClassVar[bool] = False
 
     def sort_keys(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
-        return weighted(1 / (places(scores) ** self.alpha + self.beta), self.weights)
+        return weighted(1 / (positions(scores) ** self.alpha + self.beta), self.weights)
 
     def terms(self, scores: Numbers) -> SortKeys:
         """See `Formula`."""
-        return self.weights / (places(scores) ** self.alpha + self.beta)  # [n, K]
+        return self.weights / (positions(scores) ** self.alpha + self.beta)  # [n, K]
 
 
 @dataclass(frozen=True, slots=True)
-class Expressed(_Plain):
+class ExpressionFormula(_KeyIsRankScore):
     """An expression over the tasks."""
 
     expression: Expression
     weights: Mapping[str, float]
     tasks: Sequence[str]
-    shares: ClassVar[str] = (
-        f"finite difference: what the rank score loses when the task's score is {STEP:.0%} lower, "
-        f"divided by {STEP}; the remainder is what they leave of the rank score"
+    share_meaning: ClassVar[str] = (
+        f"finite difference: how much the rank score falls when the task's score is {STEP:.0%} "
+        f"lower, divided by {STEP}; the remainder is the rank score less all shares"
     )
     is_exact: ClassVar[bool] = False
     is_row_wise: ClassVar[bool] = True
@@ -145,7 +148,7 @@ class Expressed(_Plain):
         return self.expression(dict(zip(self.tasks, by_task, strict=True)), self.weights)
 
     def terms(self, scores: Numbers) -> SortKeys:
-        """See `Formula`; K + 1 evaluations."""
+        """See `Formula`; evaluates the expression up to K + 1 times."""
         sort_keys = self.sort_keys(scores)  # [n]
         terms = np.zeros(scores.shape)  # [n, K]
         for column, task in enumerate(self.tasks):
@@ -157,18 +160,18 @@ class Expressed(_Plain):
 
 
 def weighted(values: Numbers, weights: SortKeys) -> SortKeys:
-    """Return Σ wₖ·vₖ, `[n, K]` → `[n]` float64, each row by itself: see the module."""
+    """Return Σ wₖ·vₖ, `[n, K]` → `[n]` float64; a row's sum does not depend on other rows."""
     sums: SortKeys = np.vecdot(values, weights)
     return sums
 
 
 def logs(scores: Numbers) -> SortKeys:
-    """Return log max(score, ε) in float64."""
+    """Return log max(score, ε) in float64, of any shape."""
     return np.log(np.maximum(scores, SMALLEST_SCORE, dtype=np.float64))
 
 
-def places(scores: Numbers) -> SortKeys:
-    """Return each score's place in its column, `[n, K]` from 1; equal scores share the best."""
+def positions(scores: Numbers) -> SortKeys:
+    """Return each score's position in its column, `[n, K]` from 1; equal scores share the best."""
     found = np.empty(scores.shape)
     for column, of_task in enumerate(scores.T):  # [n]
         at_most = np.searchsorted(np.sort(of_task), of_task, side="right")
@@ -176,8 +179,8 @@ def places(scores: Numbers) -> SortKeys:
     return found
 
 
-def compiled(policy: Policy, tasks: Sequence[str]) -> Formula:
-    """Return a policy's formula for scores `[n, K]` with one column a task, in this order."""
+def compile_formula(policy: Policy, tasks: Sequence[str]) -> Formula:
+    """Return a policy's formula for scores `[n, K]` whose columns are `tasks` in this order."""
 
     def column(by_name: Mapping[str, float] | None, default: float) -> SortKeys:
         return np.array([(by_name or {}).get(task, default) for task in tasks], np.float64)  # [K]
@@ -191,4 +194,4 @@ def compiled(policy: Policy, tasks: Sequence[str]) -> Formula:
         case "rank_position":
             return RankPosition(weights, column(policy.alpha, 1.0), column(policy.beta, 0.0))
         case "expression":
-            return Expressed(policy.compiled, policy.weights, tasks)
+            return ExpressionFormula(policy.compiled_expression, policy.weights, tasks)

@@ -1,15 +1,15 @@
-"""Policies of a server: a file that says, scene by scene, how models' scores are ranked.
+"""A server's policies file: how the scores of its models are ranked, one policy for each use.
 
-It is TOML. A request picks a policy by its table's name (`"ranking": {"policy": "home"}`):
+The file is TOML. A request names a policy by its table (`"ranking": {"policy": "home"}`):
 
-    [default]                        # optional: a model's policy where a request picks none
+    [default]                        # optional: a model's policy for requests that name none
     feed = "home"
 
     [policy.home]
     formula = "power_product"
     weights = { click = 1.0, like = 0.5, dwell = 0.5 }
     bounds = { like = [0.0, 3.0] }   # what requests may set; without bounds, any weight
-    multiplier = "boost"             # a candidate's number that the product is multiplied by
+    multiplier = "boost"             # a candidate feature that multiplies the product
     shadow = "home-next"             # compared with this policy on the same scores, not returned
     models = ["feed"]                # by default, every model that has all its tasks
 
@@ -18,33 +18,41 @@ It is TOML. A request picks a policy by its table's name (`"ranking": {"policy":
     expression = "click**0.8 * (1 + w.like*like) * log1p(dwell)"
     weights = { like = 2.0 }
 
-    [calibration.feed.click]         # instead of the calibration that the model brought
+    [calibration.feed.click]         # replaces the calibration in the model's artifact
     method = "platt"
     slope = 1.1
     intercept = -0.2
 
-A model's own policy stays available by its name, unless a policy of the file has the same. A file
-is followed whole or not at all: one mistake, in itself or beside a model that it names, refuses
-it. It knows models as `ModelTraits` only.
+A model's own policy stays available under its name, unless the file has a policy of the same name.
+A file applies as a whole or not at all: one mistake refuses it. `PolicySet.parse` finds the
+mistakes that need no model; `PolicySet.rankers` finds those that show with a model. This module
+knows models as `ModelTraits` only.
 """
 
 import hashlib
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from app.errors import PoliciesInvalid
-from app.ranking.calibration import Calibration, Platt
+from app.errors import PoliciesInvalid, did_you_mean
+from app.ranking.calibration import Calibration, Isotonic, Platt, Scale, Uncalibrated
 from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker, RankingOptions
 
 LARGEST_FILE = 1 << 20  # bytes
-MOST_POLICIES = 100
-MOST_PROBLEMS = 20
-"""A report names so many at most."""
+MAX_KEY_PARTS = 8
+"""Parts of a dotted key. tomllib's time grows with the square: 40,000 parts took it 63 s."""
+MAX_POLICIES = 100
+MAX_PROBLEMS = 20
+"""The most problems that one error lists."""
+
+OWN_POLICY = "default"
+"""The name of a model's own policy, unless training names it."""
 
 PolicyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -52,15 +60,15 @@ ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 @dataclass(frozen=True, slots=True)
 class ModelTraits:
-    """What ranking needs to know of a version of a model.
+    """What ranking needs to know about a version of a model.
 
     Attributes:
-        name: the model's.
+        name: the model's name.
         tasks: in the order of the score columns.
-        policy: the one that it brought.
-        calibrations: those that it brought, by task.
+        policy: the model's own policy.
+        calibrations: the model's own calibrations, by task.
         probabilities: the tasks whose scores are probabilities.
-        multipliers: the candidate's features that are one number each.
+        multipliers: the candidate features that are one number each.
     """
 
     name: str
@@ -73,12 +81,12 @@ class ModelTraits:
 
 @dataclass(frozen=True, slots=True)
 class ModelPolicies:
-    """The policies of one model version under one policy set; immutable, so taken once it holds.
+    """The policies of one model version under one policy set, compiled and immutable.
 
     Attributes:
-        by_name: every policy that a request may pick.
-        default: the one for requests that pick none.
-        wanted: what a request wants that says nothing of its ranking.
+        by_name: every policy that a request may name.
+        default: the policy of requests that name none.
+        wanted: the options of a request without a `ranking` field.
     """
 
     by_name: Mapping[str, Ranker]
@@ -86,53 +94,62 @@ class ModelPolicies:
     wanted: RankingOptions
 
 
-class ScenePolicy(Policy):
-    """A policy of the file, with what concerns its use."""
+class FilePolicy(Policy):
+    """A policy of the file: also the models that it is for, and its shadow."""
 
     models: tuple[ModelName, ...] | None = Field(None, min_length=1)
     shadow: PolicyName | None = None
 
     @model_validator(mode="after")
-    def _is_not_its_own_shadow(self) -> Self:
+    def _check_shadow(self) -> Self:
         if self.shadow == self.name:
-            raise ValueError("shadow: a policy is not its own")
+            raise ValueError("shadow: must name another policy")
         return self
 
 
 class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    default: dict[ModelName, PolicyName] = Field(default_factory=dict)
-    policy: dict[str, ScenePolicy] = Field(default_factory=dict, max_length=MOST_POLICIES)
+    default: dict[ModelName, str] = Field(default_factory=dict)
+    policy: dict[str, FilePolicy] = Field(default_factory=dict, max_length=MAX_POLICIES)
     calibration: dict[ModelName, dict[str, Calibration]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySet:
-    """A file's policies; `version` is the beginning of its content's SHA-256."""
+    """A file's policies. `version` is the first 12 hex digits of the content's SHA-256."""
 
     version: str = ""
     defaults: Mapping[str, str] = field(default_factory=dict)
-    policies: Mapping[str, ScenePolicy] = field(default_factory=dict)
+    policies: Mapping[str, FilePolicy] = field(default_factory=dict)
     calibrations: Mapping[str, Mapping[str, Calibration]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, content: bytes) -> "PolicySet":
-        """Read a file's content.
+        """Read a file's content; a UTF-8 byte order mark is ignored.
 
         Raises:
-            PoliciesInvalid: with every mistake that can be told without knowing the models.
+            PoliciesInvalid: with every mistake that can be found without knowing the models.
         """
         if len(content) > LARGEST_FILE:
             raise PoliciesInvalid([f"is larger than {LARGEST_FILE} bytes"])
         try:
-            tables = tomllib.loads(content.decode())
-        except (ValueError, RecursionError) as error:  # plain ValueError: an integer is too long
-            raise PoliciesInvalid([f"is no TOML: {error}"]) from error
+            tables = parse_toml(content)
+        except ValueError as error:
+            raise PoliciesInvalid([f"not valid TOML: {error}"]) from error
         try:
-            file = _File.model_validate(_named(tables))
+            file = _File.model_validate(_with_names(tables))
         except ValidationError as error:
-            raise PoliciesInvalid(_problems(error)) from error
+            errors = error.errors(include_url=False)
+            raise PoliciesInvalid([_problem(each) for each in errors[:MAX_PROBLEMS]]) from error
+        known = {**file.policy, OWN_POLICY: None}
+        unknown = [
+            f"default.{model}: {_unknown('policy', name, known)}"
+            for model, name in file.default.items()
+            if name not in known
+        ]
+        if unknown:
+            raise PoliciesInvalid(unknown[:MAX_PROBLEMS])
         version = hashlib.sha256(content).hexdigest()[:12]
         return cls(version, file.default, file.policy, file.calibration)
 
@@ -140,83 +157,148 @@ class PolicySet:
         """Compile every policy that applies to a model.
 
         Raises:
-            PoliciesInvalid: the set says of this model what it cannot do.
+            PoliciesInvalid: the file asks for something that this model does not have.
         """
         problems = self._calibration_problems(model)
         calibrations = {**model.calibrations, **self.calibrations.get(model.name, {})}
-        chosen: dict[str, Policy] = {model.policy.name: model.policy}
-        for name, scene in self.policies.items():
-            if scene.models is not None and model.name not in scene.models:
-                continue
-            misfit = _misfit(scene, model)
-            if misfit is None:
-                chosen[name] = scene
-            elif scene.models is not None:
-                problems.append(f"policy.{name}: {misfit}")
+        available: dict[str, Policy] = {model.policy.name: model.policy}
+        for name, policy in self.policies.items():
+            reason = _reason_not_available(policy, model)
+            if reason is None:
+                available[name] = policy
+            elif policy.models is not None and model.name in policy.models:
+                problems.append(f"policy.{name}: {reason}")
         default = self.defaults.get(model.name, model.policy.name)
-        if default not in chosen:
-            misfit = "no such policy"
+        if default not in available:
+            rule = _unknown("policy", default, available)
             if default in self.policies:
-                misfit = _misfit(self.policies[default], model) or f"is not for {model.name}"
-            problems.append(f"default.{model.name}: {default}: {misfit}")
-        for name, policy in chosen.items():
-            shadow = getattr(policy, "shadow", None)
-            if shadow is not None and shadow not in chosen:
-                problems.append(f"policy.{name}.shadow: {model.name} has no policy {shadow}")
+                rule = f'policy "{default}": ' + str(
+                    _reason_not_available(self.policies[default], model)
+                )
+            problems.append(f"default.{model.name}: {rule}")
+        for name, each in available.items():
+            shadow = _shadow(each)
+            if shadow is not None and shadow not in available:
+                rule = _unknown("policy", shadow, available)
+                if shadow in self.policies:
+                    rule = f'model "{model.name}" does not have policy "{shadow}"'
+                problems.append(f"policy.{name}.shadow: {rule}")
         if problems:
             raise PoliciesInvalid(problems)
-        return self._compiled(chosen, default, calibrations, model)
+        return self._compiled(available, default, calibrations, model)
 
     def _compiled(
         self,
-        chosen: Mapping[str, Policy],
+        available: Mapping[str, Policy],
         default: str,
         calibrations: Mapping[str, Calibration],
         model: ModelTraits,
     ) -> ModelPolicies:
         def ranker(name: str, shadow: Ranker | None = None) -> Ranker:
-            policy, tasks = chosen[name], model.tasks
+            policy, tasks = available[name], model.tasks
             return Ranker.of(policy, tasks, calibrations, version=self.version, shadow=shadow)
 
         by_name: dict[str, Ranker] = {}
-        for name, policy in chosen.items():
-            shadow = getattr(policy, "shadow", None)
+        for name, policy in available.items():
+            shadow = _shadow(policy)
             by_name[name] = ranker(name, None if shadow is None else ranker(shadow))
         return ModelPolicies(by_name, by_name[default], RankingOptions(by_name[default]))
 
     def _calibration_problems(self, model: ModelTraits) -> list[str]:
         problems = []
         for task, calibration in self.calibrations.get(model.name, {}).items():
+            place = f"calibration.{model.name}.{_readable(task)}"
             if task not in model.tasks:
-                problems.append(f"calibration.{model.name}.{task}: there is no such task")
+                problems.append(f"{place}: {_unknown('task', task, model.tasks)}")
             elif isinstance(calibration, Platt) and task not in model.probabilities:
-                problems.append(f"calibration.{model.name}.{task}: platt is for probabilities")
+                problems.append(f"{place}: platt is for probabilities only")
         return problems
 
 
 NO_POLICIES = PolicySet()
 
 
-def _misfit(policy: Policy, model: ModelTraits) -> str | None:
-    if strangers := sorted(policy.tasks - set(model.tasks)):
-        return f"{model.name} has no task {strangers[0]}"
+def _shadow(policy: Policy) -> str | None:
+    return policy.shadow if isinstance(policy, FilePolicy) else None
+
+
+def _reason_not_available(policy: FilePolicy, model: ModelTraits) -> str | None:
+    """Return why a model cannot use a policy, or None if it can."""
+    if policy.models is not None and model.name not in policy.models:
+        return f'is not for model "{model.name}" (models: {_listed(policy.models)})'
+    if unknown := sorted(policy.tasks - set(model.tasks)):
+        return f'model "{model.name}": {_unknown("task", unknown[0], model.tasks)}'
     if policy.multiplier is not None and policy.multiplier not in model.multipliers:
-        return f"{model.name} has no candidate feature {policy.multiplier} that is one number"
+        rule = _unknown("candidate feature of one number", policy.multiplier, model.multipliers)
+        return f'model "{model.name}": {rule}'
     return None
 
 
-def _named(tables: dict[str, Any]) -> dict[str, Any]:
-    """Give each policy the name of its table; one that states a name itself is refused."""
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """Parse TOML in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is not TOML, has a very long dotted key, or is nested too deeply.
+    """
+    text = content.decode("utf-8-sig")
+    _check_key_lengths(text)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("arrays or tables are nested too deeply") from None
+
+
+_TOML_TOKEN = re.compile(
+    r"""
+      (?P<text>    \"""(?:\\.|[^\\])*?(?:\"{3,5}|\Z) | '''.*?(?:'{3,5}|\Z) | \#[^\n]* )
+    | (?P<part>    "(?:\\.|[^"\\\n])*"? | '[^'\n]*'? | [A-Za-z0-9_-]+ )
+    | (?P<dot>     \. )
+    | (?P<space>   [ \t]+ )
+    | (?P<other>   [^.\#"'A-Za-z0-9_ \t-]+ | . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+"""A multi-line string or comment, a part of a key (or a value), or something between them.
+
+Every alternative consumes what it has scanned, also an unclosed string, so reading a text takes
+linear time. A number such as 1.5 looks like a key of two parts, which does no harm.
+"""
+
+
+def _check_key_lengths(text: str) -> None:
+    """Refuse a key with too many dotted parts, before tomllib spends its time on it."""
+    parts = 0
+    after_dot = False
+    for token in _TOML_TOKEN.finditer(text):
+        kind = token.lastgroup
+        if kind == "space":
+            continue
+        if kind == "part":
+            parts = parts + 1 if after_dot else 1
+        elif kind != "dot":
+            parts = 0
+        after_dot = kind == "dot"
+        if parts > MAX_KEY_PARTS:
+            line = text.count("\n", 0, token.start()) + 1
+            raise ValueError(f"a key has more than {MAX_KEY_PARTS} parts (at line {line})")
+
+
+def _with_names(tables: dict[str, Any]) -> dict[str, Any]:
+    """Give each policy its table's name.
+
+    Raises:
+        PoliciesInvalid: a policy has a key `name` of its own.
+    """
     policies = tables.get("policy")
     if not isinstance(policies, dict):
         return tables
     problems = [
-        f"policy.{_readable(name)}.name: the table's name is the policy's"
+        f'unknown key "name" in [policy.{_readable(name)}]: a policy has the name of its table'
         for name, policy in policies.items()
         if isinstance(policy, dict) and "name" in policy
     ]
     if problems:
-        raise PoliciesInvalid(problems)
+        raise PoliciesInvalid(problems[:MAX_PROBLEMS])
     named = {
         name: {**policy, "name": name} if isinstance(policy, dict) else policy
         for name, policy in policies.items()
@@ -224,16 +306,86 @@ def _named(tables: dict[str, Any]) -> dict[str, Any]:
     return tables | {"policy": named}
 
 
-def _problems(error: ValidationError) -> list[str]:
-    """One line a mistake: its place, then the rule; never the value."""
-    problems = []
-    for each in error.errors(include_url=False, include_input=False)[:MOST_PROBLEMS]:
-        place = ".".join(_readable(str(part)) for part in each["loc"])
-        problems.append(f"{place}: {each['msg'].removeprefix('Value error, ')}")
-    return problems
+_METHODS: Mapping[str, type[BaseModel]] = {
+    "none": Uncalibrated,
+    "platt": Platt,
+    "isotonic": Isotonic,
+    "scale": Scale,
+}
+
+_RULES = {
+    "missing": "required key is missing",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be a string",
+    "dict_type": "must be a table",
+    "mapping_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "tuple_type": "must be an array",
+}
+"""What pydantic's errors are called in a TOML file, by their type."""
+
+_NAME_RULE = (
+    'a name has 1 to 64 letters, digits, "_", "." and "-", and begins with a letter or a digit; '
+    "names of policies are lower case"
+)
 
 
-def _readable(key: str) -> str:
-    """A key as it may stand in a log line: TOML allows anything in quotes."""
-    shown = "".join(each if each.isprintable() else "?" for each in key[:64])
-    return shown if len(key) <= 64 else f"{shown}…"
+def _problem(error: ErrorDetails) -> str:
+    """Return one line: the place, then the rule. Values are not repeated, but for names."""
+    location = [str(part) for part in error["loc"]]
+    if len(location) > 2 and location[-1] == "[key]":  # pydantic's mark of an error in the key
+        location.pop()
+    context = error.get("ctx", {})
+    fields: Collection[str] = _File.model_fields
+    if location[0] == "policy":
+        fields = [name for name in FilePolicy.model_fields if name != "name"]
+    elif location[0] == "calibration" and len(location) > 3:
+        fields = _METHODS[location.pop(3)].model_fields  # pydantic puts the method in the place
+    match error["type"]:
+        case "extra_forbidden":
+            table = ".".join(map(_readable, location[:-1]))
+            where = f" in [{table}]" if table else ""
+            return _unknown("key", location[-1], fields, where)
+        case "union_tag_not_found":
+            location.append("method")
+            rule = _RULES["missing"]
+        case "union_tag_invalid":
+            location.append("method")
+            rule = _unknown("method", str(context["tag"]), _METHODS)
+        case "literal_error":
+            expected = str(context["expected"]).replace("'", "")
+            nearest = did_you_mean(str(error["input"]), re.split(", | or ", expected))
+            rule = f"must be {expected}{nearest}"
+        case "string_pattern_mismatch":
+            location = location[:-1] if location[-1] == "name" else location
+            rule = _NAME_RULE
+        case "too_short" | "too_long":
+            limit = context.get("min_length", context.get("max_length"))
+            least_or_most = "least" if error["type"] == "too_short" else "most"
+            rule = f"must have at {least_or_most} {limit} items"
+        case "value_error":
+            rule = _readable(str(context["error"]), 500)  # it may quote a key of the file
+        case kind:
+            rule = _RULES.get(kind, error["msg"].replace("Input should be", "must be"))
+    return f"{'.'.join(map(_readable, location))}: {rule}"
+
+
+def _unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
+    """Say that a name is unknown, which one is near, and which are known."""
+    names = list(known)
+    nearest = did_you_mean(name, names) or f" (known: {_listed(names)})"
+    return f'unknown {what} "{_readable(name)}"{where}{nearest}'
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [_readable(name) for name in names]
+    more = ", …" if len(shown) > MAX_PROBLEMS else ""
+    return ", ".join(shown[:MAX_PROBLEMS]) + more or "none"
+
+
+def _readable(text: str, longest: int = 64) -> str:
+    """Return text as one printable line: a quoted TOML key may hold any character."""
+    shown = "".join(each if each.isprintable() else "?" for each in text[:longest])
+    return shown if len(text) <= longest else f"{shown}…"

@@ -1,7 +1,7 @@
-"""A ranker: a policy made ready for one model's scores; raw scores in, sort_keys and an order out.
+"""A ranker: a policy compiled for one model; turns raw scores into sort keys and rank scores.
 
-It is built once, when a policy or a model arrives, so that a request pays for arithmetic only. It
-is immutable: whoever took one answers by it, whatever is loaded meanwhile.
+A ranker is built once, when a policy or a model is loaded, so that a request costs arithmetic only.
+It is immutable: a request that has started with a ranker ends with it, even after a reload.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,12 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from app.errors import did_you_mean
 from app.ranking.calibration import UNCALIBRATED, Calibration, Uncalibrated
-from app.ranking.formulas import Formula, Numbers, Scores, SortKeys, compiled, logs
+from app.ranking.formulas import Formula, Numbers, Scores, SortKeys, compile_formula, logs
 from app.ranking.policy import Interval, Policy
 
-_MANY = 128
+_UNSTABLE_SORT_FROM = 128  # rows from which NumPy's unstable sort plus a check for ties is faster
 
 NO_CALIBRATIONS: Mapping[str, Calibration] = MappingProxyType({})
 
@@ -25,14 +26,14 @@ class Ranker:
     """A policy for the K tasks of a model.
 
     Attributes:
-        policy: what is applied, a request's own weights included.
+        policy: the policy that is applied, including the request's own weights.
         tasks: the model's tasks, in the order of the score columns.
-        calibrations: one a task, in that order.
+        calibrations: one for each task, in the same order.
         formula: the policy's formula, compiled.
         adjustable: the weights that a request may set, each with its bounds.
-        echo: what an answer says of the policy.
+        echo: the description of the policy that a response contains.
         is_calibrated: whether any task has a calibration that changes its scores.
-        version: of the set of policies that it comes from; empty where the model brought it.
+        version: version of the policy set; empty if there is no policies file.
         shadow: another policy for the same scores, to be compared with this one.
     """
 
@@ -56,20 +57,21 @@ class Ranker:
         version: str = "",
         shadow: "Ranker | None" = None,
     ) -> "Ranker":
-        """Compile a policy for a model's tasks; a task without a calibration has `none`.
+        """Compile a policy for a model's tasks. Tasks that `calibrations` lacks are not calibrated.
 
         Raises:
-            ValueError: the policy reads a task that is not among them.
+            ValueError: the policy reads a task that the model does not have.
         """
         names = tuple(tasks)
         each = tuple(calibrations.get(task, UNCALIBRATED) for task in names)
-        if strangers := sorted(policy.tasks - set(names)):
-            raise ValueError(f"there is no task {strangers[0]!r}")
+        if unknown := sorted(policy.tasks - set(names)):
+            nearest = did_you_mean(unknown[0], names)
+            raise ValueError(f'unknown task "{unknown[0]}"{nearest} (known: {", ".join(names)})')
         return cls(
             policy=policy,
             tasks=names,
             calibrations=each,
-            formula=compiled(policy, names),
+            formula=compile_formula(policy, names),
             adjustable=MappingProxyType(policy.adjustable(names)),
             echo=_echo(policy, version),
             is_calibrated=not all(isinstance(one, Uncalibrated) for one in each),
@@ -78,9 +80,10 @@ class Ranker:
         )
 
     def reweighted(self, overrides: Mapping[str, float]) -> "Ranker":
-        """Return this ranker with some weights replaced; bounds are the caller's to keep.
+        """Return a ranker with some weights replaced. The caller checks bounds.
 
-        It has no shadow: one caller's own weights say nothing of how two policies agree.
+        It has no shadow, because a comparison with one request's own weights would not compare
+        two policies.
         """
         return Ranker.of(
             self.policy.reweighted(overrides),
@@ -90,35 +93,35 @@ class Ranker:
         )
 
     def calibrated(self, scores: Scores) -> Numbers:
-        """Return `[n, K]`: the scores themselves where no task has a calibration, else float64."""
+        """Return `[n, K]`: float64, or `scores` itself if no task is calibrated."""
         if not self.is_calibrated:
             return scores
         columns = [each(scores[:, k]) for k, each in enumerate(self.calibrations)]
         return np.stack(columns, axis=1)
 
     def sort_keys(self, scores: Scores, multiplier: Numbers | None = None) -> SortKeys:
-        """Return what the candidates are ordered by, `[n]` float64, finite; higher ranks first.
+        """Return the sort key of each candidate, `[n]` float64, finite; higher ranks first.
 
         Args:
-            scores: `[n, K]` float32 as the model gave them, one column a task.
-            multiplier: `[n]`, the values of the feature that the policy's `multiplier` names.
+            scores: `[n, K]` float32, the model's output, one column for each task.
+            multiplier: `[n]`, the candidate feature that the policy's `multiplier` names.
         """
         sort_keys = self.formula.sort_keys(self.calibrated(scores))
         return sort_keys if multiplier is None else sort_keys + logs(multiplier)
 
     def rank_scores(self, sort_keys: SortKeys) -> Scores:
-        """Return the rank score of each candidate, `[n]` float32: finite, in the order of merit."""
+        """Return the rank scores, `[n]` float32, finite, in the order of the sort keys."""
         return self.formula.rank_scores(sort_keys)
 
 
 @dataclass(frozen=True, slots=True)
 class RankingOptions:
-    """How a request wants its candidates ranked.
+    """How the candidates of a request are ranked.
 
     Attributes:
-        ranker: by which policy, the request's own weights included.
-        top_k: how long the ranking is at most; None means whole.
-        explain: whether the order is to be explained.
+        ranker: the policy, including the request's own weights.
+        top_k: the largest length of the ranking; None ranks all candidates.
+        explain: whether the response explains the ranking.
     """
 
     ranker: Ranker
@@ -127,16 +130,17 @@ class RankingOptions:
 
 
 def order(sort_keys: SortKeys, top_k: int | None = None) -> npt.NDArray[np.intp]:
-    """Return candidate positions, best first; ties keep the order in which they were sent."""
+    """Return candidate indices, best first; ties keep the order of the request."""
     keys = -sort_keys
-    if len(keys) >= _MANY:  # without ties any sort is stable, and NumPy's vectorised one is faster
-        found = np.argsort(keys)
-        in_order = keys[found]
+    if len(keys) >= _UNSTABLE_SORT_FROM:
+        # Without ties every sort is stable, and NumPy's vectorised unstable sort is faster.
+        ranking = np.argsort(keys)
+        in_order = keys[ranking]
         if not (in_order[1:] == in_order[:-1]).any():
-            return found[:top_k]
+            return ranking[:top_k]
     return np.argsort(keys, kind="stable")[:top_k]
 
 
 def _echo(policy: Policy, version: str) -> dict[str, object]:
-    said = policy.model_dump(exclude={"bounds", "models", "shadow"})
-    return said | {"version": version} if version else said
+    fields = policy.model_dump(exclude={"bounds", "models", "shadow"})
+    return fields | {"version": version} if version else fields

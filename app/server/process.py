@@ -17,7 +17,7 @@ from app.server.listeners import listen, log_address
 from app.server.server import DrainingServer
 from app.server.supervisor import shared_socket
 from app.settings import Settings
-from app.telemetry import logging as json_logs
+from app.telemetry import json_logs
 
 logger = logging.getLogger("app")
 

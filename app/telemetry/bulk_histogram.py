@@ -1,8 +1,8 @@
-"""Histograms that count many values together: those of the hot path, and whole columns of scores.
+"""A histogram for the hot path, and for whole columns of scores: it counts many values at once.
 
-`prometheus_client.Histogram.observe` takes 1.3 µs, a lock and a search in Python; a scored request
-has ten observations. Here they are put down (0.03 µs) and counted together by NumPy, when somebody
-scrapes or `drain` is called.
+`prometheus_client.Histogram.observe` takes 1.3 µs, a lock and a search in Python, and a scored
+request has ten observations. Here an observation is appended to a list (0.03 µs). NumPy counts the
+pending observations together, at a scrape or when `drain` is called.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ Observe = Callable[[float], None]
 
 
 class _Series:
-    """Observations of one label set: those put down, and the counts of those counted."""
+    """One label set: the pending observations, and the counts of the others."""
 
     def __init__(self, bucket_count: int) -> None:
         self.pending: deque[float] = deque()
@@ -27,12 +27,12 @@ class _Series:
 
 
 class BulkHistogram(Collector):
-    """A Prometheus histogram; any thread may observe, drain and collect."""
+    """A Prometheus histogram. Any thread may observe, drain and collect."""
 
     def __init__(
         self, name: str, help_: str, upper_bounds: Sequence[float], labels: Sequence[str] = ()
     ) -> None:
-        """Start at zero; `upper_bounds` are the buckets', ascending, that of infinity left out."""
+        """Start at zero; `upper_bounds` of the buckets are ascending, without infinity."""
         self._name = name
         self._help = help_
         self._labels = labels
@@ -41,27 +41,27 @@ class BulkHistogram(Collector):
         self._series: dict[tuple[str, ...], _Series] = {}
         self._lock = Lock()
 
-    def into(self, *values: str) -> Observe:
-        """Return the function that takes observations of one label set, which exists from now."""
+    def observer(self, *values: str) -> Observe:
+        """Return the function that observes a value for these label values; creates the series."""
         series = self._series.get(values)
         if series is None:
             series = self._series.setdefault(values, _Series(len(self._edges)))
         return series.pending.append
 
-    def add(self, values: npt.NDArray[np.floating], *labels: str) -> None:
-        """Count values `[n]` of one label set at once."""
-        self.into(*labels)
+    def observe_many(self, values: npt.NDArray[np.floating], *labels: str) -> None:
+        """Count values `[n]` for one label set at once."""
+        self.observer(*labels)
         with self._lock:
             self._count(self._series[labels], values)
 
     def _count(self, series: _Series, values: npt.NDArray[np.floating]) -> None:
-        # A value on a bucket's upper bound belongs to it.
-        found = np.searchsorted(self._bounds, values, side="left")
-        series.counts += np.bincount(found, minlength=len(self._edges))
+        # A bucket includes its upper bound.
+        bucket = np.searchsorted(self._bounds, values, side="left")
+        series.counts += np.bincount(bucket, minlength=len(self._edges))
         series.total += float(values.sum(dtype=np.float64))
 
     def drain(self) -> None:
-        """Count what was put down."""
+        """Count the pending observations."""
         with self._lock:
             for series in list(self._series.values()):
                 pending = series.pending
@@ -75,7 +75,7 @@ class BulkHistogram(Collector):
         yield HistogramMetricFamily(self._name, self._help, labels=self._labels)
 
     def collect(self) -> Iterator[Metric]:
-        """Return the metric, everything put down counted."""
+        """Return the metric, including all pending observations."""
         self.drain()
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
         with self._lock:

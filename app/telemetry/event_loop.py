@@ -1,4 +1,4 @@
-"""How punctual this process is: the event loop's lag and the pauses of garbage collection."""
+"""Measures the lag of the event loop and the pauses of Python's garbage collector."""
 
 import asyncio
 import gc
@@ -12,38 +12,38 @@ INTERVAL_S = 0.1
 
 
 class EventLoopMonitor:
-    """A timer that measures how late it fires; owned by the event loop, but for `_on_gc`."""
+    """A timer that measures how late it fires. Owned by the event loop, except `_on_gc`."""
 
     def __init__(self, metrics: Metrics) -> None:
-        """Begin; `close` ends it."""
+        """Start measuring on the running event loop, until `close`."""
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._pauses: deque[tuple[int, float]] = deque(maxlen=1000)  # (generation, s)
         self._gc_began = 0.0
         gc.callbacks.append(self._on_gc)
         self._due = 0.0
-        self._timer = self._next()
+        self._timer = self._schedule()
 
     def close(self) -> None:
-        """Take the timer away."""
+        """Stop measuring."""
         self._timer.cancel()
         gc.callbacks.remove(self._on_gc)
 
-    def _next(self) -> asyncio.TimerHandle:
+    def _schedule(self) -> asyncio.TimerHandle:
         self._due = time.monotonic() + INTERVAL_S
-        return self._loop.call_later(INTERVAL_S, self._beat)
+        return self._loop.call_later(INTERVAL_S, self._fire)
 
-    def _beat(self) -> None:
+    def _fire(self) -> None:
         self._metrics.loop_lagged(max(0.0, time.monotonic() - self._due))
         while self._pauses:
             self._metrics.gc_paused(*self._pauses.popleft())
         self._metrics.drain()
-        self._timer = self._next()
+        self._timer = self._schedule()
 
     def _on_gc(self, phase: str, info: dict[str, Any]) -> None:
-        """Take note of a collection; in any thread, between any two instructions.
+        """Remember a collection. Runs in any thread, between any two instructions.
 
-        No metric is touched here: whoever is interrupted may hold its lock.
+        It must not touch a metric, because the interrupted code may hold the metric's lock.
         """
         if phase == "start":
             self._gc_began = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Prometheus metrics: every series the service exports, created up front.
+"""Prometheus metrics: every time series that the service exports.
 
-Durations are in seconds, labels are bounded, and label sets that are known are created with the
-registry, so that `rate()` starts from zero. Counting is cheap and thread-safe; rendering is not
-cheap and belongs off the event loop.
+Durations are in seconds. The values of labels are bounded. Label values that are known in advance
+exist from the start with the value 0, so that `rate()` sees the first increment. Counting is cheap
+and thread-safe; rendering takes milliseconds and should not run on the event loop.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +16,7 @@ from app.telemetry.ranking import RankingMetrics
 from app.telemetry.requests import RequestCounter
 
 CANCEL_STAGES = ("body", "queue", "compute")
-"""Where a caller is found to have left."""
+"""Where the server can notice that the client has disconnected."""
 
 LATENCY_BUCKETS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
@@ -48,42 +48,44 @@ class _DrainFirst(Collector):
 
 
 class Metrics:
-    """The service's series on one registry; no other code creates any."""
+    """All metrics of the service, on one registry. No other code creates metrics."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        """Create every series on `registry`, or on one of its own."""
+        """Create every metric on `registry`, or on a new registry."""
         self.registry = registry or CollectorRegistry()
         self.registry.register(_DrainFirst(self))
-        self._tallies: list[BulkHistogram] = []
+        self._bulk_histograms: list[BulkHistogram] = []
         self.ranking = RankingMetrics(self.registry)
         self._create_for_requests()
         self._create_for_batches()
         self._create_for_models()
-        self._create_for_the_process()
+        self._create_for_process()
 
     def _create_for_requests(self) -> None:
         self._requests = self._counter(
-            "requests_total", "Requests answered.", ("route", "model", "status")
+            "requests_total",
+            "HTTP requests answered, by route, model and status code.",
+            ("route", "model", "status"),
         )
         self._calls = self._counter(
             "requests_by_key_total",
-            "Scoring requests answered, by the key's name.",
+            "Scoring requests answered, by the name of the API key and the status code.",
             ("key", "status"),
         )
-        self._durations = self._tally(
+        self._durations = self._bulk_histogram(
             "request_duration_seconds",
-            "From the request's headers to the end of its answer.",
+            "Time from the headers of a request to the end of its response, in seconds.",
             LATENCY_BUCKETS,
             ("route", "model"),
         )
-        stages = self._tally(
+        stages = self._bulk_histogram(
             "stage_duration_seconds",
-            "Where the time of scored requests goes.",
+            "Time that a scored request spends in each stage, in seconds.",
             STAGE_BUCKETS,
             ("stage",),
         )
-        candidates = self._tally(
-            "request_candidates", "Candidates in a scored request.", ROW_BUCKETS
+        candidates = self._bulk_histogram(
+            "request_candidates", "Number of candidates in a scored request.", ROW_BUCKETS
         )
         self.requests = RequestCounter(
             self._requests,
@@ -95,81 +97,107 @@ class Metrics:
         )
         self.record = self.requests.append
         self._shed = self._counter(
-            "shed_total", "Requests that were refused or dropped for lack of time.", ("reason",)
+            "shed_total",
+            "Requests refused or dropped because of overload or their deadline, by reason.",
+            ("reason",),
         )
         for reason in ("overloaded", "bodies", "deadline-unmeetable", "deadline-exceeded"):
             self._shed.labels(reason)
         self._cancelled = self._counter(
-            "cancelled_total", "Requests whose callers left, by where that was found.", ("stage",)
+            "cancelled_total",
+            "Requests whose client disconnected before the response, by the stage that noticed it.",
+            ("stage",),
         )
         for stage in CANCEL_STAGES:
             self._cancelled.labels(stage)
 
     def _create_for_batches(self) -> None:
-        self._batch_rows = self._tally("batch_rows", "Rows in a batch.", ROW_BUCKETS).into()
-        self._batch_requests = self._tally(
-            "batch_requests", "Requests in a batch.", REQUEST_BUCKETS
-        ).into()
+        self._batch_rows = self._bulk_histogram(
+            "batch_rows", "Number of rows (candidates) in a batch.", ROW_BUCKETS
+        ).observer()
+        self._batch_requests = self._bulk_histogram(
+            "batch_requests", "Number of requests in a batch.", REQUEST_BUCKETS
+        ).observer()
         self._lane_busy = self._counter(
-            "lane_busy_seconds_total", "Time that lanes spent on batches.", ("lane",)
+            "lane_busy_seconds_total",
+            "Time that each lane spent on running batches, in seconds.",
+            ("lane",),
         )
         self._lane_busy_by_name: dict[str, Counter] = {}  # labels() takes as long as the rest
         self._failures = self._counter(
             "failures_total",
-            "Batches that raised; requests with a score that is no number.",
+            "Failures by kind: batches in which the model raised an error (model) or memory ran "
+            "out (out-of-memory), and requests with a NaN or infinite score (non-finite).",
             ("kind",),
         )
         for kind in ("model", "non-finite", "out-of-memory"):
             self._failures.labels(kind)
         self._batch_limit = self._gauge(
             "batch_limit_rows",
-            "The most rows of a batch of a version for which memory ran out.",
+            "Largest batch, in rows, of a model version that ran out of memory with larger ones.",
             ("model",),
         )
 
     def _create_for_models(self) -> None:
         self._unknown_ids = self._counter(
-            "unknown_id_total", "Ids outside their feature's vocabulary.", ("model", "feature")
+            "unknown_id_total",
+            "Ids that are not in the vocabulary of their feature, by model and feature.",
+            ("model", "feature"),
         )
         self._model_info = self._gauge(
-            "model_info", "The active version of each model; always 1.", ("model", "version", "sha")
+            "model_info",
+            "The active version of each model. The value is always 1.",
+            ("model", "version", "sha"),
         )
         self._swaps = self._counter(
-            "model_swaps_total", "Versions tried, by result.", ("model", "result")
+            "model_swaps_total",
+            "Attempts to load a model version, by result: activated or refused.",
+            ("model", "result"),
         )
         self._graph_fallbacks = self._counter(
-            "graph_fallback_total", "Versions that run without CUDA graphs on a GPU.", ("model",)
+            "graph_fallback_total",
+            "Model versions that run on a GPU without CUDA graphs.",
+            ("model",),
         )
 
-    def _create_for_the_process(self) -> None:
+    def _create_for_process(self) -> None:
         self._loop_lag = self._histogram(
-            "event_loop_lag_seconds", "How late a timer of the event loop fires.", STAGE_BUCKETS
+            "event_loop_lag_seconds",
+            "How late a timer of the event loop fires, in seconds.",
+            STAGE_BUCKETS,
         )
         pauses = self._histogram(
-            "gc_pause_seconds", "Garbage collections.", STAGE_BUCKETS, ("generation",)
+            "gc_pause_seconds",
+            "Duration of a Python garbage collection, in seconds, by generation.",
+            STAGE_BUCKETS,
+            ("generation",),
         )
         self._gc_pauses = [pauses.labels(str(generation)) for generation in range(3)]
 
     def watch(self, name: str, help_: str, read: Callable[[], float]) -> None:
-        """Export a gauge that is read at each scrape."""
+        """Export a gauge whose value `read` returns at each scrape."""
         self._gauge(name, help_).set_function(read)
 
     def watch_device_memory(self, reads: Mapping[str, Callable[[], float]]) -> None:
-        """Export the memory of the device (bytes), by kind."""
-        memory = self._gauge("device_memory_bytes", "Memory of the GPU.", ("kind",))
+        """Export the memory of the device (bytes), by kind; each is read at each scrape."""
+        memory = self._gauge(
+            "device_memory_bytes",
+            "GPU memory in bytes: allocated to tensors, or reserved by PyTorch.",
+            ("kind",),
+        )
         for kind, read in reads.items():
             memory.labels(kind).set_function(read)
 
     def loop_lagged(self, lag_s: float) -> None:
-        """Count a timer of the event loop that fired so late."""
+        """Record how late (s) a timer of the event loop fired."""
         self._loop_lag.observe(lag_s)
 
     def gc_paused(self, generation: int, pause_s: float) -> None:
-        """Count a garbage collection."""
+        """Record a garbage collection and its duration (s)."""
         self._gc_pauses[generation].observe(pause_s)
 
     def refused(self, status: int) -> None:
-        """Count what was refused before there was a request: it had no head that could be read."""
+        """Count a connection that was refused because its request head could not be parsed."""
         self._requests.labels("none", "", str(status)).inc()
 
     def batch(self, version: str, *, rows: int, requests: int, lane: str, busy_s: float) -> None:
@@ -183,36 +211,36 @@ class Metrics:
         self.requests.batch_ran(version)
 
     def shed(self, reason: str) -> None:
-        """Count a request that was refused, or dropped for lack of time."""
+        """Count a request that was refused or dropped because of overload or its deadline."""
         self._shed.labels(reason).inc()
 
     def failed(self, kind: str) -> None:
-        """Count a batch that failed, or a request whose scores were no numbers."""
+        """Count a failed batch, or a request with a NaN or infinite score."""
         self._failures.labels(kind).inc()
 
     def cancelled(self, stage: str) -> None:
-        """Count a request whose caller left: while its body came, in the queue, in compute."""
+        """Count a request whose client disconnected: during `body`, `queue` or `compute`."""
         self._cancelled.labels(stage).inc()
 
     def batch_limit(self, model: str, rows: int) -> None:
-        """Say that batches of a model's version have been limited to so many rows."""
+        """Set the largest batch of a model version (`name/version`) after memory ran out."""
         self._batch_limit.labels(model).set(rows)
 
     def unknown(self, model: str, counts: Mapping[str, int]) -> None:
-        """Count ids outside their vocabulary, by feature."""
+        """Count ids that are not in their vocabulary, by feature."""
         for feature, count in counts.items():
             self._unknown_ids.labels(model, feature).inc(count)
 
     def tried(self, model: str, *, activated: bool) -> None:
-        """Count a version that became active or was refused."""
+        """Count a loaded version, which became active or was refused."""
         self._swaps.labels(model, "activated" if activated else "refused").inc()
 
     def activated(self, model: str, version: int, sha256: str) -> None:
-        """Say that this version of a model is the active one now."""
+        """Show this version of a model as the active one."""
         self._model_info.labels(model, str(version), sha256[:12]).set(1)
 
     def retired(self, model: str, version: int, sha256: str) -> None:
-        """Remove what `activated` said of a version."""
+        """Remove the series that describe a version which is not active any more."""
         self._model_info.remove(model, str(version), sha256[:12])
         self._batch_limit.remove(f"{model}/{version}")
         self.requests.forget(f"{model}/{version}")
@@ -222,22 +250,22 @@ class Metrics:
         self._graph_fallbacks.labels(model).inc()
 
     def render(self) -> bytes:
-        """Return the exposition text; takes milliseconds."""
+        """Return the metrics in the Prometheus text format; takes milliseconds."""
         return generate_latest(self.registry)
 
     def drain(self) -> None:
-        """Count what was put down since the last time; now and then, so that it is never much."""
+        """Count pending records and observations; called regularly, so that few are pending."""
         self.requests.drain()
-        for tally in self._tallies:
-            tally.drain()
+        for histogram in self._bulk_histograms:
+            histogram.drain()
 
-    def _tally(
+    def _bulk_histogram(
         self, name: str, help_: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
     ) -> BulkHistogram:
-        tally = BulkHistogram(f"gatehouse_{name}", help_, buckets, labels)
-        self.registry.register(tally)
-        self._tallies.append(tally)
-        return tally
+        histogram = BulkHistogram(f"gatehouse_{name}", help_, buckets, labels)
+        self.registry.register(histogram)
+        self._bulk_histograms.append(histogram)
+        return histogram
 
     def _counter(self, name: str, help_: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(f"gatehouse_{name}", help_, labels, registry=self.registry)

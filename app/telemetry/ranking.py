@@ -1,7 +1,7 @@
-"""Series about ranking: which policies are in force and applied, and what comes of them.
+"""Metrics of ranking: the policies in use, what they rank, and the distributions of scores.
 
-Scores are counted many at a time: an `observe` a score would cost a microsecond each, 1 500 of them
-for one request.
+Scores are counted many at a time: one `observe` for each of the 1 500 scores of a request would
+cost a microsecond each.
 """
 
 from collections.abc import Sequence
@@ -14,39 +14,39 @@ from app.telemetry.bulk_histogram import BulkHistogram
 
 Numbers = npt.NDArray[np.floating]
 
-SCORE_EDGES = (
+SCORE_BUCKETS = (
     *(0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0),
 )
-"""For probabilities and for seconds."""
-RANK_EDGES = (
+"""Suits probabilities and seconds."""
+RANK_SCORE_BUCKETS = (
     *(0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1e3, 1e4),
 )
-"""From 0 on: a histogram with buckets below it has no sum in the exposition format."""
-TAU_EDGES = (-0.5, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
-"""Below 0 too, and so without a sum, which must not fall: ask for quantiles."""
-OVERLAP_EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""From 0: in the exposition format a histogram with negative buckets has no sum."""
+TAU_BUCKETS = (-0.5, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+"""Has negative buckets, so the histogram has no sum (a sum must not fall): use quantiles."""
+OVERLAP_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class RankingMetrics:
-    """Policies and scores. It belongs to the event loop; a scrape may come from another thread."""
+    """Metrics of policies and scores. Updated on the event loop; any thread may scrape them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Create every series on `registry`."""
+        """Create every metric on `registry`."""
         self._create_for_policies(registry)
         self._create_for_scores(registry)
 
     def _create_for_policies(self, registry: CollectorRegistry) -> None:
         self._set = Gauge(
             "gatehouse_policy_set_info",
-            "The policy set in force; always 1.",
+            "Version of the policy set in use. The value is always 1.",
             ("version",),
             registry=registry,
         )
         self._reloads = Counter(
             "gatehouse_policy_reloads_total",
-            "Changed files of policies, by what became of them.",
+            "Attempts to apply a changed policies file, by result: followed or refused.",
             ("result",),
             registry=registry,
         )
@@ -54,7 +54,7 @@ class RankingMetrics:
             self._reloads.labels(result)
         self.applied = Counter(
             "gatehouse_policy_applied_total",
-            "Answers by the policy that ranked them.",
+            "Responses, by the policy that ranked them.",
             ("policy",),
             registry=registry,
         )
@@ -63,52 +63,55 @@ class RankingMetrics:
         pair = ("policy", "shadow")
         self._tau = Histogram(
             "gatehouse_shadow_kendall_tau",
-            "Rank correlation of a policy's order and its shadow's, over a sample of answers.",
+            "Kendall rank correlation, -1 to 1, of the orders of a policy and its shadow, over a "
+            "sample of responses.",
             pair,
-            buckets=TAU_EDGES,
+            buckets=TAU_BUCKETS,
             registry=registry,
         )
         self._overlap = Histogram(
             "gatehouse_shadow_top_10_overlap",
-            "Share of the 10 best that are the shadow's 10 best too, over a sample of answers.",
+            "Share, 0 to 1, of a policy's 10 best candidates that are among its shadow's 10 best, "
+            "over a sample of responses.",
             pair,
-            buckets=OVERLAP_EDGES,
+            buckets=OVERLAP_BUCKETS,
             registry=registry,
         )
         self._scores = BulkHistogram(
             "gatehouse_task_score",
-            "Scores by task, over a sample of answers.",
-            SCORE_EDGES,
+            "Scores of each task, over a sample of responses: probabilities, or values in the "
+            "unit of the task such as seconds.",
+            SCORE_BUCKETS,
             ("model", "task"),
         )
         self._rank_scores = BulkHistogram(
             "gatehouse_rank_score",
-            "Rank scores by model, over a sample of answers.",
-            RANK_EDGES,
+            "Rank scores of each model, over a sample of responses.",
+            RANK_SCORE_BUCKETS,
             ("model",),
         )
         registry.register(self._scores)
         registry.register(self._rank_scores)
 
     def followed(self, version: str) -> None:
-        """Say that this policy set is in force, and no other."""
+        """Show this policy set as the one in use."""
         self._set.clear()
         self._set.labels(version).set(1)
         self._reloads.labels("followed").inc()
 
     def refused(self) -> None:
-        """Count a file of policies that could not be followed."""
+        """Count a policies file that was refused."""
         self._reloads.labels("refused").inc()
 
     def compared(self, policy: str, shadow: str, *, tau: float, overlap: float) -> None:
-        """Record how far a shadow agreed with what was answered."""
+        """Record how well the order of a shadow agrees with that of the response."""
         self._tau.labels(policy, shadow).observe(tau)
         self._overlap.labels(policy, shadow).observe(overlap)
 
     def distributed(
         self, model: str, tasks: Sequence[str], scores: Numbers, rank_score: Numbers
     ) -> None:
-        """Count one answer's scores, `[n, K]`, and rank scores, `[n]`, by bucket."""
-        for task, of_task in zip(tasks, scores.T, strict=True):
-            self._scores.add(of_task, model, task)
-        self._rank_scores.add(rank_score, model)
+        """Count the scores `[n, K]` and rank scores `[n]` of one response."""
+        for task, column in zip(tasks, scores.T, strict=True):
+            self._scores.observe_many(column, model, task)
+        self._rank_scores.observe_many(rank_score, model)

@@ -112,8 +112,8 @@ class RequestCounter:
         self._calls = calls
         self._applied = applied
         self._durations = durations
-        self._stages = {stage: stages.into(stage) for stage in GPU_STAGES}
-        self._candidates = candidates.into()
+        self._stages = {stage: stages.observer(stage) for stage in GPU_STAGES}
+        self._candidates = candidates.observer()
         self._records: deque[RequestRecord] = deque()
         self._versions: dict[str, VersionStatistics] = {}
         self._lock = Lock()
@@ -163,7 +163,7 @@ class RequestCounter:
                     self._stages[name](stage_s)
         for (route, model, status), durations in answers.items():
             self._requests.labels(route, model, str(status)).inc(len(durations))
-            observe = self._durations.into(route, model)
+            observe = self._durations.observer(route, model)
             for duration_s in durations:
                 observe(duration_s)
         for (key, status), number in calls.items():

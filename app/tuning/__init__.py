@@ -1,4 +1,5 @@
-"""What an analyst does beside the server: answer request files, fit calibrations, tune policies.
+"""What an analyst does with logs: fit calibrations, tune the weights of policies, write them down.
 
-It never serves: it reads files, computes, and writes policy files that the server takes unchanged.
+This package reads log files, computes, and writes policies files that a server accepts unchanged.
+It serves no requests and does not know the command line. Its errors are `TuningError`s.
 """

@@ -1,8 +1,8 @@
-"""A policies file that is changed in a few places and otherwise left as people wrote it.
+"""Change a few values in a policies file, and leave the rest as people wrote it.
 
-What is written is first read as the server reads it, beside the model that it is for; it replaces
-the old file in one step; and a file that somebody else changed meanwhile is left alone. Comments
-and order stay, for which tomlkit is needed, a part of the extra `tune`.
+Before the new content is written, it is checked as a server checks it, together with the model that
+it is for. It replaces the old file in one step. If the file was changed since it was read, it is
+not replaced. Comments and order are kept. Needs tomlkit, which is in the extra `tune`.
 """
 
 import difflib
@@ -18,21 +18,23 @@ from app.ranking.calibration import Calibration
 from app.ranking.policies import ModelPolicies, ModelTraits, PolicySet
 from app.ranking.policy import Policy
 
+_MARK = "\ufeff"  # a byte order mark, which some editors write first
+
 
 class PolicyEditor:
-    """A file, perhaps one that is not there yet, and the changes that are to be made in it."""
+    """A policies file and the changes to make in it. The file need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         """Read the file.
 
         Raises:
-            TuningError: it cannot be read or is wrong as it is, or tomlkit is not installed.
+            TuningError: it cannot be read or has mistakes, or tomlkit is not installed.
         """
         try:
             import tomlkit
         except ImportError:
             raise TuningError(
-                "policy files are written with tomlkit: pip install 'gatehouse[tune]'"
+                "writing policies files needs tomlkit: pip install -e '.[tune]'"
             ) from None
         self.path = path
         self._before = _content(path)
@@ -40,13 +42,15 @@ class PolicyEditor:
             self.policies = PolicySet.parse(self._before or b"")
         except PoliciesInvalid as error:
             raise TuningError(f"{path}: {error}") from None
-        self._document = tomlkit.parse((self._before or b"").decode())
+        text = (self._before or b"").decode()
+        self._mark = _MARK if text.startswith(_MARK) else ""
+        self._document = tomlkit.parse(text.removeprefix(_MARK))
 
     def rankers(self, model: ModelTraits) -> ModelPolicies:
-        """Compile the policies for a model as the file has them, changes left out.
+        """Compile the file's policies for a model, without the changes.
 
         Raises:
-            TuningError: the file says of the model what it cannot do.
+            TuningError: the file asks for something that the model does not have.
         """
         try:
             return self.policies.rankers(model)
@@ -54,23 +58,26 @@ class PolicyEditor:
             raise TuningError(f"{self.path}: {error}") from None
 
     def set_calibration(self, model: str, task: str, calibration: Calibration) -> None:
-        """Let the scores of a task be calibrated so."""
+        """Set the calibration of a model's task."""
         of_model = self._table("calibration", model)
         of_model[task] = _table_of(calibration.model_dump())
 
     def set_policy(self, policy: Policy) -> None:
-        """Give a policy its weights; if the file does not have it, all that it says but `shadow`.
+        """Set the weights of a policy, or add the policy, without its `shadow`, if it is new.
 
         Raises:
-            TuningError: the file has a policy of this name that is not the same but for weights.
+            TuningError: the file has a policy of this name that differs in more than its weights.
         """
         former = self.policies.policies.get(policy.name)
         if former is None:
-            said = policy.model_dump(exclude={"name", "shadow"}, exclude_none=True)
-            self._table("policy")[policy.name] = _table_of(said)
+            fields = policy.model_dump(exclude={"name", "shadow"}, exclude_none=True)
+            self._table("policy")[policy.name] = _table_of(fields)
             return
-        if _form(former) != _form(policy):
-            raise TuningError(f"{self.path}: has another policy {policy.name}: choose another --as")
+        if _without_weights(former) != _without_weights(policy):
+            raise TuningError(
+                f'{self.path}: policy "{policy.name}" exists and differs in more than its weights; '
+                "choose another name"
+            )
         weights = self._table("policy")[policy.name]["weights"]
         for task, weight in policy.weights.items():
             if weights.get(task) != weight:
@@ -83,16 +90,16 @@ class PolicyEditor:
         return "".join(difflib.unified_diff(before, after, "before", str(self.path), n=1))
 
     def write(self, model: ModelTraits) -> None:
-        """Write the file, whole or not at all.
+        """Replace the file in one step.
 
         Raises:
-            PoliciesInvalid: a server would not take it; nothing is written.
-            TuningError: it was changed since it was read, or its folder cannot be written.
+            PoliciesInvalid: a server would refuse the new content; nothing is written.
+            TuningError: the file was changed since it was read, or it cannot be written.
         """
         content = self._text().encode()
         PolicySet.parse(content).rankers(model)
         if _content(self.path) != self._before:
-            raise TuningError(f"{self.path}: was changed meanwhile; nothing is written")
+            raise TuningError(f"{self.path}: was changed since it was read; nothing is written")
         try:
             _replace(self.path, content)
         except OSError as error:
@@ -101,10 +108,10 @@ class PolicyEditor:
     def _text(self) -> str:
         import tomlkit
 
-        return tomlkit.dumps(self._document)
+        return self._mark + tomlkit.dumps(self._document)
 
     def _table(self, *names: str) -> Any:  # noqa: ANN401  (tomlkit's tables are many types)
-        """Return the table of these names, made where it is not there."""
+        """Return the table of this path; create the tables that are missing."""
         import tomlkit
 
         table: Any = self._document
@@ -133,8 +140,8 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _form(policy: Policy) -> dict[str, Any]:
-    """Return how a policy computes, but for its weights."""
+def _without_weights(policy: Policy) -> dict[str, Any]:
+    """Return how a policy computes, apart from its weights."""
     return policy.model_dump(exclude={"weights", "models", "shadow"}, exclude_none=True)
 
 
@@ -148,8 +155,8 @@ def _content(path: Path) -> bytes | None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Put content in the place of a file in one step, with the rights that the file had."""
-    real = path.resolve()  # of a link, what it leads to
+    """Replace a file in one step, and keep its permissions."""
+    real = path.resolve()  # the target of a link
     mode = real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~_umask()
     descriptor, temporary = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
     try:

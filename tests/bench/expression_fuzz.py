@@ -1,10 +1,10 @@
-"""Fuzz the expression compiler for as long as it is let.
+"""Fuzz the expression compiler for a given time.
 
     python -m tests.bench.expression_fuzz --seconds 300
 
-Mutations of good and evil expressions, and random characters, are compiled; each ends in an error
-or in arithmetic: then its values must be finite float64, and what Python makes of the
-same text, in which every name but those of the grammar would fail, must be the same.
+Compiles mutations of good and hostile expressions, and random characters. Each text must be refused
+or be arithmetic: its values are finite float64, and equal what Python computes for the same text
+where only the names of the grammar exist.
 """
 
 import argparse
@@ -14,8 +14,7 @@ from collections import Counter
 
 import numpy as np
 
-from app.ranking.expression import parse
-from app.ranking.grammar import LONGEST, ExpressionInvalid
+from app.ranking.expression import MAX_LENGTH, ExpressionInvalid, parse
 from tests.support.expressions import ATTACKS, by_python, mutated
 
 SCORES = {
@@ -53,7 +52,7 @@ def _text(source: random.Random) -> str:
         return mutated(source)
     if source.random() < 0.1:
         return source.choice(ATTACKS)
-    length = source.choice((3, 10, 40, LONGEST + 5))
+    length = source.choice((3, 10, 40, MAX_LENGTH + 5))
     return "".join(source.choices(CHARACTERS, k=length))
 
 

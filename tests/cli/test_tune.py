@@ -222,7 +222,7 @@ def test_a_part_that_is_not_installed_is_named(run, log, monkeypatch, missing):
     for command in (("tune", log, *GOAL), ("fit-calibration", log)):
         code, out, err = run(*command)
         assert (code, out) == (EXIT_USAGE, "")
-        assert err.endswith(": pip install 'gatehouse[tune]'\n")
+        assert err.endswith(": pip install -e '.[tune]'\n")
         assert missing.partition(".")[0] in err
 
 

@@ -84,7 +84,7 @@ async def _refused(client: httpx.AsyncClient) -> None:
     while not (state := (await client.get("/v1/models")).json()["policies"])["refused"]:
         assert time.monotonic() < patience
         await asyncio.sleep(0.01)
-    assert state["refused"][0].startswith("is no TOML")
+    assert state["refused"][0].startswith("not valid TOML")
 
 
 def test_a_file_that_does_not_fit_the_models_at_the_start_ends_the_server(store, tmp_path):
@@ -104,4 +104,4 @@ def test_a_file_that_does_not_fit_the_models_at_the_start_ends_the_server(store,
     )
     assert ended.returncode == 2
     last = ended.stderr.strip().splitlines()[-1]
-    assert last == f"gatehouse: {file}: default.tiny: home: no such policy"
+    assert last == f'gatehouse: {file}: default.tiny: unknown policy "home" (known: default)'

@@ -1,4 +1,4 @@
-"""How far two rankings agree, against the count of pairs."""
+"""Agreement of two rankings, compared with a plain count of pairs."""
 
 import math
 
@@ -20,13 +20,13 @@ def by_pairs(before, after) -> float:
 
 
 @given(sort_keys)
-def test_kendalls_tau_is_what_counting_pairs_gives(pair):
+def test_kendalls_tau_equals_a_count_of_all_pairs(pair):
     before, after = (np.array(each, np.float64) for each in pair)
     assert kendall_tau(before, after) == pytest.approx(by_pairs(before, after), abs=1e-12)
 
 
 def test_kendalls_tau_by_hand():
-    """Of the six pairs of four, one is turned around; then with a tie on one side."""
+    """Four candidates have six pairs: one is reversed; then one is tied on one side."""
     scores = np.array([4, 3, 2, 1], np.float64)
     assert kendall_tau(scores, scores) == 1
     assert kendall_tau(scores, -scores) == -1
@@ -35,7 +35,7 @@ def test_kendalls_tau_by_hand():
     assert kendall_tau(scores, tied) == pytest.approx(5 / math.sqrt(6 * 5))
 
 
-def test_the_overlap_is_of_the_best():
+def test_overlap_is_the_share_of_the_best_k_in_common():
     scores = np.array([5, 4, 3, 2, 1], np.float64)
     other = np.array([5, 1, 4, 2, 3], np.float64)
     assert overlap(scores, other, 2) == 0.5

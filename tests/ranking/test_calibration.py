@@ -1,4 +1,4 @@
-"""Calibration: every method keeps the order, stays finite, and is what its formula says."""
+"""Calibration: every method keeps the order, is finite, and follows its formula."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from app.ranking.calibration import MOST_KNOTS, Calibration, Isotonic, Platt, Scale, Uncalibrated
+from app.ranking.calibration import MAX_KNOTS, Calibration, Isotonic, Platt, Scale, Uncalibrated
 
 READ: TypeAdapter[Any] = TypeAdapter(Calibration)
 
@@ -29,7 +29,7 @@ probabilities = st.lists(st.floats(0, 1, width=32), max_size=9)
 
 
 @given(methods, probabilities)
-def test_the_order_is_kept_and_every_value_is_finite(method, scores):
+def test_every_method_keeps_the_order_and_is_finite(method, scores):
     given_scores = np.sort(np.array(scores, np.float32))
     found = method(given_scores)
     assert found.dtype == np.float64
@@ -45,12 +45,12 @@ def test_platt_is_a_sigmoid_of_the_logit(slope, intercept, p):
     assert found[0] == pytest.approx(1 / (1 + math.exp(-z)), rel=1e-9)
 
 
-def test_platt_of_slope_one_changes_nothing():
+def test_platt_with_slope_1_and_intercept_0_changes_nothing():
     p = np.array([0.01, 0.5, 0.99], np.float32)
     np.testing.assert_allclose(Platt(method="platt", slope=1, intercept=0)(p), p, rtol=1e-7)
 
 
-def test_isotonic_draws_lines_between_its_knots_and_is_level_beyond():
+def test_isotonic_is_linear_between_knots_and_constant_beyond():
     isotonic = Isotonic(method="isotonic", scores=(0.2, 0.4), calibrated=(0.1, 0.5))
     found = isotonic(np.array([0.0, 0.2, 0.3, 0.4, 1.0], np.float32))
     np.testing.assert_allclose(found, [0.1, 0.1, 0.3, 0.5, 0.5], rtol=1e-6)
@@ -66,14 +66,20 @@ def test_isotonic_draws_lines_between_its_knots_and_is_level_beyond():
         ({"method": "scale", "factor": 0}, "factor"),
         ({"method": "scale", "factor": math.inf}, "factor"),
         ({"method": "isotonic", "scores": [], "calibrated": []}, "scores"),
-        ({"method": "isotonic", "scores": [0, 0], "calibrated": [0, 1]}, "must rise"),
-        ({"method": "isotonic", "scores": [0, 1], "calibrated": [1, 0]}, "must not fall"),
-        ({"method": "isotonic", "scores": [0, 1], "calibrated": [1]}, "2 scores and 1"),
+        (
+            {"method": "isotonic", "scores": [0, 0], "calibrated": [0, 1]},
+            "must be strictly ascending",
+        ),
+        (
+            {"method": "isotonic", "scores": [0, 1], "calibrated": [1, 0]},
+            "calibrated must be ascending",
+        ),
+        ({"method": "isotonic", "scores": [0, 1], "calibrated": [1]}, "2 scores but 1"),
         (
             {
                 "method": "isotonic",
-                "scores": list(range(MOST_KNOTS + 1)),
-                "calibrated": [0] * (MOST_KNOTS + 1),
+                "scores": list(range(MAX_KNOTS + 1)),
+                "calibrated": [0] * (MAX_KNOTS + 1),
             },
             "scores",
         ),

@@ -1,4 +1,4 @@
-"""Explanations: shares that add up to what the candidates are ordered by, in words and numbers."""
+"""Explanations: shares that add up to the sort key, in words and numbers."""
 
 from typing import Any, get_args
 
@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from app.api.openapi.schemas import Explanation as Schema
 from app.ranking.calibration import Scale
-from app.ranking.explanation import MOST_EXPLAINED, Explanation, explain
+from app.ranking.explanation import MAX_EXPLAINED, Explanation, explain
 from app.ranking.formulas import STEP
 from app.ranking.policy import Formula, Policy
 from app.ranking.ranker import Ranker, order
@@ -43,13 +43,13 @@ def read(explanation: Explanation, keys: Any = None) -> dict[str, Any]:
     st.sampled_from([each for each in get_args(Formula) if each != "expression"]),
     st.fixed_dictionaries({task: st.floats(-3, 3) for task in TASKS}),
 )
-def test_shares_add_up_to_the_merit(scores, formula, weights):
+def test_shares_add_up_to_the_sort_key(scores, formula, weights):
     found = explained(Policy(formula=formula, weights=weights), scores)
     np.testing.assert_allclose(found.shares.sum(1), found.sort_keys, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(found.remainders, 0, atol=1e-9)
 
 
-def test_the_multiplier_has_its_share():
+def test_the_multiplier_has_a_share():
     boosted = PRODUCT.model_copy(update={"multiplier": "boost"})
     found = explained(boosted, multiplier=np.array([1, 2, 4], np.float32))
     np.testing.assert_allclose(found.remainders, 0, atol=1e-9)
@@ -60,7 +60,7 @@ def test_the_multiplier_has_its_share():
     assert best["multiplier"]["lead"] == pytest.approx(np.log(4) - np.log(8) / 3)
 
 
-def test_the_share_of_a_product_is_its_log():
+def test_shares_of_a_product_are_logarithms():
     found = read(explained(PRODUCT), keys=["a", "b", "c"])
     assert found["share"] == "weight x log(score); they add up to the log of the rank score"
     best = found["candidates"][0]
@@ -74,24 +74,24 @@ def test_the_share_of_a_product_is_its_log():
     assert "remainder" not in best
 
 
-def test_leads_tell_what_put_a_candidate_ahead():
+def test_leads_add_up_to_the_distance_from_the_mean():
     found = explained(PRODUCT)
     mean = found.sort_keys.mean()  # all three are explained
     np.testing.assert_allclose(found.leads.sum(1), found.sort_keys - mean)
 
 
-def test_calibrated_scores_stand_beside_raw_ones():
+def test_an_explanation_has_raw_and_calibrated_scores():
     found = explained(PRODUCT, dwell=Scale(method="scale", factor=0.5))
     dwell = read(found)["candidates"][0]["tasks"]["dwell"]
     assert (dwell["raw"], dwell["calibrated"]) == (60, 30)
     assert dwell["share"] == pytest.approx(0.5 * np.log(30))
 
 
-def test_the_share_of_an_expression_is_a_finite_difference_and_the_remainder_is_stated():
+def test_shares_of_an_expression_are_finite_differences_with_a_remainder():
     text = "click * (1 + w.like*like)"
     policy = Policy(formula="expression", expression=text, weights={"like": 2.0})
     found = read(explained(policy))
-    assert found["share"].startswith("finite difference: what the rank score loses when")
+    assert found["share"].startswith("finite difference: how much the rank score falls when")
     best = found["candidates"][0]
     assert best["candidate"] == 1
     by_hand = (0.3 * 1.4 - 0.3 * (1 - STEP) * 1.4) / STEP, (0.4 - 0.4 * (1 - STEP)) * 0.3 / STEP
@@ -101,7 +101,7 @@ def test_the_share_of_an_expression_is_a_finite_difference_and_the_remainder_is_
     assert best["tasks"].keys() == {"click", "like"}
 
 
-def test_an_expression_at_its_ends_is_explained_in_finite_numbers():
+def test_an_expression_that_overflows_is_explained_in_finite_numbers():
     policy = Policy(formula="expression", expression="log(click) + exp(dwell*99)", weights={})
     found = read(explained(policy, np.array([[0, 0, 600], [0, 0, 0]], np.float32)))
     numbers = [each["total"] for each in found["candidates"]]
@@ -109,7 +109,7 @@ def test_an_expression_at_its_ends_is_explained_in_finite_numbers():
     assert all(isinstance(number, float) for number in numbers)
 
 
-def test_as_many_are_explained_as_anybody_reads():
-    many = np.random.default_rng(0).random((MOST_EXPLAINED + 9, 3), np.float32)
-    assert len(read(explained(PRODUCT, many))["candidates"]) == MOST_EXPLAINED
+def test_only_the_best_candidates_are_explained():
+    many = np.random.default_rng(0).random((MAX_EXPLAINED + 9, 3), np.float32)
+    assert len(read(explained(PRODUCT, many))["candidates"]) == MAX_EXPLAINED
     assert read(explained(PRODUCT, many[:0]))["candidates"] == []

@@ -1,4 +1,4 @@
-"""Expressions: Python's arithmetic as NumPy gives it, and nothing but arithmetic."""
+"""Expressions have Python's precedence and NumPy's arithmetic, and can do arithmetic only."""
 
 import random
 from collections.abc import Mapping
@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from app.ranking.expression import LARGEST, parse
-from app.ranking.grammar import DEEPEST, LONGEST, MOST_NODES, ExpressionInvalid
+from app.ranking.expression import (
+    LARGEST,
+    MAX_DEPTH,
+    MAX_LENGTH,
+    MAX_NODES,
+    ExpressionInvalid,
+    parse,
+)
 from tests.support.expressions import ATTACKS, by_python, mutated, texts
 
 SCORES = {
@@ -21,7 +27,7 @@ WEIGHTS = {"like": 2.0, "fresh": -0.5}
 
 
 @given(texts())
-def test_an_expression_is_what_python_makes_of_it(text):
+def test_an_expression_has_the_value_that_python_computes(text):
     compiled = parse(text)
     np.testing.assert_array_equal(compiled(SCORES, WEIGHTS), by_python(text, SCORES, WEIGHTS))
 
@@ -49,7 +55,7 @@ def test_precedence_is_pythons(text, want):
     assert np.isfinite(found).all()
 
 
-def test_what_is_no_number_ranks_last_and_an_infinity_is_the_largest_number():
+def test_nan_ranks_last_and_infinity_becomes_the_largest_number():
     found = parse("log(click) - log(like) + 0*dwell")(SCORES, WEIGHTS)
     assert found[0] == -LARGEST
     assert found[3] == LARGEST
@@ -57,17 +63,17 @@ def test_what_is_no_number_ranks_last_and_an_infinity_is_the_largest_number():
     assert parse("9**9**9**9 * like")(SCORES, WEIGHTS).tolist() == [LARGEST] * 3 + [-LARGEST]
 
 
-def test_an_expression_says_what_it_reads_once():
+def test_an_expression_lists_its_tasks_and_weights_once():
     compiled = parse("like * w.like + like * w.fresh + click * w.like")
     assert (compiled.tasks, compiled.weights) == (("like", "click"), ("like", "fresh"))
 
 
-def test_no_candidates_have_values_too():
+def test_no_candidates_give_no_values():
     none = {name: np.empty(0) for name in SCORES}
     assert parse("click*w.like")(none, WEIGHTS).shape == (0,)
 
 
-def test_scores_are_left_as_they_are():
+def test_evaluation_does_not_change_the_scores():
     before = {name: scores.copy() for name, scores in SCORES.items()}
     parse("click")(SCORES, WEIGHTS)[:] = 7
     for name, scores in before.items():
@@ -77,40 +83,41 @@ def test_scores_are_left_as_they_are():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "belongs here (at column 1)"),
-        ("click +", "belongs here (at column 8)"),
-        ("click like", "an operator or the end belongs here (at column 7)"),
-        ("(click", "a closing bracket belongs here (at column 7)"),
-        ("click)", "an operator or the end belongs here (at column 6)"),
-        ("click * $like", "this character has no meaning here (at column 9)"),
-        ("1 + 2", "reads no task, so it ranks nothing (at column 1)"),
+        ("", 'expected a number, a task, a weight, a function or "(" (at column 1)'),
+        ("click +", 'a function or "(" (at column 8)'),
+        ("click like", "expected an operator or the end of the expression (at column 7)"),
+        ("(click", 'expected ")" (at column 7)'),
+        ("click)", "expected an operator or the end of the expression (at column 6)"),
+        ("click * $like", "unexpected character (at column 9)"),
+        ("1 + 2", "reads no task, so all candidates would tie (at column 1)"),
         ("w.like", "reads no task"),
-        ("sin(click)", "there is no such function; there are abs, clip, exp"),
-        ("log(click, 2)", "takes 1 arguments, not 2 (at column 1)"),
-        ("min(click)", "takes 2 to 8 arguments, not 1 (at column 1)"),
+        ("sin(click)", 'unknown function "sin"; did you mean "min"? (known: abs, clip, exp, '),
+        ("cosine(click)", 'unknown function "cosine" (known: abs, '),
+        ("log(click, 2)", "log takes 1 argument, not 2 (at column 1)"),
+        ("min(click)", "min takes 2 to 8 arguments, not 1 (at column 1)"),
         ("click * 1e999", "this number is too large (at column 9)"),
         ("click +\n  like like", "(at line 2, column 8)"),
-        ("x" * (LONGEST + 1), f"is longer than {LONGEST} characters"),
-        ("(" * (DEEPEST + 1) + "click", f"is nested more than {DEEPEST} deep"),
-        ("-" * (DEEPEST + 1) + "click", f"is nested more than {DEEPEST} deep"),
-        ("+".join(["click"] * 80), f"has more than {MOST_NODES} parts"),
+        ("x" * (MAX_LENGTH + 1), f"is longer than {MAX_LENGTH} characters"),
+        ("(" * (MAX_DEPTH + 1) + "click", f"is nested more than {MAX_DEPTH} levels deep"),
+        ("-" * (MAX_DEPTH + 1) + "click", f"is nested more than {MAX_DEPTH} levels deep"),
+        ("+".join(["click"] * 80), f"has more than {MAX_NODES} operands and operators"),
     ],
     ids=lambda each: each[:30],
 )
-def test_a_mistake_is_told_with_its_column(text, message):
+def test_an_error_names_the_rule_and_the_column(text, message):
     with pytest.raises(ExpressionInvalid) as caught:
         parse(text)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ATTACKS, ids=lambda text: ascii(text)[:40])
-def test_an_attack_is_an_error_and_nothing_else(text):
+def test_an_attack_is_refused(text):
     with pytest.raises(ExpressionInvalid):
         parse(text)
 
 
 def accepted(text: str) -> bool:
-    """Whether a text compiles; nothing but an error or finite numbers may come of it."""
+    """Whether a text compiles; if it does, its values must be finite numbers."""
     try:
         compiled = parse(text)
     except ExpressionInvalid:
@@ -127,16 +134,16 @@ def accepted(text: str) -> bool:
 
 
 @given(st.text())
-def test_any_text_is_arithmetic_or_an_error(text):
+def test_any_text_is_arithmetic_or_refused(text):
     accepted(text)
 
 
 @given(st.text(alphabet="clikew.019()+-*/, \t\n_e[]{}:='\"@\\"))
-def test_any_text_of_the_grammars_characters_is_arithmetic_or_an_error(text):
+def test_any_text_of_the_grammars_characters_is_arithmetic_or_refused(text):
     accepted(text)
 
 
-def test_no_mutation_of_a_good_or_an_evil_expression_is_anything_but_arithmetic():
-    source = random.Random(7)  # tests/bench/expression_fuzz.py goes on for as long as it is let
+def test_mutations_of_good_and_hostile_expressions_are_arithmetic_or_refused():
+    source = random.Random(7)  # tests/bench/expression_fuzz.py runs for longer
     found = [accepted(mutated(source)) for _ in range(3000)]
     assert 100 < sum(found) < 2900

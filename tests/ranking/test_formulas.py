@@ -1,4 +1,4 @@
-"""The four formulas and the order: a good rank score under any scores and weights."""
+"""The four formulas and the order, under any scores and weights."""
 
 import itertools
 import math
@@ -47,7 +47,7 @@ def fuse(given_scores: Given, chosen: Ranker) -> Given:
 
 
 def naive(given_scores: Given, chosen: Policy) -> list[float]:
-    """Every candidate's rank score, in plain Python."""
+    """Each candidate's rank score, in plain Python."""
     columns = {task: [float(s) for s in given_scores[:, k]] for k, task in enumerate(TASKS)}
     found = []
     for row in range(len(given_scores)):
@@ -56,12 +56,12 @@ def naive(given_scores: Given, chosen: Policy) -> list[float]:
             case "power_product":
                 found.append(math.prod(max(s, SMALLEST_SCORE) ** w for w, s, _ in by_task))
             case "rank_position":
-                places = [1 + sum(other > s for other in column) for _, s, column in by_task]
+                positions = [1 + sum(other > s for other in column) for _, s, column in by_task]
                 found.append(
                     math.fsum(
                         chosen.weights[task]
-                        / (place ** (chosen.alpha or {})[task] + (chosen.beta or {})[task])
-                        for task, place in zip(TASKS, places, strict=True)
+                        / (position ** (chosen.alpha or {})[task] + (chosen.beta or {})[task])
+                        for task, position in zip(TASKS, positions, strict=True)
                     )
                 )
             case _:
@@ -70,7 +70,7 @@ def naive(given_scores: Given, chosen: Policy) -> list[float]:
 
 
 @given(scores(0, 600), formulas, moderate_weights)
-def test_rank_scores_are_what_a_plain_loop_gives(given_scores, formula, weights):
+def test_rank_scores_equal_those_of_a_plain_loop(given_scores, formula, weights):
     more: dict[str, Any] = {}
     if formula == "rank_position":
         more = {"alpha": {"click": 0.5, "like": 1, "dwell": 2}, "beta": dict.fromkeys(TASKS, 3.0)}
@@ -89,7 +89,7 @@ def test_rank_scores_are_what_a_plain_loop_gives(given_scores, formula, weights)
     formulas,
     any_weights | st.sampled_from([dict.fromkeys(TASKS, w * LARGEST_WEIGHT) for w in (-1, 1)]),
 )
-def test_a_rank_score_is_finite_at_every_end(extreme, formula, weights):
+def test_rank_scores_are_finite_for_extreme_scores_and_weights(extreme, formula, weights):
     given_scores = np.array(extreme, np.float32).reshape(-1, 3)
     chosen = ranker(formula, weights)
     assert np.isfinite(chosen.sort_keys(given_scores)).all()
@@ -97,7 +97,7 @@ def test_a_rank_score_is_finite_at_every_end(extreme, formula, weights):
 
 
 @given(scores(), formulas, moderate_weights, st.data())
-def test_a_better_score_never_ranks_lower_where_its_weight_is_positive(
+def test_a_higher_score_never_ranks_lower_if_its_weight_is_positive(
     given_scores, formula, weights, data
 ):
     assume(len(given_scores))
@@ -123,11 +123,11 @@ def test_the_sign_of_a_weight_decides_which_end_is_best(formula, weight, best_fi
     assert order(chosen.sort_keys(given_scores)).tolist() == best_first
 
 
-MANY = tuple(f"t{k}" for k in range(12))  # a BLAS product of so many depends on the place
+MANY = tuple(f"t{k}" for k in range(12))  # with this many columns a BLAS product depends on the row
 
 
 @given(st.sampled_from(LINEAR), st.integers(1, 70), st.integers(0, 2**32 - 1))
-def test_candidates_in_another_order_get_the_same_merits_to_the_bit(formula, n, seed):
+def test_shuffled_candidates_get_the_same_sort_keys_to_the_bit(formula, n, seed):
     random = np.random.default_rng(seed)
     given_scores = random.random((n, len(MANY)), np.float32)
     given_scores[n // 2] = given_scores[0]  # a tie
@@ -140,7 +140,7 @@ def test_candidates_in_another_order_get_the_same_merits_to_the_bit(formula, n, 
 
 
 @given(scores(), moderate_weights, st.randoms(use_true_random=False))
-def test_an_expressions_candidates_too(given_scores, weights, random):
+def test_shuffled_candidates_get_the_same_values_of_an_expression(given_scores, weights, random):
     shuffled = list(range(len(given_scores)))
     random.shuffle(shuffled)
     text = "click**w.click * exp(w.like*like) / (1 + dwell**w.dwell)"
@@ -150,7 +150,7 @@ def test_an_expressions_candidates_too(given_scores, weights, random):
 
 
 @pytest.mark.parametrize("formula", LINEAR)
-def test_a_task_without_a_weight_does_not_count(formula):
+def test_a_task_without_a_weight_is_ignored(formula):
     given_scores = np.array([[0.1, 0.9, 0.5], [0.2, 0.1, 0.5]], np.float32)
     chosen = ranker(formula, {"click": 1.0, "dwell": 0.5})
     other = given_scores.copy()
@@ -170,7 +170,7 @@ def test_scaling_one_task_keeps_the_order_of_power_product(given_scores, weights
 
 
 @given(scores(), moderate_weights, st.integers(0, 2))
-def test_no_monotone_miscalibration_moves_rank_position(given_scores, weights, column):
+def test_rank_position_ignores_monotone_miscalibration(given_scores, weights, column):
     chosen = ranker("rank_position", weights)
     warped = given_scores.copy()
     warped[:, column] = np.sqrt(warped[:, column]) * 7 + 1
@@ -178,7 +178,7 @@ def test_no_monotone_miscalibration_moves_rank_position(given_scores, weights, c
     np.testing.assert_array_equal(chosen.sort_keys(warped), chosen.sort_keys(given_scores))
 
 
-def test_a_score_of_zero_does_not_erase_the_other_tasks():
+def test_a_score_of_0_does_not_cancel_the_other_tasks():
     chosen = ranker("power_product", {"click": 1.0, "like": 1.0})
     given_scores = np.array([[0.0, 0.9, 0.0], [0.0, 0.1, 0.0]], np.float32)
     assert order(chosen.sort_keys(given_scores)).tolist() == [0, 1]
@@ -207,18 +207,18 @@ def test_scores_are_calibrated_before_they_are_fused():
     assert chosen.reweighted({"click": 2.0}).sort_keys(given_scores)[0] == pytest.approx(42)
 
 
-MERITS = st.lists(st.sampled_from([-1.0, 0.0, -0.0, 0.5, LARGEST, -LARGEST]), max_size=12)
+SORT_KEYS = st.lists(st.sampled_from([-1.0, 0.0, -0.0, 0.5, LARGEST, -LARGEST]), max_size=12)
 
 
-@given(MERITS, st.none() | st.integers(1, 20))
-def test_the_order_is_best_first_with_ties_as_they_were_sent(sort_keys, top_k):
+@given(SORT_KEYS, st.none() | st.integers(1, 20))
+def test_order_is_best_first_and_ties_keep_their_order(sort_keys, top_k):
     best_first = sorted(range(len(sort_keys)), key=lambda i: -sort_keys[i])
     found = order(np.array(sort_keys, np.float64), top_k)
     assert found.tolist() == best_first[:top_k]
 
 
 @given(st.integers(100, 600), st.integers(1, 10**6), st.integers(0, 2**32 - 1))
-def test_the_order_of_many_is_that_of_a_stable_sort_with_ties_or_without(n, values, seed):
+def test_order_of_many_rows_equals_a_stable_sort(n, values, seed):
     sort_keys = np.random.default_rng(seed).integers(0, values, n) / 7 - 1
     best_first = sorted(range(n), key=lambda i: -sort_keys[i])
     assert order(sort_keys).tolist() == best_first
@@ -226,7 +226,7 @@ def test_the_order_of_many_is_that_of_a_stable_sort_with_ties_or_without(n, valu
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_no_candidates_have_an_order_too(formula):
+def test_no_candidates_have_an_empty_order(formula):
     chosen = ranker(formula, dict.fromkeys(TASKS, 1.0))
     none = chosen.sort_keys(np.empty((0, 3), np.float32))
     assert none.shape == chosen.rank_scores(none).shape == (0,)
@@ -234,14 +234,14 @@ def test_no_candidates_have_an_order_too(formula):
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_scores_are_left_as_they_are(formula):
+def test_ranking_does_not_change_the_scores(formula):
     given_scores = np.zeros((2, 3), np.float32)
     fuse(given_scores, ranker(formula, dict.fromkeys(TASKS, 1.0)))
     assert not given_scores.any()
 
 
 @pytest.mark.parametrize("weight", [8.0, -8.0, 1e3, LARGEST_WEIGHT])
-def test_the_order_outlives_rank_scores_beyond_float32(weight):
+def test_order_is_right_even_if_rank_scores_overflow_float32(weight):
     given_scores = np.array([[1e-4, 0, 0], [2e-4, 0, 0], [3e-4, 0, 0]], np.float32)
     chosen = ranker("power_product", {"click": weight})
     sort_keys = chosen.sort_keys(given_scores)
@@ -257,12 +257,14 @@ def test_rank_scores_never_contradict_the_order(given_scores, formula, weights):
     assert (np.diff(in_order.astype(np.float64)) <= 0).all()
 
 
-def test_a_policy_that_reads_a_task_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="there is no task 'buy'"):
+def test_a_policy_with_an_unknown_task_is_refused():
+    with pytest.raises(ValueError, match=r'unknown task "buy" \(known: click, like, dwell\)'):
         Ranker.of(Policy(weights={"buy": 1.0}), TASKS)
+    with pytest.raises(ValueError, match=r'unknown task "clik"; did you mean "click"\?'):
+        Ranker.of(Policy(weights={"clik": 1.0}), TASKS)
 
 
-def test_weights_of_a_request_are_compared_with_no_shadow():
+def test_a_request_with_its_own_weights_has_no_shadow():
     shadow = Ranker.of(Policy(weights={"like": 1.0}), ("click", "like"))
     ranker = Ranker.of(Policy(weights={"click": 1.0}), ("click", "like"), shadow=shadow)
     assert ranker.shadow is shadow

@@ -11,7 +11,7 @@ from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker
 from app.scoring.shadow import MOST_COMPARED, Observation, Ranked
 from app.telemetry.metrics import Metrics
-from app.telemetry.ranking import TAU_EDGES
+from app.telemetry.ranking import TAU_BUCKETS
 from tests.support.clock import VirtualTimeLoop
 
 TASKS = ("click", "like")
@@ -46,7 +46,7 @@ def both(metrics: Metrics, name: str) -> float | None:
 
 
 def edge_of(tau: float) -> float:
-    return next(edge for edge in TAU_EDGES if tau <= edge)
+    return next(edge for edge in TAU_BUCKETS if tau <= edge)
 
 
 def tau_edge(metrics: Metrics) -> float:
@@ -54,7 +54,7 @@ def tau_edge(metrics: Metrics) -> float:
     labels = {"policy": "live", "shadow": "next"}
     return next(
         edge
-        for edge in TAU_EDGES
+        for edge in TAU_BUCKETS
         if value(metrics, "shadow_kendall_tau_bucket", le=str(edge), **labels)
     )
 

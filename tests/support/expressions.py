@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from app.ranking.expression import LARGEST
-from app.ranking.grammar import ONE
+from app.ranking.expression import LARGEST, UNARY_FUNCTIONS
 
 GOOD = (
     "click**0.8 * (1 + w.like*like) * log1p(dwell)",
@@ -193,7 +192,7 @@ def by_python(
         return lambda *values: operation.reduce(np.broadcast_arrays(*values))
 
     names: dict[str, Any] = {
-        **ONE,
+        **UNARY_FUNCTIONS,
         **scores,
         "N": number,
         "w": SimpleNamespace(**{name: number(weight) for name, weight in weights.items()}),

@@ -1,4 +1,4 @@
-"""A histogram that is counted later equals one that is counted at once."""
+"""A bulk histogram has the same samples as one of the client library."""
 
 import threading
 
@@ -12,12 +12,12 @@ BOUNDS = (0.001, 0.01, 1.0, 5.0)
 
 
 def both():
-    """The text of a tally and of the client library's own histogram, fed by the caller."""
+    """A bulk histogram and one of the client library, each with its registry."""
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    tally = BulkHistogram("t", "Help.", BOUNDS, ("stage",))
-    ours.register(tally)
+    bulk = BulkHistogram("t", "Help.", BOUNDS, ("stage",))
+    ours.register(bulk)
     histogram = Histogram("t", "Help.", ("stage",), buckets=BOUNDS, registry=theirs)
-    return tally, histogram, ours, theirs
+    return bulk, histogram, ours, theirs
 
 
 def text(registry):
@@ -32,13 +32,13 @@ numbers = st.one_of(st.floats(0, 10), st.sampled_from(BOUNDS))
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), numbers, st.booleans())))
-def test_it_says_what_the_client_librarys_histogram_says(observations):
-    tally, histogram, ours, theirs = both()
+def test_samples_equal_those_of_the_client_library(observations):
+    bulk, histogram, ours, theirs = both()
     for stage, value, drain in observations:
-        tally.into(stage)(value)
+        bulk.observer(stage)(value)
         histogram.labels(stage).observe(value)
         if drain:
-            tally.drain()
+            bulk.drain()
     assert text(ours) == text(theirs)
     for stage in {stage for stage, *_ in observations}:
         sums = [each.get_sample_value("t_sum", {"stage": stage}) for each in (ours, theirs)]
@@ -46,25 +46,25 @@ def test_it_says_what_the_client_librarys_histogram_says(observations):
 
 
 @given(st.lists(numbers, min_size=1), st.lists(numbers))
-def test_many_values_at_once_count_as_one_by_one(together, apart):
-    tally, histogram, ours, theirs = both()
-    tally.add(np.array(together), "a")
+def test_observe_many_equals_single_observations(together, apart):
+    bulk, histogram, ours, theirs = both()
+    bulk.observe_many(np.array(together), "a")
     for value in apart:
-        tally.into("a")(value)
+        bulk.observer("a")(value)
     for value in together + apart:
         histogram.labels("a").observe(value)
     assert text(ours) == text(theirs)
 
 
-def test_a_label_set_exists_before_its_first_observation():
-    tally, _, ours, _ = both()
-    tally.into("a")
+def test_a_series_exists_before_its_first_observation():
+    bulk, _, ours, _ = both()
+    bulk.observer("a")
     assert ours.get_sample_value("t_count", {"stage": "a"}) == 0
 
 
-def test_threads_lose_no_observation_to_a_scrape():
-    tally, _, ours, _ = both()
-    observe = tally.into("a")
+def test_no_observation_of_a_thread_is_lost_during_a_scrape():
+    bulk, _, ours, _ = both()
+    observe = bulk.observer("a")
 
     def work():
         for _ in range(20_000):
@@ -74,5 +74,5 @@ def test_threads_lose_no_observation_to_a_scrape():
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        tally.drain()
+        bulk.drain()
     assert ours.get_sample_value("t_count", {"stage": "a"}) == 80_000

@@ -1,4 +1,4 @@
-"""The event loop's lag and the collector's pauses reach the metrics."""
+"""The lag of the event loop and the pauses of the garbage collector reach the metrics."""
 
 import asyncio
 import gc
@@ -13,13 +13,13 @@ from app.telemetry.metrics import Metrics
 @pytest.fixture
 async def metrics():
     metrics = Metrics()
-    pulse = EventLoopMonitor(metrics)
+    monitor = EventLoopMonitor(metrics)
     yield metrics
-    pulse.close()
+    monitor.close()
 
 
-async def test_a_loop_that_was_kept_busy_is_seen_to_lag(metrics):
-    time.sleep(INTERVAL_S + 0.05)  # noqa: ASYNC251  (this is the fault to be seen)
+async def test_blocking_the_loop_is_measured_as_lag(metrics):
+    time.sleep(INTERVAL_S + 0.05)  # noqa: ASYNC251  (the test blocks the loop on purpose)
     await asyncio.sleep(0.01)
     sample = metrics.registry.get_sample_value
     assert sample("gatehouse_event_loop_lag_seconds_count") == 1
@@ -36,7 +36,7 @@ async def test_each_collection_is_counted_by_generation(metrics):
     assert sample("gatehouse_gc_pause_seconds_sum", {"generation": "2"}) > 0
 
 
-async def test_a_stopped_pulse_leaves_nothing_behind():
+async def test_close_removes_the_callback_of_the_garbage_collector():
     before = list(gc.callbacks)
     EventLoopMonitor(Metrics()).close()
     assert gc.callbacks == before

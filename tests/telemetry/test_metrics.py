@@ -1,4 +1,4 @@
-"""Metrics: the names, units and zeros that dashboards and alerts are written against."""
+"""Metrics: the names, units and initial zeros that dashboards and alerts depend on."""
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -16,7 +16,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(f"gatehouse_{name}", labels)
 
 
-def test_every_series_has_its_name_and_its_help(metrics):
+def test_every_metric_has_its_name_and_a_help_text(metrics):
     families = {f.name: f for f in text_string_to_metric_families(metrics.render().decode())}
     assert set(families) >= {
         "gatehouse_requests",
@@ -37,7 +37,7 @@ def test_every_series_has_its_name_and_its_help(metrics):
         assert family.documentation.endswith(".")
 
 
-def test_series_that_are_known_beforehand_start_at_zero(metrics):
+def test_known_label_values_start_at_zero(metrics):
     for reason in ("overloaded", "deadline-exceeded"):
         assert value(metrics, "shed_total", reason=reason) == 0
     for kind in ("model", "non-finite"):
@@ -67,7 +67,7 @@ def test_a_scored_request_is_measured_by_stage(metrics):
     assert value(metrics, "stage_duration_seconds_count", stage="rank") == 0
 
 
-def test_a_stage_that_is_not_known_is_a_mistake(metrics):
+def test_an_unknown_stage_is_an_error(metrics):
     with pytest.raises(KeyError):
         metrics.scored(1, {"think": 1.0})
 
@@ -81,7 +81,7 @@ def test_a_batch_counts_its_rows_requests_and_time(metrics):
     assert value(metrics, "lane_busy_seconds_total", lane="lane-0") == 0.75
 
 
-def test_what_was_shed_or_failed_or_unknown_is_counted_by_its_label(metrics):
+def test_shed_requests_failures_and_unknown_ids_are_counted_by_label(metrics):
     metrics.shed("overloaded")
     metrics.failed("non-finite")
     metrics.unknown("feed", {"item": 3, "tags": 1})
@@ -92,7 +92,7 @@ def test_what_was_shed_or_failed_or_unknown_is_counted_by_its_label(metrics):
     assert value(metrics, "unknown_id_total", model="feed", feature="tags") == 1
 
 
-def test_a_version_is_shown_while_it_is_active_only(metrics):
+def test_model_info_shows_a_version_only_while_it_is_active(metrics):
     metrics.activated("feed", 1, "a" * 64)
     metrics.activated("feed", 2, "b" * 64)
     metrics.retired("feed", 1, "a" * 64)
@@ -100,7 +100,7 @@ def test_a_version_is_shown_while_it_is_active_only(metrics):
     assert value(metrics, "model_info", model="feed", version="1", sha="a" * 12) is None
 
 
-def test_versions_that_were_tried_are_counted_by_result(metrics):
+def test_loaded_versions_are_counted_by_result(metrics):
     metrics.tried("feed", activated=True)
     metrics.tried("feed", activated=False)
     metrics.tried("feed", activated=False)
@@ -110,13 +110,13 @@ def test_versions_that_were_tried_are_counted_by_result(metrics):
 
 def test_a_watched_gauge_is_read_at_each_scrape(metrics):
     waiting = [3.0]
-    metrics.watch("queue_rows", "Candidates that wait.", lambda: waiting[0])
+    metrics.watch("queue_rows", "Rows that wait.", lambda: waiting[0])
     assert value(metrics, "queue_rows") == 3
     waiting[0] = 5
     assert b"gatehouse_queue_rows 5.0" in metrics.render()
 
 
-def test_two_services_in_one_process_do_not_share_series():
+def test_two_services_in_one_process_do_not_share_metrics():
     one, other = Metrics(), Metrics(CollectorRegistry())
     one.shed("overloaded")
     assert value(other, "shed_total", reason="overloaded") == 0

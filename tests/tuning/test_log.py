@@ -1,4 +1,4 @@
-"""A log parts by request, and weighs outcomes by position only where it is asked to."""
+"""A log is split by request, and outcomes are weighted by position only if asked for."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from tests.tuning import worlds
 
 
-def test_a_request_falls_whole_into_one_part_and_into_the_same_in_another_log():
+def test_all_rows_of_a_request_are_in_one_part_and_in_the_same_part_of_any_log():
     log = worlds.log(500)
     fit, held_out = log.split(0.3)
     assert set(fit.request_ids).isdisjoint(held_out.request_ids)
@@ -17,7 +17,7 @@ def test_a_request_falls_whole_into_one_part_and_into_the_same_in_another_log():
     assert set(held_out.request_ids) <= set(another.request_ids)
 
 
-def test_rows_keep_what_belongs_to_them():
+def test_rows_of_a_part_keep_their_scores_outcomes_and_positions():
     log = worlds.log(50, positions=True)
     for part in log.split(0.5):
         assert part.positions is not None
@@ -31,7 +31,7 @@ def test_rows_keep_what_belongs_to_them():
         assert np.array_equal(np.unique(part.request), np.arange(part.requests))
 
 
-def test_position_bias_weighs_what_stands_lower_more_and_at_most_tenfold():
+def test_position_bias_weights_lower_positions_more_and_at_most_tenfold():
     log = worlds.log(50, positions=True)
     assert log.corrected(0) is log
     corrected = log.corrected(2.0).outcomes["dwell"]

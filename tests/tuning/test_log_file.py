@@ -1,4 +1,4 @@
-"""A log is read from three formats alike, and what is wrong in it is named by column and row."""
+"""The three formats hold the same log, and an error names the column and the row."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from tests.tuning import worlds
 KINDS: dict[str, Kind] = {"click": "binary", "like": "binary", "dwell": "duration"}
 
 
-def same(one, other):
+def assert_equal(one, other):
     assert one.tasks == other.tasks
     assert list(one.request_ids) == list(other.request_ids)
     assert np.array_equal(one.request, other.request)
@@ -29,15 +29,15 @@ def test_every_format_holds_the_same_log(tmp_path):
     log = worlds.log(20)
     table = worlds.columns(log)
     path = worlds.write(tmp_path / "log.parquet", table)
-    same(read_log(path, KINDS), log)
+    assert_equal(read_log(path, KINDS), log)
     pyarrow.csv.write_csv(pa.table(table), tmp_path / "log.csv")
-    same(read_log(tmp_path / "log.csv", KINDS), log)
+    assert_equal(read_log(tmp_path / "log.csv", KINDS), log)
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    same(read_log(tmp_path / "log.jsonl", KINDS), log)
+    assert_equal(read_log(tmp_path / "log.jsonl", KINDS), log)
 
 
-def test_rows_of_a_request_are_brought_together_and_other_columns_passed_over(tmp_path):
+def test_rows_are_grouped_by_request_and_other_columns_ignored(tmp_path):
     path = worlds.write(
         tmp_path / "log.parquet",
         {
@@ -72,16 +72,16 @@ def test_every_bad_column_is_named_with_its_first_bad_row(tmp_path):
     }
     with pytest.raises(LogInvalid) as caught:
         read_log(worlds.write(tmp_path / "log.parquet", table), KINDS)
-    told = [each.removeprefix(f"{tmp_path / 'log.parquet'}: ") for each in caught.value.problems]
-    assert sorted(told) == [
+    found = [each.removeprefix(f"{tmp_path / 'log.parquet'}: ") for each in caught.value.problems]
+    assert sorted(found) == [
         "column outcome_click, row 1: must be 0, 1 or empty (and 1 more)",
-        "column outcome_dwell, row 2: must be 0 or more, or empty (seconds)",
+        "column outcome_dwell, row 2: must be 0 seconds or more, or empty",
         "column outcome_like: is empty in every row",
         "column position, row 2: must be 1 or more",
         "column request_id, row 2: must not be empty",
         "column score_click, row 2: must be a finite number (and 1 more)",
         "column score_dwell, row 2: must be a finite number",
-        "column score_like: must hold numbers, and holds string",
+        "column score_like: must be numbers, not string",
     ]
 
 
@@ -90,11 +90,15 @@ def test_every_bad_column_is_named_with_its_first_bad_row(tmp_path):
     [
         ({"score_click": [1.0]}, "column request_id is missing"),
         ({"request_id": [1], "score_click": [1.0]}, "column score_like is missing"),
-        ({"request_id": [1]}, "there is no outcome: no column begins with outcome_"),
-        ({"request_id": []}, "there are no rows"),
+        (
+            {"request_id": [1], "score_lik": [1.0]},
+            'column score_like is missing; did you mean "score_lik"?',
+        ),
+        ({"request_id": [1]}, "no outcome column: at least one name must begin with outcome_"),
+        ({"request_id": []}, "the table has no rows"),
     ],
 )
-def test_what_is_not_there_is_named(tmp_path, table, rule):
+def test_a_missing_column_is_named(tmp_path, table, rule):
     with pytest.raises(LogInvalid) as caught:
         read_log(worlds.write(tmp_path / "log.parquet", table), KINDS)
     assert any(each.endswith(rule) for each in caught.value.problems)
@@ -103,26 +107,26 @@ def test_what_is_not_there_is_named(tmp_path, table, rule):
 @pytest.mark.parametrize(
     ("name", "content", "rule"),
     [
-        ("log.xlsx", b"", "a log ends in .parquet, .csv, .jsonl"),
-        ("log.parquet", b"not parquet", "is no parquet table"),
-        ("log.csv", b"a,b\n1\n", "is no csv table"),
-        ("log.csv", b"request_id,\xff\n1,2\n", "is no csv table"),
-        ("log.csv", b"a,b,a\n1,2,3\n", "column a is there twice"),
-        ("log.jsonl", b"{", "is no jsonl table"),
+        ("log.xlsx", b"", "name ends in .parquet, .csv, .jsonl"),
+        ("log.parquet", b"not parquet", "cannot be read as parquet"),
+        ("log.csv", b"a,b\n1\n", "cannot be read as csv"),
+        ("log.csv", b"request_id,\xff\n1,2\n", "cannot be read as csv"),
+        ("log.csv", b"a,b,a\n1,2,3\n", "duplicate column a"),
+        ("log.jsonl", b"{", "cannot be read as jsonl"),
     ],
 )
-def test_what_is_no_table_is_one_line(tmp_path, name, content, rule):
+def test_a_file_that_is_not_a_table_is_an_error_of_one_line(tmp_path, name, content, rule):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TuningError, match=rule):
         read_log(tmp_path / name, KINDS)
 
 
-def test_a_log_that_is_not_there_is_one_line(tmp_path):
+def test_a_missing_file_is_an_error_of_one_line(tmp_path):
     with pytest.raises(TuningError, match=r"log\.csv: "):
         read_log(tmp_path / "log.csv", KINDS)
 
 
-def test_a_score_is_a_probability_where_its_task_has_them_and_fits_float32(tmp_path):
+def test_scores_of_binary_tasks_are_probabilities_and_all_fit_float32(tmp_path):
     table: dict[str, list[Any]] = {
         "request_id": ["a", "a", "b"],
         "score_click": [0.0, 1.0, 1.5],
@@ -132,16 +136,16 @@ def test_a_score_is_a_probability_where_its_task_has_them_and_fits_float32(tmp_p
     }
     with pytest.raises(LogInvalid) as caught:
         read_log(worlds.write(tmp_path / "log.parquet", table), KINDS)
-    told = [each.partition("log.parquet: ")[2] for each in caught.value.problems]
-    assert told == [
+    found = [each.partition("log.parquet: ")[2] for each in caught.value.problems]
+    assert found == [
         "column score_click, row 3: must be a probability, from 0 to 1",
         "column score_like, row 1: must be a probability, from 0 to 1",
-        "column score_dwell, row 3: must fit float32",
+        "column score_dwell, row 3: is too large for float32",
     ]
 
 
-def test_ids_that_are_no_values_are_refused(tmp_path):
+def test_nested_request_ids_are_refused(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"request_id": {"a": 1}, "score_click": 0.5, "outcome_click": 1}')
-    with pytest.raises(LogInvalid, match="request_id: must hold texts or integers"):
+    with pytest.raises(LogInvalid, match="request_id: must be strings or integers"):
         read_log(path, {"click": "binary"})

@@ -1,4 +1,4 @@
-"""A policies file keeps what people wrote, and is never left half written or wrong."""
+"""The editor keeps what people wrote, and never leaves a partial or invalid file."""
 
 import stat
 
@@ -55,7 +55,7 @@ def changed(path) -> list[tuple[str, str]]:
     return [(old, new) for old, new in lines if old != new]
 
 
-def test_weights_change_where_they_stand_and_all_else_stays(path):
+def test_weights_change_in_place_and_everything_else_is_kept(path):
     file = PolicyEditor(path)
     file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
     file.write(MODEL)
@@ -67,7 +67,7 @@ def test_weights_change_where_they_stand_and_all_else_stays(path):
     ]
 
 
-def test_weights_in_a_table_of_their_own_change_too(path):
+def test_weights_in_a_table_of_their_own_change_in_place(path):
     file = PolicyEditor(path)
     file.set_policy(file.rankers(MODEL).by_name["next"].policy.reweighted({"like": 1.25}))
     file.write(MODEL)
@@ -103,7 +103,7 @@ def test_a_new_policy_and_new_calibrations_are_added(path):
     ],
     ids=lambda policy: policy.formula,
 )
-def test_a_file_that_is_not_there_is_made(tmp_path, policy):
+def test_a_missing_file_is_created(tmp_path, policy):
     file = PolicyEditor(tmp_path / "new.toml")
     file.set_policy(policy)
     file.set_calibration("feed", "click", PLATT)
@@ -113,14 +113,16 @@ def test_a_file_that_is_not_there_is_made(tmp_path, policy):
     assert list(tmp_path.iterdir()) == [tmp_path / "new.toml"]
 
 
-def test_another_policy_of_that_name_is_not_overwritten(path):
+def test_a_different_policy_of_the_same_name_is_not_overwritten(path):
     file = PolicyEditor(path)
     home = file.rankers(MODEL).default.policy
-    with pytest.raises(TuningError, match="has another policy next"):
+    with pytest.raises(
+        TuningError, match='policy "next" exists and differs in more than its weights'
+    ):
         file.set_policy(home.model_copy(update={"name": "next"}))
 
 
-def test_a_copy_under_another_name_is_a_policy_of_its_own(path):
+def test_a_policy_under_a_new_name_is_added(path):
     file = PolicyEditor(path)
     home = file.rankers(MODEL).default.policy
     file.set_policy(home.reweighted({"like": 2.0}).model_copy(update={"name": "home-2"}))
@@ -131,7 +133,7 @@ def test_a_copy_under_another_name_is_a_policy_of_its_own(path):
     assert read.policies["home"].weights == {"click": 1.0, "like": 0.5}
 
 
-def test_what_a_server_would_refuse_is_not_written(path):
+def test_a_file_that_a_server_would_refuse_is_not_written(path):
     file = PolicyEditor(path)
     file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 5.0}))
     with pytest.raises(PoliciesInvalid, match="outside its bounds"):
@@ -139,16 +141,16 @@ def test_what_a_server_would_refuse_is_not_written(path):
     assert path.read_text() == WRITTEN
 
 
-def test_what_somebody_else_changed_meanwhile_is_left_alone(path):
+def test_a_file_changed_since_it_was_read_is_not_replaced(path):
     file = PolicyEditor(path)
     file.set_calibration("feed", "click", PLATT)
     path.write_text(WRITTEN + "# me too\n")
-    with pytest.raises(TuningError, match="was changed meanwhile"):
+    with pytest.raises(TuningError, match="was changed since it was read"):
         file.write(MODEL)
     assert path.read_text() == WRITTEN + "# me too\n"
 
 
-def test_a_failing_disk_leaves_the_old_file_and_no_rubbish(path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file_and_no_temporary_file(path, monkeypatch):
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
@@ -161,7 +163,7 @@ def test_a_failing_disk_leaves_the_old_file_and_no_rubbish(path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_rights_stay_and_a_link_is_followed(path):
+def test_permissions_are_kept_and_a_link_is_followed(path):
     path.chmod(0o640)
     link = path.with_name("link.toml")
     link.symlink_to(path)
@@ -175,15 +177,19 @@ def test_rights_stay_and_a_link_is_followed(path):
 
 @pytest.mark.parametrize(
     ("content", "rule"),
-    [("policy = 3", "policy: "), ("[", "is no TOML"), ("[default]\nfeed = 'x'", "no such policy")],
+    [
+        ("policy = 3", "policy: "),
+        ("[", "not valid TOML"),
+        ("[default]\nfeed = 'x'", "unknown policy"),
+    ],
 )
-def test_a_wrong_file_is_refused_before_anything_is_done(tmp_path, content, rule):
+def test_a_file_with_a_mistake_is_refused(tmp_path, content, rule):
     (tmp_path / "policies.toml").write_text(content)
     with pytest.raises(TuningError, match=rule):
         PolicyEditor(tmp_path / "policies.toml").rankers(MODEL)
 
 
-def test_the_changes_are_shown_as_a_diff(path):
+def test_changes_is_a_unified_diff(path):
     file = PolicyEditor(path)
     assert file.changes() == ""
     file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
@@ -192,3 +198,14 @@ def test_the_changes_are_shown_as_a_diff(path):
         "-weights = { click = 1.0, like = 0.5 }  # as of March",
         "+weights = { click = 1.0, like = 0.7 }  # as of March",
     ]
+
+
+def test_a_byte_order_mark_is_kept(path):
+    path.write_text("\ufeff" + WRITTEN)
+    file = PolicyEditor(path)
+    assert file.changes() == ""
+    file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
+    file.write(MODEL)
+    text = path.read_text()
+    assert text.count("\ufeff") == 1
+    assert text == "\ufeff" + WRITTEN.replace("click = 1.0, like = 0.5", "click = 1.0, like = 0.7")

@@ -1,4 +1,4 @@
-"""Logs drawn from worlds whose truth is known."""
+"""Synthetic logs whose outcomes are drawn from a known formula."""
 
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ TASKS = ("click", "like", "dwell")
 
 
 def log(requests=400, *, candidates=12, exponents=(1.0, 3.0, 0.3), seed=0, positions=False) -> Log:
-    """Scores of three tasks, and an outcome `click` of which a product of them is the odds.
+    """Scores of three tasks, and an outcome `click` whose odds are a power product of the scores.
 
-    Requests have from one to `candidates` candidates. `like` is undefined where not clicked.
+    A request has 1 to `candidates` candidates. `like` is undefined without a click.
     """
     random = np.random.default_rng(seed)
     sizes = random.integers(1, candidates + 1, requests)
     request = np.repeat(np.arange(requests), sizes)
     scores = np.exp(0.7 * random.normal(size=(len(request), 3)) - 1.5).astype(np.float32)
-    merit = np.log(scores.astype(np.float64)) @ np.array(exponents)
-    p = 1 / (1 + np.exp(-2 * (merit - np.quantile(merit, 0.8))))
+    log_odds = np.log(scores.astype(np.float64)) @ np.array(exponents)
+    p = 1 / (1 + np.exp(-2 * (log_odds - np.quantile(log_odds, 0.8))))
     click = (random.random(len(request)) < p).astype(np.float64)
     like = np.where(click > 0, (random.random(len(request)) < 0.4).astype(np.float64), np.nan)
     return Log(
@@ -38,12 +38,13 @@ def log(requests=400, *, candidates=12, exponents=(1.0, 3.0, 0.3), seed=0, posit
 
 
 def ranker(formula="power_product", **changes) -> Ranker:
+    """A ranker of the three tasks with all weights 1, unless `changes` says otherwise."""
     weights = {"click": 1.0, "like": 1.0, "dwell": 1.0}
     return Ranker.of(Policy(**{"formula": formula, "weights": weights} | changes), TASKS)
 
 
 def columns(log: Log) -> dict[str, list[Any]]:
-    """A log as the columns of a table; None is an empty cell."""
+    """The columns of a log's table; None is an empty cell."""
     table: dict[str, list[Any]] = {"request_id": [log.request_ids[each] for each in log.request]}
     for k, task in enumerate(log.tasks):
         table[f"score_{task}"] = log.scores[:, k].tolist()
@@ -55,5 +56,6 @@ def columns(log: Log) -> dict[str, list[Any]]:
 
 
 def write(path: Path, table: dict[str, list[Any]]) -> Path:
+    """Write a table as Parquet."""
     parquet.write_table(pa.table(table), path)
     return path

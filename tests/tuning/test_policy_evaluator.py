@@ -1,4 +1,4 @@
-"""Merits with varied weights are those that a server would rank by."""
+"""Sort keys under other weights are those that a server would rank by."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from app.ranking.calibration import Platt
 from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker, order
-from app.tuning.varied import Varied
+from app.tuning.policy_evaluator import PolicyEvaluator
 from tests.tuning import worlds
 
 OTHER = {"click": 0.7, "like": -2.5, "dwell": 0.2}
@@ -23,11 +23,11 @@ EXPRESSION = "click**w.click * (1 + w.like*like) + w.dwell*log1p(dwell)"
     ],
     ids=lambda changes: changes["formula"],
 )
-def test_varied_weights_order_each_request_as_a_server_would(changes):
+def test_other_weights_order_each_request_as_a_server_would(changes):
     log = worlds.log(30)
     policy = worlds.ranker(**changes).policy
     calibrations = {"click": Platt(method="platt", slope=0.5, intercept=0.3)}
-    sort_keys = Varied(log, Ranker.of(policy, worlds.TASKS, calibrations)).sort_keys(OTHER)
+    sort_keys = PolicyEvaluator(log, Ranker.of(policy, worlds.TASKS, calibrations)).sort_keys(OTHER)
     served = Ranker.of(policy.reweighted(OTHER), worlds.TASKS, calibrations)
     for each in range(log.requests):
         rows = np.flatnonzero(log.request == each)
@@ -36,8 +36,9 @@ def test_varied_weights_order_each_request_as_a_server_would(changes):
         assert order(sort_keys[rows]).tolist() == order(expected).tolist()
 
 
-def test_a_weight_that_the_policy_lacks_counts_too():
+def test_a_weight_that_the_policy_lacks_counts():
     log = worlds.log(30)
     ranker = Ranker.of(Policy(weights={"click": 1.0}), worlds.TASKS)
     expected = log.scores.astype(float) @ np.array([1.0, 0.0, 3.0])
-    assert np.allclose(Varied(log, ranker).sort_keys({"click": 1.0, "dwell": 3.0}), expected)
+    evaluator = PolicyEvaluator(log, ranker)
+    assert np.allclose(evaluator.sort_keys({"click": 1.0, "dwell": 3.0}), expected)

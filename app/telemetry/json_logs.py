@@ -1,4 +1,4 @@
-"""Logs as JSON: one object a line on standard error, with time, level, logger and message."""
+"""Logs as JSON: one object for each line on standard error: time, level, logger and message."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one JSON object; what `extra={"fields": {...}}` holds joins it."""
+    """Formats a record as one JSON object, with the keys of `extra={"fields": {...}}` added."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line."""
@@ -24,9 +24,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """Send every logger's records to standard error as JSON."""
+    """Write the records of every logger to standard error as JSON, from `level` up."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # What uvicorn says of its own start and stop is said by Gatehouse, once.
+    # Gatehouse logs its own start and stop, so uvicorn's messages about them are left out.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Logs: every record is one line that is one JSON object."""
+"""Logs: every record is one line with one JSON object."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.telemetry.logging import JsonFormatter, configure
+from app.telemetry.json_logs import JsonFormatter, configure
 from tests import REPOSITORY
 
 
@@ -34,17 +34,17 @@ def test_a_record_is_an_object_with_time_level_logger_and_message():
     }
 
 
-def test_fields_join_the_object():
+def test_fields_are_added_to_the_object():
     written = json.loads(line(record("request", fields={"status": 200, "ms": 1.5})))
     assert (written["message"], written["status"], written["ms"]) == ("request", 200, 1.5)
 
 
 @pytest.mark.parametrize("text", ["two\nlines", 'a "quote"', "\x00\x1b[31m", "Größe ✓"])
-def test_any_text_stays_one_line_and_is_read_back(text):
+def test_any_text_is_one_line_and_can_be_read_back(text):
     assert json.loads(line(record("%s", text)))["message"] == text
 
 
-def test_an_exception_is_told_with_its_traceback():
+def test_an_exception_is_logged_with_its_traceback():
     try:
         raise ValueError("poison")
     except ValueError:
@@ -55,7 +55,7 @@ def test_an_exception_is_told_with_its_traceback():
 
 PROGRAM = """
 import logging
-from app.telemetry.logging import configure
+from app.telemetry.json_logs import configure
 logging.basicConfig()
 configure("warning")
 log = logging.getLogger("app.engine")
@@ -65,7 +65,7 @@ logging.getLogger("uvicorn.error").info("started")
 """
 
 
-def test_a_process_writes_json_to_standard_error_from_its_level_up():
+def test_a_process_logs_json_to_standard_error_from_its_level_up():
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert (done.returncode, done.stdout) == (0, "")
@@ -73,7 +73,7 @@ def test_a_process_writes_json_to_standard_error_from_its_level_up():
     assert (written["message"], written["level"], written["lane"]) == ("loud", "warning", "lane-0")
 
 
-def test_uvicorns_own_start_and_stop_are_not_repeated():
+def test_uvicorns_start_and_stop_messages_are_left_out():
     root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn.error")
     handlers, level, quiet = root.handlers[:], root.level, uvicorn.level
     try:
