@@ -28,11 +28,46 @@
 
 The status stands on the class; `slug` names the error in problem documents, in metrics and in
 logs. How an error becomes a response body is known to `app.api.problems` alone.
+
+Two things that every error message and every command share stand here too: `did_you_mean`, the
+suggestion for a misspelt name, and `ExitCode`.
 """
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 from http import HTTPStatus
 from typing import ClassVar, Literal
+
+_LONGEST_NAME = 100  # characters; a longer name is not a typing error, and comparing it is slow
+
+
+class ExitCode(IntEnum):
+    """How a command or a server process ends."""
+
+    OK = 0
+    FAILED = 1
+    """The command ran, and what it checked or did failed; or the server lost its device."""
+    USAGE = 2
+    """The command line, a setting, a file or the store cannot be used as it is."""
+    INTERRUPTED = 130
+    """Ctrl-C: 128 + SIGINT."""
+    PIPE_CLOSED = 141
+    """The reader of the output went away: 128 + SIGPIPE."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that `name` most probably misspells, or None."""
+    if len(name) > _LONGEST_NAME:
+        return None
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message, such as `; did you mean "age_bucket"?`, or an empty string."""
+    suggestion = nearest(name, known)
+    return "" if suggestion is None else f'; did you mean "{suggestion}"?'
 
 
 class GatehouseError(Exception):
