@@ -26,8 +26,8 @@ NEVER_EMPTY = frozenset({"host", "keys", "keys_file", "tls_cert", "tls_key"})
 
 _MAY_BE_EMPTY = frozenset({"cors_origins"})  # an empty list is a value
 
-# What Kubernetes sets in every pod for a service called `gatehouse` or `gatehouse-…`, for instance
-# GATEHOUSE_PORT=tcp://10.0.0.1:80. Links of containers in Docker look the same.
+# What Kubernetes sets in every pod for a service called `gatehouse` or `gatehouse-…`: the name of a
+# variable tells it, or, of GATEHOUSE_PORT=tcp://10.0.0.1:80 and GATEHOUSE_METRICS_PORT, its value.
 _LINK_NAME = re.compile(
     r"\w+_SERVICE_HOST|\w+_SERVICE_PORT(_\w+)?|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?"
 )
@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     min_chunk_rows: int = Field(
         64, ge=1, le=65536, description="a large request is not split into smaller chunks (rows)"
     )
-    # While lanes are busy, batches fill by themselves. While one is idle, waiting only adds latency.
+    # While lanes are busy, batches fill by themselves; while one is idle, waiting adds latency.
     max_wait_ms: float = Field(
         0.0, ge=0, le=1000, description="how long an idle lane waits for more rows (ms)"
     )
@@ -116,7 +116,10 @@ class Settings(BaseSettings):
         75, ge=1, description="how long an idle connection stays open; longer than clients' own (s)"
     )
     drain_delay_s: float = Field(
-        0.0, ge=0, le=600, description="after SIGTERM, how long to go on serving while not ready (s)"
+        0.0,
+        ge=0,
+        le=600,
+        description="after SIGTERM, how long to go on serving while not ready (s)",
     )
     drain_timeout_s: int = Field(
         30, ge=1, le=3600, description="then, how long requests may take to finish (s)"
@@ -162,7 +165,9 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        **_unused: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read arguments, then variables; no files of variables or secrets."""
         return init_settings, _Environment(settings_cls)
@@ -190,7 +195,9 @@ class Settings(BaseSettings):
     def _ports_agree(self) -> Self:
         if self.metrics_port is None:
             if self.processes > 1:
-                raise ValueError("more than one process needs metrics_port: each has its metrics")
+                raise ValueError(
+                    "processes above 1 needs metrics_port: each process has its own metrics"
+                )
         elif self.metrics_port:
             last = self.metrics_port + self.processes - 1
             if last > 65535 or self.metrics_port <= self.port <= last:
@@ -225,7 +232,7 @@ class _Environment(PydanticBaseSettingsSource):
 def variable(name: str) -> str | None:
     """Return what the environment says of a setting, or None if its variable counts as unset."""
     value = {each.upper(): text for each, text in os.environ.items()}.get(variable_name(name))
-    if value is None or _LINK_URL.fullmatch(value):
+    if value is None or _is_service_link(variable_name(name), value):
         return None
     return None if _is_empty(value) and name not in NEVER_EMPTY else value
 
@@ -245,7 +252,7 @@ def variable_warnings(environment: Mapping[str, str]) -> list[str]:
         setting = name.upper().removeprefix(PREFIX)
         if not name.upper().startswith(PREFIX):
             continue
-        if _LINK_URL.fullmatch(environment[name]) or _LINK_NAME.fullmatch(name.upper()):
+        if _is_service_link(name.upper(), environment[name]):
             links.append(name)
         elif setting.lower() not in Settings.model_fields:
             meant = nearest(setting.lower(), Settings.model_fields)
@@ -271,9 +278,17 @@ def rule(name: str) -> str:
     low = next((each for each in field.metadata if isinstance(each, Ge | Gt)), None)
     high = next((each.le for each in field.metadata if isinstance(each, Le)), None)
     if isinstance(low, Ge):
-        return f"{what} of {low.ge} or more" if high is None else f"{what} between {low.ge} and {high}"
+        return (
+            f"{what} of {low.ge} or more" if high is None else f"{what} between {low.ge} and {high}"
+        )
     above = "" if low is None else f" above {low.gt}"
     return f"{what}{above}" if high is None else f"{what}{above} and at most {high}"
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    if name.endswith("_PORT") and _LINK_URL.fullmatch(value):
+        return True
+    return _LINK_NAME.fullmatch(name) is not None
 
 
 def _is_empty(value: object) -> bool:

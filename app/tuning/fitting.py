@@ -144,4 +144,4 @@ def _need_scipy() -> None:
     try:
         import scipy.optimize  # noqa: F401
     except ImportError:
-        raise TuningError("fitting needs scipy: pip install 'gatehouse[tune]'") from None
+        raise TuningError("fitting needs scipy: pip install -e '.[tune]'") from None

@@ -81,7 +81,7 @@ def _table(path: Path) -> Any:  # noqa: ANN401  (pyarrow has no types)
         import pyarrow.json
         import pyarrow.parquet
     except ImportError:
-        raise TuningError("logs are read with pyarrow: pip install 'gatehouse[tune]'") from None
+        raise TuningError("logs are read with pyarrow: pip install -e '.[tune]'") from None
     readers = {
         ".parquet": pyarrow.parquet.read_table,
         ".csv": pyarrow.csv.read_csv,

@@ -32,7 +32,7 @@ class PolicyEditor:
             import tomlkit
         except ImportError:
             raise TuningError(
-                "policy files are written with tomlkit: pip install 'gatehouse[tune]'"
+                "policy files are written with tomlkit: pip install -e '.[tune]'"
             ) from None
         self.path = path
         self._before = _content(path)

@@ -63,7 +63,7 @@ def search(
     try:
         from scipy.optimize import differential_evolution
     except ImportError:
-        raise TuningError("the search needs scipy: pip install 'gatehouse[tune]'") from None
+        raise TuningError("the search needs scipy: pip install -e '.[tune]'") from None
     axes = [_Axis.of(name, *interval) for name, interval in intervals.items()]
     tried: list[Try] = []
 

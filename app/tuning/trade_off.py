@@ -118,6 +118,6 @@ def _figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError:
         raise PlotUnavailable(
-            "matplotlib is not installed, so there is no plot: pip install 'gatehouse[tune]'"
+            "matplotlib is not installed, so there is no plot: pip install -e '.[tune]'"
         ) from None
     return Figure(figsize=(width, height), layout="constrained")
