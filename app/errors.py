@@ -41,6 +41,7 @@ from http import HTTPStatus
 from typing import ClassVar, Literal
 
 _LONGEST_NAME = 100  # characters; a longer name is not a typing error, and comparing it is slow
+_ALIKE = 0.65  # of difflib's ratio, 0 to 1: "sevre" is 0.8 like "serve", "tokne" 0.6 like "store"
 
 
 class ExitCode(IntEnum):
@@ -61,7 +62,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that `name` most probably misspells, or None."""
     if len(name) > _LONGEST_NAME:
         return None
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=_ALIKE)
+    return matches[0] if matches else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -196,7 +196,7 @@ class Settings(BaseSettings):
         if self.metrics_port is None:
             if self.processes > 1:
                 raise ValueError(
-                    "processes above 1 needs metrics_port: each process has its own metrics"
+                    "processes above 1 needs metrics_port: each has its own metrics"
                 )
         elif self.metrics_port:
             last = self.metrics_port + self.processes - 1

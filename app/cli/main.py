@@ -136,7 +136,8 @@ class _ShowVersion(argparse.Action):
         """Print the version and exit."""
         from importlib.metadata import version
 
-        parser.exit(message=f"gatehouse {version('gatehouse')}\n")
+        sys.stdout.write(f"gatehouse {version('gatehouse')}\n")
+        parser.exit()
 
 
 def _command(name: str) -> Command:

@@ -38,9 +38,9 @@ class Parser(argparse.ArgumentParser):
             if not option.startswith("-") or option == "-" or _NUMBER.fullmatch(option):
                 continue
             if option not in self._option_string_actions:
-                known = [each for each in self._option_string_actions if each.startswith("--")]
-                meant = nearest(option, known)
-                hint = f"see {self.prog} --help" if meant is None else f"did you mean {meant}?"
+                known = [each.lstrip("-") for each in self._option_string_actions]
+                meant = nearest(option.lstrip("-"), known)
+                hint = f"see {self.prog} --help" if meant is None else f"did you mean --{meant}?"
                 raise WrongUsage(f"unknown option {option}; {hint}")
 
     def error(self, message: str) -> NoReturn:
