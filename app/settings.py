@@ -195,9 +195,7 @@ class Settings(BaseSettings):
     def _ports_agree(self) -> Self:
         if self.metrics_port is None:
             if self.processes > 1:
-                raise ValueError(
-                    "processes above 1 needs metrics_port: each has its own metrics"
-                )
+                raise ValueError("processes above 1 needs metrics_port: each has its own metrics")
         elif self.metrics_port:
             last = self.metrics_port + self.processes - 1
             if last > 65535 or self.metrics_port <= self.port <= last:

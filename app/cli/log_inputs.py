@@ -5,6 +5,7 @@ The arguments that name them, the types of their values, reading them, and writi
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +135,9 @@ def write_policies(inputs: LogInputs, output: Output, *, dry_run: bool) -> int:
 
 def _manifest(store: Store, model: str | None) -> Manifest:
     """Return the manifest of the newest version of a model, or of the store's only model."""
+    with importing(), suppress(ImportError):  # what is missing is reported where it is needed
+        import pyarrow.parquet  # noqa: F401
+        import scipy.optimize  # noqa: F401
     with importing():
         from app.artifacts.loader import read_manifest  # and with it torch
     artifacts = list(store.artifacts())

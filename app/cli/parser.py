@@ -38,7 +38,11 @@ class Parser(argparse.ArgumentParser):
             if not option.startswith("-") or option == "-" or _NUMBER.fullmatch(option):
                 continue
             if option not in self._option_string_actions:
-                known = [each.lstrip("-") for each in self._option_string_actions]
+                known = [
+                    each.lstrip("-")
+                    for each, action in self._option_string_actions.items()
+                    if action.help != argparse.SUPPRESS
+                ]
                 meant = nearest(option.lstrip("-"), known)
                 hint = f"see {self.prog} --help" if meant is None else f"did you mean --{meant}?"
                 raise WrongUsage(f"unknown option {option}; {hint}")

@@ -79,8 +79,9 @@ def existing_store(store: Path) -> Path:
     Raises:
         WrongUsage: it is not.
     """
-    if not store.exists():
-        raise WrongUsage(f'store "{store}" does not exist')
+    if not store.is_dir():
+        problem = "is not a folder" if store.exists() else "does not exist"
+        raise WrongUsage(f'store "{store}" {problem}')
     return store
 
 

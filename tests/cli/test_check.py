@@ -27,7 +27,7 @@ def wide(monkeypatch):
 def test_a_valid_store_lists_each_artifact_and_its_tasks(capsys, tmp_path):
     published(tmp_path)
     published(tmp_path, name="search")
-    assert main(["check", str(tmp_path)]) == ExitCode.OK == 0
+    assert main(["check", str(tmp_path)]) == ExitCode.OK
     rows = [line for line in capsys.readouterr().out.splitlines() if " ok " in line]
     assert all(name in row for name, row in zip(("feed/1", "search/1"), rows, strict=True))
     assert all("sums" in row and "click, dwell" in row for row in rows)
@@ -52,7 +52,7 @@ def test_broken_artifacts_have_their_reason_and_the_rest_is_checked(capsys, tmp_
     (tmp_path / "feed" / "1" / PROGRAM).write_bytes(b"")
     (tmp_path / "feed" / "2" / GOLDEN).unlink()
     (tmp_path / "feed" / "3" / MANIFEST).write_text('{"name": "feed"}')
-    assert main(["check", str(tmp_path)]) == ExitCode.FAILED == 1
+    assert main(["check", str(tmp_path)]) == ExitCode.FAILED
     first, second, third, fourth = [
         line for line in capsys.readouterr().out.splitlines() if "feed/" in line
     ]
@@ -144,11 +144,13 @@ def test_brackets_are_shown_as_they_are(capsys, tmp_path):
     [
         ("empty", ExitCode.FAILED, "has no artifacts"),
         ("not there", ExitCode.USAGE, "does not exist"),
+        ("file", ExitCode.USAGE, "is not a folder"),
         ("[red]store[/x]", ExitCode.USAGE, "does not exist"),
     ],
 )
 def test_a_store_without_artifacts_is_one_line(capsys, tmp_path, name, code, line):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
     assert main(["check", str(tmp_path / name)]) == code
     out, err = capsys.readouterr()
     assert out == ""

@@ -58,7 +58,7 @@ def wide(monkeypatch):
     ids=lambda value: str(value)[:60],
 )
 def test_wrong_usage_is_one_line_on_standard_error(capsys, arguments, line):
-    assert main(arguments) == ExitCode.USAGE == 2
+    assert main(arguments) == ExitCode.USAGE
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("gatehouse: ")
@@ -66,6 +66,11 @@ def test_wrong_usage_is_one_line_on_standard_error(capsys, arguments, line):
     assert err.count("\n") == 1
     assert SECRET not in err
     assert "gatehouse: :" not in err
+
+
+def test_exit_codes_are_those_that_scripts_expect():
+    codes = {each.name: each.value for each in ExitCode}
+    assert codes == {"OK": 0, "FAILED": 1, "USAGE": 2, "INTERRUPTED": 130, "PIPE_CLOSED": 141}
 
 
 def test_a_wrong_environment_variable_is_one_line_too(capsys, monkeypatch):
