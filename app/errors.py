@@ -27,14 +27,49 @@
     TuningError                  an analysis cannot be done; seen by analysts
 
 The status stands on the class; `slug` names the error in problem documents, in metrics and in
-logs. `app.protocol.problems` turns an error into a response.
+logs. How an error becomes a response body is known to `app.api.problems` alone.
+
+Two things that every error message and every command share stand here too: `did_you_mean`, the
+suggestion for a misspelt name, and `ExitCode`.
 """
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
+from enum import IntEnum
 from http import HTTPStatus
 from typing import ClassVar, Literal
+
+_LONGEST_NAME = 100  # characters; a longer name is not a typing error, and comparing it is slow
+_ALIKE = 0.65  # of difflib's ratio, 0 to 1: "sevre" is 0.8 like "serve", "tokne" 0.6 like "store"
+
+
+class ExitCode(IntEnum):
+    """How a command or a server process ends."""
+
+    OK = 0
+    FAILED = 1
+    """The command ran, and what it checked or did failed; or the server lost its device."""
+    USAGE = 2
+    """The command line, a setting, a file or the store cannot be used as it is."""
+    INTERRUPTED = 130
+    """Ctrl-C: 128 + SIGINT."""
+    PIPE_CLOSED = 141
+    """The reader of the output went away: 128 + SIGPIPE."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that `name` most probably misspells, or None."""
+    if len(name) > _LONGEST_NAME:
+        return None
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=_ALIKE)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message, such as `; did you mean "age_bucket"?`, or an empty string."""
+    suggestion = nearest(name, known)
+    return "" if suggestion is None else f'; did you mean "{suggestion}"?'
 
 
 class GatehouseError(Exception):
@@ -246,9 +281,3 @@ class PoliciesInvalid(ConfigurationInvalid):
 
 class TuningError(Exception):
     """An analysis cannot be done as asked. The message is one line, written for the analyst."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean "x"?` for the known name most like `name`, or "" if none is near."""
-    nearest = get_close_matches(name[:100], known, n=1)  # the time grows with the square of a name
-    return f'; did you mean "{nearest[0]}"?' if nearest else ""

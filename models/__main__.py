@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from app.artifacts.store import Store
-from app.errors import ArtifactInvalid
+from app.errors import ArtifactInvalid, ExitCode
 from models import data
 from models.compare import compare, correlation, plots, tables, timing
 from models.networks import build as networks, show
@@ -19,8 +19,6 @@ from models.training.checkpoint import CheckpointInvalid
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
@@ -29,16 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.command(arguments))
     except (experiment.ExperimentInvalid, data.DataInvalid, CheckpointInvalid) as error:
         print(error, file=sys.stderr)
-        return EXIT_USAGE
+        return ExitCode.USAGE
     except train.Interrupted as error:
         print(f"{error}; the same command with --resume goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     except (train.Diverged, ArtifactInvalid, OSError) as error:
         print(error, file=sys.stderr)
-        return EXIT_FAILED
+        return ExitCode.FAILED
     except KeyboardInterrupt:
         print(f"interrupted; {arguments.kept}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.settings import NEVER_EMPTY, Settings, rule, variable, variable_name, variable_warnings
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,104 @@ def test_the_environment_sets_what_it_names(monkeypatch):
     monkeypatch.setenv("PORT", "1")
     settings = Settings()
     assert (settings.port, settings.store) == (9000, Path("/srv/models"))
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_variable_counts_as_unset_or_is_an_error(monkeypatch, name, value):
+    monkeypatch.setenv(variable_name(name), value)
+    if name in NEVER_EMPTY:
+        with pytest.raises(ValidationError, match="must not be empty") as caught:
+            Settings()
+        assert [error["loc"] for error in caught.value.errors()] == [(name,)]
+    else:
+        assert Settings() == Settings.model_construct()
+
+
+def test_what_would_open_something_is_never_empty():
+    """Listening on every address, scoring without a key, HTTP instead of HTTPS."""
+    assert {"host", "keys", "keys_file", "tls_cert", "tls_key"} == NEVER_EMPTY
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_argument_is_an_error_unless_it_is_a_list(name):
+    if name == "cors_origins":
+        assert Settings(cors_origins="").cors_origins == ""
+        return
+    with pytest.raises(ValidationError, match="must not be empty"):
+        Settings.model_validate({name: ""})
+
+
+LINK = {
+    "GATEHOUSE_SERVICE_HOST": "10.96.0.7",
+    "GATEHOUSE_SERVICE_PORT": "8000",
+    "GATEHOUSE_SERVICE_PORT_HTTP": "8000",
+    "GATEHOUSE_PORT": "tcp://10.96.0.7:8000",
+    "GATEHOUSE_PORT_8000_TCP": "tcp://10.96.0.7:8000",
+    "GATEHOUSE_PORT_8000_TCP_PROTO": "tcp",
+    "GATEHOUSE_PORT_8000_TCP_PORT": "8000",
+    "GATEHOUSE_PORT_8000_TCP_ADDR": "10.96.0.7",
+}
+
+
+def of_service(name: str) -> dict[str, str]:
+    """The variables that Kubernetes sets for a service of this name."""
+    return {each.replace("GATEHOUSE", name): value for each, value in LINK.items()}
+
+
+@pytest.mark.parametrize("service", ["GATEHOUSE", "GATEHOUSE_METRICS", "GATEHOUSE_CANARY"])
+def test_variables_of_a_kubernetes_service_set_nothing_and_are_one_warning(monkeypatch, service):
+    links = of_service(service)
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == Settings.model_construct()
+    (warning,) = variable_warnings(links)
+    assert "Kubernetes" in warning
+    assert all(name in warning for name in links)
+    assert "10.96.0.7" not in warning
+
+
+def test_a_url_as_another_setting_is_no_link(monkeypatch):
+    monkeypatch.setenv("GATEHOUSE_STORE", "tcp://10.96.0.7:80")
+    assert Settings().store == Path("tcp://10.96.0.7:80")
+    assert variable_warnings({"GATEHOUSE_STORE": "tcp://10.96.0.7:80"}) == []
+
+
+def test_an_unknown_variable_is_a_warning_with_the_nearest_name():
+    warnings = variable_warnings(
+        {"GATEHOUSE_PROT": "s3cr3t", "GATEHOUSE_ZZZ": "", "PATH": "/bin", "GATEHOUSE_PORT": "1"}
+    )
+    assert warnings == [
+        "unknown environment variable GATEHOUSE_PROT is ignored; did you mean GATEHOUSE_PORT?",
+        "unknown environment variable GATEHOUSE_ZZZ is ignored",
+    ]
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_has_a_variable_that_is_known(name):
+    assert variable_warnings({variable_name(name): "1"}) == []
+
+
+def test_names_of_variables_may_be_in_lower_case(monkeypatch):
+    monkeypatch.setenv("gatehouse_port", "9000")
+    assert Settings().port == 9000
+    assert variable("port") == "9000"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("port", "an integer between 0 and 65535"),
+        ("metrics_port", "an integer between 0 and 65535"),
+        ("max_candidates", "an integer of 1 or more"),
+        ("store_poll_s", "a number above 0 and at most 3600"),
+        ("lane_hang_s", "a number above 0"),
+        ("slow_request_ms", "a number of 0 or more"),
+        ("device", "one of auto, cpu, cuda"),
+    ],
+)
+def test_a_rule_names_type_and_range(name, text):
+    assert rule(name) == text
 
 
 def test_an_argument_wins_over_the_environment(monkeypatch):
@@ -95,13 +193,13 @@ def test_limits_that_disagree_are_refused(limits, rule):
     Settings.model_validate(dict.fromkeys(limits, 4096))
 
 
-def test_several_processes_need_ports_for_their_metrics_beside_the_shared_one():
-    with pytest.raises(ValidationError, match="more than one of processes needs metrics_port"):
+def test_several_processes_need_metrics_ports_beside_the_shared_port():
+    with pytest.raises(ValidationError, match="processes above 1 needs metrics_port"):
         Settings(processes=2)
     for port in (9000, 8999, 8998):
-        with pytest.raises(ValidationError, match="must be free of port"):
+        with pytest.raises(ValidationError, match="must not include port"):
             Settings(processes=3, port=9000, metrics_port=port)
-    with pytest.raises(ValidationError, match="must be free of port"):
+    with pytest.raises(ValidationError, match="must not include port"):
         Settings(processes=3, metrics_port=65534)
     for port in (0, 8997, 9001):
         Settings(processes=3, port=9000, metrics_port=port)
@@ -114,7 +212,7 @@ def test_several_processes_need_ports_for_their_metrics_beside_the_shared_one():
         ({"tls_key": "a"}, "tls_key must not be set without tls_cert"),
     ],
 )
-def test_files_of_secrets_that_do_not_fit_together_are_refused(files, rule):
+def test_secrets_that_do_not_fit_together_are_refused(files, rule):
     with pytest.raises(ValidationError, match=rule):
         Settings.model_validate(files)
 

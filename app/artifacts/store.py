@@ -1,7 +1,7 @@
 """The store: the folder of artifacts, `<store>/<model>/<version>/`."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -45,26 +45,46 @@ class Store:
 
     folder: Path
 
-    def artifacts(self) -> Iterator[Artifact]:
+    def artifacts(self, on_error: Callable[[OSError], None] | None = None) -> Iterator[Artifact]:
         """Yield every complete artifact, by model name, then version.
 
         An artifact is complete when its manifest is there: it is written under a temporary name
         and renamed as a whole. Other files and folders are passed over.
+
+        Args:
+            on_error: called for each folder that cannot be read, and the others are still yielded;
+                without it, the error is raised.
         """
-        for model in sorted(_folders(self.folder, _MODEL_NAME)):
-            versions = sorted(int(each.name) for each in _folders(model, _VERSION))
+
+        def skip(error: OSError) -> None:
+            if on_error is None:
+                raise error
+            on_error(error)
+
+        for model in sorted(_folders(self.folder, _MODEL_NAME, skip)):
+            versions = sorted(int(each.name) for each in _folders(model, _VERSION, skip))
             for version in versions:
                 folder = model / str(version)
-                if (folder / MANIFEST).is_file():
-                    yield Artifact(model.name, version, folder)
+                try:
+                    is_complete = (folder / MANIFEST).is_file()
+                except OSError as error:
+                    skip(error)
+                else:
+                    if is_complete:
+                        yield Artifact(model.name, version, folder)
 
     def versions(self, model: str) -> list[int]:
         """Return the complete versions of a model, ascending."""
         return [each.version for each in self.artifacts() if each.model == model]
 
 
-def _folders(parent: Path, name: re.Pattern[str]) -> list[Path]:
+def _folders(
+    parent: Path, name: re.Pattern[str], on_error: Callable[[OSError], None]
+) -> list[Path]:
     try:
         return [each for each in parent.iterdir() if name.fullmatch(each.name) and each.is_dir()]
     except (FileNotFoundError, NotADirectoryError):  # perhaps removed since it was listed
+        return []
+    except OSError as error:
+        on_error(error)
         return []

@@ -1,71 +1,103 @@
-"""`gatehouse fit-calibration`: make scores mean what they say, as a policies file."""
+"""`gatehouse fit-calibration`: calibrate each task's score on logged outcomes."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.tuning_arguments import Scene, add_scene, check_names, pairs, read_scene, refused
-from app.cli.usage import EXIT_OK, Parser, WrongUsage
-from app.cli.written import finish
+from app.cli.log_inputs import (
+    LogInputs,
+    add_log_inputs,
+    check_outcomes,
+    pairs,
+    read_log_inputs,
+    report_log,
+    write_policies,
+)
+from app.cli.output import Output
+from app.cli.parser import Parser, WrongUsage
+from app.errors import ExitCode
 from app.tuning.calibrate import FITS, METHODS, CalibrationResult, FitFailed, calibrate
 from app.tuning.log_file import LogInvalid
 
+_DESCRIPTION = """\
+Fit each task's calibration on logged scores and outcomes. A calibration is written to the policies
+file if it surely lowers the loss on held-out requests: the 95 % bootstrap interval is above 0."""
+_EPILOG = """\
+Outcomes count as they were logged: position bias is not corrected here. Needs the extra:
+pip install -e '.[tune]'
 
-def fit_calibration(flags: Sequence[str]) -> int:
-    """Fit every task's calibration; write those that are better for sure.
+example:
+  gatehouse fit-calibration build/log.parquet --model feed --methods click=platt,dwell=scale
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    add_log_inputs(parser)
+    parser.add_argument(
+        "--methods",
+        type=pairs,
+        default={},
+        metavar="TASK=METHOD,…",
+        help="platt (tasks of 0 or 1), scale (numbers), isotonic, none (leave the task as it is), "
+        "or auto: what cross-validates best (default: auto for every task with outcomes)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fit every task's calibration; write those that are surely better.
 
     Raises:
-        WrongUsage: a flag or a file cannot be used.
+        WrongUsage: an option or a file cannot be used.
     """
-    told = _parser().parse_args(flags)
     try:
-        scene = read_scene(told)
+        inputs = read_log_inputs(options)
     except LogInvalid as error:
-        return refused(error)
-    methods = _methods(told.methods, scene)
-    console = Console()
-    table = _table(scene)
+        return report_log(error)
+    methods = _methods(options.methods, inputs)
+    output = Output()
+    table = _table(inputs)
     written = 0
     for task, method in methods.items():
         try:
-            outcome = _calibrate(scene, task, method)
+            outcome = _calibrate(inputs, task, method)
         except FitFailed as error:
-            table.add_row(escape(task), "-", f"[yellow]left as it is: {escape(str(error))}")
+            table.add_row(escape(task), "-", f"[yellow]not changed: {escape(str(error))}")
             continue
         better = outcome.gain.is_sure
         table.add_row(*_cells(task, outcome, "better" if better else "no sure gain"))
-        if better or told.anyway:
-            scene.file.set_calibration(scene.manifest.name, task, outcome.calibration)
+        if better or options.anyway:
+            inputs.file.set_calibration(inputs.manifest.name, task, outcome.calibration)
             written += 1
-    console.print(table)
+    output.print(table)
     if not written:
-        console.print("No change is worth making: no task is calibrated better for sure.")
-        return EXIT_OK
-    return finish(console, scene.file, scene.manifest.traits, dry_run=told.dry_run)
+        output.print_line("Nothing is written: no task is surely better calibrated.")
+        return ExitCode.OK
+    return write_policies(inputs, output, dry_run=options.dry_run)
 
 
-def _calibrate(scene: Scene, task: str, method: str | None) -> CalibrationResult:
-    ranker = scene.file.rankers(scene.manifest.traits).default
-    kinds = {each.name: each.kind for each in scene.manifest.tasks}
+def _calibrate(inputs: LogInputs, task: str, method: str | None) -> CalibrationResult:
+    ranker = inputs.file.rankers(inputs.manifest.traits).default
+    kinds = {each.name: each.kind for each in inputs.manifest.tasks}
     present = ranker.calibrations[ranker.tasks.index(task)]
-    return calibrate(scene.fit, scene.held_out, task, kinds[task], present, method)
+    return calibrate(inputs.fit, inputs.held_out, task, kinds[task], present, method)
 
 
-def _methods(asked: Mapping[str, str], scene: Scene) -> dict[str, str | None]:
-    """Return the tasks to be calibrated, each with its method or None.
+def _methods(asked: Mapping[str, str], inputs: LogInputs) -> dict[str, str | None]:
+    """Return the tasks to calibrate, each with its method; None means auto.
 
     Raises:
         WrongUsage: a task or a method is unknown, or one does not fit the other.
     """
     kinds = {
-        task.name: task.kind for task in scene.manifest.tasks if task.name in scene.fit.outcomes
+        task.name: task.kind for task in inputs.manifest.tasks if task.name in inputs.fit.outcomes
     }
     if not kinds:
         raise WrongUsage("the log has no outcome of a task of the model")
-    check_names("--methods", asked, list(kinds))
+    check_outcomes("--methods", asked, list(kinds))
     for task, method in asked.items():
         known = ("auto", "none", *METHODS[kinds[task]])
         if method not in known:
@@ -77,10 +109,10 @@ def _methods(asked: Mapping[str, str], scene: Scene) -> dict[str, str | None]:
     }
 
 
-def _table(scene: Scene) -> Table:
+def _table(inputs: LogInputs) -> Table:
     table = Table(
-        title=f"{escape(scene.manifest.name)}: fitted on {scene.fit.requests:,} requests, judged "
-        f"on {scene.held_out.requests:,} others",
+        title=f"{escape(inputs.manifest.name)}: fitted on {inputs.fit.requests:,} requests, judged "
+        f"on {inputs.held_out.requests:,} others",
         title_justify="left",
         caption="loss: log loss, or squared error of numbers; error: expected calibration error, "
         "or mean absolute error; ratio: predicted / observed",
@@ -91,7 +123,7 @@ def _table(scene: Scene) -> Table:
     return table
 
 
-def _cells(task: str, outcome: CalibrationResult, verdict: str) -> list[str]:
+def _cells(task: str, outcome: CalibrationResult, status: str) -> list[str]:
     before, after, gain = outcome.before, outcome.after, outcome.gain
     percent = 100 / abs(gain.before)
     return [
@@ -102,25 +134,5 @@ def _cells(task: str, outcome: CalibrationResult, verdict: str) -> list[str]:
         f"{before.error:.3f} → {after.error:.3f}",
         f"{before.ratio:.2f} → {after.ratio:.2f}",
         f"{percent * gain.change:.2f} % ({percent * gain.low:.2f} to {percent * gain.high:.2f})",
-        verdict,
+        status,
     ]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="gatehouse fit-calibration",
-        description="Fit each task's calibration on logged scores and outcomes, and write those "
-        "that lower the loss on held-out requests for sure (95 % bootstrap interval above 0).",
-        epilog="Outcomes count as they were seen: a bias by position is not corrected here.",
-        allow_abbrev=False,
-    )
-    add_scene(parser)
-    parser.add_argument(
-        "--methods",
-        type=pairs,
-        default={},
-        metavar="TASK=METHOD,…",
-        help="platt (0 or 1), scale (numbers), isotonic, none (leave the task as it is), or auto: "
-        "what cross-validates best (default: auto for every task with outcomes)",
-    )
-    return parser

@@ -1,199 +1,170 @@
-"""The `gatehouse` command: parses, calls, prints.
+"""The `gatehouse` command: finds the command's module, parses, calls, turns errors into exit codes.
 
-Torch takes seconds to import. It is imported where it is needed, so that help and a wrong flag
-answer at once, and so that a signal finds a handler before: the first process of a container is
-deaf to signals that it has none for.
+Torch takes seconds to import. Commands import it after their arguments are parsed, so that help
+and a wrong option are answered at once, and so that a signal finds a handler: the first process of
+a container ignores signals that it has no handler for.
 """
 
 import argparse
+import errno
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from app.cli.usage import (
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    EXIT_WRONG,
-    Parser,
-    WrongUsage,
-    complain,
-)
-from app.errors import TuningError
+from app.cli.parser import Parser, WrongUsage, complain
+from app.cli.signals import ending_the_process, importing
+from app.errors import ExitCode, TuningError, did_you_mean
 
-if TYPE_CHECKING:
-    from app.importing.description import ForeignModel
+COMMANDS: Mapping[str, str] = {
+    "serve": "serve the newest valid version of every model in the store",
+    "check": "verify every artifact in the store and print a table",
+    "import": "make an artifact from a TorchScript file",
+    "rank": "answer requests from a file, as the server would",
+    "fit-calibration": "fit calibrated scores on logged outcomes",
+    "tune": "search for the weights of a policy that best reach a goal",
+}
 
-USAGE = """usage: gatehouse COMMAND [OPTION ...]
+_DESCRIPTION = "Online ranking: one user, many candidates, a score per task and one rank score."
+_EPILOG = """\
+Each command has its own help, with defaults and an example: gatehouse serve --help
 
-  serve         serve the newest good version of every model in the store
-  check STORE   verify every artifact in a store and print a table
-  import FILE   make an artifact of a TorchScript file that was made elsewhere
-  rank FILE     answer a request from a file, as the server would
-  fit-calibration LOG   make scores mean what they say, by what came of them
-  tune LOG      find the weights of a policy that best reach a goal
+Training is a program of its own: python -m models train|compare|sweep|show|log|vocabulary
+(python -m models --help)
 
-`gatehouse serve --help` lists the settings, each with its unit and default; the other commands'
---help has their flags.
+exit codes: 0 success; 1 the command ran and found a failure; 2 wrong usage, settings or files;
+130 interrupted by Ctrl-C; 141 the reader of the output went away
 """
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class Command(Protocol):
+    """What each command's module has."""
+
+    def add_arguments(self, parser: Parser) -> None:
+        """Describe the command and add its arguments."""
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Run the command and return its exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 1 where something is wrong, 2 for wrong usage."""
+    """Run a command and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        if given[:1] == ["serve"]:
+            # Until the server has handlers of its own: nothing is accepted yet, nothing to drain.
+            with ending_the_process(ExitCode.OK, signal.SIGTERM, signal.SIGINT):
+                code = _run(given)
+        else:
+            code = _run(given)
+        sys.stdout.flush()
     except (WrongUsage, TuningError) as error:
-        return _usage_error(str(error))
+        complain(str(error))
+        return ExitCode.USAGE
     except KeyboardInterrupt:
         complain("interrupted")
-        return EXIT_INTERRUPTED
-
-
-def _run(arguments: list[str]) -> int:
-    match arguments:
-        case ["serve", *flags]:
-            from app.cli.serve import serve
-
-            return serve(flags)
-        case ["check", store] if not store.startswith("-"):
-            return check(Path(store))
-        case ["import", *flags]:
-            return import_file(flags)
-        case ["rank", *flags]:
-            from app.cli.rank import rank
-
-            return rank(flags)
-        case ["fit-calibration", *flags]:
-            from app.cli.fit_calibration import fit_calibration
-
-            return fit_calibration(flags)
-        case ["tune", *flags]:
-            from app.cli.tune import tune
-
-            return tune(flags)
-        case ["-h" | "--help", *_] | ["check", "-h" | "--help"]:
-            print(USAGE, end="")
-            return EXIT_OK
-        case []:
-            return _usage_error("a command is missing; try --help")
-        case ["check", *_]:
-            return _usage_error("check takes one folder")
-        case [command, *_]:
-            return _usage_error(f"no command {command!r}; try --help")
-    raise AssertionError  # every list is matched above
-
-
-def check(folder: Path) -> int:
-    """Load every artifact, run its golden examples, and print what came of it."""
-    import torch
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from app.artifacts.loader import load
-    from app.artifacts.store import Store
-    from app.errors import ArtifactInvalid
-
-    table = Table("artifact", "network", "tasks", "verdict")
-    artifacts = list(Store(folder).artifacts())
-    wrong = 0
-    for artifact in artifacts:
-        try:
-            manifest = load(artifact, torch.device("cpu")).manifest
-        except (ArtifactInvalid, OSError) as error:
-            wrong += 1
-            table.add_row(str(artifact), "", "", f"[red]{escape(str(error))}")
-        else:
-            tasks = ", ".join(manifest.task_names)
-            table.add_row(str(artifact), escape(manifest.architecture), tasks, "[green]good")
-    Console().print(table if artifacts else escape(f"no artifacts in {folder}"))
-    return EXIT_WRONG if wrong or not artifacts else EXIT_OK
-
-
-def import_file(flags: Sequence[str]) -> int:
-    """Try a foreign TorchScript file, and publish it where it can serve."""
-    from app.importing.description import ForeignInvalid
-
-    try:
-        told = _import_parser().parse_args(flags)
-        content = told.file.read_bytes()
-        model = _described(told)
-    except ForeignInvalid as error:
-        return _usage_error(str(error))
+        return ExitCode.INTERRUPTED
     except OSError as error:
-        return _usage_error(f"{error.filename}: {error.strerror}")
+        return _failed(error)
+    return code
 
-    from app.artifacts.publish import publish
-    from app.artifacts.store import Store
-    from app.errors import ArtifactInvalid
-    from app.importing.trial import examine
 
+def _failed(error: OSError) -> int:
+    """Report that a file or the output cannot be read or written; return the exit code.
+
+    Raises:
+        OSError: it is none of these.
+    """
+    from app.cli.output import discard
+
+    if error.filename is not None:
+        complain(f"{error.filename}: {error.strerror}")
+        return ExitCode.FAILED
+    if isinstance(error, BrokenPipeError):
+        discard()
+        return ExitCode.PIPE_CLOSED
+    if error.errno in _FULL:
+        discard()
+        complain(f"cannot write the output: {error.strerror}")
+        return ExitCode.FAILED
+    raise error
+
+
+def _run(given: Sequence[str]) -> int:
+    """Parse and run; `--help` and `--version` end here, too."""
+    name = given[0] if given and not given[0].startswith("-") else None
+    if name is not None and name not in COMMANDS:
+        hint = did_you_mean(name, COMMANDS) or f" (commands: {', '.join(COMMANDS)})"
+        raise WrongUsage(f'unknown command "{name}"{hint}')
+    with importing():
+        command = None if name is None else _command(name)
+    parser, chosen = _parsers(name)
+    if command is not None:
+        command.add_arguments(chosen)
+    chosen.refuse_unknown_options(given)
     try:
-        trial = examine(content, model)
-        vocabularies = {
-            name: (told.config.parent / name).read_bytes()
-            for name in sorted(trial.description.vocabulary_files)
-        }
-        artifact = publish(
-            Store(told.store), trial.description, content, trial.requests, vocabularies
-        )
-    except ArtifactInvalid as error:
-        reason = str(error)
-    except OSError as error:
-        reason = f"{error.filename}: {error.strerror}"
-    else:
-        print(f"published {artifact}: {artifact.folder}")
-        return EXIT_OK
-    complain(f"{told.file} cannot be imported: {reason}")
-    return EXIT_WRONG
+        options, rest = parser.parse_known_args(given)
+    except SystemExit as end:  # argparse has printed help or the version
+        return ExitCode.FAILED if end.code else ExitCode.OK
+    if command is None:
+        raise WrongUsage("missing COMMAND; see gatehouse --help")
+    if rest:  # not repeated: one of them could be a secret
+        raise WrongUsage(f"too many arguments; see {chosen.prog} --help")
+    if name != "serve":  # which logs them
+        from app.settings import variable_warnings
+
+        for line in variable_warnings(os.environ):
+            complain(f"warning: {line}")
+    return command.run(options)
 
 
-def _described(told: argparse.Namespace) -> "ForeignModel":
-    from app.importing.description import from_flags, read
-
-    by_flags = (told.name, told.columns, told.user, told.tasks)
-    if told.config is not None:
-        if any(by_flags):
-            raise WrongUsage("--config says all that --name, --columns, --user, --tasks say")
-        return read(told.config)
-    if not (told.name and told.columns and told.tasks):
-        raise WrongUsage("import needs --config, or --name, --columns and --tasks")
-    return from_flags(*by_flags)
+def _parsers(name: str | None) -> tuple[Parser, Parser]:
+    """Return the parser of all commands, and the one of the command, still without arguments."""
+    parser = Parser(prog="gatehouse", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    each = {command: commands.add_parser(command, help=text) for command, text in COMMANDS.items()}
+    return parser, parser if name is None else each[name]
 
 
-def _import_parser() -> argparse.ArgumentParser:
-    from app.cli.import_guide import GUIDE
+class _ShowVersion(argparse.Action):
+    """Reads the version only when it is asked for: that takes longer than all else here."""
 
-    parser = Parser(
-        prog="gatehouse import",
-        description="Make an artifact of a TorchScript file that was made elsewhere.",
-        epilog=GUIDE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", type=Path, metavar="FILE", help="what torch.jit.save wrote")
-    parser.add_argument("--config", type=Path, metavar="TOML", help="describes the module")
-    parser.add_argument(
-        "--store", type=Path, default=Path("store"), help="folder of artifacts (default: store)"
-    )
-    parser.add_argument("--name", help="the model's name in the store")
-    for flag, what in (
-        ("--columns", "columns of the matrix, from left to right"),
-        ("--user", "those of them that are the user's"),
-        ("--tasks", "tasks, each with what the module gives"),
-    ):
-        parser.add_argument(flag, type=_names, default=[], metavar="A,B", help=what)
-    return parser
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the version and exit."""
+        from importlib.metadata import version
+
+        sys.stdout.write(f"gatehouse {version('gatehouse')}\n")
+        parser.exit()
 
 
-def _names(text: str) -> list[str]:
-    return [each.strip() for each in text.split(",")]
+def _command(name: str) -> Command:
+    """Import a command's module, and no other command's libraries."""
+    if name == "serve":
+        from app.cli import serve
 
+        return serve
+    if name == "check":
+        from app.cli import check
 
-def _usage_error(message: str) -> int:
-    complain(message)
-    return EXIT_USAGE
+        return check
+    if name == "import":
+        from app.cli import import_
+
+        return import_
+    if name == "rank":
+        from app.cli import rank
+
+        return rank
+    if name == "fit-calibration":
+        from app.cli import fit_calibration
+
+        return fit_calibration
+    from app.cli import tune
+
+    return tune
 
 
 if __name__ == "__main__":

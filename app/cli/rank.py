@@ -1,92 +1,160 @@
 """`gatehouse rank`: answer requests from a file exactly as the server would.
 
-The requests go through the whole service, put together as `gatehouse serve` puts it together but
-without a socket: the same checks, the same batching, the same bytes. Its settings are read from
-the environment as the server's are, so that limits agree.
+The requests go through the whole service, built as `gatehouse serve` builds it but without a
+socket: the same checks, the same batching, the same bytes. Settings come from the environment as
+the server's do, so that limits agree.
 """
 
 import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from pydantic import ValidationError
-from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from app.cli.answer_table import answer_table
-from app.cli.usage import (
-    EXIT_OK,
-    EXIT_USAGE,
-    EXIT_WRONG,
-    Parser,
-    WrongUsage,
-    complain,
-    rules_broken,
-)
-from app.errors import ArtifactInvalid, ConfigurationInvalid, MalformedBody
+from app.cli.output import Output, escape_what_cannot_be_encoded, write_bytes
+from app.cli.parser import Parser, WrongUsage, complain, not_empty
+from app.cli.settings_options import add_store, existing_store, read_settings
+from app.cli.signals import importing
+from app.errors import ArtifactInvalid, ConfigurationInvalid, ExitCode, MalformedBody
 from app.protocol.json_body import decode
 from app.settings import Settings
 
-_ALONE: Mapping[str, Any] = {
+if TYPE_CHECKING:
+    from app.server.in_process import Answered
+
+Document = Mapping[str, Any]
+
+_FIXED: Mapping[str, Any] = {
     **dict.fromkeys(("keys", "keys_file", "tls_cert", "tls_key")),  # those are for sockets
     "lanes": 1,
-    "request_timeout_ms": 600_000.0,  # nobody waits for the answer at a socket
+    "request_timeout_ms": 600_000.0,  # no client waits
 }
 
-_WIDEST = 1000  # characters: a table takes no more of them than it needs
+_DESCRIPTION = "Answer requests from a file exactly as the server would, without a server."
+_EPILOG = """\
+Settings are read from GATEHOUSE_… variables, as the server reads them. Of a .jsonl file, line i of
+the output answers line i; a request that is refused has its error document there.
+
+exit codes: 0 all requests were answered; 1 the store or a model failed; 2 a request is wrong, or
+the usage; each error is a line on standard error
+
+example:
+  gatehouse rank request.json --model feed --explain --table
+"""
 
 
-def rank(flags: Sequence[str]) -> int:
-    """Answer the requests of a file; 2 where one breaks a rule, 1 where the store or a model fails.
+def add_arguments(parser: Parser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.add_argument(
+        "file",
+        type=Path,
+        metavar="REQUEST.json",
+        help="a score request; - is standard input; a .jsonl file has one request per line",
+    )
+    add_store(parser)
+    parser.add_argument(
+        "--model", metavar="NAME", help="model that answers; needed if the store has several"
+    )
+    parser.add_argument(
+        "--policies",
+        type=not_empty(Path),
+        metavar="FILE",
+        help="file of ranking policies (default: GATEHOUSE_POLICIES, else policies.toml beside the "
+        "store, if it exists)",
+    )
+    parser.add_argument(
+        "--policy", metavar="NAME", help="policy that ranks (default: what the request says)"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="add each task's share of the rank score"
+    )
+    parser.add_argument("--table", action="store_true", help="print a table instead of JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answer the requests of a file.
 
     Raises:
-        WrongUsage: a flag, a setting or the file cannot be used.
+        WrongUsage: an option, a setting or the file cannot be used.
     """
-    told = _parser().parse_args(flags)
-    bodies = _bodies(told.file)
-    if options := _options(told):
-        bodies = {number: optioned(body, options) for number, body in bodies.items()}
+    bodies = _bodies(options.file)
+    if ranking := _ranking_options(options):
+        bodies = {number: with_options(body, ranking) for number, body in bodies.items()}
+    given = {
+        name: str(value)
+        for name in ("store", "policies")
+        if (value := getattr(options, name)) is not None
+    }
+    settings = read_settings(given, _FIXED)
+    existing_store(settings.store)
+    with importing():
+        import app.main  # noqa: F401  (torch, and all of the service)
     try:
-        settings = Settings(**_ALONE, **_given(told))
-    except ValidationError as error:
-        raise WrongUsage(rules_broken(error)) from None
-    try:
-        return asyncio.run(_rank(told, settings, bodies))
+        return asyncio.run(_rank(options, settings, bodies))
     except ConfigurationInvalid as error:
         raise WrongUsage(str(error)) from None
     except ArtifactInvalid as error:
-        complain(f"nothing in {settings.store} can answer: {error}")
-        return EXIT_WRONG
+        complain(f'nothing in store "{settings.store}" can answer: {error}')
+        return ExitCode.FAILED
 
 
-async def _rank(told: argparse.Namespace, settings: Settings, bodies: Mapping[int, bytes]) -> int:
-    from app.cli.answers import answers  # and with it torch: help need not wait for it
-
-    code = EXIT_OK
-    async for number, answer in answers(settings, bodies, told.model):
+async def _rank(
+    options: argparse.Namespace, settings: Settings, bodies: Mapping[int, bytes]
+) -> int:
+    code = ExitCode.OK
+    if options.table:
+        escape_what_cannot_be_encoded()
+    output = Output()
+    async for number, answer in _answers(settings, bodies, options.model):
         if answer.problem is not None:
-            place = f"{told.file}, line {number}" if len(bodies) > 1 else str(told.file)
+            place = f"{options.file}, line {number}" if len(bodies) > 1 else str(options.file)
             for line in answer.problem:
                 complain(f"{place}: {line}")
-            code = max(code, EXIT_USAGE if answer.status < 500 else EXIT_WRONG)
-        if told.table and answer.problem is None:
-            table = answer_table(orjson.loads(answer.content), _keys(bodies[number]))
-            console = Console()
-            if not console.is_terminal:  # then its width is a guess, and nothing need be cut
-                console.width = max(console.width, _WIDEST)
-            console.print(table)
-        elif answer.problem is None or (len(bodies) > 1 and not told.table):
-            # Among many, a problem stands in its answer's place: line i answers line i.
-            sys.stdout.write(answer.content.decode() + "\n")
+            code = max(code, ExitCode.USAGE if answer.status < 500 else ExitCode.FAILED)
+        if options.table and answer.problem is None:
+            output.print(answer_table(orjson.loads(answer.content), _keys(bodies[number])))
+        elif answer.problem is None or (len(bodies) > 1 and not options.table):
+            write_bytes(answer.content)
     return code
 
 
-def optioned(body: bytes, options: Mapping[str, object]) -> bytes:
-    """Put ranking options into a request; what is no request stays as it is, to be refused."""
+async def _answers(
+    settings: Settings, bodies: Mapping[int, bytes], model: str | None
+) -> AsyncIterator[tuple[int, "Answered"]]:
+    """Answer JSON bodies, one after the other, and yield each answer with its body's number.
+
+    Args:
+        settings: the server's.
+        bodies: by number.
+        model: that answers; None means the default model.
+
+    Raises:
+        ArtifactInvalid: nothing in the store can answer.
+        ConfigurationInvalid: a setting cannot be followed.
+    """
+    from app.main import gatehouse
+    from app.server.in_process import ask
+
+    path = f"/v1/models/{model}/score" if model else "/v1/score"
+    async with gatehouse(settings) as parts:
+        await parts.deployment.refresh()
+        parts.policy_file.load()  # once more, on the models that are there now
+        if not parts.service.is_ready:
+            raise ArtifactInvalid("it holds no artifacts")
+        for number, body in bodies.items():
+            yield number, await ask(parts.app, path, body)
+
+
+def with_options(body: bytes, options: Mapping[str, object]) -> bytes:
+    """Put ranking options into a request; bodies that are not JSON objects pass unchanged."""
     try:
         document = decode(body)
     except MalformedBody:
@@ -96,18 +164,17 @@ def optioned(body: bytes, options: Mapping[str, object]) -> bytes:
     own = document.get("ranking") or {}
     if not isinstance(own, dict):
         return body
-    # Not orjson: it would write NaN as null, and the complaint would be another.
+    # Not orjson: it would write NaN as null, and the error would be another one.
     return json.dumps(document | {"ranking": {**own, **options}}).encode()
 
 
-def _options(told: argparse.Namespace) -> dict[str, object]:
-    """Return what flags say of the ranking."""
-    explain = {"explain": True} if told.explain else {}
-    return explain | ({"policy": told.policy} if told.policy else {})
+def _ranking_options(options: argparse.Namespace) -> dict[str, object]:
+    explain = {"explain": True} if options.explain else {}
+    return explain | ({"policy": options.policy} if options.policy else {})
 
 
 def _keys(body: bytes) -> Sequence[str | int] | None:
-    """Return the candidate keys of a request that was answered, so that it is known to be one."""
+    """Return the candidate keys of a request that was answered, and so is a JSON object."""
     document = decode(body)
     assert isinstance(document, dict)
     keys: Sequence[str | int] | None = document.get("candidate_keys")
@@ -115,7 +182,7 @@ def _keys(body: bytes) -> Sequence[str | int] | None:
 
 
 def _bodies(file: Path) -> dict[int, bytes]:
-    """Read the requests of a file, by line where it has one a line."""
+    """Read the requests of a file, by line number if it has one per line."""
     try:
         content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
@@ -125,45 +192,72 @@ def _bodies(file: Path) -> dict[int, bytes]:
     return {n: line for n, line in enumerate(content.splitlines(), 1) if line.strip()}
 
 
-def _given(told: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that flags set; the others come from the environment."""
-    return {
-        name: value for name in ("store", "policies") if (value := getattr(told, name)) is not None
-    }
+def answer_table(answer: Document, keys: Sequence[str | int] | None) -> Table:
+    """Tabulate an answer, best candidate first, each task's share beside its score if explained.
+
+    Args:
+        answer: the service's answer, parsed.
+        keys: the request's candidate keys, or None if it has none.
+    """
+    policy, explanation = answer["policy"], answer.get("explanation")
+    weights = ", ".join(f"{task} {weight:g}" for task, weight in policy["weights"].items())
+    table = Table(
+        title=f"{escape(answer['model'])}/{answer['version']}, {escape(policy['name'])}: "
+        f"{policy['formula']} of {escape(weights)}",
+        title_justify="left",
+        caption=None if explanation is None else _legend(explanation),
+        caption_justify="left",
+    )
+    table.add_column("rank", justify="right")
+    table.add_column("candidate")
+    for name in ("rank score", *map(escape, answer["scores"])):
+        table.add_column(name, justify="right")
+    parts = [] if explanation is None else explanation["candidates"]
+    for name in _shares(parts[0]) if parts else ():
+        table.add_column(escape(name), justify="right")
+    for place, position in enumerate(positions(answer, keys)):
+        key = position if keys is None else keys[position]
+        scores = (f"{column[position]:.4g}" for column in answer["scores"].values())
+        shares = _shares(parts[place]).values() if place < len(parts) else ()
+        rank_score = f"{answer['rank_score'][position]:.4g}"
+        table.add_row(str(place + 1), escape(str(key)), rank_score, *scores, *shares)
+    return table
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="gatehouse rank",
-        description="Answer requests from a file exactly as the server would, without a server.",
-        epilog="Settings are read from GATEHOUSE_… variables, as the server reads them. Exit code "
-        "2: a request is wrong, and each wrong place is named; 1: the store or a model is.",
-        allow_abbrev=False,
+def positions(answer: Document, keys: Sequence[str | int] | None) -> list[int]:
+    """Return the positions of a ranking's keys, best first.
+
+    Of candidates with equal keys, the one with the higher rank score comes first.
+    """
+    ranking: list[int] = answer["ranking"]
+    if keys is None:
+        return ranking
+    places: dict[str | int, deque[int]] = defaultdict(deque)
+    for position in sorted(range(len(keys)), key=lambda each: -answer["rank_score"][each]):
+        places[keys[position]].append(position)
+    return [places[key].popleft() for key in ranking]
+
+
+def _shares(candidate: Document) -> dict[str, str]:
+    """Return the parts of a candidate's rank score, by name: each share and, in brackets, its lead.
+
+    A calibrated score comes first, before a colon.
+    """
+    explained = dict(candidate["tasks"])
+    if "multiplier" in candidate:
+        explained["multiplier"] = candidate["multiplier"]
+    shares = {}
+    for name, part in explained.items():
+        raw, calibrated = part["raw"], part["calibrated"]
+        prefix = "" if raw == calibrated else f"{calibrated:.4g}: "
+        shares[f"{name} share"] = f"{prefix}{part['share']:.3g} ({part['lead']:+.3g})"
+    if "remainder" in candidate:
+        shares["remainder"] = f"{candidate['remainder']:.3g}"
+    return shares
+
+
+def _legend(explanation: Document) -> str:
+    return escape(
+        f"share: {explanation['share']}. In brackets, lead: {explanation['lead']}. Before a colon: "
+        "the calibrated score."
     )
-    parser.add_argument(
-        "file",
-        type=Path,
-        metavar="REQUEST.json",
-        help="a score request; - is standard input, .jsonl has a request a line",
-    )
-    parser.add_argument(
-        "--store",
-        type=Path,
-        metavar="DIR",
-        help="folder of artifacts (default: GATEHOUSE_STORE, else store)",
-    )
-    parser.add_argument("--model", metavar="NAME", help="not needed where the store has only one")
-    parser.add_argument(
-        "--policies",
-        type=Path,
-        metavar="FILE",
-        help="file of ranking policies (default: GATEHOUSE_POLICIES, else none)",
-    )
-    parser.add_argument(
-        "--policy", metavar="NAME", help="which of them ranks, whatever the request says"
-    )
-    parser.add_argument(
-        "--explain", action="store_true", help="ask for each task's share of the rank score"
-    )
-    parser.add_argument("--table", action="store_true", help="a table to read, and no JSON")
-    return parser

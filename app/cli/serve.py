@@ -1,71 +1,89 @@
 """`gatehouse serve`: reads the settings and serves, in this process or in several.
 
-It imports no torch itself: that takes seconds, in which a wrong flag should be answered and a
-signal find a handler, and the process that looks after several others needs none.
+It imports no torch itself: a wrong option is answered at once, and the process that looks after
+several others needs none.
 """
 
+import argparse
 import logging
 import os
-import signal
-import sys
-from collections.abc import Sequence
 
-from pydantic import ValidationError
-from pydantic_settings import CliApp, CliSettingsSource, SettingsError
-
-from app.cli.usage import EXIT_OK, WrongUsage, rules_broken, without_values
+from app.cli.parser import Parser, WrongUsage
+from app.cli.settings_options import (
+    add_settings,
+    given_settings,
+    policies_beside,
+    read_settings,
+)
 from app.server.supervisor import Processes, reserved
-from app.settings import Settings
+from app.settings import Settings, variable_warnings
 from app.telemetry import json_logs
 
+logger = logging.getLogger("app")
 
-def serve(flags: Sequence[str]) -> int:
+_DESCRIPTION = """\
+Serve the newest valid version of every model in the store until SIGTERM or Ctrl-C. New versions
+are picked up while the server runs. A store that does not exist yet is waited for."""
+_EPILOG = """\
+Every option can be given as the variable in its brackets; the option wins. An empty variable counts
+as unset; GATEHOUSE_HOST, _KEYS, _KEYS_FILE, _TLS_CERT and _TLS_KEY must not be empty. API keys are
+given as GATEHOUSE_KEYS or --keys-file, never as an option.
+
+example:
+  gatehouse serve --store store --port 8000 --max-batch-rows 256 --policies policies.toml
+  curl http://127.0.0.1:8000/readyz
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Read the settings and serve until a signal; the process ends here once it has served.
 
     Raises:
         WrongUsage: the settings cannot be followed.
     """
-    source = CliSettingsSource[Settings](
-        Settings,
-        cli_prog_name="gatehouse serve",
-        cli_kebab_case=True,
-        cli_avoid_json=True,
-        cli_exit_on_error=False,
-        cli_show_env_vars=True,
-    )
-    if any(flag.partition("=")[0] == "--keys" for flag in flags):
-        # A process's arguments are seen by everyone on its machine.
-        raise WrongUsage("no flag --keys; set GATEHOUSE_KEYS, or --keys-file")
-    try:
-        settings = CliApp.run(Settings, cli_args=list(flags), cli_settings_source=source)
-    except SettingsError as error:
-        message = str(error).removeprefix("error parsing CLI: ")
-        raise WrongUsage(without_values(message)) from error
-    except ValidationError as error:
-        raise WrongUsage(rules_broken(error)) from error
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, _stop_before_start)
-    code = _serve_here(settings) if settings.processes == 1 else _serve_together(settings)
+    settings = read_settings(given_settings(options))
+    json_logs.configure(settings.log_level)
+    if settings.processes == 1:
+        _log_start(settings)
+        code = _serve_here(settings)
+    else:
+        code = _serve_together(settings)
     logging.shutdown()
     # Not sys.exit: it would wait for a thread that hangs in somebody's model.
     os._exit(code)
 
 
+def _log_start(settings: Settings) -> None:
+    """Log which policies file is followed, and variables that set nothing."""
+    for line in variable_warnings(os.environ):
+        logger.warning("%s", line)
+    if settings.policies is None:
+        logger.info("no policies file: %s does not exist", policies_beside(settings.store))
+    else:
+        logger.info("following the policies file %s", settings.policies)
+
+
 def _serve_here(settings: Settings) -> int:
     """Serve in this process until a signal."""
-    from app.server.process import run
+    from app.server.process import run as serve_until_signal
 
-    return run(settings)
+    return serve_until_signal(settings)
 
 
 def _serve_together(settings: Settings) -> int:
     """Serve in several processes until a signal; this one looks after them."""
-    json_logs.configure(settings.log_level)
     try:
         port = reserved(settings.host, settings.port)
     except OSError as error:
         where = f"{settings.host} port {settings.port}"
         raise WrongUsage(f"cannot listen on {where}: {error.strerror}") from error
+    _log_start(settings)
 
     def one(number: int) -> int:
         changes = {"port": port.getsockname()[1]}
@@ -75,8 +93,3 @@ def _serve_together(settings: Settings) -> int:
 
     patience_s = settings.drain_delay_s + settings.drain_timeout_s + 10
     return Processes(settings.processes, one, patience_s=patience_s).run()
-
-
-def _stop_before_start(_signal: int, _frame: object) -> None:
-    """Nothing was accepted yet, so there is nothing to drain."""
-    sys.exit(EXIT_OK)

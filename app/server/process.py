@@ -10,7 +10,7 @@ import prometheus_client
 import torch
 import uvloop
 
-from app.errors import ArtifactInvalid, ConfigurationInvalid
+from app.errors import ArtifactInvalid, ConfigurationInvalid, ExitCode
 from app.main import Gatehouse, gatehouse
 from app.server.file_watcher import FileWatcher, Reloadable
 from app.server.listeners import listen, log_address
@@ -20,8 +20,6 @@ from app.settings import Settings
 from app.telemetry import json_logs
 
 logger = logging.getLogger("app")
-
-EXIT_OK, EXIT_LOST, EXIT_UNUSABLE = 0, 1, 2
 
 
 def run(settings: Settings) -> int:
@@ -76,11 +74,11 @@ async def _serve(settings: Settings) -> int:
         for each in (deploying, watching, *following):
             each.cancel()
         if parts.lost.is_set():
-            return EXIT_LOST
+            return ExitCode.FAILED
         try:
             await deploying
         except asyncio.CancelledError:
-            return EXIT_OK
+            return ExitCode.OK
         except ArtifactInvalid as error:
             return _unusable(f"nothing in the store can be served: {error}")
 
@@ -93,7 +91,8 @@ async def _deploy(settings: Settings, parts: Gatehouse, server: DrainingServer) 
         logger.error("the store cannot be read: %s", error)  # noqa: TRY400  (it may come back)
     parts.policy_file.load()  # once more, on the models that are there now
     if not parts.service.is_ready:
-        logger.warning("no artifacts in %s: waiting for a first one", settings.store)
+        found = "has no artifacts" if settings.store.exists() else "does not exist"
+        logger.warning('store "%s" %s; waiting for it', settings.store, found)
     # Torch alone makes half a million objects that live for ever. Collecting them again and again
     # would be the latency tail: they leave the collector's sight, and it runs less often.
     gc.collect()
@@ -117,4 +116,4 @@ async def _end_when_lost(parts: Gatehouse, server: DrainingServer) -> None:
 
 def _unusable(reason: str) -> int:
     sys.stderr.write(f"gatehouse: {reason}\n")
-    return EXIT_UNUSABLE
+    return ExitCode.USAGE

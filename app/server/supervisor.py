@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from app.errors import ExitCode
+
 logger = logging.getLogger("app.server.supervisor")
 
 _ASKED_TO_END = (signal.SIGTERM, signal.SIGINT)
 _WATCHED = (*_ASKED_TO_END, signal.SIGCHLD)
-_OK, _FAILED, _UNUSABLE = 0, 1, 2
 _LONG_LIFE_S = 60.0  # what lived so long did not fail at its start
 _LONGEST_PAUSE = 30  # units of the first pause
 _PR_SET_PDEATHSIG = 1
@@ -89,7 +90,7 @@ class Processes:
         self._pause_s = pause_s
         self._seats = [_Child() for _ in range(count)]
         self._kill_at: float | None = None  # set when an end was asked for
-        self._code = _OK
+        self._code = ExitCode.OK
 
     def __repr__(self) -> str:
         return f"<Processes {[seat.pid for seat in self._seats]}>"
@@ -132,7 +133,7 @@ class Processes:
         pid = os.fork()
         if pid:
             return pid
-        code: object = _FAILED
+        code: object = ExitCode.FAILED
         try:
             _end_with(parent)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
@@ -144,7 +145,7 @@ class Processes:
         finally:
             logging.shutdown()
             # What the first process would do at its exit is not this one's to do.
-            os._exit(code if isinstance(code, int) else _OK)
+            os._exit(code if isinstance(code, int) else ExitCode.OK)
 
     def _reap(self) -> None:
         """Look at every process that has ended; of a container's first process, strangers too."""
@@ -164,10 +165,10 @@ class Processes:
         that was started again while others serve: they go on with what they have.
         """
         if self._kill_at is not None:
-            self._code = self._code or (_OK if code == _OK else _FAILED)
+            self._code = self._code or (ExitCode.OK if code == ExitCode.OK else ExitCode.FAILED)
             return
-        if code == _UNUSABLE and (seat.lives == 1 or not self._running()):
-            self._code = _UNUSABLE
+        if code == ExitCode.USAGE and (seat.lives == 1 or not self._running()):
+            self._code = ExitCode.USAGE
             self._end()
             return
         now = time.monotonic()

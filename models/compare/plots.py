@@ -177,6 +177,6 @@ def _figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotsUnavailable(
-            "matplotlib is not installed, so there are no plots: pip install 'gatehouse[plots]'"
+            "matplotlib is not installed, so there are no plots: pip install -e '.[plots]'"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")

@@ -113,5 +113,5 @@ def _need_pyarrow() -> None:
         import pyarrow  # noqa: F401
     except ImportError:
         raise DataInvalid(
-            "Parquet and CSV files are read with pyarrow: pip install 'gatehouse[data]'"
+            "Parquet and CSV files are read with pyarrow: pip install -e '.[data]'"
         ) from None

@@ -52,7 +52,7 @@ def write(experiment: Experiment, store: Store, path: Path, *, validation: bool 
         import pyarrow as pa
         import pyarrow.parquet as parquet
     except ImportError:
-        raise DataInvalid("logs are written with pyarrow: pip install 'gatehouse[data]'") from None
+        raise DataInvalid("logs are written with pyarrow: pip install -e '.[data]'") from None
     versions = [each for each in store.artifacts() if each.model == experiment.name]
     if not versions:
         raise ExperimentInvalid(f"{store.folder}: there is no model {experiment.name}")

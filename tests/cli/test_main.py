@@ -1,12 +1,16 @@
-"""The `gatehouse` command: wrong usage in one line, and `check` over good and bad stores."""
+"""The `gatehouse` command: help, version, options and settings that are wrong."""
+
+import errno
+import subprocess
+import sys
 
 import pytest
 
-from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM
-from app.cli.main import main
-from app.cli.usage import EXIT_OK, EXIT_USAGE, EXIT_WRONG
+from app.cli.main import COMMANDS, main
+from app.errors import ExitCode
 from app.settings import Settings
-from tests.support.builders import published
+from tests import REPOSITORY
+from tests.support.server import clean_environment
 
 SECRET = "s3cr3t"
 
@@ -22,28 +26,39 @@ def wide(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "a command is missing; try --help"),
-        (["sevre"], "no command 'sevre'; try --help"),
-        (["check"], "check takes one folder"),
-        (["check", "a", "b"], "check takes one folder"),
-        (["check", "--store"], "check takes one folder"),
-        (["serve", SECRET], "only flags are taken"),
-        (["serve", "--tokne", SECRET], "no flag --tokne"),
-        (["serve", f"--tokne={SECRET}"], "no flag --tokne"),
-        (["serve", "--keys", SECRET], "no flag --keys; set GATEHOUSE_KEYS, or --keys-file"),
-        (["serve", f"--keys={SECRET}"], "no flag --keys; set GATEHOUSE_KEYS, or --keys-file"),
-        (["serve", "--port"], "argument --port: expected one argument"),
-        (["serve", "--port", SECRET], "port: Input should be a valid integer"),
-        (["serve", "--por", "8000"], "no flag --por"),
-        (["serve", "--log-level", SECRET], "log_level: Input should be 'debug', 'info'"),
-        (["serve", "--port", "1", "--lanes", "0"], "lanes: Input should be greater than or equal"),
-        (["serve", "--port", "-2", "--lanes", "0"], "; lanes: Input should be greater than"),
-        (["serve", "--max-candidates", "99999"], "Value error, max_candidates must not be above"),
+        ([], "missing COMMAND; see gatehouse --help"),
+        (["sevre"], 'unknown command "sevre"; did you mean "serve"?'),
+        (["zzz"], 'unknown command "zzz" (commands: serve, check, import, rank, fit-calibration'),
+        (["--verison"], "unknown option --verison; did you mean --version?"),
+        (["-x"], "unknown option -x; see gatehouse --help"),
+        (["check", "a", "b"], "too many arguments; see gatehouse check --help"),
+        (["check", "--store"], "--store expects a value"),
+        (["check", "--store", "a", "b"], "not allowed with"),
+        (["check", ""], "must not be empty"),
+        (["serve", SECRET], "too many arguments; see gatehouse serve --help"),
+        (["serve", "--tokne", SECRET], "unknown option --tokne; see gatehouse serve --help"),
+        (["serve", f"--tokne={SECRET}"], "unknown option --tokne; see gatehouse serve --help"),
+        (["serve", "--keys", SECRET], "unknown option --keys; set GATEHOUSE_KEYS, or use"),
+        (["serve", f"--keys={SECRET}"], "unknown option --keys; set GATEHOUSE_KEYS, or use"),
+        (["serve", "--port"], "--port expects a value"),
+        (["serve", "--port", ""], "--port: must not be empty"),
+        (["serve", "--port", "abc"], "--port abc: must be an integer between 0 and 65535"),
+        (["serve", "--port", "a b\x1b[2J"], r"--port 'a b\x1b[2J': must be an integer"),
+        (["serve", "--port", "9" * 5000], f"--port '{'9' * 60}…': must be an integer"),
+        (["serve", "--por", "8000"], "unknown option --por; did you mean --port?"),
+        (["serve", "--log-level", "INFO"], 'debug, info, warning, error; did you mean "info"?'),
+        (["serve", "--device", "gpu"], "--device gpu: must be one of auto, cpu, cuda"),
+        (["serve", "--port", "1", "--lanes", "0"], "--lanes 0: must be an integer between 1 and"),
+        (["serve", "--port", "-2", "--lanes", "0"], "--port -2: must be an integer between 0 and"),
+        (["serve", "--port", "-2", "--lanes", "0"], "; --lanes 0: must be an integer between 1"),
+        (["serve", "--store-poll-s", "0"], "must be a number above 0 and at most 3600"),
+        (["serve", "--lane-hang-s", "x"], "--lane-hang-s x: must be a number above 0"),
+        (["serve", "--max-candidates", "99999"], "max_candidates must not be above max_queue_rows"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_wrong_usage_is_one_line_on_standard_error(capsys, arguments, line):
-    assert main(arguments) == EXIT_USAGE == 2
+    assert main(arguments) == ExitCode.USAGE
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("gatehouse: ")
@@ -53,79 +68,122 @@ def test_wrong_usage_is_one_line_on_standard_error(capsys, arguments, line):
     assert "gatehouse: :" not in err
 
 
+def test_exit_codes_are_those_that_scripts_expect():
+    codes = {each.name: each.value for each in ExitCode}
+    assert codes == {"OK": 0, "FAILED": 1, "USAGE": 2, "INTERRUPTED": 130, "PIPE_CLOSED": 141}
+
+
 def test_a_wrong_environment_variable_is_one_line_too(capsys, monkeypatch):
-    monkeypatch.setenv("GATEHOUSE_PORT", SECRET)
-    assert main(["serve"]) == EXIT_USAGE
-    assert capsys.readouterr().err.startswith("gatehouse: port: Input should be a valid integer")
+    monkeypatch.setenv("GATEHOUSE_PORT", "abc")
+    assert main(["serve"]) == ExitCode.USAGE
+    line = "gatehouse: GATEHOUSE_PORT=abc: must be an integer between 0 and 65535\n"
+    assert capsys.readouterr().err == line
 
 
-def test_a_flag_wins_over_the_environment(capsys, monkeypatch):
-    """Told by which of two wrong values is complained about."""
+def test_an_option_wins_over_the_environment(capsys, monkeypatch):
+    """Shown by which of two wrong values is reported."""
     monkeypatch.setenv("GATEHOUSE_LANES", "0")
-    assert main(["serve", "--lanes", "300"]) == EXIT_USAGE
-    assert "less than or equal to 256" in capsys.readouterr().err
+    assert main(["serve", "--lanes", "300"]) == ExitCode.USAGE
+    err = capsys.readouterr().err
+    assert err == "gatehouse: --lanes 300: must be an integer between 1 and 256\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["check", "--help"]], ids=str)
-def test_help_says_what_there_is(capsys, arguments):
-    assert main(arguments) == EXIT_OK
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_lists_every_command_and_names_the_training_program(capsys, option):
+    assert main([option]) == ExitCode.OK
     out = capsys.readouterr().out
-    assert "serve" in out
-    assert "check STORE" in out
+    assert all(f"    {name}" in out and text in out for name, text in COMMANDS.items())
+    assert "python -m models train|compare" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_has_an_example_and_defaults(capsys, command):
+    assert main([command, "--help"]) == ExitCode.OK
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"usage: gatehouse {command}" in out
+    assert "example" in out.partition("options:")[2]
+    assert f"\n  gatehouse {command} " in out
+    assert "default" in out
+    assert "GATEHOUSE_STORE" in out
+
+
+def test_version_is_that_of_the_project(capsys):
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    assert main(["--version"]) == ExitCode.OK
+    name, version = capsys.readouterr().out.split()
+    assert name == "gatehouse"
+    assert f'\nversion = "{version}"\n' in project
 
 
 def test_the_help_of_serve_lists_every_setting_with_its_default(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["serve", "--help"])
-    assert not caught.value.code
+    assert main(["serve", "--help"]) == ExitCode.OK
     text = " ".join(capsys.readouterr().out.split())
-    for name in Settings.model_fields.keys() - {"keys"}:
+    for name, field in Settings.model_fields.items():
+        if name == "keys":
+            continue
         assert f"--{name.replace('_', '-')}" in text
-    assert "--keys " not in text  # a secret, and flags are seen by everyone on the machine
-    assert "default: 8000" in text
-    assert "GATEHOUSE_PORT" in text
+        assert field.description
+        assert field.description in text
+    assert "--keys " not in text  # a secret, and everyone on the machine sees a process's options
+    assert "default: 8000; GATEHOUSE_PORT" in text
+    assert "--max-wait-ms MS" in text
 
 
-def test_check_of_a_good_store_names_each_artifact_and_its_tasks(capsys, tmp_path):
-    published(tmp_path)
-    published(tmp_path, name="search")
-    assert main(["check", str(tmp_path)]) == EXIT_OK == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if "good" in line]
-    assert all(name in row for name, row in zip(("feed/1", "search/1"), rows, strict=True))
-    assert all("sums" in row and "click, dwell" in row for row in rows)
+@pytest.mark.parametrize("arguments", [*([each, "--help"] for each in COMMANDS), ["serve", "--x"]])
+def test_help_and_wrong_options_do_not_wait_for_torch(arguments):
+    code = (
+        "import sys; from app.cli.main import main\n"
+        f"main({arguments!r}); sys.exit('torch' in sys.modules)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert finished.returncode == 0
 
 
-def test_check_of_a_store_with_one_bad_artifact_says_why_and_checks_the_rest(capsys, tmp_path):
-    for _ in range(4):
-        published(tmp_path)
-    (tmp_path / "feed" / "1" / PROGRAM).write_bytes(b"")
-    (tmp_path / "feed" / "2" / GOLDEN).unlink()
-    (tmp_path / "feed" / "3" / MANIFEST).write_text('{"name": "feed"}')
-    assert main(["check", str(tmp_path)]) == EXIT_WRONG == 1
-    first, second, third, fourth = [
-        line for line in capsys.readouterr().out.splitlines() if "feed/" in line
-    ]
-    assert "model.ts: has 0 bytes" in first
-    assert "golden.safetensors: is missing" in second
-    assert "model.json: " in third
-    assert "good" in fourth
+@pytest.mark.parametrize("variable", ["GATEHOUSE_STROE", "gatehouse_stroe"])
+def test_an_unknown_variable_is_a_warning_without_its_value(capsys, monkeypatch, variable):
+    monkeypatch.setenv(variable, SECRET)
+    assert main(["check", "none"]) == ExitCode.USAGE
+    assert capsys.readouterr().err == (
+        f"gatehouse: warning: unknown environment variable {variable} is ignored; did you mean "
+        'GATEHOUSE_STORE?\ngatehouse: store "none" does not exist\n'
+    )
 
 
-def test_check_shows_brackets_as_they_are(capsys, tmp_path):
-    published(tmp_path, architecture="[bold]mine[/bold]")
-    published(tmp_path)
-    path = tmp_path / "feed" / "2" / MANIFEST
-    path.write_text(path.read_text().replace('"format"', '"[/x]": 1, "format"'))
-    assert main(["check", str(tmp_path)]) == EXIT_WRONG
-    out = capsys.readouterr().out
-    assert "[bold]mine[/bold]" in out
-    assert "model.json: [/x]: Extra inputs are not permitted" in out
+class Full:
+    """Standard output on a disk without space."""
+
+    def __init__(self, error: int) -> None:
+        self.error = error
+
+    def write(self, _text: str) -> int:
+        return 0
+
+    def fileno(self) -> int:
+        raise OSError
+
+    def flush(self) -> None:
+        raise OSError(self.error, "No space left on device")
 
 
-@pytest.mark.parametrize("name", ["empty", "not there", "[red]store[/x]"])
-def test_check_of_a_store_without_artifacts_says_so(capsys, tmp_path, name):
-    (tmp_path / "empty").mkdir()
-    assert main(["check", str(tmp_path / name)]) == EXIT_WRONG
-    out = capsys.readouterr().out
-    assert "no artifacts in" in out
-    assert name in out
+def test_output_that_cannot_be_written_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout", Full(errno.ENOSPC))
+    assert main(["--version"]) == ExitCode.FAILED
+    line = "gatehouse: cannot write the output: No space left on device\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--help"], ["--version"]], ids=str)
+@pytest.mark.parametrize("sink", ["| true", "> /dev/full"])
+def test_help_into_a_closed_pipe_or_a_full_disk_has_no_traceback(arguments, sink):
+    line = f"sleep 0.01; {sys.executable} -m app {' '.join(arguments)} {sink}"
+    finished = subprocess.run(
+        ["sh", "-c", line],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        check=False,
+    )
+    assert "Traceback" not in finished.stderr
+    assert "Exception ignored" not in finished.stderr

@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from app.artifacts.store import PROGRAM
-from app.cli.answer_table import positions
 from app.cli.main import main
-from app.cli.usage import EXIT_OK, EXIT_USAGE, EXIT_WRONG
+from app.cli.rank import positions
+from app.errors import ExitCode
 from app.settings import Settings
 from tests.support.builders import published
 from tests.support.server import running_server
@@ -54,38 +54,38 @@ def rank(capsys, *arguments):
 
 
 @pytest.mark.slow
-def test_the_answer_is_the_servers_byte_for_byte(capsys, folder, request_file, tmp_path):
+def test_the_answer_has_the_same_bytes_as_the_servers(capsys, folder, request_file, tmp_path):
     code, out, err = rank(capsys, request_file, "--store", folder, "--model", "feed")
     with running_server(folder, tmp_path / "log") as server:
         headers = {"content-type": "application/json"}
         content = request_file.read_bytes()
         answer = httpx.post(f"{server.url}/v1/score", content=content, headers=headers)
-    assert (code, err) == (EXIT_OK, "")
+    assert (code, err) == (ExitCode.OK, "")
     assert out.encode() == answer.content + b"\n"
 
 
-def test_a_request_comes_from_standard_input_too(capsys, folder, request_file, monkeypatch):
+def test_dash_reads_a_request_from_standard_input(capsys, folder, request_file, monkeypatch):
     _, expected, _ = rank(capsys, request_file, "--store", folder)
     stdin = SimpleNamespace(buffer=io.BytesIO(request_file.read_bytes()))
     monkeypatch.setattr("sys.stdin", stdin)
-    assert rank(capsys, "-", "--store", folder) == (EXIT_OK, expected, "")
+    assert rank(capsys, "-", "--store", folder) == (ExitCode.OK, expected, "")
 
 
-def test_the_store_is_the_one_of_the_environment(capsys, folder, request_file, monkeypatch):
+def test_the_store_defaults_to_the_environment_variable(capsys, folder, request_file, monkeypatch):
     monkeypatch.setenv("GATEHOUSE_STORE", str(folder))
-    assert rank(capsys, request_file)[0] == EXIT_OK
+    assert rank(capsys, request_file)[0] == ExitCode.OK
 
 
-def test_nobody_needs_a_key_for_a_file(capsys, folder, request_file, monkeypatch):
+def test_keys_and_tls_files_of_the_server_are_ignored(capsys, folder, request_file, monkeypatch):
     monkeypatch.setenv("GATEHOUSE_KEYS_FILE", "/run/secrets/keys")
     monkeypatch.setenv("GATEHOUSE_TLS_CERT", "/run/secrets/certificate")
-    assert rank(capsys, request_file, "--store", folder)[0] == EXIT_OK
+    assert rank(capsys, request_file, "--store", folder)[0] == ExitCode.OK
 
 
 def test_the_table_has_the_best_candidate_on_top(capsys, folder, request_file):
     code, out, _ = rank(capsys, request_file, "--store", folder, "--table")
     answer = json.loads(rank(capsys, request_file, "--store", folder)[1])
-    assert code == EXIT_OK
+    assert code == ExitCode.OK
     rows = [line.split("│")[1:-1] for line in out.splitlines() if line.startswith("│")]
     best_first = sorted(answer["rank_score"], reverse=True)
     assert [(row[1].strip(), row[2].strip()) for row in rows] == [
@@ -110,9 +110,7 @@ intercept = 0.0
 """
 
 
-def test_a_table_that_is_not_for_a_terminal_is_cut_nowhere(
-    capsys, folder, request_file, monkeypatch
-):
+def test_a_table_in_a_pipe_is_not_truncated(capsys, folder, request_file, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     _, out, _ = rank(capsys, request_file, "--store", folder, "--explain", "--table")
     assert "…" not in out
@@ -124,7 +122,7 @@ def test_an_explained_table_has_shares_that_add_up(capsys, folder, request_file,
     (tmp_path / "policies.toml").write_text(POLICIES)
     flags = ("--store", folder, "--policies", tmp_path / "policies.toml", "--policy", "home")
     code, out, err = rank(capsys, request_file, *flags, "--explain", "--table")
-    assert (code, err) == (EXIT_OK, "")
+    assert (code, err) == (ExitCode.OK, "")
     assert "home: weighted_sum of click 1, dwell -0.5" in out
     rows = [line.split("│")[1:-1] for line in out.splitlines() if line.startswith("│")]
     assert len(rows) == 3
@@ -147,28 +145,26 @@ def test_shares_of_an_expression_leave_a_remainder(capsys, folder, request_file,
     assert "finite difference" in " ".join(out.split())
 
 
-def test_a_policies_file_that_cannot_be_followed_is_one_line(
-    capsys, folder, request_file, tmp_path
-):
+def test_a_broken_policies_file_is_reported_on_one_line(capsys, folder, request_file, tmp_path):
     (tmp_path / "policies.toml").write_text('[default]\nfeed = "away"\n')
     flags = ("--store", folder, "--policies", tmp_path / "policies.toml")
     code, out, err = rank(capsys, request_file, *flags)
-    assert (code, out, err.count("\n")) == (EXIT_USAGE, "", 1)
+    assert (code, out, err.count("\n")) == (ExitCode.USAGE, "", 1)
     assert "default.feed" in err
 
 
-def test_equal_keys_stand_for_the_better_candidate_first():
+def test_equal_keys_list_the_better_candidate_first():
     answer = {"rank_score": [0.1, 0.5, 0.9], "ranking": ["a", "b", "a"]}
     assert positions(answer, KEYS) == [2, 1, 0]
     assert positions({"ranking": [2, 0], "rank_score": [1, 0, 2]}, None) == [2, 0]
 
 
-def test_every_wrong_place_is_a_line_and_no_value_is_told(capsys, folder, tmp_path):
+def test_each_wrong_field_is_a_line_without_its_value(capsys, folder, tmp_path):
     wrong = tmp_path / "request.json"
     candidates = {"item": ["s3cr3t", 1], "quality": [[0.0, 0.0], [0.0]]}
     wrong.write_text(json.dumps(document(candidates=candidates, candidate_keys=None)))
     code, out, err = rank(capsys, wrong, "--store", folder)
-    assert (code, out) == (EXIT_USAGE, "")
+    assert (code, out) == (ExitCode.USAGE, "")
     lines = err.splitlines()
     assert [line.split(": ")[:3] for line in lines] == [
         ["gatehouse", str(wrong), "/candidates/item/0"],
@@ -177,12 +173,12 @@ def test_every_wrong_place_is_a_line_and_no_value_is_told(capsys, folder, tmp_pa
     assert "s3cr3t" not in err
 
 
-def test_of_many_requests_each_has_its_line_and_a_bad_one_its_problem(capsys, folder, tmp_path):
+def test_line_i_answers_request_i_even_if_it_is_refused(capsys, folder, tmp_path):
     many = tmp_path / "requests.jsonl"
     lines = [json.dumps(document()), "{}", "", "no json", json.dumps(document())]
     many.write_text("\n".join(lines))
     code, out, err = rank(capsys, many, "--store", folder)
-    assert code == EXIT_USAGE
+    assert code == ExitCode.USAGE
     answers = [json.loads(line) for line in out.splitlines()]
     assert [each.get("status", 200) for each in answers] == [200, 422, 400, 200]
     assert answers[0] == answers[3]
@@ -191,51 +187,65 @@ def test_of_many_requests_each_has_its_line_and_a_bad_one_its_problem(capsys, fo
 
 
 @pytest.mark.parametrize("body", ["", "[]", '{"ranking": 3}', '{"user": {"age": [NaN]}}'])
-def test_asking_for_an_explanation_leaves_it_to_the_server_to_complain(
-    capsys, folder, tmp_path, body
-):
+def test_explain_does_not_change_how_a_bad_request_is_refused(capsys, folder, tmp_path, body):
     path = tmp_path / "request.json"
     path.write_text(body)
     code, out, err = rank(capsys, path, "--store", folder, "--explain", "--table")
-    assert (code, out) == (EXIT_USAGE, "")
+    assert (code, out) == (ExitCode.USAGE, "")
     assert str(path) in err
     assert "must be null" not in err
 
 
-def test_a_model_that_is_not_there_is_one_line(capsys, folder, request_file):
+def test_an_unknown_model_is_reported_on_one_line(capsys, folder, request_file):
     code, out, err = rank(capsys, request_file, "--store", folder, "--model", "search")
-    assert (code, out, err.count("\n")) == (EXIT_USAGE, "", 1)
+    assert (code, out, err.count("\n")) == (ExitCode.USAGE, "", 1)
     assert "no model of this name" in err
 
 
-def test_a_store_that_cannot_answer_is_not_the_requests_fault(capsys, tmp_path, request_file):
+def test_a_store_that_cannot_answer_exits_with_1(capsys, tmp_path, request_file):
     code, _, err = rank(capsys, request_file, "--store", tmp_path)
-    assert code == EXIT_WRONG
+    assert code == ExitCode.FAILED
     assert "holds no artifacts" in err
     artifact = published(tmp_path)
     (artifact.folder / PROGRAM).write_bytes(b"")
     code, _, err = rank(capsys, request_file, "--store", tmp_path)
-    assert code == EXIT_WRONG
+    assert code == ExitCode.FAILED
     assert "model.ts: has 0 bytes" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "the following arguments are required: REQUEST.json"),
+        ([], "missing REQUEST.json; see gatehouse rank --help"),
         (["absent.json"], "absent.json: No such file or directory"),
-        (["a", "--stor", "b"], "no flag --stor"),
+        (["a", "--stor", "b"], "unknown option --stor; did you mean --store?"),
     ],
     ids=str,
 )
-def test_wrong_usage_is_one_line(capsys, arguments, line):
+def test_wrong_usage_is_reported_on_one_line(capsys, arguments, line):
     code, out, err = rank(capsys, *arguments)
-    assert (code, out) == (EXIT_USAGE, "")
+    assert (code, out) == (ExitCode.USAGE, "")
     assert err == f"gatehouse: {line}\n"
+
+
+def test_a_store_that_does_not_exist_is_wrong_usage(capsys, tmp_path, request_file):
+    code, out, err = rank(capsys, request_file, "--store", tmp_path / "none")
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert err == f'gatehouse: store "{tmp_path / "none"}" does not exist\n'
+
+
+def test_policies_beside_the_store_are_followed(capsys, request_file, tmp_path):
+    published(tmp_path / "store")
+    (tmp_path / "policies.toml").write_text(POLICIES)
+    code, out, err = rank(capsys, request_file, "--store", tmp_path / "store", "--policy", "home")
+    assert (code, err) == (ExitCode.OK, "")
+    assert json.loads(out)["policy"]["name"] == "home"
 
 
 def test_a_wrong_setting_is_one_line(capsys, request_file, monkeypatch):
     monkeypatch.setenv("GATEHOUSE_MAX_CANDIDATES", "many")
     code, _, err = rank(capsys, request_file)
-    assert code == EXIT_USAGE
-    assert err.startswith("gatehouse: max_candidates: Input should be a valid integer")
+    assert code == ExitCode.USAGE
+    assert err.startswith(
+        "gatehouse: GATEHOUSE_MAX_CANDIDATES=many: must be an integer of 1 or more"
+    )

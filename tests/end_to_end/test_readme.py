@@ -115,7 +115,7 @@ def test_gatehouse_commands_run(store, tmp_path):
     worlds.write(tmp_path / "build" / "log.parquet", worlds.columns(worlds.log()))
     for command in commands("gatehouse"):
         output = run([sys.executable, "-m", "app", *command.split()[1:]], tmp_path)
-        assert re.search(r"good|published ctr/1|rank score|judged on|held-out", output)
+        assert re.search(r"\bok\b|published ctr/1|rank score|judged on|held-out", output)
 
 
 @pytest.mark.slow

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from app.artifacts.manifest import IdListInput
 from app.cli.main import main
-from app.cli.usage import EXIT_WRONG
-from app.errors import ArtifactInvalid
+from app.errors import ArtifactInvalid, ExitCode
 from app.importing.description import ForeignModel, from_flags
 from app.importing.samples import generate
 from app.importing.trial import TRIAL_SIZES, examine
@@ -271,7 +270,7 @@ def test_what_is_no_torchscript_is_refused_and_not_unpickled(content):
 def test_a_refusal_is_one_line_on_standard_error_and_leaves_the_store_alone(capsys, tmp_path):
     path = traced(Matrix().train(), torch.ones(4, 5), path=tmp_path / "wrong.pt")
     store = tmp_path / "store"
-    assert main(["import", str(path), *MATRIX_FLAGS, "--store", str(store)]) == EXIT_WRONG
+    assert main(["import", str(path), *MATRIX_FLAGS, "--store", str(store)]) == ExitCode.FAILED
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"gatehouse: {path} cannot be imported: BatchNorm is in training mode")

@@ -166,12 +166,12 @@ async def test_a_refused_version_that_was_removed_is_forgotten(folder):
 class Volume(Store):
     """A store on a network volume that cannot be read at first."""
 
-    def artifacts(self):
+    def artifacts(self, on_error=None):
         marker = self.folder / "away"
         if marker.exists():
             marker.unlink()
             raise PermissionError(13, "Permission denied")
-        return super().artifacts()
+        return super().artifacts(on_error)
 
 
 async def test_a_store_that_cannot_be_read_for_a_while_is_followed_again(folder):

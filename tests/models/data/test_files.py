@@ -421,7 +421,7 @@ def test_a_vocabulary_knows_nothing_of_the_held_out_parts(tmp_path):
 def test_a_missing_pyarrow_is_one_clear_line(tmp_path, monkeypatch):
     settings = read(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(data.DataInvalid, match=r"pip install 'gatehouse\[data\]'$"):
+    with pytest.raises(data.DataInvalid, match=r"pip install -e '\.\[data\]'$"):
         data.generate(settings.data, settings.tasks)
 
 

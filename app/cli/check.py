@@ -1,0 +1,86 @@
+"""`gatehouse check`: load every artifact of a store and run its golden examples."""
+
+import argparse
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from app.artifacts.store import Artifact, Store
+from app.cli.output import Output
+from app.cli.parser import Parser, complain, not_empty
+from app.cli.settings_options import add_store, existing_store, store_of
+from app.cli.signals import importing
+from app.errors import ArtifactInvalid, ExitCode
+
+_DESCRIPTION = """\
+Load every artifact in a store, run its golden examples, and print a table. A broken artifact or a
+folder that cannot be read is a row of the table; the others are checked all the same."""
+_EPILOG = """\
+exit codes: 0 all artifacts are valid; 1 some are not, or there are none; 2 there is no such store
+
+example:
+  gatehouse check store
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument(
+        "folder",
+        type=not_empty(Path),
+        nargs="?",
+        metavar="STORE",
+        help="folder of artifacts (default: GATEHOUSE_STORE, else store)",
+    )
+    add_store(one)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check a store; the exit code is 1 if anything in it cannot be served."""
+    store = existing_store(options.folder or store_of(options))
+    table = Table("artifact", "network", "tasks", "status")
+    failures = 0
+
+    def refuse(name: str, reason: str) -> None:
+        nonlocal failures
+        failures += 1
+        table.add_row(escape(name), "", "", f"[red]{escape(reason)}")
+
+    def refuse_folder(error: OSError) -> None:
+        refuse(_within(store, error.filename), error.strerror or str(error))
+
+    for artifact in Store(store).artifacts(on_error=refuse_folder):
+        try:
+            network, tasks = _load(artifact)
+        except (ArtifactInvalid, OSError) as error:
+            refuse(str(artifact), str(error))
+        except Exception as error:  # noqa: BLE001  (whatever it is, the others are checked)
+            refuse(str(artifact), f"{type(error).__name__}: {error}")
+        else:
+            table.add_row(escape(str(artifact)), escape(network), escape(tasks), "[green]ok")
+    if not table.row_count:
+        complain(f'store "{store}" has no artifacts')
+        return ExitCode.FAILED
+    Output().print(table)
+    return ExitCode.FAILED if failures else ExitCode.OK
+
+
+def _load(artifact: Artifact) -> tuple[str, str]:
+    """Load an artifact and return its network and its tasks."""
+    with importing():
+        import torch
+
+        from app.artifacts.loader import load
+    manifest = load(artifact, torch.device("cpu")).manifest
+    return manifest.architecture, ", ".join(manifest.task_names)
+
+
+def _within(store: Path, folder: str | None) -> str:
+    """Return the name of a folder as the table shows it: `<model>` or `<model>/<version>`."""
+    path = Path(folder or store)
+    return (
+        str(path.relative_to(store)) if path.is_relative_to(store) and path != store else str(path)
+    )

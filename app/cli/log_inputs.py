@@ -1,0 +1,222 @@
+"""What `tune` and `fit-calibration` share: a model, its log and its policies file.
+
+The arguments that name them, the types of their values, reading them, and writing the file.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.syntax import Syntax
+
+from app.artifacts.manifest import Manifest
+from app.artifacts.store import Store
+from app.cli.output import Output
+from app.cli.parser import Parser, WrongUsage, complain, not_empty
+from app.cli.settings_options import add_store, existing_store, policies_of, store_of
+from app.cli.signals import importing
+from app.errors import ArtifactInvalid, ExitCode, PoliciesInvalid, did_you_mean
+from app.tuning.log import Log
+from app.tuning.log_file import LogInvalid, read_log
+from app.tuning.policy_editor import PolicyEditor
+
+FEWEST_REQUESTS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class LogInputs:
+    """What a fit or a search works on.
+
+    Attributes:
+        manifest: of the model's newest version.
+        file: the policies file.
+        fit: the requests to learn from.
+        held_out: the requests to judge by.
+    """
+
+    manifest: Manifest
+    file: PolicyEditor
+    fit: Log
+    held_out: Log
+
+
+def add_log_inputs(parser: Parser) -> None:
+    """Add the arguments that `read_log_inputs` reads."""
+    parser.add_argument(
+        "log",
+        type=Path,
+        metavar="LOG",
+        help="table as .parquet, .csv or .jsonl with one row per shown candidate. Columns: "
+        "request_id; score_<task> as the service answered it; outcome_<name>: 0 or 1, seconds, or "
+        "a number, empty if undefined; optionally position, from 1",
+    )
+    add_store(parser)
+    parser.add_argument(
+        "--model", metavar="NAME", help="model of the log; needed if the store has several"
+    )
+    parser.add_argument(
+        "--policies",
+        type=not_empty(Path),
+        metavar="FILE",
+        help="policies file to read and change; it is made if it does not exist, and its comments "
+        "are kept (default: GATEHOUSE_POLICIES, else policies.toml beside the store, where "
+        "gatehouse serve looks for it)",
+    )
+    parser.add_argument(
+        "--held-out",
+        type=share,
+        default=0.3,
+        metavar="SHARE",
+        help="share of the requests to judge by, chosen by a hash of their ids "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--anyway",
+        action="store_true",
+        help="write the result even if its gain on held-out requests is not sure",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be written; write nothing"
+    )
+
+
+def read_log_inputs(options: argparse.Namespace) -> LogInputs:
+    """Read what the arguments of `add_log_inputs` name.
+
+    Raises:
+        LogInvalid: the log breaks rules.
+        WrongUsage: something is missing, or the log has too few requests.
+    """
+    manifest = _manifest(Store(existing_store(store_of(options))), options.model)
+    file = PolicyEditor(policies_of(options))
+    log = read_log(options.log, {task.name: task.kind for task in manifest.tasks})
+    fit, held_out = log.split(options.held_out)
+    for part, requests in (("to fit", fit.requests), ("held out", held_out.requests)):
+        if requests < FEWEST_REQUESTS:
+            raise WrongUsage(
+                f"{options.log}: {requests} requests {part}; at least {FEWEST_REQUESTS} are needed"
+            )
+    return LogInputs(manifest, file, fit, held_out)
+
+
+def report_log(error: LogInvalid) -> int:
+    """Print a line for each thing that is wrong with a log; return the exit code."""
+    for problem in error.problems:
+        complain(problem)
+    return ExitCode.USAGE
+
+
+def write_policies(inputs: LogInputs, output: Output, *, dry_run: bool) -> int:
+    """Show the changes of the policies file and write them, unless it is a dry run.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        WrongUsage: the file cannot be written, or a server would refuse it.
+    """
+    changes = inputs.file.changes()
+    if output.is_terminal:
+        output.print(Syntax(changes, "diff", background_color="default", word_wrap=True))
+    else:
+        output.print_line(changes)
+    if dry_run:
+        output.print_line("Dry run: nothing was written.")
+        return ExitCode.OK
+    try:
+        inputs.file.write(inputs.manifest.traits)
+    except PoliciesInvalid as error:
+        raise WrongUsage(f"{inputs.file.path}: the result would not be valid: {error}") from None
+    output.print_line(f"wrote {inputs.file.path}")
+    return ExitCode.OK
+
+
+def _manifest(store: Store, model: str | None) -> Manifest:
+    """Return the manifest of the newest version of a model, or of the store's only model."""
+    with importing(), suppress(ImportError):  # what is missing is reported where it is needed
+        import pyarrow.parquet  # noqa: F401
+        import scipy.optimize  # noqa: F401
+    with importing():
+        from app.artifacts.loader import read_manifest  # and with it torch
+    artifacts = list(store.artifacts())
+    models = sorted({each.model for each in artifacts})
+    if not models:
+        raise WrongUsage(f'store "{store.folder}" has no artifacts')
+    known = f"models: {', '.join(models)}"
+    if model is None and len(models) > 1:
+        raise WrongUsage(
+            f'store "{store.folder}" has several models; choose one with --model ({known})'
+        )
+    if model is not None and model not in models:
+        hint = did_you_mean(model, models)
+        raise WrongUsage(f'store "{store.folder}" has no model "{model}"{hint} ({known})')
+    newest = [each for each in artifacts if each.model == (model or models[0])][-1]
+    try:
+        return read_manifest(newest)
+    except ArtifactInvalid as error:
+        raise WrongUsage(f"{newest.folder}: {error}") from None
+
+
+def share(text: str) -> float:
+    """Convert a number between 0 and 1."""
+    number = positive(text)
+    if not number < 1:
+        raise argparse.ArgumentTypeError("must be below 1")
+    return number
+
+
+def positive(text: str) -> float:
+    """Convert a positive number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e6:
+        raise argparse.ArgumentTypeError("must be a number above 0 and below 1000000")
+    return number
+
+
+def factor(text: str) -> float:
+    """Convert a number of 1 or more."""
+    number = positive(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def whole(text: str) -> int:
+    """Convert an integer of 1 or more."""
+    if not (text.isdecimal() and 0 < int(text) < 10**6):
+        raise argparse.ArgumentTypeError("must be an integer between 1 and 999999")
+    return int(text)
+
+
+def by_name(text: str) -> dict[str, float]:
+    """Convert `click=1,like=4`."""
+    return {name: positive(number) for name, number in pairs(text).items()}
+
+
+def pairs(text: str) -> dict[str, str]:
+    """Convert `click=platt,dwell=scale`."""
+    found: dict[str, str] = {}
+    for each in text.split(","):
+        name, equals, value = each.strip().partition("=")
+        if not (name and equals and value) or name in found:
+            raise argparse.ArgumentTypeError("must be NAME=VALUE,NAME=VALUE, each name once")
+        found[name] = value
+    return found
+
+
+def check_outcomes(option: str, names: Mapping[str, object], known: Sequence[str]) -> None:
+    """Refuse outcomes that the log does not have.
+
+    Raises:
+        WrongUsage: naming those that it has.
+    """
+    for name in sorted(set(names) - set(known)):
+        hint = did_you_mean(name, known)
+        raise WrongUsage(
+            f'{option}: the log has no outcome "{name}"{hint} (known: {", ".join(known)})'
+        )

@@ -1,0 +1,46 @@
+"""Signals while a command imports its libraries.
+
+Torch and NumPy take a second or two to import. An exception that a signal handler raises meanwhile
+can get lost in a C extension, or leave a module half imported. So a signal ends the process at
+once; nothing is begun yet that would have to be undone.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from app.errors import ExitCode
+
+
+@contextmanager
+def ending_the_process(
+    code: ExitCode, *signals: signal.Signals, message: bytes = b""
+) -> Iterator[None]:
+    """End the process with a code at a signal, as long as the block runs and sets no handler."""
+
+    def end(_signal: int, _frame: object) -> None:
+        os.write(2, message)
+        os._exit(code)
+
+    if threading.current_thread() is not threading.main_thread():  # others cannot set handlers
+        yield
+        return
+    before = {each: signal.signal(each, end) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Let Ctrl-C end a command at once while the block imports libraries; `serve` does already."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    message = b"gatehouse: interrupted\n"
+    with ending_the_process(ExitCode.INTERRUPTED, signal.SIGINT, message=message):
+        yield
