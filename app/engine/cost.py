@@ -1,7 +1,7 @@
 """What a batch costs: `a + b · rows` seconds, measured at warm-up and corrected by every batch.
 
-One rate would mispredict: on two cores a model took 6 400 rows/s a row at a time and 80 000 in
-batches of 500.
+A single rate would mispredict: on two cores a model scored 6 400 rows/s one row at a time and
+80 000 in batches of 500.
 """
 
 from collections.abc import Sequence
@@ -9,27 +9,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_PACE = 0.1
-"""How far one batch moves the line towards itself; the last ten or twenty decide."""
+_STEP = 0.1
+"""How far one batch moves the line towards itself: the last ten or twenty batches decide."""
 _DEVIATIONS = 2.0
-"""How many of them a promise leaves room for."""
-_MOST_ERROR = 3.0
-"""Of a prediction; what took longer than four times as long says little of what comes next."""
+"""How many mean deviations a forecast leaves room for."""
+MAX_MARGIN = _DEVIATIONS
+"""The largest `Cost.margin_s`, as a part of the wait: deviations are at most 1."""
+_MAX_ERROR = 3.0
+"""The largest error that is learned, as a part of the prediction: a batch that took more than four
+times as long as predicted says little about the next one."""
 _LEAST_A_S, _LEAST_B_S = 1e-6, 1e-9
 _LEAST_SHARE = 0.1
-"""Of the cheapest batch, or of the cheapest row, that a fitted price is at least."""
+"""A fitted cost is at least this part of the cheapest batch, or of the cheapest row."""
 
 
 @dataclass(slots=True)
 class Cost:
-    """The line of one version of a model, on the lanes of this process. Owned by the event loop.
+    """The cost of one version of a model on the lanes of this process; owned by the event loop.
 
     Attributes:
-        a_s: what a batch costs whatever its size (s).
-        b_s: what each row adds (s).
-        typical_rows: how large batches are of late: whoever waits will share one.
-        batches: how many batches it has seen; before the first, it predicts 0 s.
-        deviation: by how much of it batches missed their predictions of late, on average.
+        a_s: the cost of a batch whatever its size (s).
+        b_s: the cost of each row (s).
+        typical_rows: the size of recent batches (rows).
+        batches: how many batches it was learned from; with none, it predicts 0 s.
+        deviation: the mean relative error of recent predictions, 0 to 1.
     """
 
     a_s: float = 0.0
@@ -45,9 +48,9 @@ class Cost:
     def margin_s(self, wait_s: float) -> float:
         """Return how much longer (s) than forecast a wait may well be.
 
-        The mean deviation stands in for the standard deviation and is cheaper, as in TCP's timer
-        of retransmission (Jacobson, SIGCOMM '88). What slows one batch down, a neighbour on its
-        core, slows the next one down as well: so it counts for the whole of the wait.
+        The mean deviation stands in for the standard deviation because it is cheaper, as in TCP's
+        retransmission timer (Jacobson, SIGCOMM '88). What slows one batch down, a neighbour on its
+        core, slows the next one down as well, so it applies to the whole wait.
         """
         return _DEVIATIONS * self.deviation * wait_s
 
@@ -56,8 +59,8 @@ class Cost:
         rows, seconds = np.array(observed).T
         if np.ptp(rows):
             b_s, a_s = np.polyfit(rows, seconds, 1)
-            # Where one of them was slow by chance, a price can come out as nothing, and
-            # stay there: prices are corrected in proportion to themselves.
+            # If one of them was slow by chance, a cost can come out as nothing, and would stay
+            # there: costs are corrected in proportion to themselves.
             a_s = max(a_s, _LEAST_SHARE * seconds.min())
             b_s = max(b_s, _LEAST_SHARE * (seconds / rows).min())
         else:
@@ -68,19 +71,19 @@ class Cost:
     def observe(self, rows: int, duration_s: float) -> None:
         """Move the line a little towards a batch that ran.
 
-        This is the correction step of a Kalman filter that is as unsure of `a` as of `b`, each in
-        proportion to itself: a large batch corrects the price of a row, a small one that of a
+        This is the correction step of a Kalman filter that is equally unsure of `a` and `b`, each
+        in proportion to itself: a large batch corrects the cost of a row, a small one that of a
         batch, and neither ever becomes negative.
         """
         if not self.batches:
             self.fit([(rows, duration_s)])
             return
         self.batches += 1
-        self.typical_rows += _PACE * (rows - self.typical_rows)
+        self.typical_rows += _STEP * (rows - self.typical_rows)
         predicted_s = self.of(rows)
-        error = min(duration_s - predicted_s, _MOST_ERROR * predicted_s)
-        self.deviation += _PACE * (min(abs(error) / predicted_s, 1.0) - self.deviation)
+        error = min(duration_s - predicted_s, _MAX_ERROR * predicted_s)
+        self.deviation += _STEP * (min(abs(error) / predicted_s, 1.0) - self.deviation)
         from_a, from_b = self.a_s**2, (self.b_s * rows) ** 2
-        step = _PACE * error / (from_a + from_b)
+        step = _STEP * error / (from_a + from_b)
         self.a_s = max(self.a_s + step * from_a, _LEAST_A_S)
         self.b_s = max(self.b_s + step * from_b / rows, _LEAST_B_S)

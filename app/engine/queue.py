@@ -32,7 +32,7 @@ RECOVERY_BATCHES = 1000
 """After so many good batches, a batch limit that was halved for lack of memory is doubled."""
 
 SWEEP_S = 0.01
-"""A full queue is searched for finished requests at most once in this time: it takes milliseconds."""
+"""A full queue is searched for finished requests once in this time: that takes milliseconds."""
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NoReturn, cast
 
@@ -53,6 +54,24 @@ class _DirectExchange:
         self.response_complete = True
 
 
+@dataclass(slots=True, eq=False)
+class _KnownHead:
+    """The head of the last direct call: a client mostly sends the same one again."""
+
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    route: Route
+    head: CallHead
+
+    def is_like(self, connection: "Connection") -> bool:
+        """Whether the head that was just parsed is the same."""
+        return (
+            connection.headers == self.headers
+            and connection.target == self.target
+            and connection.parser.get_method() == b"POST"
+        )
+
+
 class Connection(HttpToolsProtocol):
     """A uvicorn protocol; every method is called by its transport, its parser or a timer.
 
@@ -81,7 +100,7 @@ class Connection(HttpToolsProtocol):
         self._scorer = scorer
         self._bodies = bodies
         self._on_refusal = on_refusal
-        self._target = b""
+        self.target = b""
         self._is_in_head = True
         self._has_head_begun = False
         self._head_is_new = False
@@ -93,7 +112,7 @@ class Connection(HttpToolsProtocol):
         self._direct = _DirectExchange()
         self._is_direct = False  # whether the current request is
         self._call: ScoreCall | None = None  # a direct call without its response
-        self._known_head: tuple[Route, list[tuple[bytes, bytes]], CallHead] | None = None
+        self._known_head: _KnownHead | None = None
         self._parts: list[bytes] = []  # of a direct call's body
         self._share = BodyShare(bodies.budget)
         self._waits_for_body = False
@@ -202,21 +221,19 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Start a head."""
-        self._target = b""
+        self.target = b""
         self.headers = []
         self._pending_bytes = 0
         self._is_in_head = self._has_head_begun = self._head_is_new = True
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the request target."""
-        self._target += url
+        self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header field; trailer fields are ignored (RFC 9110, section 6.5.1)."""
         if self._is_in_head:
             self.headers.append((name.lower(), value))
-            if len(self.headers) > MOST_HEADERS:
-                self._end_parsing(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _end_parsing(self, status: HTTPStatus) -> NoReturn:
         self._refusal = status
@@ -226,9 +243,25 @@ class Connection(HttpToolsProtocol):
         """Start the request: at the direct door, or as uvicorn does."""
         self._is_in_head = False
         self._pending_bytes = 0
+        is_open = self._cycle_is_open()
+        known = self._known_head
+        if known is not None and not is_open and known.is_like(self):
+            self._is_upgrade = False
+            self._start_direct(known.route, known.head)
+            return
         self._is_upgrade = self.parser.should_upgrade()
         if self._is_upgrade:
             return
+        self._check_headers()
+        route = None if is_open else self._direct_route()
+        if route is None:
+            self._start_cycle()
+        else:
+            self._start_direct(route, None)
+
+    def _check_headers(self) -> None:
+        if len(self.headers) > MOST_HEADERS:
+            self._end_parsing(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         hosts = 0
         for name, value in self.headers:
             if name == b"host":
@@ -237,12 +270,6 @@ class Connection(HttpToolsProtocol):
                 self._end_parsing(HTTPStatus.NOT_IMPLEMENTED)
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             self._end_parsing(HTTPStatus.BAD_REQUEST)  # RFC 9112, section 3.2
-        if self._cycle_is_open():
-            self._start_cycle()
-        elif (route := self._direct_route()) is not None:
-            self._start_direct(route)
-        else:
-            self._start_cycle()
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the request's body."""
@@ -273,7 +300,7 @@ class Connection(HttpToolsProtocol):
         return cycle is not None and not cycle.response_complete
 
     def _start_cycle(self) -> None:
-        headers, target = self.headers, self._target
+        headers, target = self.headers, self.target
         self._is_direct = False
         super().on_message_begin()
         super().on_url(target)
@@ -307,10 +334,10 @@ class Connection(HttpToolsProtocol):
 
     def _direct_route(self) -> Route | None:
         """Return the route if this head is that of a plain score call."""
-        if self.parser.get_method() != b"POST" or not self._target.startswith(b"/v"):
+        if self.parser.get_method() != b"POST" or not self.target.startswith(b"/v"):
             return None
         try:
-            route = self._scorer.route(self._target.decode("ascii"))
+            route = self._scorer.route(self.target.decode("ascii"))
         except UnicodeDecodeError:
             return None
         if route is None:
@@ -323,23 +350,19 @@ class Connection(HttpToolsProtocol):
                 has_length = len(value) <= 7 and int(value) <= LARGE_BYTES
         return route if has_length else None
 
-    def _start_direct(self, route: Route) -> None:
+    def _start_direct(self, route: Route, head: CallHead | None) -> None:
+        """Start a direct call; `head` is known if an earlier request had the same."""
         direct = self._direct
         direct.response_complete = False
         direct.keep_alive = self.parser.should_keep_alive()
         self._is_direct = True
         self.cycle = cast(RequestResponseCycle, direct)
-        known = self._known_head
-        if known is not None and known[0] is route and known[1] == self.headers:
-            head: CallHead | None = known[2]
-            headers = known[2].headers
-        else:
-            head, headers = None, read_headers(self.headers)
+        headers = read_headers(self.headers) if head is None else head.headers
         call = self._scorer.begin(route, "POST", headers, self, head=head)
         if call.is_done or call.head is None:
             return
         if head is None:
-            self._known_head = route, self.headers, call.head
+            self._known_head = _KnownHead(self.target, self.headers, route, call.head)
         if call.head.length > UNCOUNTED_BYTES:
             try:
                 self._share.cover(call.head.length)
@@ -435,7 +458,7 @@ class Connection(HttpToolsProtocol):
         if method == b"CONNECT":  # an upgrade whatever its headers say
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED)
             return
-        lines = [b"%b %b HTTP/1.1" % (method, self._target)]
+        lines = [b"%b %b HTTP/1.1" % (method, self.target)]
         lines += [b"%b: %b" % each for each in self.headers if each[0] not in _HOP_BY_HOP]
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*lines, b"", rest]))
