@@ -27,7 +27,7 @@
     TuningError                  an analysis cannot be done; seen by analysts
 
 The status stands on the class; `slug` names the error in problem documents, in metrics and in
-logs. How an error becomes a response body is known to `app.api.problems` alone.
+logs. `app.protocol.problems` turns an error into a response.
 """
 
 from dataclasses import dataclass

@@ -11,9 +11,8 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import send_problem
 from app.errors import InternalError
-from app.scoring.context import Context
+from app.scoring.context import Context, send_error
 from app.scoring.service import Service
 from app.telemetry.metrics import Metrics
 
@@ -64,7 +63,7 @@ class AccessLogMiddleware:
             logger.exception("request failed", extra={"fields": {"id": context.request_id}})
             if context.status == 499:  # nothing is sent yet
                 error = InternalError("the log has the cause under this request's id")
-                await send_problem(send_watched, error, scope)
+                await send_error(send_watched, scope, error)
         finally:
             self._observe(scope, context)
 

@@ -16,8 +16,6 @@ Headers = Iterable[tuple[bytes, bytes]]
 INFLATABLE = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 """The codings of requests that are read, and the window bits by which zlib knows them."""
 
-ACCEPTED = "gzip, deflate"
-
 WORTH_BYTES = 16 << 10
 """Shorter answers are not compressed: they fit TCP's first window of ten packets, so that even a
 distant caller has them in one round trip, and 25 kB take 0.2 ms."""

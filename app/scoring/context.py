@@ -3,7 +3,10 @@
 import time
 from dataclasses import dataclass, field
 
-from starlette.types import Scope
+from starlette.types import Scope, Send
+
+from app.errors import GatehouseError
+from app.protocol.problems import error_response, is_v2_path
 
 _KEY = "gatehouse"
 
@@ -40,3 +43,12 @@ def context_of(scope: Scope) -> Context:
     context = scope[_KEY]
     assert isinstance(context, Context)
     return context
+
+
+async def send_error(send: Send, scope: Scope, error: GatehouseError) -> None:
+    """Answer a request with an error, in the form of its path."""
+    status, headers, body = error_response(
+        error, is_v2=is_v2_path(scope["path"]), request_id=context_of(scope).request_id
+    )
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.problems import send_problem
 from app.artifacts.loader import Model
 from app.engine.request import RequestFeatures, RequestOptions
 from app.errors import ClientDisconnected, DeadlineExceeded, GatehouseError, MethodNotAllowed
@@ -21,7 +20,7 @@ from app.ranking.policies import ModelPolicies
 from app.ranking.ranker import RankingOptions
 from app.scoring.body import BodyReader
 from app.scoring.content_coding import encoded
-from app.scoring.context import Context, context_of
+from app.scoring.context import Context, context_of, send_error
 from app.scoring.keys import Keys
 from app.scoring.request_headers import terms_of
 from app.scoring.service import Answer, Service
@@ -146,7 +145,7 @@ class ScoreRoutes:
             await self._score(dialect, path, context, scope, receive, send)
         except GatehouseError as error:
             context.fields["problem"] = error.slug
-            await send_problem(send, error, scope)
+            await send_error(send, scope, error)
         except ClientDisconnected as left:
             context.fields["left"] = left.stage
             self._metrics.cancelled(left.stage)

@@ -23,6 +23,12 @@ from tests.support.fakes import sums_model
 READY = ("/v2/health/ready", "/v2/models/tiny/ready", "/v2/models/tiny/versions/1/ready")
 
 
+@pytest.fixture
+async def card(client):
+    """The model card of the tiny model."""
+    return (await client.get("/v1/models/tiny")).json()
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_health_is_a_status_and_no_body(client, method):
     for path in ("/v2/health/live", "/v2/health/ready"):

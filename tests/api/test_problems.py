@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from app.api.problems import ERRORS, MEDIA_TYPE
+from app.api.problems import ERRORS
 from app.artifacts.store import Artifact
 from app.main import Gatehouse, gatehouse
+from app.protocol.problems import MEDIA_TYPE
 from app.settings import Settings
 from tests.support.fakes import POISON, sums_model
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from app.api.problems import MEDIA_TYPE, SCHEMA as PROBLEM
+from app.api.problems import SCHEMA as PROBLEM
 from app.artifacts.loader import Model
 from app.errors import (
     DeadlineUnmeetable,
@@ -17,6 +17,7 @@ from app.errors import (
     Overloaded,
     Unauthorized,
 )
+from app.protocol.problems import MEDIA_TYPE
 from app.scoring.request_headers import LARGEST_TIMEOUT_S, PRIORITIES
 
 SCHEMA = "#/components/schemas/{model}"
