@@ -14,8 +14,8 @@ from app.api.openapi.open_inference_schemas import (
 from app.artifacts.loader import Model
 from app.artifacts.manifest import IdInput, Input
 from app.lifecycle.registry import Registry
-from app.protocol.open_inference.datatypes import datatypes_of
 from app.protocol.open_inference.outputs import output_names
+from app.protocol.open_inference.tensor_data import datatypes_of
 from app.scoring.score import Limits
 
 EXTENSIONS = [

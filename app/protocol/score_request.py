@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from app.artifacts.encoding import Vocabularies
 from app.artifacts.manifest import Manifest
@@ -11,7 +10,7 @@ from app.engine.request import RequestFeatures
 from app.errors import FieldError, InvalidRequest
 from app.protocol.features import encode
 from app.protocol.ranking_options import read_options
-from app.protocol.validation import MISSING, ValidationReport
+from app.protocol.validation import MISSING, ValidationReport, check_keys
 from app.ranking.policies import ModelPolicies
 from app.ranking.ranker import RankingOptions
 
@@ -59,24 +58,7 @@ def read_request(
         max_candidates=max_candidates,
         vocabularies=vocabularies,
     )
-    keys = _read_keys(document.get("candidate_keys"), features.rows, report)
+    keys = check_keys(document.get("candidate_keys"), features.rows, report)
     wanted = read_options(document.get("ranking"), rankers, report)
     report.raise_any()
     return ScoreRequest(features, keys, wanted)
-
-
-def _read_keys(keys: Any, rows: int, report: ValidationReport) -> Sequence[str | int] | None:  # noqa: ANN401
-    if keys is None:
-        return None
-    if not isinstance(keys, list):
-        report.add("/candidate_keys", "must be a list, one key a candidate")
-        return None
-    if len(keys) != rows:
-        if not report.problems:  # else n itself is in doubt
-            report.add("/candidate_keys", f"has {len(keys)} keys for {rows} candidates")
-        return None
-    if not set(map(type, keys)) <= {str, int}:
-        for row, key in enumerate(keys):
-            if not isinstance(key, str | int) or isinstance(key, bool):
-                report.add(f"/candidate_keys/{row}", "must be a string or an integer")
-    return keys

@@ -6,11 +6,10 @@ from starlette.types import Scope
 
 from app.engine.request import Priority, RequestOptions, never_disconnected
 from app.errors import FieldError, InvalidRequest
+from app.protocol.validation import LARGEST_TIMEOUT_S
 
 IS_DISCONNECTED = "gatehouse.is_disconnected"
 """Where the server's connection puts into a scope how to see that the caller is gone."""
-
-LARGEST_TIMEOUT_S = 600.0
 
 PRIORITIES = {
     b"high": Priority.HIGH,

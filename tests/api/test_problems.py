@@ -212,7 +212,7 @@ def test_every_error_has_a_case():
 
 
 @pytest.mark.parametrize("slug", CASES)
-async def test_an_error_is_reached_and_looks_like_all_of_them(caller, slug):
+async def test_error_is_reachable_and_is_a_problem_document(caller, slug):
     start, *rest = await CASES[slug](caller)
     headers = dict(start["headers"])
     content = b"".join(each.get("body", b"") for each in rest)
@@ -235,7 +235,7 @@ async def test_an_error_is_reached_and_looks_like_all_of_them(caller, slug):
     assert (b"retry-after" in headers) == (error.status in (429, 503))
 
 
-def test_no_two_errors_look_alike():
+def test_errors_have_different_slugs_and_titles():
     for one, other in itertools.combinations(ERRORS.values(), 2):
         assert one.slug != other.slug
         assert one.title != other.title

@@ -19,8 +19,8 @@ from app.api.problems import ERRORS
 from app.artifacts.loader import Model
 from app.artifacts.manifest import IdListInput, Input
 from app.errors import GatehouseError, MethodNotAllowed, NotSupported, VersionNotFound
-from app.protocol.open_inference.datatypes import STRINGS, datatypes_of
 from app.protocol.open_inference.infer import HEADER_LENGTH, ROUTES
+from app.protocol.open_inference.tensor_data import STRINGS, datatypes_of
 
 _ERROR = {
     "type": "object",

@@ -18,7 +18,8 @@ from app.errors import (
     Unauthorized,
 )
 from app.protocol.problems import MEDIA_TYPE
-from app.scoring.request_headers import LARGEST_TIMEOUT_S, PRIORITIES
+from app.protocol.validation import LARGEST_TIMEOUT_S
+from app.scoring.request_headers import PRIORITIES
 
 SCHEMA = "#/components/schemas/{model}"
 REQUEST_ID = {

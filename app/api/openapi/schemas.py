@@ -6,11 +6,16 @@ The score route does not parse with these: its features are checked against a mo
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from app.artifacts.manifest import Input, Precision, TaskOutput
+from app.protocol.validation import LONGEST_KEY
 from app.ranking.policy import Formula, Policy
+
+
+Key = Annotated[str, Field(max_length=LONGEST_KEY)]
 
 
 class Ranking(BaseModel):
@@ -35,8 +40,10 @@ class ScoreRequest(BaseModel):
     candidates: dict[str, list[JsonValue]] | list[dict[str, JsonValue]] = Field(
         description="columns, feature name to n values; or a list of n objects"
     )
-    candidate_keys: list[str | int] | None = Field(
-        None, description="n names to be used in `ranking`; default: positions from 0"
+    candidate_keys: list[Key | int] | None = Field(
+        None,
+        description="n different keys, one per candidate, for `ranking`; default: positions from 0",
+        json_schema_extra={"uniqueItems": True},
     )
     ranking: Ranking | None = None
 

@@ -22,7 +22,7 @@ def fits(case: Case) -> bool:
 
 
 @given(cases())
-def test_what_the_encoder_takes_is_allowed(case):
+def test_schema_allows_what_the_encoder_accepts(case):
     if case.candidates == {}:  # columns: which of none are left out is nobody's loss
         case.candidates = []
     assert fits(case)
@@ -41,7 +41,7 @@ def can_be_told(case: Case, name: str, value: Any) -> bool:
 
 
 @given(damaged())
-def test_what_the_encoder_refuses_is_not_allowed(drawn):
+def test_schema_refuses_what_the_encoder_refuses(drawn):
     case, damages = drawn
     for damage in damages:
         name = next(each for each in damage.place[1:] if isinstance(each, str))
@@ -52,7 +52,7 @@ def test_what_the_encoder_refuses_is_not_allowed(drawn):
     assert not fits(case)
 
 
-def test_a_feature_with_a_default_may_be_left_out_and_the_default_is_told():
+def test_feature_with_default_is_optional_and_shows_the_default():
     inputs = (
         IdInput(name="city", side="user", vocabulary_size=9, default=4),
         DenseInput(name="price", side="candidate"),
@@ -67,6 +67,6 @@ def test_a_feature_with_a_default_may_be_left_out_and_the_default_is_told():
 
 
 @pytest.mark.parametrize("part", ["candidate_keys", "ranking"])
-def test_the_rest_is_that_of_every_request(part):
+def test_other_members_are_the_same_for_every_model(part):
     generic = ScoreRequest.model_json_schema()
     assert request_schema(manifest(), generic)["properties"][part] == generic["properties"][part]
