@@ -10,8 +10,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from app.api import models, open_inference as v2, operations, problems
-from app.api.browsers import SecurityHeadersMiddleware, origins, shared_with
-from app.api.open_inference_metadata import Serving
+from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
+from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
 from app.artifacts.store import Store
 from app.engine.batcher import Batcher
@@ -122,18 +122,6 @@ def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Key
         redoc_url=None,
         redirect_slashes=False,
     )
-    fastapi.include_router(models.routes(service))
-    fastapi.include_router(
-        operations.routes(
-            service,
-            metrics,
-            keys,
-            lane_hang_s=settings.lane_hang_s,
-            metrics_port=settings.metrics_port,
-        )
-    )
-    problems.install(fastapi)
-    openapi.install(fastapi, service.registry, keys)
     bodies = BodyReader(
         max_bytes=settings.max_body_bytes,
         timeout_s=settings.body_timeout_ms / 1e3,
@@ -143,14 +131,25 @@ def create_app(settings: Settings, service: Service, metrics: Metrics, keys: Key
         max_candidates=settings.max_candidates,
         default_timeout_s=settings.request_timeout_ms / 1e3,
     )
-    serving = Serving(limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes)
-    fastapi.include_router(v2.routes(service, bodies, serving, lane_hang_s=settings.lane_hang_s))
+    serving = v2.Serving(limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes)
+    lane_hang_s = settings.lane_hang_s
+    routers = [
+        models.routes(service),
+        operations.routes(
+            service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
+        ),
+        problems.router,
+        v2.routes(service, bodies, serving, lane_hang_s=lane_hang_s),
+    ]
+    for router in routers:
+        fastapi.include_router(router)
+    problems.install(fastapi, routers)
+    openapi.install(fastapi, service.registry, keys)
     dialects: list[Dialect] = [Native(), OpenInference()]
-    app = ScoreRoutes(
-        SecurityHeadersMiddleware(fastapi), service, metrics, bodies, limits, keys, dialects
-    )
+    routes = HeadMiddleware(SecurityHeadersMiddleware(fastapi))
+    app = ScoreRoutes(routes, service, metrics, bodies, limits, keys, dialects)
     return AccessLogMiddleware(
-        shared_with(app, origins(settings.cors_origins)),
+        with_cors(app, parse_origins(settings.cors_origins)),
         service,
         metrics,
         log_sample=settings.log_sample,

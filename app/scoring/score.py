@@ -162,7 +162,7 @@ class ScoreRoutes:
         name, version = path["model"], path["version"]
         context.route = dialect.route(name, version)
         if scope["method"] != "POST":
-            raise MethodNotAllowed("scoring calls are POST requests")
+            raise MethodNotAllowed("method not allowed; use POST")
         context.key = self._keys.caller(scope["headers"])
         arrival = time.monotonic()  # the loop's time, without asking which loop it is
         terms = terms_of(scope, self._limits.default_timeout_s, arrival)

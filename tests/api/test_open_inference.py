@@ -1,4 +1,4 @@
-"""The protocol's routes but infer, and what they say while there is no model or no more time."""
+"""The V2 routes other than infer: health, metadata, configuration, statistics, repository."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ import httpx
 import jsonschema_rs
 import pytest
 
-from app.api.open_inference_metadata import EXTENSIONS, Serving, model_config, model_metadata
+from app.api.open_inference import EXTENSIONS, Serving, model_config, model_metadata
 from app.api.openapi.open_inference import example_infer_request
 from app.artifacts.encoding import Hashed, Listed
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput
@@ -31,9 +31,20 @@ async def card(client):
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_health_endpoints_answer_json_as_kserve_expects(client, method):
-    for path in ("/v2/health/live", "/v2/health/ready"):
+    """KServe's client reads the bodies; Triton's reads the status only."""
+    for path, expected in (
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/tiny/ready", {"name": "tiny", "ready": True}),
+        ("/v2/models/tiny/versions/1/ready", {"name": "tiny", "ready": True}),
+    ):
         response = await client.request(method, path)
-        assert (response.status_code, response.content) == (200, b"")
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "application/json"
+        if method == "GET":
+            assert response.json() == expected
+        else:
+            assert response.content == b""
 
 
 async def test_model_readiness_is_200_while_active_else_404(client):
@@ -193,9 +204,12 @@ async def test_unsupported_extensions_are_refused_by_name(client, path):
 
 async def test_unknown_v2_path_or_method_is_an_error_of_the_protocol(client):
     missing = await client.get("/v2/nothing")
-    assert (missing.status_code, missing.json()) == (404, {"error": "Not Found"})
+    expected = {"error": "path not found; /docs lists all paths"}
+    assert (missing.status_code, missing.json()) == (404, expected)
     wrong = await client.post("/v2/health/live")
-    assert (wrong.status_code, wrong.json()) == (405, {"error": "Method Not Allowed"})
+    expected = {"error": "method not allowed; use GET, HEAD"}
+    assert (wrong.status_code, wrong.json()) == (405, expected)
+    assert wrong.headers["allow"] == "GET, HEAD"
 
 
 async def test_statistics_count_requests_rows_and_batches(client, example):

@@ -1,6 +1,7 @@
-"""What supervisors, Prometheus and people call."""
+"""Routes for operators: health, readiness, metrics, home page, documentation."""
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.api.problems import ERRORS
@@ -36,6 +37,37 @@ async def test_draining_server_answers_and_closes_connections(service, client, e
         assert answer.headers["connection"] == "close"
     finally:
         service.service.draining = False
+
+
+PATHS = (
+    *("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems/draining"),
+    *("/v1/models", "/v1/models/tiny", "/v1/engine", "/v2", "/v2/health/live", "/v2/health/ready"),
+    *("/v2/models/tiny", "/v2/models/tiny/ready", "/v2/models/tiny/config", "/v2/models/stats"),
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_head_is_answered_as_get_without_a_body(client, path):
+    get, head = await client.get(path), await client.head(path)
+    assert (head.status_code, head.content) == (get.status_code, b"") == (200, b"")
+    changing = {"x-request-id"} | (
+        {"content-length"} if path in ("/metrics", "/v1/engine") else set()
+    )
+    for name in get.headers.keys() - changing:
+        assert head.headers[name] == get.headers[name]
+
+
+async def test_head_requests_are_counted_by_route(client):
+    async def counted() -> float:
+        lines = (await client.get("/metrics")).text.splitlines()
+        series = 'route="/v1/models/{model}",status="200"} '
+        counts = [line for line in lines if line.startswith("gatehouse_requests_total")]
+        return sum(float(line.split()[-1]) for line in counts if series in line)
+
+    before = await counted()
+    await client.head("/v1/models/tiny")
+    assert await counted() == before + 1
+    assert (await client.head("/nothing")).status_code == 404
 
 
 async def test_home_page_links_to_every_page(client):

@@ -1,4 +1,4 @@
-"""Every error that a caller can see is reached by what a caller, or a day, can do."""
+"""Every error that a caller can see: reachable, with its status, headers and body."""
 
 import asyncio
 import itertools
@@ -20,7 +20,7 @@ from tests.support.fakes import POISON, sums_model
 
 HEADERS = {"content-type": "application/json"}
 SCORE = "/v1/models/tiny/score"
-V2_ONLY = {"not-supported"}  # errors of that protocol, which has a form of its own for them
+V2_ONLY = {"not-supported"}  # errors of the V2 protocol, which has its own form for them
 
 
 class Caller:
@@ -116,6 +116,11 @@ async def _a_model_that_is_not_served(caller):
 @reaches("version-not-found")
 async def _a_version_that_is_not_active(caller):
     return await caller.post("/v1/models/tiny/versions/9/score")
+
+
+@reaches("path-not-found")
+async def _a_path_that_does_not_exist(caller):
+    return await caller.post("/v1/scores", method="GET")
 
 
 @reaches("not-supported")
