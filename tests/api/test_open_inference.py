@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import jsonschema_rs
 import pytest
+from pydantic import ValidationError
 
 from app.api.open_inference import EXTENSIONS, Serving, model_config, model_metadata
 from app.api.openapi.open_inference import example_infer_request
@@ -250,9 +251,10 @@ async def test_example_infer_request_works_and_matches_its_schema(service, clien
     jsonschema_rs.validator_for(schema).validate(request)
 
 
-def test_a_task_that_is_named_like_the_rank_score_is_what_its_name_says():
+def test_names_with_another_meaning_in_v2_are_refused():
+    with pytest.raises(ValidationError, match='"stats" is reserved'):
+        manifest(name="stats")
     tasks = (task("rank_score"), task("click"))
-    assert output_names(manifest(tasks=tasks, ranking=Policy(weights={"click": 1.0}))) == (
-        "rank_score",
-        "click",
-    )
+    with pytest.raises(ValidationError, match='"rank_score" is reserved'):
+        manifest(tasks=tasks, ranking=Policy(weights={"click": 1.0}))
+    assert output_names(manifest(name="stat")) == ("click", "dwell", "rank_score")

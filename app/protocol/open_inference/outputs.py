@@ -25,11 +25,8 @@ class Output:
 
 
 def output_names(manifest: Manifest) -> tuple[str, ...]:
-    """Return a model's outputs: each task's score, and the rank score.
-
-    Where a task has that very name, it is the task's that is meant.
-    """
-    return tuple(dict.fromkeys((*manifest.task_names, RANK_SCORE)))
+    """Return a model's outputs: each task's score, then the rank score. No task has its name."""
+    return (*manifest.task_names, RANK_SCORE)
 
 
 def read_outputs(
