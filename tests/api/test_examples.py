@@ -1,4 +1,4 @@
-"""Example requests: what is offered for pasting is accepted when it is pasted."""
+"""Example requests: valid as they are."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from tests.support.builders import INPUTS, Request, batch, manifest, own_rankers
 
 
 def model(*, sizes: tuple[int, ...] = (1, 4, 2), inputs: tuple[Input, ...] = INPUTS) -> Model:
-    """Not published: the example needs the manifest and the golden batch only."""
+    """A model without files: the example needs the manifest and the golden batch only."""
     one = program(Request(), inputs=inputs)
     return Model(manifest(inputs=inputs), one, Golden.record(one, batch(inputs, sizes)))
 

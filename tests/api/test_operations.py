@@ -173,7 +173,7 @@ async def test_score_response_matches_its_schema(client, example):
 
 async def test_bug_in_the_server_is_a_problem_document_with_an_id(service, client, example):
     registry = service.service.registry
-    service.service.registry = None  # whatever the fault
+    service.service.registry = None  # any bug
     try:
         response = await client.post("/v1/score", json=example)
     finally:

@@ -154,7 +154,7 @@ def test_column_of_width_1_may_mix_numbers_and_lists():
 
 def test_largest_float32_is_accepted_as_its_shortest_text():
     price = DenseInput(name="price", side="candidate")
-    largest = 3.4028235e38  # above the largest float32, and nearest to it
+    largest = 3.4028235e38  # above the largest float32, but rounds to it
     request = encoded((price,), {"price": [largest]})
     assert request.candidate["price"][0, 0] == np.finfo(np.float32).max
     assert pointers((price,), {"price": [largest, None, 3.4028236e38]}) == [

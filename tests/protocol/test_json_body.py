@@ -167,7 +167,7 @@ def test_object_with_many_members_is_left_to_orjson(where):
 
 
 def as_lists(document: Any) -> Any:
-    """A document with its matrices written as lists of lists."""
+    """Return a document with its matrices as lists of lists."""
     columns = {
         name: values.tolist() if isinstance(values, np.ndarray) else values
         for name, values in document["candidates"].items()
@@ -176,7 +176,7 @@ def as_lists(document: Any) -> Any:
 
 
 def as_floats(document: Any, found: Any) -> Any:
-    """A document with its numbers as floats wherever `found` has a matrix."""
+    """Return a document with its numbers as floats wherever `found` has a matrix."""
     columns = {
         name: [list(map(float, row)) for row in values]
         if isinstance(found["candidates"][name], np.ndarray)

@@ -16,7 +16,7 @@ from tests.support.documents import Case, cases, expected
 
 
 def without_padding(feature, ids):
-    """What is left of a list where its end (or its beginning) looks like padding."""
+    """Return a list without the padding at its end (or its beginning)."""
     padding = "" if feature.encoding.id_type is str else feature.padding
     kept = list(ids)
     end = -1 if feature.padding_side == "right" else 0
@@ -26,7 +26,7 @@ def without_padding(feature, ids):
 
 
 def values_of(feature, value):
-    """A row of a tensor, as plain Python."""
+    """Return a row of a tensor as plain Python."""
     if isinstance(feature, DenseInput):
         numbers = value if isinstance(value, list | tuple) else [value]
         return [float(np.float32(float(number))) for number in numbers]
@@ -34,7 +34,7 @@ def values_of(feature, value):
 
 
 def tensor_of(draw, feature, rows):
-    """A tensor of rows that may differ in length, as wide as is drawn."""
+    """Return a tensor of rows that may differ in length; its width is drawn."""
     width = max(map(len, rows), default=1)
     if isinstance(feature, IdListInput):
         width = draw(st.integers(max(map(len, rows), default=0), feature.max_length))
@@ -50,7 +50,7 @@ def tensor_of(draw, feature, rows):
         return Tensor("/x", [each for row in rows for each in row], len(rows), width)
     dtype = np.float32 if isinstance(feature, DenseInput) else np.int64
     array: Any = np.array(rows, dtype).reshape(len(rows), width)
-    if draw(st.booleans()):  # as they lie in a body: not to be written to, and anywhere
+    if draw(st.booleans()):  # as in a body: read-only and unaligned
         stored = b"?" + array.tobytes()
         array = np.frombuffer(stored, dtype, offset=1).reshape(array.shape)
     return Tensor("/x", array, len(rows), width)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, whole, and with examples that fit their own schemas."""
+"""The OpenAPI document: valid, complete, and with examples that match their schemas."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Large documents: both ways to parse them come to the same tensors, or the same problems."""
+"""Large documents: both parsers give the same tensors, or the same problems."""
 
 import json
 
@@ -25,7 +25,7 @@ WIDE = manifest(inputs=(DenseInput(name="x", side="candidate", dim=100),))
 
 @st.composite
 def documents(draw):
-    """A document of one tensor, its rows and its width; most of what is in it is numbers."""
+    """A document of one tensor, its rows and its width; most of its data is numbers."""
     rows, width = draw(st.integers(0, 4)), draw(st.integers(1, 3))
     value = draw(st.sampled_from((NUMBERS, NUMBERS, NUMBERS | JUNK)))
     if draw(st.booleans()):
@@ -43,14 +43,14 @@ def documents(draw):
 
 
 def outcome(document, rows, width):
-    """What becomes of the tensor."""
+    """Return the tensor's content, its problems and its other members."""
     problems: list[tuple[str, str]] = []
     (tensor,) = document["inputs"]
 
-    def complain(*each):
+    def add_problem(*each):
         problems.append(each)
 
-    found = elements_from_json(tensor["data"], tensor["datatype"], rows, width, complain)
+    found = elements_from_json(tensor["data"], tensor["datatype"], rows, width, add_problem)
     content = found.tobytes() if isinstance(found, np.ndarray) else found
     return content, problems, {name: tensor[name] for name in tensor if name != "data"}
 
@@ -112,7 +112,7 @@ def test_wrong_documents_of_any_size_are_refused():
 
 @pytest.mark.parametrize("is_inside", [False, True])
 def test_object_with_many_members_is_left_to_orjson(is_inside):
-    """simdjson looks a member up by going through all before it."""
+    """simdjson finds a member by scanning all before it."""
     tensor: dict[str, object] = {"name": "x", "datatype": "FP32", "data": [1.5]}
     document: dict[str, object] = {"inputs": [tensor]}
     (tensor if is_inside else document).update({f"k{each}": 0 for each in range(1000)})

@@ -1,4 +1,4 @@
-"""The infer routes over a real model: the scores of the native API, and a clear error otherwise."""
+"""The infer routes with a real model: the native API's scores, or a clear error."""
 
 import gzip
 from dataclasses import replace
@@ -266,17 +266,17 @@ async def test_response_has_server_timing_and_request_id(client, inputs):
     assert counted in metrics
 
 
-# What is sent instead, and what the error must say.
+# Members of a wrong request, and the error.
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no inputs": ({"inputs": None}, "/inputs: must be a list"),
-    "an input that is no object": ({"inputs": [1]}, "/inputs/0: must be an object"),
+    "an input that is not an object": ({"inputs": [1]}, "/inputs/0: must be an object"),
     "no features": ({"inputs": []}, "/inputs: required input item_id is missing"),
-    "an id that is no string": ({"id": 7}, "/id: must be a string"),
-    "a member that nobody reads": (
+    "an id that is not a string": ({"id": 7}, "/id: must be a string"),
+    "an unknown member": (
         {"output": []},
         '/output: unknown key "output"; did you mean "outputs"? (known: ',
     ),
-    "outputs that are no list": ({"outputs": {}}, "/outputs: must be a list"),
+    "outputs that are not a list": ({"outputs": {}}, "/outputs: must be a list"),
     "an unknown output": (
         {"outputs": [{"name": "nope"}]},
         "/outputs/0/name: unknown output (known: click, dwell, like, rank_score)",
@@ -289,7 +289,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"outputs": [{"name": "click", "parameters": {"classification": 2}}]},
         "/outputs/0/parameters/classification: classification is not supported",
     ),
-    "a form that is no boolean": (
+    "binary_data that is not a boolean": (
         {"outputs": [{"name": "click", "parameters": {"binary_data": 1}}]},
         "/outputs/0/parameters/binary_data: must be true or false",
     ),
@@ -301,7 +301,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"parameters": {"sequence_id": 1}},
         "/parameters/sequence_id: sequences are not supported",
     ),
-    "parameters that are no object": ({"parameters": []}, "/parameters: must be an object"),
+    "parameters that are not an object": ({"parameters": []}, "/parameters: must be an object"),
     "an unknown parameter": (
         {"parameters": {"x": 1}},
         '/parameters/x: unknown parameter "x" (known: binary_data_output, policy, ',
@@ -310,11 +310,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"parameters": {"policy": "x"}},
         "/parameters/policy: unknown policy (known: ",
     ),
-    "a weight that is no number": (
+    "a weight that is not a number": (
         {"parameters": {"weights.click": "1"}},
         "/parameters/weights.click: must be a number",
     ),
-    "a weight of no task": (
+    "a weight of an unknown task": (
         {"parameters": {"weights.buy": 1}},
         '/parameters/weights.buy: policy default has no adjustable weight "buy" (adjustable: ',
     ),
@@ -322,12 +322,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"parameters": {"timeout": -1}},
         "/parameters/timeout: must be an integer between 0 and 600000000",
     ),
-    "a timeout without end": (
+    "a timeout over the limit": (
         {"parameters": {"timeout": 10**12}},
         "/parameters/timeout: must be an integer between 0 and 600000000",
     ),
     "a priority out of range": ({"parameters": {"priority": 4}}, "/parameters/priority: must be 1"),
-    "a default form that is no boolean": (
+    "binary_data_output that is not a boolean": (
         {"parameters": {"binary_data_output": "yes"}},
         "/parameters/binary_data_output: must be true or false",
     ),
@@ -349,10 +349,10 @@ QUALITY: dict[str, Any] = {
     "shape": [3, 2],
     "data": [1.0] * 6,
 }
-# What is sent as the input `quality` (place 6) instead, and what the error must say.
+# Changes of the input `quality` (position 6), and the error.
 WRONG_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "no name": ({"name": None}, "/inputs/6/name: unknown input (known: activity, "),
-    "no input of the model": (
+    "an unknown input": (
         {"name": "qualty"},
         '/inputs/6/name: unknown input; did you mean "quality"? (known',
     ),
@@ -370,14 +370,14 @@ WRONG_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "too few": ({"shape": [6]}, "quality must have shape [n, 2]"),
     "another width": ({"shape": [2, 3]}, "/inputs/6/shape: quality must have shape [n, 2]"),
     "a negative dimension": ({"shape": [-3, 2]}, "/inputs/6/shape: quality must have shape"),
-    "a dimension that is no number": ({"shape": [3, True]}, "quality must have shape [n, 2]"),
+    "a dimension that is not a number": ({"shape": [3, True]}, "quality must have shape [n, 2]"),
     "a huge dimension": ({"shape": [3, 2**62]}, "quality must have shape [n, 2]"),
     "another number of rows": (
         {"shape": [2, 2], "data": [1, 2, 3, 4]},
         "/inputs/6/shape: quality has 2 rows, but item_id has 3",
     ),
     "too little data": ({"data": [1.0] * 5}, "/inputs/6/data: quality must have 6 values, has 5"),
-    "data that is no list": ({"data": 1}, "/inputs/6/data: quality must be a list"),
+    "data that is not a list": ({"data": 1}, "/inputs/6/data: quality must be a list"),
     "no data": ({"data": None}, "/inputs/6/data: quality must be a list"),
     "a ragged row": (
         {"data": [[1, 2], [1], [1, 2]]},
@@ -401,11 +401,11 @@ WRONG_INPUT: dict[str, tuple[dict[str, Any], str]] = {
         {"parameters": {"shared_memory_region": "r"}},
         "/inputs/6/parameters/shared_memory_region: shared memory is not supported",
     ),
-    "parameters that are no object": (
+    "parameters that are not an object": (
         {"parameters": [1]},
         "/inputs/6/parameters: must be an object",
     ),
-    "a member that nobody reads": (
+    "an unknown member": (
         {"dtype": "x"},
         '/inputs/6/dtype: unknown key "dtype"; did you mean "datatype"?',
     ),
@@ -502,7 +502,7 @@ async def test_more_tensors_than_inputs_are_refused(client, inputs):
     assert "/inputs: too many inputs: 14, the model has 7" in response.json()["error"]
 
 
-# A body that is cut, lengthened, or described wrongly.
+# A body that is truncated, extended, or of another length than it says.
 @pytest.mark.parametrize("length", ["-1", "x", "99999", "", "1" * 30, "0"])
 async def test_a_wrong_header_length_is_400(client, inputs, length):
     body, headers = in_binary(inputs)

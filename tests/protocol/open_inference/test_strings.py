@@ -38,7 +38,7 @@ INFER = "/v2/models/feed/infer"
 
 @pytest.fixture(scope="module")
 async def strings(tmp_path_factory):
-    """A client of a model whose ids are strings."""
+    """A client of a service whose model has string ids."""
     store = Store(tmp_path_factory.mktemp("strings"))
     inputs = (INPUTS[0], RECENT, ITEM, INPUTS[3])
     described = description(inputs=inputs)

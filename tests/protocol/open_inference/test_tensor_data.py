@@ -1,4 +1,4 @@
-"""The data of tensors: in binary it comes back unchanged, and each wrong JSON value is reported."""
+"""Tensor data: binary survives a round trip, and each wrong JSON value is reported."""
 
 import io
 import math
@@ -27,7 +27,7 @@ def test_binary_numbers_survive_a_round_trip(datatype, data):
     flat = data.draw(st.lists(element, min_size=rows * width, max_size=rows * width))
     if datatype == "BF16":  # only what it can hold
         flat = [struct.unpack("<f", b"\0\0" + struct.pack("<f", each)[2:])[0] for each in flat]
-    before = data.draw(st.binary(max_size=3))  # a tensor begins wherever the one before it ends
+    before = data.draw(st.binary(max_size=3))  # a tensor may begin at any offset
     content = memoryview(before + to_bytes(datatype, flat))[len(before) :]
     found = numbers_from_bytes(datatype, content, rows, width)
     assert found.shape == (rows, width)
@@ -67,7 +67,7 @@ def test_strings_with_trailing_bytes_are_refused(texts, more):
 @example(b"\xff\xff\xff\xff", 1)
 @example(b"\x01\0\0\0\xff", 1)
 def test_arbitrary_bytes_are_strings_or_refused(content, count):
-    """Held against a twin that reads a stream."""
+    """Compared with a twin that reads a stream."""
     stream = io.BytesIO(content)
     found: list[str] = []
     expected: list[str] | None = found
@@ -113,7 +113,7 @@ def read(data, datatype, rows, width):
 
 
 def rule_of(value, datatype):
-    """The naive twin: the rule that one value breaks, or none."""
+    """Return the rule that a value breaks, or None (the naive twin)."""
     if datatype == "BYTES":
         return None if isinstance(value, str) else "must be a string"
     if datatype == "FP32":
@@ -132,7 +132,7 @@ def test_every_json_value_is_read_or_reported(datatype, data):
     rows, width = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 3))
     flat = data.draw(st.lists(VALUES, min_size=rows * width, max_size=rows * width))
     is_nested = bool(rows) and data.draw(st.booleans())
-    # A row of one value that is itself a list would be nested: there is nothing to tell them by.
+    # Rows of one value that is a list look like nested data.
     if not is_nested and rows and width == 1 and all(isinstance(each, list) for each in flat):
         return
     document = (
