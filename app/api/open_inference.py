@@ -5,7 +5,7 @@ Triton's extensions define them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -183,11 +183,11 @@ def _add_readiness(router: APIRouter, service: Service) -> None:
 def _number(version: str) -> int:
     if version.isascii() and version.isdecimal() and len(version) <= _LONGEST_VERSION:
         return int(version)
-    raise VersionNotFound("this version of the model is not active")
+    raise VersionNotFound("version not found: a version is an integer above 0")
 
 
 def _add_repository(router: APIRouter, service: Service, bodies: BodyReader) -> None:
-    asked = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
+    schema = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
 
     @router.post(
         "/repository/index",
@@ -195,7 +195,7 @@ def _add_repository(router: APIRouter, service: Service, bodies: BodyReader) -> 
         responses=errors(
             MalformedBody, RequestTimeout, PayloadTooLarge, UnsupportedMediaType, Overloaded
         ),
-        openapi_extra={"requestBody": {"content": {"application/json": {"schema": asked}}}},
+        openapi_extra={"requestBody": {"content": {"application/json": {"schema": schema}}}},
     )
     async def index(request: Request) -> list[RepositoryEntry]:
         try:
@@ -210,7 +210,7 @@ def _add_repository(router: APIRouter, service: Service, bodies: BodyReader) -> 
         document = decode(body, most_values=_MOST_VALUES) if body else {}
         ready = document.get("ready", False) if isinstance(document, dict) else None
         if not isinstance(ready, bool):
-            raise MalformedBody("must be an object; its ready must be true or false")
+            raise MalformedBody("the body must be an object, and its ready true or false")
         return repository_index(service.registry, ready_only=ready)
 
 
@@ -226,13 +226,17 @@ def _refuse_extensions(router: APIRouter) -> None:
         ),
         "generation": (f"{_MODEL}/generate", f"{_MODEL}/generate_stream"),
     }
-    for what, paths in refused.items():
 
-        async def refuse(what: str = what) -> None:
+    def refusal(what: str) -> Callable[[], Awaitable[None]]:
+        async def refuse() -> None:
             raise NotSupported(f"not supported: {what}")
 
+        return refuse
+
+    for what, paths in refused.items():
         for path in paths:
-            router.add_api_route(path, refuse, methods=["GET", "POST"], include_in_schema=False)
+            methods = ["GET", "POST"]
+            router.add_api_route(path, refusal(what), methods=methods, include_in_schema=False)
 
 
 def model_metadata(model: Model) -> ModelMetadata:

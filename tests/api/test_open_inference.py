@@ -113,7 +113,8 @@ async def test_inactive_or_invalid_version_is_404(client, version):
     for what in ("", "/ready", "/config", "/stats"):
         response = await client.get(f"/v2/models/tiny/versions/{version}{what}")
         assert response.status_code == 404
-        assert response.json() == {"error": "this version of the model is not active"}
+        assert list(response.json()) == ["error"]
+        assert "version" in response.json()["error"]
 
 
 def test_every_kind_of_feature_has_a_datatype_and_a_shape():
@@ -200,7 +201,9 @@ async def test_unsupported_extensions_are_refused_by_name(client, path):
     for method in ("GET", "POST"):
         response = await client.request(method, path)
         assert response.status_code == 404
-        assert "not supported" in response.json()["error"]
+        assert response.json()["error"].startswith("not supported: ")
+    echoed = await client.get(path, params={"what": "text-of-the-caller"})
+    assert "text-of-the-caller" not in echoed.text
 
 
 async def test_unknown_v2_path_or_method_is_an_error_of_the_protocol(client):
