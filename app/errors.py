@@ -1,36 +1,37 @@
-"""Every error that a caller can see.
+"""Every error that a caller, an operator or an analyst can see.
 
     GatehouseError
-    ├── MalformedBody            400  the body is no JSON object
-    ├── Unauthorized             401  no key, or none of this server's
+    ├── MalformedBody            400  the body cannot be parsed
+    ├── Unauthorized             401  API key missing or invalid
     ├── ModelNotFound            404
     ├── VersionNotFound          404
-    ├── NotSupported             404  an extension of the protocol that is not here
+    ├── PathNotFound             404
+    ├── NotSupported             404  a protocol extension that this server does not implement
     ├── MethodNotAllowed         405
-    ├── RequestTimeout           408  the body came too slowly
-    ├── PayloadTooLarge          413  body or rows over the limit
-    ├── UnsupportedMediaType     415
-    ├── InvalidRequest           422  what was said is wrong: every problem at once
-    ├── Overloaded               429  the queue's row budget is full, or that of bodies
-    ├── InferenceFailed          500  the model raised, or gave a wrong shape or a non-finite score
-    ├── InternalError            500  a fault of the server's own
-    ├── NotReady                 503  no model yet
+    ├── RequestTimeout           408  the body did not arrive in time
+    ├── PayloadTooLarge          413  too many bytes, values or candidates
+    ├── UnsupportedMediaType     415  content type or content coding
+    ├── InvalidRequest           422  the content is wrong: every problem at once
+    ├── Overloaded               429  queue full, or no memory left for request bodies
+    ├── InferenceFailed          500  the model raised, or returned a wrong shape or NaN
+    ├── InternalError            500  a bug in the server
+    ├── NotReady                 503  no active model yet
     ├── Draining                 503  shutting down
-    ├── DeadlineUnmeetable       503  the answer would come too late: refused at once
-    └── DeadlineExceeded         504  it waited or ran past its deadline
+    ├── DeadlineUnmeetable       503  refused at once: the estimated time exceeds the deadline
+    └── DeadlineExceeded         504  the deadline passed while the request waited or ran
 
-    ClientDisconnected                   nobody is there to be told
+    ClientDisconnected           no response is sent: the connection is closed
 
-    ArtifactInvalid              an artifact cannot be served; seen by operators, not by callers
-    ConfigurationInvalid         a setting names what cannot be used; seen by operators too
-    └── PoliciesInvalid          a file of ranking policies cannot be followed
-    TuningError                  an analysis cannot be done; seen by analysts
+    ArtifactInvalid              an artifact cannot be served; operators see it, callers do not
+    ConfigurationInvalid         a setting cannot be used; operators see it
+    └── PoliciesInvalid          a policies file cannot be used
+    TuningError                  an analysis cannot be done; analysts see it
 
-The status stands on the class; `slug` names the error in problem documents, in metrics and in
-logs. How an error becomes a response body is known to `app.api.problems` alone.
+The class holds the status; `slug` names the error in problem documents, metrics and logs.
+`app.protocol.problems` turns an error into a response.
 
-Two things that every error message and every command share stand here too: `did_you_mean`, the
-suggestion for a misspelt name, and `ExitCode`.
+Error messages and commands share two more things: `did_you_mean`, the suggestion for a misspelt
+name, and `ExitCode`.
 """
 
 import difflib
@@ -75,7 +76,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 class GatehouseError(Exception):
     """An error with an HTTP status; its message is written for the caller.
 
-    `retry_after_s` is when it is worth asking again: whole seconds, as in the header.
+    `retry_after_s` is the value of the `retry-after` header (whole seconds), or None.
     """
 
     status: ClassVar[HTTPStatus]
@@ -90,19 +91,19 @@ class GatehouseError(Exception):
 
 
 class MalformedBody(GatehouseError):
-    """The body is not what its content type says."""
+    """The body cannot be parsed: it is not valid JSON, or its compression or framing is broken."""
 
     status = HTTPStatus.BAD_REQUEST
     slug = "malformed-body"
-    title = "The body cannot be read"
+    title = "Malformed body"
 
 
 class Unauthorized(GatehouseError):
-    """Scoring needs a key here, and the request has none, or none of this server's."""
+    """Scoring requires an API key, and the request has none or an invalid one."""
 
     status = HTTPStatus.UNAUTHORIZED
     slug = "unauthorized"
-    title = "A key is needed"
+    title = "API key required"
 
     def __init__(self, detail: str, *, presented: bool = False) -> None:
         super().__init__(detail)
@@ -110,23 +111,31 @@ class Unauthorized(GatehouseError):
 
 
 class ModelNotFound(GatehouseError):
-    """No model of that name is served."""
+    """No active model has this name. `GET /v1/models` lists the active models."""
 
     status = HTTPStatus.NOT_FOUND
     slug = "model-not-found"
-    title = "No such model"
+    title = "Model not found"
 
 
 class VersionNotFound(GatehouseError):
-    """The model is served, but not in that version."""
+    """The model is active, but in another version."""
 
     status = HTTPStatus.NOT_FOUND
     slug = "version-not-found"
-    title = "No such version"
+    title = "Version not found"
+
+
+class PathNotFound(GatehouseError):
+    """The server has no such path. Paths have no trailing slash; `/docs` lists them all."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "path-not-found"
+    title = "Path not found"
 
 
 class NotSupported(GatehouseError):
-    """The protocol has such a call as an extension, and this server does not have the extension."""
+    """The Open Inference Protocol defines this extension; this server does not implement it."""
 
     status = HTTPStatus.NOT_FOUND
     slug = "not-supported"
@@ -134,35 +143,39 @@ class NotSupported(GatehouseError):
 
 
 class MethodNotAllowed(GatehouseError):
-    """The path exists, but not for this method."""
+    """The path exists, but not for this method. The `allow` header lists the methods it has."""
 
     status = HTTPStatus.METHOD_NOT_ALLOWED
     slug = "method-not-allowed"
     title = "Method not allowed"
 
+    def __init__(self, detail: str, *, allow: str = "POST") -> None:
+        super().__init__(detail)
+        self.allow = allow
+
 
 class RequestTimeout(GatehouseError):
-    """The body did not arrive in time."""
+    """The body did not arrive within the server's time limit for bodies."""
 
     status = HTTPStatus.REQUEST_TIMEOUT
     slug = "request-timeout"
-    title = "The body came too slowly"
+    title = "Request timeout"
 
 
 class PayloadTooLarge(GatehouseError):
-    """The body has too many bytes, or the request too many candidates."""
+    """The body has too many bytes or values, or the request too many candidates."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     slug = "payload-too-large"
-    title = "The request is too large"
+    title = "Payload too large"
 
 
 class UnsupportedMediaType(GatehouseError):
-    """The content type or the content coding is not understood."""
+    """The server does not read this content type or content coding."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     slug = "unsupported-media-type"
-    title = "Content type not supported"
+    title = "Unsupported media type"
 
     def __init__(self, message: str, *, is_coding: bool = False) -> None:
         super().__init__(message)
@@ -171,18 +184,18 @@ class UnsupportedMediaType(GatehouseError):
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One thing that is wrong in a request: where (RFC 6901 JSON pointer) and which rule."""
+    """One problem of a request: its place (RFC 6901 JSON pointer) and what is wrong there."""
 
     pointer: str
     detail: str
 
 
 class InvalidRequest(GatehouseError):
-    """What the request says is wrong; `errors` lists where, up to 20 places. No value is echoed."""
+    """The request does not fit the model. `errors` lists up to 20 problems; no value is echoed."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     slug = "invalid-request"
-    title = "The request breaks the model's rules"
+    title = "Invalid request"
 
     def __init__(self, problems: list[FieldError]) -> None:
         first = problems[0]
@@ -192,28 +205,28 @@ class InvalidRequest(GatehouseError):
 
 
 class Overloaded(GatehouseError):
-    """The queue is full, or too many bytes of bodies are on their way."""
+    """The queue is full, or request bodies use all the memory reserved for them."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     slug = "overloaded"
-    title = "Too much work is waiting"
+    title = "Overloaded"
     retry_after_s = 1
 
 
 class InferenceFailed(GatehouseError):
-    """The model could not score this request; the cause stands in the log only."""
+    """The model failed on this request; the server's log has the cause."""
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     slug = "inference-failed"
-    title = "The model could not score the request"
+    title = "Inference failed"
 
 
 class InternalError(GatehouseError):
-    """A fault of the server's own; the log has the cause under the request's id."""
+    """A bug in the server; its log has the cause under the request id."""
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     slug = "internal-error"
-    title = "The server failed"
+    title = "Internal server error"
 
 
 class NotReady(GatehouseError):
@@ -221,41 +234,41 @@ class NotReady(GatehouseError):
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "not-ready"
-    title = "No model is ready"
+    title = "Not ready"
     retry_after_s = 1
 
 
 class Draining(GatehouseError):
-    """The server is shutting down; another replica will answer."""
+    """The server is shutting down; send the request to another replica."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "draining"
-    title = "The server is shutting down"
+    title = "Shutting down"
     retry_after_s = 1
 
 
 class DeadlineUnmeetable(GatehouseError):
-    """By what waits already, the answer would come after the deadline; nothing was computed."""
+    """The estimated time to the response exceeds the deadline; nothing was computed."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "deadline-unmeetable"
-    title = "The deadline cannot be met"
+    title = "Deadline cannot be met"
     retry_after_s = 1
 
 
 class DeadlineExceeded(GatehouseError):
-    """The answer would come after the caller stopped waiting."""
+    """The deadline passed before the response was ready."""
 
     status = HTTPStatus.GATEWAY_TIMEOUT
     slug = "deadline-exceeded"
-    title = "The deadline has passed"
+    title = "Deadline exceeded"
 
 
 class ClientDisconnected(Exception):
-    """The caller closed the connection before its answer; nobody wants one.
+    """The client closed the connection before its response; none is sent.
 
-    `stage` is where that was found: while its body came (`body`), when its batch was formed
-    (`queue`), or when its scores were there (`compute`).
+    `stage` is where the server noticed: while it received the body (`body`), when it formed the
+    batch (`queue`), or when the scores were ready (`compute`).
     """
 
     def __init__(self, stage: Literal["body", "queue", "compute"]) -> None:
@@ -268,11 +281,11 @@ class ArtifactInvalid(Exception):
 
 
 class ConfigurationInvalid(Exception):
-    """A setting names what cannot be used. The message is one line and repeats no secret."""
+    """A setting cannot be used. The message is one line and contains no secret."""
 
 
 class PoliciesInvalid(ConfigurationInvalid):
-    """A file of ranking policies cannot be followed; `problems` lists every place and rule."""
+    """A policies file cannot be used; `problems` lists every place and rule."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))

@@ -10,8 +10,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from app.api import models, open_inference as v2, operations, problems
-from app.api.browsers import SecurityHeadersMiddleware, origins, shared_with
-from app.api.open_inference_metadata import Serving
+from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
+from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
 from app.artifacts.store import Store
 from app.engine.batcher import Batcher
@@ -170,18 +170,21 @@ def create_app(
         redirect_slashes=False,
     )
     lane_hang_s = settings.lane_hang_s
-    fastapi.include_router(models.routes(service))
-    fastapi.include_router(
-        operations.routes(
-            service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
-        )
-    )
-    problems.install(fastapi)
-    openapi.install(fastapi, service.registry, keys)
-    serving = Serving(
+    serving = v2.Serving(
         scorer.limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes
     )
-    fastapi.include_router(v2.routes(service, bodies, metrics, serving, lane_hang_s=lane_hang_s))
-    app = ScoreRoutes(SecurityHeadersMiddleware(fastapi), scorer, bodies)
-    allowed = origins(settings.cors_origins)
-    return AccessLogMiddleware(shared_with(app, allowed), service.readiness, log)
+    routers = [
+        models.routes(service),
+        operations.routes(
+            service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
+        ),
+        problems.router,
+        v2.routes(service, bodies, metrics, serving, lane_hang_s=lane_hang_s),
+    ]
+    for router in routers:
+        fastapi.include_router(router)
+    problems.install(fastapi, routers)
+    openapi.install(fastapi, service.registry, keys)
+    app = ScoreRoutes(HeadMiddleware(SecurityHeadersMiddleware(fastapi)), scorer, bodies)
+    allowed = parse_origins(settings.cors_origins)
+    return AccessLogMiddleware(with_cors(app, allowed), service.readiness, log)

@@ -1,7 +1,7 @@
-"""What a browser is told: how far to trust a page of ours, and whose pages may call.
+"""Headers for browsers: security headers of HTML pages, and CORS.
 
-By default no other origin's page may: there is no CORS header at all, and a preflight is refused
-like any method that a route does not have.
+By default no other origin may call: responses have no CORS header, and a preflight request is
+refused like any method that a route does not have.
 """
 
 import re
@@ -13,13 +13,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import ConfigurationInvalid
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
-_SENT = (
+_REQUEST_HEADERS = (
     *("authorization", "content-type", "content-encoding", "inference-header-content-length"),
     *("x-request-id", "x-request-priority", "x-request-timeout-ms", "x-routing-key"),
 )
-_READ = ("retry-after", "server-timing", "x-request-id", "inference-header-content-length")
+_RESPONSE_HEADERS = (
+    "retry-after",
+    "server-timing",
+    "x-request-id",
+    "inference-header-content-length",
+)
 
-# Pages here are made of their own files, and of what stands in them; nobody may frame them.
+# Pages load only this server's own files and inline code; no page may frame them.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -32,13 +37,13 @@ _PAGE_HEADERS = [
 
 
 class SecurityHeadersMiddleware:
-    """Adds headers to HTML pages that keep them from loading, or being loaded into, others."""
+    """Adds headers to HTML pages: no foreign content, no framing, no referrer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and watch for a page in its answer."""
+        """Pass a request on, and add the headers if the response is HTML."""
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -50,28 +55,28 @@ class SecurityHeadersMiddleware:
         await self._app(scope, receive, send_safely)
 
 
-def origins(text: str) -> list[str]:
-    """Read origins that are separated by commas.
+def parse_origins(text: str) -> list[str]:
+    """Read origins separated by commas.
 
     Raises:
-        ConfigurationInvalid: one of them is no origin.
+        ConfigurationInvalid: one of them is not an origin.
     """
     found = [each.strip() for each in text.split(",") if each.strip()]
     for each in found:
         if not _ORIGIN.fullmatch(each):
-            rule = "an origin is a scheme and a host, as in https://example.org"
+            rule = "must be scheme://host or scheme://host:port, such as https://example.org"
             raise ConfigurationInvalid(f"cors_origins: {rule}")
     return found
 
 
-def shared_with(app: ASGIApp, allowed: Sequence[str]) -> ASGIApp:
-    """Let pages of these origins call `app`; where there are none, it is `app` itself."""
-    if not allowed:
+def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Return `app`, wrapped so that pages of these origins may call it, if there are any."""
+    if not origins:
         return app
     return CORSMiddleware(
         app,
-        allow_origins=allowed,
+        allow_origins=origins,
         allow_methods=["GET", "POST"],
-        allow_headers=_SENT,
-        expose_headers=_READ,
+        allow_headers=_REQUEST_HEADERS,
+        expose_headers=_RESPONSE_HEADERS,
     )

@@ -1,4 +1,4 @@
-"""The page at `/`: what runs here, and where to go."""
+"""The home page at `/`: the active models, an example request each, and links."""
 
 import html
 import json
@@ -32,7 +32,7 @@ _PAGE = """<!doctype html>
   <a href="/v1/models">Models</a>
   <a href="/v1/engine">Engine</a>
   <a href="/metrics">Metrics</a>
-  <a href="/readyz">Ready?</a>
+  <a href="/readyz">Readiness</a>
 </nav>
 {models}
 </html>
@@ -45,7 +45,7 @@ _MODEL = r"""<section>
 <tr><th>tasks<td>{tasks}
 <tr><th>details<td><a href="/v1/models/{name}">/v1/models/{name}</a>
 </table>
-<p>A request that works as it is{condition}:</p>
+<p>Example request{condition}:</p>
 <pre>curl -s {origin}/v1/models/{name}/score \{authorization}
   -H 'content-type: application/json' \
   -d '{example}'</pre>
@@ -57,7 +57,7 @@ _AUTHORIZATION = """
 
 
 def home_page(registry: Registry, origin: str, *, needs_key: bool = False) -> str:
-    """Return the page as HTML; `origin` is this server's address as the browser knows it."""
+    """Return the page as HTML; `origin` is this server's address as the browser uses it."""
     models = "".join(_model(model, origin, needs_key) for model in registry.models())
     return _PAGE.format(models=models or "<section><p>No model is active yet.</p></section>")
 
@@ -70,7 +70,7 @@ def _model(model: Model, origin: str, needs_key: bool) -> str:
         "architecture": manifest.architecture,
         "tasks": ", ".join(f"{task.name} ({task.unit or task.kind})" for task in manifest.tasks),
         "origin": origin,
-        "condition": ", with a key in GATEHOUSE_KEY" if needs_key else "",
+        "condition": " (set GATEHOUSE_KEY to your API key)" if needs_key else "",
         "authorization": _AUTHORIZATION if needs_key else "",
         "example": json.dumps(example_request(model)),
     }

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: what is served, and an example request for each that works as it is."""
+"""`GET /v1/models`: the active models, each with an example request, and refused versions."""
 
 from fastapi import APIRouter
 
@@ -22,7 +22,7 @@ def routes(service: Service) -> APIRouter:
     """Return the routes over a service's registry."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
-    @router.get("", summary="Every active model, and every refused version")
+    @router.get("", summary="Active models and refused versions")
     async def list_models() -> ModelList:
         registry = service.registry
         return ModelList(
@@ -39,7 +39,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get(
         "/{model}",
-        summary="One model: inputs, tasks, policy, figures, an example request",
+        summary="One model: inputs, tasks, policies, evaluation and an example request",
         responses=problems(ModelNotFound, NotReady),
     )
     async def show_model(model: str) -> ModelCard:

@@ -1,28 +1,34 @@
-"""The protocol's routes that a person or a client calls now and then; FastAPI's, unlike infer."""
+"""The V2 protocol's routes other than infer, which is in `app.protocol.open_inference`.
+
+They answer with health, metadata, configuration and statistics, as the Open Inference Protocol and
+Triton's extensions define them.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 
-from app.api.open_inference_metadata import (
-    EXTENSIONS,
-    Serving,
-    model_config,
-    model_metadata,
-    model_statistics,
-    repository_index,
-)
 from app.api.openapi.open_inference import errors
 from app.api.openapi.open_inference_schemas import (
+    Duration,
+    InferenceStatistics,
     ModelMetadata,
+    ModelReady,
+    ModelStatistics,
     RepositoryEntry,
+    ServerLive,
     ServerMetadata,
+    ServerReady,
     Statistics,
+    TensorMetadata,
 )
+from app.api.operations import check_ready
 from app.artifacts.loader import Model
+from app.artifacts.manifest import IdInput, Input
 from app.errors import (
     ClientDisconnected,
     Draining,
@@ -36,17 +42,44 @@ from app.errors import (
     UnsupportedMediaType,
     VersionNotFound,
 )
+from app.lifecycle.registry import Registry
 from app.protocol.json_body import decode
 from app.protocol.open_inference.infer import OpenInference
+from app.protocol.open_inference.outputs import output_names
+from app.protocol.open_inference.tensor_data import datatypes_of
 from app.scoring.body import BodyReader
 from app.scoring.request_headers import check_body_headers, read_headers
+from app.scoring.score import Limits
 from app.scoring.service import Service
 from app.telemetry.metrics import Metrics
+
+EXTENSIONS = [
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository(index)",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+]
+"""Triton's extensions that this server implements."""
+
+PLATFORM = "pytorch_libtorch"
+_CONFIG_TYPES = {"FP32": "TYPE_FP32", "INT64": "TYPE_INT64", "BYTES": "TYPE_STRING"}
 
 _MODEL = "/models/{model}"
 _VERSION = "/models/{model}/versions/{version}"
 _LONGEST_VERSION = 9  # digits
-_MOST_VALUES = 1000  # of a question that has one
+_MOST_VALUES = 1000  # in the body of /repository/index
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The server's settings that a model configuration shows."""
+
+    limits: Limits
+    max_batch_rows: int
+    max_wait_s: float
+    lanes: int
 
 
 def routes(
@@ -57,7 +90,7 @@ def routes(
     *,
     lane_hang_s: float,
 ) -> APIRouter:
-    """Return all of them."""
+    """Return the routes."""
     router = APIRouter(prefix="/v2", tags=["open inference protocol"])
     _add_health(router, service, lane_hang_s)
     _add_metadata(router, service, metrics, serving)
@@ -68,37 +101,31 @@ def routes(
 
 
 def _add_health(router: APIRouter, service: Service, lane_hang_s: float) -> None:
-    def add(path: str, summary: str, check: Callable[[], None]) -> None:
-        @router.head(path, include_in_schema=False)
-        @router.get(
-            path,
-            summary=summary,
-            operation_id=f"v2{path.replace('/', '_')}",
-            response_class=Response,
-            responses=errors(Draining, NotReady),
-        )
-        async def answer() -> Response:
-            check()
-            return Response()
-
-    def live() -> None:
+    @router.get(
+        "/health/live",
+        summary="200 while the event loop and every lane respond, as /livez",
+        operation_id="v2_health_live",
+        responses=errors(NotReady),
+    )
+    async def live() -> ServerLive:
         if not service.is_alive(lane_hang_s):
             raise NotReady("a lane is stuck")
+        return ServerLive(live=True)
 
-    add("/health/live", "As /livez", live)
-    add("/health/ready", "As /readyz", lambda: _check_ready(service))
-
-
-def _check_ready(service: Service) -> None:
-    if service.draining:
-        raise Draining("the server is shutting down")
-    if not service.is_ready:
-        raise NotReady("no model is active yet")
+    @router.get(
+        "/health/ready",
+        summary="200 while the server accepts requests, as /readyz",
+        operation_id="v2_health_ready",
+        responses=errors(Draining, NotReady),
+    )
+    async def ready() -> ServerReady:
+        check_ready(service)
+        return ServerReady(ready=True)
 
 
 def _add_metadata(router: APIRouter, service: Service, metrics: Metrics, serving: Serving) -> None:
     def add(path: str, summary: str, answer: Callable[[Model], Any], schema: Any) -> None:  # noqa: ANN401
-        """Add a route about the active version, and one about a version by its number."""
+        """Add a route for the active version, and one for a version by its number."""
 
         @router.get(
             f"{_MODEL}{path}",
@@ -118,11 +145,11 @@ def _add_metadata(router: APIRouter, service: Service, metrics: Metrics, serving
         async def of_version(model: str, version: str) -> Any:  # noqa: ANN401
             return answer(service.registry.active(model, _number(version)))
 
-    @router.get("", summary="The server, and the extensions that it has")
+    @router.get("", summary="Server name, version and extensions")
     async def server() -> ServerMetadata:
         return ServerMetadata(name="gatehouse", version=version("gatehouse"), extensions=EXTENSIONS)
 
-    @router.get("/models/stats", summary="What every model has done since it was loaded")
+    @router.get("/models/stats", summary="Statistics of every model since it was loaded")
     async def statistics_of_all() -> Statistics:
         each = [model_statistics(model, metrics) for model in service.registry.models()]
         return Statistics(model_stats=each)
@@ -133,45 +160,43 @@ def _add_metadata(router: APIRouter, service: Service, metrics: Metrics, serving
     def config(model: Model) -> dict[str, Any]:
         return model_config(model, serving)
 
-    add("", "A model's inputs and outputs", model_metadata, ModelMetadata)
-    add("/config", "As Triton's ModelConfig", config, dict[str, Any])
-    add("/stats", "What a model has done since it was loaded", statistics, Statistics)
+    add("", "Inputs and outputs of a model", model_metadata, ModelMetadata)
+    add("/config", "Model configuration, as Triton's ModelConfig", config, dict[str, Any])
+    add("/stats", "Statistics of a model since it was loaded", statistics, Statistics)
 
 
 def _add_readiness(router: APIRouter, service: Service) -> None:
     @router.get(
         f"{_MODEL}/ready",
         summary="200 while a model is active",
-        response_class=Response,
         responses=errors(ModelNotFound, NotReady, Draining),
     )
-    async def model_ready(model: str) -> Response:
-        _check_ready(service)
+    async def model_ready(model: str) -> ModelReady:
+        check_ready(service)
         service.registry.active(model)
-        return Response()
+        return ModelReady(name=model, ready=True)
 
     @router.get(
         f"{_VERSION}/ready",
         summary="200 while a version is active",
-        response_class=Response,
         responses=errors(ModelNotFound, VersionNotFound, NotReady, Draining),
     )
-    async def version_ready(model: str, version: str) -> Response:
-        _check_ready(service)
+    async def version_ready(model: str, version: str) -> ModelReady:
+        check_ready(service)
         service.registry.active(model, _number(version))
-        return Response()
+        return ModelReady(name=model, ready=True)
 
 
 def _number(version: str) -> int:
     if version.isascii() and version.isdecimal() and len(version) <= _LONGEST_VERSION:
         return int(version)
-    raise VersionNotFound("this version of the model is not active")
+    raise VersionNotFound("version not found: a version is an integer above 0")
 
 
 def _add_repository(
     router: APIRouter, service: Service, bodies: BodyReader, serving: Serving
 ) -> None:
-    asked = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
+    schema = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
 
     @router.post(
         "/repository/index",
@@ -179,7 +204,7 @@ def _add_repository(
         responses=errors(
             MalformedBody, RequestTimeout, PayloadTooLarge, UnsupportedMediaType, Overloaded
         ),
-        openapi_extra={"requestBody": {"content": {"application/json": {"schema": asked}}}},
+        openapi_extra={"requestBody": {"content": {"application/json": {"schema": schema}}}},
     )
     async def index(request: Request) -> list[RepositoryEntry]:
         try:
@@ -200,21 +225,150 @@ def _add_repository(
 
 
 def _refuse_extensions(router: APIRouter) -> None:
-    """Say which of Triton's extensions are not here, instead of a plain 404."""
+    """Answer calls of Triton's extensions that this server does not implement."""
     refused = {
         "shared memory": ("/systemsharedmemory/{rest:path}", "/cudasharedmemory/{rest:path}"),
         "trace settings": ("/trace/setting", f"{_MODEL}/trace/setting"),
         "log settings": ("/logging",),
-        "loading and unloading by a call": (
+        "loading and unloading over HTTP": (
             "/repository/models/{model}/load",
             "/repository/models/{model}/unload",
         ),
         "generation": (f"{_MODEL}/generate", f"{_MODEL}/generate_stream"),
     }
+
+    def refusal(what: str) -> Callable[[], Awaitable[None]]:
+        async def refuse() -> None:
+            raise NotSupported(f"not supported: {what}")
+
+        return refuse
+
     for what, paths in refused.items():
-
-        async def refuse(what: str = what) -> None:
-            raise NotSupported(f"{what}: not supported by this server")
-
         for path in paths:
-            router.add_api_route(path, refuse, methods=["GET", "POST"], include_in_schema=False)
+            methods = ["GET", "POST"]
+            router.add_api_route(path, refusal(what), methods=methods, include_in_schema=False)
+
+
+def model_metadata(model: Model) -> ModelMetadata:
+    """Return a model's inputs and outputs; the first dimension is the number of candidates.
+
+    User inputs accept a single row too, which the protocol cannot express.
+    """
+    manifest = model.manifest
+    return ModelMetadata(
+        name=manifest.name,
+        versions=[str(manifest.version)],
+        platform=PLATFORM,
+        inputs=[
+            TensorMetadata(name=each.name, datatype=datatypes_of(each)[0], shape=[-1, _width(each)])
+            for each in manifest.inputs
+        ],
+        outputs=[
+            TensorMetadata(name=name, datatype="FP32", shape=[-1, 1])
+            for name in output_names(manifest)
+        ],
+    )
+
+
+def model_config(model: Model, serving: Serving) -> dict[str, Any]:
+    """Return a model's configuration as Triton's `ModelConfig` message in JSON."""
+    manifest = model.manifest
+    kind = "KIND_CPU" if model.program.device.type == "cpu" else "KIND_GPU"
+    return {
+        "name": manifest.name,
+        "platform": PLATFORM,
+        "backend": "pytorch",
+        "version_policy": {"specific": {"versions": [manifest.version]}},
+        "max_batch_size": serving.limits.max_candidates,
+        "input": [
+            {
+                "name": each.name,
+                "data_type": _CONFIG_TYPES[datatypes_of(each)[0]],
+                "format": "FORMAT_NONE",
+                "dims": [_width(each)],
+                "is_shape_tensor": False,
+                "allow_ragged_batch": False,
+                "optional": each.default is not None,
+            }
+            for each in manifest.inputs
+        ],
+        "output": [
+            {
+                "name": name,
+                "data_type": "TYPE_FP32",
+                "dims": [1],
+                "label_filename": "",
+                "is_shape_tensor": False,
+            }
+            for name in output_names(manifest)
+        ],
+        "instance_group": [
+            {"name": f"{manifest.name}_0", "kind": kind, "count": serving.lanes, "gpus": []}
+        ],
+        "dynamic_batching": {
+            "preferred_batch_size": [serving.max_batch_rows],
+            "max_queue_delay_microseconds": round(serving.max_wait_s * 1e6),
+            "preserve_ordering": False,
+            "priority_levels": 3,
+            "default_priority_level": 2,
+            "default_queue_policy": {
+                "timeout_action": "REJECT",
+                "default_timeout_microseconds": round(serving.limits.default_timeout_s * 1e6),
+                "allow_timeout_override": True,
+            },
+        },
+        "default_model_filename": "model.ts",
+    }
+
+
+def model_statistics(model: Model, metrics: Metrics) -> ModelStatistics:
+    """Return a model's statistics since it was loaded, for the native API and V2 together."""
+    usage = metrics.requests.version(model.label)
+    answered = usage.succeeded
+
+    def over(count: int, duration_s: float) -> Duration:
+        return Duration(count=count, ns=round(duration_s * 1e9))
+
+    return ModelStatistics(
+        name=model.manifest.name,
+        version=str(model.manifest.version),
+        last_inference=round(usage.last_unix_s * 1e3),
+        inference_count=usage.rows,
+        execution_count=usage.batches,
+        inference_stats=InferenceStatistics(
+            success=over(answered, usage.succeeded_s),
+            fail=over(usage.failed, usage.failed_s),
+            queue=over(answered, usage.queue_s),
+            compute_input=over(answered, usage.collate_s),
+            compute_infer=over(answered, usage.compute_s),
+            compute_output=over(answered, usage.respond_s),
+            cache_hit=over(0, 0.0),
+            cache_miss=over(0, 0.0),
+        ),
+        batch_stats=[],
+    )
+
+
+def repository_index(registry: Registry, *, ready_only: bool) -> list[RepositoryEntry]:
+    """Return the active versions and, unless `ready_only`, the refused ones."""
+    entries = [
+        RepositoryEntry(
+            name=model.manifest.name, version=str(model.manifest.version), state="READY", reason=""
+        )
+        for model in registry.models()
+    ]
+    if not ready_only:
+        entries += [
+            RepositoryEntry(
+                name=each.model, version=str(each.version), state="UNAVAILABLE", reason=reason
+            )
+            for each, reason in registry.refused.items()
+        ]
+    return entries
+
+
+def _width(feature: Input) -> int:
+    """Return the width of a tensor of this feature, or its limit for a list."""
+    if isinstance(feature, IdInput):
+        return 1
+    return feature.dim if feature.kind == "dense" else feature.max_length

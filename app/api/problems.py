@@ -4,15 +4,19 @@ How an error looks as bytes is in `app.protocol.problems`.
 """
 
 import inspect
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, FastAPI, Path, Request, Response
 from fastapi.responses import PlainTextResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from app import errors
-from app.errors import GatehouseError
+from app.errors import GatehouseError, InternalError, MethodNotAllowed, PathNotFound, did_you_mean
+from app.protocol.native import ROUTES as NATIVE_ROUTES
+from app.protocol.open_inference.infer import ROUTES as V2_ROUTES
 from app.protocol.problems import MEDIA_TYPE, error_response, is_v2_path
 from app.scoring.context import context_of
 
@@ -26,13 +30,18 @@ ERRORS: dict[str, type[GatehouseError]] = {
 SCHEMA = {"$ref": "#/components/schemas/Problem"}
 """The schema of a problem document, in the OpenAPI document."""
 
+_LONGEST_PATH = 200  # characters of a path that is compared with the known ones
+_LEAST_RATIO = 0.8  # of a suggestion; at 0.6, /v1/models/m/x would suggest every path of a model
+
 router = APIRouter(tags=["operations"])
 
 
-def install(app: FastAPI) -> None:
-    """Make FastAPI's routes answer with problem documents, and add the pages that explain them."""
+def install(app: FastAPI, routers: Iterable[APIRouter]) -> None:
+    """Make `app` answer errors with problem documents; `routers` are the ones it includes."""
+    own = [route for each in routers for route in each.routes if isinstance(route, APIRoute)]
+    templates = [*NATIVE_ROUTES, *V2_ROUTES, *(each.path for each in own if each.include_in_schema)]
 
-    async def answer_known(request: Request, error: Exception) -> Response:
+    async def answer_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, GatehouseError)
         status, headers, body = error_response(
             error,
@@ -45,20 +54,55 @@ def install(app: FastAPI) -> None:
 
     async def answer_unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        if is_v2_path(request.scope["path"]):
-            content = orjson.dumps({"error": error.detail})
-            return Response(content, error.status_code, error.headers, "application/json")
-        problem = {
-            "type": "about:blank",
-            "title": error.detail,
-            "status": error.status_code,
-            "instance": context_of(request.scope).request_id,
-        }
-        return Response(orjson.dumps(problem), error.status_code, error.headers, MEDIA_TYPE)
+        return await answer_error(request, _routing_error(error, request.scope["path"], templates))
 
-    app.add_exception_handler(GatehouseError, answer_known)
+    app.add_exception_handler(GatehouseError, answer_error)
     app.add_exception_handler(HTTPException, answer_unrouted)
-    app.include_router(router)
+
+
+def nearest_path(path: str, templates: Iterable[str]) -> str | None:
+    """Return the path of this server that is most like `path`, if one is near.
+
+    Args:
+        path: the path that was not found.
+        templates: known paths; a segment such as `{model}` takes the caller's own segment.
+    """
+    if len(path) > _LONGEST_PATH or not path.isprintable():
+        return None
+    segments = [each for each in path.split("/") if each]
+    known: list[str] = []
+    for template in templates:
+        parts = template.strip("/").split("/")
+        if len(parts) == len(segments):
+            filled = (
+                own if part.startswith("{") else part
+                for own, part in zip(segments, parts, strict=True)
+            )
+            known.append("/" + "/".join(filled))
+        elif "{" not in template:
+            known.append(template)
+    nearest = get_close_matches("/" + "/".join(segments), known, n=1, cutoff=_LEAST_RATIO)
+    return nearest[0] if nearest else None
+
+
+def _routing_error(error: HTTPException, path: str, templates: Iterable[str]) -> GatehouseError:
+    """Return the error for a path or a method that no route has."""
+    if error.status_code == 405:
+        allow = ", ".join(sorted(_methods(error)))
+        return MethodNotAllowed(f"method not allowed; use {allow}", allow=allow)
+    if error.status_code != 404:
+        return InternalError("see the server's log")
+    nearest = nearest_path(path, templates)
+    if nearest == path:  # a scoring path, but for its version
+        return PathNotFound("path not found: the version in it must be an integer")
+    if nearest is None:
+        return PathNotFound("path not found; /docs lists all paths")
+    return PathNotFound(f'path not found; did you mean "{nearest}"?')
+
+
+def _methods(error: HTTPException) -> set[str]:
+    allowed = {each.strip() for each in (error.headers or {}).get("Allow", "").split(",")}
+    return allowed | {"HEAD"} if "GET" in allowed else allowed
 
 
 @router.get(
@@ -73,7 +117,8 @@ async def explain(
     """Explain an error: the page that its `type` points to."""
     error = ERRORS.get(slug)
     if error is None:
-        raise HTTPException(404)
+        known = ", ".join(sorted(ERRORS))
+        raise PathNotFound(f"unknown kind of error{did_you_mean(slug, ERRORS)} (known: {known})")
     text = (
         f"{error.title} ({error.status.value} {error.status.phrase})\n\n{inspect.getdoc(error)}\n"
     )

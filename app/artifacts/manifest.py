@@ -158,6 +158,16 @@ class Description(Value):
     """The configuration that made the model, for people; serving does not read it."""
 
     @model_validator(mode="after")
+    def _names_are_not_reserved(self) -> Self:
+        """Refuse names that mean something else in the V2 protocol."""
+        if self.name == "stats":
+            rule = "GET /v2/models/stats is the statistics of all models"
+            raise ValueError(f'name: "stats" is reserved: {rule}')
+        if any(task.name == "rank_score" for task in self.tasks):
+            raise ValueError('tasks: "rank_score" is reserved: it is an output of every model')
+        return self
+
+    @model_validator(mode="after")
     def _names_agree(self) -> Self:
         features = [each.name for each in self.inputs]
         tasks = [task.name for task in self.tasks]

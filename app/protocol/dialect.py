@@ -14,9 +14,6 @@ from app.ranking.ranker import RankingOptions
 Headers = Mapping[bytes, bytes]
 """A request's headers that score calls read: lower-case names; repeated ones joined by commas."""
 
-LARGEST_TIMEOUT_S = 600.0
-"""The longest timeout that a request may state (s)."""
-
 Content = tuple[bytes, bytes]
 """Header lines, each with its line end and none of them the length; and a body."""
 

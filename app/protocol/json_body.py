@@ -1,9 +1,9 @@
-"""The bytes of a JSON body become a document: Python values, and matrices where there are any.
+"""Parse JSON bodies: into Python values, and into matrices where a large body has them.
 
-Small bodies go through `orjson`. In large ones nearly everything is matrices of numbers, and a
-Python object for each would be what costs: simdjson leaves them in its own form, from which a
-matrix is one copy. Whatever simdjson does not take, and whatever it takes differently, goes through
-`orjson` again, so that both ways say the same of any body.
+Small bodies are parsed by `orjson`. A large body is mostly matrices of numbers, and making a Python
+object of each number takes most of the time: simdjson keeps them in its own form, from which one
+copy makes a matrix. A body that simdjson refuses, or would read differently, is parsed by `orjson`
+instead, so that both parsers give the same result for any body.
 """
 
 import json
@@ -21,9 +21,9 @@ from app.errors import MalformedBody, PayloadTooLarge
 from app.protocol.validation import Matrix
 
 LARGE_BYTES = 32 << 10
-"""From this size on matrices pay for what simdjson costs more elsewhere."""
+"""From this size on, matrices save more time than simdjson loses elsewhere."""
 
-_BLOCK_BYTES = 1 << 18  # a core's cache holds it, and what is compared with it
+_BLOCK_BYTES = 1 << 18  # fits a core's cache, together with the comparison's result
 _SLACK_VALUES = 1 << 16
 _CONTAINERS = frozenset((list, dict, np.ndarray))
 _MOST_COLUMNS = 512
@@ -35,16 +35,16 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def decode(body: bytes, *, most_values: int | None = None) -> object:
     """Parse JSON into Python values.
 
-    NaN and Infinity are no JSON, but what Python and JavaScript write by mistake, and 1e400 is, but
-    no number that fits: they are read, so that the check of the features can say where they stand.
+    NaN and Infinity are not JSON, but Python and JavaScript write them by mistake; 1e400 is JSON,
+    but does not fit a double. Both are accepted here, so that validation can say where they stand.
 
     Args:
         body: the text.
-        most_values: how many values a large body may hold; None where its size bounds them.
+        most_values: how many values a large body may contain; None if its size bounds them.
 
     Raises:
-        MalformedBody: the body is not JSON.
-        PayloadTooLarge: it holds too many values.
+        MalformedBody: the body is not valid JSON.
+        PayloadTooLarge: it contains too many values.
     """
     if most_values is not None and len(body) >= LARGE_BYTES:
         count_containers(body, most_values)
@@ -54,27 +54,27 @@ def decode(body: bytes, *, most_values: int | None = None) -> object:
         if b"NaN" in body or b"Infinity" in body or "infinity" in error.msg:
             with suppress(ValueError, TypeError, RecursionError):
                 document: object = json.loads(body, parse_int=_integer)
-                orjson.dumps(document)  # a name or a key that it cannot write cannot be answered
+                orjson.dumps(document)  # keys come back in the response: it must be writable
                 return document
         at = f"line {error.lineno} column {error.colno}"
-        raise MalformedBody(f"the body is not JSON: {error.msg.split(':')[0]}, {at}") from None
+        raise MalformedBody(f"invalid JSON: {error.msg.split(':')[0]} at {at}") from None
 
 
 def _integer(text: str) -> int:
-    """Read an integer that 64 bits could hold: of thousands of digits, each takes far longer."""
+    """Read an integer of at most 20 digits: the time grows with the square of their number."""
     if len(text) > _MOST_DIGITS:
         raise ValueError
     return int(text)
 
 
 def decode_request(body: bytes, manifest: Manifest, *, max_candidates: int) -> object:
-    """Parse the JSON of a request to a model; `read_request` and `encode` take what it returns.
+    """Parse the JSON of a native score request; `encode` accepts the result.
 
-    Where `candidates` is an object of columns, a dense feature's column may come as a `Matrix`.
+    If `candidates` is an object of columns, a dense feature's column may come as a `Matrix`.
 
     Raises:
-        MalformedBody: the body is not JSON.
-        PayloadTooLarge: it holds more values than a request of `max_candidates` could have.
+        MalformedBody: the body is not valid JSON.
+        PayloadTooLarge: it contains more values than a request of `max_candidates` can have.
     """
     if len(body) < LARGE_BYTES:
         return decode(body)
@@ -88,10 +88,15 @@ def decode_request(body: bytes, manifest: Manifest, *, max_candidates: int) -> o
 
 
 def most_values(manifest: Manifest, max_candidates: int, *, is_user_tiled: bool = False) -> int:
-    """Return how many values a large body may hold: parsing takes time and memory for each.
+    """Return how many values a large body may contain: parsing takes time and memory for each.
 
-    It is more than twice what the largest request has, because commas and brackets within strings
-    are counted too.
+    The limit is more than twice what the largest request has, because commas and brackets within
+    strings count too.
+
+    Args:
+        manifest: lists the features.
+        max_candidates: the most candidates of a request.
+        is_user_tiled: whether the user features may be repeated for each candidate.
     """
     user = sum(1 + _width(feature) for feature in manifest.user_inputs)
     candidate = 2 + sum(1 + _width(feature) for feature in manifest.candidate_inputs)
@@ -100,37 +105,36 @@ def most_values(manifest: Manifest, max_candidates: int, *, is_user_tiled: bool 
 
 
 def count_containers(body: bytes, most_values: int) -> int:
-    """Return how many [ and { there are, after making sure that parsing them costs little.
+    """Return the number of [ and { in a body, after checking that it has few enough values.
 
-    Every value stands behind a comma or at the beginning of a container. Within strings, too, each
-    is counted.
+    Every value follows a comma or begins a container. Characters within strings count too.
 
     Raises:
-        PayloadTooLarge: there are more values than `most_values`.
+        PayloadTooLarge: the body contains more than `most_values` values.
     """
     text = np.frombuffer(body, np.uint8)
     containers = commas = 0
     for start in range(0, len(text), _BLOCK_BYTES):
         block = text[start : start + _BLOCK_BYTES]
-        containers += int(np.count_nonzero((block | 0x20) == ord("{")))  # this bit alone is [ or {
+        containers += int(np.count_nonzero((block | 0x20) == ord("{")))  # [ and { differ by 0x20
         commas += int(np.count_nonzero(block == ord(",")))
         if containers + commas > most_values:
-            raise PayloadTooLarge(f"the body holds more than {most_values} values")
+            raise PayloadTooLarge(f"the body contains more than {most_values} values")
     return containers
 
 
 def read_matrices(body: bytes, dense: frozenset[str], containers: int) -> dict[str, Any] | None:
-    """Parse a request's body, or return None where `decode` has to.
+    """Parse a request's body with simdjson, or return None if `decode` must parse it.
 
     Args:
         body: of the request.
-        dense: the features whose columns become matrices, where they are such.
+        dense: the features whose columns become matrices, if they are lists of equal rows.
         containers: as counted by `count_containers`.
     """
-    if body.startswith(BYTE_ORDER_MARK):  # which simdjson skips
+    if body.startswith(BYTE_ORDER_MARK):  # simdjson skips it, orjson refuses it
         return None
     try:
-        root = simdjson.Parser().parse(body)  # a new one: it costs as much, and keeps no memory
+        root = simdjson.Parser().parse(body)  # a reused one is no faster and keeps memory
         document = members(root)
         columns = members(document["candidates"], most=_MOST_COLUMNS)
     except (ValueError, TypeError, KeyError, RuntimeError):  # Runtime: an integer beyond 64 bits
@@ -139,19 +143,19 @@ def read_matrices(body: bytes, dense: frozenset[str], containers: int) -> dict[s
         columns[name] = _matrix(values) if name in dense else plain(values)
     for name, value in document.items():
         document[name] = columns if name == "candidates" else plain(value)
-    # simdjson makes [[1, 2], []] out of [[[1, 2], []]] as gladly: then a bracket is left over.
+    # simdjson flattens rows: it reads [[[1, 2], []]] as [[1, 2], []]; then the counts differ.
     return document if containers_in(document) == containers else None
 
 
 def members(value: object, *, most: int = 16) -> dict[str, Any]:
-    """Return an object's members as they are.
+    """Return an object's members, unconverted.
 
-    simdjson finds each by looking through those before it: of 100 000 that would take half a
-    minute, where `orjson` takes milliseconds.
+    simdjson finds a member by scanning those before it: 100 000 would take half a minute, where
+    `orjson` takes milliseconds.
 
     Raises:
-        TypeError: it is no object.
-        ValueError: it has more members than `most`, or names one twice: the last one counts, and
+        TypeError: the value is not an object.
+        ValueError: it has more members than `most`, or a duplicate name: the last one counts, and
             simdjson finds the first.
     """
     if not isinstance(value, simdjson.Object):
@@ -166,27 +170,27 @@ def members(value: object, *, most: int = 16) -> dict[str, Any]:
 
 
 def _matrix(column: object) -> Matrix | list[Any] | object:
-    """Return rows of numbers, all of one length, as a matrix, and anything else as Python values.
+    """Return rows of numbers of one length as a matrix, and anything else as Python values.
 
-    Rows within rows are flattened.
+    Rows within rows are flattened; `read_matrices` notices that.
     """
     if isinstance(column, simdjson.Array) and len(column) and isinstance(column[0], simdjson.Array):
-        with suppress(TypeError, ValueError):  # something is no number; rows differ in length
-            (width,) = set(map(len, column))  # type: ignore[arg-type]  # numbers have none
+        with suppress(TypeError, ValueError):  # not all are numbers, or rows differ in length
+            (width,) = set(map(len, column))  # type: ignore[arg-type]  # numbers have no length
             numbers = np.frombuffer(column.as_buffer(of_type="d"), np.float64)
             return numbers.reshape(len(column), width)
     return plain(column)
 
 
 def plain(value: object) -> object:
-    """Return a value of simdjson's as Python's own."""
+    """Convert a simdjson value to a Python value."""
     if isinstance(value, simdjson.Array):
         return value.as_list()
     return value.as_dict() if isinstance(value, simdjson.Object) else value
 
 
 def containers_in(document: dict[str, Any]) -> int:
-    """Return how many objects and lists there are, the rows of matrices included."""
+    """Return the number of objects and lists in a document, including the rows of matrices."""
     count = 0
     todo: list[Any] = [document]
     while todo:

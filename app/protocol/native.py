@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import orjson
@@ -19,7 +18,7 @@ from app.protocol.dialect import Content, ParseContext, ParsedRequest
 from app.protocol.features import encode
 from app.protocol.json_body import decode_request
 from app.protocol.ranking_options import read_options
-from app.protocol.validation import MISSING, ValidationReport
+from app.protocol.validation import MISSING, ValidationReport, check_keys
 from app.ranking.batch import RankedRequest
 from app.ranking.ranker import Ranker, RankingOptions
 
@@ -79,34 +78,10 @@ def read_request(
         max_candidates=context.max_candidates,
         vocabularies=context.model.vocabularies,
     )
-    keys = _read_keys(document.get("candidate_keys"), features.rows, report)
+    keys = check_keys(document.get("candidate_keys"), features.rows, report)
     ranking = read_options(document.get("ranking"), context.policies, report)
     report.raise_any()
     return features, ranking, keys
-
-
-def _read_keys(keys: Any, rows: int, report: ValidationReport) -> Keys | None:  # noqa: ANN401
-    if keys is None:
-        return None
-    if not isinstance(keys, list):
-        report.add("/candidate_keys", "must be a list with one key per candidate")
-        return None
-    if len(keys) != rows:
-        if not report.problems:  # otherwise the number of candidates itself is in doubt
-            report.add("/candidate_keys", f"has {len(keys)} keys for {rows} candidates")
-        return None
-    if not set(map(type, keys)) <= {str, int}:
-        for row, key in enumerate(keys):
-            if not isinstance(key, str | int) or isinstance(key, bool):
-                report.add(f"/candidate_keys/{row}", "must be a string or an integer")
-        return None
-    if len(set(keys)) < len(keys):
-        first: dict[str | int, int] = {}
-        for row, key in enumerate(keys):
-            if first.setdefault(key, row) != row:
-                detail = f"duplicate key: the same as /candidate_keys/{first[key]}"
-                report.add(f"/candidate_keys/{row}", detail)
-    return keys
 
 
 @dataclass(slots=True)

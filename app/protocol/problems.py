@@ -73,7 +73,7 @@ def _headers_of(error: GatehouseError) -> list[tuple[bytes, bytes]]:
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if isinstance(error, MethodNotAllowed):
-        headers.append((b"allow", b"POST"))  # of scoring paths; FastAPI answers for its own
+        headers.append((b"allow", error.allow.encode()))
     if isinstance(error, UnsupportedMediaType) and error.is_coding:
         headers.append((b"accept-encoding", ACCEPTED_CODINGS.encode()))
     if isinstance(error, Unauthorized):

@@ -1,9 +1,9 @@
-"""Tensors become a request's feature columns, checked against the manifest.
+"""Tensors to feature columns, checked against the manifest.
 
-What `app.protocol.features` is to JSON values, this is to arrays: no value is looked at alone unless it
-is wrong, and nothing is copied that can be used as it is. Where a row holds fewer ids than the
-tensor is wide, the rest is padding: at the end where the model pads on the right, else at the
-beginning; of integers it is the manifest's `padding`, of strings the empty one.
+This does for arrays what `app.protocol.features` does for JSON values. It reads single values only
+to report wrong ones, and copies no array that it can use as it is. A row with fewer ids than the
+tensor is wide is padded: at its end if the model pads on the right, else at its beginning. The
+padding is the manifest's `padding` for integers and the empty string for strings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from app.artifacts.columns import Column, column_dtype, column_shape
 from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabulary, rows_of
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
 from app.engine.request import RequestFeatures
-from app.protocol.features import default_column
+from app.protocol.features import NOT_FINITE, default_column, outside_vocabulary
 from app.protocol.validation import MOST_PROBLEMS, ValidationReport
 
 Numbers = npt.NDArray[np.float32] | npt.NDArray[np.int64]
@@ -26,13 +26,13 @@ Numbers = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input as it was sent.
+    """One input as sent.
 
     Attributes:
         pointer: its place in the request (RFC 6901).
         values: float32 or int64 `[rows, width]`; or `rows · width` strings, row after row.
-        rows: one a candidate; of a user's feature there may be just one.
-        width: 1 where a row is one value.
+        rows: one per candidate; a user feature may have a single row.
+        width: values per row.
     """
 
     pointer: str
@@ -42,7 +42,7 @@ class Tensor:
 
 
 def rows_and_width(feature: Input, shape: Sequence[int]) -> tuple[int, int] | None:
-    """Return what a tensor's shape means for a feature, or None where it does not fit."""
+    """Return the rows and the width of a tensor's shape, or None if it does not fit a feature."""
     match feature:
         case DenseInput():
             narrowest = widest = feature.dim
@@ -58,7 +58,7 @@ def rows_and_width(feature: Input, shape: Sequence[int]) -> tuple[int, int] | No
 
 
 def shape_rule(feature: Input) -> str:
-    """Say which shapes fit a feature; n is the number of candidates."""
+    """Return the message about the shapes that fit a feature; n is the number of candidates."""
     n = "n" if feature.side == "candidate" else "1"
     match feature:
         case DenseInput(dim=1) | IdInput():
@@ -80,10 +80,10 @@ def encode_tensors(
     """Check a request's tensors and turn them into columns.
 
     Args:
-        manifest: which features there are.
-        tensors: by feature, each of a type and shape that fits it. What is absent has its default,
-            or is among the report already.
-        report: takes every problem; where it has any, the columns are not fit for use.
+        manifest: lists the features.
+        tensors: by feature, each of a type and shape that fits it. An absent one has a default, or
+            is in the report already.
+        report: takes every problem; if it has any, the columns are not fit for use.
         rows: n, the number of candidates.
         vocabularies: of the features whose encoding has one.
     """
@@ -109,7 +109,7 @@ def _column(
     if isinstance(feature, DenseInput):
         tensor = _finite(feature, tensor, report)
     if feature.side == "user":
-        if tensor.rows == 0:  # and no candidate: nobody reads it
+        if tensor.rows == 0:  # there are no candidates either, so the column is never read
             return np.zeros(column_shape(feature, 1), column_dtype(feature))
         if tensor.rows > 1:
             tensor = _only_row(feature, tensor, report)
@@ -119,7 +119,7 @@ def _column(
             return tensor.values
         case IdInput():
             ids = _rows(feature, tensor, vocabulary).reshape(tensor.rows)  # [n]
-            return _known(feature, tensor, ids, None, report)
+            return _replace_unknown(feature, tensor, ids, None, report)
         case IdListInput():
             return _id_list(feature, tensor, report, vocabulary)
 
@@ -128,24 +128,24 @@ def _finite(feature: DenseInput, tensor: Tensor, report: ValidationReport) -> Te
     assert not isinstance(tensor.values, list)
     numbers = tensor.values
     if numbers.dtype != np.float32:
-        # By way of float64, as Python's integers take: the same number gives the same float32.
+        # Through float64, as Python integers go: the same number gives the same float32.
         numbers = numbers.astype(np.float64).astype(np.float32)
     is_finite = np.isfinite(numbers)
     if not is_finite.all():
-        _complain(feature, tensor, ~is_finite, "must be finite and fit float32", report)
+        _add_problems(feature, tensor, ~is_finite, NOT_FINITE, report)
     return Tensor(tensor.pointer, numbers, tensor.rows, tensor.width)
 
 
 def _only_row(feature: Input, tensor: Tensor, report: ValidationReport) -> Tensor:
-    """Return the first of a user's rows, of which the others are copies."""
+    """Return the first row of a user feature; the others must be copies of it."""
     values = tensor.values
     first = values[: tensor.width] if isinstance(values, list) else values[:1]
     if isinstance(values, list):
         is_same = values == first * tensor.rows
     else:
         is_same = bool((values == first).all())
-    if not is_same and not report.problems:  # a number that is none is not equal to itself
-        detail = f"{feature.name} is the user's: one row, or the same in every row"
+    if not is_same and not report.problems:  # NaN != NaN, and is in the report already
+        detail = f"{feature.name} is a user feature: send one row, or n equal rows"
         report.add(tensor.pointer, detail)
     return Tensor(tensor.pointer, first, 1, tensor.width)
 
@@ -153,7 +153,7 @@ def _only_row(feature: Input, tensor: Tensor, report: ValidationReport) -> Tenso
 def _rows(
     feature: IdInput | IdListInput, tensor: Tensor, vocabulary: Vocabulary
 ) -> npt.NDArray[np.int64]:
-    """Return what ids stand for, in the table or not, int64 `[n, k]`."""
+    """Return the rows that ids stand for, in the table or not; int64 `[n, k]`."""
     values = tensor.values
     if isinstance(feature.encoding, Identity):
         assert not isinstance(values, list)
@@ -166,9 +166,11 @@ def _id_list(
     feature: IdListInput, tensor: Tensor, report: ValidationReport, vocabulary: Vocabulary
 ) -> Column:
     real = _real(feature, tensor)  # [n, k]
-    ids = _known(feature, tensor, _rows(feature, tensor, vocabulary), real, report)  # [n, k]
+    ids = _replace_unknown(
+        feature, tensor, _rows(feature, tensor, vocabulary), real, report
+    )  # [n, k]
     if tensor.width == feature.max_length and isinstance(feature.encoding, Identity):
-        return ids  # its padding is the column's padding
+        return ids  # padded exactly as the column is
     column = np.full(column_shape(feature, tensor.rows), feature.padding)  # [n, max_length]
     is_right = feature.padding_side == "right"
     start = 0 if is_right else feature.max_length - tensor.width
@@ -178,7 +180,7 @@ def _id_list(
 
 
 def _real(feature: IdListInput, tensor: Tensor) -> npt.NDArray[np.bool_]:
-    """Return which of `[n, k]` values are ids and no padding."""
+    """Return which of `[n, k]` values are ids rather than padding."""
     values = tensor.values
     if isinstance(values, list):
         flat = np.fromiter(map(bool, values), np.bool_, len(values))
@@ -187,19 +189,19 @@ def _real(feature: IdListInput, tensor: Tensor) -> npt.NDArray[np.bool_]:
         real = values != feature.padding
     if real.all():
         return real
-    if feature.padding_side == "right":  # up to the last one that is no padding
+    if feature.padding_side == "right":  # up to the last one that is not padding
         return np.logical_or.accumulate(real[:, ::-1], axis=1)[:, ::-1]
     return np.logical_or.accumulate(real, axis=1)
 
 
-def _known(
+def _replace_unknown(
     feature: IdInput | IdListInput,
     tensor: Tensor,
     ids: npt.NDArray[np.int64],
     real: npt.NDArray[np.bool_] | None,
     report: ValidationReport,
 ) -> npt.NDArray[np.int64]:
-    """Map ids outside the vocabulary to the unknown row, and count them; padding stays."""
+    """Map ids outside the vocabulary to the unknown row and count them; padding is unchanged."""
     unknown = ids.view(np.uint64) >= feature.vocabulary_size  # a negative id is a huge one there
     if real is not None:
         unknown &= real
@@ -207,23 +209,21 @@ def _known(
     if count == 0:
         return ids
     if feature.unknown == "reject":
-        is_row = isinstance(feature.encoding, Identity)
-        range_ = f", 0 to {feature.vocabulary_size - 1}" if is_row else ""
-        rule = f"must lie in the vocabulary{range_}"
-        _complain(feature, tensor, unknown.reshape(tensor.rows, tensor.width), rule, report)
+        wrong = unknown.reshape(tensor.rows, tensor.width)
+        _add_problems(feature, tensor, wrong, outside_vocabulary(feature), report)
         return ids
     report.unknown_ids[feature.name] = count
     return np.where(unknown, feature.unknown, ids)
 
 
-def _complain(
+def _add_problems(
     feature: Input,
     tensor: Tensor,
     wrong: npt.NDArray[np.bool_],
     rule: str,
     report: ValidationReport,
 ) -> None:
-    """Note where in `[n, k]` values break a rule."""
+    """Report the first places in `[n, k]` whose values break a rule."""
     for row, element in np.argwhere(wrong)[:MOST_PROBLEMS].tolist():
         inside = "" if tensor.width == 1 else f", element {element}"
         report.add(tensor.pointer, f"{feature.name} {rule} (row {row}{inside})")

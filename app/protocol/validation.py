@@ -1,48 +1,60 @@
-"""The two sides of a JSON document as columns of values, whichever way they were written.
+"""Validation of a request: a report of every problem, and the checks that both dialects share.
 
 Candidates come as an object of columns (`{"item_id": [11, 12]}`) or as a list of objects
-(`[{"item_id": 11}, {"item_id": 12}]`). Either becomes a `Side`, which also knows what to call a
-place in the document that was sent, as a JSON pointer (RFC 6901).
+(`[{"item_id": 11}, {"item_id": 12}]`). Both become a `Side`: one column of values per feature. A
+`Side` also knows where each value stood in the request, as a JSON pointer (RFC 6901).
+
+Messages may repeat names (keys of objects), cut to 64 characters. They never repeat a value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import FieldError, InvalidRequest, PayloadTooLarge
+from app.errors import FieldError, InvalidRequest, PayloadTooLarge, did_you_mean
 
 MOST_PROBLEMS = 20
-"""A report names so many problems at most: one wrong column can hold thousands."""
+"""The most problems that a report lists: one wrong column can hold thousands."""
 
-NO_FEATURE = "is no feature of this side of the model"
+LONGEST_KEY = 256
+"""The most characters of a candidate key: 10 MB of keys would stop the event loop for 0.18 s."""
 
-_LONGEST_NAME = 64  # characters of a name that a pointer repeats
+LARGEST_TIMEOUT_S = 600.0
+"""The longest timeout that a request may ask for."""
 
+_LONGEST_NAME = 64  # characters of a name that a message or a pointer repeats
+_MOST_KNOWN = 20  # known names that a message lists
+_MOST_COMPARISONS = 256
+"""Names that a report compares to find suggestions. Comparing one takes up to 60 µs; the first
+unknown name is always compared with every known one."""
 
 Matrix = npt.NDArray[np.float64]
-"""A dense feature's column `[n, width]` that its reader found to be nothing but numbers."""
+"""A dense feature's column `[n, width]` that its reader found to contain only numbers."""
 
 
 class Missing:
-    """Stands for a value that was not sent."""
+    """The type of `MISSING`."""
 
 
 MISSING = Missing()
+"""Stands for a value that was not sent; null is a value."""
 
 
 @dataclass(slots=True)
 class ValidationReport:
-    """What reading one document brought to light: problems, and ids outside their vocabulary."""
+    """What reading one request found: problems, and how many ids are unknown in each feature."""
 
     problems: list[FieldError] = field(default_factory=list)
     unknown_ids: dict[str, int] = field(default_factory=dict)
+    _suggestions: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    _comparisons: int = field(default=0, compare=False, repr=False)
 
     @property
     def full(self) -> bool:
-        """Whether there are as many problems as a report names."""
+        """Whether the report holds as many problems as it may list."""
         return len(self.problems) >= MOST_PROBLEMS
 
     def raise_any(self) -> None:
@@ -51,7 +63,7 @@ class ValidationReport:
             raise InvalidRequest(self.problems)
 
     def add(self, pointer: str, detail: str) -> None:
-        """Note a problem, unless there are enough."""
+        """Add a problem, unless the report is full."""
         if not self.full:
             self.problems.append(FieldError(pointer, detail))
 
@@ -60,28 +72,49 @@ class ValidationReport:
         pointer: str,
         sent: Mapping[str, object],
         known: frozenset[str],
-        detail: str | None = None,
+        what: str = "unknown key",
+        known_as: str = "known",
     ) -> None:
-        """Note a problem for each member of an object that nobody reads."""
+        """Add a problem for each name of an object that is not in `known`.
+
+        Args:
+            pointer: of the object.
+            sent: the object.
+            known: the names that are accepted there.
+            what: begins the message, before the name.
+            known_as: what the message calls the accepted names.
+        """
         if sent.keys() <= known:
             return
-        detail = detail or f"is not known; known: {', '.join(sorted(known))}"
         for name in sent:
             if self.full:
                 break
             if name not in known:
+                nearest = self.suggest(name, known)
+                detail = f'{what} "{cut(name)}"{nearest} ({known_as}: {listing(known)})'
                 self.add(join(pointer, name), detail)
+
+    def suggest(self, name: str, known: Collection[str]) -> str:
+        """Return `; did you mean "x"?` or ""; all suggestions of a report take a bounded time."""
+        found = self._suggestions.get(name)
+        if found is None:
+            found = ""
+            if self._comparisons == 0 or self._comparisons + len(known) <= _MOST_COMPARISONS:
+                self._comparisons += len(known)
+                found = did_you_mean(cut(name), known)
+            self._suggestions[name] = found
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The user's or the candidates' features as they were sent, one list of `rows` values each."""
+    """The user's or the candidates' features as sent: one column of `rows` values per feature."""
 
     columns: Mapping[str, Sequence[Any] | Matrix]
     rows: int
     written_as: Literal["user", "columns", "objects"]
     refused: frozenset[str] = frozenset()
-    """Features whose column as a whole is wrong; that is among the report already."""
+    """Features whose whole column is wrong; the report already says so."""
 
     def pointer(self, name: str, row: int | None = None, element: int | None = None) -> str:
         """Return the JSON pointer of a feature, of one row's value, or of one of its elements."""
@@ -97,11 +130,11 @@ class Side:
 
 
 def user_side(user: object, known: frozenset[str], report: ValidationReport) -> Side:
-    """Read `{"age": 3}` as columns of one row; `known` are the names of the user's features."""
+    """Read `{"age": 3}` as columns of one row; `known` are the names of the user features."""
     if not isinstance(user, dict):
-        report.add("/user", "must be an object, feature name to value")
+        report.add("/user", "must be an object that maps feature names to values")
         return Side({}, 1, "user", known)
-    report.unknown_keys("/user", user, known, NO_FEATURE)
+    report.unknown_keys("/user", user, known, "unknown user feature")
     return Side({name: [user[name]] for name in known if name in user}, 1, "user")
 
 
@@ -117,14 +150,16 @@ def candidate_side(
         return _from_columns(candidates, known, report, max_rows)
     if isinstance(candidates, list):
         return _from_objects(candidates, known, report, max_rows)
-    report.add("/candidates", "must be an object of columns, or a list of objects")
+    is_missing = isinstance(candidates, Missing)
+    rule = "an object of feature columns, or a list of candidate objects"
+    report.add("/candidates", f"{'is required' if is_missing else 'must be'}: {rule}")
     return Side({}, 0, "columns", known)
 
 
 def _from_columns(
     candidates: dict[str, Any], known: frozenset[str], report: ValidationReport, max_rows: int
 ) -> Side:
-    report.unknown_keys("/candidates", candidates, known, NO_FEATURE)
+    report.unknown_keys("/candidates", candidates, known, "unknown candidate feature")
     columns: dict[str, list[Any] | Matrix] = {}
     refused: set[str] = set()
     for name, values in candidates.items():
@@ -134,7 +169,7 @@ def _from_columns(
             continue
         first, expected = next(iter(columns.items()), (name, values))
         if not isinstance(values, list | np.ndarray):
-            detail = "must be a list, one value a candidate"
+            detail = "must be a list with one value per candidate"
         elif len(values) != len(expected):
             detail = (
                 f"has {len(values)} values, but {join('/candidates', first)} has {len(expected)}"
@@ -145,23 +180,25 @@ def _from_columns(
         report.add(join("/candidates", name), detail)
         refused.add(name)
     rows = len(next(iter(columns.values()), []))
-    _check_count(rows, max_rows)
+    check_count(rows, max_rows)
     return Side(columns, rows, "columns", frozenset(refused))
 
 
 def _from_objects(
     candidates: list[Any], known: frozenset[str], report: ValidationReport, max_rows: int
 ) -> Side:
-    _check_count(len(candidates), max_rows)
+    check_count(len(candidates), max_rows)
     objects = [each if isinstance(each, dict) else {} for each in candidates]
     for row, candidate in enumerate(candidates):
         if report.full:
             break
         if not isinstance(candidate, dict):
-            report.add(f"/candidates/{row}", "must be an object, feature name to value")
+            detail = "must be an object that maps feature names to values"
+            report.add(f"/candidates/{row}", detail)
         else:
-            report.unknown_keys(f"/candidates/{row}", candidate, known, NO_FEATURE)
-    # Only of known names: columns of whatever names were sent would take rows x names of memory.
+            place = f"/candidates/{row}"
+            report.unknown_keys(place, candidate, known, "unknown candidate feature")
+    # Of known names only: columns of any name that was sent would take rows x names of memory.
     columns = {
         name: [each.get(name, MISSING) for each in objects]
         for name in known
@@ -170,12 +207,79 @@ def _from_objects(
     return Side(columns, len(objects), "objects")
 
 
-def _check_count(rows: int, max_rows: int) -> None:
+def check_count(rows: int, max_rows: int) -> None:
+    """Check the number of candidates.
+
+    Raises:
+        PayloadTooLarge: there are more than `max_rows`.
+    """
     if rows > max_rows:
-        raise PayloadTooLarge(f"{rows} candidates; the limit is {max_rows}")
+        raise PayloadTooLarge(f"too many candidates: {rows}, limit {max_rows}")
+
+
+def check_keys(keys: object, rows: int, report: ValidationReport) -> list[str | int] | None:
+    """Check `candidate_keys`: one key per candidate, strings or integers, all different.
+
+    Args:
+        keys: that member of the request; None where it is absent or null.
+        rows: the number of candidates.
+        report: takes every problem; if it has any, the result is not fit for use.
+
+    Returns:
+        The keys, or None if the request has none and positions stand for them.
+    """
+    if keys is None:
+        return None
+    if not isinstance(keys, list):
+        report.add("/candidate_keys", "must be a list with one key per candidate")
+        return None
+    if len(keys) != rows:
+        if not report.problems:  # otherwise the number of candidates is itself in doubt
+            report.add("/candidate_keys", f"has {len(keys)} keys for {rows} candidates")
+        return None
+    if not _are_keys(keys):
+        _report_keys(keys, report)
+    return keys
+
+
+def _are_keys(keys: list[Any]) -> bool:
+    """Return whether every key is as it should be; 4096 keys take 0.1 ms."""
+    types = set(map(type, keys))
+    if not types <= {str, int}:
+        return False
+    strings = keys if types == {str} else [key for key in keys if isinstance(key, str)]
+    return max(map(len, strings), default=0) <= LONGEST_KEY and len(set(keys)) == len(keys)
+
+
+def _report_keys(keys: list[Any], report: ValidationReport) -> None:
+    """Add a problem for each wrong key, in order."""
+    first: dict[str | int, int] = {}
+    for position, key in enumerate(keys):
+        pointer = f"/candidate_keys/{position}"
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            report.add(pointer, "must be a string or an integer")
+        elif isinstance(key, str) and len(key) > LONGEST_KEY:
+            detail = f"must have at most {LONGEST_KEY} characters, has {len(key)}"
+            report.add(pointer, detail)
+        elif (other := first.setdefault(key, position)) != position:
+            report.add(pointer, f"duplicate key at position {position}, first at position {other}")
+        if report.full:
+            return
 
 
 def join(pointer: str, name: str) -> str:
-    """Return the pointer of an object's member; an overlong name is cut."""
-    shown = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"
-    return f"{pointer}/{shown.replace('~', '~0').replace('/', '~1')}"
+    """Return the pointer of an object's member; a name of more than 64 characters is cut."""
+    return f"{pointer}/{cut(name).replace('~', '~0').replace('/', '~1')}"
+
+
+def cut(name: str) -> str:
+    """Return at most 64 characters of a name."""
+    return name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"
+
+
+def listing(names: Collection[str]) -> str:
+    """Return names as part of a message: sorted, at most 20 of them."""
+    listed = sorted(names)
+    more = len(listed) - _MOST_KNOWN
+    text = ", ".join(listed[:_MOST_KNOWN]) or "none"
+    return f"{text} and {more} more" if more > 0 else text

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from app.engine.request import Priority
 from app.errors import FieldError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
-from app.protocol.dialect import LARGEST_TIMEOUT_S, Headers
+from app.protocol.dialect import Headers
+from app.protocol.validation import LARGEST_TIMEOUT_S
 from app.scoring.content_coding import INFLATABLE
 
 PRIORITIES = {

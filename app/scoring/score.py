@@ -234,7 +234,7 @@ class Scorer:
 
     def _check_head(self, call: ScoreCall, headers: Headers) -> None:
         if call.method != "POST":
-            raise MethodNotAllowed(f"{call.method} is not allowed; use POST")
+            raise MethodNotAllowed("method not allowed; use POST")
         route, head, service = call.route, call.head, self._service
         call.key = self._keys.caller(headers.get(b"authorization"))
         if head is None:

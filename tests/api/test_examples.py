@@ -1,4 +1,4 @@
-"""Example requests: what is offered for pasting is accepted when it is pasted."""
+"""Example requests: valid as they are."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from tests.support.builders import INPUTS, Request, batch, manifest, own_rankers
 
 
 def model(*, sizes: tuple[int, ...] = (1, 4, 2), inputs: tuple[Input, ...] = INPUTS) -> Model:
-    """Not published: the example needs the manifest and the golden batch only."""
+    """A model without files: the example needs the manifest and the golden batch only."""
     one = program(Request(), inputs=inputs)
     return Model(manifest(inputs=inputs), one, Golden.record(one, batch(inputs, sizes)))
 
@@ -24,7 +24,7 @@ def read(sent: dict[str, Any], described: Manifest, *, max_candidates: int) -> S
     return read_request(sent, described, own_rankers(described), max_candidates=max_candidates)
 
 
-def test_an_example_is_read_without_a_problem_after_a_trip_through_json():
+def test_example_request_is_valid_after_a_json_round_trip():
     served = model()
     sent = json.loads(json.dumps(example_request(served)))
     request = read(sent, served.manifest, max_candidates=100)
@@ -38,12 +38,12 @@ def test_an_example_is_read_without_a_problem_after_a_trip_through_json():
         np.testing.assert_array_equal(column, golden.candidate[name][1:4])
 
 
-def test_an_example_is_smaller_where_every_golden_request_is():
+def test_example_is_smaller_if_every_golden_request_is():
     sent = example_request(model(sizes=(2, 1)))
     assert len(sent["candidates"]["item"]) == len(sent["candidate_keys"]) == 2
 
 
-def test_numbers_are_written_as_the_shortest_text_that_is_the_same_float32():
+def test_numbers_are_the_shortest_text_of_their_float32():
     served = model()
     served.golden.batch.candidate["quality"][1] = np.float32(0.1)
     served.golden.batch.user["age"][1] = np.float32(0.2)
@@ -53,7 +53,7 @@ def test_numbers_are_written_as_the_shortest_text_that_is_the_same_float32():
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_padding_is_not_shown(padding_side):
+def test_example_lists_have_no_padding(padding_side):
     recent = IdListInput(
         name="recent", side="user", vocabulary_size=10, max_length=3, padding_side=padding_side
     )
@@ -66,7 +66,7 @@ def test_padding_is_not_shown(padding_side):
     assert features.user["recent"].tolist() == [row]
 
 
-def test_an_id_that_equals_the_padding_stays_inside_its_list():
+def test_id_equal_to_the_padding_stays_within_its_list():
     recent = IdListInput(name="recent", side="user", vocabulary_size=10, max_length=3, padding=0)
     served = model(inputs=(INPUTS[0], recent, *INPUTS[2:]))
     served.golden.batch.user["recent"][1] = [0, 7, 0]
@@ -75,7 +75,7 @@ def test_an_id_that_equals_the_padding_stays_inside_its_list():
     assert features.user["recent"].tolist() == [[0, 7, 0]]
 
 
-def test_the_golden_request_itself_is_left_as_it_is():
+def test_example_does_not_change_the_golden_request():
     served = model()
     before = served.golden.to_bytes()
     example_request(served)["user"]["age"] = 99

@@ -1,4 +1,4 @@
-"""The protocol's routes but infer, and what they say while there is no model or no more time."""
+"""The V2 routes other than infer: health, metadata, configuration, statistics, repository."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import httpx
 import jsonschema_rs
 import pytest
+from pydantic import ValidationError
 
-from app.api.open_inference_metadata import EXTENSIONS, Serving, model_config, model_metadata
+from app.api.open_inference import EXTENSIONS, Serving, model_config, model_metadata
 from app.api.openapi.open_inference import example_infer_request
 from app.artifacts.encoding import Hashed, Listed
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput
@@ -30,13 +31,24 @@ async def card(client):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_health_is_a_status_and_no_body(client, method):
-    for path in ("/v2/health/live", "/v2/health/ready"):
+async def test_health_endpoints_answer_json_as_kserve_expects(client, method):
+    """KServe's client reads the bodies; Triton's reads the status only."""
+    for path, expected in (
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/tiny/ready", {"name": "tiny", "ready": True}),
+        ("/v2/models/tiny/versions/1/ready", {"name": "tiny", "ready": True}),
+    ):
         response = await client.request(method, path)
-        assert (response.status_code, response.content) == (200, b"")
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "application/json"
+        if method == "GET":
+            assert response.json() == expected
+        else:
+            assert response.content == b""
 
 
-async def test_a_models_readiness_is_a_status(client):
+async def test_model_readiness_is_200_while_active_else_404(client):
     assert (await client.get("/v2/models/tiny/ready")).status_code == 200
     assert (await client.get("/v2/models/tiny/versions/1/ready")).status_code == 200
     for path in ("/v2/models/other/ready", "/v2/models/tiny/versions/2/ready"):
@@ -45,7 +57,7 @@ async def test_a_models_readiness_is_a_status(client):
         assert list(response.json()) == ["error"]
 
 
-async def test_without_a_model_nothing_is_ready(tmp_path):
+async def test_server_without_model_is_live_and_not_ready(tmp_path):
     async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts:
         transport = httpx.ASGITransport(parts.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
@@ -57,7 +69,7 @@ async def test_without_a_model_nothing_is_ready(tmp_path):
                 assert response.headers["retry-after"] == "1"
 
 
-async def test_while_it_drains_nothing_is_ready_and_all_is_alive(service, client):
+async def test_draining_server_is_live_and_not_ready(service, client):
     service.service.draining = True
     try:
         answers = [(await client.get(path)).status_code for path in READY]
@@ -67,20 +79,20 @@ async def test_while_it_drains_nothing_is_ready_and_all_is_alive(service, client
         service.service.draining = False
 
 
-async def test_a_stuck_lane_is_not_alive(service, client, monkeypatch):
+async def test_server_with_a_stuck_lane_is_not_live(service, client, monkeypatch):
     monkeypatch.setattr(type(service.service), "is_alive", lambda *_: False)
     response = await client.get("/v2/health/live")
     assert response.status_code == 503
     assert response.json() == {"error": "a lane is stuck"}
 
 
-async def test_the_server_names_its_extensions(client):
+async def test_server_metadata_lists_extensions(client):
     metadata = (await client.get("/v2")).json()
     assert metadata["name"] == "gatehouse"
     assert metadata["extensions"] == EXTENSIONS
 
 
-async def test_a_model_names_its_inputs_and_outputs(client, card):
+async def test_model_metadata_lists_inputs_and_outputs(client, card):
     metadata = (await client.get("/v2/models/tiny")).json()
     assert (await client.get("/v2/models/tiny/versions/1")).json() == metadata
     assert [each["name"] for each in metadata["inputs"]] == [
@@ -97,11 +109,12 @@ async def test_a_model_names_its_inputs_and_outputs(client, card):
 
 
 @pytest.mark.parametrize("version", ["x", "0", "2", "1" * 30, "٣", "-1"])
-async def test_what_is_no_active_version_is_404(client, version):
+async def test_inactive_or_invalid_version_is_404(client, version):
     for what in ("", "/ready", "/config", "/stats"):
         response = await client.get(f"/v2/models/tiny/versions/{version}{what}")
         assert response.status_code == 404
-        assert response.json() == {"error": "this version of the model is not active"}
+        assert list(response.json()) == ["error"]
+        assert "version" in response.json()["error"]
 
 
 def test_every_kind_of_feature_has_a_datatype_and_a_shape():
@@ -133,7 +146,7 @@ def test_every_kind_of_feature_has_a_datatype_and_a_shape():
     assert [each["optional"] for each in config["input"]] == [False, True, False, False]
 
 
-async def test_a_configuration_says_how_the_model_is_served(client):
+async def test_model_config_shows_limits_and_lanes(client):
     config = (await client.get("/v2/models/tiny/config")).json()
     assert config["max_batch_size"] == 1000
     assert config["dynamic_batching"]["preferred_batch_size"] == [512]
@@ -147,7 +160,7 @@ async def test_a_configuration_says_how_the_model_is_served(client):
     assert config["version_policy"] == {"specific": {"versions": [1]}}
 
 
-async def test_the_index_has_refused_versions_too_unless_only_ready_ones_are_wanted(tmp_path):
+async def test_index_lists_refused_versions_unless_ready_only(tmp_path):
     published(tmp_path / "store")
     second = published(tmp_path / "store")
     corrupt(second.folder / "model.ts")
@@ -166,7 +179,7 @@ async def test_the_index_has_refused_versions_too_unless_only_ready_ones_are_wan
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready": 1}', bytes(100_001)])
-async def test_a_wrong_question_to_the_index_is_refused(client, body):
+async def test_wrong_body_of_the_index_is_refused(client, body):
     response = await client.post("/v2/repository/index", content=body)
     assert response.status_code in (400, 413)
     assert list(response.json()) == ["error"]
@@ -184,18 +197,23 @@ async def test_a_wrong_question_to_the_index_is_refused(client, body):
         "/v2/models/tiny/generate",
     ],
 )
-async def test_other_extensions_are_refused_by_name(client, path):
+async def test_unsupported_extensions_are_refused_by_name(client, path):
     for method in ("GET", "POST"):
         response = await client.request(method, path)
         assert response.status_code == 404
-        assert "not supported" in response.json()["error"]
+        assert response.json()["error"].startswith("not supported: ")
+    echoed = await client.get(path, params={"what": "text-of-the-caller"})
+    assert "text-of-the-caller" not in echoed.text
 
 
-async def test_what_is_no_route_is_an_error_of_the_protocol(client):
+async def test_unknown_v2_path_or_method_is_an_error_of_the_protocol(client):
     missing = await client.get("/v2/nothing")
-    assert (missing.status_code, missing.json()) == (404, {"error": "Not Found"})
+    expected = {"error": "path not found; /docs lists all paths"}
+    assert (missing.status_code, missing.json()) == (404, expected)
     wrong = await client.post("/v2/health/live")
-    assert (wrong.status_code, wrong.json()) == (405, {"error": "Method Not Allowed"})
+    expected = {"error": "method not allowed; use GET, HEAD"}
+    assert (wrong.status_code, wrong.json()) == (405, expected)
+    assert wrong.headers["allow"] == "GET, HEAD"
 
 
 async def test_statistics_count_requests_rows_and_batches(client, example):
@@ -225,7 +243,7 @@ async def test_statistics_count_requests_rows_and_batches(client, example):
     assert (await client.get("/v2/models/stats")).json()["model_stats"] == [after]
 
 
-async def test_the_example_works_and_fits_its_schema(service, client):
+async def test_example_infer_request_works_and_matches_its_schema(service, client):
     request = example_infer_request(service.service.registry.active("tiny"))
     assert (await client.post("/v2/models/tiny/infer", json=request)).status_code == 200
     document = (await client.get("/openapi.json")).json()
@@ -236,9 +254,10 @@ async def test_the_example_works_and_fits_its_schema(service, client):
     jsonschema_rs.validator_for(schema).validate(request)
 
 
-def test_a_task_that_is_named_like_the_rank_score_is_what_its_name_says():
+def test_names_with_another_meaning_in_v2_are_refused():
+    with pytest.raises(ValidationError, match='"stats" is reserved'):
+        manifest(name="stats")
     tasks = (task("rank_score"), task("click"))
-    assert output_names(manifest(tasks=tasks, ranking=Policy(weights={"click": 1.0}))) == (
-        "rank_score",
-        "click",
-    )
+    with pytest.raises(ValidationError, match='"rank_score" is reserved'):
+        manifest(tasks=tasks, ranking=Policy(weights={"click": 1.0}))
+    assert output_names(manifest(name="stat")) == ("click", "dwell", "rank_score")

@@ -1,6 +1,7 @@
-"""What supervisors, Prometheus and people call."""
+"""Routes for operators: health, readiness, metrics, home page, documentation."""
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.api.problems import ERRORS
@@ -25,7 +26,7 @@ async def test_a_server_without_a_model_is_alive_and_not_ready(tmp_path):
             assert "No model is active yet" in (await client.get("/")).text
 
 
-async def test_while_draining_it_is_not_ready_but_answers_and_closes(service, client, example):
+async def test_draining_server_answers_and_closes_connections(service, client, example):
     service.service.draining = True
     try:
         readiness = await client.get("/readyz")
@@ -38,14 +39,45 @@ async def test_while_draining_it_is_not_ready_but_answers_and_closes(service, cl
         service.service.draining = False
 
 
-async def test_the_front_page_leads_everywhere(client):
+PATHS = (
+    *("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems/draining"),
+    *("/v1/models", "/v1/models/tiny", "/v1/engine", "/v2", "/v2/health/live", "/v2/health/ready"),
+    *("/v2/models/tiny", "/v2/models/tiny/ready", "/v2/models/tiny/config", "/v2/models/stats"),
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_head_is_answered_as_get_without_a_body(client, path):
+    get, head = await client.get(path), await client.head(path)
+    assert (head.status_code, head.content) == (get.status_code, b"") == (200, b"")
+    changing = {"x-request-id"} | (
+        {"content-length"} if path in ("/metrics", "/v1/engine") else set()
+    )
+    for name in get.headers.keys() - changing:
+        assert head.headers[name] == get.headers[name]
+
+
+async def test_head_requests_are_counted_by_route(client):
+    async def counted() -> float:
+        lines = (await client.get("/metrics")).text.splitlines()
+        series = 'route="/v1/models/{model}",status="200"} '
+        counts = [line for line in lines if line.startswith("gatehouse_requests_total")]
+        return sum(float(line.split()[-1]) for line in counts if series in line)
+
+    before = await counted()
+    await client.head("/v1/models/tiny")
+    assert await counted() == before + 1
+    assert (await client.head("/nothing")).status_code == 404
+
+
+async def test_home_page_links_to_every_page(client):
     page = (await client.get("/")).text
     for target in ("/docs", "/v1/models", "/metrics", "/v1/models/tiny"):
         assert f'href="{target}"' in page
         assert (await client.get(target)).status_code == 200
 
 
-async def test_the_documentation_needs_no_other_host(client):
+async def test_docs_load_nothing_from_other_hosts(client):
     page = (await client.get("/docs")).text
     assert "https://" not in page.replace("https://fastapi.tiangolo.com", "")
     assert (await client.get("/static-offline-docs/swagger-ui-bundle.js")).status_code == 200
@@ -76,7 +108,7 @@ async def test_metrics_are_in_the_exposition_format(client):
     } <= families
 
 
-async def test_paths_that_do_not_exist_share_one_label(client):
+async def test_unknown_paths_share_one_metric_label(client):
     for path in ("/a", "/b", "/v1/models/x/y/z"):
         response = await client.get(path)
         assert response.status_code == 404
@@ -86,12 +118,12 @@ async def test_paths_that_do_not_exist_share_one_label(client):
     assert "/v1/models/x" not in metrics
 
 
-async def test_an_unknown_model_is_no_label(client):
+async def test_unknown_model_names_are_not_metric_labels(client):
     await client.post("/v1/models/surprise/score", json={})
     assert "surprise" not in (await client.get("/metrics")).text
 
 
-async def test_every_error_type_is_a_page(client):
+async def test_every_error_has_a_page(client):
     for slug, error in ERRORS.items():
         page = await client.get(f"/problems/{slug}")
         assert page.status_code == 200
@@ -110,7 +142,7 @@ async def test_openapi_documents_the_score_routes_with_an_example_that_works(cli
     )
 
 
-async def test_every_reference_in_openapi_leads_somewhere(client):
+async def test_every_openapi_reference_resolves(client):
     document = (await client.get("/openapi.json")).json()
 
     def references(node):
@@ -131,7 +163,7 @@ async def test_every_reference_in_openapi_leads_somewhere(client):
             target = target[key]
 
 
-async def test_an_answer_fits_its_schema(client, example):
+async def test_score_response_matches_its_schema(client, example):
     from app.api.openapi.schemas import ScoreAnswer, ScoreRequest
 
     ScoreRequest.model_validate(example)
@@ -139,9 +171,9 @@ async def test_an_answer_fits_its_schema(client, example):
     assert len(answer.scores["click"]) == len(answer.ranking) == 3
 
 
-async def test_a_fault_of_the_server_is_a_problem_document_with_an_id(service, client, example):
+async def test_bug_in_the_server_is_a_problem_document_with_an_id(service, client, example):
     registry = service.service.registry
-    service.service.registry = None  # whatever the fault
+    service.service.registry = None  # any bug
     try:
         response = await client.post("/v1/score", json=example)
     finally:

@@ -1,4 +1,4 @@
-"""Every error that a caller can see is reached by what a caller, or a day, can do."""
+"""Every error that a caller can see: reachable, with its status, headers and body."""
 
 import asyncio
 import itertools
@@ -20,11 +20,11 @@ from tests.support.fakes import POISON, sums_model
 
 HEADERS = {"content-type": "application/json"}
 SCORE = "/v1/models/tiny/score"
-V2_ONLY = {"not-supported"}  # errors of that protocol, which has a form of its own for them
+V2_ONLY = {"not-supported"}  # errors of the V2 protocol, which has its own form for them
 
 
 class Caller:
-    """Calls a service without a socket; the body may come in parts, or stop coming."""
+    """Calls a service without a socket; the body may arrive in parts, or never end."""
 
     def __init__(self, parts: Gatehouse, store: Path) -> None:
         self.parts = parts
@@ -65,14 +65,14 @@ class Caller:
 
     @asynccontextmanager
     async def another(self, **settings: Any):
-        """A caller of a service of its own."""
+        """Return a caller of a second service with other settings."""
         given = {"store": self.store, "lanes": 1, "request_timeout_ms": 30_000} | settings
         async with gatehouse(Settings.model_validate(given)) as parts:
             await parts.deployment.refresh()
             yield Caller(parts, self.store)
 
     def example(self, rows: int = 1) -> dict[str, Any]:
-        """A request that the tiny model answers."""
+        """Return a valid request to the tiny model."""
         return {
             "user": {"user_id": 1, "age_bucket": 1, "recent_items": [], "activity": [0.5] * 4},
             "candidates": {
@@ -88,7 +88,7 @@ CASES: dict[str, Case] = {}
 
 
 def reaches(slug: str) -> Callable[[Case], Case]:
-    """Say which error a case ends in."""
+    """Register a case that ends in the error with this slug."""
 
     def keep(case: Case) -> Case:
         CASES[slug] = case
@@ -98,38 +98,43 @@ def reaches(slug: str) -> Callable[[Case], Case]:
 
 
 @reaches("malformed-body")
-async def _a_body_that_is_no_json(caller):
+async def _body_that_is_not_json(caller):
     return await caller.post(text=b'{"user": ')
 
 
 @reaches("unauthorized")
-async def _no_key_where_one_is_needed(caller):
+async def _missing_api_key(caller):
     async with caller.another(keys="anna:a-key-of-many-characters-0123456789") as guarded:
         return await guarded.post(body=guarded.example())
 
 
 @reaches("model-not-found")
-async def _a_model_that_is_not_served(caller):
+async def _unknown_model(caller):
     return await caller.post("/v1/models/nobody/score")
 
 
 @reaches("version-not-found")
-async def _a_version_that_is_not_active(caller):
+async def _inactive_version(caller):
     return await caller.post("/v1/models/tiny/versions/9/score")
 
 
+@reaches("path-not-found")
+async def _unknown_path(caller):
+    return await caller.post("/v1/scores", method="GET")
+
+
 @reaches("not-supported")
-async def _an_extension_that_is_not_here(caller):
+async def _unsupported_extension(caller):
     return await caller.post("/v2/repository/models/tiny/load")
 
 
 @reaches("method-not-allowed")
-async def _another_method(caller):
+async def _wrong_method(caller):
     return await caller.post(method="PUT")
 
 
 @reaches("request-timeout")
-async def _a_body_that_stops_coming(caller):
+async def _incomplete_body(caller):
     async with caller.another(body_timeout_ms=20) as impatient:
         return await impatient.post(text=b'{"user"', stops=True)
 
@@ -140,23 +145,23 @@ async def _too_many_candidates(caller):
 
 
 @reaches("unsupported-media-type")
-async def _another_content_type(caller):
+async def _wrong_content_type(caller):
     return await caller.post(content_type="text/plain")
 
 
 @reaches("invalid-request")
-async def _a_feature_that_does_not_exist(caller):
+async def _unknown_feature(caller):
     return await caller.post(body={"user": {"iq": 1}})
 
 
 @reaches("overloaded")
-async def _more_rows_than_may_wait(caller):
+async def _full_queue(caller):
     async with caller.another(max_queue_rows=1000, max_candidates=1000) as full:
         return await _last(full.post(body=full.example(600)) for _ in range(2))
 
 
 @reaches("deadline-unmeetable")
-async def _a_deadline_that_the_queue_does_not_leave(caller):
+async def _deadline_shorter_than_the_queue(caller):
     async with caller.another() as busy:
         (model,) = busy.parts.service.registry.models()
         busy.parts.service._batcher.learn(model, [(1, 100.0), (2, 200.0)])
@@ -164,25 +169,25 @@ async def _a_deadline_that_the_queue_does_not_leave(caller):
 
 
 @reaches("deadline-exceeded")
-async def _a_body_that_is_not_there_before_the_deadline(caller):
+async def _body_that_arrives_after_the_deadline(caller):
     return await caller.post(text=b"{", stops=True, x_request_timeout_ms="1")
 
 
 @reaches("not-ready")
-async def _a_server_without_a_model(caller):
+async def _server_without_a_model(caller):
     async with caller.another(store=caller.store / "empty") as empty:
         return await empty.post()
 
 
 @reaches("draining")
-async def _a_server_that_is_about_to_stop(caller):
+async def _draining_server(caller):
     async with caller.another() as stopping:
         stopping.parts.service.draining = True
         return await stopping.post("/readyz", method="GET")
 
 
 @reaches("inference-failed")
-async def _a_model_that_raises(caller):
+async def _model_that_raises(caller):
     model = sums_model()
     caller.parts.service.registry.activate(Artifact("sums", 1, caller.store), model)
     body = {"user": {"u": 1}, "candidates": {"c": [1, POISON]}}
@@ -190,14 +195,14 @@ async def _a_model_that_raises(caller):
 
 
 @reaches("internal-error")
-async def _a_fault_of_the_servers_own(caller):
+async def _bug_in_the_server(caller):
     async with caller.another() as broken:
         broken.parts.service.registry = None
         return await broken.post()
 
 
 async def _last(calls) -> list[Message]:
-    """Call at once and return the last one's answer."""
+    """Make the calls concurrently and return the answer of the last one."""
     answers: list[list[Message]] = await asyncio.gather(*calls)
     return answers[-1]
 
@@ -212,7 +217,7 @@ def test_every_error_has_a_case():
 
 
 @pytest.mark.parametrize("slug", CASES)
-async def test_an_error_is_reached_and_looks_like_all_of_them(caller, slug):
+async def test_error_is_reachable_and_is_a_problem_document(caller, slug):
     start, *rest = await CASES[slug](caller)
     headers = dict(start["headers"])
     content = b"".join(each.get("body", b"") for each in rest)
@@ -235,7 +240,7 @@ async def test_an_error_is_reached_and_looks_like_all_of_them(caller, slug):
     assert (b"retry-after" in headers) == (error.status in (429, 503))
 
 
-def test_no_two_errors_look_alike():
+def test_errors_have_different_slugs_and_titles():
     for one, other in itertools.combinations(ERRORS.values(), 2):
         assert one.slug != other.slug
         assert one.title != other.title

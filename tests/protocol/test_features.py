@@ -1,4 +1,4 @@
-"""The encoder: documents become columns, and what is wrong is found where it stands."""
+"""The encoder: features become columns, and wrong values are reported at their place."""
 
 import tracemalloc
 from typing import Any
@@ -11,8 +11,7 @@ from app.artifacts.encoding import Hashed, Listed, Vocabularies
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input
 from app.engine.request import RequestFeatures
 from app.errors import FieldError, InvalidRequest, PayloadTooLarge
-from app.protocol.features import encode
-from app.protocol.slow_encode import slow_column
+from app.protocol.features import column_by_value, encode
 from app.protocol.validation import MOST_PROBLEMS, Side, ValidationReport
 from tests.support.builders import manifest
 from tests.support.documents import (
@@ -78,7 +77,7 @@ def columns_of(request: RequestFeatures) -> dict[str, Any]:
 
 
 @given(cases())
-def test_what_fits_is_encoded_as_a_plain_loop_would(case: Case):
+def test_valid_features_are_encoded_as_by_a_plain_loop(case: Case):
     request = encoded_case(case)
     assert request.rows == case.rows
     unknown_ids = {}
@@ -92,20 +91,22 @@ def test_what_fits_is_encoded_as_a_plain_loop_would(case: Case):
 
 
 @given(cases())
-def test_the_slow_twin_encodes_exactly_as_the_fast_one(case: Case):
+def test_value_by_value_encoder_equals_the_fast_one(case: Case):
     request = encoded_case(case)
     report = ValidationReport()
     for feature in case.manifest.inputs:
         values = sent(case, feature)
         vocabulary = case.vocabularies.get(feature.name, {})
-        slow = slow_column(feature, values, Side({}, len(values), "columns"), report, vocabulary)
+        slow = column_by_value(
+            feature, values, Side({}, len(values), "columns"), report, vocabulary
+        )
         np.testing.assert_array_equal(slow, columns_of(request)[feature.name], strict=True)
     assert report.problems == []
     assert report.unknown_ids == request.unknown_ids
 
 
 @given(damaged())
-def test_every_wrong_value_is_found_at_its_place_and_not_echoed(case_and_damages):
+def test_every_wrong_value_is_reported_at_its_place_and_not_echoed(case_and_damages):
     case, damages = case_and_damages
     found = problems(case.manifest.inputs, case.candidates, case.user, case.vocabularies)
     assert {each.pointer for each in found} == {damage.pointer for damage in damages}
@@ -118,17 +119,17 @@ def test_every_wrong_value_is_found_at_its_place_and_not_echoed(case_and_damages
 
 
 @given(damaged())
-def test_the_slow_twin_accepts_nothing_that_the_fast_one_refuses(case_and_damages):
+def test_value_by_value_encoder_accepts_no_more_than_the_fast_one(case_and_damages):
     case, damages = case_and_damages
     report = ValidationReport()
     for feature in case.manifest.inputs:
         values = sent(case, feature)
         vocabulary = case.vocabularies.get(feature.name, {})
-        slow_column(feature, values, Side({}, len(values), "columns"), report, vocabulary)
+        column_by_value(feature, values, Side({}, len(values), "columns"), report, vocabulary)
     assert len(report.problems) == len(damages)
 
 
-def test_columns_and_objects_say_the_same():
+def test_columns_and_objects_are_encoded_alike():
     columns = {"item": [1, 2], "quality": [[0.5, 1], [2, 3.25]], "tags": [[], [3, 4]]}
     objects = [
         {"item": 1, "quality": [0.5, 1], "tags": []},
@@ -139,21 +140,21 @@ def test_columns_and_objects_say_the_same():
         np.testing.assert_array_equal(column, other.candidate[name], strict=True)
 
 
-def test_a_boolean_counts_as_zero_or_one_in_a_dense_feature():
+def test_boolean_counts_as_0_or_1_in_a_dense_feature():
     request = encoded((QUALITY,), {"quality": [[True, False]]})
     np.testing.assert_array_equal(request.candidate["quality"], [[1.0, 0.0]])
 
 
-def test_a_column_of_one_number_may_mix_plain_numbers_and_lists():
+def test_column_of_width_1_may_mix_numbers_and_lists():
     price = DenseInput(name="price", side="candidate")
     for mixed in ([1, [2.5]], [[1], 2.5]):
         request = encoded((price,), {"price": mixed})
         np.testing.assert_array_equal(request.candidate["price"], [[1.0], [2.5]])
 
 
-def test_the_largest_float32_passes_as_its_shortest_text_reads():
+def test_largest_float32_is_accepted_as_its_shortest_text():
     price = DenseInput(name="price", side="candidate")
-    largest = 3.4028235e38  # above the largest float32, and nearest to it
+    largest = 3.4028235e38  # above the largest float32, but rounds to it
     request = encoded((price,), {"price": [largest]})
     assert request.candidate["price"][0, 0] == np.finfo(np.float32).max
     assert pointers((price,), {"price": [largest, None, 3.4028236e38]}) == [
@@ -162,7 +163,7 @@ def test_the_largest_float32_passes_as_its_shortest_text_reads():
     ]
 
 
-def test_ids_outside_the_vocabulary_become_the_unknown_row_and_are_counted():
+def test_unknown_ids_become_the_unknown_row_and_are_counted():
     tags = IdListInput(
         name="tags", side="candidate", vocabulary_size=10, max_length=3, unknown=2, padding=-1
     )
@@ -176,7 +177,7 @@ def test_ids_outside_the_vocabulary_become_the_unknown_row_and_are_counted():
     assert request.unknown_ids == {"item": 3, "tags": 3}
 
 
-def test_ids_outside_the_vocabulary_are_refused_where_the_manifest_says_so():
+def test_unknown_ids_are_refused_if_the_manifest_says_reject():
     strict = IdInput(name="item", side="candidate", vocabulary_size=10, unknown="reject")
     assert pointers((strict,), {"item": [9, 10, 0, -1]}) == [
         "/candidates/item/1",
@@ -194,7 +195,7 @@ BRAND = IdInput(
 CLIP = IdInput(name="clip", side="candidate", vocabulary_size=9, encoding=Hashed(buckets=8))
 
 
-def test_strings_become_rows_and_those_without_a_row_are_unknown_and_counted():
+def test_strings_become_rows_and_unknown_ones_are_counted():
     listed: Vocabularies = {"brand": {"acme": 1, "zeta": 2}}
     request = encoded(
         (BRAND, CLIP),
@@ -208,34 +209,34 @@ def test_strings_become_rows_and_those_without_a_row_are_unknown_and_counted():
     assert request.unknown_ids == {"brand": 2, "clip": 1}
 
 
-def test_an_id_of_another_type_is_told_which_type_it_must_have():
+def test_id_of_a_wrong_type_is_reported_with_the_expected_type():
     wide = CLIP.model_copy(update={"encoding": Hashed(ids="int64", buckets=8)})
     sent = {"brand": ["a", 7, None], "clip": ["a", "b", True]}
     assert problems((BRAND, CLIP), sent) == [
-        FieldError("/candidates/brand/1", "must be a string id"),
-        FieldError("/candidates/brand/2", "must be a string id"),
-        FieldError("/candidates/clip/2", "must be a string id"),
+        FieldError("/candidates/brand/1", "must be a string"),
+        FieldError("/candidates/brand/2", "must be a string"),
+        FieldError("/candidates/clip/2", "must be a string"),
     ]
     assert problems((wide,), {"clip": [2**63 - 1, 2**63, "7"]}) == [
-        FieldError("/candidates/clip/1", "must fit int64"),
-        FieldError("/candidates/clip/2", "must be an integer id"),
+        FieldError("/candidates/clip/1", "must fit in int64"),
+        FieldError("/candidates/clip/2", "must be an integer"),
     ]
 
 
-def test_a_string_that_is_no_unicode_text_has_no_hash():
+def test_string_with_a_lone_surrogate_is_refused():
     assert problems((CLIP,), {"clip": ["a", "\ud800"]}) == [
-        FieldError("/candidates/clip/1", "must be Unicode text")
+        FieldError("/candidates/clip/1", "must be valid Unicode")
     ]
 
 
-def test_a_string_that_is_not_listed_is_refused_where_the_manifest_says_so():
+def test_unlisted_string_is_refused_if_the_manifest_says_reject():
     strict = BRAND.model_copy(update={"unknown": "reject"})
     assert problems((strict,), {"brand": ["a", "b"]}, None, {"brand": {"a": 1}}) == [
-        FieldError("/candidates/brand/1", "must lie in the vocabulary")
+        FieldError("/candidates/brand/1", "must be an id of the feature's vocabulary")
     ]
 
 
-def test_lists_are_filled_up_on_the_side_that_the_manifest_names():
+def test_lists_are_padded_on_the_side_of_the_manifest():
     left = IdListInput(
         name="left", side="user", vocabulary_size=10, max_length=3, padding=0, padding_side="left"
     )
@@ -246,7 +247,7 @@ def test_lists_are_filled_up_on_the_side_that_the_manifest_names():
 
 
 @pytest.mark.parametrize("none", [[], {"item": [], "quality": []}], ids=["objects", "columns"])
-def test_no_candidates_make_empty_columns(none):
+def test_zero_candidates_give_empty_columns(none):
     request = encoded((AGE, ITEM, QUALITY, TAGS), none)
     assert request.rows == 0
     assert {name: column.shape for name, column in request.candidate.items()} == {
@@ -257,60 +258,60 @@ def test_no_candidates_make_empty_columns(none):
     assert request.user["age"].tolist() == [[30.0]]
 
 
-def test_defaults_stand_in_for_whole_columns_and_for_single_values():
+def test_defaults_replace_missing_columns_and_missing_values():
     whole = encoded((ITEM, TAGS), {"item": [1, 2]})
     single = encoded((ITEM, TAGS), [{"item": 1, "tags": [5, 6]}, {"item": 2}])
     np.testing.assert_array_equal(whole.candidate["tags"], [[1, -1], [1, -1]])
     np.testing.assert_array_equal(single.candidate["tags"], [[5, 6], [1, -1]])
 
 
-def test_columns_can_be_written_to_and_belong_to_one_request():
+def test_columns_are_writable_and_not_shared():
     first, second = (encoded((QUALITY,), {"quality": [[1, 2]]}) for _ in range(2))
     first.candidate["quality"][0, 0] = 9
     assert second.candidate["quality"][0, 0] == 1
 
 
-def test_a_missing_feature_without_default_is_named():
+def test_missing_required_feature_is_reported():
     assert pointers((AGE, ITEM, QUALITY), {"item": [1]}) == ["/candidates/quality"]
     assert pointers((AGE, ITEM), [{"item": 1}, {}]) == ["/candidates/1/item"]
     user = DenseInput(name="height", side="user")
     assert pointers((user, ITEM), {"item": [1]}) == ["/user/height"]
 
 
-def test_a_feature_that_the_model_lacks_is_named_where_it_stands():
+def test_unknown_feature_is_reported_at_its_place():
     found = pointers((AGE, ITEM), [{"item": 1}, {"item": 2, "it/em~": 3}], {"age": 3, "item": 4})
     assert set(found) == {"/candidates/1/it~1em~0", "/user/item"}
     assert pointers((ITEM,), {"item": [1], "colour": [2]}) == ["/candidates/colour"]
 
 
-def test_columns_of_different_lengths_are_named():
+def test_columns_of_different_lengths_are_reported():
     found = problems((ITEM, QUALITY, TAGS), {"item": [1, 2], "quality": [[1, 2]], "tags": [[]]})
     assert [each.pointer for each in found] == ["/candidates/quality", "/candidates/tags"]
     assert found[0].detail == "has 1 values, but /candidates/item has 2"
 
 
 @pytest.mark.parametrize("column", [None, 1, TEXT, {"0": 1}, True], ids=str)
-def test_a_column_that_is_no_list_is_refused_as_a_whole(column):
+def test_column_that_is_not_a_list_is_refused(column):
     assert pointers((ITEM, QUALITY), {"item": column, "quality": [[1, 2]]}) == ["/candidates/item"]
 
 
 @pytest.mark.parametrize("candidates", [None, 1, TEXT, True], ids=str)
-def test_candidates_that_are_neither_columns_nor_objects_are_one_problem(candidates):
+def test_candidates_of_a_wrong_type_are_one_problem(candidates):
     assert pointers((ITEM, QUALITY), candidates) == ["/candidates"]
 
 
 @pytest.mark.parametrize("user", [[1], 1, TEXT, True], ids=str)
-def test_a_user_that_is_no_object_is_one_problem(user):
+def test_user_that_is_not_an_object_is_one_problem(user):
     height = DenseInput(name="height", side="user")
     assert pointers((height, ITEM), {"item": [1]}, user) == ["/user"]
 
 
 @pytest.mark.parametrize("candidate", [None, 1, TEXT, [1]], ids=str)
-def test_a_candidate_that_is_no_object_is_refused_at_its_row(candidate):
+def test_candidate_that_is_not_an_object_is_reported_at_its_row(candidate):
     assert pointers((TAGS,), [{}, candidate]) == ["/candidates/1"]
 
 
-def test_all_problems_of_a_request_are_reported_at_once():
+def test_all_problems_of_a_request_are_reported_together():
     found = pointers(
         (AGE, ITEM, QUALITY, TAGS),
         {"item": [1, "2", 3], "quality": [[1, None], [1], [1, 2]], "tags": [[1], [1], [1, 2, 3]]},
@@ -326,11 +327,11 @@ def test_all_problems_of_a_request_are_reported_at_once():
     ]
 
 
-def test_a_report_names_so_many_problems_at_most():
+def test_report_lists_at_most_20_problems():
     assert len(problems((ITEM,), {"item": [TEXT] * 500})) == MOST_PROBLEMS == 20
 
 
-def test_more_candidates_than_allowed_are_refused_in_either_form():
+def test_too_many_candidates_are_refused_in_both_forms():
     for candidates in ({"item": [1, 2, 3]}, [{"item": 1}] * 3):
         assert encoded((ITEM,), candidates, most=3).rows == 3
         with pytest.raises(PayloadTooLarge):
@@ -353,7 +354,7 @@ HUGE = 1 << 22
     ],
     ids=["dense", "number", "id", "id list", "column", "name", "names"],
 )
-def test_a_huge_wrong_value_takes_little_memory(inputs, candidates):
+def test_huge_wrong_value_takes_little_memory(inputs, candidates):
     report = ValidationReport()
     encode(manifest(inputs=inputs), {}, candidates, report, max_candidates=1000)  # warm caches
     report = ValidationReport()

@@ -5,6 +5,6 @@ from itertools import islice
 from tests.support.json_fuzz import cases, status_of
 
 
-async def test_whatever_is_sent_the_answer_is_scores_or_a_known_problem(service):
+async def test_damaged_requests_get_scores_or_a_known_problem(service):
     statuses = {await status_of(service.app, sent) for sent in islice(cases(seed=7), 2000)}
     assert statuses == {200, 400, 422}

@@ -27,6 +27,7 @@ WRONG = InvalidRequest([FieldError("/user/age", "must be a number"), FieldError(
         (ModelNotFound("no"), {}),
         (Overloaded("full", retry_after_s=7), {b"retry-after": b"7"}),
         (MethodNotAllowed("use POST"), {b"allow": b"POST"}),
+        (MethodNotAllowed("use GET", allow="GET, HEAD"), {b"allow": b"GET, HEAD"}),
         (UnsupportedMediaType("type"), {}),
         (UnsupportedMediaType("coding", is_coding=True), {b"accept-encoding": b"gzip, deflate"}),
         (Unauthorized("no key"), {b"www-authenticate": b"Bearer"}),

@@ -54,17 +54,20 @@ def test_a_request_with_features_only_takes_the_models_policy_and_positions():
 
 
 @pytest.mark.parametrize("sent", [None, [], 1, TEXT, True], ids=str)
-def test_a_document_that_is_no_object_is_refused_as_a_whole(sent):
+def test_document_that_is_not_an_object_is_refused(sent):
     assert problems(sent) == [FieldError("", "must be an object")]
 
 
-def test_an_unknown_member_is_named_and_the_known_ones_are_told():
+def test_unknown_member_is_reported_with_a_suggestion():
     (problem,) = problems(document(candidate=[]))
     assert problem.pointer == "/candidate"
-    assert problem.detail == "is not known; known: candidate_keys, candidates, ranking, user"
+    assert problem.detail == (
+        'unknown key "candidate"; did you mean "candidates"? '
+        "(known: candidate_keys, candidates, ranking, user)"
+    )
 
 
-def test_a_member_that_is_missing_is_not_taken_for_an_empty_one():
+def test_missing_candidates_are_not_empty_candidates():
     without = document()
     del without["candidates"]
     assert [problem.pointer for problem in problems(without)] == ["/candidates"]
@@ -73,7 +76,7 @@ def test_a_member_that_is_missing_is_not_taken_for_an_empty_one():
     assert [problem.pointer for problem in problems(without)] == ["/user/age"]
 
 
-def test_null_is_no_ranking_and_no_keys():
+def test_null_ranking_and_keys_are_as_if_absent():
     request = read(ranking=None, candidate_keys=None)
     assert (request.wanted.ranker.policy, request.keys) == (FEED.ranking, None)
 
@@ -83,81 +86,117 @@ def test_keys_are_strings_or_integers_and_kept_as_they_are():
 
 
 @pytest.mark.parametrize("keys", [["a"], ["a", "b", "c", "d"], []], ids=len)
-def test_keys_for_another_number_of_candidates_are_refused(keys):
+def test_wrong_number_of_keys_is_refused(keys):
     (problem,) = problems(document(candidate_keys=keys))
     assert problem == FieldError("/candidate_keys", f"has {len(keys)} keys for 3 candidates")
 
 
 @pytest.mark.parametrize("keys", [TEXT, 3, {"0": "a"}, True], ids=str)
-def test_keys_that_are_no_list_are_refused(keys):
+def test_keys_that_are_not_a_list_are_refused(keys):
     assert pointers(candidate_keys=keys) == ["/candidate_keys"]
 
 
 @pytest.mark.parametrize("key", [None, True, 1.5, ["a"], {"a": 1}], ids=str)
-def test_a_key_of_another_type_is_refused_at_its_place(key):
+def test_key_of_a_wrong_type_is_reported_at_its_place(key):
     assert pointers(candidate_keys=["a", key, "c"]) == ["/candidate_keys/1"]
 
 
-def test_keys_are_not_counted_where_the_candidates_themselves_are_wrong():
+@pytest.mark.parametrize(
+    ("keys", "pointer", "detail"),
+    [
+        (["a", "b", "a"], "/candidate_keys/2", "duplicate key at position 2, first at position 0"),
+        ([7, 7, "7"], "/candidate_keys/1", "duplicate key at position 1, first at position 0"),
+        (
+            ["a", "x" * 257, "b"],
+            "/candidate_keys/1",
+            "must have at most 256 characters, has 257",
+        ),
+        ([1, "x" * 300, 2], "/candidate_keys/1", "must have at most 256 characters, has 300"),
+    ],
+)
+def test_duplicate_and_long_keys_are_reported_by_position(keys, pointer, detail):
+    assert problems(document(candidate_keys=keys)) == [FieldError(pointer, detail)]
+
+
+def test_different_keys_up_to_256_characters_are_accepted():
+    for keys in (["1", 1, "x" * 256], ["é" * 256, "é" * 255, ""], [0, -1, 2**63 - 1]):
+        assert read(candidate_keys=keys).keys == keys
+
+
+def test_every_duplicate_key_is_reported_up_to_the_limit():
+    candidates = {"item": [1] * 50, "quality": [[0, 1]] * 50}
+    found = pointers(candidates=candidates, candidate_keys=["same"] * 50)
+    assert found == [f"/candidate_keys/{position}" for position in range(1, MOST_PROBLEMS + 1)]
+
+
+def test_keys_are_not_counted_if_the_candidates_are_wrong():
     candidates = {"item": [1, 2], "quality": [[0, 1]]}
     assert pointers(candidates=candidates, candidate_keys=["a"]) == ["/candidates/quality"]
 
 
-def test_no_candidates_are_a_request_like_any_other():
+def test_request_without_candidates_is_valid():
     request = read(candidates=[], candidate_keys=[])
     assert request.features.rows == 0
     assert request.keys == []
 
 
 @pytest.mark.parametrize("ranking", [[], 1, TEXT, False], ids=str)
-def test_ranking_options_that_are_no_object_are_refused(ranking):
+def test_ranking_that_is_not_an_object_is_refused(ranking):
     assert pointers(ranking=ranking) == ["/ranking"]
 
 
-def test_an_unknown_ranking_option_is_named():
+def test_unknown_ranking_options_are_reported():
     assert pointers(ranking={"top_n": 3, "weight": {}}) == ["/ranking/top_n", "/ranking/weight"]
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 10**6])
-def test_top_k_is_a_whole_number(top_k):
+def test_top_k_is_an_integer(top_k):
     assert read(ranking={"top_k": top_k}).wanted.top_k == top_k
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.0, True, TEXT, [1]], ids=str)
-def test_a_top_k_that_is_no_whole_number_above_zero_is_refused(top_k):
+def test_top_k_that_is_not_a_positive_integer_is_refused(top_k):
     assert pointers(ranking={"top_k": top_k}) == ["/ranking/top_k"]
 
 
 @pytest.mark.parametrize("explain", [None, False, True])
-def test_an_explanation_is_made_where_one_is_asked_for(explain):
+def test_explain_is_read(explain):
     assert read(ranking={"explain": explain}).wanted.explain is (explain is True)
 
 
 @pytest.mark.parametrize("explain", [0, 1, TEXT, [True]], ids=str)
-def test_an_explain_that_is_not_true_or_false_is_refused(explain):
+def test_explain_that_is_not_a_boolean_is_refused(explain):
     assert pointers(ranking={"explain": explain}) == ["/ranking/explain"]
 
 
-def test_a_policy_may_be_named_if_it_is_the_models():
+def test_policy_of_the_model_is_picked_by_name():
     assert read(ranking={"policy": "feed"}).wanted.ranker.policy == FEED.ranking
     assert read(ranking={"policy": None}).wanted.ranker.policy == FEED.ranking
 
 
 @pytest.mark.parametrize("policy", [TEXT, 1, ["feed"], {}, True], ids=str)
-def test_another_policy_is_refused(policy):
+def test_unknown_policy_is_refused(policy):
     (problem,) = problems(document(ranking={"policy": policy}))
     assert problem.pointer == "/ranking/policy"
-    assert problem.detail == "is no policy of this model; it has feed"
+    if policy == TEXT:
+        assert problem.detail == "unknown policy (known: feed)"
+    else:
+        assert problem.detail == "must be a string, the name of a policy"
 
 
-def test_weights_replace_the_policys_and_leave_the_others():
+def test_misspelt_policy_is_reported_with_a_suggestion_and_not_echoed():
+    (problem,) = problems(document(ranking={"policy": "feeed"}))
+    assert problem.detail == 'unknown policy; did you mean "feed"? (known: feed)'
+
+
+def test_weights_replace_those_of_the_policy_and_keep_the_others():
     policy = read(ranking={"weights": {"dwell": -2}}).wanted.ranker.policy
     assert policy.weights == {"click": 1.0, "dwell": -2}
     assert (policy.name, policy.formula) == ("feed", "power_product")
     assert FEED.ranking.weights == {"click": 1.0, "dwell": 0.5}
 
 
-def test_a_task_that_the_policy_does_not_weigh_may_be_given_a_weight():
+def test_task_without_weight_in_the_policy_may_get_one():
     narrow = manifest(ranking=Policy(weights={"click": 1.0}))
     sent = document(ranking={"weights": {"dwell": 3.0}})
     rankers = own_rankers(narrow)
@@ -166,7 +205,7 @@ def test_a_task_that_the_policy_does_not_weigh_may_be_given_a_weight():
 
 
 @pytest.mark.parametrize("weight", [LARGEST_WEIGHT, -LARGEST_WEIGHT, 0, 0.5])
-def test_a_weight_within_its_bounds_passes(weight):
+def test_weight_within_its_bounds_is_accepted(weight):
     policy = read(ranking={"weights": {"click": weight}}).wanted.ranker.policy
     assert policy.weights["click"] == weight
 
@@ -176,28 +215,33 @@ def test_a_weight_within_its_bounds_passes(weight):
     [LARGEST_WEIGHT * 1.001, -1e9, 10**400, float("nan"), float("inf"), True, None, TEXT, [1]],
     ids=lambda weight: str(weight)[:20],
 )
-def test_a_weight_that_is_no_bounded_number_is_refused(weight):
+def test_weight_outside_its_bounds_is_refused(weight):
     (problem,) = problems(document(ranking={"weights": {"click": weight}}))
     assert problem.pointer == "/ranking/weights/click"
-    assert problem.detail == "must be a number from -1e+06 to 1e+06"
+    assert problem.detail == "must be a number between -1e+06 and 1e+06"
 
 
-def test_weights_are_not_applied_where_a_full_report_left_them_unread():
+def test_weights_are_not_applied_if_the_report_is_full():
     candidates = [TEXT] * MOST_PROBLEMS
     found = pointers(candidates=candidates, ranking={"weights": {"click": [1]}})
     assert found == [f"/candidates/{row}" for row in range(MOST_PROBLEMS)]
 
 
-def test_a_weight_for_an_unknown_task_is_refused():
-    assert pointers(ranking={"weights": {"like": 1.0}}) == ["/ranking/weights/like"]
+def test_weight_of_an_unknown_task_is_refused():
+    (problem,) = problems(document(ranking={"weights": {"clik": 1.0}}))
+    assert problem.pointer == "/ranking/weights/clik"
+    assert problem.detail == (
+        'policy feed has no adjustable weight "clik"; did you mean "click"? '
+        "(adjustable: click, dwell)"
+    )
 
 
 @pytest.mark.parametrize("weights", [[], 1, TEXT], ids=str)
-def test_weights_that_are_no_object_are_refused(weights):
+def test_weights_that_are_not_an_object_are_refused(weights):
     assert pointers(ranking={"weights": weights}) == ["/ranking/weights"]
 
 
-def test_features_keys_and_options_are_reported_together_and_no_value_is_echoed():
+def test_all_problems_are_reported_and_no_value_is_echoed():
     found = problems(
         document(
             extra=TEXT,
@@ -223,28 +267,28 @@ def test_features_keys_and_options_are_reported_together_and_no_value_is_echoed(
         assert str(NUMBER) not in problem.detail
 
 
-def test_the_message_says_the_first_problem_and_how_many_more():
+def test_message_has_the_first_problem_and_the_number_of_others():
     with pytest.raises(InvalidRequest) as caught:
         read(ranking={"top_k": 0, "policy": "other"})
-    assert str(caught.value) == (
-        "/ranking/policy: is no policy of this model; it has feed (and 1 more)"
-    )
+    assert str(caught.value) == ("/ranking/policy: unknown policy (known: feed) (and 1 more)")
 
 
-def test_too_many_candidates_are_too_large_not_invalid():
-    with pytest.raises(PayloadTooLarge, match="3 candidates; the limit is 2"):
+def test_too_many_candidates_are_a_payload_too_large():
+    with pytest.raises(PayloadTooLarge, match="too many candidates: 3, limit 2"):
         read_request(document(), FEED, RANKERS, max_candidates=2)
 
 
-def test_a_name_is_repeated_up_to_a_length_only():
-    (pointer,) = pointers(**{"x" * 1000: 1})
-    assert pointer == f"/{'x' * 64}…"
+def test_long_names_are_cut_in_pointers_and_messages():
+    (problem,) = problems(document(**{"x" * 1000: 1}))
+    assert problem.pointer == f"/{'x' * 64}…"
+    assert f'unknown key "{"x" * 64}…" (known' in problem.detail
 
 
+KEYS = st.text(max_size=256) | st.integers(-(2**63), 2**63 - 1)
 MEMBERS = st.fixed_dictionaries(
     {},
     optional={
-        "candidate_keys": st.none() | st.lists(st.text() | st.integers(), min_size=3, max_size=3),
+        "candidate_keys": st.none() | st.lists(KEYS, min_size=3, max_size=3, unique=True),
         "ranking": st.none()
         | st.fixed_dictionaries(
             {},
@@ -261,13 +305,13 @@ MEMBERS = st.fixed_dictionaries(
 
 
 @given(MEMBERS)
-def test_whatever_the_published_schema_describes_is_read(members):
+def test_requests_that_match_the_published_schema_are_valid(members):
     sent = document(**members)
     Schema.model_validate(sent)
     read(**members)
 
 
-def test_the_published_schema_has_the_members_that_are_read():
+def test_published_schema_has_exactly_the_accepted_members():
     assert set(Schema.model_fields) == {"user", "candidates", "candidate_keys", "ranking"}
     assert set(Ranking.model_fields) == {"policy", "weights", "top_k", "explain"}
     assert description().task_names == FEED.task_names

@@ -1,4 +1,4 @@
-"""Tensors to columns: what the naive encoder makes of the same values, and errors with places."""
+"""Tensors to columns: equal to the naive encoder's, and problems with their places."""
 
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ from tests.support.documents import Case, cases, expected
 
 
 def without_padding(feature, ids):
-    """What is left of a list where its end (or its beginning) looks like padding."""
+    """Return a list without the padding at its end (or its beginning)."""
     padding = "" if feature.encoding.id_type is str else feature.padding
     kept = list(ids)
     end = -1 if feature.padding_side == "right" else 0
@@ -26,7 +26,7 @@ def without_padding(feature, ids):
 
 
 def values_of(feature, value):
-    """A row of a tensor, as plain Python."""
+    """Return a row of a tensor as plain Python."""
     if isinstance(feature, DenseInput):
         numbers = value if isinstance(value, list | tuple) else [value]
         return [float(np.float32(float(number))) for number in numbers]
@@ -34,7 +34,7 @@ def values_of(feature, value):
 
 
 def tensor_of(draw, feature, rows):
-    """A tensor of rows that may differ in length, as wide as is drawn."""
+    """Return a tensor of rows that may differ in length; its width is drawn."""
     width = max(map(len, rows), default=1)
     if isinstance(feature, IdListInput):
         width = draw(st.integers(max(map(len, rows), default=0), feature.max_length))
@@ -50,14 +50,14 @@ def tensor_of(draw, feature, rows):
         return Tensor("/x", [each for row in rows for each in row], len(rows), width)
     dtype = np.float32 if isinstance(feature, DenseInput) else np.int64
     array: Any = np.array(rows, dtype).reshape(len(rows), width)
-    if draw(st.booleans()):  # as they lie in a body: not to be written to, and anywhere
+    if draw(st.booleans()):  # as in a body: read-only and unaligned
         stored = b"?" + array.tobytes()
         array = np.frombuffer(stored, dtype, offset=1).reshape(array.shape)
     return Tensor("/x", array, len(rows), width)
 
 
 @given(st.data(), cases().filter(lambda case: isinstance(case.candidates, dict)))
-def test_columns_are_those_of_the_naive_encoder(data, case):
+def test_columns_equal_those_of_the_naive_encoder(data, case):
     tensors = {}
     plain = Case(case.manifest, dict(case.user), dict(case.candidates), case.rows)
     for feature in case.manifest.inputs:
@@ -101,32 +101,32 @@ def encoded(feature, values, rows, width, **changes):
     return result, [(each.pointer, each.detail) for each in report.problems]
 
 
-def test_every_number_that_is_none_is_named():
+def test_every_nonfinite_number_is_reported():
     values = np.array([[0, np.nan], [1, 2], [np.inf, 3]], np.float32)
     _, problems = encoded(X, values, 3, 2)
-    rule = "x must be finite and fit float32"
+    rule = "x must be finite and within the range of float32"
     assert problems == [
         ("/inputs/0", f"{rule} (row 0, element 1)"),
         ("/inputs/0", f"{rule} (row 2, element 0)"),
     ]
 
 
-def test_ids_outside_the_vocabulary_are_named_where_they_are_rejected():
+def test_rejected_ids_are_reported_with_their_rows():
     _, problems = encoded(ID, np.array([[0], [5], [-1]]), 3, 1)
-    rule = "id must lie in the vocabulary, 0 to 4"
+    rule = "id must be an id between 0 and 4"
     assert problems == [("/inputs/0", f"{rule} (row 1)"), ("/inputs/0", f"{rule} (row 2)")]
 
 
-def test_padding_within_a_list_is_an_id_and_at_its_end_is_none():
+def test_padding_value_within_a_list_is_an_id():
     result, problems = encoded(LIST, np.array([[3, -1, -1]]), 1, 3)
     assert problems == []
     assert result.user["ids"].tolist() == [[3, -1, -1]]
     _, problems = encoded(LIST, np.array([[-1, 3, -1]]), 1, 3)
-    rule = "ids must lie in the vocabulary, 0 to 4 (row 0, element 0)"
+    rule = "ids must be an id between 0 and 4 (row 0, element 0)"
     assert problems == [("/inputs/0", rule)]
 
 
-def test_an_empty_string_within_a_list_is_an_id_and_at_its_end_is_none():
+def test_empty_string_within_a_list_is_an_id():
     feature = IdListInput(
         name="ids", side="user", vocabulary_size=9, max_length=3, encoding=Hashed(buckets=8)
     )
@@ -138,17 +138,17 @@ def test_an_empty_string_within_a_list_is_an_id_and_at_its_end_is_none():
     assert result.user["ids"][0, 0] == 0
 
 
-def test_a_user_whose_rows_differ_is_named_once():
+def test_differing_user_rows_are_reported_once():
     age = DenseInput(name="age", side="user")
     _, problems = encoded(age, np.array([[1], [1], [2]], np.float32), 3, 1)
-    assert problems == [("/inputs/0", "age is the user's: one row, or the same in every row")]
+    assert problems == [("/inputs/0", "age is a user feature: send one row, or n equal rows")]
     _, problems = encoded(age, np.full((3, 1), np.nan, np.float32), 3, 1)
     assert [detail for _, detail in problems] == [
-        f"age must be finite and fit float32 (row {row})" for row in range(3)
+        f"age must be finite and within the range of float32 (row {row})" for row in range(3)
     ]
 
 
-def test_a_users_strings_that_differ_are_named():
+def test_differing_user_strings_are_reported():
     brand = IdInput(
         name="brand",
         side="user",
@@ -162,7 +162,7 @@ def test_a_users_strings_that_differ_are_named():
     assert len(problems) == 1
 
 
-def test_what_is_sent_is_never_changed():
+def test_encoding_does_not_change_the_tensors():
     unknown = IdInput(name="id", side="candidate", vocabulary_size=5)
     sent = np.array([[9], [1], [7]])
     result, _ = encoded(unknown, sent, 3, 1)
@@ -170,13 +170,13 @@ def test_what_is_sent_is_never_changed():
     assert sent.tolist() == [[9], [1], [7]]
 
 
-def test_numbers_that_can_be_used_as_they_are_are_not_copied():
+def test_usable_arrays_are_not_copied():
     sent = np.ones((3, 2), np.float32)
     result, _ = encoded(X, sent, 3, 2)
     assert np.shares_memory(result.candidate["x"], sent)
 
 
-def test_integers_take_the_way_of_pythons():
+def test_integers_are_rounded_as_python_integers_are():
     large = [[2**62 + 2**38 + 1, -(2**53) - 1]] * 3
     result, _ = encoded(X, np.array(large), 3, 2)
     assert result.candidate["x"].tolist() == [[float(np.float32(float(n))) for n in large[0]]] * 3
@@ -201,6 +201,6 @@ def test_integers_take_the_way_of_pythons():
         (LIST, [3], None),
     ],
 )
-def test_a_shape_means_rows_and_a_width(feature, shape, found):
+def test_shape_gives_rows_and_width(feature, shape, found):
     assert rows_and_width(feature, shape) == found
     assert shape_rule(feature).startswith("must have shape [")

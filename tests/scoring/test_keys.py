@@ -166,7 +166,7 @@ async def test_what_is_wrong_with_a_request_is_told_to_key_holders_only(guarded)
 
 async def test_the_front_pages_example_says_where_the_key_belongs(guarded, client):
     page = (await guarded.get("/")).text
-    assert "a key in GATEHOUSE_KEY" in page
+    assert "(set GATEHOUSE_KEY to your API key)" in page
     assert '-H "authorization: Bearer $GATEHOUSE_KEY" \\\n  -H ' in page
     assert "GATEHOUSE_KEY" not in (await client.get("/")).text
 

@@ -228,9 +228,9 @@ async def test_a_number_that_is_not_finite_is_named_by_its_place(client, example
 @pytest.mark.parametrize(
     ("text", "detail"),
     [
-        ("-1e39", "must be finite and fit float32"),
-        ("NaN", "must be finite and fit float32"),
-        ("1e400", "must be finite and fit float32"),
+        ("-1e39", "must be finite and within the range of float32"),
+        ("NaN", "must be finite and within the range of float32"),
+        ("1e400", "must be finite and within the range of float32"),
         ("null", "must be a number"),
         ("[0.5]", "must be a number"),
         ("0.5,0.5", "must have 2 numbers, has 3"),
@@ -375,7 +375,7 @@ async def test_too_many_candidates(client, example):
     example["candidates"] = {"item_id": [1] * 1001}
     response = await client.post(SCORE, json=example)
     assert response.status_code == 413
-    assert response.json()["detail"] == "1001 candidates; the limit is 1000"
+    assert response.json()["detail"] == "too many candidates: 1001, limit 1000"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""The OpenAPI document: FastAPI's own routes, and the scoring routes in front of them.
+"""The OpenAPI document: FastAPI's routes, and the scoring routes in front of them.
 
-Its schemas and examples are those of the models that are active now. To make it takes a tenth of a
-second, in which the event loop has better things to do: a thread makes it, once for each change.
+Its schemas and examples are those of the active models. Making it takes 0.1 s, so a thread does it,
+once for each change of the models.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from app.scoring.keys import Keys
 _SCHEME = {
     "type": "http",
     "scheme": "bearer",
-    "description": "Scoring needs a key where the server has any; nothing else does.",
+    "description": "API key. Scoring requires one if the server has keys; other calls never do.",
 }
 
 
 def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
-    """Make `app` publish the whole API, instead of its own part of it."""
+    """Make `app` publish the document of the whole API instead of its own routes only."""
     made: dict[object, bytes] = {}
 
     async def publish() -> Response:
@@ -67,24 +67,24 @@ def _document(app: FastAPI, models: Sequence[Model], *, needs_key: bool) -> byte
     document["paths"] = scoring | document["paths"]
     components = document.setdefault("components", {})
     components["securitySchemes"] = {"key": _SCHEME}
-    schemas = _sent(components.get("schemas", {}))
+    schemas = _without_fastapi_errors(components.get("schemas", {}))
     components["schemas"] = schemas | native.schemas(models) | v2.schemas()
     return orjson.dumps(document)
 
 
 def _complete(path: str, operation: dict[str, Any], models: Sequence[Model]) -> None:
-    """Say of one of FastAPI's operations what it leaves out, and not what it makes up."""
+    """Complete one of FastAPI's operations: examples, errors and headers."""
     for parameter in operation.get("parameters", []):
         parameter.update(example_parameter(parameter["name"], models))
     answers = operation["responses"]
-    answers.pop("422", None)  # every parameter is a string: there is nothing to refuse
+    answers.pop("422", None)  # parameters are strings, so FastAPI never refuses one
     for status, answer in (v2.errors() if path.startswith("/v2") else problems()).items():
         answers.setdefault(str(status), answer)
     for answer in answers.values():
         answer["headers"] = REQUEST_ID | answer.get("headers", {})
 
 
-def _sent(schemas: dict[str, Any]) -> dict[str, Any]:
-    """Leave out FastAPI's own error documents: here they are never sent."""
+def _without_fastapi_errors(schemas: dict[str, Any]) -> dict[str, Any]:
+    """Leave out FastAPI's own error documents: this server never sends them."""
     never = ("HTTPValidationError", "ValidationError")
     return {name: schema for name, schema in schemas.items() if name not in never}

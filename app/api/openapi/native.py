@@ -1,4 +1,4 @@
-"""The native scoring calls, as OpenAPI describes them."""
+"""OpenAPI operations and schemas of the native scoring calls."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,16 +14,15 @@ from app.api.openapi.responses import (
     SCHEMA,
     path_parameters,
     problems,
+    scoring_errors,
 )
 from app.api.openapi.schemas import Problem, ScoreAnswer, ScoreRequest
-from app.api.problems import ERRORS
 from app.artifacts.loader import Model
-from app.errors import MethodNotAllowed, NotSupported, VersionNotFound
 from app.protocol.native import ROUTES
 
 
 def schemas(models: Sequence[Model]) -> dict[str, Any]:
-    """Return the schemas of the native documents: also of each active model's own request."""
+    """Return the schemas of the native documents, with one request schema per active model."""
     _, made = models_json_schema(
         [(ScoreRequest, "validation"), (ScoreAnswer, "serialization"), (Problem, "validation")],
         ref_template=SCHEMA,
@@ -37,7 +36,7 @@ def schemas(models: Sequence[Model]) -> dict[str, Any]:
 
 
 def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
-    """Return the operation of each path; all are POST."""
+    """Return the POST operation of each path."""
     names = [_name(model.manifest.name) for model in models]
     body: dict[str, Any] = {
         "schema": _any_of(names or ["ScoreRequest"]),
@@ -56,16 +55,14 @@ def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
                     "headers": {**REQUEST_ID, **ANSWER_HEADERS},
                     "content": {"application/json": {"schema": _any_of(["ScoreAnswer"])}},
                 },
-                **{str(status): answer for status, answer in _problems(path).items()},
+                **{
+                    str(status): answer
+                    for status, answer in problems(*scoring_errors(path)).items()
+                },
             },
         }
         for path, summary in ROUTES.items()
     }
-
-
-def _problems(path: str) -> dict[int | str, dict[str, Any]]:
-    never = {MethodNotAllowed, NotSupported} | (set() if "{version}" in path else {VersionNotFound})
-    return problems(*(error for error in ERRORS.values() if error not in never))
 
 
 def _name(model: str) -> str:
@@ -73,6 +70,6 @@ def _name(model: str) -> str:
 
 
 def _any_of(names: Sequence[str]) -> dict[str, Any]:
-    """The schema of a document that is one of these components."""
+    """Return the schema of a document that matches one of these components."""
     references = [{"$ref": SCHEMA.format(model=name)} for name in names]
     return references[0] if len(references) == 1 else {"anyOf": references}

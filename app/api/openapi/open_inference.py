@@ -1,4 +1,4 @@
-"""The infer calls and the protocol's errors, as OpenAPI describes them."""
+"""OpenAPI operations and schemas of the infer calls, and the V2 form of errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from app.api.openapi.responses import (
     SCHEMA,
     path_parameters,
     problems,
+    scoring_errors,
 )
-from app.api.problems import ERRORS
 from app.artifacts.loader import Model
 from app.artifacts.manifest import IdListInput, Input
-from app.errors import GatehouseError, MethodNotAllowed, NotSupported, VersionNotFound
-from app.protocol.open_inference.datatypes import STRINGS, datatypes_of
+from app.errors import GatehouseError
 from app.protocol.open_inference.infer import HEADER_LENGTH, ROUTES
+from app.protocol.open_inference.tensor_data import STRINGS, datatypes_of
 
 _ERROR = {
     "type": "object",
@@ -29,13 +29,13 @@ _ERROR = {
     "additionalProperties": False,
 }
 _LENGTH = {
-    "description": "How long the JSON document is that the body begins with; bytes.",
+    "description": "Bytes of the JSON document at the start of the body; binary data follows it.",
     "schema": {"type": "integer", "minimum": 0},
 }
 
 
 def errors(*kinds: type[GatehouseError]) -> dict[int | str, dict[str, Any]]:
-    """Describe the answers to some errors, as `app.api.openapi.responses.problems` does elsewhere."""
+    """Describe the responses to some errors in the V2 form; see `responses.problems`."""
     answers = problems(*kinds)
     for answer in answers.values():
         answer["content"] = {"application/json": {"schema": _ERROR}}
@@ -52,39 +52,32 @@ def schemas() -> dict[str, Any]:
 
 
 def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
-    """Return the operation of each path; all are POST."""
+    """Return the POST operation of each path."""
     examples = {model.manifest.name: {"value": example_infer_request(model)} for model in models}
-    # A JSON document, then binary tensors: the header says where the one ends.
+    # A JSON document, then binary tensors; the header gives the length of the document.
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    asked = {"schema": {"$ref": SCHEMA.format(model="InferRequest")}, "examples": examples}
-    answered = {"schema": {"$ref": SCHEMA.format(model="InferAnswer")}}
+    request = {"schema": {"$ref": SCHEMA.format(model="InferRequest")}, "examples": examples}
+    response = {"schema": {"$ref": SCHEMA.format(model="InferAnswer")}}
     length = HEADER_LENGTH.decode()
-    said_length = {"in": "header", "name": length, **_LENGTH}
+    length_header = {"in": "header", "name": length, **_LENGTH}
     return {
         path: {
             "tags": ["open inference protocol"],
             "summary": summary,
             "operationId": path.strip("/").translate(str.maketrans("/", "_", "{}")),
-            "parameters": [*path_parameters(path, models), *REQUEST_HEADERS, said_length],
-            "requestBody": {"required": True, "content": {"application/json": asked, **binary}},
+            "parameters": [*path_parameters(path, models), *REQUEST_HEADERS, length_header],
+            "requestBody": {"required": True, "content": {"application/json": request, **binary}},
             "responses": {
                 "200": {
-                    "description": "The outputs; binary ones follow the JSON document",
+                    "description": "Outputs; the data of binary ones follows the JSON document",
                     "headers": {**REQUEST_ID, **ANSWER_HEADERS, length: _LENGTH},
-                    "content": {"application/json": answered, **binary},
+                    "content": {"application/json": response, **binary},
                 },
-                **{str(status): answer for status, answer in _errors_of(path).items()},
+                **{str(status): answer for status, answer in errors(*scoring_errors(path)).items()},
             },
         }
         for path, summary in ROUTES.items()
     }
-
-
-def _errors_of(path: str) -> dict[int | str, dict[str, Any]]:
-    never = {MethodNotAllowed, NotSupported}
-    if "{version}" not in path:
-        never.add(VersionNotFound)
-    return errors(*(error for error in ERRORS.values() if error not in never))
 
 
 def example_infer_request(model: Model) -> dict[str, Any]:

@@ -1,16 +1,37 @@
-"""The documents of the Open Inference Protocol, for OpenAPI.
+"""Schemas of the Open Inference Protocol's documents.
 
-The infer route does not parse with these: its tensors are checked against a model's manifest, by
-`app.protocol.open_inference.inputs`.
+The infer route does not parse with these: `app.protocol.open_inference.inputs` checks its tensors
+against the manifest.
 """
+
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Parameter = str | int | float | bool
 
 
+class ServerLive(BaseModel):
+    """Liveness; KServe's client reads it."""
+
+    live: bool
+
+
+class ServerReady(BaseModel):
+    """Readiness; KServe's client reads it."""
+
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    """Readiness of a model."""
+
+    name: str
+    ready: bool
+
+
 class ServerMetadata(BaseModel):
-    """Who answers, and which of the protocol's extensions it has."""
+    """Name, version and extensions of the server."""
 
     name: str
     version: str
@@ -26,7 +47,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What a model takes and gives."""
+    """Inputs and outputs of a model."""
 
     name: str
     versions: list[str]
@@ -36,7 +57,7 @@ class ModelMetadata(BaseModel):
 
 
 class RepositoryEntry(BaseModel):
-    """A version of a model that is in the store."""
+    """A model version in the store."""
 
     name: str
     version: str
@@ -45,14 +66,14 @@ class RepositoryEntry(BaseModel):
 
 
 class Duration(BaseModel):
-    """How often, and how long in all."""
+    """A count, and the total duration."""
 
     count: int
     ns: int
 
 
 class InferenceStatistics(BaseModel):
-    """Where the time of requests went."""
+    """Counts and durations of requests, by result and by stage."""
 
     success: Duration
     fail: Duration
@@ -65,21 +86,23 @@ class InferenceStatistics(BaseModel):
 
 
 class ModelStatistics(BaseModel):
-    """What a version of a model has done since it was loaded."""
+    """Statistics of a model version since it was loaded."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     name: str
     version: str
-    last_inference: int = Field(description="ms since 1970; 0 before the first")
+    last_inference: int = Field(description="milliseconds since 1970; 0 before the first request")
     inference_count: int = Field(description="candidates scored")
     execution_count: int = Field(description="batches run")
     inference_stats: InferenceStatistics
-    batch_stats: list[JsonValue] = Field(description="not kept; /metrics has a histogram")
+    batch_stats: list[JsonValue] = Field(
+        description="always empty; /metrics has a histogram of batch sizes"
+    )
 
 
 class Statistics(BaseModel):
-    """The statistics of one model or of all."""
+    """Statistics of one model or of all models."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -87,7 +110,7 @@ class Statistics(BaseModel):
 
 
 class RequestInput(BaseModel):
-    """A tensor, here with its data in JSON, flat or nested as its shape."""
+    """An input tensor with its data in JSON: flat, or nested as its shape."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -99,24 +122,27 @@ class RequestInput(BaseModel):
 
 
 class RequestOutput(BaseModel):
-    """An output that is wanted."""
+    """An output to return; `datatype` and `shape` are accepted and change nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
+    datatype: Literal["FP32"] | None = None
+    shape: list[int] | None = None
     parameters: dict[str, Parameter] | None = None
 
 
 class RequestParameters(BaseModel):
-    """How to rank, and on what terms; a weight is `weights.<task>`."""
+    """Ranking options and request options; a weight is `weights.<task>`."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float] = Field(init=False)
 
     policy: str = ""
-    priority: int = Field(0, ge=0, le=3, description="1 high, 2 normal, 3 low; 0 the default")
-    timeout: int = Field(0, ge=0, le=600_000_000, description="µs; 0 the default")
+    priority: int = Field(0, ge=0, le=3, description="1 high, 2 normal, 3 low; 0 is the default")
+    timeout: int = Field(0, ge=0, le=600_000_000, description="microseconds; 0 is the default")
     binary_data_output: bool = Field(False, description="whether outputs are binary by default")
+    content_type: str | None = Field(None, description="accepted and ignored, except for base64")
 
 
 class InferRequest(BaseModel):
@@ -125,15 +151,15 @@ class InferRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     id: str | None = None
-    model_name: JsonValue = Field(None, description="not looked at: the path says it")
-    model_version: JsonValue = Field(None, description="not looked at: the path says it")
+    model_name: JsonValue = Field(None, description="ignored: the path names it")
+    model_version: JsonValue = Field(None, description="ignored: the path names it")
     parameters: RequestParameters | None = None
     inputs: list[RequestInput]
     outputs: list[RequestOutput] | None = None
 
 
 class ResponseOutput(BaseModel):
-    """One score a candidate."""
+    """One score per candidate."""
 
     name: str
     shape: list[int]
@@ -143,7 +169,7 @@ class ResponseOutput(BaseModel):
 
 
 class InferAnswer(BaseModel):
-    """The outputs that were asked for, or all."""
+    """The requested outputs, or all."""
 
     model_config = ConfigDict(protected_namespaces=())
 

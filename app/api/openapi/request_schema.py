@@ -1,7 +1,7 @@
-"""A model's own request as JSON Schema (2020-12): its features by name, type, length and range.
+"""A model's request as JSON Schema (2020-12): its features by name, type, length and range.
 
-What a schema cannot say stands in prose: that all columns are equally long, and that there is a key
-for each candidate.
+Descriptions say what a schema cannot express: all columns have the same length, and there is one
+key per candidate.
 """
 
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from typing import Any
 
 from app.artifacts.encoding import Identity
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+from app.protocol.features import BEYOND_FLOAT32
 
 Schema = dict[str, Any]
 
-_BEYOND_FLOAT32 = float(2**128 - 2**103)  # the least number that rounds to infinity
-_COLUMNS = "columns, feature name to n values, all equally long"
-_OBJECTS = "a list of n objects, feature name to value"
+_COLUMNS = "an object of columns: feature name to list of n values"
+_OBJECTS = "a list of n objects: feature name to value"
 
 
 def request_schema(manifest: Manifest, generic: Schema) -> Schema:
-    """Narrow the schema of any score request, `generic`, to the features of one model."""
+    """Narrow `generic`, the schema of any score request, to the features of one model."""
     user = _features(manifest.user_inputs)
     candidate = _features(manifest.candidate_inputs)
     columns = _features(manifest.candidate_inputs)
@@ -30,7 +30,7 @@ def request_schema(manifest: Manifest, generic: Schema) -> Schema:
         {"type": "array", "items": candidate, "description": _OBJECTS},
     ]
     properties = generic["properties"] | {
-        "user": user | {"description": "the user's features"},
+        "user": user | {"description": "user features: name to value"},
         "candidates": {"anyOf": candidates},
     }
     return generic | {
@@ -67,8 +67,8 @@ def _numbers(feature: DenseInput) -> Schema:
     # A boolean counts as 0 or 1.
     number = {
         "type": ["number", "boolean"],
-        "exclusiveMinimum": -_BEYOND_FLOAT32,
-        "exclusiveMaximum": _BEYOND_FLOAT32,
+        "exclusiveMinimum": -BEYOND_FLOAT32,
+        "exclusiveMaximum": BEYOND_FLOAT32,
     }
     vector = {"type": "array", "items": number, "minItems": feature.dim, "maxItems": feature.dim}
     return {"anyOf": [number, vector]} if feature.dim == 1 else vector

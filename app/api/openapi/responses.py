@@ -1,11 +1,11 @@
-"""What OpenAPI says of many routes: parameters, headers, and problems by their status."""
+"""OpenAPI parts that many routes share: parameters, headers, and errors by status."""
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from app.api.problems import SCHEMA as PROBLEM
+from app.api.problems import ERRORS, SCHEMA as PROBLEM
 from app.artifacts.loader import Model
 from app.errors import (
     DeadlineUnmeetable,
@@ -13,18 +13,22 @@ from app.errors import (
     GatehouseError,
     InternalError,
     InvalidRequest,
+    MethodNotAllowed,
     NotReady,
+    NotSupported,
     Overloaded,
+    PathNotFound,
     Unauthorized,
+    VersionNotFound,
 )
-from app.protocol.dialect import LARGEST_TIMEOUT_S
 from app.protocol.problems import MEDIA_TYPE
+from app.protocol.validation import LARGEST_TIMEOUT_S
 from app.scoring.request_headers import PRIORITIES
 
 SCHEMA = "#/components/schemas/{model}"
 REQUEST_ID = {
     "x-request-id": {
-        "description": "The request's own id, or one that was made for it; logs have it too.",
+        "description": "Request id: the caller's, or a generated one. The server's log has it too.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=-]{1,128}$"},
     }
 }
@@ -32,41 +36,41 @@ REQUEST_HEADERS: Sequence[Mapping[str, Any]] = (
     {
         "in": "header",
         "name": "x-request-timeout-ms",
-        "description": "After so many milliseconds no answer is wanted.",
+        "description": "Deadline of the request, in milliseconds from its arrival.",
         "schema": {"type": "integer", "minimum": 1, "maximum": int(LARGEST_TIMEOUT_S * 1e3)},
     },
     {
         "in": "header",
         "name": "x-request-priority",
-        "description": "Whose rows go first.",
+        "description": "Priority in the queue.",
         "schema": {"type": "string", "enum": [name.decode() for name in PRIORITIES]},
     },
     {
         "in": "header",
         "name": "x-request-id",
-        "description": "Comes back in the answer, in problem documents and in logs, if it is 1 to "
-        "128 letters, digits or any of ._:/+=-; another is replaced.",
+        "description": "Request id: 1 to 128 letters, digits or any of ._:/+=- (any other value is "
+        "replaced). The response, problem documents and the log repeat it.",
         "schema": {"type": "string"},
     },
 )
-"""What scoring calls may say of themselves."""
+"""Headers of scoring requests."""
 ANSWER_HEADERS: Mapping[str, Any] = {
     "server-timing": {
-        "description": "Where the time went: stages, each with its milliseconds.",
+        "description": "Duration of each stage, in milliseconds.",
         "schema": {"type": "string"},
         "example": "decode;dur=0.021, encode;dur=0.034, queue;dur=0.010, compute;dur=1.204",
     },
 }
-"""Of answers with scores."""
+"""Headers of responses with scores."""
 _RETRY_AFTER = {
     "retry-after": {
-        "description": "Try again after so many seconds, here or at another replica.",
+        "description": "Seconds to wait before trying again, or use another replica.",
         "schema": {"type": "integer", "minimum": 1},
     }
 }
 _AUTHENTICATE = {
     "www-authenticate": {
-        "description": "How to present a key.",
+        "description": "How to send the API key.",
         "schema": {"type": "string", "pattern": "^Bearer"},
     }
 }
@@ -80,7 +84,7 @@ _HEADERS: Mapping[type[GatehouseError], Mapping[str, Any]] = {
 
 
 def path_parameters(path: str, models: Sequence[Model]) -> list[dict[str, Any]]:
-    """Describe what a path's template leaves open, by the example of a model that is active."""
+    """Describe the parameters of a path, with an active model as the example."""
     types = {"model": {"type": "string"}, "version": {"type": "integer", "minimum": 1}}
     return [
         {"in": "path", "required": True, "name": name, "schema": schema}
@@ -91,7 +95,7 @@ def path_parameters(path: str, models: Sequence[Model]) -> list[dict[str, Any]]:
 
 
 def example_parameter(name: str, models: Sequence[Model]) -> dict[str, Any]:
-    """Return the example of a path's parameter, if it is a model or a version and one is active."""
+    """Return the example of a path parameter, if it is a model or version and one is active."""
     manifest = models[0].manifest if models else None
     if manifest is None or name not in ("model", "version"):
         return {}
@@ -99,7 +103,7 @@ def example_parameter(name: str, models: Sequence[Model]) -> dict[str, Any]:
 
 
 def problems(*errors: type[GatehouseError]) -> dict[int | str, dict[str, Any]]:
-    """Describe the answers to some errors, with an example of each; any answer may be a 500."""
+    """Describe the responses to some errors, with an example each; a 500 is always possible."""
     answers: dict[int | str, dict[str, Any]] = {}
     for status, same in _by_status([*errors, InternalError]).items():
         headers: dict[str, Any] = dict(REQUEST_ID)
@@ -116,6 +120,14 @@ def problems(*errors: type[GatehouseError]) -> dict[int | str, dict[str, Any]]:
             },
         }
     return answers
+
+
+def scoring_errors(path: str) -> list[type[GatehouseError]]:
+    """Return the errors that a scoring call on this path may end in."""
+    never = {MethodNotAllowed, NotSupported, PathNotFound}
+    if "{version}" not in path:
+        never.add(VersionNotFound)
+    return [error for error in ERRORS.values() if error not in never]
 
 
 def _by_status(

@@ -1,29 +1,37 @@
-"""The native API's documents, for OpenAPI and for `/v1/models`.
+"""Schemas of the native API's documents, for OpenAPI and for `/v1/models`.
 
-The score route does not parse with these: its features are checked against a model's manifest, by
-`app.protocol.features`. A test holds both against each other.
+The score route does not parse with these: `app.protocol.features` checks its features against the
+manifest. A test compares the two.
 """
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from app.artifacts.manifest import Input, Precision, TaskOutput
+from app.protocol.validation import LONGEST_KEY
 from app.ranking.policy import Formula, Policy
+
+Key = Annotated[str, Field(max_length=LONGEST_KEY)]
 
 
 class Ranking(BaseModel):
-    """How this request's scores are fused and cut."""
+    """How to rank the candidates of this request."""
 
     model_config = ConfigDict(extra="forbid")
 
-    policy: str | None = Field(None, description="name of a policy of the model; default: its own")
-    weights: dict[str, float] | None = Field(
-        None, description="weights instead of the policy's, within its bounds"
+    policy: str | None = Field(
+        None, description="name of one of the model's policies; default: its default"
     )
-    top_k: int | None = Field(None, ge=1, description="length of `ranking` at most; default: all")
-    explain: bool | None = Field(None, description="tell each task's share in the order")
+    weights: dict[str, float] | None = Field(
+        None, description="weights that replace those of the policy, within its bounds"
+    )
+    top_k: int | None = Field(None, ge=1, description="maximum length of `ranking`; default: all")
+    explain: bool | None = Field(
+        None, description="add an explanation: each task's share in the rank score"
+    )
 
 
 class ScoreRequest(BaseModel):
@@ -31,55 +39,61 @@ class ScoreRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    user: dict[str, JsonValue] = Field({}, description="the user's features, name to value")
+    user: dict[str, JsonValue] = Field({}, description="user features: name to value")
     candidates: dict[str, list[JsonValue]] | list[dict[str, JsonValue]] = Field(
-        description="columns, feature name to n values; or a list of n objects"
+        description="an object of columns (feature name to n values), or a list of n objects"
     )
-    candidate_keys: list[str | int] | None = Field(
-        None, description="n names to be used in `ranking`; default: positions from 0"
+    candidate_keys: list[Key | int] | None = Field(
+        None,
+        description="n different keys, one per candidate, for `ranking`; default: positions from 0",
+        json_schema_extra={"uniqueItems": True},
     )
     ranking: Ranking | None = None
 
 
 class AppliedPolicy(BaseModel):
-    """The policy of an answer; what it does not have is left out."""
+    """The policy of a response; fields that it does not have are absent."""
 
     name: str
     formula: Formula
-    weights: dict[str, float] = Field(description="the request's own included")
-    multiplier: str | None = Field(None, description="candidate feature that the product takes too")
+    weights: dict[str, float] = Field(description="with those of the request")
+    multiplier: str | None = Field(
+        None, description="candidate feature that multiplies the product"
+    )
     alpha: dict[str, float] | None = None
     beta: dict[str, float] | None = None
     expression: str | None = None
     version: str | None = Field(
-        None, description="of the server's set of policies, where it has one"
+        None, description="version of the server's policies file, if it has one"
     )
 
 
 class Share(BaseModel):
-    """One task's part in one candidate's place."""
+    """One task's contribution to one candidate's rank score."""
 
     raw: float = Field(description="the model's score")
-    calibrated: float = Field(description="what was fused")
-    share: float = Field(description="of the candidate's total")
-    lead: float = Field(description="share less the mean share of all candidates")
+    calibrated: float = Field(description="the calibrated score, which was fused")
+    share: float = Field(description="contribution to the candidate's total")
+    lead: float = Field(description="share minus the mean share of all candidates")
 
 
 class ExplainedCandidate(BaseModel):
-    """Why a candidate stands where it does."""
+    """Why a candidate has its rank."""
 
     candidate: str | int = Field(description="its key or position")
-    total: float = Field(description="what the shares are of; the candidates are ordered by it")
+    total: float = Field(
+        description="the sum that the shares add up to; candidates are ordered by it"
+    )
     tasks: dict[str, Share]
-    multiplier: Share | None = Field(None, description="where the policy has one")
-    remainder: float | None = Field(None, description="what an expression's shares leave of it")
+    multiplier: Share | None = Field(None, description="if the policy has one")
+    remainder: float | None = Field(None, description="total minus the shares, for an expression")
 
 
 class Explanation(BaseModel):
-    """The order, explained: the best candidates, best first, as many as `ranking` has up to 100."""
+    """The explained ranking: the candidates of `ranking`, at most the first 100."""
 
-    share: str = Field(description="what a share is, in words")
-    lead: str = Field(description="what a lead is, in words")
+    share: str = Field(description="definition of a share")
+    lead: str = Field(description="definition of a lead")
     candidates: list[ExplainedCandidate]
 
 
@@ -88,15 +102,15 @@ class ScoreAnswer(BaseModel):
 
     model: str
     version: int
-    scores: dict[str, list[float]] = Field(description="per task, one score a candidate")
-    rank_score: list[float] = Field(description="one fused score a candidate; higher is better")
+    scores: dict[str, list[float]] = Field(description="task to scores, one per candidate")
+    rank_score: list[float] = Field(description="one fused score per candidate; higher ranks first")
     ranking: list[str | int] = Field(description="candidate keys or positions, best first")
-    policy: AppliedPolicy = Field(description="what was applied")
-    explanation: Explanation | None = Field(None, description="where the request asks for one")
+    policy: AppliedPolicy = Field(description="the policy that was applied")
+    explanation: Explanation | None = Field(None, description="if the request asks for one")
 
 
 class FieldErrorSchema(BaseModel):
-    """One thing that is wrong, and where: an RFC 6901 pointer into the request."""
+    """One problem: an RFC 6901 pointer into the request, and what is wrong there."""
 
     pointer: str
     detail: str
@@ -109,31 +123,33 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str | None = None
-    instance: str = Field(description="the request's id")
+    instance: str = Field(description="the request id")
     errors: list[FieldErrorSchema] | None = None
 
 
 class OfferedPolicy(AppliedPolicy):
-    """A policy that a request may pick by its name."""
+    """A policy that a request may pick by name."""
 
     weights: dict[str, float]
     bounds: dict[str, tuple[float, float]] = Field(
-        description="weights that a request may set, lowest and highest; others it may not"
+        description="weights that a request may set: lowest and highest value"
     )
-    shadow: str | None = Field(None, description="policy that is compared with it")
+    shadow: str | None = Field(
+        None, description="policy that is compared with it in the background"
+    )
 
 
 class PolicyState(BaseModel):
-    """The server's file of policies."""
+    """The state of the server's policies file."""
 
-    version: str | None = Field(description="of the set in force; null without a file")
+    version: str | None = Field(description="version of the active policies; null without a file")
     refused: list[str] = Field(
-        description="what is wrong with the file as it is now; then the set before stays in force"
+        description="problems of the file as it is now; the previous policies stay active"
     )
 
 
 class ModelCard(BaseModel):
-    """What an active model takes, gives and is known to be worth."""
+    """An active model: inputs, tasks, policies and evaluation."""
 
     name: str
     version: int
@@ -142,17 +158,19 @@ class ModelCard(BaseModel):
     device: str
     inputs: tuple[Input, ...]
     tasks: tuple[TaskOutput, ...]
-    ranking: Policy = Field(description="the policy that the model brought")
-    default_policy: str = Field(description="of requests that pick none")
+    ranking: Policy = Field(description="the policy in the model's artifact")
+    default_policy: str = Field(description="name of the policy for requests that pick none")
     policies: list[OfferedPolicy]
-    calibrations: dict[str, str] = Field(description="task to method, where there is one")
+    calibrations: dict[str, str] = Field(description="task to method, for calibrated tasks")
     policy_problem: str | None = Field(
-        description="why the server's policies are not followed for this model"
+        description="why the server's policies do not apply to this model"
     )
     precision: Precision
     evaluation: Mapping[str, Mapping[str, float | None]]
     score_url: str
-    example_request: dict[str, JsonValue] = Field(description="works as it is, posted to score_url")
+    example_request: dict[str, JsonValue] = Field(
+        description="a valid request; POST it to score_url"
+    )
 
 
 class RefusedArtifact(BaseModel):
@@ -164,7 +182,7 @@ class RefusedArtifact(BaseModel):
 
 
 class ModelList(BaseModel):
-    """Every active model, and every refused version."""
+    """Active models and refused versions."""
 
     models: list[ModelCard]
     refused: list[RefusedArtifact]

@@ -1,7 +1,7 @@
-"""The JSON document of an inference request, parsed.
+"""Parse the JSON document of an inference request.
 
-In a large one nearly everything is `data`. Where that is floats, simdjson leaves it in its own
-form, from which an array is one copy, as `app.protocol.json_body` does for the native API.
+A large document is mostly `data`. If that is floats, simdjson keeps it in its own form and one copy
+makes an array of it, as `app.protocol.json_body` does for the native API.
 """
 
 from contextlib import suppress
@@ -21,15 +21,15 @@ from app.protocol.json_body import (
     most_values,
     plain,
 )
-from app.protocol.open_inference.datatypes import FLOATS
+from app.protocol.open_inference.tensor_data import FLOATS
 
 
 def decode_document(body: bytes, manifest: Manifest, *, max_candidates: int) -> object:
     """Parse a request's document; the `data` of a float tensor may come as a float64 array.
 
     Raises:
-        MalformedBody: the body is not JSON.
-        PayloadTooLarge: it holds more values than a request of `max_candidates` could have.
+        MalformedBody: the body is not valid JSON.
+        PayloadTooLarge: it contains more values than a request of `max_candidates` can have.
     """
     if len(body) < LARGE_BYTES:
         return decode(body)
@@ -39,13 +39,13 @@ def decode_document(body: bytes, manifest: Manifest, *, max_candidates: int) -> 
 
 
 def read_arrays(body: bytes, containers: int) -> dict[str, Any] | None:
-    """Parse a document, or return None where `decode` has to.
+    """Parse a document with simdjson, or return None if `decode` must parse it.
 
     Args:
         body: the text.
         containers: as counted by `count_containers`.
     """
-    if body.startswith(BYTE_ORDER_MARK):  # which simdjson skips
+    if body.startswith(BYTE_ORDER_MARK):  # simdjson skips it, orjson refuses it
         return None
     try:
         document = members(simdjson.Parser().parse(body))
@@ -58,17 +58,17 @@ def read_arrays(body: bytes, containers: int) -> dict[str, Any] | None:
             tensor[name] = _array(value) if is_float and name == "data" else plain(value)
     for name, value in document.items():
         document[name] = tensors if name == "inputs" else plain(value)
-    # simdjson flattens lists within rows as gladly: then a bracket is left over.
+    # simdjson flattens lists within rows; then the counts differ.
     return document if containers_in(document) == containers else None
 
 
 def _array(data: object) -> object:
-    """Return numbers, flat or in rows of one length, as an array, and anything else as it is."""
+    """Return numbers, flat or in rows of one length, as an array; anything else unchanged."""
     if isinstance(data, simdjson.Array) and len(data):
-        with suppress(TypeError, ValueError):  # something is no number; rows differ in length
+        with suppress(TypeError, ValueError):  # not all are numbers, or rows differ in length
             shape: tuple[int, ...] = (len(data),)
             if isinstance(data[0], simdjson.Array):
-                (width,) = set(map(len, data))  # type: ignore[arg-type]  # numbers have none
+                (width,) = set(map(len, data))  # type: ignore[arg-type]  # numbers have no length
                 shape = (len(data), width)
             return np.frombuffer(data.as_buffer(of_type="d"), np.float64).reshape(shape)
     return plain(data)

@@ -1,7 +1,7 @@
-"""The `inputs` of an inference request: names, shapes and datatypes before any data.
+"""The `inputs` of an inference request: names, shapes and datatypes, then the data.
 
-Only what fits its feature is decoded, so a claimed shape never makes this service reserve memory or
-walk through data that no feature could take.
+Only inputs that fit their feature are decoded. So a claimed shape never makes the server allocate
+memory, or read data that no feature accepts.
 """
 
 from collections.abc import Mapping
@@ -10,28 +10,29 @@ from operator import attrgetter
 from typing import Any
 
 from app.artifacts.manifest import Input, Manifest
-from app.errors import MalformedBody, PayloadTooLarge
-from app.protocol.open_inference.binary import numbers, strings
-from app.protocol.open_inference.data import elements
-from app.protocol.open_inference.datatypes import (
+from app.errors import MalformedBody
+from app.protocol.open_inference.parameters import refuse_parameters
+from app.protocol.open_inference.tensor_data import (
     FLOATS,
     INTEGERS,
-    NEVER_TAKEN,
     SIZES,
     STRINGS,
+    UNSUPPORTED,
     datatypes_of,
+    elements_from_json,
+    numbers_from_bytes,
+    strings_from_bytes,
 )
-from app.protocol.open_inference.parameters import refuse_parameters
 from app.protocol.tensors import Numbers, Tensor, rows_and_width, shape_rule
-from app.protocol.validation import ValidationReport
+from app.protocol.validation import ValidationReport, check_count, listing
 
 _MEMBERS = frozenset(("name", "shape", "datatype", "parameters", "data"))
-_TAKEN = frozenset((*FLOATS, *INTEGERS, *STRINGS))
+_DATATYPES = frozenset((*FLOATS, *INTEGERS, *STRINGS)) | UNSUPPORTED
 
 
 @dataclass(frozen=True, slots=True)
-class _Announced:
-    """An input whose head fits its feature; its data is not looked at yet."""
+class _Head:
+    """An input whose name, datatype and shape fit a feature; its data is not read yet."""
 
     feature: Input
     pointer: str
@@ -54,13 +55,13 @@ def read_inputs(
 
     Args:
         inputs: that member of the request.
-        binary: what follows the JSON document.
-        manifest: which features there are.
-        report: takes every problem; where it has any, the tensors are not fit for use.
-        max_candidates: the most that are let in.
+        binary: the bytes after the JSON document.
+        manifest: lists the features.
+        report: takes every problem; if it has any, the tensors are not fit for use.
+        max_candidates: the most candidates that are accepted.
 
     Raises:
-        MalformedBody: the inputs' binary data and what is there differ in length.
+        MalformedBody: `binary` is not as long as the inputs say.
         PayloadTooLarge: there are too many candidates.
     """
     if not isinstance(inputs, list):
@@ -68,24 +69,25 @@ def read_inputs(
         return {}, 0
     features = {feature.name: feature for feature in manifest.inputs}
     if len(inputs) > len(features):
-        report.add("/inputs", f"must be at most {len(features)} tensors: no input is twice")
+        detail = f"too many inputs: {len(inputs)}, the model has {len(features)}"
+        report.add("/inputs", detail)
         return {}, 0
     contents = _contents(inputs, binary)
-    announced: dict[str, _Announced] = {}
+    heads: dict[str, _Head] = {}
     named: set[str] = set()
     for place, (tensor, content) in enumerate(zip(inputs, contents, strict=True)):
         if report.full:
             break
-        found = _head(tensor, content, f"/inputs/{place}", features, named, report)
-        if found is not None:
-            announced[found.feature.name] = found
+        head = _head(tensor, content, f"/inputs/{place}", features, named, report)
+        if head is not None:
+            heads[head.feature.name] = head
     for feature in manifest.inputs:
         if feature.name not in named and feature.default is None:
-            report.add("/inputs", f"{feature.name} is missing and has no default")
-    rows = _check_rows(announced, report, max_candidates)
+            report.add("/inputs", f"required input {feature.name} is missing")
+    rows = _check_rows(heads, report, max_candidates)
     tensors = {}
-    for name, each in announced.items():
-        if each.rows not in (1, rows):  # which is told: of 2^62 rows of no ids no array is made
+    for name, each in heads.items():
+        if each.rows not in (1, rows):  # reported; never allocate 2^62 rows of zero ids
             continue
         values = _values(each, report)
         if values is not None:
@@ -94,13 +96,13 @@ def read_inputs(
 
 
 def _contents(inputs: list[Any], binary: memoryview) -> list[memoryview | None]:
-    """Share out what follows the JSON document, in the order of the inputs."""
+    """Split the bytes after the JSON document, in the order of the inputs."""
     sizes = [_binary_size(tensor) for tensor in inputs]
     total = sum(size for size in sizes if size is not None)
     if total != len(binary):
         raise MalformedBody(
-            f"the inputs' binary_data_size say {total} bytes, and {len(binary)} follow the JSON "
-            "document, whose length the header inference-header-content-length states"
+            f"binary_data_size of the inputs: {total} bytes in all, but {len(binary)} bytes follow "
+            "the JSON document (header inference-header-content-length: the document's length)"
         )
     contents: list[memoryview | None] = []
     offset = 0
@@ -116,7 +118,7 @@ def _binary_size(tensor: object) -> int | None:
     if size is None:
         return None
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise MalformedBody("binary_data_size must be a whole number, 0 or more")
+        raise MalformedBody("binary_data_size must be an integer of at least 0")
     return size
 
 
@@ -127,19 +129,20 @@ def _head(
     features: Mapping[str, Input],
     named: set[str],
     report: ValidationReport,
-) -> _Announced | None:
-    """Check all but the data of one input; None where anything is wrong."""
+) -> _Head | None:
+    """Check all but the data of one input; return None if anything is wrong."""
     if not isinstance(tensor, dict):
         report.add(pointer, "must be an object")
         return None
     name = tensor.get("name")
     feature = features.get(name) if isinstance(name, str) else None
     if feature is None:
-        report.add(f"{pointer}/name", f"must name an input: {', '.join(features)}")
+        nearest = report.suggest(name, features) if isinstance(name, str) else ""
+        report.add(f"{pointer}/name", f"unknown input{nearest} (known: {listing(features)})")
         return None
     before = len(report.problems)
     if feature.name in named:
-        report.add(pointer, f"{feature.name} is there twice")
+        report.add(pointer, f"duplicate input {feature.name}")
     named.add(feature.name)
     report.unknown_keys(pointer, tensor, _MEMBERS)
     refuse_parameters(tensor.get("parameters"), pointer, {"binary_data_size"}, report)
@@ -154,14 +157,14 @@ def _head(
         report.add(pointer, f"{feature.name} must have either data or binary_data_size")
     if len(report.problems) > before or size is None:
         return None
-    return _Announced(feature, pointer, str(datatype), *size, tensor.get("data"), content)
+    return _Head(feature, pointer, str(datatype), *size, tensor.get("data"), content)
 
 
 def _datatype_rule(feature: Input, datatype: object) -> str:
-    taken = ", ".join(datatypes_of(feature))
-    if isinstance(datatype, str) and (datatype in NEVER_TAKEN or datatype in _TAKEN):
-        return f"{feature.name} cannot be {datatype}; it takes {taken}"
-    return f"{feature.name} must be of a datatype that it takes: {taken}"
+    supported = ", ".join(datatypes_of(feature))
+    if isinstance(datatype, str) and datatype in _DATATYPES:
+        return f"{feature.name} cannot be {datatype}; supported: {supported}"
+    return f"{feature.name} has an unknown datatype; supported: {supported}"
 
 
 def _shape(shape: object) -> list[int] | None:
@@ -170,17 +173,14 @@ def _shape(shape: object) -> list[int] | None:
     return shape if all(type(each) is int and each >= 0 for each in shape) else None
 
 
-def _check_rows(
-    announced: Mapping[str, _Announced], report: ValidationReport, max_candidates: int
-) -> int:
-    """Return n, on which all candidates' inputs must agree, and users' where they are not 1."""
-    of_candidates = [each for each in announced.values() if each.feature.side == "candidate"]
-    if not announced:
+def _check_rows(heads: Mapping[str, _Head], report: ValidationReport, max_candidates: int) -> int:
+    """Return n: the rows of every candidate input, and of each user input that has not just 1."""
+    of_candidates = [each for each in heads.values() if each.feature.side == "candidate"]
+    if not heads:
         return 0
-    first = of_candidates[0] if of_candidates else max(announced.values(), key=attrgetter("rows"))
-    if first.rows > max_candidates:
-        raise PayloadTooLarge(f"{first.rows} candidates; the limit is {max_candidates}")
-    for each in announced.values():
+    first = of_candidates[0] if of_candidates else max(heads.values(), key=attrgetter("rows"))
+    check_count(first.rows, max_candidates)
+    for each in heads.values():
         is_single = each.feature.side == "user" and each.rows == 1
         if each.rows != first.rows and not is_single:
             detail = (
@@ -191,20 +191,21 @@ def _check_rows(
     return first.rows
 
 
-def _values(each: _Announced, report: ValidationReport) -> Numbers | list[str] | None:
-    def complain(place: str, rule: str) -> None:
-        report.add(f"{each.pointer}{place}", f"{each.feature.name} {rule}")
+def _values(head: _Head, report: ValidationReport) -> Numbers | list[str] | None:
+    def add_problem(place: str, rule: str) -> None:
+        report.add(f"{head.pointer}{place}", f"{head.feature.name} {rule}")
 
-    if each.content is None:
-        return elements(each.data, each.datatype, each.rows, each.width, complain)
-    if each.datatype in STRINGS:
+    if head.content is None:
+        return elements_from_json(head.data, head.datatype, head.rows, head.width, add_problem)
+    if head.datatype in STRINGS:
         try:
-            return strings(each.content, each.rows * each.width)
+            return strings_from_bytes(head.content, head.rows * head.width)
         except ValueError as error:
-            complain("", str(error))
+            add_problem("", str(error))
             return None
-    size = SIZES[each.datatype] * each.rows * each.width
-    if len(each.content) != size:
-        complain("/parameters/binary_data_size", f"must be {size} for its shape and datatype")
+    size = SIZES[head.datatype] * head.rows * head.width
+    if len(head.content) != size:
+        detail = f"must be {size} for its shape and datatype, is {len(head.content)}"
+        add_problem("/parameters/binary_data_size", detail)
         return None
-    return numbers(each.datatype, each.content, each.rows, each.width)
+    return numbers_from_bytes(head.datatype, head.content, head.rows, head.width)

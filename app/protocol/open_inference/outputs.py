@@ -9,11 +9,11 @@ import orjson
 
 from app.artifacts.manifest import Manifest
 from app.protocol.open_inference.parameters import refuse_parameters
-from app.protocol.validation import ValidationReport
+from app.protocol.validation import ValidationReport, listing
 from app.ranking.batch import RankedRequest
 
 RANK_SCORE = "rank_score"
-_MEMBERS = frozenset(("name", "parameters"))
+_MEMBERS = frozenset(("name", "parameters", "datatype", "shape"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,8 @@ class Output:
 
 
 def output_names(manifest: Manifest) -> tuple[str, ...]:
-    """Return a model's outputs: each task's score, and the rank score.
-
-    Where a task has that very name, it is the task's that is meant.
-    """
-    return tuple(dict.fromkeys((*manifest.task_names, RANK_SCORE)))
+    """Return a model's outputs: each task's score, then the rank score. No task has its name."""
+    return (*manifest.task_names, RANK_SCORE)
 
 
 def read_outputs(
@@ -49,10 +46,11 @@ def read_outputs(
         pointer = f"/outputs/{place}"
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str) or name not in names:
-            report.add(f"{pointer}/name", f"must name an output: {', '.join(names)}")
+            nearest = report.suggest(name, names) if isinstance(name, str) else ""
+            report.add(f"{pointer}/name", f"unknown output{nearest} (known: {listing(names)})")
             continue
         if name in wanted:
-            report.add(pointer, f"{name} is there twice")
+            report.add(pointer, f"duplicate output {name}")
         wanted[name] = Output(name, _is_binary(output, pointer, report, is_binary))
     return list(wanted.values())
 
@@ -61,6 +59,8 @@ def _is_binary(
     output: Mapping[str, Any], pointer: str, report: ValidationReport, by_default: bool
 ) -> bool:
     report.unknown_keys(pointer, output, _MEMBERS)
+    if output.get("datatype", "FP32") not in ("FP32", None):
+        report.add(f"{pointer}/datatype", "must be FP32, the datatype of every output")
     parameters = output.get("parameters")
     refuse_parameters(parameters, pointer, {"binary_data"}, report)
     is_binary = parameters.get("binary_data", by_default) if isinstance(parameters, dict) else None

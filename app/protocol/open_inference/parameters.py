@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.engine.request import Priority
-from app.protocol.dialect import LARGEST_TIMEOUT_S
-from app.protocol.ranking_options import read_options
-from app.protocol.validation import ValidationReport, join
+from app.errors import did_you_mean
+from app.protocol.ranking_options import is_integer, read_options
+from app.protocol.validation import LARGEST_TIMEOUT_S, ValidationReport, cut, join, listing
 from app.ranking.policies import ModelPolicies
 from app.ranking.ranker import RankingOptions
 
@@ -17,20 +17,27 @@ _PRIORITIES = (None, Priority.HIGH, Priority.NORMAL, Priority.LOW)
 _EXTENSIONS = {
     "sequence_": "sequences are not supported",
     "shared_memory_": "shared memory is not supported",
-    "classification": "classification is not supported: ask for the scores",
+    "classification": "classification is not supported; the outputs are scores",
 }
+"""Parameters that ask for something this server does not do, by the beginning of their name."""
+
+_IGNORED = frozenset(("content_type", "headers"))
+"""Parameters that MLServer's clients put into requests, inputs and outputs. `content_type` names
+the Python codec of a tensor (`np`, `pd`, `str`) and changes nothing here, except for `base64`: it
+asks the server to decode the data."""
+
 _WEIGHT = "weights."
 _OF_REQUESTS = frozenset(("policy", "priority", "timeout", "binary_data_output", "weights.<task>"))
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What a request's parameters say.
+    """What a request's parameters ask for.
 
     Attributes:
-        wanted: how candidates are to be ranked.
-        timeout_s: from the request's arrival, or None where it is not said.
-        priority: None where it is not said.
+        wanted: how to rank the candidates.
+        timeout_s: from the request's arrival, or None if not given.
+        priority: None if not given.
         is_binary: whether outputs are binary unless they say otherwise.
     """
 
@@ -43,7 +50,7 @@ class Parameters:
 def read_parameters(
     parameters: object, rankers: ModelPolicies, report: ValidationReport
 ) -> Parameters:
-    """Check a request's parameters; where any is wrong, it is among the report."""
+    """Check a request's parameters; every problem goes into the report."""
     if parameters is None:
         return Parameters(rankers.wanted)
     refuse_parameters(parameters, "", _OF_REQUESTS, report)
@@ -63,40 +70,51 @@ def read_parameters(
 def refuse_parameters(
     parameters: object, pointer: str, known: Collection[str], report: ValidationReport
 ) -> None:
-    """Note a problem for parameters that are no object, and for each that is not known."""
+    """Report parameters that are not an object, and each one that this server does not accept.
+
+    Args:
+        parameters: that member of a request, an input or an output.
+        pointer: of the request, the input or the output.
+        known: the parameters that mean something there; `content_type` is accepted anywhere.
+        report: takes every problem.
+    """
     if parameters is None:
         return
     at = f"{pointer}/parameters"
     if not isinstance(parameters, dict):
         report.add(at, "must be an object")
         return
-    for name in parameters:
+    for name, value in parameters.items():
         if report.full:
             return
         if name in known or (known is _OF_REQUESTS and name.startswith(_WEIGHT)):
             continue
-        report.add(join(at, name), _why(name, known))
+        if name not in _IGNORED:
+            report.add(join(at, name), _why(name, known))
+        elif value == "base64":
+            report.add(join(at, name), "base64 is not supported; send the strings themselves")
 
 
 def _why(name: str, known: Collection[str]) -> str:
     for start, why in _EXTENSIONS.items():
         if name.startswith(start):
             return why
-    return f"is not known; known: {', '.join(sorted(known))}"
+    nearest = did_you_mean(name, known)
+    return f'unknown parameter "{cut(name)}"{nearest} (known: {listing(known)})'
 
 
 def _timeout_s(parameters: dict[str, Any], report: ValidationReport) -> float | None:
     timeout_us = parameters.get("timeout", 0)
-    if _is_integer(timeout_us) and 0 <= timeout_us <= LARGEST_TIMEOUT_S * 1e6:
+    if is_integer(timeout_us) and 0 <= timeout_us <= LARGEST_TIMEOUT_S * 1e6:
         return timeout_us / 1e6 or None
-    detail = f"must be a whole number of microseconds, 0 to {LARGEST_TIMEOUT_S * 1e6:.0f}"
-    report.add("/parameters/timeout", detail)
+    largest = f"{LARGEST_TIMEOUT_S * 1e6:.0f}"
+    report.add("/parameters/timeout", f"must be an integer between 0 and {largest} (microseconds)")
     return None
 
 
 def _priority(parameters: dict[str, Any], report: ValidationReport) -> Priority | None:
     level = parameters.get("priority", 0)
-    if _is_integer(level) and 0 <= level < len(_PRIORITIES):
+    if is_integer(level) and 0 <= level < len(_PRIORITIES):
         return _PRIORITIES[level]
     detail = "must be 1 (high), 2 (normal), 3 (low) or 0 (the default)"
     report.add("/parameters/priority", detail)
@@ -124,7 +142,3 @@ def _wanted(
         pointer = each.pointer.replace("/ranking/weights/", f"/parameters/{_WEIGHT}")
         report.add(pointer.replace("/ranking/", "/parameters/"), each.detail)
     return wanted
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, whole, and with examples that fit their own schemas."""
+"""The OpenAPI document: valid, complete, and with examples that match their schemas."""
 
 import shutil
 
@@ -29,11 +29,11 @@ def scoring(document):
     return [each for _, each in operations(document) if "security" in each]
 
 
-async def test_the_document_is_openapi(document):
+async def test_document_is_valid_openapi(document):
     schemathesis.openapi.from_dict(document).validate()
 
 
-async def test_every_operation_has_a_summary_a_tag_and_an_id_of_its_own(document):
+async def test_every_operation_has_summary_tag_and_unique_id(document):
     ids = [operation["operationId"] for _, operation in operations(document)]
     assert len(set(ids)) == len(ids)
     for name, operation in operations(document):
@@ -41,13 +41,13 @@ async def test_every_operation_has_a_summary_a_tag_and_an_id_of_its_own(document
         assert operation["tags"], name
 
 
-async def test_scoring_may_fail_in_every_way_that_there_is(document):
+async def test_scoring_operations_list_every_error_status(document):
     statuses = {str(int(each.status)) for each in ERRORS.values() if each != MethodNotAllowed}
     for operation in scoring(document):
         assert operation["responses"].keys() == statuses | {"200"}
 
 
-async def test_every_answer_has_its_headers(document):
+async def test_every_response_lists_its_headers(document):
     for name, operation in operations(document):
         for status, answer in operation["responses"].items():
             assert "x-request-id" in answer["headers"], name
@@ -56,7 +56,7 @@ async def test_every_answer_has_its_headers(document):
             ), (name, status)
 
 
-async def test_every_example_fits_its_schema(document):
+async def test_every_example_matches_its_schema(document):
     def check(content) -> int:
         schema = {**content["schema"], "components": document["components"]}
         validator = jsonschema_rs.validator_for(schema)
@@ -73,7 +73,7 @@ async def test_every_example_fits_its_schema(document):
     assert checked > 40
 
 
-async def test_a_key_is_said_to_be_needed_where_it_is(document, store):
+async def test_security_is_required_only_if_the_server_has_keys(document, store):
     for operation in scoring(document):
         assert operation["security"] == [{"key": []}, {}]
     settings = Settings.model_validate({"store": store.folder, "lanes": 1, "keys": "a:" + "b" * 20})
@@ -85,7 +85,7 @@ async def test_a_key_is_said_to_be_needed_where_it_is(document, store):
         assert operation["security"] == [{"key": []}]
 
 
-async def test_a_request_is_described_by_the_features_of_the_model(document):
+async def test_request_schema_lists_the_features_of_the_model(document):
     schema = document["components"]["schemas"]["ScoreRequest.tiny"]
     assert schema["properties"]["user"]["required"] == [
         *("user_id", "age_bucket", "recent_items", "activity")
@@ -94,7 +94,7 @@ async def test_a_request_is_described_by_the_features_of_the_model(document):
     assert columns["properties"]["quality"]["items"]["minItems"] == 2
 
 
-async def test_a_model_that_comes_is_described(store, tmp_path):
+async def test_new_model_appears_in_the_document(store, tmp_path):
     shutil.copytree(store.folder, tmp_path / "store")
     async with gatehouse(Settings(store=tmp_path / "store", lanes=1)) as parts:
         transport = httpx.ASGITransport(parts.app)

@@ -1,4 +1,4 @@
-"""A model's request as JSON Schema allows what the encoder takes, and nothing that it refuses."""
+"""The JSON Schema of a model's request accepts exactly what the encoder accepts."""
 
 import math
 from typing import Any
@@ -22,14 +22,14 @@ def fits(case: Case) -> bool:
 
 
 @given(cases())
-def test_what_the_encoder_takes_is_allowed(case):
-    if case.candidates == {}:  # columns: which of none are left out is nobody's loss
+def test_schema_allows_what_the_encoder_accepts(case):
+    if case.candidates == {}:  # without columns, the schema cannot require any
         case.candidates = []
     assert fits(case)
 
 
-def can_be_told(case: Case, name: str, value: Any) -> bool:
-    """Whether JSON can say the value, and a schema that it is wrong."""
+def is_expressible(case: Case, name: str, value: Any) -> bool:
+    """Return whether JSON can hold the value, and a schema can express that it is wrong."""
     feature = next(each for each in case.manifest.inputs if each.name == name)
     if isinstance(value, float) and not isinstance(feature, DenseInput):
         return False  # to JSON Schema, 1.0 is an integer
@@ -41,18 +41,18 @@ def can_be_told(case: Case, name: str, value: Any) -> bool:
 
 
 @given(damaged())
-def test_what_the_encoder_refuses_is_not_allowed(drawn):
+def test_schema_refuses_what_the_encoder_refuses(drawn):
     case, damages = drawn
     for damage in damages:
         name = next(each for each in damage.place[1:] if isinstance(each, str))
         feature = next(each for each in case.manifest.inputs if each.name == name)
-        assume(can_be_told(case, name, damage.value))
+        assume(is_expressible(case, name, damage.value))
         if not isinstance(feature, DenseInput) and feature.unknown == "reject":
-            assume(isinstance(feature.encoding, Identity))  # a vocabulary is not written out
+            assume(isinstance(feature.encoding, Identity))  # the schema does not list a vocabulary
     assert not fits(case)
 
 
-def test_a_feature_with_a_default_may_be_left_out_and_the_default_is_told():
+def test_feature_with_default_is_optional_and_shows_the_default():
     inputs = (
         IdInput(name="city", side="user", vocabulary_size=9, default=4),
         DenseInput(name="price", side="candidate"),
@@ -67,6 +67,6 @@ def test_a_feature_with_a_default_may_be_left_out_and_the_default_is_told():
 
 
 @pytest.mark.parametrize("part", ["candidate_keys", "ranking"])
-def test_the_rest_is_that_of_every_request(part):
+def test_other_members_are_the_same_for_every_model(part):
     generic = ScoreRequest.model_json_schema()
     assert request_schema(manifest(), generic)["properties"][part] == generic["properties"][part]

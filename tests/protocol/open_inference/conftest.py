@@ -7,7 +7,7 @@ from tests.protocol.open_inference.tensors import inputs_of
 
 @pytest.fixture
 async def card(client):
-    """What `/v1/models/tiny` says."""
+    """The model card of the tiny model."""
     return (await client.get("/v1/models/tiny")).json()
 
 

@@ -1,8 +1,7 @@
 """Damaged inference requests: `python -m tests.protocol.open_inference.fuzz [cases] [seed]`.
 
-A valid request, in JSON or binary, is damaged at random, once or several times, in its document,
-its bytes or its headers. It may be answered with scores, or with an error of the caller's, never
-with one of the server's own.
+Valid requests, in JSON or binary, are damaged at random, once or several times, in their document,
+their bytes or their headers. The answer must be scores or a client error, never a server error.
 """
 
 import asyncio
@@ -67,14 +66,14 @@ class Damage:
         self._random = random.Random(seed)
 
     def request(self) -> tuple[bytes, dict[str, str]]:
-        """A damaged request: its body, and its headers."""
+        """Return a damaged request: its body and its headers."""
         draw = self._random
         document, binary = copy.deepcopy(draw.choice(self._valid))
         for _ in range(draw.choice((0, 1, 1, 1, 2, 5))):
             document = self._document(document)
         if draw.random() < 0.3:
             binary = self._bytes(binary)
-        head = json.dumps(document).encode()  # which writes NaN and integers of any size
+        head = json.dumps(document).encode()  # writes NaN and integers of any size
         body, headers = head + binary, {"content-type": "application/json"}
         if binary or draw.random() < 0.2:
             headers["inference-header-content-length"] = str(len(head))
@@ -132,7 +131,7 @@ class Damage:
 
 
 async def requests_of(client: httpx.AsyncClient) -> list[tuple[Any, bytes]]:
-    """Valid requests to `tiny`: a document, and what follows it."""
+    """Return valid requests to `tiny`: a document, and the binary data that follows it."""
     card = (await client.get("/v1/models/tiny")).json()
     inputs = inputs_of(card["inputs"], card["example_request"])
     parameters = {"priority": 1, "timeout": 5_000_000, "weights.click": 0.5}
@@ -151,7 +150,7 @@ async def requests_of(client: httpx.AsyncClient) -> list[tuple[Any, bytes]]:
 
 
 async def fuzz(app: ASGIApp, damage: Damage, cases: int) -> Counter[int]:
-    """Send so many damaged requests; return how many were answered how."""
+    """Send `cases` damaged requests; return the number of answers by status."""
     statuses: Counter[int] = Counter()
     for case in range(cases):
         body, headers = damage.request()
@@ -166,7 +165,7 @@ async def fuzz(app: ASGIApp, damage: Damage, cases: int) -> Counter[int]:
 
 
 async def main(cases: int = 100_000, seed: int = 0) -> None:
-    """Train the tiny model, and fuzz a service of it."""
+    """Train the tiny model and fuzz a service of it."""
     with tempfile.TemporaryDirectory() as folder:
         console = Console(file=io.StringIO())
         read = experiment.read(TINY_EXPERIMENT)

@@ -1,4 +1,4 @@
-"""Inference requests as a client without a library would write them, from native ones."""
+"""Inference requests written by hand, without a client library, from native ones."""
 
 import struct
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def to_bytes(datatype: str, flat: list[Any]) -> bytes:
 
 
 def inputs_of(features: list[dict[str, Any]], request: dict[str, Any]) -> list[Sent]:
-    """The tensors of a columnar score request; `features` are those of the model's card."""
+    """Return the tensors of a columnar score request; `features` come from the model's card."""
     inputs = []
     for feature in features:
         name, is_user = feature["name"], feature["side"] == "user"
@@ -87,7 +87,7 @@ def in_json(inputs: list[Sent], **members: Any) -> dict[str, Any]:
 
 
 def in_binary(inputs: list[Sent], **members: Any) -> tuple[bytes, dict[str, str]]:
-    """A body with every tensor in binary, and its headers."""
+    """Return a body with every tensor in binary, and its headers."""
     tensors = [each.as_binary() for each in inputs]
     return packed(
         {"inputs": [head for head, _ in tensors], **members},
@@ -105,7 +105,7 @@ def packed(document: Any, binary: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 def outputs_of(response: Any) -> dict[str, list[float]]:
-    """Every output of an answer, in JSON or binary, as numbers."""
+    """Return every output of a response, in JSON or binary, as numbers."""
     content, length = response.content, response.headers.get("inference-header-content-length")
     document = orjson.loads(content if length is None else content[: int(length)])
     offset = 0 if length is None else int(length)

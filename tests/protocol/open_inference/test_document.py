@@ -1,4 +1,4 @@
-"""Large documents: both ways to parse them come to the same tensors, or the same problems."""
+"""Large documents: both parsers give the same tensors, or the same problems."""
 
 import json
 
@@ -10,8 +10,8 @@ from hypothesis import example, given, strategies as st
 from app.artifacts.manifest import DenseInput
 from app.errors import MalformedBody, PayloadTooLarge
 from app.protocol.json_body import LARGE_BYTES, decode
-from app.protocol.open_inference.data import elements
 from app.protocol.open_inference.document import decode_document, read_arrays
+from app.protocol.open_inference.tensor_data import elements_from_json
 from tests.support.builders import manifest
 
 NUMBERS = st.one_of(
@@ -25,7 +25,7 @@ WIDE = manifest(inputs=(DenseInput(name="x", side="candidate", dim=100),))
 
 @st.composite
 def documents(draw):
-    """A document of one tensor, its rows and its width; most of what is in it is numbers."""
+    """A document of one tensor, its rows and its width; most of its data is numbers."""
     rows, width = draw(st.integers(0, 4)), draw(st.integers(1, 3))
     value = draw(st.sampled_from((NUMBERS, NUMBERS, NUMBERS | JUNK)))
     if draw(st.booleans()):
@@ -43,14 +43,14 @@ def documents(draw):
 
 
 def outcome(document, rows, width):
-    """What becomes of the tensor."""
+    """Return the tensor's content, its problems and its other members."""
     problems: list[tuple[str, str]] = []
     (tensor,) = document["inputs"]
 
-    def complain(*each):
+    def add_problem(*each):
         problems.append(each)
 
-    found = elements(tensor["data"], tensor["datatype"], rows, width, complain)
+    found = elements_from_json(tensor["data"], tensor["datatype"], rows, width, add_problem)
     content = found.tobytes() if isinstance(found, np.ndarray) else found
     return content, problems, {name: tensor[name] for name in tensor if name != "data"}
 
@@ -63,7 +63,7 @@ def counted(body):
 @example(({"inputs": [{"datatype": "FP32", "data": [1, [2], 3]}]}, 3, 1))
 @example(({"inputs": [{"datatype": "FP32", "data": [[1, [2]], [3, 4]]}]}, 2, 2))
 @example(({"inputs": [{"datatype": "FP32", "data": [[1], [2, 3, 4]]}]}, 2, 2))
-def test_both_ways_come_to_the_same(drawn):
+def test_both_parsers_give_the_same_tensors_and_problems(drawn):
     document, rows, width = drawn
     body = json.dumps(document).encode()
     fast = read_arrays(body, counted(body))
@@ -73,7 +73,7 @@ def test_both_ways_come_to_the_same(drawn):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_floats_in_a_large_document_are_an_array(nested):
+def test_floats_of_a_large_document_become_an_array(nested):
     x = np.random.default_rng(0).random((50, 100))
     data = x if nested else x.ravel()
     document = {"inputs": [{"name": "x", "datatype": "FP32", "data": data.tolist()}], "id": "a"}
@@ -98,11 +98,11 @@ def test_floats_in_a_large_document_are_an_array(nested):
         b'{"id": 1}',
     ],
 )
-def test_what_is_not_as_usual_is_left_to_the_other_parser(body):
+def test_unusual_documents_are_left_to_orjson(body):
     assert read_arrays(body, counted(body)) is None
 
 
-def test_what_is_wrong_is_refused_alike_in_any_size():
+def test_wrong_documents_of_any_size_are_refused():
     padding = b" " * LARGE_BYTES
     with pytest.raises(MalformedBody):
         decode_document(b"{" + padding, WIDE, max_candidates=9)
@@ -111,8 +111,8 @@ def test_what_is_wrong_is_refused_alike_in_any_size():
 
 
 @pytest.mark.parametrize("is_inside", [False, True])
-def test_an_object_of_many_members_is_left_to_the_other_parser(is_inside):
-    """simdjson looks a member up by going through all before it."""
+def test_object_with_many_members_is_left_to_orjson(is_inside):
+    """simdjson finds a member by scanning all before it."""
     tensor: dict[str, object] = {"name": "x", "datatype": "FP32", "data": [1.5]}
     document: dict[str, object] = {"inputs": [tensor]}
     (tensor if is_inside else document).update({f"k{each}": 0 for each in range(1000)})

@@ -1,4 +1,4 @@
-"""String ids through the infer route: BYTES in binary and in JSON, and what is wrong with them."""
+"""String ids through the infer route: BYTES in binary and in JSON, and the problems in them."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ INFER = "/v2/models/feed/infer"
 
 @pytest.fixture(scope="module")
 async def strings(tmp_path_factory):
-    """A client of a model whose ids are strings."""
+    """A client of a service whose model has string ids."""
     store = Store(tmp_path_factory.mktemp("strings"))
     inputs = (INPUTS[0], RECENT, ITEM, INPUTS[3])
     described = description(inputs=inputs)
@@ -52,7 +52,7 @@ async def strings(tmp_path_factory):
             yield client
 
 
-async def test_strings_score_as_in_the_native_api(strings):
+async def test_string_ids_score_as_in_the_native_api(strings):
     native = (await strings.post("/v1/score", json=NATIVE)).json()
     assert len(set(native["scores"]["click"])) == 3
     body, headers = in_binary(SENT)
@@ -75,13 +75,13 @@ async def test_an_input_with_a_default_may_be_left_out(strings):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"\x01\0\0\0a", "/inputs/2: item has 1 elements, its shape says 3"),
+        (b"\x01\0\0\0a", "/inputs/2: item must have 3 elements for its shape, has 1"),
         (b"\x01\0\0\0a\xff\0\0\0", "/inputs/2: item ends within element 1"),
         (b"\x01\0\0\0\xff" * 3, "/inputs/2: item must be UTF-8 text (element 0)"),
-        (b"\x01\0\0\0a" * 4, "/inputs/2: item goes on after its 3 elements"),
+        (b"\x01\0\0\0a" * 4, "/inputs/2: item has more data after its 3 elements"),
     ],
 )
-async def test_bytes_that_are_no_strings_are_told(strings, content, expected):
+async def test_malformed_binary_strings_are_reported(strings, content, expected):
     document = in_json(SENT)
     del document["inputs"][2]["data"]
     document["inputs"][2]["parameters"] = {"binary_data_size": len(content)}
@@ -91,13 +91,13 @@ async def test_bytes_that_are_no_strings_are_told(strings, content, expected):
     assert response.json() == {"error": expected}
 
 
-async def test_other_values_for_strings_are_told(strings):
+async def test_wrong_values_for_strings_are_reported(strings):
     document = in_json(SENT)
     document["inputs"][2]["data"] = ["b", 3, "c"]
     document["inputs"][1] |= {"datatype": "INT64", "data": [1, 2]}
     response = await strings.post(INFER, json=document)
     assert response.status_code == 422
     assert response.json()["error"] == (
-        "/inputs/1/datatype: recent cannot be INT64; it takes BYTES; "
+        "/inputs/1/datatype: recent cannot be INT64; supported: BYTES; "
         "/inputs/2/data/1: item must be a string"
     )

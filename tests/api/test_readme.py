@@ -1,0 +1,38 @@
+"""The API's README: its requests work, its error is the server's, its table is complete."""
+
+import json
+import re
+
+from app.api.problems import ERRORS
+from tests import REPOSITORY
+
+README = (REPOSITORY / "app/api/README.md").read_text(encoding="utf-8")
+COLUMNS, OBJECTS, PROBLEM = map(
+    json.loads, re.findall(r"^```json\n(.*?)^```$", README, re.S | re.M)
+)
+
+
+async def test_both_forms_of_candidates_get_the_same_response(client):
+    columns, objects = [
+        await client.post("/v1/models/tiny/score", json=each) for each in (COLUMNS, OBJECTS)
+    ]
+    assert columns.status_code == 200
+    assert columns.content == objects.content
+    assert len(columns.json()["ranking"]) == 1
+
+
+async def test_the_printed_error_is_the_answer_to_its_mistake(client):
+    user = COLUMNS["user"].copy()
+    user["age_bukcet"] = user.pop("age_bucket")
+    headers = {"x-request-id": PROBLEM["instance"]}
+    response = await client.post("/v1/score", json=COLUMNS | {"user": user}, headers=headers)
+    assert response.json() == PROBLEM
+
+
+def test_table_of_errors_is_complete():
+    table = {
+        slug: int(status)
+        for status, slugs in re.findall(r"^\| (\d{3}) \| (.*?) \|", README, re.M)
+        for slug in re.findall(r"`([a-z-]+)`", slugs)
+    }
+    assert table == {slug: int(error.status) for slug, error in ERRORS.items()}
