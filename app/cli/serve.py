@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from app.cli.usage import EXIT_OK, WrongUsage, rules_broken, without_values
-from app.server.supervisor import Processes, reserved
+from app.server.sockets import reserve
+from app.server.supervisor import Processes
 from app.settings import Settings
 from app.telemetry import logging as json_logs
 
@@ -62,7 +63,7 @@ def _serve_together(settings: Settings) -> int:
     """Serve in several processes until a signal; this one looks after them."""
     json_logs.configure(settings.log_level)
     try:
-        port = reserved(settings.host, settings.port)
+        port = reserve(settings.host, settings.port)
     except OSError as error:
         where = f"{settings.host} port {settings.port}"
         raise WrongUsage(f"cannot listen on {where}: {error.strerror}") from error

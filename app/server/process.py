@@ -13,9 +13,8 @@ import uvloop
 from app.errors import ArtifactInvalid, ConfigurationInvalid
 from app.main import Gatehouse, gatehouse
 from app.server.file_watcher import FileWatcher, Reloadable
-from app.server.listeners import listen, log_address
 from app.server.server import DrainingServer
-from app.server.supervisor import shared_socket
+from app.server.sockets import listen, log_address, shared_socket
 from app.settings import Settings
 from app.telemetry import logging as json_logs
 

@@ -9,7 +9,6 @@ import ctypes
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,37 +21,6 @@ _OK, _FAILED, _UNUSABLE = 0, 1, 2
 _LONG_LIFE_S = 60.0  # what lived so long did not fail at its start
 _LONGEST_PAUSE = 30  # units of the first pause
 _PR_SET_PDEATHSIG = 1
-
-
-def shared_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that shares its address with others of its kind; it does not listen yet.
-
-    Raises:
-        OSError: the address cannot be had.
-    """
-    shared = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        shared.bind((host, port))
-    except OSError:
-        shared.close()
-        raise
-    return shared
-
-
-def reserved(host: str, port: int) -> socket.socket:
-    """Return a shared socket on an address that nobody listens on; `port` 0 takes a free one.
-
-    As long as it is open, no other user of this machine can take the address.
-
-    Raises:
-        OSError: somebody listens there, or the address cannot be had.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as alone:
-        free_port: int = alone.getsockname()[1]
-    return shared_socket(host, free_port)
 
 
 @dataclass(slots=True)

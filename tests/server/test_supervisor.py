@@ -16,7 +16,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.server.supervisor import reserved, shared_socket
 from tests import REPOSITORY
 from tests.support.server import Server, clean_environment, running_server
 
@@ -126,21 +125,6 @@ def test_none_outlives_the_process_that_looks_after_them(tmp_path):
         process.wait(30)
         while not all(map(is_gone, pids.values())):
             time.sleep(0.01)
-
-
-# The port
-
-
-def test_a_reserved_port_is_shared_with_those_who_know_and_with_no_other():
-    with reserved("127.0.0.1", 0) as mine:
-        port = mine.getsockname()[1]
-        with shared_socket("127.0.0.1", port) as first, shared_socket("127.0.0.1", port) as second:
-            first.listen()
-            second.listen()
-            with pytest.raises(OSError, match="in use"):
-                socket.create_server(("127.0.0.1", port))
-            with pytest.raises(OSError, match="in use"):
-                reserved("127.0.0.1", port)
 
 
 # The service
