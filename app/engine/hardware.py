@@ -1,15 +1,19 @@
 """The hardware: which device models run on, how many lanes work it, what they run beforehand."""
 
 import asyncio
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from app.engine.gpu.buckets import Buckets
 from app.engine.gpu.cuda import CudaStream, memory_bytes
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor, Stream
-from app.engine.lanes import Lane, run, usable_cores
+from app.engine.lanes import Lane, run
 from app.engine.staging import Staging
 from app.telemetry.metrics import Metrics
 
@@ -78,3 +82,67 @@ def warm_up_batches(
         return [batch for rows in sizes for batch in ((rows,), (1, max(1, rows - 1)))]
     sizes = Buckets(max_batch_rows).rows[::-1]
     return [batch for rows in sizes for batch in ((rows,), (1, max(1, rows - 1)), (1,) * rows)]
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: its affinity, or its cgroup's quota if less."""
+    cores = len(os.sched_getaffinity(0))
+    quota = cgroup_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
+    """Return the CPU quota of a process in cores, or None where there is none.
+
+    The quota of every group above the process's own holds too: the least one counts. Of cgroup v1
+    and v2, either or both may be mounted (cgroups(7), /proc/pid/cgroup and mountinfo).
+    """
+    quotas: list[float] = []
+    for group, mount_point in _cpu_groups(proc):
+        while True:
+            quota = _quota(group)
+            if quota is not None:
+                quotas.append(quota)
+            if group == mount_point:
+                break
+            group = group.parent
+    return min(quotas, default=None)
+
+
+def _cpu_groups(proc: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the folder of a process's cgroup and its mount point, for each hierarchy with CPU."""
+    paths: dict[str, str] = {}  # path of the process's group, by file system type
+    with suppress(OSError):
+        for line in (proc / "cgroup").read_text("utf-8", "surrogateescape").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                paths["cgroup2"] = path
+            elif "cpu" in controllers.split(","):
+                paths["cgroup"] = path
+        for line in (proc / "mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+            mount, _, system = line.partition(" - ")
+            root, mount_point = map(_unescaped, mount.split()[3:5])
+            kind, _, options = system.split()[:3]
+            if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
+                continue
+            # A container may see a mount of its own group, under the path that the host knows.
+            relative = os.path.relpath(paths[kind], root)
+            is_inside = not relative.startswith("..")
+            yield Path(mount_point, relative if is_inside else "."), Path(mount_point)
+
+
+def _unescaped(field: str) -> str:
+    """Undo mountinfo's octal escapes of spaces and the like."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def _quota(group: Path) -> float | None:
+    """Return the quota of one group (v2, else v1) in cores, or None."""
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (group / "cpu.max").read_text("ascii").split()
+        return None if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota_us = int((group / "cpu.cfs_quota_us").read_text("ascii"))
+        period_us = int((group / "cpu.cfs_period_us").read_text("ascii"))
+        return quota_us / period_us if quota_us > 0 else None
+    return None

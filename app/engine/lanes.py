@@ -6,13 +6,10 @@ back through `call_soon_threadsafe`.
 """
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -198,22 +195,3 @@ def collate(parts: Sequence[Part]) -> ModelInputs:
 def _as_batch(column: Column) -> Column:
     """Return a column that a tensor can share; a view of a request's bytes is copied."""
     return column if column.flags.writeable and column.flags.aligned else column.copy()
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity, or its cgroup's quota if less."""
-    cores = len(os.sched_getaffinity(0))
-    quota = cgroup_quota(Path("/sys/fs/cgroup"))
-    return cores if quota is None else max(1, min(cores, int(quota)))
-
-
-def cgroup_quota(folder: Path) -> float | None:
-    """Return the CPU quota in cores (cgroup v2, else v1), or None where there is none."""
-    with suppress(OSError, ValueError):
-        quota, period = (folder / "cpu.max").read_text("ascii").split()
-        return None if quota == "max" else int(quota) / int(period)
-    with suppress(OSError, ValueError):
-        quota_us = int((folder / "cpu" / "cpu.cfs_quota_us").read_text("ascii"))
-        period_us = int((folder / "cpu" / "cpu.cfs_period_us").read_text("ascii"))
-        return quota_us / period_us if quota_us > 0 else None
-    return None

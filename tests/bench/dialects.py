@@ -17,7 +17,7 @@ from statistics import median
 import orjson
 
 from app.artifacts.store import Store
-from app.engine.lanes import usable_cores
+from app.engine.hardware import usable_cores
 from tests.bench.http import COLUMNS, Post, candidates, native, over_http, reference_artifact
 from tests.support.server import running_server
 

@@ -31,7 +31,7 @@ from app.artifacts.manifest import DenseInput, Description, RequestCall, TaskOut
 from app.artifacts.program import Program, scores
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
-from app.engine.lanes import usable_cores
+from app.engine.hardware import usable_cores
 from app.ranking.policy import Policy
 from models.networks.build import build
 from models.networks.config import DenseFeature, NetworkConfig, Task

@@ -30,7 +30,7 @@ import torch
 from app.artifacts.loader import load
 from app.artifacts.program import Program
 from app.artifacts.store import Store
-from app.engine.lanes import usable_cores
+from app.engine.hardware import usable_cores
 from tests import REPOSITORY
 from tests.bench.dialects import v2_binary
 from tests.bench.http import Post, in_process, native, over_http, reference_artifact

@@ -63,5 +63,7 @@ def test_a_reserved_port_is_shared_by_processes_and_refused_to_others(host):
 def test_a_port_in_use_is_a_configuration_error_that_names_it(host):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigurationInvalid, match=f"cannot listen on {host} port {port}: .* in"):
+        with pytest.raises(
+            ConfigurationInvalid, match=f"cannot listen on {host} port {port}: .* in"
+        ):
             listen(host, [port])
