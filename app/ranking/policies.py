@@ -29,7 +29,6 @@ it. It knows models as `ModelTraits` only.
 """
 
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
@@ -37,6 +36,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import PoliciesInvalid
+from app.files import parse_toml
 from app.ranking.calibration import Calibration, Platt
 from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker, RankingOptions
@@ -126,8 +126,8 @@ class PolicySet:
         if len(content) > LARGEST_FILE:
             raise PoliciesInvalid([f"is larger than {LARGEST_FILE} bytes"])
         try:
-            tables = tomllib.loads(content.decode())
-        except (ValueError, RecursionError) as error:  # plain ValueError: an integer is too long
+            tables = parse_toml(content)
+        except ValueError as error:
             raise PoliciesInvalid([f"is no TOML: {error}"]) from error
         try:
             file = _File.model_validate(_named(tables))

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import PoliciesInvalid, TuningError
+from app.files import read_small_file
 from app.ranking.calibration import Calibration
-from app.ranking.policies import ModelPolicies, ModelTraits, PolicySet
+from app.ranking.policies import LARGEST_FILE, ModelPolicies, ModelTraits, PolicySet
 from app.ranking.policy import Policy
 
 
@@ -40,7 +41,7 @@ class PolicyEditor:
             self.policies = PolicySet.parse(self._before or b"")
         except PoliciesInvalid as error:
             raise TuningError(f"{path}: {error}") from None
-        self._document = tomlkit.parse((self._before or b"").decode())
+        self._document = tomlkit.parse((self._before or b"").decode("utf-8-sig"))
 
     def rankers(self, model: ModelTraits) -> ModelPolicies:
         """Compile the policies for a model as the file has them, changes left out.
@@ -78,7 +79,7 @@ class PolicyEditor:
 
     def changes(self) -> str:
         """Return the changes as a unified diff."""
-        before = (self._before or b"").decode().splitlines(keepends=True)
+        before = (self._before or b"").decode("utf-8-sig").splitlines(keepends=True)
         after = self._text().splitlines(keepends=True)
         return "".join(difflib.unified_diff(before, after, "before", str(self.path), n=1))
 
@@ -140,7 +141,7 @@ def _form(policy: Policy) -> dict[str, Any]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_small_file(path, max_bytes=LARGEST_FILE)
     except FileNotFoundError:
         return None
     except OSError as error:
