@@ -32,8 +32,7 @@ async def answers(
 @asynccontextmanager
 async def _service(settings: Settings) -> AsyncIterator[Gatehouse]:
     async with gatehouse(settings) as parts:
-        await parts.deployment.refresh()
-        parts.policy_file.load()  # once more, on the models that are there now
+        await parts.start()
         if not parts.service.is_ready:
             raise ArtifactInvalid("it holds no artifacts")
         yield parts

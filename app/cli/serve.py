@@ -15,7 +15,7 @@ from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from app.cli.usage import EXIT_OK, WrongUsage, rules_broken, without_values
 from app.server.sockets import reserve
-from app.server.supervisor import Processes
+from app.server.supervisor import Supervisor
 from app.settings import Settings
 from app.telemetry import logging as json_logs
 
@@ -46,6 +46,7 @@ def serve(flags: Sequence[str]) -> int:
         raise WrongUsage(rules_broken(error)) from error
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, _stop_before_start)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what it asks for, to read the files, comes next
     code = _serve_here(settings) if settings.processes == 1 else _serve_together(settings)
     logging.shutdown()
     # Not sys.exit: it would wait for a thread that hangs in somebody's model.
@@ -61,7 +62,7 @@ def _serve_here(settings: Settings) -> int:
 
 def _serve_together(settings: Settings) -> int:
     """Serve in several processes until a signal; this one looks after them."""
-    json_logs.configure(settings.log_level)
+    json_logs.configure(settings.log_level, threaded=False)
     try:
         port = reserve(settings.host, settings.port)
     except OSError as error:
@@ -74,8 +75,8 @@ def _serve_together(settings: Settings) -> int:
             changes["metrics_port"] = settings.metrics_port + number
         return _serve_here(settings.model_copy(update=changes))
 
-    patience_s = settings.drain_delay_s + settings.drain_timeout_s + 10
-    return Processes(settings.processes, one, patience_s=patience_s).run()
+    kill_after_s = settings.drain_delay_s + settings.drain_timeout_s + 10
+    return Supervisor(settings.processes, one, kill_after_s=kill_after_s).run()
 
 
 def _stop_before_start(_signal: int, _frame: object) -> None:

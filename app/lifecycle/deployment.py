@@ -16,6 +16,7 @@ from app.artifacts.loader import Model, load
 from app.artifacts.store import Artifact, Store
 from app.engine.lanes import Lane, Part
 from app.errors import ArtifactInvalid
+from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -77,10 +78,10 @@ class Deployment:
             reasons = [f"{artifact}: {why}" for artifact, why in self._registry.refused.items()]
             raise ArtifactInvalid("; ".join(reasons))
 
-    async def follow(self, interval_s: float) -> NoReturn:
+    async def follow(self, timer: PollTimer) -> NoReturn:
         """Refresh again and again: a version published later is served without a restart."""
         while True:
-            await asyncio.sleep(interval_s)
+            await timer.wait()
             try:
                 await self.refresh()
             except ArtifactInvalid:

@@ -14,6 +14,7 @@ from app.engine.lanes import BatchResult, Lane
 from app.engine.request import RequestFeatures, RequestOptions
 from app.engine.state import EngineState, engine_state
 from app.lifecycle.policies import Policies
+from app.lifecycle.readiness import Readiness
 from app.lifecycle.registry import Registry
 from app.ranking.explanation import Explanation, explain
 from app.ranking.ranker import RankingOptions, order
@@ -52,13 +53,18 @@ class Service:
         self._observation = Observation(metrics.ranking)
         self._batcher = batcher
         self._lanes = lanes
-        self.draining = False
+        self.readiness = Readiness(registry)
         self._metrics = metrics
 
     @property
     def is_ready(self) -> bool:
         """Whether new requests are welcome: a model is active, and the server is not draining."""
-        return not self.draining and bool(self.registry.models())
+        return self.readiness.is_ready
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is shutting down; see `Readiness`."""
+        return self.readiness.is_draining
 
     def is_alive(self, hang_s: float) -> bool:
         """Whether every lane lives and none has been at one batch for longer than `hang_s`."""

@@ -52,13 +52,13 @@ async def test_without_a_model_nothing_is_ready(tmp_path):
 
 
 async def test_while_it_drains_nothing_is_ready_and_all_is_alive(service, client):
-    service.service.draining = True
+    service.service.readiness.is_draining = True
     try:
         answers = [(await client.get(path)).status_code for path in READY]
         assert answers == [503, 503, 503]
         assert (await client.get("/v2/health/live")).status_code == 200
     finally:
-        service.service.draining = False
+        service.service.readiness.is_draining = False
 
 
 async def test_a_stuck_lane_is_not_alive(service, client, monkeypatch):

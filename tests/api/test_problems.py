@@ -176,7 +176,7 @@ async def _a_server_without_a_model(caller):
 @reaches("draining")
 async def _a_server_that_is_about_to_stop(caller):
     async with caller.another() as stopping:
-        stopping.parts.service.draining = True
+        stopping.parts.service.readiness.is_draining = True
         return await stopping.post("/readyz", method="GET")
 
 

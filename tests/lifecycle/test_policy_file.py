@@ -40,7 +40,7 @@ def path(tmp_path):
 async def parts(store, path):
     settings = Settings(store=store.folder, lanes=2, policies=path, request_timeout_ms=30_000)
     async with gatehouse(settings) as parts:
-        await parts.deployment.refresh()
+        await parts.start()
         yield parts
 
 
@@ -57,7 +57,7 @@ async def example(client):
 
 
 def rotation(parts: Gatehouse) -> FileWatcher:
-    return FileWatcher(parts.policy_file)
+    return FileWatcher(parts.policy_file, parts.metrics)
 
 
 async def applied(client: httpx.AsyncClient, example: dict[str, Any], **ranking: Any) -> Any:
@@ -209,6 +209,7 @@ async def test_a_model_that_comes_later_and_does_not_fit_has_its_own_policy(
     add_version(other, "other", 1, name="other")
     settings = Settings(store=other, lanes=1, policies=path)
     async with gatehouse(settings) as later:
+        later.policy_file.load()
         await later.deployment.refresh()
         transport = httpx.ASGITransport(later.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as asking:
@@ -217,11 +218,11 @@ async def test_a_model_that_comes_later_and_does_not_fit_has_its_own_policy(
             assert card["policy_problem"] == "policy.x: other has no task buy"
             assert (await asking.get("/v1/models/tiny")).json()["policy_problem"] is None
         with pytest.raises(ConfigurationInvalid, match=r"policy\.x: other has no task buy"):
-            later.policy_file.load()  # as the server does once its models are there
+            later.policy_file.check()
 
 
 async def test_a_file_that_cannot_be_followed_at_the_start_is_told_by_its_name(tmp_path, store):
     missing = Settings(store=store.folder, lanes=1, policies=tmp_path / "none.toml")
     with pytest.raises(ConfigurationInvalid, match=r"none\.toml: cannot be read: No such file"):
-        async with gatehouse(missing):
-            pass
+        async with gatehouse(missing) as parts:
+            await parts.start()

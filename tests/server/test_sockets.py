@@ -36,7 +36,7 @@ def shared(host: str) -> socket.socket:
     [
         ("::", True, True),
         ("::1", False, True),
-        ("0.0.0.0", True, False),  # noqa: S104
+        ("0.0.0.0", True, False),
         ("127.0.0.1", True, False),
         ("localhost", True, False),
     ],

@@ -1,4 +1,4 @@
-"""Two processes that do little, kept by `Processes`: `python -m tests.support.brood FOLDER KIND`.
+"""Two processes that do little, kept by a `Supervisor`: `python -m tests.support.brood FOLDER KIND`.
 
 Each life prints `<number> <pid>`. What a life then does depends on the kind, and on how many lives
 its number has had, which files in the folder count.
@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from app.server.supervisor import Processes
+from app.server.supervisor import Supervisor
 
 FOLDER, KIND = Path(sys.argv[1]), sys.argv[2]
 
@@ -41,4 +41,4 @@ def life(number: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(Processes(2, life, patience_s=0.2, pause_s=0.01).run())
+    sys.exit(Supervisor(2, life, kill_after_s=0.2, restart_delay_s=0.01).run())
