@@ -19,6 +19,7 @@ from app.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _LINGER_S = 0.2  # bytes that were sent before the listener closed have arrived by then
+_LINGER_TURNS = 10  # of the event loop
 _MAX_WAITING = 4096  # connections; the backlog of every listener is smaller
 _DRAINS = (signal.SIGTERM, signal.SIGINT)
 
@@ -70,7 +71,7 @@ class DrainingServer(uvicorn.Server):
         self._drain_timeout_s = drain_timeout_s
         self._on_reload = on_reload
         self._listening: list[tuple[socket.socket, asyncio.Server]] = []
-        self._accepting: set[asyncio.Task[object]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()  # the loop itself keeps no reference
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections on these sockets."""
@@ -120,7 +121,7 @@ class DrainingServer(uvicorn.Server):
             # The kernel resets connections that nobody has accepted when their listener closes.
             self._accept_waiting(listener, loop)
             server.close()
-        loop.call_later(_LINGER_S, self._exit)
+        self._tasks.add(loop.create_task(self._exit_later()))
 
     def _accept_waiting(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         for _ in range(_MAX_WAITING):
@@ -133,18 +134,22 @@ class DrainingServer(uvicorn.Server):
                 self._protocol, connection, ssl=self.config.ssl
             )
             task: asyncio.Task[object] = loop.create_task(accepting)
-            self._accepting.add(task)
-            task.add_done_callback(self._accepted)
-
-    def _accepted(self, task: asyncio.Task[object]) -> None:
-        self._accepting.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.debug("a connection could not be opened: %s", error)  # as in its TLS handshake
+            self._tasks.add(task)
+            task.add_done_callback(_retrieve)
 
     def _protocol(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state={}
         )
 
-    def _exit(self) -> None:
+    async def _exit_later(self) -> None:
+        await asyncio.sleep(_LINGER_S)
+        # A process that did not get the CPU for so long has not read what has arrived.
+        for _ in range(_LINGER_TURNS):
+            await asyncio.sleep(0)
         self.should_exit = True
+
+
+def _retrieve(task: asyncio.Task[object]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.debug("a connection could not be opened: %s", error)  # a TLS handshake, say
