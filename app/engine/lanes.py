@@ -124,7 +124,12 @@ class Lane:
     async def run(self, model: Model, parts: Sequence[Part]) -> BatchResult:
         """Run a batch and wait for it."""
         done: asyncio.Future[BatchResult] = self._loop.create_future()
-        self.submit(model, parts, done.set_result)
+
+        def resolve(outcome: BatchResult) -> None:
+            if not done.done():  # the waiting task was cancelled, as in a warm-up at shutdown
+                done.set_result(outcome)
+
+        self.submit(model, parts, resolve)
         return await done
 
     def is_alive(self, hang_s: float) -> bool:

@@ -2,7 +2,7 @@
 
 What it says is known to `app.ranking.policies`. `app.server.file_watcher` follows the file: it
 calls `prepare` in a thread, and what that returns on the event loop. Write the file under another
-name and rename it into place: a file that is caught half written may be a shorter file that is right.
+name and rename it into place: half of a file may be a shorter file that is right.
 """
 
 import logging

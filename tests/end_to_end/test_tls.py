@@ -125,7 +125,7 @@ def test_a_new_certificate_is_presented_without_a_restart(server, files, tmp_pat
     assert expiry(server, files[0]) - expired == pytest.approx(28 * 86_400, abs=3600)
 
 
-def test_what_is_agreed_on_is_the_same_after_a_reload(files, tmp_path):
+def test_what_is_agreed_on_is_the_same_after_a_reload(tmp_path):
     """A reload presents the new certificate and keeps protocol and version."""
     chain, key = certificate(tmp_path)
     subject = Certificate(chain, key)

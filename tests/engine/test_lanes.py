@@ -117,6 +117,16 @@ async def test_threads_return_every_row_to_its_request():
         worker.stop()
 
 
+async def test_a_cancelled_wait_for_a_batch_leaves_no_error_behind(lane):
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    waiting = asyncio.create_task(lane.run(sums_model(), [part(1, [1.0])]))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await lane.run(sums_model(), [part(1, [1.0])])  # reported after the cancelled one
+    assert errors == []
+
+
 def test_a_lonely_requests_columns_are_shared_unless_a_tensor_could_not_share_them():
     own = np.ones((3, 1), np.float32)
     stored = b"?" + own.tobytes()  # as in a request's body: not to be written to, and anywhere

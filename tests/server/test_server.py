@@ -21,7 +21,7 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 LENGTH = [(b"content-length", b"5")]
 
 
-async def hello(scope: Any, receive: Any, send: Any) -> None:
+async def hello(_scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": LENGTH})
     await send({"type": "http.response.body", "body": b"hello"})
 
@@ -56,7 +56,7 @@ def run(main: Any) -> None:
 
 
 async def started(server: DrainingServer) -> None:
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 
