@@ -1,6 +1,7 @@
 """The file of policies under a running service: in force, changed, refused, and never mixed."""
 
 import asyncio
+import os
 from typing import Any
 
 import httpx
@@ -225,4 +226,32 @@ async def test_a_file_that_cannot_be_followed_at_the_start_is_told_by_its_name(t
     missing = Settings(store=store.folder, lanes=1, policies=tmp_path / "none.toml")
     with pytest.raises(ConfigurationInvalid, match=r"none\.toml: cannot be read: No such file"):
         async with gatehouse(missing) as parts:
+            try:
+                await parts.start()
+            finally:  # no model has answered without the policies
+                assert parts.service.registry.models() == []
+
+
+async def test_a_start_with_a_file_that_does_not_fit_a_model_is_an_error(tmp_path, store):
+    path = tmp_path / "policies.toml"
+    path.write_text("[policy.x]\nweights = {buy = 1}\nmodels = ['tiny']")
+    async with gatehouse(Settings(store=store.folder, lanes=1, policies=path)) as parts:
+        with pytest.raises(ConfigurationInvalid, match=r"policies\.toml: policy\.x: tiny has no"):
+            await parts.start()
+
+
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig"])
+async def test_a_byte_order_mark_makes_no_difference(tmp_path, store, mark):
+    path = tmp_path / "policies.toml"
+    path.write_text(policies(2), encoding=mark)
+    async with gatehouse(Settings(store=store.folder, lanes=1, policies=path)) as parts:
+        await parts.start()
+        assert "home" in parts.service.policies.active.policies
+
+
+async def test_a_fifo_is_refused_and_does_not_block(tmp_path, store):
+    path = tmp_path / "policies.toml"
+    os.mkfifo(path)
+    async with gatehouse(Settings(store=store.folder, lanes=1, policies=path)) as parts:
+        with pytest.raises(ConfigurationInvalid, match="cannot be read: not a regular file"):
             await parts.start()

@@ -30,7 +30,7 @@ def make_server(**changes: Any) -> tuple[DrainingServer, Readiness]:
     metrics = Metrics()
     readiness = Readiness(Registry(metrics))
     service = cast("Service", SimpleNamespace(readiness=readiness))
-    given = {
+    given: dict[str, Any] = {
         "keep_alive_s": 5,
         "drain_delay_s": 0.0,
         "drain_timeout_s": 5,
@@ -60,7 +60,8 @@ async def started(server: DrainingServer) -> None:
         await asyncio.sleep(0)
 
 
-def test_connections_in_the_accept_queue_are_answered_at_sigterm(signals):
+@pytest.mark.usefixtures("signals")
+def test_connections_in_the_accept_queue_are_answered_at_sigterm():
     async def main() -> None:
         server, readiness = make_server()
         (listener,) = listen("127.0.0.1", [0])
@@ -91,7 +92,8 @@ def test_connections_in_the_accept_queue_are_answered_at_sigterm(signals):
     run(main())
 
 
-def test_sighup_reloads_and_ends_nothing(signals):
+@pytest.mark.usefixtures("signals")
+def test_sighup_reloads_and_ends_nothing():
     reloads = []
 
     async def main() -> None:
@@ -111,7 +113,8 @@ def test_sighup_reloads_and_ends_nothing(signals):
     assert reloads == [1]
 
 
-def test_a_server_that_ends_before_it_listens_on_a_second_socket_closes_it(signals):
+@pytest.mark.usefixtures("signals")
+def test_a_server_that_ends_before_it_listens_on_a_second_socket_closes_it():
     async def main() -> None:
         server, readiness = make_server()
         first, second = listen("127.0.0.1", [0, 0])

@@ -1,4 +1,4 @@
-"""Several processes: started, restarted, reloaded and stopped; small stand-ins, then the service."""
+"""Several processes: start, restart, reload and stop; small stand-ins, then the service."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Two processes that do little, kept by a `Supervisor`: `python -m tests.support.brood FOLDER KIND`.
+"""Two processes that do little, under a `Supervisor`: `python -m tests.support.brood FOLDER KIND`.
 
 Each start prints `<number> <pid>`, and each SIGHUP `<number> reload`. What it does then
 depends on the kind, and on how often its number was started before: files in the folder count that.
