@@ -31,8 +31,23 @@ logs. How an error becomes a response body is known to `app.api.problems` alone.
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 from http import HTTPStatus
 from typing import ClassVar, Literal
+
+
+class ExitCode(IntEnum):
+    """How a command or a server process ends."""
+
+    OK = 0
+    FAILED = 1
+    """The command ran, and what it checked or did failed; or the server lost its device."""
+    USAGE = 2
+    """The command line, a setting, a file or the store cannot be used as it is."""
+    INTERRUPTED = 130
+    """Ctrl-C: 128 + SIGINT."""
+    PIPE_CLOSED = 141
+    """The reader of the output went away: 128 + SIGPIPE."""
 
 
 class GatehouseError(Exception):

@@ -5,13 +5,13 @@ from contextlib import asynccontextmanager
 
 from app.errors import ArtifactInvalid
 from app.main import Gatehouse, gatehouse
-from app.server.in_process import Answered, ask
+from app.server.in_process import Answer, ask
 from app.settings import Settings
 
 
 async def answers(
     settings: Settings, bodies: Mapping[int, bytes], model: str | None
-) -> AsyncIterator[tuple[int, Answered]]:
+) -> AsyncIterator[tuple[int, Answer]]:
     """Answer JSON bodies, one after the other, and yield each answer with its body's number.
 
     Args:

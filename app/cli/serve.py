@@ -62,7 +62,7 @@ def _serve_here(settings: Settings) -> int:
 
 def _serve_together(settings: Settings) -> int:
     """Serve in several processes until a signal; this one looks after them."""
-    json_logs.configure(settings.log_level, threaded=False)
+    json_logs.configure(settings.log_level)
     try:
         port = reserve(settings.host, settings.port)
     except OSError as error:

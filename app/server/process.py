@@ -11,7 +11,7 @@ import prometheus_client
 import torch
 import uvloop
 
-from app.errors import ArtifactInvalid, ConfigurationInvalid
+from app.errors import ArtifactInvalid, ConfigurationInvalid, ExitCode
 from app.lifecycle.poll_timer import PollTimer
 from app.main import Gatehouse, gatehouse
 from app.server.file_watcher import FileWatcher, Reloadable
@@ -23,17 +23,15 @@ from app.telemetry import logging as json_logs
 
 logger = logging.getLogger("app")
 
-EXIT_OK, EXIT_LOST, EXIT_UNUSABLE = 0, 1, 2
 
-
-def run(settings: Settings) -> int:
+def run(settings: Settings) -> ExitCode:
     """Serve until SIGTERM or SIGINT and return the process's exit code.
 
     It is 0 after a drain, 1 after the device was lost, and 2 if a setting cannot be used, or if the
     store holds artifacts and none can serve. The event loop is not closed: that would wait for a
     thread that hangs in somebody's model, and the process ends now anyway.
     """
-    json_logs.configure(settings.log_level)
+    json_logs.configure(settings.log_level, threaded=True)
     # Else each counter and histogram has a second series with the time of its creation.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     if settings.device == "cuda" and not torch.cuda.is_available():
@@ -45,7 +43,7 @@ def run(settings: Settings) -> int:
         return _unusable(str(error))
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings) -> ExitCode:
     certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
     # Several processes share a port, and each listens on it only once it has loaded its models.
     ports = [settings.port] if settings.processes == 1 else []
@@ -66,7 +64,7 @@ class _Process:
     ) -> None:
         self._settings = settings
         self._parts = parts
-        self._exit_code = EXIT_OK
+        self._exit_code = ExitCode.OK
         self._store_timer = PollTimer(settings.store_poll_s)
         self._watchers: list[tuple[FileWatcher, PollTimer]] = []
         self._watch(parts.keys)
@@ -94,7 +92,7 @@ class _Process:
             on_reload=self._look_now,
         )
 
-    async def serve(self, listeners: Sequence[socket.socket]) -> int:
+    async def serve(self, listeners: Sequence[socket.socket]) -> ExitCode:
         """Serve until a signal, or until going on is useless; return the exit code."""
         async with asyncio.TaskGroup() as tasks:
             background = [
@@ -131,7 +129,8 @@ class _Process:
             self._give_up(str(error))
             return
         if not self._parts.service.is_ready:
-            logger.warning("no artifacts in %s: waiting for a first one", self._settings.store)
+            found = "has no artifacts" if self._settings.store.exists() else "does not exist"
+            logger.warning('store "%s" %s; waiting for it', self._settings.store, found)
         _spare_the_collector()
         if self._settings.processes > 1:
             # Only now: the kernel sends connections to every process that listens.
@@ -144,7 +143,7 @@ class _Process:
         """Answer open requests, each with its error, and end: a new process may do better."""
         await self._parts.lost.wait()
         logger.critical("the device fails every call: this process ends")
-        self._exit_code = EXIT_LOST
+        self._exit_code = ExitCode.FAILED
         self._server.end()
 
     def _give_up(self, reason: str) -> None:
@@ -163,7 +162,7 @@ def _spare_the_collector() -> None:
     gc.set_threshold(10_000, 10, 10)
 
 
-def _unusable(reason: str) -> int:
+def _unusable(reason: str) -> ExitCode:
     json_logs.flush()  # the reason is the last line
     sys.stderr.write(f"gatehouse: {reason}\n")
-    return EXIT_UNUSABLE
+    return ExitCode.USAGE

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from app.errors import ExitCode
+
 logger = logging.getLogger("app.server.supervisor")
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _RELOAD = signal.SIGHUP
 _WATCHED = (*_STOPS, _RELOAD, signal.SIGCHLD)
-_OK, _FAILED, _UNUSABLE = 0, 1, 2
 _LONG_LIFE_S = 60.0  # a process that ran so long did not fail at its start
 _MAX_DELAY = 30  # times the first delay
 _PR_SET_PDEATHSIG = 1
@@ -64,7 +65,7 @@ class Supervisor:
         self._restart_delay_s = restart_delay_s
         self._children = [_Child() for _ in range(count)]
         self._kill_at: float | None = None  # set while they are being stopped
-        self._code = _OK
+        self._code: int = ExitCode.OK
 
     def __repr__(self) -> str:
         return f"<Supervisor {[child.pid for child in self._children]}>"
@@ -113,7 +114,7 @@ class Supervisor:
         pid = os.fork()
         if pid:
             return pid
-        code: object = _FAILED
+        code: object = ExitCode.FAILED
         try:
             _stop_with(parent)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
@@ -125,7 +126,7 @@ class Supervisor:
         finally:
             logging.shutdown()
             # Not sys.exit: the supervisor's own exit handlers must not run here.
-            os._exit(code if isinstance(code, int) else _OK)
+            os._exit(code if isinstance(code, int) else ExitCode.OK)
 
     def _reap(self) -> None:
         """Collect every process that has ended; as PID 1 of a container, those of others too."""
@@ -145,10 +146,10 @@ class Supervisor:
         After a restart it does so only if no other process serves.
         """
         if self._kill_at is not None:
-            self._code = self._code or (_OK if code == _OK else _FAILED)
+            self._code = self._code or (ExitCode.OK if code == ExitCode.OK else ExitCode.FAILED)
             return
-        if code == _UNUSABLE and (child.starts == 1 or not self._running()):
-            self._code = _UNUSABLE
+        if code == ExitCode.USAGE and (child.starts == 1 or not self._running()):
+            self._code = ExitCode.USAGE
             self._stop()
             return
         now = time.monotonic()

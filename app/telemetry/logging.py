@@ -45,7 +45,7 @@ class QueuedHandler(logging.Handler):
     """
 
     def __init__(self, descriptor: int, *, max_queued: int = MAX_QUEUED) -> None:
-        """Start the thread; it ends with the process."""
+        """Start the thread; it ends with `close`, or with the process."""
         super().__init__()
         self.dropped = 0
         self._descriptor = descriptor
@@ -53,7 +53,8 @@ class QueuedHandler(logging.Handler):
         self._lines: deque[str] = deque()
         self._changed = threading.Condition()
         self._is_writing = False
-        threading.Thread(target=self._write_all, name="log", daemon=True).start()
+        self._is_closed = False
+        threading.Thread(target=self._write_until_closed, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a record, or count it as dropped."""
@@ -76,13 +77,26 @@ class QueuedHandler(logging.Handler):
                 lambda: not self._lines and not self._is_writing, FLUSH_TIMEOUT_S
             )
 
-    def _write_all(self) -> None:
+    def close(self) -> None:
+        """End the thread once it has written what is queued."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        super().close()
+
+    def _write_until_closed(self) -> None:
+        self._write_lines()
+        with self._changed:
+            self._is_writing = False
+            self._changed.notify_all()
+
+    def _write_lines(self) -> None:
         reported = 0
-        while True:
+        while not (self._is_closed and not self._lines):
             with self._changed:
                 self._is_writing = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._lines)
+                self._changed.wait_for(lambda: self._lines or self._is_closed)
                 lines = [*self._lines]
                 self._lines.clear()
                 self._is_writing = True
@@ -126,10 +140,10 @@ class UnqueuedHandler(logging.Handler):
             os.write(self._descriptor, line[start : start + _PIPE_BUF])
 
 
-def configure(level: str, *, threaded: bool = True) -> None:
+def configure(level: str, *, threaded: bool = False) -> None:
     """Send every logger's records to standard error as JSON.
 
-    A process that forks is not `threaded`; it logs little.
+    With `threaded`, through a queue. A process that forks must have no threads; it logs little.
     """
     handler: logging.Handler
     if sys.stderr is None:  # closed before the start: its number may be another file's by now

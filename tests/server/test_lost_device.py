@@ -7,7 +7,7 @@ import sys
 import httpx
 import pytest
 
-from app.server.process import EXIT_LOST
+from app.errors import ExitCode
 from tests.support.server import Server, clean_environment, free_port, wait_for
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def test_a_lost_device_ends_the_process_with_exit_code_1_after_answering(store, 
         failed = httpx.post(f"{server.url}/v1/score", json=example)
         assert failed.status_code == 500
         assert failed.json()["type"] == "/problems/inference-failed"
-        assert process.wait(30) == EXIT_LOST == 1
+        assert process.wait(30) == ExitCode.FAILED
     finally:
         process.kill()
         process.wait()

@@ -69,7 +69,7 @@ def test_connections_in_the_accept_queue_are_answered_at_sigterm():
         serving = asyncio.create_task(server.serve([listener]))
         await started(server)
         # The loop accepts nothing while this code runs: the kernel alone completes the handshakes.
-        server._drain(asyncio.get_running_loop())  # noqa: SLF001  (the timer is due before the sockets)
+        server._drain(asyncio.get_running_loop())
         callers = [socket.create_connection(address) for _ in range(50)]
         for caller in callers:
             caller.sendall(REQUEST)

@@ -5,6 +5,8 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -141,6 +143,19 @@ def test_records_are_dropped_and_counted_while_nobody_reads(pipe):
     assert int(report.split()[0]) >= lost
 
 
+def test_closing_a_handler_writes_what_is_queued_and_ends_its_thread(pipe):
+    before = threading.active_count()
+    handler = QueuedHandler(pipe[1])
+    for number in range(100):
+        handler.handle(record(f"{number}"))
+    handler.close()
+    received = b""
+    while received.count(b"\n") < 100:
+        received += os.read(pipe[0], 1 << 20)
+    while threading.active_count() > before:
+        time.sleep(0.001)
+
+
 def test_without_a_thread_a_full_pipe_drops_records(pipe):
     reader, writer = pipe
     handler = UnqueuedHandler(writer)
@@ -158,6 +173,7 @@ def test_a_record_that_cannot_be_formatted_fails_nobody(pipe, capsys):
     handler.handle(record("next"))
     handler.flush()
     assert os.read(pipe[0], 1 << 20) == b"next\n"
+    handler.close()
     assert "Logging error" in capsys.readouterr().err
 
 
