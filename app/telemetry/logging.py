@@ -68,7 +68,8 @@ class QueuedHandler(logging.Handler):
                 self.dropped += 1
                 return
             self._lines.append(line)
-            self._changed.notify_all()
+            if len(self._lines) == 1:  # else the thread has not yet taken those before it
+                self._changed.notify_all()
 
     def flush(self) -> None:
         """Wait until everything is written, but not long: perhaps nobody reads."""
