@@ -28,7 +28,6 @@ from app.scoring.body import BodyReader, ByteBudget
 from app.scoring.keys import Keys
 from app.scoring.score import Limits, Scorer
 from app.scoring.service import Service
-from app.server.tls import Certificate
 from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
@@ -44,25 +43,37 @@ class Gatehouse:
     service: Service
     deployment: Deployment
     keys: Keys
-    certificate: Certificate | None
     policy_file: PolicyFile
     metrics: Metrics
     lost: asyncio.Event
     """Set when a lane's device will never compute again: the process should end."""
+
+    async def start(self) -> None:
+        """Load the policies, then the models of the store; check that they fit together.
+
+        The policies come first, so that no model ever answers without them.
+
+        Raises:
+            ConfigurationInvalid: the policies cannot be used, or do not fit one of the models.
+            ArtifactInvalid: the store holds artifacts, and none of them can serve.
+            OSError: the store cannot be read now.
+        """
+        self.policy_file.load()
+        await self.deployment.refresh()
+        self.policy_file.check()
 
 
 @asynccontextmanager
 async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     """Start the lanes and put everything together; on exit, stop the lanes that will.
 
-    No model is loaded yet: that is `deployment.refresh()`.
+    Nothing serves before `start()`.
 
     Raises:
         ConfigurationInvalid: a setting names what cannot be used.
     """
     secrets = None if settings.keys is None else settings.keys.get_secret_value()
     keys = Keys(text=secrets, file=settings.keys_file)
-    certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
     device = device_named(settings.device)
     metrics = Metrics()
     registry = Registry(metrics, default_model=settings.default_model)
@@ -112,16 +123,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
         app = create_app(settings, service, scorer, bodies, log, metrics, keys)
         with closing(EventLoopMonitor(metrics)):
             yield Gatehouse(
-                app,
-                scorer,
-                bodies,
-                service,
-                deployment,
-                keys,
-                certificate,
-                policy_file,
-                metrics,
-                lost,
+                app, scorer, bodies, service, deployment, keys, policy_file, metrics, lost
             )
     finally:
         for lane in lanes:

@@ -56,7 +56,7 @@ async def service(store):
         request_timeout_ms=30_000,  # nothing here is to fail for a slow machine
     )
     async with gatehouse(settings) as parts:
-        await parts.deployment.refresh()
+        await parts.start()
         yield parts
 
 

@@ -145,8 +145,7 @@ async def _answers(
 
     path = f"/v1/models/{model}/score" if model else "/v1/score"
     async with gatehouse(settings) as parts:
-        await parts.deployment.refresh()
-        parts.policy_file.load()  # once more, on the models that are there now
+        await parts.start()
         if not parts.service.is_ready:
             raise ArtifactInvalid("it holds no artifacts")
         for number, body in bodies.items():

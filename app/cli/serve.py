@@ -7,6 +7,7 @@ several others needs none.
 import argparse
 import logging
 import os
+import signal
 
 from app.cli.parser import Parser, WrongUsage
 from app.cli.settings_options import (
@@ -15,7 +16,8 @@ from app.cli.settings_options import (
     policies_beside,
     read_settings,
 )
-from app.server.supervisor import Processes, reserved
+from app.server.sockets import reserve
+from app.server.supervisor import Supervisor
 from app.settings import Settings, variable_warnings
 from app.telemetry import json_logs
 
@@ -48,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
         WrongUsage: the settings cannot be followed.
     """
     settings = read_settings(given_settings(options))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks to read the files, which comes next
     json_logs.configure(settings.log_level)
     if settings.processes == 1:
         _log_start(settings)
@@ -79,7 +82,7 @@ def _serve_here(settings: Settings) -> int:
 def _serve_together(settings: Settings) -> int:
     """Serve in several processes until a signal; this one looks after them."""
     try:
-        port = reserved(settings.host, settings.port)
+        port = reserve(settings.host, settings.port)
     except OSError as error:
         where = f"{settings.host} port {settings.port}"
         raise WrongUsage(f"cannot listen on {where}: {error.strerror}") from error
@@ -91,5 +94,5 @@ def _serve_together(settings: Settings) -> int:
             changes["metrics_port"] = settings.metrics_port + number
         return _serve_here(settings.model_copy(update=changes))
 
-    patience_s = settings.drain_delay_s + settings.drain_timeout_s + 10
-    return Processes(settings.processes, one, patience_s=patience_s).run()
+    kill_after_s = settings.drain_delay_s + settings.drain_timeout_s + 10
+    return Supervisor(settings.processes, one, kill_after_s=kill_after_s).run()

@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from app.engine.gpu.buckets import Buckets
 from app.engine.gpu.cuda import CudaStream, memory_bytes
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor, Stream
-from app.engine.lanes import Lane, Staging, run
+from app.engine.lanes import Lane, run
+from app.engine.staging import Staging
 from app.telemetry.metrics import Metrics
 
 _GPU_LANES = 2  # one copies while the other computes
@@ -49,7 +51,7 @@ def start_lanes(
     if device.type == "cpu":
         share = max(1, usable_cores() // processes)
         return [
-            Lane(f"lane-{i}", loop, executor=partial(run, collate_into=Staging().collate))
+            Lane(f"lane-{i}", loop, executor=partial(run, collated=Staging().collate))
             for i in range(count or share)
         ]
     metrics.watch_device_memory(memory_bytes(device))
@@ -85,17 +87,62 @@ def warm_up_batches(
 def usable_cores() -> int:
     """Return how many cores this process may use: its affinity, or its cgroup's quota if less."""
     cores = len(os.sched_getaffinity(0))
-    quota = cgroup_quota(Path("/sys/fs/cgroup"))
+    quota = cgroup_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
-def cgroup_quota(folder: Path) -> float | None:
-    """Return the CPU quota in cores (cgroup v2, else v1), or None where there is none."""
-    with suppress(OSError, ValueError):
-        quota, period = (folder / "cpu.max").read_text("ascii").split()
+def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
+    """Return the CPU quota of a process in cores, or None where there is none.
+
+    The quota of every group above the process's own holds too: the least one counts. Of cgroup v1
+    and v2, either or both may be mounted (cgroups(7), /proc/pid/cgroup and mountinfo).
+    """
+    quotas: list[float] = []
+    for group, mount_point in _cpu_groups(proc):
+        while True:
+            quota = _quota(group)
+            if quota is not None:
+                quotas.append(quota)
+            if group == mount_point:
+                break
+            group = group.parent
+    return min(quotas, default=None)
+
+
+def _cpu_groups(proc: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the folder of a process's cgroup and its mount point, for each hierarchy with CPU."""
+    paths: dict[str, str] = {}  # path of the process's group, by file system type
+    with suppress(OSError):
+        for line in (proc / "cgroup").read_text("utf-8", "surrogateescape").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                paths["cgroup2"] = path
+            elif "cpu" in controllers.split(","):
+                paths["cgroup"] = path
+        for line in (proc / "mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+            mount, _, system = line.partition(" - ")
+            root, mount_point = map(_unescaped, mount.split()[3:5])
+            kind, _, options = system.split()[:3]
+            if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
+                continue
+            # A container may see a mount of its own group, under the path that the host knows.
+            relative = os.path.relpath(paths[kind], root)
+            is_inside = not relative.startswith("..")
+            yield Path(mount_point, relative if is_inside else "."), Path(mount_point)
+
+
+def _unescaped(field: str) -> str:
+    """Undo mountinfo's octal escapes of spaces and the like."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def _quota(group: Path) -> float | None:
+    """Return the quota of one group (v2, else v1) in cores, or None."""
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (group / "cpu.max").read_text("ascii").split()
         return None if quota == "max" else int(quota) / int(period)
-    with suppress(OSError, ValueError):
-        quota_us = int((folder / "cpu" / "cpu.cfs_quota_us").read_text("ascii"))
-        period_us = int((folder / "cpu" / "cpu.cfs_period_us").read_text("ascii"))
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota_us = int((group / "cpu.cfs_quota_us").read_text("ascii"))
+        period_us = int((group / "cpu.cfs_period_us").read_text("ascii"))
         return quota_us / period_us if quota_us > 0 else None
     return None

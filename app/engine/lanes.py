@@ -104,7 +104,12 @@ class Lane:
     async def run(self, batch: Batch) -> BatchResult:
         """Run a batch and wait for it."""
         done: asyncio.Future[BatchResult] = self._loop.create_future()
-        self.submit(batch, done.set_result)
+
+        def resolve(result: BatchResult) -> None:
+            if not done.done():  # the waiting task was cancelled, as in a warm-up at shutdown
+                done.set_result(result)
+
+        self.submit(batch, resolve)
         return await done
 
     def is_alive(self, hang_s: float) -> bool:

@@ -6,7 +6,6 @@ running the module, such as where each task's output stands, need not be told: t
 """
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,6 +24,7 @@ from app.artifacts.manifest import (
     RowsCall,
     TaskOutput,
 )
+from app.files import parse_toml, read_small_file
 from app.ranking.policy import Policy
 
 Meaning = Literal[
@@ -41,6 +41,7 @@ MEANINGS: Mapping[Meaning, Mapping[str, str]] = {
 }
 """What a module gives for a task, and how that becomes a score."""
 
+_MAX_FILE_BYTES = 1 << 20
 _COLUMN = re.compile(r"(?P<name>[^@:]+)(?:@(?P<vocabulary>\d+)|:(?P<dim>\d+))?")
 
 
@@ -135,10 +136,10 @@ def read(path: Path) -> ForeignModel:
         ForeignInvalid: the file cannot be read, or breaks a rule.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = parse_toml(read_small_file(path, max_bytes=_MAX_FILE_BYTES))
     except OSError as error:
         raise ForeignInvalid(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ForeignInvalid(f"{path}: is not TOML: {error}") from error
     return _validated(tables, f"{path}: ")
 

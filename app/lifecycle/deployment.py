@@ -18,6 +18,7 @@ from app.engine.batch import Batch, Chunk
 from app.engine.lanes import Lane
 from app.engine.request import QueuedRequest, RequestFeatures
 from app.errors import ArtifactInvalid
+from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.registry import Registry
 from app.ranking.policies import NO_POLICIES
 
@@ -80,10 +81,10 @@ class Deployment:
             reasons = [f"{artifact}: {why}" for artifact, why in self._registry.refused.items()]
             raise ArtifactInvalid("; ".join(reasons))
 
-    async def follow(self, interval_s: float) -> NoReturn:
+    async def follow(self, timer: PollTimer) -> NoReturn:
         """Refresh again and again: a version published later is served without a restart."""
         while True:
-            await asyncio.sleep(interval_s)
+            await timer.wait()
             try:
                 await self.refresh()
             except ArtifactInvalid:

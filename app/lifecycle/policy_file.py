@@ -1,8 +1,8 @@
 """The file of policies on behalf of a server: read at the start, and again when it changes.
 
-What it says is known to `app.ranking.policies`. Whoever follows the file (`app.server.file_watcher`) calls
-`prepare` in a thread, and what that returns on the event loop. Write the file under another name
-and rename it into place: a file that is caught half written may be a shorter file that is right.
+What it says is known to `app.ranking.policies`. `app.server.file_watcher` follows the file: it
+calls `prepare` in a thread, and what that returns on the event loop. Write the file under another
+name and rename it into place: half of a file may be a shorter file that is right.
 """
 
 import logging
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from app.errors import ConfigurationInvalid, PoliciesInvalid
+from app.files import read_small_file
 from app.lifecycle.policies import Policies
 from app.lifecycle.registry import Registry
 from app.ranking.policies import LARGEST_FILE, PolicySet
@@ -23,19 +24,16 @@ logger = logging.getLogger(__name__)
 class PolicyFile:
     """One file, or none; while it is wrong, the set that was in force before stays."""
 
+    name = "policies"
+
     def __init__(
         self, path: Path | None, policies: Policies, registry: Registry, metrics: RankingMetrics
     ) -> None:
-        """Put the file in force, if there is one; it is tried on the models of `registry`.
-
-        Raises:
-            ConfigurationInvalid: it cannot be followed.
-        """
+        """Read nothing yet; a file is checked against the models of `registry`."""
         self._path = path
         self._policies = policies
         self._registry = registry
         self._metrics = metrics
-        self.load()
 
     @property
     def files(self) -> Sequence[Path]:
@@ -48,10 +46,21 @@ class PolicyFile:
         Raises:
             ConfigurationInvalid: it cannot be followed.
         """
-        if self._path is None:
-            return
+        if self._path is not None:
+            self._or_invalid(self.prepare())
+
+    def check(self) -> None:
+        """Check the active set against the models that are active now.
+
+        Raises:
+            ConfigurationInvalid: it does not fit one of them.
+        """
+        active = self._policies.active
+        self._or_invalid(lambda: self._policies.activate(active, self._registry.models()))
+
+    def _or_invalid(self, step: Callable[[], None]) -> None:
         try:
-            self.prepare()()
+            step()
         except PoliciesInvalid as error:
             raise ConfigurationInvalid(f"{self._path}: {error}") from error
 
@@ -69,8 +78,7 @@ class PolicyFile:
     def _read(self) -> bytes:
         assert self._path is not None
         try:
-            with self._path.open("rb") as file:
-                return file.read(LARGEST_FILE + 1)
+            return read_small_file(self._path, max_bytes=LARGEST_FILE)
         except OSError as error:
             raise PoliciesInvalid([f"cannot be read: {error.strerror}"]) from error
 

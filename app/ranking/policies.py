@@ -31,7 +31,6 @@ knows models as `ModelTraits` only.
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
@@ -40,13 +39,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from app.errors import PoliciesInvalid, did_you_mean
+from app.files import parse_toml
 from app.ranking.calibration import Calibration, Isotonic, Platt, Scale, Uncalibrated
 from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker, RankingOptions
 
 LARGEST_FILE = 1 << 20  # bytes
-MAX_KEY_PARTS = 8
-"""Parts of a dotted key. tomllib's time grows with the square: 40,000 parts took it 63 s."""
 MAX_POLICIES = 100
 MAX_PROBLEMS = 20
 """The most problems that one error lists."""
@@ -232,55 +230,6 @@ def _reason_not_available(policy: FilePolicy, model: ModelTraits) -> str | None:
         rule = _unknown("candidate feature of one number", policy.multiplier, model.multipliers)
         return f'model "{model.name}": {rule}'
     return None
-
-
-def parse_toml(content: bytes) -> dict[str, Any]:
-    """Parse TOML in UTF-8, with or without a byte order mark.
-
-    Raises:
-        ValueError: it is not TOML, has a very long dotted key, or is nested too deeply.
-    """
-    text = content.decode("utf-8-sig")
-    _check_key_lengths(text)
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ValueError("arrays or tables are nested too deeply") from None
-
-
-_TOML_TOKEN = re.compile(
-    r"""
-      (?P<text>    \"""(?:\\.|[^\\])*?(?:\"{3,5}|\Z) | '''.*?(?:'{3,5}|\Z) | \#[^\n]* )
-    | (?P<part>    "(?:\\.|[^"\\\n])*"? | '[^'\n]*'? | [A-Za-z0-9_-]+ )
-    | (?P<dot>     \. )
-    | (?P<space>   [ \t]+ )
-    | (?P<other>   [^.\#"'A-Za-z0-9_ \t-]+ | . )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-"""A multi-line string or comment, a part of a key (or a value), or something between them.
-
-Every alternative consumes what it has scanned, also an unclosed string, so reading a text takes
-linear time. A number such as 1.5 looks like a key of two parts, which does no harm.
-"""
-
-
-def _check_key_lengths(text: str) -> None:
-    """Refuse a key with too many dotted parts, before tomllib spends its time on it."""
-    parts = 0
-    after_dot = False
-    for token in _TOML_TOKEN.finditer(text):
-        kind = token.lastgroup
-        if kind == "space":
-            continue
-        if kind == "part":
-            parts = parts + 1 if after_dot else 1
-        elif kind != "dot":
-            parts = 0
-        after_dot = kind == "dot"
-        if parts > MAX_KEY_PARTS:
-            line = text.count("\n", 0, token.start()) + 1
-            raise ValueError(f"a key has more than {MAX_KEY_PARTS} parts (at line {line})")
 
 
 def _with_names(tables: dict[str, Any]) -> dict[str, Any]:

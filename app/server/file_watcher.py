@@ -1,25 +1,35 @@
-"""Secrets that change while the server runs: keys and certificates, read again from their files."""
+"""Files that change while the server runs: keys, policies and certificates are reloaded."""
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 from app.errors import ConfigurationInvalid
+from app.files import read_small_file
+from app.lifecycle.poll_timer import PollTimer
+from app.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+MAX_FILE_BYTES = 1 << 20  # no file that is watched may be larger
+
 
 class Reloadable(Protocol):
-    """What is made from files and can be made anew."""
+    """Something that is read from files and can be read again."""
+
+    @property
+    def name(self) -> str:
+        """What it is, as a label of metrics."""
 
     @property
     def files(self) -> Sequence[Path]:
-        """What it is made from; empty where it never changes."""
+        """The files that it is read from; empty where it never changes."""
 
     def prepare(self) -> Callable[[], None]:
-        """Read the files, in any thread; the result, called on the loop, puts them in force.
+        """Read and check the files, in any thread; the result, called on the loop, applies them.
 
         Raises:
             ConfigurationInvalid: they cannot be used.
@@ -27,47 +37,55 @@ class Reloadable(Protocol):
 
 
 class FileWatcher:
-    """Follows the files of one thing. The first look reads them whatever they are.
+    """Reloads one thing when the content of its files changes.
 
-    They may have changed between their first reading and that look.
+    The first look always reloads: the files may have changed since they were first read.
     """
 
-    def __init__(self, rotated: Reloadable) -> None:
-        self._rotated = rotated
-        self._seen: Sequence[object] | None = None
+    def __init__(self, reloadable: Reloadable, metrics: Metrics) -> None:
+        """Look at nothing yet; `metrics` counts the reloads."""
+        self._reloadable = reloadable
+        self._metrics = metrics
+        self._seen: Sequence[bytes | str] | None = None
+        metrics.watch_file(reloadable.name)
 
-    async def follow(self, every_s: float) -> NoReturn:
-        """Look every so often (s)."""
+    async def follow(self, timer: PollTimer) -> NoReturn:
+        """Look again whenever the timer says so."""
         while True:
-            await asyncio.sleep(every_s)
+            await timer.wait()
             await self.look()
 
     async def look(self) -> None:
-        """Read files that changed; where they are wrong, what was read before stays in force."""
-        stamps = await asyncio.to_thread(_stamps, self._rotated.files)
-        if stamps == self._seen:
+        """Reload if a file has changed; files that cannot be used change nothing."""
+        contents = await asyncio.to_thread(_contents, self._reloadable.files)
+        if contents == self._seen:
             return
-        is_first, self._seen = self._seen is None, stamps
-        names = ", ".join(map(str, self._rotated.files))
+        is_first, self._seen = self._seen is None, contents
+        names = ", ".join(map(str, self._reloadable.files))
+        succeeded = False
         try:
-            put_in_force = await asyncio.to_thread(self._rotated.prepare)
-            put_in_force()
+            apply = await asyncio.to_thread(self._reloadable.prepare)
+            apply()
         except ConfigurationInvalid as error:
-            logger.error("%s changed and cannot be used: %s", names, error)  # noqa: TRY400
-        except Exception:  # a fault of ours: the next change may be free of it
-            logger.exception("%s changed and cannot be used", names)
+            logger.error("reload failed, the previous version stays: %s: %s", names, error)  # noqa: TRY400
+        except Exception:  # a bug in reading one content may spare the next
+            logger.exception("reload failed, the previous version stays: %s", names)
         else:
-            logger.log(logging.DEBUG if is_first else logging.INFO, "%s: read anew", names)
+            succeeded = True
+            logger.log(logging.DEBUG if is_first else logging.INFO, "reloaded %s", names)
+        self._metrics.reloaded(self._reloadable.name, succeeded=succeeded)
 
 
-def _stamps(files: Sequence[Path]) -> list[tuple[int, ...] | None]:
-    return [_stamp(file) for file in files]
+def _contents(files: Sequence[Path]) -> list[bytes | str]:
+    """Return a digest of each file, or why it cannot be read.
+
+    Size and time do not tell enough: both can stay the same, as with `cp -p` and `rsync -t`.
+    """
+    return [_content(file) for file in files]
 
 
-def _stamp(file: Path) -> tuple[int, ...] | None:
-    """What differs when a file is written or replaced; volumes swap a link to it."""
+def _content(file: Path) -> bytes | str:
     try:
-        stat = file.stat()
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+        return hashlib.sha256(read_small_file(file, max_bytes=MAX_FILE_BYTES)).digest()
+    except OSError as error:
+        return str(error.strerror)

@@ -1,4 +1,4 @@
-"""A score call within this process: through the whole HTTP interface, but no socket."""
+"""A call within this process: through the whole HTTP interface, without a socket."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from starlette.types import ASGIApp, Message
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """What the service answered.
+class Answer:
+    """The response of the service.
 
     Attributes:
-        status: of HTTP.
+        status: the HTTP status.
         content: the body, byte for byte what a client gets.
-        problem: a line for each thing that is wrong, or None where there are scores.
+        problem: one line for each error; None if there are scores.
     """
 
     status: int
@@ -22,16 +22,16 @@ class Answered:
     problem: Sequence[str] | None
 
 
-async def ask(app: ASGIApp, path: str, body: bytes) -> Answered:
-    """POST a JSON body to an ASGI app and return its answer."""
+async def ask(app: ASGIApp, path: str, body: bytes) -> Answer:
+    """POST a JSON body to an ASGI app and return its response."""
     status, content = await post(app, path, body, {"content-type": "application/json"})
-    return Answered(status, content, None if status == 200 else _lines(content))
+    return Answer(status, content, None if status == 200 else _lines(content))
 
 
 async def post(
     app: ASGIApp, path: str, body: bytes, headers: Mapping[str, str]
 ) -> tuple[int, bytes]:
-    """POST a body to an ASGI app and return the answer's status and body."""
+    """POST a body to an ASGI app and return the status and the body of its response."""
     sent: list[Message] = []
     received = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -60,7 +60,7 @@ async def post(
 
 
 def _lines(content: bytes) -> list[str]:
-    """Say a problem document in lines: one a wrong place, or the detail where it has none."""
+    """Return the errors of a problem document, one line each, or else its detail."""
     document = orjson.loads(content)
     errors = document.get("errors")
     if not errors:

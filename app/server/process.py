@@ -3,34 +3,36 @@
 import asyncio
 import gc
 import logging
+import socket
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
 
 import prometheus_client
 import torch
 import uvloop
 
 from app.errors import ArtifactInvalid, ConfigurationInvalid, ExitCode
+from app.lifecycle.poll_timer import PollTimer
 from app.main import Gatehouse, gatehouse
 from app.server.file_watcher import FileWatcher, Reloadable
-from app.server.listeners import listen, log_address
 from app.server.server import DrainingServer
-from app.server.supervisor import shared_socket
+from app.server.sockets import listen, log_address, shared_socket
+from app.server.tls import Certificate
 from app.settings import Settings
 from app.telemetry import json_logs
 
 logger = logging.getLogger("app")
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings) -> ExitCode:
     """Serve until SIGTERM or SIGINT and return the process's exit code.
 
-    It is 0 after a drain, 1 after the device was lost, and 2 where the settings cannot be followed,
-    or where the store holds artifacts and none can be served. The event loop is left as it is, for
-    closing it would wait for a thread that hangs in somebody's model: the process should end now.
+    It is 0 after a drain, 1 after the device was lost, and 2 if a setting cannot be used, or if the
+    store holds artifacts and none can serve. The event loop is not closed: that would wait for a
+    thread that hangs in somebody's model, and the process ends now anyway.
     """
-    json_logs.configure(settings.log_level)
-    # Each counter and histogram would have a second series, with the time of its creation.
+    json_logs.configure(settings.log_level, threaded=True)
+    # Else each counter and histogram has a second series with the time of its creation.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     if settings.device == "cuda" and not torch.cuda.is_available():
         return _unusable("device: cuda is not available here")
@@ -41,8 +43,9 @@ def run(settings: Settings) -> int:
         return _unusable(str(error))
 
 
-async def _serve(settings: Settings) -> int:
-    # Where the port is shared, it is not listened on before there are answers.
+async def _serve(settings: Settings) -> ExitCode:
+    certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
+    # Several processes share a port, and each listens on it only once it has loaded its models.
     ports = [settings.port] if settings.processes == 1 else []
     ports += [] if settings.metrics_port is None else [settings.metrics_port]
     listeners = listen(settings.host, ports, scheme=settings.scheme)
@@ -50,7 +53,35 @@ async def _serve(settings: Settings) -> int:
         taken = listeners[-1].getsockname()[1]
         settings = settings.model_copy(update={"metrics_port": taken})
     async with gatehouse(settings) as parts:
-        server = DrainingServer(
+        return await _Process(settings, parts, certificate).serve(listeners)
+
+
+class _Process:
+    """The server and the tasks beside it: start, follow the store and the files, end when lost."""
+
+    def __init__(
+        self, settings: Settings, parts: Gatehouse, certificate: Certificate | None
+    ) -> None:
+        self._settings = settings
+        self._parts = parts
+        self._exit_code = ExitCode.OK
+        self._store_timer = PollTimer(settings.store_poll_s)
+        self._watchers: list[tuple[FileWatcher, PollTimer]] = []
+        self._watch(parts.keys)
+        self._watch(parts.policy_file)
+        if certificate is not None:
+            self._watch(certificate)
+            parts.metrics.watch(
+                "certificate_expiry_timestamp_seconds",
+                "When the TLS certificate, or one of its chain, expires (Unix time).",
+                lambda: certificate.expires_unix_s,
+            )
+        parts.metrics.watch_total(
+            "log_records_dropped_total",
+            "Log records dropped because standard error was not read fast enough.",
+            json_logs.dropped,
+        )
+        self._server = DrainingServer(
             parts.app,
             parts.scorer,
             parts.bodies,
@@ -59,61 +90,81 @@ async def _serve(settings: Settings) -> int:
             keep_alive_s=settings.keep_alive_s,
             drain_delay_s=settings.drain_delay_s,
             drain_timeout_s=settings.drain_timeout_s,
-            tls=None if parts.certificate is None else parts.certificate.context,
+            tls=None if certificate is None else certificate.context,
+            on_reload=self._look_now,
         )
-        rotated: list[Reloadable | None] = [parts.keys, parts.certificate, parts.policy_file]
-        following = [
-            asyncio.create_task(FileWatcher(each).follow(settings.store_poll_s))
-            for each in rotated
-            if each is not None and each.files
-        ]
-        deploying = asyncio.create_task(_deploy(settings, parts, server))
-        deploying.add_done_callback(lambda _: setattr(server, "should_exit", True))
-        watching = asyncio.create_task(_end_when_lost(parts, server))
-        await server.serve(listeners)
-        for each in (deploying, watching, *following):
-            each.cancel()
-        if parts.lost.is_set():
-            return ExitCode.FAILED
+
+    async def serve(self, listeners: Sequence[socket.socket]) -> ExitCode:
+        """Serve until a signal, or until going on is useless; return the exit code."""
+        async with asyncio.TaskGroup() as tasks:
+            background = [
+                tasks.create_task(self._start_and_follow()),
+                tasks.create_task(self._end_when_lost()),
+                *(tasks.create_task(each.follow(timer)) for each, timer in self._watchers),
+            ]
+            await self._server.serve(list(listeners))
+            for each in background:
+                each.cancel()
+        return self._exit_code
+
+    def _watch(self, reloadable: Reloadable) -> None:
+        if reloadable.files:
+            timer = PollTimer(self._settings.store_poll_s)
+            self._watchers.append((FileWatcher(reloadable, self._parts.metrics), timer))
+
+    def _look_now(self) -> None:
+        """Look at the store and at every file without waiting for the next poll."""
+        logger.info("SIGHUP: reading the store, keys, policies and certificate again")
+        for timer in (self._store_timer, *(timer for _, timer in self._watchers)):
+            timer.wake()
+
+    async def _start_and_follow(self) -> None:
+        """Load what the store holds, then follow it; end the process if nothing can serve."""
         try:
-            await deploying
-        except asyncio.CancelledError:
-            return ExitCode.OK
+            await self._parts.start()
+        except OSError as error:  # a network volume may come back
+            logger.error("the store cannot be read: %s", error)  # noqa: TRY400
         except ArtifactInvalid as error:
-            return _unusable(f"nothing in the store can be served: {error}")
+            self._give_up(f"nothing in the store can be served: {error}")
+            return
+        except ConfigurationInvalid as error:
+            self._give_up(str(error))
+            return
+        if not self._parts.service.is_ready:
+            found = "has no artifacts" if self._settings.store.exists() else "does not exist"
+            logger.warning('store "%s" %s; waiting for it', self._settings.store, found)
+        _spare_the_collector()
+        if self._settings.processes > 1:
+            # Only now: the kernel sends connections to every process that listens.
+            listener = shared_socket(self._settings.host, self._settings.port)
+            await self._server.listen_also(listener)
+            log_address(listener, self._settings.scheme)
+        await self._parts.deployment.follow(self._store_timer)
+
+    async def _end_when_lost(self) -> None:
+        """Answer open requests, each with its error, and end: a new process may do better."""
+        await self._parts.lost.wait()
+        logger.critical("the device fails every call: this process ends")
+        self._exit_code = ExitCode.FAILED
+        self._server.end()
+
+    def _give_up(self, reason: str) -> None:
+        self._exit_code = _unusable(reason)
+        self._server.end()
 
 
-async def _deploy(settings: Settings, parts: Gatehouse, server: DrainingServer) -> NoReturn:
-    """Load what the store holds, then follow it; end only if none of it is fit."""
-    try:
-        await parts.deployment.refresh()
-    except OSError as error:
-        logger.error("the store cannot be read: %s", error)  # noqa: TRY400  (it may come back)
-    parts.policy_file.load()  # once more, on the models that are there now
-    if not parts.service.is_ready:
-        found = "has no artifacts" if settings.store.exists() else "does not exist"
-        logger.warning('store "%s" %s; waiting for it', settings.store, found)
-    # Torch alone makes half a million objects that live for ever. Collecting them again and again
-    # would be the latency tail: they leave the collector's sight, and it runs less often.
+def _spare_the_collector() -> None:
+    """Take what lives for ever out of garbage collection, and collect less often.
+
+    Torch alone makes half a million such objects; going through them again and again would be the
+    tail of the latencies.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
-    if settings.processes > 1:
-        # Not before: the kernel would share out connections to a process that cannot answer yet.
-        listener = shared_socket(settings.host, settings.port)
-        await server.listen_also(listener)
-        log_address(listener, settings.scheme)
-    await parts.deployment.follow(settings.store_poll_s)
 
 
-async def _end_when_lost(parts: Gatehouse, server: DrainingServer) -> None:
-    """Answer what is here, each with its error, and end: another process may fare better."""
-    await parts.lost.wait()
-    logger.critical("the device fails every call: this process ends")
-    parts.service.readiness.drain()
-    server.should_exit = True
-
-
-def _unusable(reason: str) -> int:
+def _unusable(reason: str) -> ExitCode:
+    json_logs.flush()  # the reason is the last line
     sys.stderr.write(f"gatehouse: {reason}\n")
     return ExitCode.USAGE

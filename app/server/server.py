@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -21,17 +21,19 @@ from app.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _LINGER_S = 0.2  # bytes that were sent before the listener closed have arrived by then
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LINGER_TURNS = 10  # of the event loop
+_MAX_WAITING = 4096  # connections; the backlog of every listener is smaller
+_DRAINS = (signal.SIGTERM, signal.SIGINT)
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn server that drains on SIGTERM and SIGINT.
+    """A uvicorn server that drains on SIGTERM and SIGINT, and reloads on SIGHUP.
 
-    Uvicorn raises the signal again when it has stopped, which makes the exit code 143, and closes
-    connections on which a request is just arriving. Here a signal fails readiness, the server goes
-    on for `drain_delay_s`, then it stops listening, waits for what was sent before, and finishes
-    it. While it drains, every answer closes its connection. A further signal changes nothing, now
-    or later.
+    Uvicorn raises a signal again when it has stopped, which makes the exit code 143, and closes
+    connections on which a request is just arriving. Here a signal ends readiness and the server
+    goes on for `drain_delay_s`. Then it accepts what waits, stops listening, waits for what was
+    sent before, and finishes it. While it drains, every answer closes its connection. Further
+    signals change nothing.
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class DrainingServer(uvicorn.Server):
         keep_alive_s: int,
         drain_delay_s: float,
         drain_timeout_s: int,
+        on_reload: Callable[[], None],
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """Serve `app`; times are those of the settings.
 
-        `service` is told when draining begins, and `metrics` what no route has seen.
+        The readiness of `service` ends when draining begins. `metrics` counts refusals that no
+        route sees. `on_reload` is called on the event loop for each SIGHUP.
         """
         super().__init__(
             uvicorn.Config(
@@ -68,41 +72,90 @@ class DrainingServer(uvicorn.Server):
                 ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             )
         )
-        self._service = service
+        self._readiness = service.readiness
         self._drain_delay_s = drain_delay_s
+        self._drain_timeout_s = drain_timeout_s
+        self._on_reload = on_reload
+        self._listening: list[tuple[socket.socket, asyncio.Server]] = []
+        self._tasks: set[asyncio.Task[object]] = set()  # the loop itself keeps no reference
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections on these sockets."""
+        await super().startup(sockets)
+        self._listening += zip(sockets or [], self.servers, strict=True)
 
     async def listen_also(self, listener: socket.socket) -> None:
         """Accept connections on one more bound socket, unless the server is ending."""
         former = self.servers
         await self.startup([listener])
         self.servers += former
-        if self._service.draining:
+        if self._readiness.is_draining:
             self._stop(asyncio.get_running_loop())
+
+    def end(self) -> None:
+        """Drain without a delay: finish open requests and return from `serve`."""
+        self._readiness.drain()
+        self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Drain on a signal while the server runs; ignore signals from then on."""
+        """Handle signals while the server runs; ignore them from then on."""
         loop = asyncio.get_running_loop()
-        for each in _SIGNALS:
+        for each in _DRAINS:
             loop.add_signal_handler(each, self._drain, loop)
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload)
         try:
             yield
         finally:
-            for each in _SIGNALS:
+            for each in (*_DRAINS, signal.SIGHUP):
                 loop.remove_signal_handler(each)
                 signal.signal(each, signal.SIG_IGN)
 
     def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._service.draining:
-            logger.info("draining: not ready any more, stopping in %g s", self._drain_delay_s)
-            self._service.readiness.drain()
-            loop.call_later(self._drain_delay_s, self._stop, loop)
+        if self._readiness.is_draining:
+            return
+        self._readiness.drain()
+        if self._drain_delay_s:
+            logger.info("shutting down: not ready, serving for %g s more", self._drain_delay_s)
+        loop.call_later(self._drain_delay_s, self._stop, loop)
 
     def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Refuse new connections; let requests that are on their way on old ones still arrive."""
-        for listener in self.servers:
-            listener.close()
-        loop.call_later(_LINGER_S, self._exit)
+        """Stop listening; requests under way on open connections can still arrive."""
+        logger.info("shutting down: finishing requests, up to %d s", self._drain_timeout_s)
+        while self._listening:
+            listener, server = self._listening.pop()
+            # The kernel resets connections that nobody has accepted when their listener closes.
+            self._accept_waiting(listener, loop)
+            server.close()
+        self._tasks.add(loop.create_task(self._exit_later()))
 
-    def _exit(self) -> None:
+    def _accept_waiting(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        for _ in range(_MAX_WAITING):
+            try:
+                connection, _address = listener.accept()
+            except OSError:  # none waits, or no more files can be opened
+                return
+            connection.setblocking(False)
+            accepting = loop.connect_accepted_socket(
+                self._protocol, connection, ssl=self.config.ssl
+            )
+            task: asyncio.Task[object] = loop.create_task(accepting)
+            self._tasks.add(task)
+            task.add_done_callback(_retrieve)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state={}
+        )
+
+    async def _exit_later(self) -> None:
+        await asyncio.sleep(_LINGER_S)
+        # A process that did not get the CPU for so long has not read what has arrived.
+        for _ in range(_LINGER_TURNS):
+            await asyncio.sleep(0)
         self.should_exit = True
+
+
+def _retrieve(task: asyncio.Task[object]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.debug("a connection could not be opened: %s", error)  # a TLS handshake, say

@@ -1,15 +1,14 @@
-"""Several processes on one port: one starts the others, restarts those that end, and ends them all.
+"""Several processes on one port: a supervisor starts them, restarts those that end, and stops all.
 
 Each process is a complete copy of the service; they share nothing but the port, whose connections
-the kernel shares out (SO_REUSEPORT). This module knows nothing of what they do, and imports little:
-a process is a fork of the first one, which must have no threads and no CUDA.
+the kernel distributes (SO_REUSEPORT). The supervisor does not know what they do, and imports
+little: each process is a fork of it, so it must have no threads and no CUDA.
 """
 
 import ctypes
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,42 +17,12 @@ from app.errors import ExitCode
 
 logger = logging.getLogger("app.server.supervisor")
 
-_ASKED_TO_END = (signal.SIGTERM, signal.SIGINT)
-_WATCHED = (*_ASKED_TO_END, signal.SIGCHLD)
-_LONG_LIFE_S = 60.0  # what lived so long did not fail at its start
-_LONGEST_PAUSE = 30  # units of the first pause
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+_RELOAD = signal.SIGHUP
+_WATCHED = (*_STOPS, _RELOAD, signal.SIGCHLD)
+_LONG_LIFE_S = 60.0  # a process that ran so long did not fail at its start
+_MAX_DELAY = 30  # times the first delay
 _PR_SET_PDEATHSIG = 1
-
-
-def shared_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that shares its address with others of its kind; it does not listen yet.
-
-    Raises:
-        OSError: the address cannot be had.
-    """
-    shared = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        shared.bind((host, port))
-    except OSError:
-        shared.close()
-        raise
-    return shared
-
-
-def reserved(host: str, port: int) -> socket.socket:
-    """Return a shared socket on an address that nobody listens on; `port` 0 takes a free one.
-
-    As long as it is open, no other user of this machine can take the address.
-
-    Raises:
-        OSError: somebody listens there, or the address cannot be had.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as alone:
-        free_port: int = alone.getsockname()[1]
-    return shared_socket(host, free_port)
 
 
 @dataclass(slots=True)
@@ -62,59 +31,71 @@ class _Child:
 
     pid: int | None = None
     due: float | None = 0.0
-    began: float = 0.0
-    lives: int = 0
+    started: float = 0.0
+    starts: int = 0
     short_lives: int = 0
 
 
-class Processes:
-    """Keeps `count` processes running until a signal; use one, on the main thread.
+class Supervisor:
+    """Keeps `count` processes running until a signal. Use one, on the main thread.
 
-    All mutable state is `_seats` and whether an end was asked for. Three events move it: a process
-    ends, a pause before a restart is over, a signal asks for the end.
+    SIGTERM and SIGINT stop all of them, SIGHUP is passed on to each. All mutable state is
+    `_children` and whether they are being stopped. Three events move it: a process ends, the delay
+    before a restart is over, a signal arrives.
     """
 
     def __init__(
-        self, count: int, work: Callable[[int], int], *, patience_s: float, pause_s: float = 1.0
+        self,
+        count: int,
+        work: Callable[[int], int],
+        *,
+        kill_after_s: float,
+        restart_delay_s: float = 1.0,
     ) -> None:
         """Start nothing yet.
 
         Args:
-            count: how many.
+            count: how many processes.
             work: called in each process with its number, from 0; returns the exit code.
-            patience_s: how long after the signal a process may take to end; then it is killed.
-            pause_s: before the second restart in a row; twice as long before each further one.
+            kill_after_s: how long a process may take to stop; then it is killed.
+            restart_delay_s: before the second restart in a row; doubled for each further one.
         """
         self._work = work
-        self._patience_s = patience_s
-        self._pause_s = pause_s
-        self._seats = [_Child() for _ in range(count)]
-        self._kill_at: float | None = None  # set when an end was asked for
-        self._code = ExitCode.OK
+        self._kill_after_s = kill_after_s
+        self._restart_delay_s = restart_delay_s
+        self._children = [_Child() for _ in range(count)]
+        self._kill_at: float | None = None  # set while they are being stopped
+        self._code: int = ExitCode.OK
 
     def __repr__(self) -> str:
-        return f"<Processes {[seat.pid for seat in self._seats]}>"
+        return f"<Supervisor {[child.pid for child in self._children]}>"
 
     def run(self) -> int:
-        """Keep them running; return 0 after a signal, or what made going on useless."""
-        # Signals are waited for and not handled: nothing interrupts the code between two waits.
+        """Keep the processes running; return 0 after a signal, else the code that ended all."""
+        # Signals are waited for, not handled: nothing interrupts the code between two waits.
         signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
         while True:
             self._start_due()
             if self._kill_at is not None and not self._running():
                 return self._code
             received = self._wait()
-            if received in _ASKED_TO_END:
-                self._end()
+            if received in _STOPS:
+                self._stop()
+            elif received == _RELOAD:
+                self._send(_RELOAD)
             self._kill_late()
             self._reap()
 
     def _running(self) -> list[int]:
-        return [seat.pid for seat in self._seats if seat.pid is not None]
+        return [child.pid for child in self._children if child.pid is not None]
+
+    def _send(self, signal_number: int) -> None:
+        for pid in self._running():
+            os.kill(pid, signal_number)
 
     def _wait(self) -> int | None:
-        """Return the signal that came, or None when it is time for something."""
-        times = [seat.due for seat in self._seats if seat.due is not None]
+        """Return the signal that arrived, or None when something is due."""
+        times = [child.due for child in self._children if child.due is not None]
         times += [] if self._kill_at is None else [self._kill_at]
         if not times:
             return signal.sigwaitinfo(_WATCHED).si_signo
@@ -123,10 +104,10 @@ class Processes:
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        for number, seat in enumerate(self._seats):
-            if seat.due is not None and seat.due <= now:
-                seat.due, seat.began, seat.lives = None, now, seat.lives + 1
-                seat.pid = self._fork(number)
+        for number, child in enumerate(self._children):
+            if child.due is not None and child.due <= now:
+                child.due, child.started, child.starts = None, now, child.starts + 1
+                child.pid = self._fork(number)
 
     def _fork(self, number: int) -> int:
         parent = os.getpid()
@@ -135,7 +116,7 @@ class Processes:
             return pid
         code: object = ExitCode.FAILED
         try:
-            _end_with(parent)
+            _stop_with(parent)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
             code = self._work(number)
         except SystemExit as end:
@@ -144,60 +125,59 @@ class Processes:
             logger.exception("process %d failed", number)
         finally:
             logging.shutdown()
-            # What the first process would do at its exit is not this one's to do.
+            # Not sys.exit: the supervisor's own exit handlers must not run here.
             os._exit(code if isinstance(code, int) else ExitCode.OK)
 
     def _reap(self) -> None:
-        """Look at every process that has ended; of a container's first process, strangers too."""
+        """Collect every process that has ended; as PID 1 of a container, those of others too."""
         while self._running():
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            for number, seat in enumerate(self._seats):
-                if seat.pid == pid:
-                    seat.pid = None
-                    self._ended(number, seat, os.waitstatus_to_exitcode(status))
+            for number, child in enumerate(self._children):
+                if child.pid == pid:
+                    child.pid = None
+                    self._on_exit(number, child, os.waitstatus_to_exitcode(status))
 
-    def _ended(self, number: int, seat: _Child, code: int) -> None:
-        """Go on after a process has ended: start it again, unless an end was asked for.
+    def _on_exit(self, number: int, child: _Child, code: int) -> None:
+        """Schedule a restart, unless all are being stopped.
 
-        One that finds nothing it can serve ends them all, for the others see the same; but not one
-        that was started again while others serve: they go on with what they have.
+        A process that finds nothing to serve at its first start stops all: the others see the same.
+        After a restart it does so only if no other process serves.
         """
         if self._kill_at is not None:
             self._code = self._code or (ExitCode.OK if code == ExitCode.OK else ExitCode.FAILED)
             return
-        if code == ExitCode.USAGE and (seat.lives == 1 or not self._running()):
+        if code == ExitCode.USAGE and (child.starts == 1 or not self._running()):
             self._code = ExitCode.USAGE
-            self._end()
+            self._stop()
             return
         now = time.monotonic()
-        if now - seat.began >= _LONG_LIFE_S:
-            seat.short_lives = 0
-        pause = min(2**seat.short_lives // 2, _LONGEST_PAUSE) * self._pause_s
-        seat.short_lives += 1
-        seat.due = now + pause
-        logger.error("process %d ended with %d: it starts again in %g s", number, code, pause)
+        if now - child.started >= _LONG_LIFE_S:
+            child.short_lives = 0
+        delay_s = min(2**child.short_lives // 2, _MAX_DELAY) * self._restart_delay_s
+        child.short_lives += 1
+        child.due = now + delay_s
+        logger.error("process %d exited with code %d: restarting in %g s", number, code, delay_s)
 
-    def _end(self) -> None:
-        """Let every process drain, once."""
+    def _stop(self) -> None:
+        """Let every process drain; a second call changes nothing."""
         if self._kill_at is None:
-            self._kill_at = time.monotonic() + self._patience_s
-            for seat in self._seats:
-                seat.due = None
-            for pid in self._running():
-                os.kill(pid, signal.SIGTERM)
+            self._kill_at = time.monotonic() + self._kill_after_s
+            for child in self._children:
+                child.due = None
+            self._send(signal.SIGTERM)
 
     def _kill_late(self) -> None:
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
-            self._kill_at += self._patience_s
+            self._kill_at += self._kill_after_s
             for pid in self._running():
-                logger.error("process with pid %d does not end: it is killed", pid)
+                logger.error("process with PID %d does not stop: killing it", pid)
                 os.kill(pid, signal.SIGKILL)
 
 
-def _end_with(parent: int) -> None:
-    """Let this process be told to end when its parent is gone, however that ended."""
+def _stop_with(parent: int) -> None:
+    """Let the kernel send SIGTERM to this process when its parent ends, however that happens."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it was gone before
+    if os.getppid() != parent:  # it ended before
         os.kill(os.getpid(), signal.SIGTERM)

@@ -5,9 +5,10 @@ exist from the start with the value 0, so that `rate()` sees the first increment
 and thread-safe; rendering takes milliseconds and should not run on the event loop.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -173,10 +174,33 @@ class Metrics:
             ("generation",),
         )
         self._gc_pauses = [pauses.labels(str(generation)) for generation in range(3)]
+        self._reloads = self._counter(
+            "reloads_total", "Reloads of files that changed, by result.", ("file", "result")
+        )
+        self._reload_successful = self._gauge(
+            "reload_successful",
+            "1 if the last reload of the file succeeded; 0 while the previous content stays.",
+            ("file",),
+        )
 
     def watch(self, name: str, help_: str, read: Callable[[], float]) -> None:
         """Export a gauge whose value `read` returns at each scrape."""
         self._gauge(name, help_).set_function(read)
+
+    def watch_total(self, name: str, help_: str, read: Callable[[], float]) -> None:
+        """Export a counter that is read at each scrape; its name ends in `_total`."""
+        self.registry.register(_Total(f"gatehouse_{name}", help_, read))
+
+    def watch_file(self, file: str) -> None:
+        """Create the series of a file that is reloaded when it changes."""
+        for result in ("succeeded", "failed"):
+            self._reloads.labels(file, result)
+        self._reload_successful.labels(file).set(1)
+
+    def reloaded(self, file: str, *, succeeded: bool) -> None:
+        """Count a reload of a file."""
+        self._reloads.labels(file, "succeeded" if succeeded else "failed").inc()
+        self._reload_successful.labels(file).set(succeeded)
 
     def watch_device_memory(self, reads: Mapping[str, Callable[[], float]]) -> None:
         """Export the memory of the device (bytes), by kind; each is read at each scrape."""
@@ -279,3 +303,14 @@ class Metrics:
         return Histogram(
             f"gatehouse_{name}", help_, labels, buckets=buckets, registry=self.registry
         )
+
+
+class _Total(Collector):
+    """A counter that somebody else keeps."""
+
+    def __init__(self, name: str, help_: str, read: Callable[[], float]) -> None:
+        self._name, self._help, self._read = name, help_, read
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Read it, for a scrape."""
+        yield CounterMetricFamily(self._name, self._help, self._read())

@@ -15,7 +15,7 @@ from typing import Any
 
 from app.errors import PoliciesInvalid, TuningError
 from app.ranking.calibration import Calibration
-from app.ranking.policies import ModelPolicies, ModelTraits, PolicySet
+from app.ranking.policies import LARGEST_FILE, ModelPolicies, ModelTraits, PolicySet
 from app.ranking.policy import Policy
 
 _MARK = "\ufeff"  # a byte order mark, which some editors write first
@@ -147,7 +147,7 @@ def _without_weights(policy: Policy) -> dict[str, Any]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_small_file(path, max_bytes=LARGEST_FILE)
     except FileNotFoundError:
         return None
     except OSError as error:

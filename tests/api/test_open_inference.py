@@ -70,13 +70,13 @@ async def test_server_without_model_is_live_and_not_ready(tmp_path):
 
 
 async def test_draining_server_is_live_and_not_ready(service, client):
-    service.service.draining = True
+    service.service.readiness.is_draining = True
     try:
         answers = [(await client.get(path)).status_code for path in READY]
         assert answers == [503, 503, 503]
         assert (await client.get("/v2/health/live")).status_code == 200
     finally:
-        service.service.draining = False
+        service.service.readiness.is_draining = False
 
 
 async def test_server_with_a_stuck_lane_is_not_live(service, client, monkeypatch):

@@ -27,7 +27,7 @@ async def test_a_server_without_a_model_is_alive_and_not_ready(tmp_path):
 
 
 async def test_draining_server_answers_and_closes_connections(service, client, example):
-    service.service.draining = True
+    service.service.readiness.is_draining = True
     try:
         readiness = await client.get("/readyz")
         assert readiness.status_code == 503
@@ -36,7 +36,7 @@ async def test_draining_server_answers_and_closes_connections(service, client, e
         assert answer.status_code == 200
         assert answer.headers["connection"] == "close"
     finally:
-        service.service.draining = False
+        service.service.readiness.is_draining = False
 
 
 PATHS = (

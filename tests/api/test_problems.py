@@ -182,7 +182,7 @@ async def _server_without_a_model(caller):
 @reaches("draining")
 async def _draining_server(caller):
     async with caller.another() as stopping:
-        stopping.parts.service.draining = True
+        stopping.parts.service.readiness.is_draining = True
         return await stopping.post("/readyz", method="GET")
 
 

@@ -93,7 +93,7 @@ async def test_the_policies_rank_and_explain_as_printed(store, tmp_path):
         store=tmp_path / "store", policies=tmp_path / "policies.toml", request_timeout_ms=30_000
     )
     async with gatehouse(settings) as parts:
-        await parts.deployment.refresh()
+        await parts.start()
         answered = await ask(parts.app, "/v1/score", body.encode())
     answer = json.loads(answered.content)
     assert answer["policy"] == printed["policy"]

@@ -1,13 +1,15 @@
-"""The real server: a process, a socket, real requests, real signals."""
+"""A real server: a process, a socket, requests and signals."""
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -17,7 +19,7 @@ from app.artifacts.publish import publish
 from app.artifacts.store import Store
 from tests.support.artifacts import add_version, corrupt
 from tests.support.direct import direct_scores
-from tests.support.server import clean_environment, running_server
+from tests.support.server import Server, clean_environment, free_port, running_server, wait_for
 from tests.support.slow import HANGS, slow_module
 
 pytestmark = pytest.mark.slow
@@ -42,14 +44,14 @@ def random_request(rng, example):
     }
 
 
-def test_scores_over_http_are_those_of_the_torchscript_file(server, tiny):
+def test_scores_over_http_equal_those_of_the_torchscript_file(server, tiny):
     example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
     answer = httpx.post(f"{server.url}/v1/models/tiny/score", json=example).json()
     for task, expected in direct_scores(tiny, example).items():
         assert answer["scores"][task] == pytest.approx(expected, rel=1e-5)
 
 
-async def test_two_hundred_concurrent_requests_each_get_their_own_answer(server, tiny):
+async def test_two_hundred_concurrent_requests_each_get_their_own_scores(server, tiny):
     rng = np.random.default_rng(1)
     limits = httpx.Limits(max_connections=200)
     async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
@@ -63,7 +65,7 @@ async def test_two_hundred_concurrent_requests_each_get_their_own_answer(server,
             assert scores[task] == pytest.approx(expected, rel=1e-4)
 
 
-def test_garbage_leaves_the_server_standing(server):
+def test_malformed_bodies_do_not_stop_the_server(server):
     score = f"{server.url}/v1/models/tiny/score"
     headers = {"content-type": "application/json"}
     rng = np.random.default_rng(2)
@@ -73,14 +75,14 @@ def test_garbage_leaves_the_server_standing(server):
         for position in rng.integers(0, len(damaged), 3):
             damaged[position] = int(rng.integers(0, 256))
         assert httpx.post(score, content=bytes(damaged), headers=headers).status_code in (
-            200,  # some damage leaves a good request
+            200,  # some damage leaves a valid request
             400,
             422,
         )
     assert httpx.post(score, content=example, headers=headers).status_code == 200
 
 
-def test_a_huge_body_is_refused_while_it_is_sent(server):
+def test_a_body_over_the_limit_is_refused_while_it_is_sent(server):
     def endless():
         for _ in range(40):
             yield b" " * (1 << 20)
@@ -91,7 +93,7 @@ def test_a_huge_body_is_refused_while_it_is_sent(server):
     assert response.status_code == 413
 
 
-async def test_a_caller_that_leaves_harms_nobody(server):
+async def test_a_disconnected_client_does_not_affect_others(server):
     address = server.url.removeprefix("http://").split(":")
     head = b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     for sent in (head, head + b"content-length: 1000\r\n\r\n{", b"\x00\x01garbage\r\n\r\n"):
@@ -117,7 +119,7 @@ def is_whole_answer(received: bytes) -> bool:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-async def test_a_stop_under_load_answers_what_it_received_and_exits_0(store, tmp_path, stop):
+async def test_a_signal_under_load_loses_no_request_and_exits_with_0(store, tmp_path, stop):
     log = tmp_path / "log"
     flags = ("--request-timeout-ms", "30000", "--log-sample", "1")
     with running_server(store.folder, log, *flags) as server:
@@ -150,7 +152,7 @@ async def test_a_stop_under_load_answers_what_it_received_and_exits_0(store, tmp
         await asyncio.sleep(0.5)
         server.process.send_signal(stop)
         await asyncio.sleep(0.1)
-        server.process.send_signal(stop)  # a second signal does not hurt
+        server.process.send_signal(stop)  # a second signal changes nothing
         await asyncio.gather(*callers)
         await asyncio.sleep(0.3)
         writer.write(slow[-20:])
@@ -160,13 +162,13 @@ async def test_a_stop_under_load_answers_what_it_received_and_exits_0(store, tmp
     assert len(received) > 8
     assert all(map(is_whole_answer, received))
     assert b"connection: close" in received[-1]
-    # Whatever the server has seen the headers of has been answered, and its caller has the answer.
+    # Every request whose headers the server has seen was answered, and the client got the answer.
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     statuses = [line["status"] for line in logged if line.get("route") == "/v1/score"]
     assert statuses == [200] * len(received)
 
 
-def test_while_draining_it_answers_and_is_not_ready(store, tmp_path):
+def test_a_draining_server_answers_and_is_not_ready(store, tmp_path):
     with running_server(store.folder, tmp_path / "log", "--drain-delay-s", "1") as server:
         example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
         server.process.send_signal(signal.SIGTERM)
@@ -178,7 +180,7 @@ def test_while_draining_it_answers_and_is_not_ready(store, tmp_path):
         assert server.process.wait(30) == 0
 
 
-async def test_a_model_that_hangs_does_not_keep_a_drained_server(tmp_path):
+async def test_a_hanging_model_does_not_keep_the_server_from_exiting(tmp_path):
     publish(Store(tmp_path / "store"), *slow_module())
     flags = ("--drain-timeout-s", "1", "--lanes", "1", "--request-timeout-ms", "600000")
     with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:
@@ -186,14 +188,14 @@ async def test_a_model_that_hangs_does_not_keep_a_drained_server(tmp_path):
             request = {"candidates": {"x": [HANGS]}}
             hanging = asyncio.create_task(client.post("/v1/score", json=request))
             await asyncio.sleep(0.3)
-            for _ in range(5):  # further signals, late ones too, change nothing
+            for _ in range(5):  # further signals change nothing, late ones neither
                 server.process.send_signal(signal.SIGTERM)
                 await asyncio.sleep(0.3)
             assert await asyncio.to_thread(server.process.wait, 30) == 0
             assert (await hanging).status_code == 500
 
 
-def test_an_empty_store_is_alive_and_serves_its_first_artifact(store, tmp_path):
+def test_with_an_empty_store_it_is_alive_and_serves_the_first_artifact(store, tmp_path):
     folder = tmp_path / "store"
     folder.mkdir()
     with running_server(folder, tmp_path / "log", "--store-poll-s", "0.05", ready=False) as server:
@@ -207,7 +209,7 @@ def test_an_empty_store_is_alive_and_serves_its_first_artifact(store, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "golden", "manifest"])
-def test_a_store_whose_only_artifact_is_bad_ends_with_2_and_the_reason(store, tmp_path, damage):
+def test_a_store_whose_only_artifact_is_bad_exits_with_2_and_the_reason(store, tmp_path, damage):
     shutil.copytree(store.folder / "tiny", tmp_path / "tiny")
     version = tmp_path / "tiny" / "1"
     match damage:
@@ -237,7 +239,7 @@ def test_a_store_whose_only_artifact_is_bad_ends_with_2_and_the_reason(store, tm
     assert "Traceback" not in finished.stderr
 
 
-def test_a_newer_version_is_taken_while_serving(store, tmp_path):
+def test_a_newer_version_is_activated_while_serving(store, tmp_path):
     folder = tmp_path / "store"
     shutil.copytree(store.folder, folder)
     with running_server(folder, tmp_path / "log", "--store-poll-s", "0.05") as server:
@@ -246,6 +248,70 @@ def test_a_newer_version_is_taken_while_serving(store, tmp_path):
         while httpx.get(f"{server.url}/v1/models/tiny").json()["version"] != 2:
             time.sleep(0.01)
         assert server.terminate() == 0
+
+
+def test_sighup_reads_store_keys_and_policies_at_once(store, tmp_path):
+    folder, keys, policies = tmp_path / "store", tmp_path / "keys", tmp_path / "policies.toml"
+    shutil.copytree(store.folder, folder)
+    keys.write_text(f"anna:{'old-' * 5}")
+    policies.write_text("")
+    flags = ("--keys-file", str(keys), "--policies", str(policies), "--store-poll-s", "3600")
+    with running_server(folder, tmp_path / "log", *flags) as server:
+        add_version(folder, "tiny", 2)
+        keys.write_text(f"anna:{'new-' * 5}")
+        policies.write_text("[policy.extra]\nformula = 'power_product'\nweights = {click = 1}")
+        server.process.send_signal(signal.SIGHUP)
+        while (card := httpx.get(f"{server.url}/v1/models/tiny").json())["version"] != 2:
+            time.sleep(0.01)
+
+        def status(secret: str) -> int:
+            return httpx.post(
+                f"{server.url}/v1/score",
+                json=card["example_request"] | {"ranking": {"policy": "extra"}},
+                headers={"authorization": f"Bearer {secret}"},
+            ).status_code
+
+        while status("new-" * 5) != 200:
+            time.sleep(0.01)
+        assert status("old-" * 5) == 401
+        assert server.terminate() == 0
+
+
+def test_a_signal_while_models_load_and_warm_up_exits_with_0_and_no_traceback(store, tmp_path):
+    folder = tmp_path / "store"
+    shutil.copytree(store.folder, folder)
+    for name in ("a", "b", "c", "d"):
+        add_version(folder, name, 1, name=name)
+    for number, delay_s in enumerate((0.0, 0.1, 0.2)):
+        log = tmp_path / f"log-{number}"
+        flags = ("--max-batch-rows", "4096")
+        with running_server(folder, log, *flags, ready=False) as server:
+            time.sleep(delay_s)
+            assert server.terminate() == 0
+        assert "Traceback" not in log.read_text()
+
+
+def test_a_log_that_nobody_reads_does_not_stop_the_server(store):
+    port = free_port()
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "app", "serve", "--store", str(store.folder)]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--log-sample", "1"], stderr=writer, env=clean_environment()
+    )
+    os.close(writer)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(Server(process, url, Path(os.devnull)), "/readyz")
+        with httpx.Client(base_url=url, timeout=30) as client:
+            for _ in range(600):  # 200 bytes of log each, into a pipe of 64 kB
+                assert client.get("/livez").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert len(os.read(reader, 1 << 20)) > 60_000
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
 
 
 def test_the_log_is_json(server):

@@ -1,5 +1,7 @@
 """The hardware: how many lanes there are, and what they run beforehand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -40,3 +42,86 @@ def test_a_gpu_runs_every_bucket_the_largest_first():
     assert {buckets.fit(sum(each), len(each)) for each in batches} == set(buckets)
     rows = [sum(each) for each in batches]
     assert rows == sorted(rows, reverse=True)
+
+
+def test_usable_cores_are_at_least_one_and_within_the_quota(monkeypatch):
+    assert hardware.usable_cores() >= 1
+    monkeypatch.setattr(hardware, "cgroup_quota", lambda: 0.5)
+    assert hardware.usable_cores() == 1
+
+
+class Machine:
+    """A /proc/self and mounted cgroups, made of files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.proc, self.mount_point = folder / "proc", folder / "cg"
+        self.proc.mkdir()
+
+    def mount(self, *, v2: bool, root: str, path: str) -> None:
+        """Mount a hierarchy that shows `root`; the process is in its group `path`."""
+        point = str(self.mount_point).replace(" ", "\\040")
+        kind = "cgroup2 cgroup2 rw" if v2 else "cgroup cgroup rw,cpu,cpuacct"
+        cpuset = "cgroup cgroup rw,cpuset"
+        (self.proc / "mountinfo").write_text(
+            "23 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+            f"32 31 0:28 / /elsewhere rw - {cpuset}\n"
+            f"33 31 0:29 {root} {point} rw,relatime shared:9 - {kind}\n"
+        )
+        own = f"0::{path}" if v2 else f"4:cpu,cpuacct:{path}\n0::/unmounted"
+        (self.proc / "cgroup").write_text(f"9:cpuset:/other\n{own}\n")
+
+    def limit(self, group: str, quota: str, *, v2: bool) -> None:
+        folder = self.mount_point / group
+        folder.mkdir(parents=True, exist_ok=True)
+        if v2:
+            (folder / "cpu.max").write_text(f"{quota.replace('-1', 'max')} 100000\n")
+        else:
+            (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+            (folder / "cpu.cfs_period_us").write_text("100000\n")
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize("v2", [True, False], ids=["v2", "v1"])
+@pytest.mark.parametrize(
+    ("root", "path", "quotas", "cores"),
+    [
+        ("/", "/", {"": "150000"}, 1.5),  # a container with a namespace of its own
+        ("/", "/a/b", {"": "-1", "a": "-1", "a/b": "200000"}, 2.0),  # systemd's CPUQuota=
+        ("/", "/a/b", {"a": "100000", "a/b": "-1"}, 1.0),
+        ("/", "/a/b", {"a": "100000", "a/b": "400000"}, 1.0),  # the least one counts
+        ("/", "/a", {"a": "-1", "b": "100000"}, None),  # somebody else's
+        ("/docker/1", "/docker/1", {"": "300000"}, 3.0),  # a container without a namespace
+        ("/docker/1", "/docker/1/a", {"": "-1", "a": "50000"}, 0.5),
+        ("/", "/../elsewhere", {"": "250000"}, 2.5),  # moved out of the namespace
+        ("/", "/a", {}, None),
+    ],
+)
+def test_a_cpu_quota_on_any_group_above_the_process_is_seen(machine, v2, root, path, quotas, cores):
+    machine.mount(v2=v2, root=root, path=path)
+    for group, quota in quotas.items():
+        machine.limit(group, quota, v2=v2)
+    assert hardware.cgroup_quota(machine.proc) == cores
+
+
+def test_a_mount_point_with_a_space_is_found(tmp_path):
+    (tmp_path / "a b").mkdir()
+    machine = Machine(tmp_path / "a b")
+    machine.mount(v2=True, root="/", path="/")
+    machine.limit("", "100000", v2=True)
+    assert hardware.cgroup_quota(machine.proc) == 1.0
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "100000 0"])
+def test_a_quota_that_cannot_be_read_is_no_quota(machine, text):
+    machine.mount(v2=True, root="/", path="/")
+    machine.mount_point.mkdir()
+    (machine.mount_point / "cpu.max").write_text(text)
+    assert hardware.cgroup_quota(machine.proc) is None
+
+
+def test_a_machine_without_cgroups_has_no_quota(tmp_path):
+    assert hardware.cgroup_quota(tmp_path) is None

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine import lanes
 from app.engine.batcher import Batcher
 from app.engine.lanes import Lane, Part, collate
 from app.engine.request import RequestOptions
@@ -118,27 +117,14 @@ async def test_threads_return_every_row_to_its_request():
         worker.stop()
 
 
-def test_cores_are_at_least_one_and_within_the_quota(monkeypatch):
-    assert lanes.usable_cores() >= 1
-    monkeypatch.setattr(lanes, "cgroup_quota", lambda _folder: 0.5)
-    assert lanes.usable_cores() == 1
-
-
-@pytest.mark.parametrize(("text", "quota"), [("200000 100000", 2.0), ("max 100000", None)])
-def test_the_quota_of_a_cgroup_is_read(tmp_path, text, quota):
-    (tmp_path / "cpu.max").write_text(text)
-    assert lanes.cgroup_quota(tmp_path) == quota
-
-
-def test_the_quota_of_an_old_cgroup_is_read(tmp_path):
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert lanes.cgroup_quota(tmp_path) == 1.5
-
-
-def test_no_cgroup_is_no_quota(tmp_path):
-    assert lanes.cgroup_quota(tmp_path) is None
+async def test_a_cancelled_wait_for_a_batch_leaves_no_error_behind(lane):
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    waiting = asyncio.create_task(lane.run(sums_model(), [part(1, [1.0])]))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await lane.run(sums_model(), [part(1, [1.0])])  # reported after the cancelled one
+    assert errors == []
 
 
 def test_a_lonely_requests_columns_are_shared_unless_a_tensor_could_not_share_them():

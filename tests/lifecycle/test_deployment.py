@@ -8,6 +8,7 @@ import pytest
 
 from app.artifacts.store import Store
 from app.errors import ArtifactInvalid
+from app.lifecycle.poll_timer import PollTimer
 from app.main import gatehouse
 from app.settings import Settings
 from tests.support.artifacts import add_version, corrupt
@@ -100,7 +101,7 @@ async def test_an_empty_store_waits_for_its_first_artifact(tmp_path, tiny):
         await parts.deployment.refresh()
         assert not parts.service.is_ready
         assert parts.service.is_alive(hang_s=30)
-        following = asyncio.ensure_future(parts.deployment.follow(0.01))
+        following = asyncio.ensure_future(parts.deployment.follow(PollTimer(0.01)))
         shutil.copytree(tiny.folder, tmp_path / "tiny" / "1")
         async with asyncio.timeout(30):
             while not parts.service.is_ready:  # noqa: ASYNC110  (as a load balancer does)
@@ -178,7 +179,7 @@ async def test_a_store_that_cannot_be_read_for_a_while_is_followed_again(folder)
     async with gatehouse(settings(folder)) as parts:
         parts.deployment._store = Volume(folder)
         (folder / "away").touch()
-        following = asyncio.ensure_future(parts.deployment.follow(0.01))
+        following = asyncio.ensure_future(parts.deployment.follow(PollTimer(0.01)))
         async with asyncio.timeout(30):
             while not parts.service.is_ready:  # noqa: ASYNC110  (as a load balancer does)
                 await asyncio.sleep(0.01)

@@ -1,6 +1,7 @@
 """The file of policies under a running service: in force, changed, refused, and never mixed."""
 
 import asyncio
+import os
 import re
 from typing import Any
 
@@ -41,7 +42,7 @@ def path(tmp_path):
 async def parts(store, path):
     settings = Settings(store=store.folder, lanes=2, policies=path, request_timeout_ms=30_000)
     async with gatehouse(settings) as parts:
-        await parts.deployment.refresh()
+        await parts.start()
         yield parts
 
 
@@ -58,7 +59,7 @@ async def example(client):
 
 
 def rotation(parts: Gatehouse) -> FileWatcher:
-    return FileWatcher(parts.policy_file)
+    return FileWatcher(parts.policy_file, parts.metrics)
 
 
 async def applied(client: httpx.AsyncClient, example: dict[str, Any], **ranking: Any) -> Any:
@@ -213,6 +214,7 @@ async def test_a_model_that_comes_later_and_does_not_fit_has_its_own_policy(
     add_version(other, "other", 1, name="other")
     settings = Settings(store=other, lanes=1, policies=path)
     async with gatehouse(settings) as later:
+        later.policy_file.load()
         await later.deployment.refresh()
         transport = httpx.ASGITransport(later.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as asking:
@@ -221,11 +223,39 @@ async def test_a_model_that_comes_later_and_does_not_fit_has_its_own_policy(
             assert card["policy_problem"] == BUY
             assert (await asking.get("/v1/models/tiny")).json()["policy_problem"] is None
         with pytest.raises(ConfigurationInvalid, match=re.escape(BUY)):
-            later.policy_file.load()  # as the server does once its models are there
+            later.policy_file.check()
 
 
 async def test_a_file_that_cannot_be_followed_at_the_start_is_told_by_its_name(tmp_path, store):
     missing = Settings(store=store.folder, lanes=1, policies=tmp_path / "none.toml")
     with pytest.raises(ConfigurationInvalid, match=r"none\.toml: cannot be read: No such file"):
-        async with gatehouse(missing):
-            pass
+        async with gatehouse(missing) as parts:
+            try:
+                await parts.start()
+            finally:  # no model has answered without the policies
+                assert parts.service.registry.models() == []
+
+
+async def test_a_start_with_a_file_that_does_not_fit_a_model_is_an_error(tmp_path, store):
+    path = tmp_path / "policies.toml"
+    path.write_text("[policy.x]\nweights = {buy = 1}\nmodels = ['tiny']")
+    async with gatehouse(Settings(store=store.folder, lanes=1, policies=path)) as parts:
+        with pytest.raises(ConfigurationInvalid, match=r"policies\.toml: policy\.x: tiny has no"):
+            await parts.start()
+
+
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig"])
+async def test_a_byte_order_mark_makes_no_difference(tmp_path, store, mark):
+    path = tmp_path / "policies.toml"
+    path.write_text(policies(2), encoding=mark)
+    async with gatehouse(Settings(store=store.folder, lanes=1, policies=path)) as parts:
+        await parts.start()
+        assert "home" in parts.service.policies.active.policies
+
+
+async def test_a_fifo_is_refused_and_does_not_block(tmp_path, store):
+    path = tmp_path / "policies.toml"
+    os.mkfifo(path)
+    async with gatehouse(Settings(store=store.folder, lanes=1, policies=path)) as parts:
+        with pytest.raises(ConfigurationInvalid, match="cannot be read: not a regular file"):
+            await parts.start()

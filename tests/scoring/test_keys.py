@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from hashlib import sha256
 
 import httpx
@@ -101,7 +102,19 @@ def test_a_file_that_is_not_there_or_has_no_end_is_refused(tmp_path):
     with pytest.raises(ConfigurationInvalid, match="No such file"):
         Keys(file=tmp_path / "keys")
     (tmp_path / "keys").write_text(f"# {'x' * 70_000}")
-    with pytest.raises(ConfigurationInvalid, match="is larger than"):
+    with pytest.raises(ConfigurationInvalid, match="larger than"):
+        Keys(file=tmp_path / "keys")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text(f"anna:{ANNA}", encoding="utf-8-sig")
+    assert caller(Keys(file=file), f"Bearer {ANNA}") == "anna"
+
+
+def test_a_fifo_is_refused_and_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "keys")
+    with pytest.raises(ConfigurationInvalid, match=r"keys: not a regular file"):
         Keys(file=tmp_path / "keys")
 
 

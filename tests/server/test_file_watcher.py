@@ -1,12 +1,16 @@
-"""Files of secrets are read again when they change, and wrong ones change nothing."""
+"""Files are reloaded when their content changes; files that cannot be used change nothing."""
 
+import asyncio
 import logging
+import os
 
 import pytest
 
 from app.errors import Unauthorized
+from app.lifecycle.poll_timer import PollTimer
 from app.scoring.keys import Keys
 from app.server.file_watcher import FileWatcher
+from app.telemetry.metrics import Metrics
 
 OLD, NEW = "old-" * 5, "new-" * 5
 
@@ -18,6 +22,10 @@ def may_call(keys: Keys, secret: str) -> bool:
         return False
 
 
+def watcher(keys: Keys, metrics: Metrics | None = None) -> FileWatcher:
+    return FileWatcher(keys, metrics or Metrics())
+
+
 @pytest.fixture
 def file(tmp_path):
     file = tmp_path / "keys"
@@ -25,73 +33,138 @@ def file(tmp_path):
     return file
 
 
-async def test_a_changed_file_is_in_force_after_the_next_look(file):
+async def test_a_changed_file_is_applied_at_the_next_look(file):
     keys = Keys(file=file)
-    rotation = FileWatcher(keys)
-    await rotation.look()
+    files = watcher(keys)
+    await files.look()
     file.write_text(f"anna:{NEW} # later")
     assert may_call(keys, OLD)
-    await rotation.look()
+    await files.look()
     assert may_call(keys, NEW)
     assert not may_call(keys, OLD)
+
+
+async def test_a_change_that_keeps_size_and_time_is_seen(file):
+    keys = Keys(file=file)
+    files = watcher(keys)
+    await files.look()
+    before = file.stat()
+    file.write_text(f"anna:{NEW}")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = file.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
+        before.st_ino,
+        before.st_size,
+        before.st_mtime_ns,
+    )
+    await files.look()
+    assert may_call(keys, NEW)
 
 
 async def test_a_change_between_the_first_reading_and_the_first_look_is_seen(file):
     keys = Keys(file=file)
     file.write_text(f"anna:{NEW}")
-    await FileWatcher(keys).look()
+    await watcher(keys).look()
     assert may_call(keys, NEW)
 
 
-async def test_a_link_that_is_swapped_is_a_change(file, tmp_path):
-    """As a Kubernetes volume does it."""
+async def test_a_swapped_symbolic_link_is_a_change(file, tmp_path):
+    """Kubernetes updates a volume like this."""
     link = tmp_path / "link"
     link.symlink_to(file)
     keys = Keys(file=link)
-    rotation = FileWatcher(keys)
-    await rotation.look()
+    files = watcher(keys)
+    await files.look()
     (tmp_path / "newer").write_text(f"anna:{NEW}")
     (tmp_path / "swap").symlink_to(tmp_path / "newer")
     (tmp_path / "swap").rename(link)
-    await rotation.look()
+    await files.look()
     assert may_call(keys, NEW)
 
 
-@pytest.mark.parametrize("damage", ["removed", "empty", "wrong"])
-async def test_a_file_that_cannot_be_used_leaves_the_old_keys_and_is_logged_once(
+@pytest.mark.parametrize("damage", ["removed", "empty", "wrong", "fifo", "endless"])
+async def test_a_file_that_cannot_be_used_keeps_the_old_keys_and_is_logged_once(
     file, caplog, damage
 ):
-    keys = Keys(file=file)
-    rotation = FileWatcher(keys)
-    await rotation.look()
+    keys, metrics = Keys(file=file), Metrics()
+    files = watcher(keys, metrics)
+    await files.look()
     match damage:
         case "removed":
             file.unlink()
         case "empty":
             file.write_text("")
-        case _:
+        case "wrong":
             file.write_text(f"anna:{NEW} bert:tooshort")
+        case "fifo":
+            file.unlink()
+            os.mkfifo(file)
+        case _:
+            file.unlink()
+            file.symlink_to("/dev/zero")
     with caplog.at_level(logging.INFO):
-        await rotation.look()
-        await rotation.look()
+        await files.look()
+        await files.look()
     assert may_call(keys, OLD)
     (logged,) = caplog.records
-    assert "cannot be used" in logged.getMessage()
+    assert logged.getMessage().startswith("reload failed, the previous version stays")
     assert "tooshort" not in logged.getMessage()
+    assert reloads(metrics) == (1, 1, 0)
+    file.unlink(missing_ok=True)
     file.write_text(f"anna:{NEW}")
-    await rotation.look()
+    await files.look()
     assert may_call(keys, NEW)
+    assert reloads(metrics) == (2, 1, 1)
 
 
-async def test_an_unchanged_file_is_not_read_again(file, caplog):
-    rotation = FileWatcher(Keys(file=file))
+def reloads(metrics: Metrics) -> tuple[float | None, ...]:
+    """How many succeeded, how many failed, and whether the last one succeeded."""
+    read = metrics.registry.get_sample_value
+    counts = [
+        read("gatehouse_reloads_total", {"file": "keys", "result": result})
+        for result in ("succeeded", "failed")
+    ]
+    return (*counts, read("gatehouse_reload_successful", {"file": "keys"}))
+
+
+def test_the_series_of_a_file_exist_before_its_first_reload(file):
+    metrics = Metrics()
+    watcher(Keys(file=file), metrics)
+    assert reloads(metrics) == (0, 0, 1)
+
+
+async def test_waking_the_timer_looks_at_once(file):
+    keys = Keys(file=file)
+    timer = PollTimer(3600)
+    following = asyncio.create_task(watcher(keys).follow(timer))
+    await asyncio.sleep(0)
+    file.write_text(f"anna:{NEW}")
+    timer.wake()
+    async with asyncio.timeout(30):
+        while not may_call(keys, NEW):  # noqa: ASYNC110  (as a caller does)
+            await asyncio.sleep(0.001)
+    following.cancel()
+
+
+async def test_a_timer_woken_while_nobody_waits_ends_the_next_wait():
+    timer = PollTimer(3600)
+    timer.wake()
+    async with asyncio.timeout(30):
+        await timer.wait()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await timer.wait()
+
+
+async def test_an_unchanged_file_is_not_reloaded(file, caplog):
+    files = watcher(Keys(file=file))
     with caplog.at_level(logging.DEBUG, "app.server.file_watcher"):
         for _ in range(3):
-            await rotation.look()
+            await files.look()
     assert len(caplog.records) == 1
 
 
-async def test_a_fault_in_reading_a_file_does_not_end_the_following(file, caplog):
+async def test_a_bug_in_reading_a_file_does_not_end_the_watching(file, caplog):
     class Faulty(Keys):
         def prepare(self):
             if b"fault" in file.read_bytes():
@@ -99,11 +172,11 @@ async def test_a_fault_in_reading_a_file_does_not_end_the_following(file, caplog
             return super().prepare()
 
     keys = Faulty(file=file)
-    rotation = FileWatcher(keys)
+    files = watcher(keys)
     file.write_text("fault")
-    await rotation.look()
-    assert "cannot be used" in caplog.text
+    await files.look()
+    assert "reload failed" in caplog.text
     assert may_call(keys, OLD)
     file.write_text(f"anna:{NEW}")
-    await rotation.look()
+    await files.look()
     assert may_call(keys, NEW)

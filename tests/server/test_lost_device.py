@@ -1,4 +1,4 @@
-"""A process whose device is lost answers what it has and ends, for a supervisor to restart it."""
+"""A process whose device is lost answers what it has and ends; a supervisor restarts it."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from tests.support.server import Server, clean_environment, free_port, wait_for
 pytestmark = pytest.mark.slow
 
 
-def test_a_lost_device_ends_the_process_with_1_after_answering(store, tmp_path):
+def test_a_lost_device_ends_the_process_with_exit_code_1_after_answering(store, tmp_path):
     port, lost, log = free_port(), tmp_path / "lost", tmp_path / "log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
@@ -34,5 +34,5 @@ def test_a_lost_device_ends_the_process_with_1_after_answering(store, tmp_path):
     finally:
         process.kill()
         process.wait()
-    said = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [each["level"] for each in said].count("critical") == 1
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [each["level"] for each in records].count("critical") == 1

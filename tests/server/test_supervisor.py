@@ -1,4 +1,4 @@
-"""Several processes: started, restarted and ended, by those that do little and by the service."""
+"""Several processes: start, restart, reload and stop; small stand-ins, then the service."""
 
 import asyncio
 import json
@@ -16,11 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.server.supervisor import reserved, shared_socket
 from tests import REPOSITORY
 from tests.support.server import Server, clean_environment, running_server
 
-# Processes that do little
+# Stand-ins that do little
 
 
 @contextmanager
@@ -42,8 +41,8 @@ def brood(folder: Path, kind: str) -> Iterator[subprocess.Popen[str]]:
             stream.close()
 
 
-def births(process: subprocess.Popen[str], count: int) -> dict[int, int]:
-    """Read so many births; return the pid of each number's latest life."""
+def starts(process: subprocess.Popen[str], count: int) -> dict[int, int]:
+    """Read so many starts; return the PID of each number's latest one."""
     assert process.stdout
     lines = [process.stdout.readline().split() for _ in range(count)]
     return {int(number): int(pid) for number, pid in lines}
@@ -54,25 +53,37 @@ def is_gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    # Whoever adopts orphans here may be slow to bury them.
+    # The process that adopts orphans here may be slow to collect them.
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_them_all_with_0(tmp_path, asked):
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_all_processes_with_exit_code_0(tmp_path, stop):
     with brood(tmp_path, "patient") as process:
-        pids = births(process, 2)
+        pids = starts(process, 2)
         assert set(pids) == {0, 1}
-        process.send_signal(asked)
+        process.send_signal(stop)
         assert process.wait(30) == 0
         assert all(map(is_gone, pids.values()))
 
 
-def test_one_that_is_killed_is_started_again_and_the_other_goes_on(tmp_path):
+def test_sighup_is_passed_on_to_every_process_and_stops_none(tmp_path):
     with brood(tmp_path, "patient") as process:
-        first = births(process, 2)
+        pids = starts(process, 2)
+        assert process.stdout
+        for _ in range(2):
+            process.send_signal(signal.SIGHUP)
+            lines = {process.stdout.readline() for _ in pids}
+            assert lines == {"0 reload\n", "1 reload\n"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_a_killed_process_is_restarted_and_the_other_continues(tmp_path):
+    with brood(tmp_path, "patient") as process:
+        first = starts(process, 2)
         os.kill(first[0], signal.SIGKILL)
-        second = births(process, 1)
+        second = starts(process, 1)
         assert set(second) == {0}
         assert second[0] != first[0]
         assert not is_gone(first[1])
@@ -80,19 +91,19 @@ def test_one_that_is_killed_is_started_again_and_the_other_goes_on(tmp_path):
         assert process.wait(30) == 0
 
 
-@pytest.mark.parametrize(("kind", "lives"), [("frail", 4), ("raises", 2)])
-def test_one_that_fails_is_started_until_it_does_not(tmp_path, kind, lives):
+@pytest.mark.parametrize(("kind", "count"), [("frail", 4), ("raises", 2)])
+def test_a_failing_process_is_restarted_until_it_runs(tmp_path, kind, count):
     with brood(tmp_path, kind) as process:
-        births(process, 1 + lives)
+        starts(process, 1 + count)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert process.stderr
-        said = process.stderr.read()
-    assert said.count("process 0 ended with 1") == lives - 1
-    assert ("ValueError: a fault" in said) == (kind == "raises")
+        log = process.stderr.read()
+    assert log.count("process 0 exited with code 1") == count - 1
+    assert ("ValueError: a fault" in log) == (kind == "raises")
 
 
-def test_one_that_finds_nothing_to_serve_ends_them_all_with_2(tmp_path):
+def test_a_process_with_nothing_to_serve_stops_all_with_exit_code_2(tmp_path):
     with brood(tmp_path, "unusable") as process:
         assert process.wait(30) == 2
         assert process.stdout
@@ -101,53 +112,38 @@ def test_one_that_finds_nothing_to_serve_ends_them_all_with_2(tmp_path):
         assert all(map(is_gone, pids))
 
 
-def test_what_serves_goes_on_though_a_restarted_one_finds_nothing(tmp_path):
+def test_a_restarted_process_with_nothing_to_serve_does_not_stop_the_other(tmp_path):
     with brood(tmp_path, "later unusable") as process:
-        first = births(process, 2)
+        first = starts(process, 2)
         os.kill(first[0], signal.SIGKILL)
-        births(process, 3)  # two lives that find nothing, and one that does
+        starts(process, 3)  # twice it finds nothing, then it serves
         assert not is_gone(first[1])
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
 
 
-def test_one_that_does_not_end_is_killed_and_the_code_says_so(tmp_path):
+def test_a_process_that_does_not_stop_is_killed_and_the_exit_code_is_1(tmp_path):
     with brood(tmp_path, "stubborn") as process:
-        pids = births(process, 2)
+        pids = starts(process, 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 1
         assert all(map(is_gone, pids.values()))
 
 
-def test_none_outlives_the_process_that_looks_after_them(tmp_path):
+def test_no_process_outlives_its_supervisor(tmp_path):
     with brood(tmp_path, "patient") as process:
-        pids = births(process, 2)
+        pids = starts(process, 2)
         process.kill()
         process.wait(30)
         while not all(map(is_gone, pids.values())):
             time.sleep(0.01)
 
 
-# The port
-
-
-def test_a_reserved_port_is_shared_with_those_who_know_and_with_no_other():
-    with reserved("127.0.0.1", 0) as mine:
-        port = mine.getsockname()[1]
-        with shared_socket("127.0.0.1", port) as first, shared_socket("127.0.0.1", port) as second:
-            first.listen()
-            second.listen()
-            with pytest.raises(OSError, match="in use"):
-                socket.create_server(("127.0.0.1", port))
-            with pytest.raises(OSError, match="in use"):
-                reserved("127.0.0.1", port)
-
-
 # The service
 
 
 def ports(server: Server) -> list[int]:
-    """The ports that processes listen on, in the order in which they began to."""
+    """The ports that processes listen on, in the order in which they started to."""
     found = re.findall(r"listening on http://127\.0\.0\.1:(\d+)", server.log.read_text())
     return [int(port) for port in found]
 
@@ -180,7 +176,7 @@ def children(server: Server) -> list[int]:
 
 
 @pytest.mark.slow
-async def test_two_serve_on_one_port_and_the_loss_of_one_costs_only_its_own(store, tmp_path):
+async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path):
     flags = ("--processes", "2", "--metrics-port", "0", "--request-timeout-ms", "30000")
     with running_server(store.folder, tmp_path / "log", *flags) as server:
         await asyncio.to_thread(wait_until_shared, server, 2)
@@ -216,9 +212,9 @@ async def test_two_serve_on_one_port_and_the_loss_of_one_costs_only_its_own(stor
         assert await asyncio.to_thread(server.terminate) == 0
         await asyncio.gather(*calls)
         assert all(map(is_gone, pids))
-    said = [json.loads(line)["message"] for line in server.log.read_text().splitlines()]
-    assert sum(each.startswith("process 0 ended with -9") for each in said) == 1
-    assert sum(each.startswith("draining") for each in said) == 2
+    messages = [json.loads(line)["message"] for line in server.log.read_text().splitlines()]
+    assert sum(each.startswith("process 0 exited with code -9") for each in messages) == 1
+    assert sum(each.startswith("shutting down: finishing requests") for each in messages) == 2
 
 
 def served(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -233,7 +229,7 @@ def served(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_store_without_a_good_artifact_ends_them_all_with_2_and_the_reason(tmp_path):
+def test_a_store_without_a_good_artifact_stops_all_with_2_and_the_reason(tmp_path):
     (tmp_path / "tiny" / "1").mkdir(parents=True)
     (tmp_path / "tiny" / "1" / "model.json").write_text("{}")
     finished = served("--store", str(tmp_path), "--port", "0", "--metrics-port", "0")
@@ -242,7 +238,7 @@ def test_a_store_without_a_good_artifact_ends_them_all_with_2_and_the_reason(tmp
     assert "Traceback" not in finished.stderr
 
 
-def test_a_port_that_is_taken_is_one_line_and_2(tmp_path):
+def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         finished = served("--store", str(tmp_path), "--port", str(port), "--metrics-port", "0")

@@ -1,7 +1,7 @@
-"""Two processes that do little, kept by `Processes`: `python -m tests.support.brood FOLDER KIND`.
+"""Two processes that do little, under a `Supervisor`: `python -m tests.support.brood FOLDER KIND`.
 
-Each life prints `<number> <pid>`. What a life then does depends on the kind, and on how many lives
-its number has had, which files in the folder count.
+Each start prints `<number> <pid>`, and each SIGHUP `<number> reload`. What it does then
+depends on the kind, and on how often its number was started before: files in the folder count that.
 """
 
 import os
@@ -9,22 +9,27 @@ import signal
 import sys
 from pathlib import Path
 
-from app.server.supervisor import Processes
+from app.server.supervisor import Supervisor
 
 FOLDER, KIND = Path(sys.argv[1]), sys.argv[2]
 
 
-def until_asked() -> int:
-    signal.sigwait([signal.SIGTERM])
+def until_stopped(number: int) -> int:
+    while signal.sigwait([signal.SIGTERM, signal.SIGHUP]) == signal.SIGHUP:
+        say(f"{number} reload")
     return 0
 
 
+def say(line: str) -> None:
+    os.write(1, f"{line}\n".encode())  # whole, whoever else writes
+
+
 def life(number: int) -> int:
-    signal.alarm(60)  # no life outlasts its test, whatever becomes of that
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    signal.alarm(60)  # none outlives its test, whatever becomes of that
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])
     lives = len(list(FOLDER.glob(f"{number}-*")))
     (FOLDER / f"{number}-{lives}").touch()
-    os.write(1, f"{number} {os.getpid()}\n".encode())  # whole, whoever else writes
+    say(f"{number} {os.getpid()}")
     if number == 0:
         match KIND:
             case "unusable":
@@ -37,8 +42,8 @@ def life(number: int) -> int:
                 return 2
             case "stubborn":
                 signal.pause()
-    return until_asked()
+    return until_stopped(number)
 
 
 if __name__ == "__main__":
-    sys.exit(Processes(2, life, patience_s=0.2, pause_s=0.01).run())
+    sys.exit(Supervisor(2, life, kill_after_s=0.2, restart_delay_s=0.01).run())

@@ -2,13 +2,17 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from app.telemetry.json_logs import JsonFormatter, configure
+from app.telemetry.json_logs import JsonFormatter, QueuedHandler, UnqueuedHandler, configure
 from tests import REPOSITORY
 
 
@@ -71,6 +75,106 @@ def test_a_process_logs_json_to_standard_error_from_its_level_up():
     assert (done.returncode, done.stdout) == (0, "")
     (written,) = [json.loads(each) for each in done.stderr.splitlines()]
     assert (written["message"], written["level"], written["lane"]) == ("loud", "warning", "lane-0")
+
+
+CROWDED = """
+import logging, os, sys
+from app.telemetry import json_logs as logs
+logs.configure("info", threaded=sys.argv[1] == "threaded")
+log = logging.getLogger("app")
+for n in range(3000):
+    log.info("line %d %s", n, "x" * 100)
+logs.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["threaded", "single"])
+def test_every_record_is_written_before_the_process_ends_if_somebody_reads(kind):
+    command = [sys.executable, "-c", CROWDED, kind]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY)
+    messages = [json.loads(each)["message"] for each in done.stderr.splitlines()]
+    assert len(messages) == 3000 if kind == "threaded" else messages
+    assert [int(each.split()[1]) for each in messages] == sorted(
+        int(each.split()[1]) for each in messages
+    )
+
+
+@pytest.mark.parametrize("kind", ["threaded", "single"])
+def test_a_process_ends_though_nobody_reads_its_log(kind):
+    reader, writer = os.pipe()
+    try:
+        command = [sys.executable, "-c", CROWDED, kind]
+        done = subprocess.run(command, stderr=writer, timeout=30, check=False, cwd=REPOSITORY)
+        assert done.returncode == 0
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for each in ends:
+        os.close(each)
+
+
+def test_records_are_dropped_and_counted_while_nobody_reads(pipe):
+    reader, writer = pipe
+    handler = QueuedHandler(writer, max_queued=10)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    sent = 0
+    while not handler.dropped:  # until the pipe and the queue are full
+        handler.handle(record(f"{sent} {'x' * 10_000}"))
+        sent += 1
+    handler.handle(record("lost"))
+    handler.flush()  # gives up
+    lost = handler.dropped
+    received = b""
+    while b"dropped" not in received:
+        received += os.read(reader, 1 << 20)
+        handler.handle(record("later"))
+    lines = [line for line in received.decode().splitlines() if line.split()[0].isdecimal()]
+    (report,) = [line for line in received.decode().splitlines() if "dropped" in line]
+    numbers = [int(line.split()[0]) for line in lines[:-1] if "x" in line]
+    assert numbers == list(range(len(numbers)))
+    assert lost >= 2
+    assert int(report.split()[0]) >= lost
+
+
+def test_closing_a_handler_writes_what_is_queued_and_ends_its_thread(pipe):
+    before = threading.active_count()
+    handler = QueuedHandler(pipe[1])
+    for number in range(100):
+        handler.handle(record(f"{number}"))
+    handler.close()
+    received = b""
+    while received.count(b"\n") < 100:
+        received += os.read(pipe[0], 1 << 20)
+    while threading.active_count() > before:
+        time.sleep(0.001)
+
+
+def test_without_a_thread_a_full_pipe_drops_records(pipe):
+    reader, writer = pipe
+    handler = UnqueuedHandler(writer)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for _ in range(100):
+        handler.handle(record("x" * 10_000))
+    assert os.read(reader, 1 << 20).startswith(b"x" * 10_000 + b"\n")
+    handler.handle(record("again"))
+    assert os.read(reader, 1 << 20).endswith(b"again\n")
+
+
+def test_a_record_that_cannot_be_formatted_fails_nobody(pipe, capsys):
+    handler = QueuedHandler(pipe[1])
+    handler.handle(record("%d", "no number"))
+    handler.handle(record("next"))
+    handler.flush()
+    assert os.read(pipe[0], 1 << 20) == b"next\n"
+    handler.close()
+    assert "Logging error" in capsys.readouterr().err
 
 
 def test_uvicorns_start_and_stop_messages_are_left_out():

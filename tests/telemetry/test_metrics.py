@@ -116,6 +116,16 @@ def test_a_watched_gauge_is_read_at_each_scrape(metrics):
     assert b"gatehouse_queue_rows 5.0" in metrics.render()
 
 
+def test_a_watched_total_is_a_counter_read_at_each_scrape(metrics):
+    dropped = [3]
+    metrics.watch_total("log_records_dropped_total", "Records lost.", lambda: dropped[0])
+    assert value(metrics, "log_records_dropped_total") == 3
+    dropped[0] = 5
+    text = metrics.render().decode()
+    assert "# TYPE gatehouse_log_records_dropped_total counter" in text
+    assert "gatehouse_log_records_dropped_total 5.0" in text
+
+
 def test_two_services_in_one_process_do_not_share_metrics():
     one, other = Metrics(), Metrics(CollectorRegistry())
     one.shed("overloaded")

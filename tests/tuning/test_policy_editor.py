@@ -1,5 +1,6 @@
 """The editor keeps what people wrote, and never leaves a partial or invalid file."""
 
+import os
 import stat
 
 import pytest
@@ -187,6 +188,20 @@ def test_a_file_with_a_mistake_is_refused(tmp_path, content, rule):
     (tmp_path / "policies.toml").write_text(content)
     with pytest.raises(TuningError, match=rule):
         PolicyEditor(tmp_path / "policies.toml").rankers(MODEL)
+
+
+def test_a_file_with_a_byte_order_mark_is_changed_like_any_other(path):
+    path.write_text(WRITTEN, encoding="utf-8-sig")
+    file = PolicyEditor(path)
+    file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
+    file.write(MODEL)
+    assert path.read_text() == WRITTEN.replace("like = 0.5", "like = 0.7")
+
+
+def test_a_fifo_is_refused_and_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "policies.toml")
+    with pytest.raises(TuningError, match=r"policies\.toml: not a regular file"):
+        PolicyEditor(tmp_path / "policies.toml")
 
 
 def test_changes_is_a_unified_diff(path):
