@@ -73,20 +73,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "" if suggestion is None else f'; did you mean "{suggestion}"?'
 
 
-class ExitCode(IntEnum):
-    """How a command or a server process ends."""
-
-    OK = 0
-    FAILED = 1
-    """The command ran, and what it checked or did failed; or the server lost its device."""
-    USAGE = 2
-    """The command line, a setting, a file or the store cannot be used as it is."""
-    INTERRUPTED = 130
-    """Ctrl-C: 128 + SIGINT."""
-    PIPE_CLOSED = 141
-    """The reader of the output went away: 128 + SIGPIPE."""
-
-
 class GatehouseError(Exception):
     """An error with an HTTP status; its message is written for the caller.
 

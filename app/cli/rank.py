@@ -27,7 +27,7 @@ from app.protocol.json_body import decode
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.server.in_process import Answered
+    from app.server.in_process import Answer
 
 Document = Mapping[str, Any]
 
@@ -128,7 +128,7 @@ async def _rank(
 
 async def _answers(
     settings: Settings, bodies: Mapping[int, bytes], model: str | None
-) -> AsyncIterator[tuple[int, "Answered"]]:
+) -> AsyncIterator[tuple[int, "Answer"]]:
     """Answer JSON bodies, one after the other, and yield each answer with its body's number.
 
     Args:

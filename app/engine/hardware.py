@@ -13,8 +13,7 @@ import torch
 from app.engine.gpu.buckets import Buckets
 from app.engine.gpu.cuda import CudaStream, memory_bytes
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor, Stream
-from app.engine.lanes import Lane, run
-from app.engine.staging import Staging
+from app.engine.lanes import Lane, Staging, run
 from app.telemetry.metrics import Metrics
 
 _GPU_LANES = 2  # one copies while the other computes
@@ -51,7 +50,7 @@ def start_lanes(
     if device.type == "cpu":
         share = max(1, usable_cores() // processes)
         return [
-            Lane(f"lane-{i}", loop, executor=partial(run, collated=Staging().collate))
+            Lane(f"lane-{i}", loop, executor=partial(run, collate_into=Staging().collate))
             for i in range(count or share)
         ]
     metrics.watch_device_memory(memory_bytes(device))

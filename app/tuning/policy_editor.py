@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import PoliciesInvalid, TuningError
+from app.files import read_small_file
 from app.ranking.calibration import Calibration
 from app.ranking.policies import LARGEST_FILE, ModelPolicies, ModelTraits, PolicySet
 from app.ranking.policy import Policy
