@@ -1,6 +1,7 @@
 """A request's ranking options: policy, weights, `top_k` and `explain`."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from app.errors import did_you_mean
 from app.protocol.validation import ValidationReport, join, listing
@@ -69,8 +70,7 @@ def _apply_weights(
     adjustable: Mapping[str, Interval] = dict.fromkeys(weights, ANY_WEIGHT)
     if ranker is not None:
         adjustable = ranker.adjustable
-        what = f"policy {ranker.policy.name} has no adjustable weight"
-        report.unknown_keys("/ranking/weights", weights, frozenset(adjustable), what, "adjustable")
+        _report_fixed(ranker, weights, report)
     is_valid = weights.keys() <= adjustable.keys()
     for name, weight in weights.items():
         if report.full:
@@ -83,3 +83,15 @@ def _apply_weights(
             report.add(join("/ranking/weights", name), rule)
             is_valid = False
     return ranker.reweighted(weights) if is_valid and ranker is not None else ranker
+
+
+def _report_fixed(ranker: Ranker, weights: dict[str, Any], report: ValidationReport) -> None:
+    """Report the weights that a request may not set: of tasks, and of unknown names."""
+    adjustable, name = frozenset(ranker.adjustable), ranker.policy.name
+    fixed = [each for each in ranker.tasks if each in weights and each not in adjustable]
+    for task in fixed:
+        detail = f"policy {name} fixes this weight (adjustable: {listing(adjustable)})"
+        report.add(join("/ranking/weights", task), detail)
+    others = {each: weight for each, weight in weights.items() if each not in fixed}
+    what = f"policy {name} has no weight"
+    report.unknown_keys("/ranking/weights", others, adjustable, what, "adjustable")

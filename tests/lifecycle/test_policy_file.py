@@ -85,8 +85,12 @@ async def test_weights_are_kept_within_the_bounds_of_the_policy_that_is_picked(c
     unbounded = await applied(client, example, policy="search", weights={"like": 10})
     assert unbounded["weights"] == {"click": 1, "like": 10}
     for weights, pointer, detail in (
-        ({"like": 9.1}, "/ranking/weights/like", "must be a number from 0 to 9"),
-        ({"click": 1}, "/ranking/weights/click", "may not be set; of policy home may: like"),
+        ({"like": 9.1}, "/ranking/weights/like", "must be a number between 0 and 9"),
+        (
+            {"click": 1},
+            "/ranking/weights/click",
+            "policy home fixes this weight (adjustable: like)",
+        ),
     ):
         refused = await client.post(SCORE, json=example | {"ranking": {"weights": weights}})
         assert refused.status_code == 422

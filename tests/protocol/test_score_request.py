@@ -231,8 +231,7 @@ def test_weight_of_an_unknown_task_is_refused():
     (problem,) = problems(document(ranking={"weights": {"clik": 1.0}}))
     assert problem.pointer == "/ranking/weights/clik"
     assert problem.detail == (
-        'policy feed has no adjustable weight "clik"; did you mean "click"? '
-        "(adjustable: click, dwell)"
+        'policy feed has no weight "clik"; did you mean "click"? (adjustable: click, dwell)'
     )
 
 

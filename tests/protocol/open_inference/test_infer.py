@@ -316,7 +316,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a weight of an unknown task": (
         {"parameters": {"weights.buy": 1}},
-        '/parameters/weights.buy: policy default has no adjustable weight "buy" (adjustable: ',
+        '/parameters/weights.buy: policy default has no weight "buy" (adjustable: ',
     ),
     "a negative timeout": (
         {"parameters": {"timeout": -1}},
