@@ -204,6 +204,16 @@ class Description(Value):
         return tuple(each for each in self.inputs if each.side == "user")
 
     @cached_property
+    def user_names(self) -> frozenset[str]:
+        """The names of the user's features."""
+        return frozenset([each.name for each in self.user_inputs])
+
+    @cached_property
+    def candidate_names(self) -> frozenset[str]:
+        """The names of the candidates' features."""
+        return frozenset([each.name for each in self.candidate_inputs])
+
+    @cached_property
     def candidate_inputs(self) -> tuple[Input, ...]:
         """The inputs of the candidates' side, in call order."""
         return tuple(each for each in self.inputs if each.side == "candidate")
@@ -218,6 +228,11 @@ class Description(Value):
     def task_names(self) -> tuple[str, ...]:
         """The tasks' names, in the order of the score columns."""
         return tuple(task.name for task in self.tasks)
+
+    @cached_property
+    def task_columns(self) -> Mapping[str, int]:
+        """The score column of each task."""
+        return {name: column for column, name in enumerate(self.task_names)}
 
     @cached_property
     def traits(self) -> ModelTraits:

@@ -65,16 +65,57 @@ def encode(
     Raises:
         PayloadTooLarge: there are more than `max_candidates` candidates.
     """
-    user_names = frozenset(feature.name for feature in manifest.user_inputs)
-    names = frozenset(feature.name for feature in manifest.candidate_inputs)
-    one = user_side(user, user_names, report)
-    many = candidate_side(candidates, names, report, max_rows=max_candidates)
+    if isinstance(user, dict) and isinstance(candidates, dict):
+        plain = _encode_plain(manifest, user, candidates, report, max_candidates, vocabularies)
+        if plain is not None:
+            return plain
+        report.unknown_ids.clear()  # they are counted again
+    one = user_side(user, manifest.user_names, report)
+    many = candidate_side(candidates, manifest.candidate_names, report, max_rows=max_candidates)
     return RequestFeatures(
         user=_encode_side(one, manifest.user_inputs, vocabularies, report),
         candidate=_encode_side(many, manifest.candidate_inputs, vocabularies, report),
         rows=many.rows,
         unknown_ids=report.unknown_ids,
     )
+
+
+def _encode_plain(
+    manifest: Manifest,
+    user: dict[str, Any],
+    candidates: dict[str, Any],
+    report: ValidationReport,
+    max_candidates: int,
+    vocabularies: Vocabularies,
+) -> RequestFeatures | None:
+    """Encode a request with exactly the model's features, all correct; None for any other.
+
+    Most requests are such, and this takes half the time of what `encode` does for the others.
+    """
+    if user.keys() != manifest.user_names or candidates.keys() != manifest.candidate_names:
+        return None
+    rows = -1
+    encoded: dict[str, Column] = {}
+    try:
+        for feature in manifest.candidate_inputs:
+            values = candidates[feature.name]
+            if not isinstance(values, list | np.ndarray) or len(values) != rows >= 0:
+                return None
+            rows = len(values)
+            if rows > max_candidates:
+                return None
+            vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
+            encoded[feature.name] = _fast_column(feature, values, vocabulary, report)
+        if rows < 0:
+            return None
+        user_columns: dict[str, Column] = {}
+        for feature in manifest.user_inputs:
+            vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
+            values = [user[feature.name]]
+            user_columns[feature.name] = _fast_column(feature, values, vocabulary, report)
+    except (struct.error, TypeError, ValueError, OverflowError):
+        return None
+    return RequestFeatures(user_columns, encoded, rows, report.unknown_ids)
 
 
 def default_column(

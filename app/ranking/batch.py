@@ -6,6 +6,7 @@ Every result equals, to the last bit, what `rank_alone` gives for the request by
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +68,7 @@ def rank_batch(
         multiplier_of: gives the feature that a policy multiplies by.
     """
     first = options[0].ranker
-    if all([each.ranker is first for each in options]):
+    if all(each.ranker is first for each in options):
         return _rank_together(first, scores, bounds, options, multiplier_of, range(len(options)))
     by_ranker: dict[int, list[int]] = {}
     for request, each in enumerate(options):
@@ -102,7 +103,7 @@ def _rank_together(
         sort_keys = ranker.sort_keys(scores, multiplier)  # [N]
     else:
         sort_keys = np.empty(len(scores))
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             own = None if multiplier is None else multiplier[start:stop]
             sort_keys[start:stop] = ranker.sort_keys(scores[start:stop], own)
     rank_score = ranker.rank_scores(sort_keys)  # [N]

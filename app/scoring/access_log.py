@@ -60,9 +60,8 @@ class AccessLog:
             }
             if record.stages:
                 line["candidates"] = record.candidates
-            for name, value in (("problem", problem), ("left", left), ("key", record.key)):
-                if value:
-                    line[name] = value
+            optional = {"problem": problem, "left": left, "key": record.key}
+            line |= {name: value for name, value in optional.items() if value}
             level = logging.ERROR if status == 500 else logging.INFO
             logger.log(level, "request", extra={"fields": line})
 

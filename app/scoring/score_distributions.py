@@ -19,7 +19,7 @@ EVERY_S = 0.2
 """The least time between two samples: requests that arrive during one wait for it, and they must be
 fewer than one in a hundred."""
 SHARE = 0.01
-"""The largest share of the event loop's time for samples: a long one is followed by a long pause."""
+"""The largest share of the event loop's time for samples: a long pause follows a long one."""
 MOST_COMPARED = 500
 """The most candidates of a response that are compared, evenly spaced: comparing takes n² bytes."""
 TOP = 10

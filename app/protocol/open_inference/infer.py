@@ -9,12 +9,13 @@ from app.artifacts.manifest import Manifest
 from app.errors import FieldError, InvalidRequest, MalformedBody
 from app.protocol.dialect import Content, Headers, ParseContext, ParsedRequest
 from app.protocol.open_inference.document import decode_document
-from app.protocol.open_inference.inputs import read_inputs
-from app.protocol.open_inference.outputs import Output, read_outputs, write_outputs
-from app.protocol.open_inference.parameters import read_parameters
+from app.protocol.open_inference.inputs import InputHead, read_heads, read_tensors
+from app.protocol.open_inference.outputs import Output, binary_outputs, read_outputs, write_outputs
+from app.protocol.open_inference.parameters import Parameters, read_parameters
 from app.protocol.tensors import encode_tensors
 from app.protocol.validation import ValidationReport
 from app.ranking.batch import RankedRequest
+from app.ranking.policies import ModelPolicies
 
 ROUTES = {
     "/v2/models/{model}/infer": "Score with a model",
@@ -22,6 +23,8 @@ ROUTES = {
 }
 HEADER_LENGTH = b"inference-header-content-length"
 _MEMBERS = frozenset(("id", "parameters", "inputs", "outputs", "model_name", "model_version"))
+_LONGEST_KNOWN = 4096  # bytes
+_MOST_KNOWN = 256  # documents
 _JSON = b"content-type: application/json\r\n"
 
 
@@ -39,74 +42,124 @@ class OpenInference:
         assert model is not None
         return f"/v2/models/{{model}}{'/versions/{version}' if version else ''}/infer"
 
+    def __init__(self) -> None:
+        """Start without known documents."""
+        self._documents: dict[bytes, _Document] = {}
+
     def parse(self, body: bytes, context: ParseContext) -> ParsedRequest:
         """Read a request body, see `Dialect.parse`; its parameters override its headers."""
-        manifest = context.model.manifest
         length = _header_length(context.headers, len(body))
-        document = decode_document(
-            body if length is None else body[:length],
-            manifest,
-            max_candidates=context.max_candidates,
-        )
+        text = body if length is None else body[:length]
         binary = memoryview(b"" if length is None else body)[length or 0 :]
-        decoded_at = time.perf_counter()
-        if not isinstance(document, dict):
-            raise InvalidRequest([FieldError("", "must be an object")])
         report = ValidationReport()
-        report.unknown_keys("", document, _MEMBERS)
-        request_id = document.get("id")
-        if request_id is not None and not isinstance(request_id, str):
-            report.add("/id", "must be a string")
-        parameters = read_parameters(document.get("parameters"), context.policies, report)
-        outputs = read_outputs(
-            document.get("outputs"), manifest, report, is_binary=parameters.is_binary
-        )
-        tensors, rows = read_inputs(
-            document.get("inputs"),
-            binary,
-            manifest,
-            report,
-            max_candidates=context.max_candidates,
-        )
+        document = self._documents.get(text)
+        if (
+            document is None
+            or document.policies is not context.policies
+            or document.binary_bytes != len(binary)
+        ):
+            document = _read_document(text, len(binary), context, report)
+            if not report.problems:
+                self._remember(text, document)
+        decoded_at = time.perf_counter()
+        tensors = read_tensors(document.inputs, document.rows, binary, report)
+        model = context.model
         features = encode_tensors(
-            manifest, tensors, report, rows=rows, vocabularies=context.model.vocabularies
+            model.manifest, tensors, report, rows=document.rows, vocabularies=model.vocabularies
         )
         report.raise_any()
-        writer = InferResponse(manifest, request_id, outputs)
+        parameters = document.parameters
         return ParsedRequest(
             features,
             parameters.wanted,
-            writer,
+            document,
             decoded_at,
             parameters.timeout_s,
             parameters.priority,
         )
 
+    def _remember(self, text: bytes, document: "_Document") -> None:
+        """Keep a document whose data is all binary: clients send the same one again and again."""
+        if len(text) > _LONGEST_KNOWN or any(each.span is None for each in document.inputs):
+            return
+        if len(self._documents) >= _MOST_KNOWN:
+            self._documents.clear()
+        self._documents[text] = document
 
-@dataclass(slots=True)
-class InferResponse:
-    """Writes the outputs that were requested, each in JSON or binary.
+
+@dataclass(slots=True, eq=False)
+class _Document:
+    """The JSON document of a request, checked; writes the response that it asks for.
 
     Attributes:
         manifest: of the model.
+        policies: which it was read against.
         request_id: the request's `id`, which the response repeats.
+        parameters: its parameters.
         outputs: what the response holds.
+        inputs: names, shapes and datatypes of its inputs.
+        rows: n, the number of candidates.
+        binary_bytes: how many bytes follow it.
+        response_head: the JSON document of the response, once written, if all outputs are binary.
     """
 
     manifest: Manifest
+    policies: ModelPolicies
     request_id: str | None
+    parameters: Parameters
     outputs: Sequence[Output]
+    inputs: Sequence[InputHead]
+    rows: int
+    binary_bytes: int
+    response_head: bytes | None = None
 
     def write(self, ranked: RankedRequest) -> Content:
-        """Return the response's content."""
-        head, binary = write_outputs(self.manifest, self.request_id, self.outputs, ranked)
-        if binary is None:
-            return _JSON, head
+        """Return the outputs that were requested, each in JSON or binary."""
+        if self.response_head is not None:
+            head, binary = self.response_head, binary_outputs(self.manifest, self.outputs, ranked)
+        else:
+            head, binary = write_outputs(self.manifest, self.request_id, self.outputs, ranked)
+            if not binary:
+                return _JSON, head
+            if all(each.is_binary for each in self.outputs):
+                self.response_head = head
         headers = b"content-type: application/octet-stream\r\n%b: %d\r\n" % (
             HEADER_LENGTH,
             len(head),
         )
-        return headers, head + binary
+        return headers, b"".join((head, *binary))
+
+
+def _read_document(
+    text: bytes, binary_bytes: int, context: ParseContext, report: ValidationReport
+) -> _Document:
+    """Parse and check the JSON document of a request; `report` takes every problem.
+
+    Raises:
+        MalformedBody, InvalidRequest, PayloadTooLarge: it cannot be read on.
+    """
+    manifest = context.model.manifest
+    document = decode_document(text, manifest, max_candidates=context.max_candidates)
+    if not isinstance(document, dict):
+        raise InvalidRequest([FieldError("", "must be an object")])
+    report.unknown_keys("", document, _MEMBERS)
+    request_id = document.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        report.add("/id", "must be a string")
+    parameters = read_parameters(document.get("parameters"), context.policies, report)
+    outputs = read_outputs(
+        document.get("outputs"), manifest, report, is_binary=parameters.is_binary
+    )
+    heads, rows = read_heads(
+        document.get("inputs"),
+        binary_bytes,
+        manifest,
+        report,
+        max_candidates=context.max_candidates,
+    )
+    return _Document(
+        manifest, context.policies, request_id, parameters, outputs, heads, rows, binary_bytes
+    )
 
 
 def _header_length(headers: Headers, body_length: int) -> int | None:

@@ -4,7 +4,7 @@ Only inputs that fit their feature are decoded. So a claimed shape never makes t
 memory, or read data that no feature accepts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -31,8 +31,13 @@ _DATATYPES = frozenset((*FLOATS, *INTEGERS, *STRINGS)) | UNSUPPORTED
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
-    """An input whose name, datatype and shape fit a feature; its data is not read yet."""
+class InputHead:
+    """An input whose name, datatype and shape fit a feature; its data is not read yet.
+
+    Attributes:
+        data: what the JSON document holds.
+        span: where its bytes start and end after the JSON document, if it is binary.
+    """
 
     feature: Input
     pointer: str
@@ -40,76 +45,82 @@ class _Head:
     rows: int
     width: int
     data: object
-    content: memoryview | None
+    span: tuple[int, int] | None
 
 
-def read_inputs(
+def read_heads(
     inputs: object,
-    binary: memoryview,
+    binary_bytes: int,
     manifest: Manifest,
     report: ValidationReport,
     *,
     max_candidates: int,
-) -> tuple[dict[str, Tensor], int]:
-    """Return the tensors by feature, and n, the number of candidates.
+) -> tuple[list[InputHead], int]:
+    """Return the inputs that fit a feature, and n, the number of candidates.
 
     Args:
         inputs: that member of the request.
-        binary: the bytes after the JSON document.
+        binary_bytes: how many bytes follow the JSON document.
         manifest: lists the features.
-        report: takes every problem; if it has any, the tensors are not fit for use.
+        report: takes every problem; if it has any, the inputs are not fit for use.
         max_candidates: the most candidates that are accepted.
 
     Raises:
-        MalformedBody: `binary` is not as long as the inputs say.
+        MalformedBody: `binary_bytes` is not what the inputs say.
         PayloadTooLarge: there are too many candidates.
     """
     if not isinstance(inputs, list):
         report.add("/inputs", "must be a list of tensors")
-        return {}, 0
+        return [], 0
     features = {feature.name: feature for feature in manifest.inputs}
     if len(inputs) > len(features):
         detail = f"too many inputs: {len(inputs)}, the model has {len(features)}"
         report.add("/inputs", detail)
-        return {}, 0
-    contents = _contents(inputs, binary)
-    heads: dict[str, _Head] = {}
+        return [], 0
+    spans = _spans(inputs, binary_bytes)
+    heads: dict[str, InputHead] = {}
     named: set[str] = set()
-    for place, (tensor, content) in enumerate(zip(inputs, contents, strict=True)):
+    for place, (tensor, span) in enumerate(zip(inputs, spans, strict=True)):
         if report.full:
             break
-        head = _head(tensor, content, f"/inputs/{place}", features, named, report)
+        head = _head(tensor, span, f"/inputs/{place}", features, named, report)
         if head is not None:
             heads[head.feature.name] = head
     for feature in manifest.inputs:
         if feature.name not in named and feature.default is None:
             report.add("/inputs", f"required input {feature.name} is missing")
-    rows = _check_rows(heads, report, max_candidates)
+    return list(heads.values()), _check_rows(heads, report, max_candidates)
+
+
+def read_tensors(
+    heads: Sequence[InputHead], rows: int, binary: memoryview, report: ValidationReport
+) -> dict[str, Tensor]:
+    """Return the tensors by feature; `binary` holds the bytes after the JSON document."""
     tensors = {}
-    for name, each in heads.items():
+    for each in heads:
         if each.rows not in (1, rows):  # reported; never allocate 2^62 rows of zero ids
             continue
-        values = _values(each, report)
+        values = _values(each, binary, report)
         if values is not None:
-            tensors[name] = Tensor(each.pointer, values, each.rows, each.width)
-    return tensors, rows
+            tensors[each.feature.name] = Tensor(each.pointer, values, each.rows, each.width)
+    return tensors
 
 
-def _contents(inputs: list[Any], binary: memoryview) -> list[memoryview | None]:
+def _spans(inputs: list[Any], binary_bytes: int) -> list[tuple[int, int] | None]:
     """Split the bytes after the JSON document, in the order of the inputs."""
     sizes = [_binary_size(tensor) for tensor in inputs]
     total = sum(size for size in sizes if size is not None)
-    if total != len(binary):
+    if total != binary_bytes:
         raise MalformedBody(
-            f"binary_data_size of the inputs: {total} bytes in all, but {len(binary)} bytes follow "
-            "the JSON document (header inference-header-content-length: the document's length)"
+            f"binary_data_size of the inputs: {total} bytes in all, but {binary_bytes} bytes "
+            "follow the JSON document (header inference-header-content-length: the document's length)"
         )
-    contents: list[memoryview | None] = []
+    spans: list[tuple[int, int] | None] = []
     offset = 0
     for size in sizes:
-        contents.append(None if size is None else binary[offset : offset + size])
+        spans.append(None if size is None else (offset, offset + size))
         offset += size or 0
-    return contents
+    return spans
 
 
 def _binary_size(tensor: object) -> int | None:
@@ -124,12 +135,12 @@ def _binary_size(tensor: object) -> int | None:
 
 def _head(
     tensor: object,
-    content: memoryview | None,
+    span: tuple[int, int] | None,
     pointer: str,
     features: Mapping[str, Input],
     named: set[str],
     report: ValidationReport,
-) -> _Head | None:
+) -> InputHead | None:
     """Check all but the data of one input; return None if anything is wrong."""
     if not isinstance(tensor, dict):
         report.add(pointer, "must be an object")
@@ -153,11 +164,11 @@ def _head(
     size = None if shape is None else rows_and_width(feature, shape)
     if size is None:
         report.add(f"{pointer}/shape", f"{feature.name} {shape_rule(feature)}")
-    if ("data" in tensor) == (content is not None):
+    if ("data" in tensor) == (span is not None):
         report.add(pointer, f"{feature.name} must have either data or binary_data_size")
     if len(report.problems) > before or size is None:
         return None
-    return _Head(feature, pointer, str(datatype), *size, tensor.get("data"), content)
+    return InputHead(feature, pointer, str(datatype), *size, tensor.get("data"), span)
 
 
 def _datatype_rule(feature: Input, datatype: object) -> str:
@@ -173,7 +184,9 @@ def _shape(shape: object) -> list[int] | None:
     return shape if all(type(each) is int and each >= 0 for each in shape) else None
 
 
-def _check_rows(heads: Mapping[str, _Head], report: ValidationReport, max_candidates: int) -> int:
+def _check_rows(
+    heads: Mapping[str, InputHead], report: ValidationReport, max_candidates: int
+) -> int:
     """Return n: the rows of every candidate input, and of each user input that has not just 1."""
     of_candidates = [each for each in heads.values() if each.feature.side == "candidate"]
     if not heads:
@@ -191,21 +204,24 @@ def _check_rows(heads: Mapping[str, _Head], report: ValidationReport, max_candid
     return first.rows
 
 
-def _values(head: _Head, report: ValidationReport) -> Numbers | list[str] | None:
+def _values(
+    head: InputHead, binary: memoryview, report: ValidationReport
+) -> Numbers | list[str] | None:
     def add_problem(place: str, rule: str) -> None:
         report.add(f"{head.pointer}{place}", f"{head.feature.name} {rule}")
 
-    if head.content is None:
+    if head.span is None:
         return elements_from_json(head.data, head.datatype, head.rows, head.width, add_problem)
+    content = binary[head.span[0] : head.span[1]]
     if head.datatype in STRINGS:
         try:
-            return strings_from_bytes(head.content, head.rows * head.width)
+            return strings_from_bytes(content, head.rows * head.width)
         except ValueError as error:
             add_problem("", str(error))
             return None
     size = SIZES[head.datatype] * head.rows * head.width
-    if len(head.content) != size:
-        detail = f"must be {size} for its shape and datatype, is {len(head.content)}"
+    if len(content) != size:
+        detail = f"must be {size} for its shape and datatype, is {len(content)}"
         add_problem("/parameters/binary_data_size", detail)
         return None
-    return numbers_from_bytes(head.datatype, head.content, head.rows, head.width)
+    return numbers_from_bytes(head.datatype, content, head.rows, head.width)

@@ -11,6 +11,7 @@ from app.artifacts.manifest import Manifest
 from app.protocol.open_inference.parameters import refuse_parameters
 from app.protocol.validation import ValidationReport, listing
 from app.ranking.batch import RankedRequest
+from app.ranking.formulas import Scores
 
 RANK_SCORE = "rank_score"
 _MEMBERS = frozenset(("name", "parameters", "datatype", "shape"))
@@ -73,19 +74,15 @@ def _is_binary(
 
 def write_outputs(
     manifest: Manifest, request_id: str | None, outputs: Sequence[Output], ranked: RankedRequest
-) -> tuple[bytes, bytes | None]:
-    """Return the answer's JSON document, and what follows it, or None where all is in JSON."""
-    tasks = {name: column for column, name in enumerate(manifest.task_names)}
+) -> tuple[bytes, list[bytes]]:
+    """Return the response's JSON document, and the bytes of each binary output after it."""
     written: list[dict[str, Any]] = []
-    binary: list[bytes] = []
+    binary = binary_outputs(manifest, outputs, ranked)
     for each in outputs:
-        column = tasks.get(each.name)
-        scores = ranked.rank_score if column is None else ranked.scores[:, column]  # [n]
+        scores = _scores(manifest, each, ranked)
         output: dict[str, Any] = {"name": each.name, "datatype": "FP32", "shape": [len(scores), 1]}
         if each.is_binary:
-            content = scores.astype("<f4", copy=False).tobytes()
-            output["parameters"] = {"binary_data_size": len(content)}
-            binary.append(content)
+            output["parameters"] = {"binary_data_size": scores.nbytes}
         else:
             output["data"] = np.ascontiguousarray(scores)
         written.append(output)
@@ -97,5 +94,21 @@ def write_outputs(
     if request_id is not None:
         document["id"] = request_id
     # orjson writes a float32 as the shortest text that reads back as the same float32.
-    head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    return head, b"".join(binary) if binary else None
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), binary
+
+
+def binary_outputs(
+    manifest: Manifest, outputs: Sequence[Output], ranked: RankedRequest
+) -> list[bytes]:
+    """Return the bytes of each binary output, in order."""
+    return [
+        _scores(manifest, each, ranked).astype("<f4", copy=False).tobytes()
+        for each in outputs
+        if each.is_binary
+    ]
+
+
+def _scores(manifest: Manifest, output: Output, ranked: RankedRequest) -> Scores:
+    """Return an output, `[n]` float32."""
+    column = manifest.task_columns.get(output.name)
+    return ranked.rank_score if column is None else ranked.scores[:, column]
