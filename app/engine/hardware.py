@@ -97,14 +97,13 @@ def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
     and v2, either or both may be mounted (cgroups(7), /proc/pid/cgroup and mountinfo).
     """
     quotas: list[float] = []
-    for group, mount_point in _cpu_groups(proc):
-        while True:
+    for own, mount_point in _cpu_groups(proc):
+        for group in (own, *own.parents):
             quota = _quota(group)
             if quota is not None:
                 quotas.append(quota)
             if group == mount_point:
                 break
-            group = group.parent
     return min(quotas, default=None)
 
 

@@ -113,7 +113,7 @@ def _spans(inputs: list[Any], binary_bytes: int) -> list[tuple[int, int] | None]
     if total != binary_bytes:
         raise MalformedBody(
             f"binary_data_size of the inputs: {total} bytes in all, but {binary_bytes} bytes "
-            "follow the JSON document (header inference-header-content-length: the document's length)"
+            "follow the JSON document (header inference-header-content-length: its length)"
         )
     spans: list[tuple[int, int] | None] = []
     offset = 0
