@@ -129,7 +129,9 @@ class Batcher:
             Overloaded, DeadlineUnmeetable: see `admit`.
         """
         now = self._clock()
-        if not self._is_surely_in_time(request, now):
+        if self._is_surely_in_time(request, now):
+            self._queues.timeouts.add(request.deadline - now, now)
+        else:
             self.admit(request.model, request.features.rows, request.priority, request.deadline)
         request.arrival = now
         request.rows_left = request.features.rows
@@ -155,7 +157,7 @@ class Batcher:
         return now + (1 + MAX_MARGIN) * work_s < request.deadline
 
     def admit(self, model: Model, rows: int, priority: Priority, deadline: float) -> None:
-        """Refuse a request that does not fit or cannot meet its deadline.
+        """Refuse a request of so many rows that does not fit or cannot meet its deadline.
 
         An idle lane with an empty queue takes every request: otherwise an overestimated cost would
         never be corrected.
@@ -164,10 +166,12 @@ class Batcher:
             Overloaded: too many rows wait already.
             DeadlineUnmeetable: the response would come after the deadline.
         """
-        if self._idle and not self._queues:
-            return
         now = self._clock()
         queue = self._queues.of(model)
+        if deadline - now > queue.cost.of(rows):  # else it would be late on an idle server, too
+            self._queues.timeouts.add(deadline - now, now)
+        if self._idle and not self._queues:
+            return
         if queue.rows_as_urgent(priority) + rows > self._max_queue_rows:
             self._queues.drop_finished(now)
         waiting = queue.rows_as_urgent(priority)
@@ -237,7 +241,7 @@ class Batcher:
             self._retry_or_fail(batch, result.scores, queue)
             return
         if queue.observe(batch.rows, busy_s):
-            self._metrics.batch_limit(str(batch.model), queue.max_batch_rows)
+            self._metrics.batch_limit(str(batch.model), queue.memory_limit_rows)
         row = 0
         for chunk, whole in zip(batch.chunks, result.ranked, strict=True):
             request = chunk.request
@@ -290,7 +294,7 @@ class Batcher:
         """
         if is_out_of_memory(error) and batch.rows > 1:
             queue.halve_batches(batch)
-            limit = queue.max_batch_rows
+            limit = queue.memory_limit_rows
             self._metrics.failed("out-of-memory")
             self._metrics.batch_limit(str(batch.model), limit)
             logger.error(

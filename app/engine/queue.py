@@ -28,6 +28,15 @@ AGED_EVERY = 4
 """Age counts in one of so many batches. Low priorities make progress whatever the load, and high
 priorities have the other batches to themselves, however old the rest of the queue is."""
 
+BATCH_SHARE = 0.25
+"""A batch takes at most this part of the shortest recent timeout."""
+
+KNEE = 4
+"""In units of a/b: in a batch of `KNEE · a/b` rows a row costs a quarter more than in a huge one."""
+
+REMEMBER_S = 5.0
+"""For so long, at least, the timeouts of requests count as recent."""
+
 RECOVERY_BATCHES = 1000
 """After so many good batches, a batch limit that was halved for lack of memory is doubled."""
 
@@ -68,14 +77,17 @@ class ModelQueue:
     Attributes:
         rows: how many rows wait.
         cost: what a batch costs.
-        max_batch_rows: the most rows of a batch; less than the setting after out-of-memory.
+        memory_limit_rows: the most rows of a batch for which there is memory.
     """
 
-    def __init__(self, *, max_batch_rows: int, min_chunk_rows: int) -> None:
+    def __init__(
+        self, timeouts: "RecentTimeouts", *, max_batch_rows: int, min_chunk_rows: int
+    ) -> None:
         """Start empty; see `Batcher` for the limits."""
         self.rows = 0
         self.cost = Cost()
-        self.max_batch_rows = max_batch_rows
+        self._timeouts = timeouts
+        self.memory_limit_rows = max_batch_rows
         self._turn_rows = max_batch_rows
         self._batches_since_halved = 0
         self._min_chunk_rows = min_chunk_rows
@@ -91,6 +103,21 @@ class ModelQueue:
         retries = [f"retry {batch}" for batch in self._retries]
         levels = [f"{level}" for level in self._levels if level.chunks]
         return f"<{self.rows} rows: {', '.join(retries + levels)}>"
+
+    @property
+    def max_batch_rows(self) -> int:
+        """The most rows of a batch.
+
+        It is less than the setting after out-of-memory, and where a full batch would keep a lane
+        busy for longer than `BATCH_SHARE` of what recent requests can wait: they must find a lane
+        in time. But a batch never gets so small that a row costs `1 + 1/KNEE` of the best.
+        """
+        limit, cost = self.memory_limit_rows, self.cost
+        longest_s = BATCH_SHARE * self._timeouts.shortest_s
+        if cost.of(limit) <= longest_s:
+            return limit
+        rows = max((longest_s - cost.a_s) / cost.b_s, KNEE * cost.a_s / cost.b_s)
+        return max(1, min(limit, int(rows)))
 
     @property
     def oldest_arrival(self) -> float:
@@ -133,10 +160,13 @@ class ModelQueue:
         """Learn from a batch that ran; return whether the batch limit was raised again."""
         self.cost.observe(rows, duration_s)
         self._batches_since_halved += 1
-        if self.max_batch_rows == self._turn_rows or self._batches_since_halved < RECOVERY_BATCHES:
+        if (
+            self.memory_limit_rows == self._turn_rows
+            or self._batches_since_halved < RECOVERY_BATCHES
+        ):
             return False
         self._batches_since_halved = 0
-        self.max_batch_rows = min(2 * self.max_batch_rows, self._turn_rows)
+        self.memory_limit_rows = min(2 * self.memory_limit_rows, self._turn_rows)
         return True
 
     def append(self, request: QueuedRequest, start: int, now: float) -> None:
@@ -159,7 +189,7 @@ class ModelQueue:
 
     def halve_batches(self, failed: Batch) -> None:
         """Halve the batch limit after out-of-memory, and queue the failed chunks again in front."""
-        self.max_batch_rows = max(1, min(self.max_batch_rows, failed.rows // 2))
+        self.memory_limit_rows = max(1, min(self.memory_limit_rows, failed.rows // 2))
         self._batches_since_halved = 0
         for chunk in reversed(failed.chunks):
             level = self._levels[chunk.request.priority]
@@ -268,14 +298,16 @@ class ModelQueue:
 
         It is all of them, or a number that leaves neither part below `min_chunk_rows`.
         """
-        longest = wanted - self._min_chunk_rows
-        if (cut := min(target - rows, longest)) >= self._min_chunk_rows:
+        limit = self.max_batch_rows
+        shortest = min(self._min_chunk_rows, limit)
+        longest = wanted - shortest
+        if (cut := min(target - rows, longest)) >= shortest:
             return cut
         # Not worth splitting at the target; the batch may grow to its limit instead.
-        space = self.max_batch_rows - rows
+        space = limit - rows
         if wanted <= space:
             return wanted
-        if (cut := min(space, longest)) >= self._min_chunk_rows:
+        if (cut := min(space, longest)) >= shortest:
             return cut
         return 0 if rows else space
 
@@ -290,10 +322,34 @@ def _report_disconnect(request: QueuedRequest, now: float) -> None:
         request.fail(ClientDisconnected("queue"))
 
 
+class RecentTimeouts:
+    """The shortest timeout of recent requests, of any model and priority (s)."""
+
+    def __init__(self) -> None:
+        """Start without requests: a batch may take as long as it likes."""
+        self.shortest_s = math.inf
+        self._shortest_now_s = math.inf  # since `_since`
+        self._since = -math.inf  # clock time (s)
+
+    def add(self, timeout_s: float, now: float) -> None:
+        """Take note of a request; it counts for `REMEMBER_S` to twice as long."""
+        if now - self._since >= REMEMBER_S:
+            self.shortest_s = self._shortest_now_s
+            self._shortest_now_s = math.inf
+            self._since = now
+        if timeout_s < self._shortest_now_s:
+            self._shortest_now_s = timeout_s
+            if timeout_s < self.shortest_s:
+                self.shortest_s = timeout_s
+
+
 class Queues:
     """The queues of all models. Models that have rows take turns.
 
     What is known about a model's batches stays with its queue as long as the model lives.
+
+    Attributes:
+        timeouts: of recent requests to any model.
     """
 
     def __init__(self, *, max_batch_rows: int, min_chunk_rows: int, max_wait_s: float) -> None:
@@ -301,6 +357,7 @@ class Queues:
         self._max_batch_rows = max_batch_rows
         self._min_chunk_rows = min_chunk_rows
         self._max_wait_s = max_wait_s
+        self.timeouts = RecentTimeouts()
         self._queues: WeakKeyDictionary[Model, ModelQueue] = WeakKeyDictionary()
         self._turns: dict[Model, ModelQueue] = {}  # the models that have rows, next one first
         self._batches_taken = 0
@@ -339,7 +396,9 @@ class Queues:
             queue = self._queues.get(model)
         if queue is None:
             queue = self._queues[model] = ModelQueue(
-                max_batch_rows=self._max_batch_rows, min_chunk_rows=self._min_chunk_rows
+                self.timeouts,
+                max_batch_rows=self._max_batch_rows,
+                min_chunk_rows=self._min_chunk_rows,
             )
         return queue
 

@@ -37,6 +37,7 @@ MOST_HEADERS = 100
 MOST_PIPELINED = 16  # requests; reading pauses while so many wait
 HEAD_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0
+PROBE_AFTER_S = 0.01  # after a half-close; most requests are answered before
 _HOP_BY_HOP = (b"upgrade", b"http2-settings", b"connection")
 _INDIRECT = frozenset((b"content-encoding", b"expect", b"origin", b"transfer-encoding"))
 """Headers of requests that take the way through the ASGI application."""
@@ -190,17 +191,29 @@ class Connection(HttpToolsProtocol):
         """Keep a half-closed connection until its requests are answered.
 
         A client that closed its sending side may still wait for the response (RFC 9112, section
-        9.6), or may be gone: both send the same. An interim response tells them apart, since a
-        client that is gone resets the connection; `is_disconnected` sees that.
+        9.6), or may be gone: both look the same. See `_probe`.
         """
         if not self._cycle_is_open() or self._waits_for_body or self.scheme == "https":
             return False
         self._is_half_closed = True
         self.cycle.keep_alive = False
-        is_started = not self._is_direct and self.cycle.response_started
-        if self.parser.get_http_version() == "1.1" and not is_started:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.loop.call_later(PROBE_AFTER_S, self._probe)
         return True
+
+    def _probe(self) -> None:
+        """Send an interim response to a half-closed client whose request still waits.
+
+        A client that is gone resets the connection, and `is_disconnected` sees that before its
+        request is computed. One that waits skips the interim response (RFC 9110, section 15.2).
+        """
+        is_started = not self._is_direct and self.cycle.response_started
+        if (
+            self._cycle_is_open()
+            and not is_started
+            and not self.transport.is_closing()
+            and self.parser.get_http_version() == "1.1"
+        ):
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def pause_writing(self) -> None:
         """Stop reading while the client does not read, and give up after `WRITE_TIMEOUT_S`."""
