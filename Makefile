@@ -22,8 +22,8 @@ serve: $(RUNTIME)  ## serve the store on 127.0.0.1:8000; trains a demo model if 
 demo: $(RUNTIME)  ## train the demo model and publish it into the store
 	$(BIN)/python -m models train --config models/configs/demo.toml --store "$(GATEHOUSE_STORE)"
 
-# worksteal gives each worker a contiguous part of the tests, so most tests of a file run on one worker
-# and share its servers and models. A worker without tests takes some from the others.
+# worksteal gives each worker a contiguous part of the tests, so most tests of a file run on one
+# worker and share its servers and models. A worker without tests takes some from the others.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test: $(DEVELOPMENT)  ## run all tests; fails if less than 95 % of branches are covered

@@ -13,6 +13,7 @@ from tests import REPOSITORY
 from tests.bench import gpu
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_refuses():
     command = [sys.executable, "-m", "tests.bench.gpu"]

@@ -21,6 +21,7 @@ def fits(case: Case) -> bool:
     return bool(jsonschema_rs.validator_for(schema).is_valid(document))
 
 
+@pytest.mark.slow
 @given(cases())
 def test_what_the_encoder_takes_is_allowed(case):
     if case.candidates == {}:  # columns: which of none are left out is nobody's loss
@@ -40,6 +41,7 @@ def can_be_told(case: Case, name: str, value: Any) -> bool:
     return True
 
 
+@pytest.mark.slow
 @given(damaged())
 def test_what_the_encoder_refuses_is_not_allowed(drawn):
     case, damages = drawn
