@@ -26,7 +26,7 @@ ENV PATH=/opt/venv/bin:$PATH
 RUN python -m venv /opt/venv
 WORKDIR /build
 COPY requirements.lock requirements-torch.lock ./
-RUN pip install --require-hashes --requirement requirements.lock
+RUN pip install --no-deps --require-hashes --requirement requirements.lock
 # The torch wheel of pip's default index brings gigabytes of CUDA libraries that this image never
 # loads. uv knows the index of the CPU wheels; a mirror of it can be given as TORCH_INDEX.
 RUN if [ -n "$TORCH_INDEX" ]; then \

@@ -52,8 +52,9 @@ format: $(DEVELOPMENT)  ## format the code
 	$(BIN)/ruff format
 
 # uv reads UV_DEFAULT_INDEX and UV_INDEX instead of pip's configuration. The locks hold for every
-# supported Python and platform, with the hashes of all files of a release. What only CUDA builds of
-# torch need is removed: torch's own metadata pins it, and CPU builds do not need it.
+# supported Python and platform, with the hashes of all files of a release. They are complete, so they
+# are installed with --no-deps. What only CUDA builds of torch need is removed from them: torch's own
+# metadata pins it, and CPU builds do not need it.
 LOCK := build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-header --no-annotate \
 	--constraint requirements-torch.lock pyproject.toml
@@ -76,11 +77,11 @@ $(RUNTIME): requirements.lock requirements-torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 		|| { echo "Gatehouse needs Python 3.11 to 3.13; try make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install --require-hashes --requirement requirements.lock
+	$(PIP) install --no-deps --require-hashes --requirement requirements.lock
 	$(PIP) install --requirement requirements-torch.lock
 	$(PIP) install --no-deps --editable .
 	@touch $@
 
 $(DEVELOPMENT): $(RUNTIME) requirements-dev.lock
-	$(PIP) install --require-hashes --requirement requirements-dev.lock
+	$(PIP) install --no-deps --require-hashes --requirement requirements-dev.lock
 	@touch $@

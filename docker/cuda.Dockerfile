@@ -28,7 +28,7 @@ ENV PATH=/opt/venv/bin:$PATH
 RUN python -m venv /opt/venv
 WORKDIR /build
 COPY requirements.lock requirements-torch.lock ./
-RUN pip install --require-hashes --requirement requirements.lock
+RUN pip install --no-deps --require-hashes --requirement requirements.lock
 RUN pip install --requirement requirements-torch.lock \
     && python -c "import torch; assert torch.version.cuda, 'this torch has no CUDA: wrong index'"
 COPY pyproject.toml README.md LICENSE ./

@@ -98,7 +98,8 @@ def test_a_wrong_request_is_told_why_and_not_repeated(run, server, example):
 
 
 def test_client_stops_waiting_for_a_silent_server_when_its_budget_is_spent(run, server):
-    for budget_ms in (300, 5000):  # on a slow machine, 300 ms may be over before the request is sent
+    # On a slow machine, 300 ms may be over before the request is sent.
+    for budget_ms in (300, 5000):
         with busy_front(server.url, [SILENCE]) as front:
             finished = run(front.url, budget_ms=budget_ms)
         assert finished.returncode in (1, 28)  # 28 is curl's code for a timeout

@@ -151,7 +151,7 @@ def test_change_of_the_sources_does_not_install_the_dependencies_again(image):
     locks, *later = [i for i, each in enumerate(build) if each.is_from_context]
     assert build[locks].words[:-1] == ["requirements.lock", "requirements-torch.lock"]
     runs = "\n".join(each.text for each in build[locks : later[0]] if each.name == "RUN")
-    assert "pip install --require-hashes --requirement requirements.lock" in runs
+    assert "pip install --no-deps --require-hashes --requirement requirements.lock" in runs
     assert "--requirement requirements-torch.lock" in runs
 
 
