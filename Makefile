@@ -52,9 +52,9 @@ format: $(DEVELOPMENT)  ## format the code
 	$(BIN)/ruff format
 
 # uv reads UV_DEFAULT_INDEX and UV_INDEX instead of pip's configuration. The locks hold for every
-# supported Python and platform, with the hashes of all files of a release. They are complete, so they
-# are installed with --no-deps. What only CUDA builds of torch need is removed from them: torch's own
-# metadata pins it, and CPU builds do not need it.
+# supported Python and platform, with the hashes of all files of a release. They are complete, so
+# pip installs them with --no-deps. Packages that only CUDA builds of torch need are removed: torch's
+# own metadata pins them, and CPU builds do not need them.
 LOCK := build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-header --no-annotate \
 	--constraint requirements-torch.lock pyproject.toml

@@ -1,7 +1,7 @@
-"""Two processes that do little, kept by `Processes`: `python -m tests.support.brood FOLDER KIND`.
+"""Two minimal processes, supervised by `Processes`: `python -m tests.support.brood FOLDER KIND`.
 
-Each life prints `<number> <pid>`. What a life then does depends on the kind, and on how many lives
-its number has had, which files in the folder count.
+Each process prints `<number> <pid>` when it starts. What it does then depends on KIND and on how
+often this number has started before, which is the count of its files in FOLDER.
 """
 
 import os
@@ -14,31 +14,31 @@ from app.server.supervisor import Processes
 FOLDER, KIND = Path(sys.argv[1]), sys.argv[2]
 
 
-def until_asked() -> int:
+def wait_for_sigterm() -> int:
     signal.sigwait([signal.SIGTERM])
     return 0
 
 
-def life(number: int) -> int:
-    signal.alarm(60)  # no life outlasts its test, whatever becomes of that
+def run(number: int) -> int:
+    signal.alarm(60)  # ends the process even if its test was killed
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    lives = len(list(FOLDER.glob(f"{number}-*")))
-    (FOLDER / f"{number}-{lives}").touch()
-    os.write(1, f"{number} {os.getpid()}\n".encode())  # whole, whoever else writes
+    starts = len(list(FOLDER.glob(f"{number}-*")))
+    (FOLDER / f"{number}-{starts}").touch()
+    os.write(1, f"{number} {os.getpid()}\n".encode())  # one write, so that lines do not mix
     if number == 0:
         match KIND:
             case "unusable":
                 return 2
-            case "frail" if lives < 3:
+            case "frail" if starts < 3:
                 return 1
-            case "raises" if lives < 1:
+            case "raises" if starts < 1:
                 raise ValueError("a fault")
-            case "later unusable" if lives in (1, 2):
+            case "later unusable" if starts in (1, 2):
                 return 2
             case "stubborn":
                 signal.pause()
-    return until_asked()
+    return wait_for_sigterm()
 
 
 if __name__ == "__main__":
-    sys.exit(Processes(2, life, patience_s=0.2, pause_s=0.01).run())
+    sys.exit(Processes(2, run, patience_s=0.2, pause_s=0.01).run())

@@ -1,4 +1,4 @@
-"""The service with a lane whose device is lost when a file appears: `python -m tests.support.lossy`."""
+"""A server whose device is lost when a file appears: `python -m tests.support.lossy`."""
 
 import asyncio
 import sys
