@@ -30,7 +30,7 @@ test: $(DEVELOPMENT)  ## run all tests; fails if less than 95 % of branches are 
 	$(PYTEST) --cov
 
 test-fast: $(DEVELOPMENT)  ## run the tests that need no server process and little time
-	$(PYTEST) -m "not slow" --ignore tests/end_to_end
+	$(PYTEST) -m "not slow" --ignore tests/end_to_end --hypothesis-profile fast
 
 check: $(DEVELOPMENT)  ## check style, formatting, types and imports between layers
 	$(BIN)/ruff check

@@ -21,6 +21,9 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile(  # no test depends on time
     "gatehouse", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
+hypothesis.settings.register_profile(  # make test-fast
+    "fast", hypothesis.settings.get_profile("gatehouse"), max_examples=20
+)
 hypothesis.settings.load_profile("gatehouse")
 
 # A shell starts background commands with SIGINT ignored, and child processes inherit that. Tests

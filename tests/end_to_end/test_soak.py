@@ -36,10 +36,10 @@ def response_to(sent, *, user=None, version=3, claimed=3) -> bytes:
 def test_scores_of_other_requests_or_versions_are_found():
     sent = valid_request()
     assert fault(sent, 200, {}, response_to(sent)) is None
-    assert "is another's" in str(fault(sent, 200, {}, response_to(sent, user=8)))
-    assert "is another's" in str(fault(sent, 200, {}, response_to(sent, claimed=4)))
+    assert "wrong sum scores" in str(fault(sent, 200, {}, response_to(sent, user=8)))
+    assert "wrong version scores" in str(fault(sent, 200, {}, response_to(sent, claimed=4)))
     fewer = Sent(sent.content, sent.user, sent.candidates[1:], sent.statuses)
-    assert "is another's" in str(fault(fewer, 200, {}, response_to(sent)))
+    assert "wrong sum scores" in str(fault(fewer, 200, {}, response_to(sent)))
 
 
 def test_unexpected_or_incomplete_errors_are_found():
@@ -48,8 +48,8 @@ def test_unexpected_or_incomplete_errors_are_found():
     hurried = Sent(sent.content, sent.user, sent.candidates, frozenset((200, 503)))
     problem = orjson.dumps({"status": 503, "type": "/problems/deadline-unmeetable"})
     assert fault(hurried, 503, {"retry-after": "1"}, problem) is None
-    assert "unclear" in str(fault(hurried, 503, {}, problem))
-    assert "unclear" in str(fault(hurried, 503, {"retry-after": "1"}, b'{"status": 500}'))
+    assert "incomplete error" in str(fault(hurried, 503, {}, problem))
+    assert "incomplete error" in str(fault(hurried, 503, {"retry-after": "1"}, b'{"status": 500}'))
 
 
 def test_growth_compares_the_last_tenth_with_the_sixth():
