@@ -288,12 +288,12 @@ def test_images_differ_only_in_torch_and_in_what_a_gpu_needs():
 # The health check
 
 
-def run_health_check(image: Image, port: int) -> int:
+def run_health_check(image: Image, port: int, **environment: str) -> int:
     """Run the command of HEALTHCHECK as Docker would, and return its exit code."""
     command = json.loads(image.last("HEALTHCHECK").text.partition("CMD")[2])
     command[0] = {"python": sys.executable}[command[0]]
     # A proxy that does not exist: the health check must not use it.
-    environment = {"GATEHOUSE_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
+    environment |= {"GATEHOUSE_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
     completed = subprocess.run(
         command, env=environment, capture_output=True, timeout=30, check=False
     )

@@ -12,7 +12,7 @@ import pytest
 
 from app.errors import ConfigurationInvalid
 from app.server.tls import Certificate
-from tests.end_to_end.test_docker import CPU, probe
+from tests.end_to_end.test_docker import CPU, run_health_check
 from tests.support.server import clean_environment, running_server
 
 pytestmark = [
@@ -101,7 +101,7 @@ def test_plain_http_gets_no_answer(server):
 
 def test_the_image_checks_its_health_by_https_too(server, files):
     port = int(server.url.rpartition(":")[2])
-    assert probe(CPU, port, GATEHOUSE_TLS_CERT=str(files[0])) == 0
+    assert run_health_check(CPU, port, GATEHOUSE_TLS_CERT=str(files[0])) == 0
 
 
 def test_a_new_certificate_is_shown_without_a_restart(server, files, tmp_path):
