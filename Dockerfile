@@ -3,34 +3,44 @@
 #   docker build --tag gatehouse .
 #   docker run --publish 8000:8000 gatehouse
 #
-# It needs no capability and no writable root file system:
+# It runs without capabilities and with a read-only root file system:
 #
 #   docker run --publish 8000:8000 --read-only --tmpfs /tmp --cap-drop ALL gatehouse
 #
-# Artifacts of your own take the demo's place: --volume "$PWD/store:/store:ro"
+# To serve your own models instead of the demo: --volume "$PWD/store:/store:ro"
 
 FROM python:3.12-slim-bookworm AS base
-# The official image leaves out the standard library's bytecode. Every start, and every probe of
-# HEALTHCHECK, would compile it anew, as there is nowhere to keep it.
+# The official image has no bytecode of the standard library. Without this line every start and every
+# health check would compile it again, because the container cannot store it.
 RUN python -m compileall -q /usr/local/lib
 
 
 FROM base AS build
-# Where packages come from, if not from pip's own default. The published torch wheel brings
-# gigabytes of CUDA libraries that this image never loads; an index of CPU-only wheels, given as
-# PIP_EXTRA_INDEX_URL, leaves them out. Neither reaches the final image or its history.
+# The package indexes, if they are not the defaults. TORCH_INDEX must have CPU-only wheels of torch.
+# None of the three arguments reaches the final image or its history.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
+ARG TORCH_INDEX
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 ENV PATH=/opt/venv/bin:$PATH
 RUN python -m venv /opt/venv
 WORKDIR /build
-COPY requirements.lock ./
-RUN pip install --requirement requirements.lock
+COPY requirements.lock requirements-torch.lock ./
+RUN pip install --no-deps --require-hashes --requirement requirements.lock
+# The torch wheel of pip's default index brings gigabytes of CUDA libraries that this image never
+# loads. uv knows the index of the CPU wheels; a mirror of it can be given as TORCH_INDEX.
+RUN if [ -n "$TORCH_INDEX" ]; then \
+        pip install --no-deps --index-url "$TORCH_INDEX" --requirement requirements-torch.lock; \
+    else \
+        python -m venv /opt/uv && /opt/uv/bin/pip install uv==0.13.9 \
+        && /opt/uv/bin/uv pip install --python /opt/venv/bin/python --no-cache --no-deps \
+            --torch-backend cpu --requirement requirements-torch.lock; \
+    fi \
+    && python -c "import torch; assert not torch.version.cuda, 'this torch has CUDA: wrong index'"
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY models models
-# Beside the environment and not into it, so that a change of the sources makes a small layer.
+# Installed outside the virtual environment, so that a change of the sources makes a small layer.
 RUN pip install --no-deps --root /install .
 
 
@@ -52,8 +62,8 @@ VOLUME /store
 EXPOSE 8000
 USER 10001:10001
 STOPSIGNAL SIGTERM
-# Not urllib: it would ask the proxy that Docker may set in the environment. Change the port by
-# GATEHOUSE_PORT and not by a flag, which the probe cannot see.
+# http.client, because urllib would use the proxy that Docker may set in the environment. Change the
+# port with GATEHOUSE_PORT, because the health check does not see command line options.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import http.client, os, ssl, sys; address = {'host': '127.0.0.1', 'port': int(os.environ['GATEHOUSE_PORT']), 'timeout': 2}; connection = http.client.HTTPSConnection(**address, context=ssl._create_unverified_context()) if os.environ.get('GATEHOUSE_TLS_CERT') else http.client.HTTPConnection(**address); connection.request('GET', '/livez'); sys.exit(connection.getresponse().status != 200)"]
 CMD ["gatehouse", "serve"]

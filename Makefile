@@ -1,4 +1,4 @@
-# Everything a person runs. Needs Python 3.11 to 3.13, make and a package index.
+# Commands for development. They need Python 3.11 to 3.13, make and a package index.
 
 PYTHON ?= python3
 GATEHOUSE_STORE ?= store
@@ -10,7 +10,7 @@ DEVELOPMENT := .venv/development.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test check soak bench overload format lock clean
+.PHONY: help serve demo test test-fast check soak bench overload format lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -22,51 +22,66 @@ serve: $(RUNTIME)  ## serve the store on 127.0.0.1:8000; trains a demo model if 
 demo: $(RUNTIME)  ## train the demo model and publish it into the store
 	$(BIN)/python -m models train --config models/configs/demo.toml --store "$(GATEHOUSE_STORE)"
 
-test: $(DEVELOPMENT)  ## run the whole test suite; fails below 95 % of branches covered
-	$(BIN)/python -m pytest --cov
+# worksteal gives each worker a contiguous part of the tests, so most tests of a file run on one
+# worker and share its servers and models. A worker without tests takes some from the others.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-check: $(DEVELOPMENT)  ## lint, formatting, types, layers
+test: $(DEVELOPMENT)  ## run all tests; fails if less than 95 % of branches are covered
+	$(PYTEST) --cov
+
+test-fast: $(DEVELOPMENT)  ## run the tests that need no server process and little time
+	$(PYTEST) -m "not slow" --ignore tests/end_to_end --hypothesis-profile fast
+
+check: $(DEVELOPMENT)  ## check style, formatting, types and imports between layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-soak: $(DEVELOPMENT)  ## 100 000 mixed requests to a real server, every answer checked; minutes
+soak: $(DEVELOPMENT)  ## send 100 000 mixed requests to a server and check every response (minutes)
 	$(BIN)/python -m tests.soak
 
-bench: $(DEVELOPMENT)  ## rates and latencies by size, form and load, beside the limit; needs wrk
+bench: $(DEVELOPMENT)  ## measure throughput and latency by request size, format and load; needs wrk
 	$(BIN)/python -m tests.bench.percentiles
 
-overload: $(DEVELOPMENT)  ## goodput and p99 at up to 10 times the capacity; draws tests/bench/overload.svg
+overload: $(DEVELOPMENT)  ## measure and plot goodput and p99 at up to 10 times the capacity
 	$(BIN)/python -m tests.bench.overload --out tests/bench/overload.svg
 
 format: $(DEVELOPMENT)  ## format the code
 	$(BIN)/ruff check --fix --select I
 	$(BIN)/ruff format
 
-# Torch is locked without its local tag (+cpu, +cu130), and what only its CUDA builds need is left
-# out: its own metadata pins those exactly, and the CPU build must not be made to install them.
-FREEZE := freeze --all --exclude-editable | sed -E 's/\+(cpu|cu[0-9]+)$$//' | grep -viE '^(pip==|nvidia-|cuda-|triton==)'
+# uv reads UV_DEFAULT_INDEX and UV_INDEX instead of pip's configuration. The locks hold for every
+# supported Python and platform, with the hashes of all files of a release. They are complete, so
+# pip installs them with --no-deps. Packages that only CUDA builds of torch need are removed: torch's
+# own metadata pins them, and CPU builds do not need them.
+LOCK := build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--fork-strategy fewest --generate-hashes --no-header --no-annotate \
+	--constraint requirements-torch.lock pyproject.toml
+WITHOUT_TORCH := awk '/^[^ ]/ { keep = !/^(torch|triton)==|^(cuda|nvidia)-/ } keep'
 
-lock: pyproject.toml  ## resolve the dependencies anew and write both lock files
+lock: pyproject.toml  ## resolve all dependencies again and write the lock files
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet "torch==2.13.0" --editable .
-	build/lock/bin/pip $(FREEZE) > requirements.lock
-	build/lock/bin/pip install --quiet --editable ".[dev,plots]"
-	build/lock/bin/pip $(FREEZE) > requirements-dev.lock
+	build/lock/bin/python -m pip install --quiet uv==0.13.9
+	$(LOCK) --output-file build/lock/runtime
+	$(LOCK) --output-file build/lock/development --constraint build/lock/runtime \
+		--extra dev --extra plots
+	$(WITHOUT_TORCH) build/lock/runtime > requirements.lock
+	$(WITHOUT_TORCH) build/lock/development > requirements-dev.lock
 
-clean:  ## remove what was made here, but not the store
+clean:  ## remove generated files, except the store
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-$(RUNTIME): requirements.lock pyproject.toml
+$(RUNTIME): requirements.lock requirements-torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 		|| { echo "Gatehouse needs Python 3.11 to 3.13; try make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install --requirement requirements.lock
+	$(PIP) install --no-deps --require-hashes --requirement requirements.lock
+	$(PIP) install --requirement requirements-torch.lock
 	$(PIP) install --no-deps --editable .
 	@touch $@
 
 $(DEVELOPMENT): $(RUNTIME) requirements-dev.lock
-	$(PIP) install --requirement requirements-dev.lock
+	$(PIP) install --no-deps --require-hashes --requirement requirements-dev.lock
 	@touch $@

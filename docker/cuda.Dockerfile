@@ -3,37 +3,38 @@
 #   docker build --file docker/cuda.Dockerfile --tag gatehouse:cuda .
 #   docker run --gpus 1 --publish 8000:8000 gatehouse:cuda
 #
-# The host needs NVIDIA's driver and container toolkit, and nothing else of CUDA. The image needs no
-# capability and no writable root file system:
+# The host needs NVIDIA's driver and container toolkit, but no other part of CUDA. The image runs
+# without capabilities and with a read-only root file system:
 #
 #   docker run --gpus 1 --publish 8000:8000 --read-only --tmpfs /tmp --cap-drop ALL gatehouse:cuda
 #
-# Artifacts of your own take the demo's place: --volume "$PWD/store:/store:ro"
+# To serve your own models instead of the demo: --volume "$PWD/store:/store:ro"
 
-# Not nvidia/cuda: the published torch wheel depends on the CUDA libraries that it was built with,
-# each pinned exactly, so that an image with others would hold them twice, and Python besides.
+# Not based on nvidia/cuda: the torch wheel installs the exact CUDA libraries that it was built with,
+# so that image would hold CUDA twice, and has no Python.
 FROM python:3.12-slim-bookworm AS base
-# The official image leaves out the standard library's bytecode. Every start, and every probe of
-# HEALTHCHECK, would compile it anew, as there is nowhere to keep it.
+# The official image has no bytecode of the standard library. Without this line every start and every
+# health check would compile it again, because the container cannot store it.
 RUN python -m compileall -q /usr/local/lib
 
 
 FROM base AS build
-# Where packages come from, if not from pip's own default; it must have torch wheels with CUDA.
-# Neither reaches the final image or its history.
+# The package indexes, if they are not pip's default. They must have torch wheels with CUDA. Neither
+# argument reaches the final image or its history.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 ENV PATH=/opt/venv/bin:$PATH
 RUN python -m venv /opt/venv
 WORKDIR /build
-COPY requirements.lock ./
-RUN pip install --requirement requirements.lock \
+COPY requirements.lock requirements-torch.lock ./
+RUN pip install --no-deps --require-hashes --requirement requirements.lock
+RUN pip install --requirement requirements-torch.lock \
     && python -c "import torch; assert torch.version.cuda, 'this torch has no CUDA: wrong index'"
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY models models
-# Beside the environment and not into it, so that a change of the sources makes a small layer.
+# Installed outside the virtual environment, so that a change of the sources makes a small layer.
 RUN pip install --no-deps --root /install .
 
 
@@ -50,18 +51,19 @@ COPY --from=build /opt/venv /opt/venv
 COPY --from=build /install /
 COPY --from=demo --chown=10001:10001 /store /store
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
-# What the container toolkit gives: every GPU that was asked for, the driver's part of CUDA, nvidia-smi.
+# The container toolkit provides all requested GPUs, the driver's part of CUDA, and nvidia-smi.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# Not auto: without a GPU it should say so and end, and not serve slowly.
+# Not `auto`: without a GPU the service exits with an error instead of serving slowly on the CPU.
 ENV GATEHOUSE_DEVICE=cuda
 ENV GATEHOUSE_HOST=0.0.0.0 GATEHOUSE_PORT=8000 GATEHOUSE_STORE=/store
 VOLUME /store
 EXPOSE 8000
 USER 10001:10001
 STOPSIGNAL SIGTERM
-# Not urllib: it would ask the proxy that Docker may set in the environment. Change the port by
-# GATEHOUSE_PORT and not by a flag, which the probe cannot see. With several processes, one of them
-# answers. Loading CUDA and capturing a graph for each size of batch may take a while at the start.
+# http.client, because urllib would use the proxy that Docker may set in the environment. Change the
+# port with GATEHOUSE_PORT, because the health check does not see command line options. With several
+# processes, one of them answers. Loading CUDA and capturing a graph for each batch size takes time
+# at startup, hence the long start period.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import http.client, os, ssl, sys; address = {'host': '127.0.0.1', 'port': int(os.environ['GATEHOUSE_PORT']), 'timeout': 2}; connection = http.client.HTTPSConnection(**address, context=ssl._create_unverified_context()) if os.environ.get('GATEHOUSE_TLS_CERT') else http.client.HTTPConnection(**address); connection.request('GET', '/livez'); sys.exit(connection.getresponse().status != 200)"]
 CMD ["gatehouse", "serve"]

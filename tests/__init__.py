@@ -1,4 +1,4 @@
-"""Tests mirror the modules; what a person does with the whole is in `test_server`."""
+"""Tests. The folders mirror `app` and `models`; `end_to_end` starts real servers."""
 
 from pathlib import Path
 

@@ -1,28 +1,47 @@
-"""What every test shares: plain asyncio, one thread for torch, and one tiny artifact a run."""
+"""Shared by all tests: asyncio as the only loop, one torch thread, and a tiny trained artifact."""
 
 import io
+import signal
 
 import httpx
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 from rich.console import Console
 
 from app.artifacts.store import Artifact, Store
+from app.engine.hardware import usable_cores
 from app.main import gatehouse
 from app.settings import Settings
 from models.training import experiment, train
 from tests import TINY_EXPERIMENT
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile(  # no test is measured by time
+hypothesis.settings.register_profile(  # no test depends on time
     "gatehouse", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile(  # make test-fast
+    "fast", hypothesis.settings.get_profile("gatehouse"), max_examples=20
 )
 hypothesis.settings.load_profile("gatehouse")
 
+# A shell starts background commands with SIGINT ignored, and child processes inherit that. Tests
+# that press Ctrl-C in a child process need the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+MOST_WORKERS = 8  # each one holds torch, about 0.5 GB
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Use the cores of the container's CPU quota, not all cores of the machine."""
+    return min(usable_cores(), MOST_WORKERS)
+
 
 @pytest.fixture(autouse=True)
-def _same_draws_every_time():
+def _fixed_seed():
     torch.manual_seed(0)
 
 
@@ -32,28 +51,34 @@ def anyio_backend():
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Artifact:
-    """A trained and published version; tests that change it copy it first."""
-    store = Store(tmp_path_factory.mktemp("store"))
-    console = Console(file=io.StringIO())
-    return train.run(experiment.read(TINY_EXPERIMENT), store, quiet=True, console=console)
+def tiny(tmp_path_factory, worker_id) -> Artifact:
+    """A trained and published version, shared by all workers. Copy it before changing it."""
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        folder = folder.parent  # the folder of the whole run; each worker has one inside it
+    with FileLock(folder / "store.lock"):
+        store = Store(folder / "store")
+        for artifact in store.artifacts():
+            return artifact
+        console = Console(file=io.StringIO())
+        return train.run(experiment.read(TINY_EXPERIMENT), store, quiet=True, console=console)
 
 
 @pytest.fixture(scope="session")
 def store(tiny) -> Store:
-    """The store that holds `tiny` and nothing else."""
+    """A store that contains only `tiny`."""
     return Store(tiny.folder.parent.parent)
 
 
 @pytest.fixture(scope="module")
 async def service(store):
-    """The whole service without a socket: two lanes, `tiny` active."""
+    """The complete service without a socket, with two lanes and `tiny` active."""
     settings = Settings(
         store=store.folder,
         lanes=2,
         max_body_bytes=100_000,
         max_candidates=1000,
-        request_timeout_ms=30_000,  # nothing here is to fail for a slow machine
+        request_timeout_ms=30_000,  # no test fails because the machine is slow
     )
     async with gatehouse(settings) as parts:
         await parts.start()
@@ -62,7 +87,7 @@ async def service(store):
 
 @pytest.fixture(scope="module")
 async def client(service):
-    """A client of `service`."""
+    """An HTTP client that calls `service` in this process."""
     transport = httpx.ASGITransport(service.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
         yield client
@@ -70,5 +95,5 @@ async def client(service):
 
 @pytest.fixture
 async def example(client):
-    """A fresh copy of the request that the model itself offers as an example."""
+    """A new copy of the model's example request."""
     return (await client.get("/v1/models/tiny")).json()["example_request"]

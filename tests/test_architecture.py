@@ -1,4 +1,4 @@
-"""The shape of the code: layers that are kept, names that say something."""
+"""The structure of the code: imports between layers, and names of modules."""
 
 import re
 import shutil
@@ -62,7 +62,7 @@ PLANTED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "line", "contract"), PLANTED.values(), ids=PLANTED)
-def test_a_planted_import_is_caught(copy, module, line, contract):
+def test_planted_import_breaks_a_contract(copy, module, line, contract):
     path = copy / module
     path.write_text(path.read_text() + f"\n{line}\n")
     report = lint_imports(copy)
@@ -71,17 +71,17 @@ def test_a_planted_import_is_caught(copy, module, line, contract):
 
 
 @pytest.mark.slow
-def test_the_layers_are_kept(copy):
+def test_imports_follow_the_contracts(copy):
     report = lint_imports(copy)
     assert report.returncode == 0, report.stdout
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_no_module_has_a_vague_name(path):
+def test_module_names_are_not_vague(path):
     assert path.stem not in VAGUE
 
 
-def test_torchscript_is_loaded_in_one_place_and_nothing_unpickles():
+def test_torchscript_is_loaded_in_one_module_and_nothing_is_unpickled():
     sources = {path.relative_to(REPOSITORY).as_posix(): path.read_text() for path in MODULES}
     loaders = [name for name, text in sources.items() if re.search(r"torch\.jit\.load\(", text)]
     assert loaders == ["app/artifacts/loader.py"]

@@ -32,7 +32,7 @@ BATCH_SHARE = 0.25
 """A batch takes at most this part of the shortest recent timeout."""
 
 KNEE = 4
-"""In units of a/b: in a batch of `KNEE · a/b` rows a row costs a quarter more than in a huge one."""
+"""In units of a/b: in a batch of `KNEE · a/b` rows, a row costs a quarter more than at best."""
 
 REMEMBER_S = 5.0
 """For so long, at least, the timeouts of requests count as recent."""

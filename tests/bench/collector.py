@@ -1,11 +1,11 @@
-"""What Python's garbage collector costs the slowest requests, under four policies.
+"""Measure how Python's garbage collector affects the slowest requests, under four policies.
 
     python -m tests.bench.collector [--seconds 6]
 
-Requests of one candidate go through the whole service, 16 at a time and without a socket, in a
-process of their own for each policy: the collector as Python starts it; with the objects that live
-for ever frozen after warm-up; with a higher threshold as well, which is what serving does; and off,
-which is the bound. The pauses are the collector's own.
+Sends requests of one candidate to the complete service, 16 at a time and without a socket. Each
+policy runs in its own process: Python's default; permanent objects frozen after warm-up; frozen and
+a higher threshold, as in `gatehouse serve`; and the collector off, as the lower bound. Pauses are
+those of the collector itself.
 """
 
 import argparse
@@ -32,19 +32,19 @@ CALLERS = 16
 
 
 def frozen() -> None:
-    """Take everything that lives for ever out of the collector's sight."""
+    """Exclude all objects that exist now from collection."""
     gc.collect()
     gc.freeze()
 
 
 def frozen_and_rarer() -> None:
-    """Let the collector look less often, too; as `app.server.process` does."""
+    """Also run the collector less often, as `app.server.process` does."""
     frozen()
     gc.set_threshold(10_000, 10, 10)
 
 
 POLICIES: dict[str, Callable[[], None]] = {
-    "as Python starts it": lambda: None,
+    "Python's default": lambda: None,
     "frozen after warm-up": frozen,
     "frozen, threshold 10 000": frozen_and_rarer,
     "off": gc.disable,
@@ -52,7 +52,7 @@ POLICIES: dict[str, Callable[[], None]] = {
 
 
 async def measure(policy: str, store: Path, seconds: float) -> None:
-    """Serve under one policy and print its row."""
+    """Serve with one policy and print its row of the table."""
     pauses: list[float] = []
     began = [0.0]
 
@@ -88,7 +88,7 @@ async def measure(policy: str, store: Path, seconds: float) -> None:
 
 
 def main() -> None:
-    """Measure every policy in turn, or the one that a process of our own is told to."""
+    """Measure one policy if --policy is given, else all of them, each in a child process."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.collector", description=__doc__)
     parser.add_argument("--seconds", type=float, default=6, help="for each policy (default 6)")
     parser.add_argument("--policy", choices=POLICIES, help=argparse.SUPPRESS)

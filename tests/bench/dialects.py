@@ -1,9 +1,9 @@
-"""The native JSON API beside the Open Inference Protocol in JSON and in binary, over HTTP.
+"""Compare the native JSON API with the Open Inference Protocol in JSON and binary, over HTTP.
 
     python -m tests.bench.dialects [--connections 8] [--seconds 5] [--rounds 3]
 
-One server answers all of them, in turn, round by round, so that what the machine does meanwhile
-hits all alike; a figure is the median of the rounds. The model and the requests are those of
+One server answers all formats in alternating rounds, so that other load on the machine affects all
+of them alike. Each figure is the median of the rounds. The model and the requests are those of
 `tests.bench.http`: 1, 50 or 500 candidates of 100 numbers. Needs `wrk`.
 """
 
@@ -25,7 +25,7 @@ PATH = "/v2/models/reference/infer"
 
 
 def v2_json(rows: int) -> Post:
-    """The request as the protocol writes it in JSON, flat as `tritonclient` does."""
+    """Return the request in the protocol's JSON form, with flat data as `tritonclient` sends it."""
     x = candidates([rows]).candidate["x"]
     tensor = {"name": "x", "shape": [rows, COLUMNS], "datatype": "FP32", "data": x.ravel()}
     body = orjson.dumps({"inputs": [tensor]}, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -33,7 +33,7 @@ def v2_json(rows: int) -> Post:
 
 
 def v2_binary(rows: int) -> Post:
-    """The request as `tritonclient` writes it unless it is told otherwise."""
+    """Return the request in binary form, the default of `tritonclient`."""
     content = candidates([rows]).candidate["x"].tobytes()
     tensor = {
         "name": "x",
@@ -55,9 +55,13 @@ FORMS = {"native JSON": native, "V2 JSON": v2_json, "V2 binary": v2_binary}
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--connections", type=int, default=8, help="open at once (default: 8)")
-    parser.add_argument("--seconds", type=float, default=5, help="a measurement's length (s)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default: 3)")
+    parser.add_argument(
+        "--connections", type=int, default=8, help="number of connections (default: 8)"
+    )
+    parser.add_argument("--seconds", type=float, default=5, help="duration of each measurement (s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="measurements per format (default: 3)"
+    )
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed")

@@ -1,8 +1,8 @@
-"""How fast are stacked experts beside a loop over them? ``python -m tests.bench.fused``.
+"""Compare stacked experts with a loop over experts: ``python -m tests.bench.fused``.
 
-Both forms are scripted and frozen, hold the same weights and run by turns; a cell is the median of
-the ratios loop time / fused time, so that noise which lasts longer than a turn cancels. Above 1
-the fused form is the faster one.
+Both forms are scripted and frozen, have the same weights and run alternately. Each cell is the
+median of the ratios loop time / fused time, so noise that lasts longer than one turn cancels out.
+Above 1, the fused form is faster.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TASKS = [Task(name=name, kind="binary") for name in ("click", "like", "follow")]
 
 
 class LoopOfColumns(nn.Module):
-    """The loop behind the signature of a network."""
+    """A loop over experts with the signature of a network."""
 
     def __init__(self, loop: nn.Module) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def frozen(module: nn.Module, device: str) -> torch.jit.ScriptModule:
 
 
 def pair(config: NetworkConfig, dtype: torch.dtype, device: str) -> tuple[Form, Form]:
-    """The loop and the fused network, as served."""
+    """Return the loop and the fused network, both as they would be served."""
     features = [DenseFeature(name="x", side="candidate", dim=WIDTH)]
     network = build(config, features, TASKS, seed=0).to(dtype)
     loop = loop_of(config, network.body, WIDTH, len(TASKS))
@@ -81,7 +81,7 @@ def seconds(form: Form, x: Tensor, calls: int) -> float:
 
 @torch.inference_mode()
 def ratio(loop: Form, fused: Form, rows: int, turns: int, device: str) -> tuple[float, float]:
-    """Loop time over fused time, and the fused form's time in microseconds."""
+    """Return loop time / fused time, and the time of the fused form (µs)."""
     x = torch.randn(rows, WIDTH, device=device)
     calls = max(1, 256 // rows)
     seconds(loop, x, 5)  # compile and warm up

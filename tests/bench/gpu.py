@@ -1,10 +1,10 @@
-"""What do CUDA graphs and two streams gain on this GPU? ``python -m tests.bench.gpu``.
+"""Measure the gain of CUDA graphs and two streams on this GPU: ``python -m tests.bench.gpu``.
 
-Three tables, of one network, as a lane runs it from collating to scores:
+Prints for one network, run as a lane does it from collating to scores:
 
-- eager against replayed, by bucket: the median of the ratios of turns that alternate;
-- candidates per second in process, by the number of lanes;
-- of the time that copies took, how much lay beside another lane's kernels, from a profiler's trace.
+- the ratio of eager to replayed time for each bucket: the median over alternating turns;
+- candidates per second in process, by number of lanes;
+- the share of copy time that overlaps with kernels of another lane, from a profiler trace.
 """
 
 import argparse
@@ -42,7 +42,7 @@ Span = tuple[float, float]
 
 
 def served(device: torch.device) -> Model:
-    """An MMoE of 8 experts 100-256-128-64, 3 gates, 3 towers, made in memory."""
+    """Build an MMoE of 8 experts 100-256-128-64, 3 gates and 3 towers in memory."""
     features = [
         DenseFeature(name="u", side="user", dim=USER),
         DenseFeature(name="c", side="candidate", dim=CANDIDATE),
@@ -78,7 +78,7 @@ def served(device: torch.device) -> Model:
 
 
 def parts(bucket: Bucket) -> list[Part]:
-    """A batch that fills a bucket: rows shared out among the requests."""
+    """Return a batch that fills a bucket, with the rows divided among the requests."""
     random = np.random.default_rng(0)
     sizes = [len(each) for each in np.array_split(np.arange(bucket.rows), bucket.requests)]
     return [
@@ -93,13 +93,13 @@ def parts(bucket: Bucket) -> list[Part]:
 
 
 def lane(device: torch.device, max_batch_rows: int) -> GraphExecutor:
-    """What a lane runs; batches over `max_batch_rows`, which may be 0, are not captured."""
+    """Return the executor of a lane. Batches over `max_batch_rows` (may be 0) are not captured."""
     stream = CudaStream(device)
     return GraphExecutor(stream, max_batch_rows=max_batch_rows, fallbacks=Fallbacks(Metrics()))
 
 
 def seconds(executor: Executor, model: Model, batch: Sequence[Part], calls: int = 20) -> float:
-    """Time of one batch, from collating to scores."""
+    """Return the mean time of one batch, from collating to scores (s)."""
     began = time.perf_counter()
     for _ in range(calls):
         outcome = executor(model, batch)
@@ -109,7 +109,7 @@ def seconds(executor: Executor, model: Model, batch: Sequence[Part], calls: int 
 
 
 def graphs_against_eager(model: Model, limit: int, turns: int) -> None:
-    """Print the table of buckets."""
+    """Print eager and replayed times for each bucket."""
     print("Eager time / replayed time\n\n| rows | requests | eager | replayed | ratio |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     replayed = lane(model.program.device, limit)
@@ -128,7 +128,7 @@ def graphs_against_eager(model: Model, limit: int, turns: int) -> None:
 
 
 def several(model: Model, limit: int, lanes: int, window_s: float) -> float:
-    """Candidates per second over so many lanes, each with batches of the largest bucket."""
+    """Return candidates per second with the given number of lanes and the largest bucket."""
     batch = parts(Bucket(limit, max(1, limit // 500)))
     executors = [lane(model.program.device, limit) for _ in range(lanes)]
     for executor in executors:
@@ -152,7 +152,7 @@ def several(model: Model, limit: int, lanes: int, window_s: float) -> float:
 
 
 def overlap(trace: Path) -> tuple[float, float]:
-    """Read a profiler's trace: seconds of copies, and how much of them lay beside a kernel."""
+    """Read a profiler trace; return the time of copies and its overlap with kernels (s)."""
     events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("ph") == "X"]
 
     def spans(category: str) -> list[Span]:
@@ -169,7 +169,7 @@ def overlap(trace: Path) -> tuple[float, float]:
 
 
 def merged(spans: Sequence[Span]) -> list[Span]:
-    """Sorted spans without overlap between each other."""
+    """Merge overlapping spans. The spans must be sorted."""
     whole: list[Span] = []
     for begin, end in spans:
         if whole and begin <= whole[-1][1]:
@@ -182,11 +182,13 @@ def merged(spans: Sequence[Span]) -> list[Span]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=31)
-    parser.add_argument("--rows", type=int, default=512, help="the batch limit")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each throughput")
+    parser.add_argument("--rows", type=int, default=512, help="maximum rows of a batch")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="duration of each throughput measurement (s)"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("this measures a GPU, and there is none: CUDA is not available", file=sys.stderr)
+        print("this benchmark needs a GPU: CUDA is not available", file=sys.stderr)
         return 2
     device = torch.device("cuda")
     print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}\n")
@@ -201,7 +203,7 @@ def main() -> int:
         trace = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(trace))
         copies, beside = overlap(trace)
-    print(f"\nOf {copies * 1e3:.1f} ms of copies, {beside / copies:.0%} lay beside a kernel.")
+    print(f"\nOf {copies * 1e3:.1f} ms of copies, {beside / copies:.0%} overlapped with a kernel.")
     return 0
 
 

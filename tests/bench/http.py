@@ -1,10 +1,10 @@
-"""Requests per second over HTTP, beside the same TorchScript file run in process.
+"""Compare requests per second over HTTP with the same TorchScript file run in process.
 
     python -m tests.bench.http [--connections 8] [--seconds 5]
 
-Both run on the same machine, in turn, so their ratio holds where the machine is noisy. The model is
-an MMoE of 8 experts 100-256-128-64, 3 linear gates and 3 towers 64-1, float32; a request has 1, 50
-or 500 candidates of 100 numbers, as JSON. Needs `wrk` (Debian package of that name).
+Both run on the same machine in turn, so their ratio is meaningful on a noisy machine. The model is
+an MMoE of 8 experts 100-256-128-64, 3 linear gates and 3 towers 64-1, float32. Requests have 1, 50
+or 500 candidates of 100 numbers, as JSON. Needs `wrk` (Debian package `wrk`).
 """
 
 import argparse
@@ -48,7 +48,7 @@ file:close()
 
 
 def reference_artifact(store: Store) -> Artifact:
-    """Publish the reference model: its weights are random, its cost is not."""
+    """Publish the reference model. Its weights are random; only its cost matters."""
     network = build(
         NetworkConfig(
             architecture="mmoe",
@@ -84,14 +84,14 @@ def reference_artifact(store: Store) -> Artifact:
 
 
 def candidates(sizes: Sequence[int]) -> ModelInputs:
-    """Requests of the given sizes."""
+    """Return requests with the given numbers of candidates."""
     rows = sum(sizes)
     x = np.random.default_rng(0).random((rows, COLUMNS), dtype=np.float32).round(6)
     return ModelInputs({}, {"x": x}, np.repeat(np.arange(len(sizes)), sizes))
 
 
 def in_process(program: Program, rows: int, seconds: float, threads: int) -> tuple[float, float]:
-    """Requests a second with every core at work, and the median time (ms) of one alone."""
+    """Return requests per second on all cores, and the median time of a single request (ms)."""
     batch = candidates([rows])
     alone_ms = []
     for _ in range(50):
@@ -117,7 +117,7 @@ def in_process(program: Program, rows: int, seconds: float, threads: int) -> tup
 
 @dataclass(frozen=True)
 class Post:
-    """A request that is sent again and again."""
+    """A POST request that is sent repeatedly."""
 
     path: str
     body: bytes
@@ -125,14 +125,14 @@ class Post:
 
 
 def native(rows: int) -> Post:
-    """A native request of so many candidates."""
+    """Return a request of the native API with the given number of candidates."""
     columns = {"x": candidates([rows]).candidate["x"]}
     body = orjson.dumps({"candidates": columns}, option=orjson.OPT_SERIALIZE_NUMPY)
     return Post("/v1/score", body, {"content-type": "application/json"})
 
 
 def over_http(url: str, folder: Path, post: Post, connections: int, seconds: float) -> list[str]:
-    """Requests a second, median and 99th percentile (as wrk writes them)."""
+    """Return requests per second, median and 99th percentile, as wrk prints them."""
     body = folder / "body"
     body.write_bytes(post.body)
     script = folder / "post.lua"
@@ -151,8 +151,10 @@ def over_http(url: str, folder: Path, post: Post, connections: int, seconds: flo
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--connections", type=int, default=8, help="open at once (default: 8)")
-    parser.add_argument("--seconds", type=float, default=5, help="a measurement's length (s)")
+    parser.add_argument(
+        "--connections", type=int, default=8, help="number of connections (default: 8)"
+    )
+    parser.add_argument("--seconds", type=float, default=5, help="duration of each measurement (s)")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed")

@@ -1,9 +1,10 @@
-"""From the bytes of a request to its arrays, in several ways: ``python -m tests.bench.json_path``.
+"""Compare ways to convert a request body to arrays: ``python -m tests.bench.json_path``.
 
-All ways read the same body by turns. A cell is the least time of all turns; in brackets, that of
-json.loads plus numpy.array over it: above 1, this way is faster. The first five read the matrix and
-nothing else, and check nothing. The last three are those of the service, which reads and checks the
-whole request: its way for small bodies, its way for large ones, and the one that it takes.
+All ways read the same body alternately. Each cell is the minimum time of all turns, and in brackets
+the time of json.loads plus numpy.array divided by it: above 1, this way is faster. The first five
+read only the matrix and validate nothing. The last three are those of the service, which reads and
+validates the whole request: the way for small bodies, the way for large ones, and the one it
+selects.
 """
 
 import argparse
@@ -47,7 +48,7 @@ FEED = manifest(
 
 @dataclass(frozen=True)
 class Document:
-    """A request: what it is called in the table, its model and its bytes."""
+    """A request: its name in the table, its model and its body."""
 
     name: str
     manifest: Manifest
@@ -89,7 +90,7 @@ def _document(
 
 
 def ways(document: Document) -> dict[str, Callable[[], Any]]:
-    """Ways to read a document; the first is what the others are measured by."""
+    """Return all ways to read a document. The first is the reference."""
     body, model = document.body, document.manifest
     typed = msgspec.json.Decoder(_Request)
     width = len(orjson.loads(body)["candidates"]["features"][0])

@@ -1,8 +1,8 @@
-"""How long do small requests wait while somebody posts bodies of 16 MB?
+"""Measure how long small requests wait while other clients send bodies of 16 MB.
 
-``python -m tests.bench.large_bodies --store STORE`` starts a server over a store, sends it twenty
-bodies at once, and asks for a small score all the while. Each kind of body is one that a parser
-finds expensive for its size; none is a request that could be answered.
+``python -m tests.bench.large_bodies --store STORE`` starts a server, sends it twenty large bodies
+at once, and sends small requests until they are done. Each kind of body is expensive to parse for
+its size, and none is a valid request.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def post(server: Server, body: bytes, statuses: Counter[int]) -> None:
 
 
 def waits_meanwhile(server: Server, small: bytes, body: bytes) -> tuple[list[float], Counter[int]]:
-    """How long each small request took (s), and what became of the large ones."""
+    """Return the time of each small request (s) and the statuses of the large ones."""
     waits: list[float] = []
     statuses: Counter[int] = Counter()
     large = [threading.Thread(target=post, args=(server, body, statuses)) for _ in range(BODIES)]
@@ -60,16 +60,16 @@ def waits_meanwhile(server: Server, small: bytes, body: bytes) -> tuple[list[flo
     return waits, statuses
 
 
-def resident_bytes(server: Server, what: str) -> int:
+def resident_bytes(server: Server, field: str) -> int:
     for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
-        if line.startswith(what):
+        if line.startswith(field):
             return int(line.split()[1]) << 10
-    raise AssertionError(what)
+    raise AssertionError(field)
 
 
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    flags.add_argument("--store", type=Path, required=True, help="a store with one model")
+    flags.add_argument("--store", type=Path, required=True, help="store with one model")
     store = flags.parse_args().store
     print("| 20 bodies of 16 MB | answers | small requests: p50 | longest | most memory |")
     print("| --- | --- | --: | --: | --: |")

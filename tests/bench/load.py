@@ -1,14 +1,14 @@
-"""Load on one HTTP port, made by a process of its own, in a closed or an open loop.
+"""Generate load for one HTTP port from a separate process, in a closed or an open loop.
 
-Closed: so many connections, each sends its next request when it has its answer. Open: requests are
-sent at Poisson times whatever the answers do, over as many connections as that takes; a latency is
-counted from when its request was *due*, so that a server which stands still for a second is charged
-for everybody who came in that second ("coordinated omission").
+Closed loop: each connection sends its next request after it received a response. Open loop:
+requests are sent at Poisson times independently of responses, over as many connections as needed.
+Latency is counted from the time when a request was *due*, so that a server which stops for a second
+is charged for every request of that second ("coordinated omission").
 
-One process made 28 000 requests a second in a closed loop, with others at work on the same two
-cores; at 4 000 a second of an open loop it sent half of them within 0.05 ms of their times, at
-8 000 within 0.7 ms. Beyond `MOST_PER_S` it refuses to try. `python -m tests.bench.load_limit`
-measures that again, and how late every request was sent is in each report.
+One process sent 28 000 requests per second in a closed loop, with other load on the same two cores.
+In an open loop, half of the requests were sent within 0.05 ms of their time at 4 000 per second,
+and within 0.7 ms at 8 000 per second. Rates above `MOST_PER_S` are refused. Measure this again with
+`python -m tests.bench.load_limit`. Each report contains how late every request was sent.
 """
 
 import pickle
@@ -23,12 +23,12 @@ import numpy.typing as npt
 from tests import REPOSITORY
 
 MOST_PER_S = 8000.0
-"""The most arrivals a second of an open loop: beyond it, requests are sent late."""
+"""Maximum rate of an open loop (requests/s). At higher rates, requests are sent late."""
 UNANSWERED = 0
-"""The status of a request whose connection broke, or whose answer did not come in time."""
+"""Status of a request whose connection broke or whose response did not arrive in time."""
 
 Row = tuple[int, int, float, bool, float]
-"""One element of each column of a report."""
+"""One row of a report: kind, status, latency_s, told_when, late_s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ class Plan:
     """What to send, and when.
 
     Attributes:
-        port: of 127.0.0.1.
-        requests: whole requests, head and body; each time one of them is drawn.
-        weights: how often each of them is, in proportion; all alike by default.
-        seconds: for how long.
-        rate: arrivals a second of an open loop; None is a closed loop.
-        connections: of a closed loop; of an open one, the most.
-        seed: of the arrivals and of the draws.
-        patience_s: how long answers may come after the last request.
+        port: port on 127.0.0.1.
+        requests: complete requests with head and body, drawn at random.
+        weights: relative frequencies of the requests; equal by default.
+        seconds: duration.
+        rate: arrivals per second of an open loop; None is a closed loop.
+        connections: number of connections of a closed loop, maximum of an open loop.
+        seed: seed of arrival times and draws.
+        patience_s: how long to wait for responses after the last request.
     """
 
     port: int
@@ -58,22 +58,23 @@ class Plan:
     def __post_init__(self) -> None:
         if self.rate is not None and self.rate > MOST_PER_S:
             raise ValueError(
-                f"{self.rate:,.0f} requests a second are more than one process can make on time "
-                f"({MOST_PER_S:,.0f}): share them out over several machines"
+                f"rate is {self.rate:,.0f} requests/s, but one process can send at most "
+                f"{MOST_PER_S:,.0f} on time; use several machines"
             )
 
 
 @dataclass
 class Report:
-    """What became of every request, one element each, in the order of their answers.
+    """The results of all requests, one element per request, in the order of responses.
 
     Attributes:
-        seconds: for how long requests were sent.
-        kind: which of the plan's requests it was.
-        status: of its answer, or `UNANSWERED`.
-        latency_s: from when it was due to the last byte of its answer.
-        told_when: whether the answer had a Retry-After.
-        late_s: how much later than due it was sent; for want of a connection, or of this process.
+        seconds: how long requests were sent.
+        kind: index of the request in the plan.
+        status: status of the response, or `UNANSWERED`.
+        latency_s: time from when the request was due to the last byte of the response.
+        told_when: whether the response had a Retry-After header.
+        late_s: how much later than due it was sent, because this process or its connections were
+            busy.
     """
 
     seconds: float
@@ -85,7 +86,7 @@ class Report:
 
     @classmethod
     def of_rows(cls, seconds: float, rows: Sequence[Row]) -> "Report":
-        """Turn what is known of each request into columns."""
+        """Convert rows to columns."""
         table = np.array(rows, np.float64).reshape(-1, 5).T
         kind, status, latency_s, told_when, late_s = table
         return cls(
@@ -98,7 +99,7 @@ class Report:
         )
 
     def of(self, kinds: Sequence[int]) -> "Report":
-        """Return the part of it that is of some of the plan's requests."""
+        """Return the part of the report for the given kinds of requests."""
         chosen = np.isin(self.kind, kinds)
         return Report(
             self.seconds,
@@ -111,33 +112,33 @@ class Report:
 
     @property
     def statuses(self) -> Mapping[int, int]:
-        """How many answers had which status."""
+        """Number of responses by status."""
         values, counts = np.unique(self.status, return_counts=True)
         return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
     def rate(self, within_s: float = np.inf) -> float:
-        """Return the answers a second with status 200 that took no longer than `within_s`."""
+        """Return the responses per second with status 200 and a latency of at most `within_s`."""
         good = (self.status == 200) & (self.latency_s <= within_s)
         return float(good.sum() / self.seconds)
 
     def latency_ms(self, share: float) -> float:
-        """Return a quantile of the latency of the answers with status 200; 1 is the longest."""
+        """Return a quantile of the latency of responses with status 200; 1 is the maximum."""
         accepted = self.latency_s[self.status == 200]
         return float(np.quantile(accepted, share) * 1e3) if len(accepted) else np.nan
 
 
 def http(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
-    """Return a whole POST request."""
+    """Return a complete POST request as bytes."""
     lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"content-length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def fire(plan: Plan) -> Report:
-    """Carry out a plan in a process of its own, and wait for it."""
+    """Run a plan in a child process and wait for its report."""
     child = [sys.executable, "-c", "from tests.bench.shooter import child; child()"]
-    ran = subprocess.run(
+    completed = subprocess.run(
         child, input=pickle.dumps(plan), stdout=subprocess.PIPE, check=True, cwd=REPOSITORY
     )
-    report: Report = pickle.loads(ran.stdout)
+    report: Report = pickle.loads(completed.stdout)
     return report

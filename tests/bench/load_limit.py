@@ -1,7 +1,7 @@
-"""How much load can one process make? ``python -m tests.bench.load_limit``.
+"""Measure how much load one process can generate: ``python -m tests.bench.load_limit``.
 
-It fires at a responder that does nothing but answer, in a process of its own: what is missing then
-is the generator's fault. `tests.bench.load.MOST_PER_S` is taken from this table.
+The target is a minimal responder in another process, so any shortfall is caused by the generator.
+`tests.bench.load.MOST_PER_S` is taken from this table.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
 class _Answering(asyncio.Protocol):
-    """Answers whatever arrives, taking each read for one request."""
+    """Answer every read as if it were one request."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._write = cast("asyncio.Transport", transport).write
@@ -32,12 +32,12 @@ class _Answering(asyncio.Protocol):
         self._write(_ANSWER)
 
 
-def answer_everybody() -> None:
-    """Print a free port and answer on it for ever."""
-    uvloop.run(_answer_everybody())
+def answer_all() -> None:
+    """Listen on a free port, print it, and answer until killed."""
+    uvloop.run(_answer_all())
 
 
-async def _answer_everybody() -> None:
+async def _answer_all() -> None:
     server = await asyncio.get_running_loop().create_server(_Answering, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
@@ -45,8 +45,8 @@ async def _answer_everybody() -> None:
 
 @contextmanager
 def responder() -> Iterator[int]:
-    """Run the responder; gives its port."""
-    code = "from tests.bench.load_limit import answer_everybody; answer_everybody()"
+    """Run the responder in a child process and yield its port."""
+    code = "from tests.bench.load_limit import answer_all; answer_all()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=REPOSITORY
     ) as process:
@@ -59,7 +59,9 @@ def responder() -> Iterator[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each row (default: 5)")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="duration of each row (default: 5)"
+    )
     options = parser.parse_args()
     print("| loop | offered | answered, 1/s | late by p50 | p99 | latency p50 | p99 |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")

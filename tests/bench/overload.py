@@ -1,17 +1,18 @@
-"""What is left of the service when more is asked of it than it can do?
+"""Measure goodput and latency of the service under overload.
 
     python -m tests.bench.overload [--seconds 10] [--out tests/bench/overload.svg]
 
-A model of stated slowness (`tests.bench.slow_model`) on one lane is offered 0.5, 1, 2, 5 and 10
-times what it can do, at Poisson times, whatever becomes of the answers (`tests.bench.load`), with a
-deadline. Its capacity, some 70 requests a second, is less than a fiftieth of what the front end
-takes in: so what is measured is who is let in, not how fast the rest is refused. One lane leaves
-the second core to the event loop and to the load.
+A model of known cost (`tests.bench.slow_model`) on one lane receives 0.5, 1, 2, 5 and 10 times its
+capacity in an open loop (`tests.bench.load`), with a deadline. Its capacity of about 70 requests
+per second is less than a fiftieth of what the HTTP front end can accept, so the result depends on
+admission, not on the cost of refusals. One lane leaves the second core to the event loop and to the
+load generator.
 
-Good is an answer of status 200 that the caller had within the deadline, by the caller's clock;
-shares of the peak are of rows a second. A late one had status 200 after it: by the caller's clock,
-or by the server's own (its log), where there must be none. Three scenes: requests of 8 rows; a
-tenth of them of 2000 rows; a tenth of them of high priority and the others low.
+A good response has status 200 and reaches the client within the deadline, by the client's clock.
+Shares of the peak are computed from rows per second. A late response has status 200 after the
+deadline: by the client's clock, or by the server's own log, where there must be none. The
+scenarios: requests of 8 rows; one in ten with 2000 rows; one in ten with high priority and the
+others low.
 """
 
 import argparse
@@ -42,7 +43,7 @@ class Kind:
     priority: str = "normal"
 
     def request(self, timeout_ms: int) -> bytes:
-        """Return it as it is sent."""
+        """Return the complete HTTP request."""
         body = json.dumps({"candidates": {"c": list(range(1, self.rows + 1))}}).encode()
         return http(
             "/v1/models/slow/score",
@@ -56,8 +57,8 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """A mix of requests, and the model that they are sent to."""
+class Scenario:
+    """A mix of requests, and the cost of the model that receives them."""
 
     name: str
     kinds: Sequence[Kind]
@@ -67,22 +68,22 @@ class Scene:
     min_chunk_rows: int = 8
 
     def plan(self, port: int, timeout_ms: int, seconds: float) -> Plan:
-        """Return the load of it."""
+        """Return the plan for the load generator."""
         requests = [kind.request(timeout_ms) for kind in self.kinds]
         weights = [kind.share for kind in self.kinds]
         return Plan(port, requests, weights, seconds, connections=900)
 
 
-SCENES = (
-    Scene("8 rows", [Kind("all", 1.0)]),
-    Scene(
+SCENARIOS = (
+    Scenario("8 rows", [Kind("all", 1.0)]),
+    Scenario(
         "8 rows and 2000",
         [Kind("8 rows", 0.9), Kind("2000 rows", 0.1, rows=2000)],
         row_s=0.00003,
         max_batch_rows=512,
         min_chunk_rows=64,
     ),
-    Scene(
+    Scenario(
         "high priority and low",
         [Kind("high", 0.1, priority="high"), Kind("low", 0.9, priority="low")],
     ),
@@ -91,7 +92,7 @@ SCENES = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What became of one offered rate."""
+    """The result of one offered rate."""
 
     times: float
     report: Report
@@ -99,81 +100,86 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchResult:
-    """What became of a scene; `capacity` is what it answers in a second when nobody hurries."""
+class ScenarioResult:
+    """The result of a scenario. `capacity` is its rate without deadlines (requests/s)."""
 
-    scene: Scene
+    scenario: Scenario
     capacity: float
     deadline_ms: int
     steps: list[Step] = field(default_factory=list)
 
     @property
     def peak(self) -> float:
-        """The best goodput of all steps (rows/s)."""
+        """Maximum goodput of all steps (rows/s)."""
         return max(self.goodput(step) for step in self.steps)
 
     def goodput(self, step: Step) -> float:
-        """Rows a second of good answers: who lets in small requests only answers more of them."""
-        parts = [step.report.of([number]) for number in range(len(self.scene.kinds))]
+        """Return the rows per second of good responses.
+
+        Counting requests would favor a server that admits only small ones.
+        """
+        parts = [step.report.of([number]) for number in range(len(self.scenario.kinds))]
         rates = [part.rate(within_s=self.deadline_ms / 1e3) for part in parts]
-        return sum(rate * kind.rows for rate, kind in zip(rates, self.scene.kinds, strict=True))
+        return sum(rate * kind.rows for rate, kind in zip(rates, self.scenario.kinds, strict=True))
 
 
-def run(scene: Scene, deadline_ms: int, seconds: float, times: Sequence[float]) -> BatchResult:
-    """Measure a scene's capacity, then offer multiples of it."""
+def run(
+    scenario: Scenario, deadline_ms: int, seconds: float, times: Sequence[float]
+) -> ScenarioResult:
+    """Measure the capacity of a scenario, then offer multiples of it."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        publish_slow(Store(folder / "store"), batch_s=scene.batch_s, row_s=scene.row_s)
+        publish_slow(Store(folder / "store"), batch_s=scenario.batch_s, row_s=scenario.row_s)
         flags = {
             "--lanes": 1,
-            "--max-batch-rows": scene.max_batch_rows,
-            "--min-chunk-rows": scene.min_chunk_rows,
-            "--slow-request-ms": deadline_ms,  # so that whatever is later is in the log
+            "--max-batch-rows": scenario.max_batch_rows,
+            "--min-chunk-rows": scenario.min_chunk_rows,
+            "--slow-request-ms": deadline_ms,  # so that later responses are logged
         }
         arguments = [str(each) for flag in flags.items() for each in flag]
         with running_server(folder / "store", folder / "log", *arguments) as server:
             port = int(server.url.rsplit(":", 1)[1])
-            patient = scene.plan(port, PATIENT_MS, seconds)
+            patient = scenario.plan(port, PATIENT_MS, seconds)
             capacity = fire(replace(patient, connections=24)).rate()
-            outcome = BatchResult(scene, capacity, deadline_ms)
-            plan = scene.plan(port, deadline_ms, seconds)
+            result = ScenarioResult(scenario, capacity, deadline_ms)
+            plan = scenario.plan(port, deadline_ms, seconds)
             for each in times:
                 before = len(late(server, deadline_ms))
                 report = fire(replace(plan, rate=capacity * each))
                 later = len(late(server, deadline_ms)) - before
-                outcome.steps.append(Step(each, report, later))
-    return outcome
+                result.steps.append(Step(each, report, later))
+    return result
 
 
 def late(server: Server, deadline_ms: int) -> list[Mapping[str, object]]:
-    """Return the log's lines of answers with status 200 that took longer than the deadline."""
+    """Return log entries of responses with status 200 that took longer than the deadline."""
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     timed = [line for line in lines if line.get("route") == "/v1/models/{model}/score"]
     return [line for line in timed if line["status"] == 200 and line["ms"] > deadline_ms]
 
 
-def table(outcome: BatchResult) -> str:
-    """Return the table of a scene in Markdown; a row for every kind of each step."""
+def table(result: ScenarioResult) -> str:
+    """Return the table of a scenario in Markdown, with one row per step and kind of request."""
     lines = [
-        f"### {outcome.scene.name}: {outcome.capacity:.0f} requests/s, "
-        f"deadline {outcome.deadline_ms} ms\n",
+        f"### {result.scenario.name}: {result.capacity:.0f} requests/s, "
+        f"deadline {result.deadline_ms} ms\n",
         "| offered | of | good, 1/s | rows, of peak | p50 | p99 | 429 | 503 | 504 | unanswered "
         "| refused without Retry-After | late, caller | late, server |",
         "| ---: | --- |" + " ---: |" * 11,
     ]
-    for step in outcome.steps:
-        lines += [_line(outcome, step, "all", step.report, step.late_at_server)]
-        if len(outcome.scene.kinds) > 1:
-            for number, kind in enumerate(outcome.scene.kinds):
-                lines += [_line(outcome, step, kind.name, step.report.of([number]), None)]
+    for step in result.steps:
+        lines += [_line(result, step, "all", step.report, step.late_at_server)]
+        if len(result.scenario.kinds) > 1:
+            for number, kind in enumerate(result.scenario.kinds):
+                lines += [_line(result, step, kind.name, step.report.of([number]), None)]
     return "\n".join(lines)
 
 
 def _line(
-    outcome: BatchResult, step: Step, name: str, report: Report, late_at_server: int | None
+    result: ScenarioResult, step: Step, name: str, report: Report, late_at_server: int | None
 ) -> str:
     statuses = report.statuses
-    deadline_s = outcome.deadline_ms / 1e3
+    deadline_s = result.deadline_ms / 1e3
     goodput = report.rate(within_s=deadline_s)
     silent = np.isin(report.status, (429, 503)) & ~report.told_when
     late_here = (report.status == 200) & (report.latency_s > deadline_s)
@@ -181,7 +187,7 @@ def _line(
         f"{step.times:g} ×",
         name,
         f"{goodput:.1f}",
-        f"{outcome.goodput(step) / outcome.peak:.0%}" if name == "all" else "",
+        f"{result.goodput(step) / result.peak:.0%}" if name == "all" else "",
         *(f"{report.latency_ms(share):.0f} ms" if goodput else "" for share in (0.5, 0.99)),
         *(statuses.get(status, 0) for status in (429, 503, 504, 0)),
         silent.sum(),
@@ -191,21 +197,21 @@ def _line(
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def plot(outcomes: Sequence[BatchResult], out: Path) -> None:
-    """Draw goodput and p99 over the offered load."""
+def plot(results: Sequence[ScenarioResult], out: Path) -> None:
+    """Plot goodput and p99 by offered load."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.fonttype"] = "none"  # text stays text, and the file small
+    mpl.rcParams["svg.fonttype"] = "none"  # keep text as text, which makes the file small
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     goodput, latency = figure.subplots(1, 2)
-    for outcome in outcomes:
-        times = [step.times for step in outcome.steps]
-        shares = [outcome.goodput(step) / outcome.peak for step in outcome.steps]
-        goodput.plot(times, shares, marker="o", label=outcome.scene.name)
-        p99s = [step.report.latency_ms(0.99) for step in outcome.steps]
-        latency.plot(times, p99s, marker="o", label=outcome.scene.name)
-        latency.axhline(outcome.deadline_ms, color="grey", linestyle=":")
+    for result in results:
+        times = [step.times for step in result.steps]
+        shares = [result.goodput(step) / result.peak for step in result.steps]
+        goodput.plot(times, shares, marker="o", label=result.scenario.name)
+        p99s = [step.report.latency_ms(0.99) for step in result.steps]
+        latency.plot(times, p99s, marker="o", label=result.scenario.name)
+        latency.axhline(result.deadline_ms, color="grey", linestyle=":")
     goodput.set(title="Rows in time, as a share of the peak", ylim=(0, 1.05))
     latency.set(title="p99 of accepted (ms); dotted: the deadline", ylim=(0, None))
     for axes in (goodput, latency):
@@ -218,17 +224,23 @@ def plot(outcomes: Sequence[BatchResult], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10, help="of each step (default: 10)")
-    parser.add_argument("--deadline-ms", type=int, default=250, help="of requests (default: 250)")
-    parser.add_argument("--times", type=float, nargs="+", default=TIMES, help="the capacity")
-    parser.add_argument("--out", type=Path, help="file of a figure: .svg or .png")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="duration of each step (default: 10)"
+    )
+    parser.add_argument(
+        "--deadline-ms", type=int, default=250, help="deadline of requests (default: 250)"
+    )
+    parser.add_argument(
+        "--times", type=float, nargs="+", default=TIMES, help="multiples of the capacity"
+    )
+    parser.add_argument("--out", type=Path, help="file for the plot: .svg or .png")
     options = parser.parse_args()
-    outcomes = []
-    for scene in SCENES:
-        outcomes.append(run(scene, options.deadline_ms, options.seconds, options.times))
-        print(table(outcomes[-1]) + "\n", flush=True)
+    results = []
+    for scenario in SCENARIOS:
+        results.append(run(scenario, options.deadline_ms, options.seconds, options.times))
+        print(table(results[-1]) + "\n", flush=True)
     if options.out:
-        plot(outcomes, options.out)
+        plot(results, options.out)
 
 
 if __name__ == "__main__":

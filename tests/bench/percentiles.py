@@ -1,16 +1,16 @@
-"""Latency by size, form and load, beside what the same model does in process.
+"""Measure latency by request size, format and load, compared with the same model in process.
 
     python -m tests.bench.percentiles [--seconds 8] [--checkout PATH]
 
-Requests of 1, 50 and 500 candidates of 100 numbers, as native JSON and as V2 binary tensors. In a
-closed loop (wrk) at 1, 8 and 32 connections; then in an open loop (`tests.bench.load`) at 70 % of
-the best rate of that size and form, its latencies counted from when requests were due. The limit is
-the same model in this process, a thread on each core, measured beside each size. Model and requests
-are those of `tests.bench.http`.
+Requests have 1, 50 and 500 candidates of 100 numbers, as native JSON and as V2 binary tensors. They
+are sent in a closed loop (wrk) with 1, 8 and 32 connections, then in an open loop
+(`tests.bench.load`) at 70 % of the best rate of that size and format, with latencies counted from
+when requests were due. The limit is the same model in this process with one thread per core,
+measured for each size. Model and requests are those of `tests.bench.http`.
 
-With `--checkout`, the server is that of another working tree, which publishes the reference model
-itself, for the same table before and after a change; where it does not speak V2, it is asked in
-JSON only.
+`--checkout` runs the server of another working tree, to compare a change with the code before it.
+The other tree publishes the reference model itself. If it does not support V2, only JSON is
+measured.
 """
 
 import argparse
@@ -55,7 +55,7 @@ _HEAD = (
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a request is written in."""
+    """A format of requests."""
 
     name: str
     post: Callable[[int], Post]
@@ -66,7 +66,7 @@ FORMS = (Form("native JSON", native), Form("V2 binary", v2_binary))
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A server, and what to ask it for how long."""
+    """A server, and what to measure."""
 
     server: Server
     folder: Path
@@ -75,7 +75,7 @@ class Bench:
     seconds: int
 
     def measure(self, rows: int) -> None:
-        """Print the lines of one size."""
+        """Print the rows of one request size."""
         limit, alone_ms = in_process(self.program, rows, self.seconds, usable_cores())
         print(f"| {rows} | | in process | {limit:,.0f} | 1.00 | {alone_ms:.2f} ms alone | | | | |")
         for form in self.forms:
@@ -104,11 +104,11 @@ class Bench:
         print(f"| {rows} | {form.name} | {' | '.join(cells)} | {(report.status != 200).sum()} |")
         late_ms = float(np.quantile(report.late_s, 0.99)) * 1e3
         if late_ms > report.latency_ms(0.99) / 2:
-            print(f"{rows} rows: the load itself was late by {late_ms:.1f} ms", file=sys.stderr)
+            print(f"{rows} rows: requests were sent {late_ms:.1f} ms late (p99)", file=sys.stderr)
 
 
 def spoken(server: Server) -> list[Form]:
-    """Return the forms that the server understands."""
+    """Return the formats that the server supports."""
     understood = []
     for form in FORMS:
         post = form.post(1)
@@ -116,12 +116,12 @@ def spoken(server: Server) -> list[Form]:
         if answer.status_code == 200:
             understood.append(form)
         else:
-            print(f"{form.name} is answered with {answer.status_code}", file=sys.stderr)
+            print(f"{form.name}: status {answer.status_code}, skipped", file=sys.stderr)
     return understood
 
 
 def in_ms(text: str) -> float:
-    """Return a time as wrk writes it, such as 1.9ms, in milliseconds."""
+    """Convert a time that wrk printed, such as 1.9ms, to milliseconds."""
     number, unit = re.fullmatch(r"([0-9.]+)([a-z]+)", text).groups()  # type: ignore[union-attr]
     return float(number) * _MS[unit]
 
@@ -129,10 +129,10 @@ def in_ms(text: str) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=int, default=8, help="of each line (default: 8)")
-    parser.add_argument("--rows", type=int, nargs="+", default=SIZES, help="sizes of requests")
+    parser.add_argument("--seconds", type=int, default=8, help="duration of each row (default: 8)")
+    parser.add_argument("--rows", type=int, nargs="+", default=SIZES, help="candidates per request")
     parser.add_argument(
-        "--checkout", type=Path, default=REPOSITORY, help="the server's working tree"
+        "--checkout", type=Path, default=REPOSITORY, help="working tree of the server"
     )
     options = parser.parse_args()
     if shutil.which("wrk") is None:
@@ -144,7 +144,7 @@ def main() -> None:
         torch.set_num_threads(1)
         publishing = [python_of(checkout), "-c", _PUBLISH, str(folder / "store")]
         subprocess.run(publishing, cwd=checkout, check=True)
-        flags = ("--request-timeout-ms", "60000")  # what is slow is to be measured, not refused
+        flags = ("--request-timeout-ms", "60000")  # measure slow requests instead of refusing them
         with running_server(folder / "store", folder / "log", *flags, checkout=checkout) as server:
             bench = Bench(server, folder, program, spoken(server), options.seconds)
             print(f"{usable_cores()} cores, torch {torch.__version__}\n\n{_HEAD}", flush=True)

@@ -1,8 +1,8 @@
-"""What does ranking cost beside the model? ``python -m tests.bench.ranking --store store``.
+"""Compare the cost of ranking with the model: ``python -m tests.bench.ranking --store store``.
 
-The first model of a store runs on random golden candidates, one thread; then each formula ranks its
-scores: calibration, sort_keys, rank scores, order. A cell is the least time of many turns, taken by
-turns with the forward pass, so that a busy machine is busy for both.
+The first model of a store runs on random golden candidates with one thread. Then each formula ranks
+its scores: calibration, sort keys, rank scores, order. Each cell is the minimum time of many turns.
+Turns alternate with the forward pass, so that other load on the machine affects both.
 """
 
 import argparse
@@ -30,7 +30,7 @@ PLATT = Platt(method="platt", slope=1.1, intercept=-0.2)
 
 
 def rankers(tasks: tuple[str, ...]) -> dict[str, Ranker]:
-    """A ranker a formula, and one whose tasks are all calibrated."""
+    """Return one ranker per formula, and one with calibration of all tasks."""
     weights = dict.fromkeys(tasks, 0.5)
     text = " * ".join(f"(1 + w.{task}*{task})**0.8" for task in tasks)
     product = Policy(formula="power_product", weights=weights)
@@ -60,7 +60,7 @@ def forward(model: Model, rows: int) -> tuple[Callable[[], object], Scores]:
 
 
 def least_us(*calls: Callable[[], object]) -> list[float]:
-    """The least time of each call, taken by turns."""
+    """Call all functions alternately and return the minimum time of each (µs)."""
     least = [float("inf")] * len(calls)
     for _ in range(TURNS):
         for i, call in enumerate(calls):
@@ -74,11 +74,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--store", type=Path, default=Path("store"))
     options.add_argument("--rows", type=int, default=500)
-    told = options.parse_args()
+    arguments = options.parse_args()
     torch.set_num_threads(1)
-    model = load(next(Store(told.store).artifacts()), torch.device("cpu"))
-    run, given = forward(model, told.rows)
-    print(f"{model}, {told.rows} candidates")
+    model = load(next(Store(arguments.store).artifacts()), torch.device("cpu"))
+    run, given = forward(model, arguments.rows)
+    print(f"{model}, {arguments.rows} candidates")
     print("| formula | ranks in | of the forward pass | one candidate | explains 100 |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, ranker in rankers(model.manifest.task_names).items():

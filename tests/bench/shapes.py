@@ -1,11 +1,11 @@
-"""Whether any batch is slow for its shape after warm-up: compiled anew, or specialised again.
+"""Check that no batch is slow because of its shape after warm-up, which would mean recompilation.
 
     python -m tests.bench.shapes [--store STORE] [--batches 3000]
 
-A version is warmed up as a deployment does it; then batches of random numbers of rows and requests
-run on one thread. Each one's CPU time is set against a line `a + b · rows` through all of them. A
-TorchScript that compiled for a new shape would stand out by tens of milliseconds. Without a store,
-the reference model runs.
+Warms up a version as a deployment does, then runs batches of random numbers of rows and requests on
+one thread. The CPU time of each batch is compared with the line `a + b · rows` fitted to all
+batches. Recompilation by TorchScript for a new shape would take tens of milliseconds. Without a
+store, the reference model runs.
 """
 
 import argparse
@@ -42,14 +42,14 @@ def part(model: Model, rows: int, rng: np.random.Generator) -> Part:
 
 
 def random_batches(count: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Yield the rows of each request of a batch: one in three has a single request."""
+    """Yield the rows per request of each batch. One batch in three has a single request."""
     for i in range(count):
         requests = 1 if i % 3 == 0 else int(rng.integers(2, 12))
         yield [int(rows) for rows in rng.integers(1, 512 // requests, requests)]
 
 
 def measure(model: Model, batches: int) -> None:
-    """Run warm-up and random batches; print how far any was above the line through all."""
+    """Run warm-up and random batches; print how far batches are above the fitted line."""
     rng = np.random.default_rng(0)
     torch.get_num_threads()
     torch.set_num_threads(1)
@@ -70,14 +70,16 @@ def measure(model: Model, batches: int) -> None:
     for percent in (50, 99, 99.9, 100):
         print(f"  p{percent:g}: {np.percentile(ratio, percent):.2f} x the line")
     worst = observed[int(ratio.argmax())]
-    print(f"  the worst: {worst[0]} rows of {worst[1]} requests, {worst[2] * 1e3:.2f} ms")
+    print(f"  worst: {worst[0]} rows of {worst[1]} requests, {worst[2] * 1e3:.2f} ms")
 
 
 def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.shapes", description=__doc__)
-    parser.add_argument("--store", type=Path, help="whose newest versions run")
-    parser.add_argument("--batches", type=int, default=3000, help="how many (default 3000)")
+    parser.add_argument("--store", type=Path, help="run the newest versions of this store")
+    parser.add_argument(
+        "--batches", type=int, default=3000, help="number of batches (default: 3000)"
+    )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
@@ -86,10 +88,10 @@ def main() -> None:
             reference_artifact(store)
         newest = {artifact.model: artifact for artifact in store.artifacts()}
         if not newest:
-            sys.exit(f"{arguments.store}: there are no artifacts")
+            sys.exit(f"store {arguments.store} has no artifacts")
         for artifact in newest.values():
             model = load(artifact, torch.device("cpu"))
-            # In a thread of its own, as on a lane: the executor keeps what it learns by thread.
+            # In a separate thread, as on a lane: the TorchScript executor specializes per thread.
             thread = threading.Thread(target=measure, args=(model, arguments.batches))
             thread.start()
             thread.join()

@@ -1,4 +1,4 @@
-"""Carries out a plan of `tests.bench.load`: arrivals that are due, connections that are idle."""
+"""Run a plan of `tests.bench.load`: assign due requests to idle connections."""
 
 import asyncio
 import gc
@@ -20,16 +20,18 @@ _LENGTH = b"content-length:"
 
 
 def child() -> None:
-    """Carry out the plan on standard input; its report goes to standard output."""
+    """Read a plan from standard input, run it, and write the report to standard output."""
     plan: Plan = pickle.loads(sys.stdin.buffer.read())
     gc.disable()
     report = uvloop.run(carry_out(plan))
-    with open(sys.stdout.fileno(), "wb", closefd=False) as output:  # whole, even if unbuffered
+    with open(
+        sys.stdout.fileno(), "wb", closefd=False
+    ) as output:  # buffered, so that the report is written completely
         pickle.dump(report, output)
 
 
 async def carry_out(plan: Plan) -> Report:
-    """Carry out a plan here, on the running loop."""
+    """Run a plan on the running loop."""
     shooter = Shooter(plan)
     await shooter.connect(plan.connections if plan.rate is None else min(16, plan.connections))
     await shooter.run()
@@ -37,13 +39,13 @@ async def carry_out(plan: Plan) -> Report:
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time, and the few things of its answer that are to be known."""
+    """A connection that sends one request at a time and reads status and Retry-After."""
 
     def __init__(self, shooter: "Shooter") -> None:
         self._shooter = shooter
         self._transport: asyncio.Transport
         self._received = bytearray()
-        self._whole = 0  # bytes of the answer, once its head is here
+        self._whole = 0  # size of the response in bytes, once its head has arrived
         self._told_when = False
         self._kind, self._due, self._late_s = 0, 0.0, 0.0
         self.is_busy = False
@@ -52,7 +54,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def send(self, request: bytes, kind: int, due: float) -> None:
-        """Send a request that was due at a time."""
+        """Send a request that was due at the time `due`."""
         self.is_busy = True
         self._kind, self._due, self._whole = kind, due, 0
         self._late_s = time.perf_counter() - due
@@ -80,7 +82,7 @@ class Connection(asyncio.Protocol):
         self._shooter.come_free(self, now)
 
     def row(self, status: int, now: float) -> Row:
-        """Return what became of its request."""
+        """Return the result of the current request."""
         return self._kind, status, now - self._due, self._told_when, self._late_s
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -91,7 +93,7 @@ class Connection(asyncio.Protocol):
 
 
 class Shooter:
-    """Sends what is due, over idle connections, and notes what became of it."""
+    """Send due requests over idle connections and record the results."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -105,16 +107,16 @@ class Shooter:
         self._rows: list[Row] = []
         self._sent = 0
         self._end = 0.0
-        self._due: deque[float] = deque()  # arrivals that are still to come
+        self._due: deque[float] = deque()  # times of future arrivals
         self._kinds: list[int] = []
         self._alarm = Alarm(self._arrive)
 
     async def connect(self, count: int) -> None:
-        """Open connections beforehand."""
+        """Open connections before the load starts."""
         await asyncio.gather(*(self._connect() for _ in range(count)))
 
     async def run(self) -> None:
-        """Send everything, and wait for the answers as long as the plan has patience."""
+        """Send all requests, and wait for responses for at most the plan's `patience_s`."""
         plan = self._plan
         began = time.perf_counter()
         self._end = began + plan.seconds
@@ -126,12 +128,12 @@ class Shooter:
             count = self._rng.poisson(plan.rate * plan.seconds)
             self._due.extend(np.sort(self._rng.random(count)) * plan.seconds + began)
             self._arrive()
-        with suppress(TimeoutError):  # whom nobody answered is told apart in the report
+        with suppress(TimeoutError):  # the report counts unanswered requests
             await asyncio.wait_for(self._ended.wait(), plan.seconds + plan.patience_s)
         self._alarm.close()
 
     def come_free(self, connection: Connection, now: float) -> None:
-        """Give an idle connection its next request, or keep it."""
+        """Send the next request on an idle connection, or keep the connection for later."""
         if self._plan.rate is None and now < self._end:
             self._send(connection, self._draw(), now)
         elif self._waiting:
@@ -140,13 +142,13 @@ class Shooter:
             self._idle.append(connection)
 
     def answered(self, row: Row, now: float) -> None:
-        """Note what became of a request."""
+        """Record the result of a request."""
         self._rows.append(row)
         if now >= self._end:
             self._end_when_all_are_answered()
 
     def lose(self, connection: Connection) -> None:
-        """Forget a connection that the server closed."""
+        """Remove a connection that the server closed."""
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
@@ -155,7 +157,7 @@ class Shooter:
             self.answered(connection.row(UNANSWERED, now), now)
 
     def report(self) -> Report:
-        """Return what became of everything; connections are closed by this."""
+        """Close all connections and return the results."""
         now = time.perf_counter()
         self._ended.set()
         for connection in self._open:
@@ -167,7 +169,7 @@ class Shooter:
         return Report.of_rows(self._plan.seconds, self._rows)
 
     def _arrive(self) -> None:
-        """Send, or put in line, everything that is due by now."""
+        """Send or queue all requests that are due."""
         now = time.perf_counter()
         while self._due and self._due[0] <= now:
             shot = self._draw(), self._due.popleft()
@@ -179,7 +181,7 @@ class Shooter:
                 task = self._loop.create_task(self._connect())
                 self._opening.add(task)
                 task.add_done_callback(self._opening.discard)
-        # After the last arrival it rings once more: all may be answered by then.
+        # Ring once more after the last arrival, because all may be answered by then.
         self._alarm.set(self._due[0] if self._due else self._end)
         if now >= self._end:
             self._end_when_all_are_answered()

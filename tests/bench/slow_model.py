@@ -1,7 +1,7 @@
-"""A model of stated slowness: so much of one core's time a batch, and so much a row.
+"""A model of known cost: a given CPU time per batch and per row.
 
-It computes, since TorchScript cannot sleep, but on one small matrix that stays in the first-level
-cache: what it takes is a core, not memory that others wait for.
+TorchScript cannot sleep, so the model computes. It multiplies one small matrix that fits into the
+level 1 cache, so that it needs a core but no memory bandwidth.
 """
 
 import time
@@ -21,7 +21,7 @@ _SIDE = 48
 
 
 class Slow(nn.Module):
-    """Gives each candidate its own number, after so many products of a small matrix."""
+    """Return each candidate's value after a number of products of a small matrix."""
 
     matrix: Tensor
 
@@ -29,7 +29,9 @@ class Slow(nn.Module):
         super().__init__()
         self.per_batch = per_batch
         self.per_row = per_row
-        self.register_buffer("matrix", torch.eye(_SIDE).roll(1, 0))  # whose powers stay finite
+        self.register_buffer(
+            "matrix", torch.eye(_SIDE).roll(1, 0)
+        )  # a permutation, so its powers stay finite
 
     def forward(
         self,
@@ -44,7 +46,7 @@ class Slow(nn.Module):
 
 
 def publish_slow(store: Store, *, batch_s: float, row_s: float) -> Artifact:
-    """Publish a model `slow` whose batches take about `batch_s + row_s · rows` on this machine."""
+    """Publish a model `slow` whose batches take about `batch_s + row_s · rows` seconds here."""
     torch.set_num_threads(1)
     product_s = _seconds_of_a_product()
     description = Description(
@@ -65,7 +67,7 @@ def publish_slow(store: Store, *, batch_s: float, row_s: float) -> Artifact:
 
 
 def _seconds_of_a_product(products: int = 5_000) -> float:
-    """Return how long one product takes, the least of a few tries."""
+    """Return the time of one product (s), the minimum of a few measurements."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = torch.jit.freeze(torch.jit.script(Slow(float(products), 0.0).eval()))

@@ -1,4 +1,4 @@
-"""What of the GPU's bench needs none: it says so, and it reads a trace."""
+"""Parts of the GPU benchmark that run without a GPU."""
 
 import json
 import subprocess
@@ -13,15 +13,16 @@ from tests import REPOSITORY
 from tests.bench import gpu
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_refuses():
+def test_benchmark_without_a_gpu_exits_with_an_error():
     command = [sys.executable, "-m", "tests.bench.gpu"]
-    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "this measures a GPU, and there is none: CUDA is not available\n"
+    completed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert completed.stderr == "this benchmark needs a GPU: CUDA is not available\n"
 
 
-def test_what_of_copies_lay_beside_kernels_is_read_from_a_trace(tmp_path):
+def test_overlap_of_copies_and_kernels_is_read_from_a_trace(tmp_path):
     def event(category, ts, dur):
         return {"ph": "X", "cat": category, "ts": ts, "dur": dur}
 
@@ -29,7 +30,7 @@ def test_what_of_copies_lay_beside_kernels_is_read_from_a_trace(tmp_path):
         event("gpu_memcpy", 0, 10),
         event("gpu_memcpy", 100, 10),
         event("kernel", 5, 20),
-        event("kernel", 7, 3),  # beside another: counted once
+        event("kernel", 7, 3),  # overlaps with another kernel: counted once
         event("cuda_runtime", 0, 1000),
         {"ph": "M", "cat": "kernel"},
     ]
@@ -38,7 +39,7 @@ def test_what_of_copies_lay_beside_kernels_is_read_from_a_trace(tmp_path):
     assert gpu.overlap(trace) == pytest.approx((20e-6, 5e-6))
 
 
-def test_its_model_and_its_batches_fit_each_other():
+def test_benchmark_model_runs_benchmark_batches():
     model = gpu.served(torch.device("cpu"))
     outcome = run(model, gpu.parts(Bucket(33, 2)))
     assert not isinstance(outcome.scores, Exception)

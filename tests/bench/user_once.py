@@ -1,8 +1,9 @@
-"""What does computing the user once a request gain? ``python -m tests.bench.user_once``.
+"""Measure the gain of computing the user once per request: ``python -m tests.bench.user_once``.
 
-Two scripted, frozen networks of one shape are called by turns: one takes users and candidates as
-they are; to the other every feature is the candidate's, each user tiled to its candidates. A cell
-is the median of the ratios tiled time / once time: above 1, once is the faster.
+Two scripted and frozen networks of the same shape run alternately. One gets user and candidate
+features separately. The other gets only candidate features, with the user's values repeated for
+each candidate. Each cell is the median of the ratios tiled time / once time: above 1, once is
+faster.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from tests.bench.fused import Form, Values, frozen
 
 Arguments = tuple[Values, Values, Tensor]
 
-SHARES = (0, 25, 50, 75, 90)  # percent of the columns that are the user's
-REQUESTS = ((1, 500), (8, 200))  # requests × candidates of each
+SHARES = (0, 25, 50, 75, 90)  # percentage of user columns
+REQUESTS = ((1, 500), (8, 200))  # requests, candidates per request
 COLUMNS = 400
 TASKS = [Task(name=name, kind="binary") for name in ("click", "like", "follow")]
 NETWORKS = {
@@ -40,7 +41,10 @@ NETWORKS = {
 
 
 def features(share: int, *, embedded: bool) -> list[Feature]:
-    """``COLUMNS`` columns, ``share`` percent of them the user's, at most half of those ids'."""
+    """Return features with ``COLUMNS`` columns, ``share`` percent of them for the user.
+
+    With ``embedded``, up to half of the user's columns are embeddings of ids.
+    """
     user = COLUMNS * share // 100
     made: list[Feature] = []
     if embedded and user:
@@ -77,7 +81,7 @@ def seconds(form: Form, arguments: Arguments) -> float:
 def gain(
     network: NetworkConfig, made: list[Feature], requests: int, candidates: int, turns: int
 ) -> float:
-    """Tiled time over once time."""
+    """Return the median of tiled time / once time."""
     flat = [feature.model_copy(update={"side": "candidate"}) for feature in made]
     once_form = frozen(build(network, made, TASKS, seed=0), "cpu")
     tiled_form = frozen(build(network, flat, TASKS, seed=0), "cpu")

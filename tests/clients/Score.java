@@ -2,10 +2,10 @@
 //
 //     java Score.java URL MODEL REQUEST.json [BUDGET_MS]
 //
-// The budget covers everything: connecting, tries and pauses. What is left of it goes along as the
-// deadline. Where the server is busy, 429 or 503, it says in Retry-After when to come again; if that
-// is within the budget, it is done, a little later by chance. A call changes nothing: it may be
-// repeated.
+// The budget covers connecting, all attempts and the pauses between them. Each attempt sends the
+// remaining budget as its deadline. If the server is busy (429 or 503), the client retries after
+// the seconds in Retry-After plus a random delay, if that is within the budget. A scoring call
+// changes nothing, so it is safe to repeat.
 
 import java.io.IOException;
 import java.net.URI;
@@ -23,11 +23,11 @@ public final class Score {
     private static final Set<Integer> BUSY = Set.of(429, 503);
     private static final long MILLIS = 1_000_000; // nanoseconds
 
-    /** Keeps connections: one for the life of a process. HTTP/2 would need TLS to be of use. */
+    /** One client for the whole process: it reuses connections. HTTP/2 would need TLS. */
     private static final HttpClient CLIENT =
             HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
 
-    /** Returns the server's last word. */
+    /** Scores, retries while the server is busy, and returns the last response. */
     static HttpResponse<String> score(URI url, byte[] request, Duration budget)
             throws IOException, InterruptedException {
         long end = System.nanoTime() + budget.toNanos();

@@ -2,10 +2,10 @@
 //
 //	go run score.go URL MODEL REQUEST.json [BUDGET_MS]
 //
-// The budget covers everything: connecting, tries and pauses. What is left of it goes along as the
-// deadline. Where the server is busy, 429 or 503, it says in Retry-After when to come again; if that
-// is within the budget, it is done, a little later by chance. A call changes nothing: it may be
-// repeated.
+// The budget covers connecting, all attempts and the pauses between them. Each attempt sends the
+// remaining budget as its deadline. If the server is busy (429 or 503), the client retries after
+// the seconds in Retry-After plus a random delay, if that is within the budget. A scoring call
+// changes nothing, so it is safe to repeat.
 package main
 
 import (
@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-// score returns the server's last word: a status and a body.
+// score retries while the server is busy, and returns the last status and body.
 func score(ctx context.Context, url string, request []byte) (int, []byte, error) {
 	for {
 		status, header, body, err := post(ctx, url, request)

@@ -1,11 +1,12 @@
-"""Rank candidates with httpx, in threads or in asyncio.
+"""Rank candidates with httpx, in threads or with asyncio. Needs httpx: `pip install httpx`.
 
 python score.py URL MODEL REQUEST.json [BUDGET_MS] [--async]
 
-The budget covers everything: connecting, tries and pauses. What is left of it goes along as the
-deadline, so that the server never works for a caller that is gone. Where the server is busy, 429 or
-503, it says in Retry-After when to come again; if that is within the budget, it is done, a little
-later by chance, lest all callers come again at once. A call changes nothing: it may be repeated.
+The budget covers connecting, all attempts and the pauses between them. Each attempt sends the
+remaining budget as its deadline, so that the server does no work for a client that has given up. If
+the server is busy (429 or 503), the client retries after the seconds in Retry-After plus a random
+delay, so that clients do not all return at the same moment. It retries only within the budget. A
+scoring call changes nothing, so it is safe to repeat.
 """
 
 import asyncio
@@ -16,13 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
+try:
+    import httpx
+except ImportError:
+    sys.exit("score.py needs httpx: pip install httpx")
 
 BUSY = (429, 503)
 
 
-class Patience:
-    """What is left of a budget."""
+class Budget:
+    """A time budget (s) that starts when it is created."""
 
     def __init__(self, budget_s: float) -> None:
         self._end = time.monotonic() + budget_s
@@ -31,46 +35,46 @@ class Patience:
         return max(self._end - time.monotonic(), 0.001)
 
     def call(self) -> dict[str, Any]:
-        """Arguments of one call: the deadline, told to the server and kept here."""
+        """Return arguments for one attempt: the deadline in a header, and the timeout."""
         left_s = self.left_s()
         deadline = {"x-request-timeout-ms": str(max(int(left_s * 1000), 1))}
         return {"headers": deadline, "timeout": left_s}
 
-    def pause_s(self, answer: httpx.Response) -> float | None:
-        """How long to wait before the next try; None if there is none to come."""
-        if answer.status_code not in BUSY:
+    def pause_s(self, response: httpx.Response) -> float | None:
+        """Return how long to wait before the next attempt; None if there should be none."""
+        if response.status_code not in BUSY:
             return None
-        stated = answer.headers.get("retry-after", "")
+        stated = response.headers.get("retry-after", "")
         pause_s = (int(stated) if stated.isdecimal() else 1) * random.uniform(1, 1.25)
         return pause_s if pause_s < self.left_s() else None
 
 
 def score(client: httpx.Client, model: str, request: bytes, budget_s: float) -> httpx.Response:
-    """Return the server's last word."""
-    patience = Patience(budget_s)
+    """Score, retry while the server is busy, and return the last response."""
+    budget = Budget(budget_s)
     while True:
-        answer = client.post(f"/v1/models/{model}/score", content=request, **patience.call())
-        pause_s = patience.pause_s(answer)
+        response = client.post(f"/v1/models/{model}/score", content=request, **budget.call())
+        pause_s = budget.pause_s(response)
         if pause_s is None:
-            return answer
+            return response
         time.sleep(pause_s)
 
 
 async def score_async(
     client: httpx.AsyncClient, model: str, request: bytes, budget_s: float
 ) -> httpx.Response:
-    """Return the server's last word."""
-    patience = Patience(budget_s)
+    """Score, retry while the server is busy, and return the last response."""
+    budget = Budget(budget_s)
     while True:
-        answer = await client.post(f"/v1/models/{model}/score", content=request, **patience.call())
-        pause_s = patience.pause_s(answer)
+        response = await client.post(f"/v1/models/{model}/score", content=request, **budget.call())
+        pause_s = budget.pause_s(response)
         if pause_s is None:
-            return answer
+            return response
         await asyncio.sleep(pause_s)
 
 
-async def _in_asyncio(told: dict[str, Any], call: tuple[str, bytes, float]) -> httpx.Response:
-    async with httpx.AsyncClient(**told) as client:
+async def _in_asyncio(options: dict[str, Any], call: tuple[str, bytes, float]) -> httpx.Response:
+    async with httpx.AsyncClient(**options) as client:
         return await score_async(client, *call)
 
 
@@ -78,23 +82,22 @@ def main(url: str, model: str, path: str, budget_ms: str = "1000", how: str = ""
     headers = {"content-type": "application/json"}
     if key := os.environ.get("GATEHOUSE_KEY"):
         headers["authorization"] = f"Bearer {key}"
-    told: dict[str, Any] = {"base_url": url, "headers": headers}
+    options: dict[str, Any] = {"base_url": url, "headers": headers}
     call = (model, Path(path).read_bytes(), int(budget_ms) / 1000)
     try:
         if how == "--async":
-            answer = asyncio.run(_in_asyncio(told, call))
+            response = asyncio.run(_in_asyncio(options, call))
         else:
-            with httpx.Client(
-                **told
-            ) as client:  # one for the life of a process: it keeps connections
-                answer = score(client, *call)
+            # Use one client for the whole life of a process: it reuses connections.
+            with httpx.Client(**options) as client:
+                response = score(client, *call)
     except httpx.TransportError as error:
-        print(f"no answer: {type(error).__name__}", file=sys.stderr)
+        print(f"no response: {type(error).__name__}", file=sys.stderr)
         return 1
-    if answer.is_error:
-        print(answer.status_code, answer.text, file=sys.stderr)
+    if response.is_error:
+        print(response.status_code, response.text, file=sys.stderr)
         return 1
-    print(answer.text)
+    print(response.text)
     return 0
 
 

@@ -3,11 +3,11 @@
 #
 #     sh score.sh URL MODEL REQUEST.json [BUDGET_MS]
 #
-# The budget, rounded up to whole seconds, covers everything: connecting, tries and pauses. What is
-# left of it goes along as the deadline. Where the server is busy, 429 or 503, it says in Retry-After
-# when to come again; if that is within the budget, it is done. (curl's own --retry would also repeat
-# what timed out, and print every try's answer.) The key comes from GATEHOUSE_KEY, through a pipe:
-# a process's arguments are seen by everyone on its machine.
+# The budget, rounded up to whole seconds, covers connecting, all attempts and the pauses between
+# them. Each attempt sends the remaining budget as its deadline. If the server is busy (429 or 503),
+# the script retries after the seconds in Retry-After if they are within the budget. (curl's own --retry
+# would also repeat timeouts, and print the response of every attempt.) The key comes from
+# GATEHOUSE_KEY and reaches curl through a pipe, because all users of a machine can see arguments.
 set -eu
 
 url=$1 model=$2 request=$3 budget_ms=${4:-1000}

@@ -1,9 +1,12 @@
-"""Rank candidates with tritonclient, over the Open Inference Protocol with binary tensors.
+"""Rank candidates with tritonclient, using the Open Inference Protocol with binary tensors.
+
+Needs tritonclient: `pip install 'tritonclient[http]'`.
 
 python score_v2.py URL MODEL REQUEST.json [BUDGET_MS]
 
-The request is a native one; here its features become tensors. Budget, deadline and tries are those
-of score.py; as tritonclient keeps Retry-After to itself, a pause is the second that it mostly says.
+REQUEST.json is a request of the native API; this program converts its features to tensors. Budget,
+deadline and retries work as in score.py, but with a fixed pause of one second, because tritonclient
+does not return the Retry-After header.
 """
 
 import json
@@ -24,7 +27,7 @@ PAUSE_S = 1.0
 
 
 def tensors(metadata: dict[str, Any], request: dict[str, Any]) -> list[triton.InferInput]:
-    """Return an input for each feature that the request has: the user's `[1, d]`, else `[n, d]`."""
+    """Return one input per feature: `[1, d]` for the user, `[n, d]` for candidates."""
     inputs: list[triton.InferInput] = []
     for each in metadata["inputs"]:
         name, datatype = each["name"], each["datatype"]
@@ -33,7 +36,7 @@ def tensors(metadata: dict[str, Any], request: dict[str, Any]) -> list[triton.In
         elif name in request["candidates"]:
             values = request["candidates"][name]
         else:
-            continue  # has a default
+            continue  # the server uses the default
         array: npt.NDArray[Any] = np.array(values, DTYPES[datatype]).reshape(len(values), -1)
         inputs.append(triton.InferInput(name, array.shape, datatype))
         inputs[-1].set_data_from_numpy(array)  # binary
@@ -43,7 +46,7 @@ def tensors(metadata: dict[str, Any], request: dict[str, Any]) -> list[triton.In
 def rank_scores(
     client: triton.InferenceServerClient, model: str, request: dict[str, Any], budget_s: float
 ) -> list[float]:
-    """Return a rank score for each candidate."""
+    """Return the rank score of each candidate."""
     end = time.monotonic() + budget_s
     inputs = tensors(client.get_model_metadata(model), request)
     outputs = [triton.InferRequestedOutput("rank_score")]
@@ -69,14 +72,14 @@ def main(url: str, model: str, path: str, budget_ms: str = "1000") -> int:
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     address = url.removeprefix("http://")
     try:
-        # One for the life of a process: it keeps connections.
+        # Use one client for the whole life of a process: it reuses connections.
         with triton.InferenceServerClient(address, network_timeout=budget_s) as client:
             scores = rank_scores(client, model, request, budget_s)
     except triton.InferenceServerException as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"no answer: {type(error).__name__}", file=sys.stderr)
+        print(f"no response: {type(error).__name__}", file=sys.stderr)
         return 1
     keys = request.get("candidate_keys", range(len(scores)))
     best_first = sorted(range(len(scores)), key=lambda i: -scores[i])  # ties by position

@@ -1,4 +1,4 @@
-"""The container files keep their promises. Nothing here builds an image: that needs an engine."""
+"""Check the container files without building an image, which would need a Docker daemon."""
 
 import asyncio
 import json
@@ -45,13 +45,13 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Image:
-    """What a Dockerfile says of the image that it builds."""
+    """A Dockerfile, parsed."""
 
     file: Path
 
     @cached_property
     def stages(self) -> list[list[Instruction]]:
-        """The instructions by stage, each stage from its FROM on."""
+        """Return the instructions of each stage, starting with its FROM."""
         lines = [line for line in self.file.read_text().splitlines() if not line.startswith("#")]
         found: list[list[Instruction]] = []
         for line in "\n".join(lines).replace("\\\n", " ").splitlines():
@@ -63,7 +63,7 @@ class Image:
         return found
 
     def last(self, name: str) -> Instruction:
-        """What the image's configuration says: the last instruction of that name."""
+        """Return the last instruction of that name in the final stage: the one in effect."""
         return [each for each in self.stages[-1] if each.name == name][-1]
 
     def environment(self) -> dict[str, str]:
@@ -75,9 +75,9 @@ CPU, CUDA = Image(ROOT / "Dockerfile"), Image(ROOT / "docker/cuda.Dockerfile")
 
 
 @pytest.fixture(params=[CPU, CUDA], ids=["cpu", "cuda"])
-def built(request) -> Image:
-    image: Image = request.param
-    return image
+def image(request) -> Image:
+    parsed: Image = request.param
+    return parsed
 
 
 def project():
@@ -100,65 +100,65 @@ def settings(monkeypatch, **environment: str) -> Settings:
 # The image
 
 
-def test_sigterm_reaches_the_service_and_no_shell(built):
-    assert json.loads(built.last("CMD").text) == ["gatehouse", "serve"]
-    assert built.last("STOPSIGNAL").text == "SIGTERM"
-    assert not [each for each in built.stages[-1] if each.name in ("ENTRYPOINT", "SHELL")]
+def test_sigterm_reaches_the_service_without_a_shell_in_between(image):
+    assert json.loads(image.last("CMD").text) == ["gatehouse", "serve"]
+    assert image.last("STOPSIGNAL").text == "SIGTERM"
+    assert not [each for each in image.stages[-1] if each.name in ("ENTRYPOINT", "SHELL")]
 
 
-def test_the_service_does_not_run_as_root(built):
-    # By number, so that Kubernetes can tell that it is not root.
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", built.last("USER").text)
-    names = [each.name for each in built.stages[-1]]
+def test_service_does_not_run_as_root(image):
+    # A number, so that Kubernetes can check that it is not root (runAsNonRoot).
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", image.last("USER").text)
+    names = [each.name for each in image.stages[-1]]
     assert "RUN" not in names[names.index("USER") :]
 
 
-def test_the_demo_model_belongs_to_the_user(built):
+def test_demo_model_belongs_to_the_user_of_the_service(image):
     [copied] = [
-        each for each in built.stages[-1] if each.words[-1:] == ["/store"] and each.name == "COPY"
+        each for each in image.stages[-1] if each.words[-1:] == ["/store"] and each.name == "COPY"
     ]
-    assert f"--chown={built.last('USER').text}" in copied.text
+    assert f"--chown={image.last('USER').text}" in copied.text
 
 
-def test_the_settings_of_the_image_are_valid_and_agree_with_it(built, monkeypatch):
-    image = settings(monkeypatch, **built.environment())
-    assert image.host == "0.0.0.0"
-    assert str(image.port) == built.last("EXPOSE").text
-    assert str(image.store) == built.last("VOLUME").text
+def test_settings_of_the_image_are_valid_and_match_its_port_and_volume(image, monkeypatch):
+    effective = settings(monkeypatch, **image.environment())
+    assert effective.host == "0.0.0.0"
+    assert str(effective.port) == image.last("EXPOSE").text
+    assert str(effective.store) == image.last("VOLUME").text
 
 
 @pytest.mark.parametrize("file", [CPU.file, CUDA.file, COMPOSE], ids=lambda file: file.name)
-def test_every_variable_is_a_setting(file):
+def test_every_gatehouse_variable_is_a_setting(file):
     names = set(re.findall(r"GATEHOUSE_(\w+)", file.read_text()))
     assert names
     assert {name.lower() for name in names} <= set(Settings.model_fields)
 
 
-def test_the_base_is_pinned_to_a_python_that_the_project_supports(built):
+def test_base_image_has_a_supported_python_version(image):
     names: list[str] = []
-    for stage in built.stages:
-        image, *named = stage[0].words
-        if image not in names:
-            version = re.fullmatch(r"python:(3\.\d+)-slim-bookworm", image)
-            assert version, image
+    for stage in image.stages:
+        parent, *named = stage[0].words
+        if parent not in names:
+            version = re.fullmatch(r"python:(3\.\d+)-slim-bookworm", parent)
+            assert version, parent
             assert project()["requires-python"] == ">=3.11,<3.14"
             assert version[1] in ("3.11", "3.12", "3.13")
         names += named[1:]
 
 
-def test_a_change_of_the_sources_does_not_install_the_dependencies_again(built):
-    build = built.stages[1]
-    installed = next(i for i, each in enumerate(build) if "requirements.lock" in each.text)
-    assert build[installed].is_from_context
-    assert build[installed].words[0] == "requirements.lock"
-    assert "pip install --requirement requirements.lock" in build[installed + 1].text
-    assert not any(each.is_from_context for each in build[:installed])
+def test_change_of_the_sources_does_not_install_the_dependencies_again(image):
+    build = image.stages[1]
+    locks, *later = [i for i, each in enumerate(build) if each.is_from_context]
+    assert build[locks].words[:-1] == ["requirements.lock", "requirements-torch.lock"]
+    runs = "\n".join(each.text for each in build[locks : later[0]] if each.name == "RUN")
+    assert "pip install --no-deps --require-hashes --requirement requirements.lock" in runs
+    assert "--requirement requirements-torch.lock" in runs
 
 
-def test_what_is_copied_exists_and_is_let_into_the_context(built):
+def test_copied_files_exist_and_are_in_the_build_context(image):
     sources = [
         word
-        for stage in built.stages
+        for stage in image.stages
         for each in stage
         if each.is_from_context
         for word in each.words[:-1]
@@ -169,8 +169,8 @@ def test_what_is_copied_exists_and_is_let_into_the_context(built):
 
 
 def is_in_context(path: str) -> bool:
-    """Whether .dockerignore lets a path in: its last pattern that matches decides."""
-    verdict = True
+    """Whether .dockerignore includes a path. The last pattern that matches decides."""
+    included = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if line and not line.startswith("#"):
             pattern = line.removeprefix("!")
@@ -179,8 +179,8 @@ def is_in_context(path: str) -> bool:
             anywhere = pattern.startswith("**/")
             candidates = parts if anywhere else prefixes
             if any(fnmatch(each, pattern.removeprefix("**/")) for each in candidates):
-                verdict = line.startswith("!")
-    return verdict
+                included = line.startswith("!")
+    return included
 
 
 @pytest.mark.parametrize(
@@ -196,42 +196,89 @@ def is_in_context(path: str) -> bool:
         "tests/end_to_end/test_docker.py",
     ],
 )
-def test_history_stores_tests_caches_and_secrets_stay_out_of_the_context(path):
+def test_history_stores_tests_caches_and_secrets_are_not_in_the_build_context(path):
     assert not is_in_context(path)
 
 
-def test_no_index_is_named_and_none_reaches_the_final_image(built):
-    arguments = [each.text for stage in built.stages for each in stage if each.name == "ARG"]
-    assert arguments == ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"]
-    assert not [each for each in built.stages[-1] if each.name == "ARG"]
-    assert "://" not in re.sub(r"http://127\.0\.0\.1", "", built.file.read_text())
+def test_no_package_index_is_named_in_the_file_or_kept_in_the_final_image(image):
+    arguments = {each.text for stage in image.stages for each in stage if each.name == "ARG"}
+    indexes = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"}
+    assert arguments == (indexes | {"TORCH_INDEX"} if image is CPU else indexes)
+    assert not [each for each in image.stages[-1] if each.name == "ARG"]
+    assert "://" not in re.sub(r"http://127\.0\.0\.1", "", image.file.read_text())
 
 
-def test_the_labels_agree_with_the_project(built):
-    labels = dict(word.split("=", 1) for word in built.last("LABEL").words)
+def torch_installation(of: Image) -> str:
+    [command] = [
+        each.text
+        for each in of.stages[1]
+        if each.name == "RUN" and "requirements-torch.lock" in each.text
+    ]
+    return command
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        (
+            "",
+            [
+                "pip install uv==0.13.9",
+                "uv pip install --python /opt/venv/bin/python --no-cache --no-deps "
+                "--torch-backend cpu --requirement requirements-torch.lock",
+            ],
+        ),
+        (
+            "http://mirror/cpu",
+            [
+                "pip install --no-deps --index-url http://mirror/cpu "
+                "--requirement requirements-torch.lock"
+            ],
+        ),
+    ],
+    ids=["default", "TORCH_INDEX"],
+)
+def test_cpu_image_installs_torch_from_an_index_of_cpu_wheels(tmp_path, index, expected):
+    log = tmp_path / "log"
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\necho "$(basename $0) $@" >> {log}\n')
+    program.chmod(0o755)
+    for name in ("python", "pip", "uv"):
+        (tmp_path / name).symlink_to(program)
+    command = torch_installation(CPU).replace("/opt/uv/bin/", f"{tmp_path}/")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TORCH_INDEX": index}
+    subprocess.run(["/bin/sh", "-ec", command], env=environment, check=True)
+    ran = log.read_text().splitlines()
+    assert [line for line in ran if not line.startswith("python")] == expected
+    [check] = [line for line in ran if line.startswith("python -c")]
+    assert "assert not torch.version.cuda" in check
+
+
+def test_labels_match_the_project_metadata(image):
+    labels = dict(word.split("=", 1) for word in image.last("LABEL").words)
     assert labels["org.opencontainers.image.version"] == project()["version"]
     assert labels["org.opencontainers.image.licenses"] == project()["license"]
 
 
-def test_the_gpu_image_differs_in_what_a_gpu_needs_and_in_nothing_else():
-    def content(image: Image) -> set[str]:
+def test_images_differ_only_in_torch_and_in_what_a_gpu_needs():
+    def content(of: Image) -> set[str]:
         skipped = ("LABEL", "HEALTHCHECK")
         return {
             f"{number} {each.name} {each.text}"
-            for number, stage in enumerate(image.stages)
+            for number, stage in enumerate(of.stages)
             for each in stage
             if each.name not in skipped
         }
 
-    added = content(CUDA) - content(CPU)
-    (gone,) = content(CPU) - content(CUDA)
-    assert gone == "1 RUN pip install --requirement requirements.lock"
-    (installed,) = [each for each in added if each.startswith(gone)]
-    assert "torch.version.cuda" in installed
-    assert added - {installed} == {
+    cpu, cuda = torch_installation(CPU), torch_installation(CUDA)
+    assert content(CPU) - content(CUDA) == {"1 ARG TORCH_INDEX", f"1 RUN {cpu}"}
+    assert content(CUDA) - content(CPU) == {
+        f"1 RUN {cuda}",
         "3 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility",
         "3 ENV GATEHOUSE_DEVICE=cuda",
     }
+    assert cuda.startswith("pip install --requirement requirements-torch.lock ")
+    assert "assert torch.version.cuda" in cuda
     assert (
         CUDA.last("HEALTHCHECK").text.partition("CMD")[2]
         == (CPU.last("HEALTHCHECK").text.partition("CMD")[2])
@@ -241,23 +288,25 @@ def test_the_gpu_image_differs_in_what_a_gpu_needs_and_in_nothing_else():
 # The health check
 
 
-def probe(built: Image, port: int, **more: str) -> int:
-    """Run HEALTHCHECK's command as the engine would, and return its exit code."""
-    command = json.loads(built.last("HEALTHCHECK").text.partition("CMD")[2])
+def run_health_check(image: Image, port: int, **environment: str) -> int:
+    """Run the command of HEALTHCHECK as Docker would, and return its exit code."""
+    command = json.loads(image.last("HEALTHCHECK").text.partition("CMD")[2])
     command[0] = {"python": sys.executable}[command[0]]
-    # A proxy where nobody listens: the check must not ask it.
-    environment = {"GATEHOUSE_PORT": str(port), "http_proxy": "http://127.0.0.1:1", **more}
-    ran = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False)
-    return ran.returncode
+    # A proxy that does not exist: the health check must not use it.
+    environment |= {"GATEHOUSE_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
+    completed = subprocess.run(
+        command, env=environment, capture_output=True, timeout=30, check=False
+    )
+    return completed.returncode
 
 
 @pytest.mark.parametrize(("status", "exit_code"), [(200, 0), (503, 1)])
-def test_the_health_check_asks_a_route_of_the_service(built, status, exit_code, tmp_path):
-    asked: list[str] = []
+def test_health_check_requests_a_route_of_the_service(image, status, exit_code, tmp_path):
+    requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_response(status)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -269,24 +318,24 @@ def test_the_health_check_asks_a_route_of_the_service(built, status, exit_code, 
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            assert probe(built, server.server_port) == exit_code
+            assert run_health_check(image, server.server_port) == exit_code
         finally:
             server.shutdown()
             thread.join()
-    assert asked == ["/livez"]
-    assert ask(tmp_path, asked[0]) == 200
+    assert requested == ["/livez"]
+    assert status_of(tmp_path, requested[0]) == 200
 
 
-def test_the_health_check_fails_where_nobody_listens(built):
+def test_health_check_fails_if_nothing_listens_on_the_port(image):
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         port = server.server_port
-    assert probe(built, port) == 1
+    assert run_health_check(image, port) == 1
 
 
-def ask(store: Path, path: str) -> int:
-    """The status of a GET from the service on an empty store."""
+def status_of(store: Path, path: str) -> int:
+    """Return the status of a GET request to the service with an empty store."""
 
-    async def asking() -> int:
+    async def get() -> int:
         async with gatehouse(Settings(store=store, lanes=1)) as parts:
             transport = httpx.ASGITransport(parts.app)
             async with httpx.AsyncClient(
@@ -294,14 +343,14 @@ def ask(store: Path, path: str) -> int:
             ) as client:
                 return (await client.get(path)).status_code
 
-    return asyncio.run(asking())
+    return asyncio.run(get())
 
 
 # Compose
 
 
 @pytest.mark.parametrize("service", ["gatehouse", "prometheus"])
-def test_services_are_confined(service):
+def test_services_run_with_few_rights_and_listen_on_loopback(service):
     confined = compose()["services"][service]
     assert confined["read_only"] is True
     assert confined["tmpfs"] == ["/tmp"]
@@ -310,16 +359,16 @@ def test_services_are_confined(service):
     assert all(port.startswith("127.0.0.1:") for port in confined["ports"])
 
 
-def test_compose_builds_this_dockerfile_and_publishes_its_port(monkeypatch):
+def test_compose_builds_the_dockerfile_and_publishes_its_port(monkeypatch):
     service = compose()["services"]["gatehouse"]
     assert (COMPOSE.parent / service["build"]["context"]).resolve() == ROOT
-    assert service["build"]["args"] == ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"]
-    image = settings(monkeypatch, **CPU.environment() | service["environment"])
-    assert service["ports"] == [f"127.0.0.1:8000:{image.port}"]
-    assert service["volumes"] == [f"store:{image.store}"]
+    assert service["build"]["args"] == ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "TORCH_INDEX"]
+    effective = settings(monkeypatch, **CPU.environment() | service["environment"])
+    assert service["ports"] == [f"127.0.0.1:8000:{effective.port}"]
+    assert service["volumes"] == [f"store:{effective.store}"]
 
 
-def test_the_engine_waits_for_the_drain(monkeypatch):
+def test_docker_waits_longer_than_the_drain_takes(monkeypatch):
     service = compose()["services"]["gatehouse"]
     drain = settings(monkeypatch, **CPU.environment() | service["environment"])
     assert drain.drain_delay_s > 0
@@ -328,13 +377,13 @@ def test_the_engine_waits_for_the_drain(monkeypatch):
     assert int(grace[1]) >= drain.drain_delay_s + drain.drain_timeout_s + 5
 
 
-def test_the_health_check_of_the_image_is_inherited_and_waited_for():
+def test_prometheus_starts_after_the_health_check_of_the_image_passes():
     services = compose()["services"]
     assert "healthcheck" not in services["gatehouse"]
     assert services["prometheus"]["depends_on"] == {"gatehouse": {"condition": "service_healthy"}}
 
 
-def test_prometheus_is_pinned_and_reads_our_file():
+def test_prometheus_version_is_pinned_and_reads_the_configuration_file():
     prometheus = compose()["services"]["prometheus"]
     assert re.fullmatch(r"prom/prometheus:v\d+\.\d+\.\d+", prometheus["image"])
     mounts = [mount.split(":") for mount in prometheus["volumes"]]
@@ -349,7 +398,7 @@ def test_every_named_volume_is_declared():
 
 
 @pytest.mark.parametrize("files", [[COMPOSE], [COMPOSE, ON_GPU]], ids=["cpu", "gpu"])
-def test_compose_accepts_the_file(files):
+def test_compose_accepts_the_files(files):
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], check=False).returncode:
         pytest.skip("docker compose is not installed")
@@ -357,11 +406,13 @@ def test_compose_accepts_the_file(files):
     subprocess.run([docker, "compose", *named, "config", "--quiet"], check=True)
 
 
-def test_on_a_gpu_the_image_is_another_and_one_gpu_is_reserved():
+def test_gpu_compose_file_uses_the_gpu_image_and_reserves_one_gpu():
     (service,) = yaml.safe_load(ON_GPU.read_text())["services"].values()
     assert set(service) == {"image", "build", "deploy"}
     assert service["image"] != compose()["services"]["gatehouse"]["image"]
-    assert ROOT / service["build"].pop("dockerfile") == CUDA.file  # from the context of the other
+    assert (
+        ROOT / service["build"].pop("dockerfile") == CUDA.file
+    )  # relative to the build context of compose.yaml
     assert not service["build"]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
@@ -376,19 +427,19 @@ def test_prometheus_scrapes_the_service(monkeypatch, tmp_path):
     assert job["job_name"] == "gatehouse"
     assert job["static_configs"] == [{"targets": [f"gatehouse:{port}"]}]
     assert "gatehouse" in compose()["services"]
-    assert ask(tmp_path, job.get("metrics_path", "/metrics")) == 200
+    assert status_of(tmp_path, job.get("metrics_path", "/metrics")) == 200
 
 
-def test_promtool_accepts_the_file():
+def test_promtool_accepts_the_configuration_file():
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed")
     subprocess.run([promtool, "check", "config", PROMETHEUS], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_hadolint_has_nothing_to_say(built):
+def test_hadolint_finds_nothing(image):
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if hadolint is None:
         pytest.skip("hadolint is not installed")
-    said = subprocess.run([hadolint, built.file], capture_output=True, text=True, check=False)
-    assert (said.returncode, said.stdout + said.stderr) == (0, "")
+    found = subprocess.run([hadolint, image.file], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout + found.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real server with the configuration that is shipped."""
+"""A real Prometheus scrapes a real server, with the configuration in docker/."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-def test_prometheus_sees_the_requests_that_were_answered(store, tmp_path):
+def test_prometheus_scrapes_the_request_count_of_the_server(store, tmp_path):
     with running_server(store.folder, tmp_path / "log") as server:
         example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
         for _ in range(3):
@@ -37,17 +37,18 @@ def test_prometheus_sees_the_requests_that_were_answered(store, tmp_path):
         )
         try:
             query = 'gatehouse_requests_total{route="/v1/score",status="200"}'
-            assert eventually(f"http://127.0.0.1:{port}", query) == "3"
-            assert eventually(f"http://127.0.0.1:{port}", 'up{job="gatehouse"}') == "1"
+            prometheus_url = f"http://127.0.0.1:{port}"
+            assert eventual_value(prometheus_url, query) == "3"
+            assert eventual_value(prometheus_url, 'up{job="gatehouse"}') == "1"
         finally:
             prometheus.kill()
             prometheus.wait()
 
 
-def eventually(url: str, query: str) -> str:
-    """The value of a query's one series, when there is one."""
-    patience = time.monotonic() + 60
-    while time.monotonic() < patience:
+def eventual_value(url: str, query: str) -> str:
+    """Wait until a query has a result, and return the value of its first series."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         try:
             answer = httpx.get(f"{url}/api/v1/query", params={"query": query}).json()
         except httpx.TransportError:

@@ -1,4 +1,4 @@
-"""The short form of the soak, and that its checks can fail."""
+"""Run a short soak, and test that its checks can fail."""
 
 import random
 
@@ -10,12 +10,12 @@ from tests.soak.requests import Sent, draw, fault
 
 
 @pytest.mark.slow
-def test_a_server_stays_whole_under_a_mixed_load():
+def test_server_answers_a_mixed_load_correctly():
     assert soak(requests=2000, connections=16, seed=1, most_growth_mib=32) == []
 
 
-def good(number=7) -> Sent:
-    """The first good native request that is drawn."""
+def valid_request(number=7) -> Sent:
+    """Return the first valid native request that is drawn."""
     rng = random.Random(0)
     while True:
         sent = draw(number, rng)
@@ -23,7 +23,7 @@ def good(number=7) -> Sent:
             return sent
 
 
-def answer(sent, *, user=None, version=3, claimed=3) -> bytes:
+def response_to(sent, *, user=None, version=3, claimed=3) -> bytes:
     user = sent.user if user is None else user
     scores = {
         "sum": [user + c for c in sent.candidates],
@@ -33,26 +33,26 @@ def answer(sent, *, user=None, version=3, claimed=3) -> bytes:
     return orjson.dumps({"scores": scores, "version": claimed})
 
 
-def test_only_a_requests_own_rows_by_one_version_are_right():
-    sent = good()
-    assert fault(sent, 200, {}, answer(sent)) is None
-    assert "is another's" in str(fault(sent, 200, {}, answer(sent, user=8)))
-    assert "is another's" in str(fault(sent, 200, {}, answer(sent, claimed=4)))
+def test_scores_of_other_requests_or_versions_are_found():
+    sent = valid_request()
+    assert fault(sent, 200, {}, response_to(sent)) is None
+    assert "wrong sum scores" in str(fault(sent, 200, {}, response_to(sent, user=8)))
+    assert "wrong version scores" in str(fault(sent, 200, {}, response_to(sent, claimed=4)))
     fewer = Sent(sent.content, sent.user, sent.candidates[1:], sent.statuses)
-    assert "is another's" in str(fault(fewer, 200, {}, answer(sent)))
+    assert "wrong sum scores" in str(fault(fewer, 200, {}, response_to(sent)))
 
 
-def test_an_error_must_be_one_that_was_due_and_be_clear():
-    sent = good()
+def test_unexpected_or_incomplete_errors_are_found():
+    sent = valid_request()
     assert "status 500" in str(fault(sent, 500, {}, b"{}"))
     hurried = Sent(sent.content, sent.user, sent.candidates, frozenset((200, 503)))
     problem = orjson.dumps({"status": 503, "type": "/problems/deadline-unmeetable"})
     assert fault(hurried, 503, {"retry-after": "1"}, problem) is None
-    assert "unclear" in str(fault(hurried, 503, {}, problem))
-    assert "unclear" in str(fault(hurried, 503, {"retry-after": "1"}, b'{"status": 500}'))
+    assert "incomplete error" in str(fault(hurried, 503, {}, problem))
+    assert "incomplete error" in str(fault(hurried, 503, {"retry-after": "1"}, b'{"status": 500}'))
 
 
-def test_growth_is_that_of_the_second_half():
+def test_growth_compares_the_last_tenth_with_the_sixth():
     flat = [i << 20 for i in range(50)] + [50 << 20] * 50
     assert growth_mib(flat) == 0
     assert growth_mib([i << 20 for i in range(100)]) == pytest.approx(40)

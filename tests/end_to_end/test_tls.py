@@ -14,7 +14,7 @@ import pytest
 
 from app.errors import ConfigurationInvalid
 from app.server.tls import Certificate
-from tests.end_to_end.test_docker import CPU, probe
+from tests.end_to_end.test_docker import CPU, run_health_check
 from tests.support.server import clean_environment, running_server
 
 pytestmark = [
@@ -105,7 +105,7 @@ def test_plain_http_gets_no_response(server):
 
 def test_the_health_check_of_the_image_uses_https_too(server, files):
     port = int(server.url.rpartition(":")[2])
-    assert probe(CPU, port, GATEHOUSE_TLS_CERT=str(files[0])) == 0
+    assert run_health_check(CPU, port, GATEHOUSE_TLS_CERT=str(files[0])) == 0
 
 
 def expiry(server, chain: Path) -> float:

@@ -82,6 +82,7 @@ def test_help_names_defaults(capsys):
     assert "(default: store)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_a_checkpoint_and_says_how_to_resume(tmp_path, capsys):
     endless = tmp_path / "endless.toml"
     endless.write_text(TINY.read_text().replace("epochs = 2", "epochs = 100000\npatience = 100000"))

@@ -2,7 +2,11 @@
 
 from itertools import islice
 
+import pytest
+
 from tests.support.json_fuzz import cases, status_of
+
+pytestmark = pytest.mark.slow
 
 
 async def test_damaged_requests_get_scores_or_a_known_problem(service):

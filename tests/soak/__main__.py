@@ -1,20 +1,20 @@
-"""Does a server stay whole under a long, mixed load?
+"""Send a long, mixed load to a server and check every response.
 
     python -m tests.soak [--requests 100000] [--connections 16] [--seed 0]
 
-A real server, and callers of it: native JSON and V2 binary, of 1 to 2000 candidates; one in twenty
-is bad, one in ten is in a great hurry, one in ten leaves, while its body is on its way or while it
-waits; nine times a new version is published meanwhile. The model's answers tell whose they are and
-which version gave them. It is asserted that
+Clients send native JSON and V2 binary requests with 1 to 2000 candidates to a real server. One in
+twenty is invalid, one in ten has a very short deadline, and one in ten disconnects while it sends
+its body or waits. Nine times, a new version is published. The model's scores identify the request
+and the version. The soak checks that
 
-- every request is answered once, with its own rows and by one version, or with one clear error;
-- the server counted what was sent, refused no version and failed nowhere inside (no 500);
-- nothing waits and no lane works when all is over, and the last version is the one that is active;
-- its resident memory grows by less than `--most-growth-mib` from the sixth tenth of the requests
-  to the last tenth, on average (before that, pools and caches fill);
-- SIGTERM ends it with exit code 0.
+- every request gets one response, with its own rows scored by one version, or one expected error;
+- the server's request counts match, it refused no version, and no response has status 500;
+- at the end no rows are queued, all lanes are idle, and the last version is active;
+- the mean resident memory grows by less than `--most-growth-mib` from the sixth tenth of the
+  requests to the last tenth (before that, pools and caches fill);
+- SIGTERM ends the server with exit code 0.
 
-The exit code is 0 if all of that held.
+The exit code is 0 if all checks pass.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from tests.soak.model import NAME, publish_echo
 from tests.support.server import Server, running_server
 
 SWAPS = 9
-_PATIENCE_S = 20.0  # for what the server does a moment after the last answer
+_PATIENCE_S = 20.0  # time for the server to settle after the last response
 _MIB = 1 << 20
 
 
 def soak(requests: int, connections: int, seed: int, most_growth_mib: float) -> list[str]:
-    """Run it and return what did not hold."""
+    """Run the soak and return the failed checks."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -51,23 +51,23 @@ def soak(requests: int, connections: int, seed: int, most_growth_mib: float) -> 
         with running_server(store.folder, folder / "log", *flags) as server:
             books = Books(requests)
             memory = asyncio.run(_load(server, store, books, connections, seed))
-            broken = [*books.faults]
+            failed = [*books.faults]
             if books.wrong > len(books.faults):
-                broken.append(f"and {books.wrong - len(books.faults)} more of that kind")
-            broken += _at_the_end(server, store, books)
+                failed.append(f"{books.wrong - len(books.faults)} more wrong responses")
+            failed += _at_the_end(server, store, books)
             growth = growth_mib(memory)
             print(f"memory grew by {growth:.1f} MiB over the second half", file=sys.stderr)
             if growth > most_growth_mib:
-                broken.append(f"memory grew by {growth:.1f} MiB: {memory}")
+                failed.append(f"memory grew by {growth:.1f} MiB: {memory}")
             if code := server.terminate():
-                broken.append(f"exit code {code}")
-    return broken
+                failed.append(f"exit code {code}")
+    return failed
 
 
 async def _load(
     server: Server, store: Store, books: Books, connections: int, seed: int
 ) -> list[int]:
-    """Send everything; returns the server's memory (bytes) at each hundredth."""
+    """Send all requests; return the server's memory (bytes) after each hundredth of them."""
     port = int(server.url.rsplit(":", 1)[1])
     callers = [asyncio.create_task(call(port, seed, books)) for _ in range(connections)]
     memory: list[int] = []
@@ -89,7 +89,8 @@ async def _load(
 def _progress(books: Books, memory: int, seconds: float, swaps: int) -> None:
     line = (
         f"\r{books.done:,} of {books.total:,}, {books.done / seconds:,.0f}/s, "
-        f"{memory / _MIB:.0f} MiB, {swaps} swaps, {books.left} left, {books.wrong} wrong  "
+        f"{memory / _MIB:.0f} MiB, {swaps} new versions, {books.left} disconnected, "
+        f"{books.wrong} wrong  "
     )
     print(line, end="", file=sys.stderr, flush=True)
 
@@ -101,24 +102,24 @@ def resident(pid: int) -> int:
 
 
 def growth_mib(memory: Sequence[int]) -> float:
-    """Return by how much the mean of the last tenth is above that of the sixth (MiB)."""
+    """Return the mean of the last tenth minus the mean of the sixth tenth (MiB)."""
     tenth = max(1, len(memory) // 10)
     sixth, last = memory[5 * tenth : 6 * tenth], memory[-tenth:]
     return (sum(last) / len(last) - sum(sixth) / len(sixth)) / _MIB
 
 
 def _at_the_end(server: Server, store: Store, books: Books) -> list[str]:
-    """Return what the server still says that it should not; some of it takes a moment to settle."""
+    """Return failed checks of the server's final state. Retry for a while, until it has settled."""
     patience = time.monotonic() + _PATIENCE_S
     while True:
-        broken = [*_uncounted(server, books), *_left_over(server, store)]
-        if not broken or time.monotonic() > patience:
-            return broken
+        failed = [*_uncounted(server, books), *_left_over(server, store)]
+        if not failed or time.monotonic() > patience:
+            return failed
         time.sleep(0.1)
 
 
 def _uncounted(server: Server, books: Books) -> list[str]:
-    """Compare the server's counts with what was sent and seen."""
+    """Compare the server's request counts with the requests that were sent and answered."""
     text = httpx.get(f"{server.url}/metrics").text
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
     counted: dict[int, int] = {}
@@ -126,49 +127,59 @@ def _uncounted(server: Server, books: Books) -> list[str]:
         if sample.name == "gatehouse_requests_total" and sample.labels["model"] == NAME:
             status = int(sample.labels["status"])
             counted[status] = counted.get(status, 0) + int(sample.value)
-    broken = []
+    failed = []
     if sum(counted.values()) != books.done:
-        broken.append(f"{books.done} requests were sent, and {counted} counted")
+        failed.append(f"{books.done} requests were sent, but {counted} were counted")
     for status, seen in books.seen.items():
         if counted.get(status, 0) < seen:
-            broken.append(f"{seen} answers had status {status}, and {counted} were counted")
+            failed.append(f"{seen} responses had status {status}, but {counted} were counted")
     refused = sum(
         sample.value
         for sample in samples
         if sample.name == "gatehouse_model_swaps_total" and sample.labels["result"] == "refused"
     )
     if refused or 500 in counted:
-        broken.append(f"{refused:.0f} versions were refused; {counted}")
-    return broken
+        failed.append(f"{refused:.0f} versions were refused; {counted}")
+    return failed
 
 
 def _left_over(server: Server, store: Store) -> list[str]:
-    """Look for rows that wait, lanes that work, and versions that should be gone."""
+    """Look for queued rows, busy lanes and versions that should be gone."""
     engine = httpx.get(f"{server.url}/v1/engine").json()
-    broken = []
+    failed = []
     if engine["queued_rows"] or engine["idle_lanes"] != len(engine["lanes"]):
-        broken.append(f"something is left in the engine: {engine}")
+        failed.append(f"the engine is not idle: {engine}")
     active = f"{NAME}/{max(store.versions(NAME))}"
     if [queue["model"] for queue in engine["queues"]] != [active]:
-        broken.append(f"only {active} should have a queue: {engine['queues']}")
-    return broken
+        failed.append(f"queues other than that of {active}: {engine['queues']}")
+    return failed
 
 
 def main() -> int:
-    """Run what the command line says."""
+    """Run the soak with the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=100_000, help="how many (default: 100000)")
-    parser.add_argument("--connections", type=int, default=16, help="at once (default: 16)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
-    parser.add_argument("--most-growth-mib", type=float, default=16, help="MiB (default: 16)")
+    parser.add_argument(
+        "--requests", type=int, default=100_000, help="number of requests (default: 100000)"
+    )
+    parser.add_argument(
+        "--connections", type=int, default=16, help="number of connections (default: 16)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument(
+        "--most-growth-mib",
+        type=float,
+        default=16,
+        help="maximum memory growth in MiB (default: 16)",
+    )
     options = parser.parse_args()
-    broken = soak(options.requests, options.connections, options.seed, options.most_growth_mib)
-    for each in broken:
-        print(f"BROKEN: {each}", file=sys.stderr)
-    print("all held" if not broken else f"{len(broken)} did not hold", file=sys.stderr)
-    return 1 if broken else 0
+    failed = soak(options.requests, options.connections, options.seed, options.most_growth_mib)
+    for each in failed:
+        print(f"FAILED: {each}", file=sys.stderr)
+    summary = f"{len(failed)} checks failed" if failed else "all checks passed"
+    print(summary, file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

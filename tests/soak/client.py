@@ -1,4 +1,4 @@
-"""One connection's worth of callers, one after the other; some leave."""
+"""A client that sends requests one after the other over a connection. Some requests disconnect."""
 
 import asyncio
 import random
@@ -9,14 +9,15 @@ from tests.soak.requests import Sent, draw, fault
 
 @dataclass
 class Books:
-    """What was sent, and what became of it.
+    """The results of all clients.
 
     Attributes:
-        total: how many requests there are to be.
-        taken: how many have been given to a connection.
-        seen: answers by status.
-        left: requests whose callers left; the server may have answered them or not.
-        faults: what was wrong, the first few in words.
+        total: number of requests to send.
+        taken: number of requests assigned to a connection.
+        seen: responses by status.
+        left: requests whose client disconnected; the server may have answered them or not.
+        wrong: number of wrong responses.
+        faults: descriptions of the first wrong responses.
     """
 
     total: int
@@ -28,18 +29,18 @@ class Books:
 
     @property
     def done(self) -> int:
-        """How many requests are over."""
+        """Number of finished requests."""
         return self.left + sum(self.seen.values())
 
     def find(self, what: str) -> None:
-        """Note that something is wrong."""
+        """Record a wrong response."""
         self.wrong += 1
         if len(self.faults) < 10:
             self.faults.append(what)
 
 
 async def call(port: int, seed: int, books: Books) -> None:
-    """Send requests over one connection after the other until all are taken."""
+    """Send requests, over one connection at a time, until all are taken."""
     connection: Connection | None = None
     while books.taken < books.total:
         number = books.taken
@@ -68,9 +69,9 @@ async def call(port: int, seed: int, books: Books) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A connection that is kept alive.
+    """A persistent connection.
 
-    A second answer to one request would be taken for that of the next, and found to be another's.
+    A second response to a request would be read as the response to the next one, and found wrong.
     """
 
     reader: asyncio.StreamReader
@@ -78,22 +79,22 @@ class Connection:
 
     @classmethod
     async def to(cls, port: int) -> "Connection":
-        """Open one."""
+        """Open a connection to a port of 127.0.0.1."""
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
     async def answer_to(self, sent: Sent) -> tuple[int, str | None]:
-        """Return the status of a request's answer, and what is wrong with it."""
+        """Send a request; return the status of the response and what is wrong with it, or None."""
         self.writer.write(sent.content)
         lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
         if not lines[0].startswith("http/1.1 "):
-            raise ValueError(f"an answer begins with {lines[0]!r}")
+            raise ValueError(f"response begins with {lines[0]!r}")
         headers = dict(line.split(": ", 1) for line in lines[1:] if line)
         body = await self.reader.readexactly(int(headers["content-length"]))
         status = int(lines[0].split()[1])
         return status, fault(sent, status, headers, body)
 
     async def leave(self, sent: Sent) -> None:
-        """Send a request, or its first half, and close."""
+        """Send a request, or the first half of its body, and close the connection."""
         content = sent.content
         if sent.leaving == "leaves in the body":
             body = content.index(b"\r\n\r\n") + 4
@@ -104,5 +105,5 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Close it; what was written still goes out."""
+        """Close the connection after sending buffered data."""
         self.writer.close()

@@ -1,4 +1,4 @@
-"""A model whose answers tell whose they are and which version gave them."""
+"""A model whose scores identify the request and the version."""
 
 import warnings
 
@@ -16,7 +16,7 @@ NAME = "echo"
 
 
 class Echo(nn.Module):
-    """Three tasks: the user's number and the candidate's, added; the candidate's; the version."""
+    """Three tasks: user value + candidate value, candidate value, version."""
 
     def __init__(self, version: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Echo(nn.Module):
 
 
 def publish_echo(store: Store) -> Artifact:
-    """Publish the next version."""
+    """Publish the next version of the model."""
     version = max(store.versions(NAME), default=0) + 1
     description = Description(
         name=NAME,

@@ -1,4 +1,4 @@
-"""What the soak sends, and what must come back."""
+"""The requests of the soak, and checks of their responses."""
 
 import json
 import random
@@ -26,15 +26,15 @@ _BAD = (
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request, and what may become of it.
+    """A request and its expected responses.
 
     Attributes:
-        content: head and body as they are sent.
-        user: the user's number; no two requests have the same.
-        candidates: the candidates' numbers.
-        statuses: those that it may be answered with.
-        leaving: whether its caller stays for the answer.
-        patience_s: how long one who leaves waits before.
+        content: head and body.
+        user: value of the user feature; unique for each request.
+        candidates: values of the candidate feature.
+        statuses: allowed statuses of the response.
+        leaving: whether and when the client disconnects.
+        patience_s: how long the client waits before it disconnects.
     """
 
     content: bytes
@@ -46,12 +46,12 @@ class Sent:
 
     @property
     def is_binary(self) -> bool:
-        """Whether it is in V2 binary."""
+        """Whether the request is in V2 binary format."""
         return self.content.startswith(f"POST {INFER}".encode())
 
 
 def draw(number: int, rng: random.Random) -> Sent:
-    """Return the request of a number: most are good, some are hurried, bad, or left behind."""
+    """Draw a request: most are valid, some have a short deadline, are invalid or disconnect."""
     rows = int(MOST_ROWS ** rng.random())
     candidates = range(first := rng.randrange(1000), first + rows)
     fate = rng.random()
@@ -102,11 +102,15 @@ def _binary(user: int, candidates: range, headers: Mapping[str, str]) -> bytes:
 
 
 def fault(sent: Sent, status: int, headers: Mapping[str, str], body: bytes) -> str | None:
-    """Return what is wrong with an answer, if anything is."""
+    """Return what is wrong with a response, or None."""
     if status not in sent.statuses:
         return f"status {status} instead of one of {sorted(sent.statuses)}: {body[:200]!r}"
     if status != 200:
-        return None if _is_clear(sent, status, headers, body) else f"unclear: {body[:200]!r}"
+        return (
+            None
+            if _is_complete_error(sent, status, headers, body)
+            else f"incomplete error: {body[:200]!r}"
+        )
     scores, version = _outputs(headers, body) if sent.is_binary else _scores(body)
     own = np.array(sent.candidates, np.float32)
     expected = {
@@ -116,11 +120,11 @@ def fault(sent: Sent, status: int, headers: Mapping[str, str], body: bytes) -> s
     }
     for task, column in expected.items():
         if not np.array_equal(scores[task], column):
-            return f"{task} of user {sent.user}, {len(own)} rows, version {version} is another's"
+            return f"wrong {task} scores: user {sent.user}, {len(own)} rows, version {version}"
     return None
 
 
-def _is_clear(sent: Sent, status: int, headers: Mapping[str, str], body: bytes) -> bool:
+def _is_complete_error(sent: Sent, status: int, headers: Mapping[str, str], body: bytes) -> bool:
     document = orjson.loads(body)
     if status == 503 and "retry-after" not in headers:
         return False

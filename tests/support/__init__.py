@@ -1,1 +1,1 @@
-"""Tests of the service."""
+"""Code that several tests share."""

@@ -1,4 +1,4 @@
-"""Versions in a store, copied from version 1 of `tiny`, and damage done to them."""
+"""Copies of version 1 of `tiny`, and damage to files."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def add_version(store: Path, model: str, version: int, *, name: str = "tiny") -> Path:
-    """Copy `tiny/1` to another version or model, with a manifest that says so."""
+    """Copy `tiny/1` to another version or model, and update the manifest."""
     target = store / model / str(version)
     shutil.copytree(store / "tiny" / "1", target)
     manifest = json.loads((target / "model.json").read_text())

@@ -1,4 +1,4 @@
-"""A batcher on the loop's own clock, and a caller of it."""
+"""A batcher that uses the event loop's clock, and a function that submits requests to it."""
 
 import asyncio
 
@@ -25,6 +25,6 @@ def submit(
     is_disconnected=never_disconnected,
 ) -> "asyncio.Task[Scored]":
     loop = asyncio.get_running_loop()
-    terms = RequestOptions(loop.time() + timeout_s, priority, is_disconnected)
-    score = subject.score(model or sums_model(), request(user, candidates), terms)
+    options = RequestOptions(loop.time() + timeout_s, priority, is_disconnected)
+    score = subject.score(model or sums_model(), request(user, candidates), options)
     return loop.create_task(score)

@@ -1,7 +1,6 @@
-"""Small artifacts made in the test: features of every kind, and modules whose sums can be checked.
+"""Small artifacts for tests: features of every kind, and modules with simple results.
 
-`description()` and `Request` belong together: the module reads the features by name. `Rows` takes
-one packed float32 matrix, whatever was packed into it.
+`description()` describes the features that the module `Request` reads by name.
 """
 
 from collections.abc import Sequence
@@ -43,7 +42,7 @@ INPUTS: tuple[Input, ...] = (
 
 
 class Request(nn.Module):
-    """[B, 2]: the user's age and number of recent items and the item's id, and its quality."""
+    """[B, 2]: user's age and number of recent items minus item id; sum of the item's qualities."""
 
     def forward(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
@@ -55,7 +54,7 @@ class Request(nn.Module):
 
 
 class Company(nn.Module):
-    """[B, 2]: like no good ranker, what a row gets depends on the rows beside it."""
+    """[B, 2]: invalid, because the result of a row depends on the other rows of its batch."""
 
     def forward(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
@@ -89,7 +88,7 @@ def description(**changes: Any) -> Description:
 
 
 def manifest(**changes: Any) -> Manifest:
-    """A manifest without files behind it."""
+    """Return a manifest whose files do not exist."""
     fields: dict[str, Any] = {
         "version": 1,
         "created": datetime(2026, 1, 1, tzinfo=UTC),
@@ -103,12 +102,12 @@ def manifest(**changes: Any) -> Manifest:
 
 
 def own_rankers(of: Manifest) -> ModelPolicies:
-    """A model's rankers where the server has no file of policies."""
+    """Return the ranking policies of a model on a server without a policies file."""
     return NO_POLICIES.rankers(of.traits)
 
 
 def batch(inputs: Sequence[Input] = INPUTS, sizes: Sequence[int] = (3, 1, 2)) -> ModelInputs:
-    """Random requests with so many candidates each."""
+    """Return random requests with the given numbers of candidates."""
     random = np.random.default_rng(7)
 
     def columns(side: str, rows: int) -> dict[str, Column]:
@@ -132,7 +131,7 @@ def program(module: nn.Module, **changes: Any) -> Program:
 
 
 def published(folder: Path, module: nn.Module | None = None, **changes: Any) -> Artifact:
-    """A new version in the store at `folder`."""
+    """Publish a new version in the store at `folder`."""
     described = description(**changes)
     module = scripted(module or Request())
     return publish(Store(folder), described, module, batch(described.inputs))

@@ -1,4 +1,4 @@
-"""The naive twin of the whole service: one request straight through `model.ts`."""
+"""A naive version of the whole service: runs one request directly through `model.ts`."""
 
 import math
 import warnings
@@ -9,11 +9,11 @@ import torch
 
 from app.artifacts.store import Artifact
 
-HISTORY = 4  # ids in a list of recent items, in tiny.toml
+HISTORY = 4  # maximum length of recent_items in tiny.toml
 
 
 def direct_scores(artifact: Artifact, request: dict[str, Any]) -> dict[str, list[float]]:
-    """Return what `model.ts` of the tiny model gives for a columnar score request."""
+    """Return the scores of `model.ts` of the tiny model for a score request in column form."""
     module = _module(artifact)
     user, candidates = request["user"], request["candidates"]
     recent = user["recent_items"]

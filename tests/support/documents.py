@@ -1,6 +1,6 @@
-"""Hypothesis strategies: manifests, documents that fit them, and damage with its place.
+"""Hypothesis strategies: manifests, valid requests for them, and invalid values with location.
 
-`expected` is the encoder as one would write it first: one value at a time, in plain Python.
+`expected` is a naive encoder: it converts one value at a time in plain Python.
 """
 
 import binascii
@@ -18,7 +18,7 @@ from tests.support.builders import manifest
 
 NAMES = ("a", "b", "c", "d", "e")
 MOST_ROWS = 4
-TEXT = "a-value-that-nobody-may-echo"
+TEXT = "a-value-that-no-response-may-repeat"
 NUMBER = 987654321987
 INT64 = st.integers(-(2**63), 2**63 - 1)
 LISTED: dict[str, tuple[Id, ...]] = {
@@ -34,7 +34,7 @@ NUMBERS = st.one_of(
 
 @dataclass
 class Case:
-    """A manifest, and a document that fits it: `features[name]` holds what was meant to be sent."""
+    """A manifest and a valid request for it."""
 
     manifest: Manifest
     user: dict[str, Any]
@@ -62,7 +62,7 @@ def encodings(draw: st.DrawFn, size: int) -> Identity | Hashed | Listed:
 
 
 def listed(encoding: Identity | Hashed | Listed, size: int) -> dict[Id, int]:
-    """What the file of a vocabulary for `size` rows holds."""
+    """Return the content of a vocabulary file for `size` rows."""
     if not isinstance(encoding, Listed):
         return {}
     return {each: row for row, each in enumerate(LISTED[encoding.ids][: size - 1], 1)}
@@ -77,7 +77,7 @@ def any_ids(encoding: Identity | Hashed | Listed) -> st.SearchStrategy[Any]:
 
 
 def known_ids(encoding: Identity | Hashed | Listed, size: int) -> st.SearchStrategy[Any]:
-    """Ids that have a row."""
+    """Ids with a row in the embedding table."""
     if isinstance(encoding, Identity):
         return st.integers(0, size - 1)
     if isinstance(encoding, Listed):
@@ -123,7 +123,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 
 def values(feature: Input) -> st.SearchStrategy[Any]:
-    """What may be sent for a feature of one user or candidate."""
+    """Valid values of a feature of one user or candidate."""
     if isinstance(feature, DenseInput):
         row: st.SearchStrategy[Any] = st.lists(NUMBERS, min_size=feature.dim, max_size=feature.dim)
         return NUMBERS | row if feature.dim == 1 else row
@@ -163,7 +163,7 @@ def cases(draw: st.DrawFn, *, fewest_rows: int = 0) -> Case:
 
 
 def sent(case: Case, feature: Input) -> list[Any]:
-    """The values of a feature, defaults in place, one a row."""
+    """Return the values of a feature, one per row, with defaults filled in."""
     default = feature.default
     if feature.side == "user":
         return [case.user.get(feature.name, default)]
@@ -174,7 +174,7 @@ def sent(case: Case, feature: Input) -> list[Any]:
 
 
 def expected(case: Case, feature: Input) -> tuple[Column, int]:
-    """A feature's column and the number of its unknown ids."""
+    """Return a feature's column and the number of its unknown ids."""
     unknown = 0
 
     def known(identifier: Id) -> int:
@@ -203,7 +203,7 @@ def expected(case: Case, feature: Input) -> tuple[Column, int]:
 
 
 def row_of(feature: IdInput | IdListInput, identifier: Any) -> int:
-    """An id's row as `app.artifacts.encoding` tells it, in plain integers; -1 where it has none."""
+    """Compute the row of an id as `app.artifacts.encoding` defines it; -1 if it has none."""
     encoding = feature.encoding
     if isinstance(encoding, Identity):
         return int(identifier)
@@ -224,7 +224,7 @@ def row_of(feature: IdInput | IdListInput, identifier: Any) -> int:
 
 @dataclass
 class Damage:
-    """A wrong value, and its place in the document."""
+    """An invalid value and its location in the request."""
 
     place: tuple[str | int, ...]
     value: Any
@@ -235,7 +235,7 @@ class Damage:
 
 
 def wrong_values(feature: Input) -> list[tuple[tuple[int, ...], Any]]:
-    """Wrong values for a feature, each with the place inside it that is to blame."""
+    """Return invalid values of a feature, each with the location of the error inside it."""
     text: list[tuple[tuple[int, ...], Any]] = [((), TEXT), ((), None), ((), {TEXT: NUMBER})]
     if isinstance(feature, DenseInput):
         bad: list[Any] = [TEXT, None, float("nan"), float("-inf"), 1e39, -(10**400), [NUMBER]]
@@ -267,7 +267,7 @@ def wrong_values(feature: Input) -> list[tuple[tuple[int, ...], Any]]:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> tuple[Case, list[Damage]]:
-    """A document with one or more wrong values, at most one for each feature."""
+    """A request with one or more invalid values, at most one per feature."""
     case = draw(cases(fewest_rows=1).filter(lambda case: any(_places(case))))
     case.user, case.candidates = copy.deepcopy((case.user, case.candidates))
     by_feature: dict[str, list[tuple[str | int, ...]]] = {}
@@ -307,7 +307,7 @@ def _put(document: Any, place: tuple[str | int, ...], value: Any) -> None:
 
 
 def resolve(document: Any, pointer: str) -> Any:
-    """What an RFC 6901 pointer points to."""
+    """Return the value that a JSON pointer (RFC 6901) refers to."""
     for part in pointer.split("/")[1:]:
         step = part.replace("~1", "/").replace("~0", "~")
         document = document[int(step) if isinstance(document, list) else step]

@@ -1,4 +1,4 @@
-"""A model whose answers can be told by looking, and a lane whose time is the event loop's."""
+"""A model with predictable results, and a lane that runs on the event loop's clock."""
 
 import asyncio
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from app.engine.request import RequestFeatures
 from app.ranking.policy import Policy
 
 POISON = -1.0
-"""A candidate with this number makes the model raise."""
+"""The model raises an error if a candidate has this value."""
 NOT_A_NUMBER = -2.0
-"""A candidate with this number is scored NaN."""
+"""The model returns NaN for a candidate with this value."""
 
 
 class Sums(nn.Module):
-    """Two tasks: user + candidate, and candidate alone."""
+    """Two tasks: user + candidate, and candidate."""
 
     def forward(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
@@ -42,7 +42,7 @@ class Sums(nn.Module):
 
 @cache
 def sums_model(name: str = "sums", version: int = 1) -> Model:
-    """A real model, made in memory."""
+    """Return a real model, built in memory."""
     manifest = Manifest(
         name=name,
         version=version,
@@ -77,7 +77,7 @@ def sums_model(name: str = "sums", version: int = 1) -> Model:
 
 
 def request(user: float, candidates: Sequence[float]) -> RequestFeatures:
-    """A request to `sums_model`."""
+    """Return a request for `sums_model`."""
     return RequestFeatures(
         user={"u": np.array([[user]], np.float32)},
         candidate={"c": np.array(candidates, np.float32).reshape(-1, 1)},
@@ -87,15 +87,15 @@ def request(user: float, candidates: Sequence[float]) -> RequestFeatures:
 
 
 def expected(user: float, candidates: Sequence[float]) -> list[list[float]]:
-    """What `sums_model` gives for it."""
+    """Return the scores that `sums_model` computes for a request."""
     return [[user + c, c] for c in candidates]
 
 
 class FakeLane:
-    """Runs batches for real, but takes `a_s + b_s · rows` of loop time for each.
+    """Run real batches that take `a_s + b_s · rows` seconds of loop time each.
 
-    Batches of more than `memory_rows` rows fail for lack of memory. `batches` records, for each
-    batch, the loop time at its start and its chunks' rows.
+    Batches of more than `memory_rows` rows fail with an out-of-memory error. `batches` records the
+    start time (loop clock) and the rows of each chunk for every batch.
     """
 
     def __init__(
@@ -132,12 +132,12 @@ class FakeLane:
 
     @property
     def rows(self) -> list[int]:
-        """Rows of each batch."""
+        """Rows of each batch, in order."""
         return [sum(rows) for _, rows in self.batches]
 
 
 def limits(**changes: Any) -> dict[str, Any]:
-    """Keyword arguments of a batcher, with small numbers."""
+    """Return keyword arguments for a batcher, with small limits."""
     return {
         "max_batch_rows": 16,
         "min_chunk_rows": 4,

@@ -1,7 +1,7 @@
-"""Modules as other people write and trace them, and what `gatehouse import` is told of each.
+"""Traced modules as third parties write them, and the arguments of `gatehouse import` for each.
 
-They follow the three usual layouts: one matrix with the ids in it as floats, a tensor a feature,
-and a dict of tensors. None of them knows of users and candidates.
+They have the three common input layouts: one matrix that contains ids as floats, one tensor per
+feature, and a dict of tensors. None of them distinguishes users from candidates.
 """
 
 import warnings
@@ -15,7 +15,7 @@ Values = dict[str, Any]
 
 
 class Towers(nn.Module):
-    """Experts mixed by a gate a task; each tower ends in [B, 1]."""
+    """Experts mixed by one gate per task; each tower returns [B, 1]."""
 
     def __init__(self, width: int, tasks: int = 2) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Towers(nn.Module):
 
 
 class Matrix(nn.Module):
-    """[B, 5]: age, gender as a float, price, item as a float, mood; a tuple of [B, 1]."""
+    """Input [B, 5]: age, gender as a float, price, item as a float, mood. Output: two [B, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Matrix(nn.Module):
 
 
 class Tensors(nn.Module):
-    """A tensor a feature, histories padded with 0 on the left; a matrix of logits, [B, 3]."""
+    """Input: one tensor per feature, histories padded with 0 on the left. Output: logits [B, 3]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Tensors(nn.Module):
 
 
 class Named(nn.Module):
-    """A dict of tensors to a dict of [B]."""
+    """Input: a dict of tensors. Output: a dict of [B]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Named(nn.Module):
 
 
 def traced(module: nn.Module, *example: object, path: Path, seed: int = 0) -> Path:
-    """Trace a module that has learnt a little, and save it."""
+    """Trace a module with random batch statistics, and save it."""
     torch.manual_seed(seed)
     for each in module.modules():
         if isinstance(each, nn.BatchNorm1d):
@@ -225,7 +225,7 @@ STRINGS = (
         'encoding = { kind = "vocabulary", file = "vocabulary.brand.jsonl" }\nvocabulary_size = 9',
     )
 )
-"""The same module behind string ids."""
+"""The description of `Named` with string ids."""
 
 
 def matrix_file(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A stand-in for a busy server: it refuses, or says nothing, before it lets requests through."""
+"""A proxy that acts like a busy server: it refuses or ignores the first requests."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 
 SILENCE = 0
-"""Instead of a status: the connection stays open and nothing is answered."""
+"""In place of a status: keep the connection open and do not answer."""
 
 
 @dataclass
 class Front:
-    """Where it listens, and the headers of every request that came, names in lower case."""
+    """The URL of the proxy, and the headers of every request, with lower-case names."""
 
     url: str = ""
     requests: list[Mapping[str, str]] = field(default_factory=list)
@@ -24,7 +24,7 @@ class Front:
 def busy_front(
     server: str, refusals: Sequence[int], *, retry_after_s: int | None = None
 ) -> Iterator[Front]:
-    """Answer the first requests with these statuses, and pass the later ones on to `server`."""
+    """Answer the first requests with the statuses `refusals`; forward later ones to `server`."""
     front = Front()
     left = list(refusals)
     over = threading.Event()

@@ -1,9 +1,8 @@
-"""Every route against its description: `python -m tests.support.fuzz_openapi URL [cases]`.
+"""Test all routes against the OpenAPI document: `python -m tests.support.fuzz_openapi URL [cases]`.
 
-Schemathesis reads the OpenAPI document of a running server and sends what it allows and what it
-forbids: nothing may be answered with a status, a content type, a header or a document that is not
-described, with 5xx at all, or with success where it should be refused. A key to score with comes
-from GATEHOUSE_KEY.
+Schemathesis reads the document of a running server and sends valid and invalid requests. It reports
+statuses, content types, headers and bodies that are not described, any 5xx status, and invalid
+requests that are accepted. GATEHOUSE_KEY is the key for scoring.
 """
 
 import json
@@ -16,13 +15,13 @@ from pathlib import Path
 
 from tests import REPOSITORY
 
-# Equal lengths of columns cannot be described, so what fits the schema may be refused.
-LEFT_OUT = "positive_data_acceptance"
+# JSON Schema cannot require columns of equal length, so a valid document may be refused.
+EXCLUDED_CHECK = "positive_data_acceptance"
 
 
 @dataclass(frozen=True, slots=True)
-class ValidationReport:
-    """What came of a run."""
+class FuzzReport:
+    """The result of a run."""
 
     operations: int
     cases: int
@@ -39,24 +38,24 @@ class ValidationReport:
         return "\n".join(lines)
 
 
-def fuzz(url: str, *, cases: int, key: str | None = None, seed: int = 1) -> ValidationReport:
-    """Run schemathesis against a server, up to so many random cases an operation."""
+def fuzz(url: str, *, cases: int, key: str | None = None, seed: int = 1) -> FuzzReport:
+    """Run schemathesis against a server, with up to `cases` random cases per operation."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        if key is not None:  # as a header, it would go with those requests too that are to lack it
-            told = f'[auth.openapi.key]\nbearer = "{key}"\n'
-            (Path(folder) / "schemathesis.toml").write_text(told)
+        if key is not None:  # a header would also be sent with the requests that test a missing key
+            config = f'[auth.openapi.key]\nbearer = "{key}"\n'
+            (Path(folder) / "schemathesis.toml").write_text(config)
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"),
             *("--max-examples", str(cases), "--seed", str(seed), "--no-color"),
-            *("--exclude-checks", LEFT_OUT, "--continue-on-failure"),
+            *("--exclude-checks", EXCLUDED_CHECK, "--continue-on-failure"),
             *("--report", "json", "--report-json-path", str(report)),
         ]
         environment = {
             "SCHEMATHESIS_HOOKS": "tests.support.fuzz_hooks",
             "PYTHONPATH": str(REPOSITORY),
         }
-        ran = subprocess.run(
+        completed = subprocess.run(
             command,
             cwd=folder,
             env=os.environ | environment,
@@ -65,9 +64,9 @@ def fuzz(url: str, *, cases: int, key: str | None = None, seed: int = 1) -> Vali
             check=False,
         )
         if not report.is_file():
-            raise RuntimeError(ran.stdout + ran.stderr)
+            raise RuntimeError(completed.stdout + completed.stderr)
         found = json.loads(report.read_text())
-    return ValidationReport(
+    return FuzzReport(
         found["operations"]["tested"],
         found["test_cases"]["generated"],
         sum(
@@ -77,12 +76,12 @@ def fuzz(url: str, *, cases: int, key: str | None = None, seed: int = 1) -> Vali
         ),
         [f"{each['title']}: {', '.join(each['operations'])}" for each in found["failures"]]
         + [str(each) for each in found["errors"]],
-        ran.stdout,
+        completed.stdout,
     )
 
 
 def main(url: str, cases: str = "1000") -> int:
-    """Print what was found; 1 if anything was."""
+    """Print the failures; return 1 if there are any."""
     report = fuzz(url, cases=int(cases), key=os.environ.get("GATEHOUSE_KEY"))
     print(report.output if report.failures else "", report, sep="")
     return bool(report.failures)

@@ -1,7 +1,7 @@
-"""Wrong requests by the thousand: valid documents, damaged as trees and as bytes.
+"""Generate invalid requests: valid documents, damaged as trees and as bytes.
 
-`python -m tests.support.json_fuzz --store STORE --cases 200000` sends them through the whole service
-without a socket, for as long as one likes; `test_json_fuzz.py` sends a few.
+`python -m tests.support.json_fuzz --store STORE --cases 200000` sends them to the complete service
+without a socket; `test_json_fuzz.py` sends a few.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from app.api.problems import ERRORS
 from app.main import gatehouse
 from app.settings import Settings
 
-SECRET = "a-value-that-nobody-may-echo"
+SECRET = "a-value-that-no-response-may-repeat"
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 0.5, -0.0, 1e39, -1e39, 5e-324, math.nan, math.inf, -math.inf),
     *(2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64, 10**30),
@@ -62,7 +62,7 @@ TOKENS = (
 
 
 def valid(rng: random.Random) -> dict[str, Any]:
-    """A request that the tiny model answers, in one of both styles."""
+    """Return a valid request for the tiny model, with candidates as columns or as rows."""
     rows = rng.choice((0, 1, 2, 3, 3, 5, 9)) if rng.random() < 0.95 else rng.randint(200, 1000)
     columns: dict[str, list[Any]] = {
         "item_id": [rng.randint(-1, 60) for _ in range(rows)],
@@ -83,7 +83,7 @@ def valid(rng: random.Random) -> dict[str, Any]:
 
 
 def damage_tree(rng: random.Random, document: Any) -> Any:
-    """Change something in a document; it may end up as anything."""
+    """Change one value or key of a document. The result may have any shape."""
     places = list(_places(document))
     if not places:
         return rng.choice(ODD)
@@ -108,7 +108,7 @@ def damage_tree(rng: random.Random, document: Any) -> Any:
 
 
 def damage_bytes(rng: random.Random, body: bytes) -> bytes:
-    """Change something in the text of a document."""
+    """Change the text of a document at one position."""
     start = rng.randint(0, len(body))
     end = min(len(body), start + rng.choice((0, 1, 1, 2, 5, 40)))
     match rng.randrange(5):
@@ -126,7 +126,7 @@ def damage_bytes(rng: random.Random, body: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Sent:
-    """One request as it goes out."""
+    """A request to send."""
 
     body: bytes
     headers: list[tuple[bytes, bytes]]
@@ -134,7 +134,7 @@ class Sent:
 
 
 def cases(seed: int) -> Iterator[Sent]:
-    """Requests without end, the same for the same seed."""
+    """Yield requests endlessly, the same ones for the same seed."""
     rng = random.Random(seed)
     while True:
         document: Any = valid(rng)
@@ -146,7 +146,7 @@ def cases(seed: int) -> Iterator[Sent]:
         headers = [(b"content-type", b"application/json")]
         if rng.random() < 0.1:
             coding = rng.choice((b"gzip", b"deflate"))
-            body = gzip.compress(body, 1) if coding == b"gzip" else zlib.compress(body, 1)
+            body = gzip.compress(body, 1, mtime=0) if coding == b"gzip" else zlib.compress(body, 1)
             if rng.random() < 0.5:
                 body = damage_bytes(rng, body)
             headers.append((b"content-encoding", coding))
@@ -156,7 +156,7 @@ def cases(seed: int) -> Iterator[Sent]:
 
 
 async def status_of(app: ASGIApp, sent: Sent) -> int:
-    """Send a request; return its status, after everything that must hold of its answer."""
+    """Send a request, check the response, and return its status."""
     messages = await _exchange(app, sent)
     start, answer = messages[0], b"".join(each.get("body", b"") for each in messages[1:])
     headers = dict(start["headers"])
@@ -247,8 +247,8 @@ async def _run(store: Path, count: int, seed: int) -> None:
 
 if __name__ == "__main__":
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    flags.add_argument("--store", type=Path, required=True, help="a store that holds model tiny")
+    flags.add_argument("--store", type=Path, required=True, help="store with the model tiny")
     flags.add_argument("--cases", type=int, default=200_000)
     flags.add_argument("--seed", type=int, default=1)
-    told = flags.parse_args()
-    asyncio.run(_run(told.store, told.cases, told.seed))
+    options = flags.parse_args()
+    asyncio.run(_run(options.store, options.cases, options.seed))

@@ -1,4 +1,4 @@
-"""A service whose device is lost once a file appears: `python -m tests.support.lossy`."""
+"""A server whose device is lost when a file appears: `python -m tests.support.lossy`."""
 
 import asyncio
 import sys

@@ -18,12 +18,12 @@ import httpx
 
 from tests import REPOSITORY
 
-START_S = 60.0  # of patience, on a slow machine
+START_S = 60.0  # enough for a slow machine
 
 
 @dataclass
 class Server:
-    """`gatehouse serve` in a process of its own."""
+    """`gatehouse serve` in a process."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -36,7 +36,7 @@ class Server:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on at this moment."""
+    """Return a port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -53,10 +53,10 @@ def running_server(
     environment: Mapping[str, str] = MappingProxyType({}),
     checkout: Path = REPOSITORY,
 ) -> Iterator[Server]:
-    """Start a server over `store`, wait until it is ready (or alive), and end it afterwards.
+    """Start a server for `store`, wait until it is ready (or alive), and kill it afterwards.
 
-    With `ca`, the certificate that vouches for it, it is called by HTTPS. The code is that of
-    `checkout`, a working tree.
+    With `ca`, the certificate that signs the server's, requests use HTTPS. The server runs the code
+    of `checkout`, a working tree.
     """
     port = free_port()
     with log.open("wb") as stderr:
@@ -79,18 +79,18 @@ def running_server(
 
 
 def python_of(checkout: Path) -> str:
-    """The interpreter of a working tree's own environment, or this one."""
+    """Return the Python of a working tree's virtual environment if it has one, or this Python."""
     own = checkout / ".venv" / "bin" / "python"
     return str(own) if checkout != REPOSITORY and own.exists() else sys.executable
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without settings of the service."""
+    """Return the environment variables without settings of the service."""
     return {name: value for name, value in os.environ.items() if not re.match("GATEHOUSE_", name)}
 
 
 def wait_for(server: Server, path: str, ca: Path | None = None) -> None:
-    """Wait until the server answers a path with 200."""
+    """Wait until a GET request for `path` returns 200."""
     verify = ssl.create_default_context(cafile=ca)
     patience = time.monotonic() + START_S
     while time.monotonic() < patience and server.process.poll() is None:

@@ -1,4 +1,4 @@
-"""A module that takes long over certain numbers: about a second over one, hours over another."""
+"""A module that is slow for certain inputs: about a second for one value, hours for another."""
 
 import warnings
 
@@ -34,7 +34,7 @@ class Slow(nn.Module):
 
 
 def slow_module() -> tuple[Description, torch.jit.ScriptModule, ModelInputs]:
-    """What `publish` takes."""
+    """Return the arguments of `publish`."""
     description = Description(
         name="slow",
         architecture="slow",

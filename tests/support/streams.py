@@ -1,4 +1,4 @@
-"""A stream of the CPU: what `CudaStream` is to a GPU, with nothing that needs one."""
+"""A stream on the CPU with the interface of `CudaStream`, for tests without a GPU."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from app.engine.gpu.graphs import Graph, Transfer
 
 
 class CpuStream:
-    """Captures by keeping the work: a replay reads the inputs that then lie where they lay.
+    """Capture work by storing the function. A replay calls it again with the same input tensors.
 
     Attributes:
-        captures: how often work was captured.
-        replays: how often it was replayed.
-        offset: added to what a replay gives; a graph that is wrong.
-        refusal: what a capture raises, if anything.
-        usable: what the stream says of its device.
-        asked: how often it was asked.
+        captures: number of captures.
+        replays: number of replays.
+        offset: added to the result of a replay, to simulate a wrong graph.
+        refusal: error that a capture raises, or None.
+        usable: result of `is_usable`.
+        asked: number of calls of `is_usable`.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class CpuStream:
             yield
 
     def host_bytes(self, size: int) -> Tensor:
-        return torch.full((size,), 0xA5, dtype=torch.uint8)  # what nobody wrote is no number
+        return torch.full((size,), 0xA5, dtype=torch.uint8)  # uninitialized memory is not zero
 
     def device_bytes(self, size: int) -> Tensor:
         return self.host_bytes(size)

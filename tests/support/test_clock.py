@@ -1,4 +1,4 @@
-"""The virtual clock."""
+"""The event loop with virtual time."""
 
 import asyncio
 import threading
@@ -14,13 +14,13 @@ def anyio_backend():
     return "asyncio", {"loop_factory": VirtualTimeLoop}
 
 
-async def test_a_sleep_takes_exactly_its_time_on_the_loops_clock():
+async def test_sleep_advances_the_loop_clock_by_exactly_its_duration():
     loop = asyncio.get_running_loop()
     await asyncio.sleep(86_400)
     assert loop.time() == 86_400
 
 
-async def test_timers_fire_in_the_order_of_their_times():
+async def test_timers_fire_in_order_of_time():
     fired = []
 
     async def note(delay: float) -> None:
@@ -31,7 +31,7 @@ async def test_timers_fire_in_the_order_of_their_times():
     assert fired == [(0.0, 0.0), (0.5, 0.5), (2.0, 2.0), (3.0, 3.0)]
 
 
-async def test_time_stands_still_while_something_can_run():
+async def test_clock_does_not_advance_while_a_callback_is_ready():
     loop = asyncio.get_running_loop()
     loop.call_later(0.001, lambda: None)
     for _ in range(100):
@@ -39,14 +39,14 @@ async def test_time_stands_still_while_something_can_run():
     assert loop.time() == 0
 
 
-async def test_a_timeout_ends_what_would_wait_for_ever():
+async def test_timeout_ends_an_endless_wait():
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(5):
             await asyncio.Event().wait()
     assert asyncio.get_running_loop().time() == 5
 
 
-async def test_a_call_from_another_thread_wakes_the_loop():
+async def test_call_from_another_thread_wakes_the_loop():
     loop = asyncio.get_running_loop()
     called = asyncio.Event()
     thread = threading.Thread(target=lambda: loop.call_soon_threadsafe(called.set))
@@ -56,8 +56,8 @@ async def test_a_call_from_another_thread_wakes_the_loop():
     assert loop.time() == 0
 
 
-def test_a_loop_that_nobody_can_wake_says_so(monkeypatch):
-    monkeypatch.setattr(clock, "_PATIENCE_S", 0.0)
+def test_loop_that_nothing_can_wake_raises_an_error(monkeypatch):
+    monkeypatch.setattr(clock, "_MAX_WAIT_S", 0.0)
     loop = VirtualTimeLoop()
     waiting = loop.create_task(asyncio.Event().wait())
     with pytest.raises(Stuck):

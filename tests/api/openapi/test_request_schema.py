@@ -21,6 +21,7 @@ def fits(case: Case) -> bool:
     return bool(jsonschema_rs.validator_for(schema).is_valid(document))
 
 
+@pytest.mark.slow
 @given(cases())
 def test_schema_allows_what_the_encoder_accepts(case):
     if case.candidates == {}:  # without columns, the schema cannot require any
@@ -40,6 +41,7 @@ def is_expressible(case: Case, name: str, value: Any) -> bool:
     return True
 
 
+@pytest.mark.slow
 @given(damaged())
 def test_schema_refuses_what_the_encoder_refuses(drawn):
     case, damages = drawn

@@ -116,6 +116,7 @@ def test_help_names_the_default_configurations(capsys):
         assert f"(default: build/{name})" in told
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_the_runs_that_are_over(tmp_path):
     paths = tiny_files(tmp_path, "moe")
     paths += tiny_files(

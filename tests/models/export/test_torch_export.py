@@ -22,6 +22,8 @@ from tests import TINY_EXPERIMENT
 from tests.models.cases import ARCHITECTURES, FEATURES, small, tasks, values
 from tests.support.artifacts import corrupt
 
+pytestmark = pytest.mark.slow
+
 CASES = [(each, "fp32") for each in ARCHITECTURES]
 CASES += [("ple", "bf16"), ("mmoe", "int8-embeddings")]
 

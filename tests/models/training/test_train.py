@@ -157,6 +157,7 @@ def test_a_terminal_gets_a_progress_bar_unless_quiet(tiny, tmp_path, quiet, show
     assert "epoch" in shown.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_configuration_trains_on_a_small_feed(path, tiny, tmp_path):
     full = experiment.read(path)

@@ -1,6 +1,10 @@
 """Damaged inference requests: scores or a client error. The short form of `fuzz`."""
 
+import pytest
+
 from tests.protocol.open_inference.fuzz import Damage, fuzz, requests_of
+
+pytestmark = pytest.mark.slow
 
 
 async def test_damaged_requests_never_cause_a_server_error(service, client):
