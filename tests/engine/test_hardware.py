@@ -40,3 +40,26 @@ def test_a_gpu_runs_every_bucket_the_largest_first():
     assert {buckets.fit(sum(each), len(each)) for each in batches} == set(buckets)
     rows = [sum(each) for each in batches]
     assert rows == sorted(rows, reverse=True)
+
+
+def test_cores_are_limited_by_the_quota_and_at_least_one(monkeypatch):
+    assert hardware.usable_cores() >= 1
+    monkeypatch.setattr(hardware, "cgroup_quota", lambda _folder: 0.5)
+    assert hardware.usable_cores() == 1
+
+
+@pytest.mark.parametrize(("text", "quota"), [("200000 100000", 2.0), ("max 100000", None)])
+def test_quota_of_a_cgroup_is_read(tmp_path, text, quota):
+    (tmp_path / "cpu.max").write_text(text)
+    assert hardware.cgroup_quota(tmp_path) == quota
+
+
+def test_quota_of_a_cgroup_of_version_1_is_read(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert hardware.cgroup_quota(tmp_path) == 1.5
+
+
+def test_without_a_cgroup_there_is_no_quota(tmp_path):
+    assert hardware.cgroup_quota(tmp_path) is None
