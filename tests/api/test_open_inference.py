@@ -58,13 +58,13 @@ async def test_without_a_model_nothing_is_ready(tmp_path):
 
 
 async def test_while_it_drains_nothing_is_ready_and_all_is_alive(service, client):
-    service.service.draining = True
+    service.service.readiness.drain()
     try:
         answers = [(await client.get(path)).status_code for path in READY]
         assert answers == [503, 503, 503]
         assert (await client.get("/v2/health/live")).status_code == 200
     finally:
-        service.service.draining = False
+        service.service.readiness.is_draining = False
 
 
 async def test_a_stuck_lane_is_not_alive(service, client, monkeypatch):
@@ -125,7 +125,7 @@ def test_every_kind_of_feature_has_a_datatype_and_a_shape():
         ("item", "BYTES", [-1, 1]),
         ("quality", "FP32", [-1, 2]),
     ]
-    limits = Limits(max_candidates=7, default_timeout_s=1.0)
+    limits = Limits(max_candidates=7, max_body_bytes=1000, default_timeout_s=1.0)
     config = model_config(described, Serving(limits, 512, 0.0, 2))
     assert [each["data_type"] for each in config["input"]] == [
         *("TYPE_FP32", "TYPE_STRING", "TYPE_STRING", "TYPE_FP32")

@@ -26,7 +26,7 @@ async def test_a_server_without_a_model_is_alive_and_not_ready(tmp_path):
 
 
 async def test_while_draining_it_is_not_ready_but_answers_and_closes(service, client, example):
-    service.service.draining = True
+    service.service.readiness.drain()
     try:
         readiness = await client.get("/readyz")
         assert readiness.status_code == 503
@@ -35,7 +35,7 @@ async def test_while_draining_it_is_not_ready_but_answers_and_closes(service, cl
         assert answer.status_code == 200
         assert answer.headers["connection"] == "close"
     finally:
-        service.service.draining = False
+        service.service.readiness.is_draining = False
 
 
 async def test_the_front_page_leads_everywhere(client):

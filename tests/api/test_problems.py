@@ -159,7 +159,7 @@ async def _more_rows_than_may_wait(caller):
 async def _a_deadline_that_the_queue_does_not_leave(caller):
     async with caller.another() as busy:
         (model,) = busy.parts.service.registry.models()
-        busy.parts.service._batcher.learn(model, [(1, 100.0), (2, 200.0)])
+        busy.parts.service.batcher.learn(model, [(1, 100.0), (2, 200.0)])
         return await _last(busy.post(body=busy.example()) for _ in range(2))
 
 
@@ -177,7 +177,7 @@ async def _a_server_without_a_model(caller):
 @reaches("draining")
 async def _a_server_that_is_about_to_stop(caller):
     async with caller.another() as stopping:
-        stopping.parts.service.draining = True
+        stopping.parts.service.readiness.drain()
         return await stopping.post("/readyz", method="GET")
 
 

@@ -1,24 +1,34 @@
 """Score requests: every member is checked, and every problem is reported at once."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from app.api.openapi.schemas import Ranking, ScoreRequest as Schema
+from app.artifacts.manifest import Manifest
+from app.engine.request import RequestFeatures
 from app.errors import FieldError, InvalidRequest, PayloadTooLarge
-from app.protocol.score_request import ScoreRequest, read_request
+from app.protocol.dialect import ParseContext
+from app.protocol.native import Keys, read_request
 from app.protocol.validation import MOST_PROBLEMS
 from app.ranking.policy import LARGEST_WEIGHT, Policy
+from app.ranking.ranker import RankingOptions
 from tests.support.builders import description, manifest, own_rankers
 from tests.support.documents import NUMBER, TEXT
+from tests.support.fakes import sums_model
 
 FEED = manifest(
     ranking=Policy(name="feed", formula="power_product", weights={"click": 1.0, "dwell": 0.5})
 )
 
-RANKERS = own_rankers(FEED)
+
+def context(of: Manifest = FEED, *, max_candidates: int = 100) -> ParseContext:
+    """A model without a program: reading a request needs none."""
+    model = replace(sums_model(), manifest=of)
+    return ParseContext(model, own_rankers(of), {}, max_candidates)
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -29,13 +39,21 @@ def document(**changes: Any) -> dict[str, Any]:
     return whole | changes
 
 
-def read(**changes: Any) -> ScoreRequest:
-    return read_request(document(**changes), FEED, RANKERS, max_candidates=100)
+class Read(NamedTuple):
+    """What is read from a document."""
+
+    features: RequestFeatures
+    ranking: RankingOptions
+    keys: Keys | None
+
+
+def read(**changes: Any) -> Read:
+    return Read(*read_request(document(**changes), context()))
 
 
 def problems(sent: object) -> list[FieldError]:
     with pytest.raises(InvalidRequest) as caught:
-        read_request(sent, FEED, RANKERS, max_candidates=100)
+        read_request(sent, context())
     return caught.value.problems
 
 
@@ -45,9 +63,9 @@ def pointers(**changes: Any) -> list[str]:
 
 def test_a_request_with_features_only_takes_the_models_policy_and_positions():
     request = read()
-    assert request.wanted.ranker.policy == FEED.ranking
+    assert request.ranking.ranker.policy == FEED.ranking
     assert request.keys is None
-    assert request.wanted.top_k is None
+    assert request.ranking.top_k is None
     assert request.features.rows == 3
     np.testing.assert_array_equal(request.features.user["recent"], [[4, 7, -1]])
     np.testing.assert_array_equal(request.features.candidate["item"], [1, 2, 3])
@@ -75,7 +93,7 @@ def test_a_member_that_is_missing_is_not_taken_for_an_empty_one():
 
 def test_null_is_no_ranking_and_no_keys():
     request = read(ranking=None, candidate_keys=None)
-    assert (request.wanted.ranker.policy, request.keys) == (FEED.ranking, None)
+    assert (request.ranking.ranker.policy, request.keys) == (FEED.ranking, None)
 
 
 def test_keys_are_strings_or_integers_and_kept_as_they_are():
@@ -86,6 +104,30 @@ def test_keys_are_strings_or_integers_and_kept_as_they_are():
 def test_keys_for_another_number_of_candidates_are_refused(keys):
     (problem,) = problems(document(candidate_keys=keys))
     assert problem == FieldError("/candidate_keys", f"has {len(keys)} keys for 3 candidates")
+
+
+@pytest.mark.parametrize(
+    ("keys", "place", "first"),
+    [
+        (["a", "b", "a"], 2, 0),
+        ([1, 1, 2], 1, 0),
+        (["1", 1, 1], 2, 1),
+        (["", "é", "é"], 2, 1),
+    ],
+    ids=str,
+)
+def test_duplicate_key_is_refused_at_its_place(keys, place, first):
+    (problem,) = problems(document(candidate_keys=keys))
+    assert problem.pointer == f"/candidate_keys/{place}"
+    assert problem.detail == f"duplicate key: the same as /candidate_keys/{first}"
+
+
+def test_every_duplicate_key_is_reported():
+    assert pointers(candidate_keys=["a", "a", "a"]) == ["/candidate_keys/1", "/candidate_keys/2"]
+
+
+def test_string_and_integer_are_different_keys():
+    assert read(candidate_keys=["1", 1, 2]).keys == ["1", 1, 2]
 
 
 @pytest.mark.parametrize("keys", [TEXT, 3, {"0": "a"}, True], ids=str)
@@ -120,7 +162,7 @@ def test_an_unknown_ranking_option_is_named():
 
 @pytest.mark.parametrize("top_k", [1, 2, 10**6])
 def test_top_k_is_a_whole_number(top_k):
-    assert read(ranking={"top_k": top_k}).wanted.top_k == top_k
+    assert read(ranking={"top_k": top_k}).ranking.top_k == top_k
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.0, True, TEXT, [1]], ids=str)
@@ -130,7 +172,7 @@ def test_a_top_k_that_is_no_whole_number_above_zero_is_refused(top_k):
 
 @pytest.mark.parametrize("explain", [None, False, True])
 def test_an_explanation_is_made_where_one_is_asked_for(explain):
-    assert read(ranking={"explain": explain}).wanted.explain is (explain is True)
+    assert read(ranking={"explain": explain}).ranking.explain is (explain is True)
 
 
 @pytest.mark.parametrize("explain", [0, 1, TEXT, [True]], ids=str)
@@ -139,8 +181,8 @@ def test_an_explain_that_is_not_true_or_false_is_refused(explain):
 
 
 def test_a_policy_may_be_named_if_it_is_the_models():
-    assert read(ranking={"policy": "feed"}).wanted.ranker.policy == FEED.ranking
-    assert read(ranking={"policy": None}).wanted.ranker.policy == FEED.ranking
+    assert read(ranking={"policy": "feed"}).ranking.ranker.policy == FEED.ranking
+    assert read(ranking={"policy": None}).ranking.ranker.policy == FEED.ranking
 
 
 @pytest.mark.parametrize("policy", [TEXT, 1, ["feed"], {}, True], ids=str)
@@ -151,7 +193,7 @@ def test_another_policy_is_refused(policy):
 
 
 def test_weights_replace_the_policys_and_leave_the_others():
-    policy = read(ranking={"weights": {"dwell": -2}}).wanted.ranker.policy
+    policy = read(ranking={"weights": {"dwell": -2}}).ranking.ranker.policy
     assert policy.weights == {"click": 1.0, "dwell": -2}
     assert (policy.name, policy.formula) == ("feed", "power_product")
     assert FEED.ranking.weights == {"click": 1.0, "dwell": 0.5}
@@ -160,14 +202,14 @@ def test_weights_replace_the_policys_and_leave_the_others():
 def test_a_task_that_the_policy_does_not_weigh_may_be_given_a_weight():
     narrow = manifest(ranking=Policy(weights={"click": 1.0}))
     sent = document(ranking={"weights": {"dwell": 3.0}})
-    rankers = own_rankers(narrow)
-    policy = read_request(sent, narrow, rankers, max_candidates=100).wanted.ranker.policy
+    _, ranking, _ = read_request(sent, context(narrow))
+    policy = ranking.ranker.policy
     assert policy.weights == {"click": 1.0, "dwell": 3.0}
 
 
 @pytest.mark.parametrize("weight", [LARGEST_WEIGHT, -LARGEST_WEIGHT, 0, 0.5])
 def test_a_weight_within_its_bounds_passes(weight):
-    policy = read(ranking={"weights": {"click": weight}}).wanted.ranker.policy
+    policy = read(ranking={"weights": {"click": weight}}).ranking.ranker.policy
     assert policy.weights["click"] == weight
 
 
@@ -233,7 +275,7 @@ def test_the_message_says_the_first_problem_and_how_many_more():
 
 def test_too_many_candidates_are_too_large_not_invalid():
     with pytest.raises(PayloadTooLarge, match="3 candidates; the limit is 2"):
-        read_request(document(), FEED, RANKERS, max_candidates=2)
+        read_request(document(), context(max_candidates=2))
 
 
 def test_a_name_is_repeated_up_to_a_length_only():
@@ -244,7 +286,8 @@ def test_a_name_is_repeated_up_to_a_length_only():
 MEMBERS = st.fixed_dictionaries(
     {},
     optional={
-        "candidate_keys": st.none() | st.lists(st.text() | st.integers(), min_size=3, max_size=3),
+        "candidate_keys": st.none()
+        | st.lists(st.text() | st.integers(), min_size=3, max_size=3, unique=True),
         "ranking": st.none()
         | st.fixed_dictionaries(
             {},
