@@ -190,11 +190,19 @@ def scope_of(path: str, headers: dict[str, str]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Listener:
+    """A socket that is served, and what uvicorn knows about it."""
+
+    port: int
+    state: ServerState
+
+
 @asynccontextmanager
 async def listening(
-    parts: Gatehouse, app: ASGIApp | None = None, *, keep_alive_s: int = 5
-) -> AsyncIterator[int]:
-    """Serve on a socket, in this event loop; yields the port."""
+    parts: Gatehouse, app: ASGIApp | None = None, *, keep_alive_s: float = 5
+) -> AsyncIterator["Listener"]:
+    """Serve on a socket, in this event loop."""
     config = uvicorn.Config(
         app or parts.app,
         lifespan="off",
@@ -203,7 +211,7 @@ async def listening(
         log_config=None,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=keep_alive_s,
+        timeout_keep_alive=cast(int, keep_alive_s),
     )
     config.load()
     state = ServerState()
@@ -221,7 +229,7 @@ async def listening(
 
     server = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield Listener(server.sockets[0].getsockname()[1], state)
     finally:
         server.close()
         for each in list(state.connections):
@@ -260,7 +268,7 @@ async def open_door(kind: Kind, store: Path, **settings: Any) -> AsyncIterator[D
                 yield Door(kind, parts, client, 0, gate, paths)
             return
         async with (
-            listening(parts, counted) as port,
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+            listening(parts, counted) as listener,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.port}", timeout=30) as client,
         ):
-            yield Door(kind, parts, client, port, gate, paths)
+            yield Door(kind, parts, client, listener.port, gate, paths)
