@@ -226,7 +226,8 @@ class Batcher:
     def _finish(self, lane: BatchLane, batch: Batch, result: BatchResult) -> None:
         self._idle.append(lane)
         started = self._running.pop(lane.name).started
-        self._dispatch()  # first, so that the lane computes while the responses are written
+        if not isinstance(result.scores, Exception):
+            self._dispatch()  # first, so that the lane computes while the responses are written
         now = self._clock()
         busy_s = result.timing.busy_s
         self._metrics.batch(

@@ -13,8 +13,10 @@ _SLACK = 1000
 class Deadlines:
     """Calls `on_expired` for each request that is not done when its deadline passes.
 
-    A request that is done stays in the heap, empty, until its deadline or the next clean-up; the
-    heap never holds more than twice the requests that are not done, plus `_SLACK`.
+    The heap holds each request in a list of its own, `QueuedRequest.watch`, which is emptied when
+    the request is done: a finished request, and the model that scored it, are freed at once. The
+    empty list stays until the deadline or the next clean-up; the heap never holds more than twice
+    the requests that are not done, plus `_SLACK`.
     """
 
     def __init__(
@@ -27,7 +29,7 @@ class Deadlines:
         self._loop = loop
         self._clock = clock
         self._on_expired = on_expired
-        self._heap: list[tuple[float, int, QueuedRequest]] = []
+        self._heap: list[tuple[float, int, list[QueuedRequest]]] = []
         self._numbers = count()  # requests have no order; equal deadlines need a tie-break
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -38,9 +40,10 @@ class Deadlines:
 
     def add(self, request: QueuedRequest) -> None:
         """Watch a request's deadline."""
-        heapq.heappush(self._heap, (request.deadline, next(self._numbers), request))
+        request.watch.append(request)
+        heapq.heappush(self._heap, (request.deadline, next(self._numbers), request.watch))
         if len(self._heap) > self._clean_up_at:
-            self._heap = [entry for entry in self._heap if not entry[2].is_done]
+            self._heap = [entry for entry in self._heap if entry[2]]
             heapq.heapify(self._heap)
             self._clean_up_at = 2 * len(self._heap) + _SLACK
         if self._timer is None or request.deadline < self._timer_at:
@@ -56,10 +59,10 @@ class Deadlines:
     def _expire_due(self) -> None:
         self._timer = None
         now = self._clock()
-        while self._heap and (self._heap[0][2].is_done or self._heap[0][0] <= now):
-            request = heapq.heappop(self._heap)[2]
-            if not request.is_done:
-                self._on_expired(request)
+        while self._heap and (not self._heap[0][2] or self._heap[0][0] <= now):
+            watch = heapq.heappop(self._heap)[2]
+            if watch:
+                self._on_expired(watch[0])
         if self._heap:
             # A timer may fire before the clock has reached the deadline: try again then.
             self._set_timer(max(self._heap[0][0], now + 0.001))

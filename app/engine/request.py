@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -101,6 +101,7 @@ class QueuedRequest:
         is_done: whether `on_done` was called.
         queue_s: how long the chunk that finished last was queued (s).
         timing: the stages of that chunk's batch.
+        watch: holds this request while it is not done; see `Deadlines`.
     """
 
     model: Model
@@ -118,6 +119,7 @@ class QueuedRequest:
     is_done: bool = False
     queue_s: float = 0.0
     timing: BatchTiming | None = None
+    watch: list["QueuedRequest"] = field(default_factory=list, repr=False)
 
     def succeed(self, ranked: RankedRequest, timing: BatchTiming) -> None:
         """Finish with a result, unless the request is done."""
@@ -137,7 +139,8 @@ class QueuedRequest:
         on_done, self.on_done = self.on_done, None
         if on_done is not None:
             on_done(self)
-        # The batcher's list of deadlines keeps this object until its deadline. Megabytes of
+        self.watch.clear()
+        # A chunk in a queue or in a running batch may keep this object for a while. Megabytes of
         # columns, the result and the connection must not wait for that.
         self.features = _RELEASED
         self.is_disconnected = never_disconnected

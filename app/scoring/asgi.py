@@ -56,6 +56,8 @@ class ScoreRoutes:
                 scorer.refuse(call, error)
             except ClientDisconnected as error:
                 scorer.disconnect(call, error)
+            except Exception as error:  # noqa: BLE001  (as in `Scorer.submit`)
+                scorer.fail(call, error)
             else:
                 scorer.submit(call, body)
                 del body  # it can be megabytes, and the request is going to wait

@@ -230,6 +230,8 @@ class Scorer:
             self._check_head(call, headers)
         except GatehouseError as error:
             self.refuse(call, error)
+        except Exception as error:  # noqa: BLE001  (as in `submit`)
+            self.fail(call, error)
         return call
 
     def _check_head(self, call: ScoreCall, headers: Headers) -> None:
@@ -260,7 +262,7 @@ class Scorer:
         except GatehouseError as error:
             self.refuse(call, error)
         except Exception as error:  # noqa: BLE001  (a fault of ours fails its own request only)
-            self._fail(call, error)
+            self.fail(call, error)
 
     def _submit(self, call: ScoreCall, body: bytes) -> None:
         began = time.perf_counter()
@@ -312,8 +314,8 @@ class Scorer:
         call.client.abandon()
         self._record(call, 499, left=error.stage)
 
-    def _fail(self, call: ScoreCall, error: Exception) -> None:
-        """Answer with 500 after an exception that nobody expected."""
+    def fail(self, call: ScoreCall, error: Exception) -> None:
+        """Answer a call with 500 after an unexpected exception; the log has its traceback."""
         fields = {"fields": {"id": call.request_id}}
         logger.error("request failed", exc_info=error, extra=fields)
         self.refuse(call, InternalError("the log has the cause under this request id"))
@@ -331,7 +333,7 @@ class Scorer:
             else:
                 raise error
         except Exception as failure:  # noqa: BLE001  (as in `submit`)
-            self._fail(call, failure)
+            self.fail(call, failure)
 
     def _write(self, call: ScoreCall, request: QueuedRequest) -> None:
         began = time.perf_counter()

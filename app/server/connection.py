@@ -136,6 +136,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell every request of the connection, not only the last one."""
         self._clear_timer()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
         if self._is_direct:
             self.cycle = None  # type: ignore[assignment]
         super().connection_lost(exc)
@@ -404,8 +406,11 @@ class Connection(HttpToolsProtocol):
         self._set_timer(min(left_s, self._bodies.timeout_s))
 
     def is_disconnected(self) -> bool:
-        """Whether the client has closed the connection."""
-        if self._is_half_closed:
+        """Whether the client has closed the connection.
+
+        While reading is paused, for requests are pipelined, the transport notices nothing.
+        """
+        if self._is_half_closed or (self.flow.read_paused and not self.transport.is_closing()):
             tcp = self.transport.get_extra_info("socket")
             return bool(tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE)
         return self.transport.is_closing()

@@ -9,8 +9,9 @@ import pytest
 from app.api.examples import MOST_CANDIDATES, example_request
 from app.artifacts.golden import Golden
 from app.artifacts.loader import Model
-from app.artifacts.manifest import IdListInput, Input, Manifest
-from app.protocol.score_request import ScoreRequest, read_request
+from app.artifacts.manifest import IdListInput, Input
+from app.protocol.dialect import ParseContext
+from app.protocol.native import read_request
 from tests.support.builders import INPUTS, Request, batch, manifest, own_rankers, program
 
 
@@ -20,21 +21,23 @@ def model(*, sizes: tuple[int, ...] = (1, 4, 2), inputs: tuple[Input, ...] = INP
     return Model(manifest(inputs=inputs), one, Golden.record(one, batch(inputs, sizes)))
 
 
-def read(sent: dict[str, Any], described: Manifest, *, max_candidates: int) -> ScoreRequest:
-    return read_request(sent, described, own_rankers(described), max_candidates=max_candidates)
+def read(sent: dict[str, Any], served: Model, *, max_candidates: int):
+    """Return the features, the ranking options and the keys of an example."""
+    policies = own_rankers(served.manifest)
+    return read_request(sent, ParseContext(served, policies, {}, max_candidates))
 
 
 def test_example_request_is_valid_after_a_json_round_trip():
     served = model()
     sent = json.loads(json.dumps(example_request(served)))
-    request = read(sent, served.manifest, max_candidates=100)
+    features, ranking, keys = read(sent, served, max_candidates=100)
     golden = served.golden.batch
-    assert request.features.rows == MOST_CANDIDATES == 3
-    assert request.keys == ["item-1", "item-2", "item-3"]
-    assert request.wanted.top_k == 3
-    for name, column in request.features.user.items():
+    assert features.rows == MOST_CANDIDATES == 3
+    assert keys == ["item-1", "item-2", "item-3"]
+    assert ranking.top_k == 3
+    for name, column in features.user.items():
         np.testing.assert_array_equal(column, golden.user[name][1:2])
-    for name, column in request.features.candidate.items():
+    for name, column in features.candidate.items():
         np.testing.assert_array_equal(column, golden.candidate[name][1:4])
 
 
@@ -62,7 +65,7 @@ def test_example_lists_have_no_padding(padding_side):
     served.golden.batch.user["recent"][1] = row
     sent = example_request(served)
     assert sent["user"]["recent"] == [4, 7]
-    features = read(sent, served.manifest, max_candidates=9).features
+    features, _, _ = read(sent, served, max_candidates=9)
     assert features.user["recent"].tolist() == [row]
 
 
@@ -71,7 +74,7 @@ def test_id_equal_to_the_padding_stays_within_its_list():
     served = model(inputs=(INPUTS[0], recent, *INPUTS[2:]))
     served.golden.batch.user["recent"][1] = [0, 7, 0]
     sent = example_request(served)
-    features = read(sent, served.manifest, max_candidates=9).features
+    features, _, _ = read(sent, served, max_candidates=9)
     assert features.user["recent"].tolist() == [[0, 7, 0]]
 
 

@@ -138,7 +138,7 @@ def test_every_kind_of_feature_has_a_datatype_and_a_shape():
         ("item", "BYTES", [-1, 1]),
         ("quality", "FP32", [-1, 2]),
     ]
-    limits = Limits(max_candidates=7, default_timeout_s=1.0)
+    limits = Limits(max_candidates=7, max_body_bytes=1000, default_timeout_s=1.0)
     config = model_config(described, Serving(limits, 512, 0.0, 2))
     assert [each["data_type"] for each in config["input"]] == [
         *("TYPE_FP32", "TYPE_STRING", "TYPE_STRING", "TYPE_FP32")

@@ -13,7 +13,8 @@ from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
 from app.artifacts.vocabulary import read_vocabulary, write_vocabulary
 from app.errors import ArtifactInvalid
-from app.protocol.score_request import read_request
+from app.protocol.dialect import ParseContext
+from app.protocol.native import read_request
 from tests.support.builders import (
     CPU,
     INPUTS,
@@ -77,16 +78,11 @@ def test_the_example_shows_strings_that_give_the_golden_columns(tmp_path):
     model = load(published(tmp_path), CPU)
     sent = json.loads(json.dumps(example_request(model)))
     assert {type(each) for each in sent["candidates"]["item"]} == {str}
-    request = read_request(
-        sent,
-        model.manifest,
-        own_rankers(model.manifest),
-        max_candidates=9,
-        vocabularies=model.vocabularies,
-    )
+    context = ParseContext(model, own_rankers(model.manifest), {}, max_candidates=9)
+    features, _, _ = read_request(sent, context)
     golden = model.golden.batch
-    np.testing.assert_array_equal(request.features.user["recent"], golden.user["recent"][:1])
-    np.testing.assert_array_equal(request.features.candidate["item"], golden.candidate["item"][:3])
+    np.testing.assert_array_equal(features.user["recent"], golden.user["recent"][:1])
+    np.testing.assert_array_equal(features.candidate["item"], golden.candidate["item"][:3])
 
 
 @pytest.mark.parametrize("ids", ["string", "int64"])
@@ -94,8 +90,9 @@ def test_the_example_of_a_hashed_model_is_accepted(tmp_path, ids):
     hashed = ITEM.model_copy(update={"encoding": Hashed(ids=ids, buckets=9)})
     model = load(published(tmp_path, (*INPUTS[:2], hashed, INPUTS[3])), CPU)
     sent = json.loads(json.dumps(example_request(model)))
-    request = read_request(sent, model.manifest, own_rankers(model.manifest), max_candidates=9)
-    assert request.features.unknown_ids == {}
+    context = ParseContext(model, own_rankers(model.manifest), {}, max_candidates=9)
+    features, _, _ = read_request(sent, context)
+    assert features.unknown_ids == {}
     assert {type(each) for each in sent["candidates"]["item"]} == {str if ids == "string" else int}
 
 

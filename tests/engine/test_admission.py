@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from app.engine.batch import Scored
 from app.engine.request import Priority
 from app.errors import DeadlineExceeded, DeadlineUnmeetable, Overloaded
+from app.ranking.batch import RankedRequest
 from tests.support.batching import batcher, submit
 from tests.support.clock import VirtualTimeLoop
 from tests.support.fakes import FakeLane, expected, sums_model
@@ -177,7 +177,7 @@ async def test_an_idle_lane_never_refuses_for_a_forecast():
     subject.learn(sums_model(), [(1, 100.0), (16, 100.0)])
     for _ in range(100):
         await submit(subject, 1, [1], timeout_s=0.050)
-    assert subject.backlog.queue(sums_model()).cost.of(1) < 0.1
+    assert subject.queues.of(sums_model()).cost.of(1) < 0.1
 
 
 async def test_who_is_refused_learns_when_it_is_worth_asking_again():
@@ -206,7 +206,7 @@ async def test_overload_is_served_at_full_rate_and_in_time():
         await asyncio.sleep(0.0005)
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     late = sum(isinstance(answer, DeadlineExceeded) for answer in answers)
-    good = sum(isinstance(answer, Scored) for answer in answers)
+    good = sum(isinstance(answer, RankedRequest) for answer in answers)
     capacity = 5 / 0.026 * 4
     assert good >= 0.95 * capacity
     assert late <= 0.05 * good
@@ -219,10 +219,10 @@ class UnevenLane(FakeLane):
         super().__init__(a_s=0.020, b_s=0.001)
         self._random = random.Random(0)
 
-    def submit(self, model, parts, on_outcome):
+    def submit(self, batch, on_result):
         pace = self._random.uniform(0.8, 1.5)
         self._a_s, self._b_s = 0.020 * pace, 0.001 * pace
-        super().submit(model, parts, on_outcome)
+        super().submit(batch, on_result)
 
 
 async def test_uneven_batches_leave_room_for_doubt():
@@ -237,7 +237,7 @@ async def test_uneven_batches_leave_room_for_doubt():
         await asyncio.sleep(0.002)
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     late = sum(isinstance(answer, DeadlineExceeded) for answer in answers)
-    good = sum(isinstance(answer, Scored) for answer in answers)
+    good = sum(isinstance(answer, RankedRequest) for answer in answers)
     capacity = 10 / (1.15 * 0.036) * 4
     assert good >= 0.95 * capacity
     assert late <= 0.03 * good

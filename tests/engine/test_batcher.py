@@ -1,14 +1,14 @@
-"""The batcher on virtual time: who runs when, and with whom."""
+"""The batcher on virtual time: which rows run together, and when."""
 
 import asyncio
 
 import pytest
 
-from app.engine.batch import Scored
 from app.engine.request import Priority
+from app.ranking.batch import RankedRequest
 from tests.support.batching import batcher, submit
 from tests.support.clock import VirtualTimeLoop
-from tests.support.fakes import FakeLane, expected, sums_model
+from tests.support.fakes import FakeLane, expected, queued, sums_model
 
 
 @pytest.fixture
@@ -16,12 +16,29 @@ def anyio_backend():
     return "asyncio", {"loop_factory": VirtualTimeLoop}
 
 
-async def test_a_lonely_request_does_not_wait():
+async def test_single_request_does_not_wait():
     lane = FakeLane()
     scored = await submit(batcher([lane]), 5, [1, 2])
     assert scored.scores.tolist() == expected(5, [1, 2])
     assert lane.batches == [(0.0, [2])]
-    assert scored.queue_s == 0
+
+
+async def test_request_knows_how_long_it_was_queued_and_its_batch_took():
+    loop = asyncio.get_running_loop()
+    subject = batcher([FakeLane(a_s=0.010)])
+    requests = []
+    for delay_s in (0.0, 0.004):
+        await asyncio.sleep(delay_s)
+        request = queued(1, [2])
+        request.on_done = loop.create_future().set_result
+        request.deadline = 10.0
+        subject.submit(request)
+        requests.append(request)
+    await asyncio.sleep(1)
+    assert [request.queue_s for request in requests] == pytest.approx([0.0, 0.006])
+    for request in requests:
+        assert request.timing is not None
+        assert request.timing.compute_s == 0.010
 
 
 async def test_requests_that_arrive_together_share_a_batch():
@@ -137,7 +154,7 @@ async def test_a_model_with_full_batches_does_not_keep_another_waiting():
 
 
 async def order_of_answers(tasks):
-    done: list[asyncio.Task[Scored]] = []
+    done: list[asyncio.Future[RankedRequest]] = []
     for task in tasks:
         task.add_done_callback(done.append)
     await asyncio.gather(*tasks)
@@ -162,7 +179,7 @@ async def test_what_is_less_urgent_fills_up_a_batch():
 
 async def test_a_low_priority_grows_old_and_does_not_starve():
     subject = batcher([FakeLane(a_s=0.010)], max_batch_rows=4)
-    flood: list[asyncio.Task[Scored]] = []
+    flood: list[asyncio.Future[RankedRequest]] = []
 
     async def overload():
         while True:
@@ -213,8 +230,8 @@ async def test_the_state_can_be_read():
     await asyncio.sleep(0.001)
     assert repr(subject) == (
         "<Batcher waiting {'sums/1': <24 rows: normal [16:40]>}, "
-        "in flight {'lane-0': <sums/1 [0:16]>}, idle []>"
+        "running {'lane-0': <sums/1 [0:16]>}, idle []>"
     )
-    assert subject.backlog.chunks == 1
+    assert subject.queues.chunks == 1
     await asyncio.gather(*tasks)
-    assert repr(subject) == "<Batcher waiting {}, in flight {}, idle ['lane-0']>"
+    assert repr(subject) == "<Batcher waiting {}, running {}, idle ['lane-0']>"

@@ -62,13 +62,13 @@ def test_it_follows_a_machine_that_became_slower():
 
 def test_it_doubts_itself_by_as_much_as_it_missed_of_late():
     cost = fitted()
-    assert cost.doubt_s(1.0) == 0
+    assert cost.margin_s(1.0) == 0
     for step in range(200):
         cost.observe(100, line(100) * (1.1 if step % 2 else 0.9))
-    assert cost.doubt_s(1.0) == pytest.approx(0.2, rel=0.2)
+    assert cost.margin_s(1.0) == pytest.approx(0.2, rel=0.2)
     for _ in range(200):
         cost.observe(100, line(100))
-    assert cost.doubt_s(1.0) < 0.01
+    assert cost.margin_s(1.0) < 0.01
 
 
 @pytest.mark.parametrize("slow", [1, 64, 512])

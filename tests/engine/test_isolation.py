@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
-from app.engine.batch import Scored
 from app.engine.queue import RECOVERY_BATCHES
 from app.errors import InferenceFailed
+from app.ranking.batch import RankedRequest
 from app.telemetry.metrics import Metrics
 from tests.support.batching import batcher, submit
 from tests.support.clock import VirtualTimeLoop
@@ -33,9 +33,9 @@ async def test_only_the_poisoned_request_of_a_batch_fails():
         if user == 2:
             assert isinstance(answer, InferenceFailed)
         else:
-            assert isinstance(answer, Scored)
+            assert isinstance(answer, RankedRequest)
             assert answer.scores.tolist() == expected(user, [user, 9])
-    assert subject.backlog.rows == 0
+    assert subject.queues.rows == 0
 
 
 async def test_a_healthy_batch_follows_a_failed_one():
@@ -95,7 +95,7 @@ async def test_what_a_failed_batch_runs_again_goes_before_what_came_later():
     lane = FakeLane()
     subject = batcher([lane], max_batch_rows=2)
     tasks = [submit(subject, user, [POISON if user == 0 else 1.0]) for user in range(4)]
-    done: list[asyncio.Task[Scored]] = []
+    done: list[asyncio.Future[RankedRequest]] = []
     for task in tasks:
         task.add_done_callback(done.append)
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -122,9 +122,9 @@ async def test_where_memory_runs_out_batches_become_smaller_and_nobody_fails():
     tasks = [submit(subject, user, [1.0, 2.0, 3.0]) for user in range(6)]
     for user, scored in enumerate(await asyncio.gather(*tasks)):
         assert scored.scores.tolist() == expected(user, [1.0, 2.0, 3.0])
-    assert subject.backlog.queue(sums_model()).max_batch_rows <= 5
+    assert subject.queues.of(sums_model()).max_batch_rows <= 5
     limit = metrics.registry.get_sample_value("gatehouse_batch_limit_rows", {"model": "sums/1"})
-    assert limit == subject.backlog.queue(sums_model()).max_batch_rows
+    assert limit == subject.queues.of(sums_model()).max_batch_rows
     before = len(lane.batches)
     await submit(subject, 1, [1.0] * 12)
     assert max(lane.rows[before:]) <= 5
@@ -134,7 +134,7 @@ async def test_lanes_that_run_out_of_memory_together_halve_the_limit_once():
     lanes = [FakeLane(f"lane-{i}", memory_rows=8) for i in range(8)]
     subject = batcher(lanes)
     await asyncio.gather(*[submit(subject, user, [1.0] * 16) for user in range(8)])
-    assert subject.backlog.queue(sums_model()).max_batch_rows == 8
+    assert subject.queues.of(sums_model()).max_batch_rows == 8
 
 
 async def test_a_row_that_needs_more_memory_than_there_is_fails():
@@ -147,7 +147,7 @@ async def test_after_many_good_batches_memory_is_tried_again():
     lane = FakeLane(memory_rows=5)
     subject = batcher([lane])
     await submit(subject, 1, [1.0] * 12)
-    queue = subject.backlog.queue(sums_model())
+    queue = subject.queues.of(sums_model())
     assert queue.max_batch_rows <= 5
     lane._memory_rows = None
     for _ in range(3 * RECOVERY_BATCHES):

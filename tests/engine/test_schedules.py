@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from app.engine.batch import Scored
 from app.engine.request import Priority, never_disconnected
 from app.errors import (
     ClientDisconnected,
@@ -17,6 +16,7 @@ from app.errors import (
     InferenceFailed,
     Overloaded,
 )
+from app.ranking.batch import RankedRequest
 from tests.support.batching import batcher, submit
 from tests.support.clock import VirtualTimeLoop
 from tests.support.fakes import NOT_A_NUMBER, POISON, FakeLane, expected, sums_model
@@ -62,7 +62,7 @@ def test_under_any_schedule_every_request_is_answered_once_with_its_own_rows(
             *(_play(subject, user, plan) for user, plan in enumerate(plans))
         )
         await asyncio.sleep(60)  # whatever still runs for a caller that left
-        assert subject.backlog.rows == 0
+        assert subject.queues.rows == 0
         assert not any(fake.busy for fake in fakes)
         assert max([0, *(rows for fake in fakes for rows in fake.rows)]) <= max_batch_rows
         for fake in fakes:
@@ -71,7 +71,7 @@ def test_under_any_schedule_every_request_is_answered_once_with_its_own_rows(
 
     poisoned = sum(plan[2] == "poison" for plan in plans)
     for (_, rows, kind, *_), (user, answer) in zip(plans, _run(scenario()), strict=True):
-        if isinstance(answer, Scored):
+        if isinstance(answer, RankedRequest):
             assert kind not in ("poison", "nan")
             assert answer.scores.tolist() == expected(user, _candidates(user, rows, kind))
         elif isinstance(answer, InferenceFailed):
@@ -104,8 +104,8 @@ def test_no_lane_is_idle_while_a_row_has_waited_long_enough(plans, max_wait_s):
         )
         while not done.done():
             await asyncio.sleep(0.0005)
-            if not all(fake.busy for fake in fakes) and not subject._dispatch_is_due:
-                for queue in subject.backlog.waiting:
+            if not all(fake.busy for fake in fakes) and not subject._dispatch_is_scheduled:
+                for queue in subject.queues.waiting:
                     waited_s = asyncio.get_running_loop().time() - queue.oldest_arrival
                     assert waited_s <= max_wait_s + 1e-9
         await done

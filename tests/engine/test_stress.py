@@ -1,7 +1,7 @@
-"""Real lanes and everything at once: sizes, priorities, two models, callers that leave, poison.
+"""Real lanes and everything at once: sizes, priorities, two models, disconnects, failures.
 
-The batcher belongs to one thread and each lane is another; what this finds, if it finds anything,
-is a row that strays where they meet.
+The batcher runs on one thread and each lane on another: this looks for rows that are mixed up
+between them.
 """
 
 import asyncio
@@ -12,16 +12,17 @@ import pytest
 
 from app.engine.batcher import Batcher
 from app.engine.lanes import Lane
-from app.engine.request import Priority, RequestOptions
+from app.engine.request import Priority
 from app.errors import ClientDisconnected, InferenceFailed
 from app.telemetry.metrics import Metrics
-from tests.support.fakes import POISON, expected, limits, request, sums_model
+from tests.support.batching import submit
+from tests.support.fakes import POISON, expected, limits, sums_model
 
 REQUESTS, AT_ONCE = 3000, 300
 
 
 class Caller:
-    """One of the callers: who it is decides what it does."""
+    """One client: its number decides what it does."""
 
     def __init__(self, subject, number, rng) -> None:
         self._subject = subject
@@ -29,22 +30,27 @@ class Caller:
         self._model = sums_model(("sums", "other")[number % 2])
         self._candidates = rng.integers(0, 1000, rng.integers(1, 80)).astype(float).tolist()
         self._priority = Priority(int(rng.integers(0, 3)))
-        self._turns = int(rng.integers(0, 20))  # of the loop, before it gives up or leaves
+        self._turns = int(rng.integers(0, 20))  # of the loop, before it cancels or disconnects
         self._fate = "stays"
-        if number % 300 == 150:  # so far apart that no batch has two
+        if number % 300 == 150:  # so far apart that no batch has two of them
             self._fate = "poisoned"
             self._candidates[0] = POISON
         elif rng.random() < 0.2:
-            self._fate = str(rng.choice(["cancels", "leaves"]))
+            self._fate = str(rng.choice(["cancels", "disconnects"]))
 
     async def run(self) -> str:
-        """Ask, check the answer, and say how it ended."""
-        loop = asyncio.get_running_loop()
+        """Send a request, check the response, and return how it ended."""
         gone = asyncio.Event()
-        terms = RequestOptions(loop.time() + 60, self._priority, gone.is_set)
-        encoded = request(self._number, self._candidates)
-        asking = loop.create_task(self._subject.score(self._model, encoded, terms))
-        if self._fate in ("cancels", "leaves"):
+        asking = submit(
+            self._subject,
+            self._number,
+            self._candidates,
+            timeout_s=60,
+            model=self._model,
+            priority=self._priority,
+            is_disconnected=gone.is_set,
+        )
+        if self._fate in ("cancels", "disconnects"):
             for _ in range(self._turns):
                 await asyncio.sleep(0)
             if self._fate == "cancels":
@@ -53,11 +59,11 @@ class Caller:
         try:
             scored = await asking
         except InferenceFailed:
-            return "failed" if self._fate == "poisoned" else "failed for another"
+            return "failed" if self._fate == "poisoned" else "another failed"
         except ClientDisconnected:
-            return "left" if self._fate == "leaves" else "left for another"
+            return "disconnected" if self._fate == "disconnects" else "another disconnected"
         except asyncio.CancelledError:
-            return "cancelled" if self._fate == "cancels" else "cancelled for another"
+            return "cancelled" if self._fate == "cancels" else "another cancelled"
         is_own = scored.scores.tolist() == expected(self._number, self._candidates)
         return "answered" if is_own and self._fate != "poisoned" else "answered with another's rows"
 
@@ -75,12 +81,12 @@ async def test_every_request_ends_once_and_with_its_own_rows():
             return await Caller(subject, number, rng).run()
 
     ends = Counter(await asyncio.gather(*map(one, range(REQUESTS))))
-    assert ends.keys() <= {"answered", "failed", "left", "cancelled"}
+    assert ends.keys() <= {"answered", "failed", "disconnected", "cancelled"}
     assert sum(ends.values()) == REQUESTS
     assert ends["failed"] == REQUESTS / 300
     assert ends["answered"] >= 0.75 * REQUESTS
-    while subject.flights:  # noqa: ASYNC110  (who cancelled did not wait for the batch)
+    while subject.running:  # noqa: ASYNC110  (a cancelled request does not wait for its batch)
         await asyncio.sleep(0)
-    assert subject.backlog.rows == subject.backlog.chunks == 0
+    assert subject.queues.rows == subject.queues.chunks == 0
     for worker in workers:
         worker.stop()

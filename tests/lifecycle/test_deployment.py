@@ -124,7 +124,7 @@ async def test_what_was_refused_is_not_tried_again(folder):
         for _ in range(3):
             with pytest.raises(ArtifactInvalid):
                 await parts.deployment.refresh()
-        metrics = parts.service._metrics.render().decode()
+        metrics = parts.metrics.render().decode()
         assert 'gatehouse_model_swaps_total{model="tiny",result="refused"} 1.0' in metrics
 
 

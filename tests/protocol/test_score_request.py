@@ -1,24 +1,34 @@
 """Score requests: every member is checked, and every problem is reported at once."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from app.api.openapi.schemas import Ranking, ScoreRequest as Schema
+from app.artifacts.manifest import Manifest
+from app.engine.request import RequestFeatures
 from app.errors import FieldError, InvalidRequest, PayloadTooLarge
-from app.protocol.score_request import ScoreRequest, read_request
+from app.protocol.dialect import ParseContext
+from app.protocol.native import Keys, read_request
 from app.protocol.validation import MOST_PROBLEMS
 from app.ranking.policy import LARGEST_WEIGHT, Policy
+from app.ranking.ranker import RankingOptions
 from tests.support.builders import description, manifest, own_rankers
 from tests.support.documents import NUMBER, TEXT
+from tests.support.fakes import sums_model
 
 FEED = manifest(
     ranking=Policy(name="feed", formula="power_product", weights={"click": 1.0, "dwell": 0.5})
 )
 
-RANKERS = own_rankers(FEED)
+
+def context(of: Manifest = FEED, *, max_candidates: int = 100) -> ParseContext:
+    """A model without a program: reading a request needs none."""
+    model = replace(sums_model(), manifest=of)
+    return ParseContext(model, own_rankers(of), {}, max_candidates)
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -29,13 +39,21 @@ def document(**changes: Any) -> dict[str, Any]:
     return whole | changes
 
 
-def read(**changes: Any) -> ScoreRequest:
-    return read_request(document(**changes), FEED, RANKERS, max_candidates=100)
+class Read(NamedTuple):
+    """What is read from a document."""
+
+    features: RequestFeatures
+    ranking: RankingOptions
+    keys: Keys | None
+
+
+def read(**changes: Any) -> Read:
+    return Read(*read_request(document(**changes), context()))
 
 
 def problems(sent: object) -> list[FieldError]:
     with pytest.raises(InvalidRequest) as caught:
-        read_request(sent, FEED, RANKERS, max_candidates=100)
+        read_request(sent, context())
     return caught.value.problems
 
 
@@ -45,9 +63,9 @@ def pointers(**changes: Any) -> list[str]:
 
 def test_a_request_with_features_only_takes_the_models_policy_and_positions():
     request = read()
-    assert request.wanted.ranker.policy == FEED.ranking
+    assert request.ranking.ranker.policy == FEED.ranking
     assert request.keys is None
-    assert request.wanted.top_k is None
+    assert request.ranking.top_k is None
     assert request.features.rows == 3
     np.testing.assert_array_equal(request.features.user["recent"], [[4, 7, -1]])
     np.testing.assert_array_equal(request.features.candidate["item"], [1, 2, 3])
@@ -78,7 +96,7 @@ def test_missing_candidates_are_not_empty_candidates():
 
 def test_null_ranking_and_keys_are_as_if_absent():
     request = read(ranking=None, candidate_keys=None)
-    assert (request.wanted.ranker.policy, request.keys) == (FEED.ranking, None)
+    assert (request.ranking.ranker.policy, request.keys) == (FEED.ranking, None)
 
 
 def test_keys_are_strings_or_integers_and_kept_as_they_are():
@@ -89,6 +107,30 @@ def test_keys_are_strings_or_integers_and_kept_as_they_are():
 def test_wrong_number_of_keys_is_refused(keys):
     (problem,) = problems(document(candidate_keys=keys))
     assert problem == FieldError("/candidate_keys", f"has {len(keys)} keys for 3 candidates")
+
+
+@pytest.mark.parametrize(
+    ("keys", "place", "first"),
+    [
+        (["a", "b", "a"], 2, 0),
+        ([1, 1, 2], 1, 0),
+        (["1", 1, 1], 2, 1),
+        (["", "é", "é"], 2, 1),
+    ],
+    ids=str,
+)
+def test_duplicate_key_is_refused_at_its_place(keys, place, first):
+    (problem,) = problems(document(candidate_keys=keys))
+    assert problem.pointer == f"/candidate_keys/{place}"
+    assert problem.detail == f"duplicate key: the same as /candidate_keys/{first}"
+
+
+def test_every_duplicate_key_is_reported():
+    assert pointers(candidate_keys=["a", "a", "a"]) == ["/candidate_keys/1", "/candidate_keys/2"]
+
+
+def test_string_and_integer_are_different_keys():
+    assert read(candidate_keys=["1", 1, 2]).keys == ["1", 1, 2]
 
 
 @pytest.mark.parametrize("keys", [TEXT, 3, {"0": "a"}, True], ids=str)
@@ -151,7 +193,7 @@ def test_unknown_ranking_options_are_reported():
 
 @pytest.mark.parametrize("top_k", [1, 2, 10**6])
 def test_top_k_is_an_integer(top_k):
-    assert read(ranking={"top_k": top_k}).wanted.top_k == top_k
+    assert read(ranking={"top_k": top_k}).ranking.top_k == top_k
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.0, True, TEXT, [1]], ids=str)
@@ -161,7 +203,7 @@ def test_top_k_that_is_not_a_positive_integer_is_refused(top_k):
 
 @pytest.mark.parametrize("explain", [None, False, True])
 def test_explain_is_read(explain):
-    assert read(ranking={"explain": explain}).wanted.explain is (explain is True)
+    assert read(ranking={"explain": explain}).ranking.explain is (explain is True)
 
 
 @pytest.mark.parametrize("explain", [0, 1, TEXT, [True]], ids=str)
@@ -170,8 +212,8 @@ def test_explain_that_is_not_a_boolean_is_refused(explain):
 
 
 def test_policy_of_the_model_is_picked_by_name():
-    assert read(ranking={"policy": "feed"}).wanted.ranker.policy == FEED.ranking
-    assert read(ranking={"policy": None}).wanted.ranker.policy == FEED.ranking
+    assert read(ranking={"policy": "feed"}).ranking.ranker.policy == FEED.ranking
+    assert read(ranking={"policy": None}).ranking.ranker.policy == FEED.ranking
 
 
 @pytest.mark.parametrize("policy", [TEXT, 1, ["feed"], {}, True], ids=str)
@@ -190,7 +232,7 @@ def test_misspelt_policy_is_reported_with_a_suggestion_and_not_echoed():
 
 
 def test_weights_replace_those_of_the_policy_and_keep_the_others():
-    policy = read(ranking={"weights": {"dwell": -2}}).wanted.ranker.policy
+    policy = read(ranking={"weights": {"dwell": -2}}).ranking.ranker.policy
     assert policy.weights == {"click": 1.0, "dwell": -2}
     assert (policy.name, policy.formula) == ("feed", "power_product")
     assert FEED.ranking.weights == {"click": 1.0, "dwell": 0.5}
@@ -199,14 +241,14 @@ def test_weights_replace_those_of_the_policy_and_keep_the_others():
 def test_task_without_weight_in_the_policy_may_get_one():
     narrow = manifest(ranking=Policy(weights={"click": 1.0}))
     sent = document(ranking={"weights": {"dwell": 3.0}})
-    rankers = own_rankers(narrow)
-    policy = read_request(sent, narrow, rankers, max_candidates=100).wanted.ranker.policy
+    _, ranking, _ = read_request(sent, context(narrow))
+    policy = ranking.ranker.policy
     assert policy.weights == {"click": 1.0, "dwell": 3.0}
 
 
 @pytest.mark.parametrize("weight", [LARGEST_WEIGHT, -LARGEST_WEIGHT, 0, 0.5])
 def test_weight_within_its_bounds_is_accepted(weight):
-    policy = read(ranking={"weights": {"click": weight}}).wanted.ranker.policy
+    policy = read(ranking={"weights": {"click": weight}}).ranking.ranker.policy
     assert policy.weights["click"] == weight
 
 
@@ -274,7 +316,7 @@ def test_message_has_the_first_problem_and_the_number_of_others():
 
 def test_too_many_candidates_are_a_payload_too_large():
     with pytest.raises(PayloadTooLarge, match="too many candidates: 3, limit 2"):
-        read_request(document(), FEED, RANKERS, max_candidates=2)
+        read_request(document(), context(max_candidates=2))
 
 
 def test_long_names_are_cut_in_pointers_and_messages():

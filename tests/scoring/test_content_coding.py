@@ -1,5 +1,6 @@
-"""Content codings: what was compressed comes back, and nothing bad gets far."""
+"""Content codings: bodies are decompressed within limits, responses are compressed."""
 
+import asyncio
 import gzip
 import random
 import zlib
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from app.errors import MalformedBody, Overloaded, PayloadTooLarge
-from app.scoring.budget import ByteBudget, Share
-from app.scoring.content_coding import WORTH_BYTES, accepts_gzip, encoded, inflated
+from app.scoring.body import BodyShare, ByteBudget
+from app.scoring.content_coding import WORTH_BYTES, accepts_gzip, compress, decompress
 from app.telemetry.metrics import Metrics
 
 MIB = 1 << 20
@@ -22,8 +23,8 @@ CODERS: dict[bytes, Callable[[bytes], bytes]] = {
 
 
 async def inflate(body: bytes, coding: bytes = b"gzip", *, max_bytes: int = 8 * MIB) -> bytes:
-    with Share(ByteBudget(64 * MIB, Metrics())) as share:
-        return await inflated(body, coding, share, max_bytes=max_bytes)
+    with BodyShare(ByteBudget(64 * MIB, Metrics())) as share:
+        return await decompress(body, coding, share.cover, max_bytes=max_bytes)
 
 
 NOISE = random.Random(7).randbytes(3 * MIB)
@@ -32,31 +33,32 @@ NOISE = random.Random(7).randbytes(3 * MIB)
 @pytest.mark.parametrize("coding", CODERS)
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 3 * MIB])
 @pytest.mark.parametrize("kind", ["noise", "spaces"])
-async def test_what_was_compressed_comes_back(coding, size, kind):
+async def test_compressed_body_is_decompressed(coding, size, kind):
     content = NOISE[:size] if kind == "noise" else b" " * size
     assert await inflate(CODERS[coding](content), coding) == content
 
 
 @pytest.mark.parametrize("size", [0, 100, 65_536, MIB])
-async def test_the_limit_is_that_of_the_content(size):
+async def test_limit_is_that_of_the_decompressed_body(size):
     body = gzip.compress(b" " * (size + 1))
     assert len(await inflate(body, max_bytes=size + 1)) == size + 1
-    with pytest.raises(PayloadTooLarge, match=f"decompressed, is larger than {size} bytes"):
+    with pytest.raises(PayloadTooLarge, match=f"decompressed body is larger than {size} bytes"):
         await inflate(body, max_bytes=size)
 
 
-async def test_a_bomb_is_let_out_no_further_than_the_limit():
+async def test_bomb_is_decompressed_no_further_than_the_limit():
+    bomb = gzip.compress(bytes(32 * MIB))
     budget = ByteBudget(64 * MIB, Metrics())
-    with Share(budget) as share:
+    with BodyShare(budget) as share:
         with pytest.raises(PayloadTooLarge):
-            await inflated(gzip.compress(bytes(32 * MIB)), b"gzip", share, max_bytes=2 * MIB)
+            await decompress(bomb, b"gzip", share.cover, max_bytes=2 * MIB)
         assert budget.held <= 3 * MIB
 
 
-async def test_what_a_body_becomes_is_counted():
+async def test_decompressed_bytes_are_counted_in_the_budget():
     budget = ByteBudget(MIB, Metrics())
-    with Share(budget) as share, pytest.raises(Overloaded):
-        await inflated(gzip.compress(bytes(3 * MIB)), b"gzip", share, max_bytes=8 * MIB)
+    with BodyShare(budget) as share, pytest.raises(Overloaded):
+        await decompress(gzip.compress(bytes(3 * MIB)), b"gzip", share.cover, max_bytes=8 * MIB)
     assert budget.held == 0
 
 
@@ -75,7 +77,9 @@ LONG = gzip.compress(NOISE[:200_000], mtime=0)
         LONG[:100_000],
         LONG[:-1],
         SHORT + b"\n",
-        SHORT + SHORT,
+        SHORT + SHORT[:-1],
+        SHORT + SHORT + b"\n",
+        SHORT + zlib.compress(b"[1]"),
         LONG + b"\x00",
         SHORT + NOISE[: 2 * MIB],
         gzip.compress(NOISE, mtime=0)[: 2 * MIB],
@@ -84,7 +88,7 @@ LONG = gzip.compress(NOISE[:200_000], mtime=0)
     ],
     ids=lambda body: str(body[:12]),
 )
-async def test_what_is_not_gzip_is_malformed(body):
+async def test_body_that_is_not_gzip_is_malformed(body):
     with pytest.raises(MalformedBody, match="gzip"):
         await inflate(body)
 
@@ -100,7 +104,7 @@ async def test_any_damage_is_malformed_or_harmless(content, place, value):
 
 
 @pytest.mark.parametrize(
-    ("value", "taken"),
+    ("value", "accepted"),
     [
         ("gzip", True),
         ("GZIP", True),
@@ -123,34 +127,58 @@ async def test_any_damage_is_malformed_or_harmless(content, place, value):
         ("gzipped", False),
     ],
 )
-def test_gzip_is_for_those_who_take_it(value, taken):
-    assert accepts_gzip([(b"accept-encoding", value.encode())]) is taken
+def test_gzip_is_used_if_the_client_accepts_it(value, accepted):
+    assert accepts_gzip(value.encode()) is accepted
 
 
-def test_who_names_no_coding_gets_none():
-    assert not accepts_gzip([(b"accept", b"gzip")])
+def test_client_that_names_no_coding_gets_none():
+    assert not accepts_gzip(None)
 
 
-def test_several_headers_are_one_list():
-    headers = [(b"accept-encoding", b"br"), (b"accept-encoding", b"gzip")]
-    assert accepts_gzip(headers)
+async def compressed(content: bytes, accept_encoding: bytes | None) -> tuple[bytes, bytes]:
+    """Return the header lines and the content that `compress` gives."""
+    done: asyncio.Future[tuple[bytes, bytes]] = asyncio.get_running_loop().create_future()
+    compress(content, accept_encoding, lambda *result: done.set_result(result))
+    return await done
 
 
-GZIP = [(b"accept-encoding", b"gzip")]
-
-
-async def test_a_short_answer_stays_as_it_is():
+async def test_short_response_is_not_compressed():
     content = b" " * (WORTH_BYTES - 1)
-    assert await encoded(content, GZIP) == (content, ())
+    assert await compressed(content, b"gzip") == (b"", content)
 
 
 @pytest.mark.parametrize("size", [WORTH_BYTES, MIB])
-async def test_a_long_answer_says_that_it_varies_and_is_always_the_same_bytes(size):
+async def test_long_response_varies_and_is_compressed_to_the_same_bytes_each_time(size):
     content = NOISE[: size // 2] + b" " * (size // 2)
-    plain, headers = await encoded(content, [])
-    assert plain == content
-    assert list(headers) == [(b"vary", b"accept-encoding")]
-    first, headers = await encoded(content, GZIP)
+    assert await compressed(content, None) == (b"vary: accept-encoding\r\n", content)
+    head, first = await compressed(content, b"gzip")
     assert gzip.decompress(first) == content
-    assert list(headers) == [(b"vary", b"accept-encoding"), (b"content-encoding", b"gzip")]
-    assert (await encoded(content, GZIP))[0] == first
+    assert head == b"vary: accept-encoding\r\ncontent-encoding: gzip\r\n"
+    assert await compressed(content, b"gzip") == (head, first)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[7, 13], [0, 20], [20, 0], [65_536, 1], [1, 200_000], [MIB, MIB, 5]], ids=str
+)
+@pytest.mark.parametrize("kind", ["noise", "spaces"])
+async def test_members_of_a_gzip_body_are_joined(sizes, kind):
+    contents = [NOISE[:size] if kind == "noise" else b" " * size for size in sizes]
+    body = b"".join(map(gzip.compress, contents))
+    assert await inflate(body) == b"".join(contents)
+
+
+async def test_limit_holds_for_all_members_together():
+    member = gzip.compress(b" " * 1000)
+    assert len(await inflate(member * 3, max_bytes=3000)) == 3000
+    with pytest.raises(PayloadTooLarge):
+        await inflate(member * 3, max_bytes=2999)
+
+
+async def test_many_empty_members_end():
+    assert await inflate(gzip.compress(b"") * 1000) == b""
+
+
+@pytest.mark.parametrize("more", [b"\x00", zlib.compress(b"[1]")], ids=["byte", "stream"])
+async def test_deflate_body_has_one_stream(more):
+    with pytest.raises(MalformedBody, match="goes on after its deflate stream"):
+        await inflate(zlib.compress(b"[1,2]") + more, b"deflate")

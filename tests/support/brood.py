@@ -41,4 +41,4 @@ def run(number: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(Supervisor(2, run, kill_after_s=0.2, pause_s=0.01).run())
+    sys.exit(Supervisor(2, run, kill_after_s=0.2, restart_delay_s=0.01).run())

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -16,8 +15,10 @@ from app.artifacts.golden import Golden
 from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, FileDigest, Manifest, RequestCall, TaskOutput
 from app.artifacts.program import Program
-from app.engine.lanes import BatchResult, OnOutcome, Part, run
-from app.engine.request import RequestFeatures
+from app.engine.batch import Batch, Chunk
+from app.engine.lanes import BatchResult, OnResult, rank, run
+from app.engine.request import BatchTiming, QueuedRequest, RequestFeatures
+from app.ranking.policies import NO_POLICIES
 from app.ranking.policy import Policy
 
 POISON = -1.0
@@ -86,6 +87,29 @@ def request(user: float, candidates: Sequence[float]) -> RequestFeatures:
     )
 
 
+def queued(
+    user: float, candidates: Sequence[float], *, model: Model | None = None
+) -> QueuedRequest:
+    """The same as a batcher takes it."""
+    model = model or sums_model()
+    ranking = NO_POLICIES.rankers(model.manifest.traits).wanted
+    return QueuedRequest(model, request(user, candidates), ranking)
+
+
+def chunk_of(
+    features: RequestFeatures,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    model: Model | None = None,
+) -> Chunk:
+    """Rows `start` to `stop` of a request; all of them by default."""
+    model = model or sums_model()
+    ranking = NO_POLICIES.rankers(model.manifest.traits).wanted
+    owner = QueuedRequest(model, features, ranking)
+    return Chunk(owner, features, start, features.rows if stop is None else stop)
+
+
 def expected(user: float, candidates: Sequence[float]) -> list[list[float]]:
     """Return the scores that `sums_model` computes for a request."""
     return [[user + c, c] for c in candidates]
@@ -113,22 +137,23 @@ class FakeLane:
         self._b_s = b_s
         self._memory_rows = memory_rows
 
-    def submit(self, model: Model, parts: Sequence[Part], on_outcome: OnOutcome) -> None:
+    def submit(self, batch: Batch, on_result: OnResult) -> None:
         assert not self.busy, "one batch at a time"
         self.busy = True
         loop = asyncio.get_running_loop()
-        rows = [part.stop - part.start for part in parts]
+        rows = [chunk.rows for chunk in batch.chunks]
         self.batches.append((round(loop.time(), 9), rows))
-        outcome = replace(
-            run(model, parts), collate_s=0, compute_s=self._a_s + self._b_s * sum(rows)
-        )
+        duration_s = self._a_s + self._b_s * sum(rows)
+        result = run(batch.model, batch.chunks)
+        rank(batch.chunks, result)
+        result.timing = BatchTiming(compute_s=duration_s)
         if self._memory_rows is not None and sum(rows) > self._memory_rows:
-            outcome = BatchResult(torch.OutOfMemoryError("no memory"))
-        loop.call_later(self._a_s + self._b_s * sum(rows), self._report, on_outcome, outcome)
+            result = BatchResult(torch.OutOfMemoryError("no memory"))
+        loop.call_later(duration_s, self._report, on_result, result)
 
-    def _report(self, on_outcome: OnOutcome, outcome: BatchResult) -> None:
+    def _report(self, on_result: OnResult, result: BatchResult) -> None:
         self.busy = False
-        on_outcome(outcome)
+        on_result(result)
 
     @property
     def rows(self) -> list[int]:

@@ -7,17 +7,18 @@ from pathlib import Path
 
 from app import main
 from app.artifacts.loader import Model
-from app.engine.lanes import BatchResult, Lane, Part, run
+from app.engine.batch import Chunk
+from app.engine.lanes import BatchResult, Lane, run
 from app.server import process
 from app.settings import Settings
 
 LOST = Path(sys.argv[-1])
 
 
-def execute(model: Model, parts: Sequence[Part]) -> BatchResult:
+def execute(model: Model, chunks: Sequence[Chunk]) -> BatchResult:
     if LOST.exists():
         return BatchResult(RuntimeError("CUDA error: an illegal memory access"), is_fatal=True)
-    return run(model, parts)
+    return run(model, chunks)
 
 
 def lanes(*_: object, on_lost: Callable[[], None], **__: object) -> list[Lane]:

@@ -1,10 +1,14 @@
 """Metrics: the names, units and initial zeros that dashboards and alerts depend on."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.telemetry.metrics import LATENCY_BUCKETS, ROW_BUCKETS, STAGES, Metrics
+from app.telemetry.metrics import LATENCY_BUCKETS, ROW_BUCKETS, Metrics
+from app.telemetry.requests import GPU_STAGES, STAGES, RequestRecord, VersionStatistics
 
 
 @pytest.fixture
@@ -42,16 +46,16 @@ def test_known_label_values_start_at_zero(metrics):
         assert value(metrics, "shed_total", reason=reason) == 0
     for kind in ("model", "non-finite"):
         assert value(metrics, "failures_total", kind=kind) == 0
-    for stage in STAGES:
+    for stage in GPU_STAGES:
         assert value(metrics, "stage_duration_seconds_count", stage=stage) == 0
     for name in ("request_candidates", "batch_rows", "batch_requests"):
         assert value(metrics, f"{name}_count") == 0
 
 
-def test_an_answered_request_is_counted_by_route_model_and_status(metrics):
-    metrics.answered("/v1/score", "feed", 200, 0.004)
-    metrics.answered("/v1/score", "feed", 200, 0.2)
-    metrics.answered("/v1/score", "feed", 422, 0.001)
+def test_request_is_counted_by_route_model_and_status(metrics):
+    metrics.record(RequestRecord("/v1/score", "feed", 200, 0.004))
+    metrics.record(RequestRecord("/v1/score", "feed", 200, 0.2))
+    metrics.record(RequestRecord("/v1/score", "feed", 422, 0.001))
     route = {"route": "/v1/score", "model": "feed"}
     assert value(metrics, "requests_total", **route, status="200") == 2
     assert value(metrics, "requests_total", **route, status="422") == 1
@@ -60,21 +64,101 @@ def test_an_answered_request_is_counted_by_route_model_and_status(metrics):
     assert value(metrics, "request_duration_seconds_bucket", **route, le="0.005") == 2
 
 
-def test_a_scored_request_is_measured_by_stage(metrics):
-    metrics.scored(50, {"decode": 0.001, "compute": 0.004})
+def test_request_is_counted_by_key_and_by_policy_if_it_has_them(metrics):
+    metrics.record(RequestRecord("/v1/score", "feed", 200, 0.004, key="anna", policy="live"))
+    metrics.record(RequestRecord("/v1/score", "feed", 401, 0.004))
+    assert value(metrics, "requests_by_key_total", key="anna", status="200") == 1
+    assert value(metrics, "requests_by_key_total", key="", status="401") is None
+    assert value(metrics, "policy_applied_total", policy="live") == 1
+    assert value(metrics, "policy_applied_total", policy="") is None
+
+
+STAGES_S = (0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007)
+GPU_STAGES_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def test_scored_request_is_measured_by_stage(metrics):
+    metrics.record(RequestRecord("/v1/score", "feed", 200, 0.1, candidates=50, stages=STAGES_S))
     assert value(metrics, "request_candidates_sum") == 50
-    assert value(metrics, "stage_duration_seconds_sum", stage="compute") == 0.004
-    assert value(metrics, "stage_duration_seconds_count", stage="rank") == 0
+    for stage, stage_s in zip(STAGES, STAGES_S, strict=True):
+        assert value(metrics, "stage_duration_seconds_sum", stage=stage) == stage_s
+    assert value(metrics, "stage_duration_seconds_count", stage="copy_in") == 0
 
 
-def test_an_unknown_stage_is_an_error(metrics):
-    with pytest.raises(KeyError):
-        metrics.scored(1, {"think": 1.0})
+def test_copies_to_and_from_a_gpu_are_stages_of_their_own(metrics):
+    metrics.record(RequestRecord("/v1/score", "feed", 200, 5, candidates=1, stages=GPU_STAGES_S))
+    for stage, stage_s in zip(GPU_STAGES, GPU_STAGES_S, strict=True):
+        assert value(metrics, "stage_duration_seconds_sum", stage=stage) == stage_s
 
 
-def test_a_batch_counts_its_rows_requests_and_time(metrics):
-    metrics.batch(rows=96, requests=3, lane="lane-0", busy_s=0.25)
-    metrics.batch(rows=4, requests=1, lane="lane-0", busy_s=0.5)
+def test_request_without_scores_has_no_stages_and_no_candidates(metrics):
+    metrics.record(RequestRecord("/v1/score", "feed", 422, 0.1))
+    assert value(metrics, "request_candidates_count") == 0
+    for stage in GPU_STAGES:
+        assert value(metrics, "stage_duration_seconds_count", stage=stage) == 0
+
+
+def test_unknown_number_of_stages_is_an_error(metrics):
+    metrics.record(RequestRecord("/v1/score", "feed", 200, 0.1, stages=STAGES_S[:-1]))
+    with pytest.raises(ValueError, match="zip"):
+        metrics.drain()
+
+
+def test_each_record_is_counted_once(metrics):
+    metrics.record(RequestRecord("/v1/score", "feed", 200, 0.1))
+    metrics.drain()
+    metrics.drain()
+    text = metrics.render() + metrics.render()
+    assert text.count(b'model="feed",route="/v1/score",status="200"} 1.0') == 2
+
+
+def test_scrape_counts_what_was_recorded_before_it(metrics):
+    metrics.record(RequestRecord("/v1/score", "feed", 200, 0.1))
+    assert b'requests_total{model="feed",route="/v1/score",status="200"} 1.0' in metrics.render()
+
+
+def test_records_appended_by_one_thread_and_drained_by_others_are_all_counted(metrics):
+    with ThreadPoolExecutor(4) as pool:
+        draining = [pool.submit(lambda: [metrics.drain() for _ in range(500)]) for _ in range(4)]
+        for _ in range(20_000):
+            metrics.record(RequestRecord("/v1/score", "feed", 200, 0.001))
+        for each in draining:
+            each.result()
+    route = {"route": "/v1/score", "model": "feed"}
+    assert value(metrics, "requests_total", **route, status="200") == 20_000
+    assert value(metrics, "request_duration_seconds_count", **route) == 20_000
+
+
+def test_statistics_of_a_version_are_sums_over_its_requests_and_batches(metrics):
+    scored = RequestRecord("/v1/score", "feed", 200, 0.1, "feed/1", candidates=50, stages=STAGES_S)
+    before = time.time()
+    metrics.record(scored)
+    metrics.record(scored._replace(stages=GPU_STAGES_S, candidates=2, duration_s=0.2))
+    metrics.record(RequestRecord("/v1/score", "feed", 422, 0.5, "feed/1"))
+    metrics.record(RequestRecord("/v1/score", "feed", 422, 0.5, "feed/2"))
+    metrics.batch("feed/1", rows=52, requests=2, lane="lane-0", busy_s=0.1)
+    found = metrics.requests.version("feed/1")
+    assert (found.succeeded, found.failed, found.rows, found.batches) == (2, 1, 52, 1)
+    assert found.succeeded_s == pytest.approx(0.3)
+    assert found.failed_s == pytest.approx(0.5)
+    assert found.queue_s == pytest.approx(0.003 + 0.3)
+    assert found.collate_s == pytest.approx(0.004 + 0.4)
+    assert found.compute_s == pytest.approx(0.005 + 0.6)
+    assert found.respond_s == pytest.approx(0.006 + 0.007 + 0.8 + 0.9)
+    assert before <= found.last_unix_s <= time.time()
+
+
+def test_statistics_of_a_retired_version_are_dropped(metrics):
+    metrics.record(RequestRecord("/v1/score", "feed", 422, 0.5, "feed/1"))
+    assert metrics.requests.version("feed/1").failed == 1
+    metrics.activated("feed", 1, "a" * 64)
+    metrics.retired("feed", 1, "a" * 64)
+    assert metrics.requests.version("feed/1") == VersionStatistics()
+
+
+def test_batch_counts_its_rows_requests_and_time(metrics):
+    metrics.batch("feed/1", rows=96, requests=3, lane="lane-0", busy_s=0.25)
+    metrics.batch("feed/1", rows=4, requests=1, lane="lane-0", busy_s=0.5)
     assert value(metrics, "batch_rows_sum") == 100
     assert value(metrics, "batch_rows_bucket", le="4.0") == 1
     assert value(metrics, "batch_requests_sum") == 4
@@ -108,7 +192,7 @@ def test_loaded_versions_are_counted_by_result(metrics):
     assert value(metrics, "model_swaps_total", model="feed", result="refused") == 2
 
 
-def test_a_watched_gauge_is_read_at_each_scrape(metrics):
+def test_watched_gauge_is_read_at_each_scrape(metrics):
     waiting = [3.0]
     metrics.watch("queue_rows", "Rows that wait.", lambda: waiting[0])
     assert value(metrics, "queue_rows") == 3

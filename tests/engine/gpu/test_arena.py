@@ -1,4 +1,4 @@
-"""The arena: what `collate` makes of parts, in one buffer, and padding behind it."""
+"""The arena holds what `collate` makes of chunks in one buffer, followed by padding."""
 
 import numpy as np
 import pytest
@@ -6,54 +6,58 @@ import torch
 from hypothesis import given, strategies as st
 
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.engine.batch import Chunk
 from app.engine.gpu.arena import Arena, Layout, padding
 from app.engine.gpu.buckets import Bucket
-from app.engine.lanes import Part, collate
+from app.engine.lanes import collate
+from app.engine.request import RequestFeatures
 from tests.support.builders import INPUTS, batch, description
+from tests.support.fakes import chunk_of
 
 BUCKET = Bucket(rows=24, requests=8)
 GARBAGE = 0xA5
 
 
-def parts_of(sizes, cut=0) -> list[Part]:
-    """Requests of so many candidates, of each the first `cut` left out."""
+def chunks_of(sizes, cut=0) -> list[Chunk]:
+    """Requests of so many candidates, each without its first `cut`."""
     whole = batch(INPUTS, [size + cut for size in sizes]).requests()
-    return [Part(each.user, each.candidate, cut, each.rows) for each in whole]
+    features = [RequestFeatures(each.user, each.candidate, each.rows, {}) for each in whole]
+    return [chunk_of(each, cut) for each in features]
 
 
-def filled(parts, bucket=BUCKET):
+def filled(chunks, bucket=BUCKET):
     layout = Layout(description(), bucket)
     inputs = layout.over(torch.full((layout.size,), GARBAGE, dtype=torch.uint8))
-    rows = Arena(description(), inputs).fill(parts)
+    rows = Arena(description(), inputs).fill(chunks)
     return inputs, rows
 
 
 @given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=8), cut=st.integers(0, 2))
-def test_it_holds_what_collate_makes_of_the_parts_and_then_padding(sizes, cut):
-    parts = parts_of(sizes, cut)
-    expected = collate(parts)
-    inputs, rows = filled(parts)
+def test_arena_holds_what_collate_makes_of_the_chunks_and_then_padding(sizes, cut):
+    chunks = chunks_of(sizes, cut)
+    expected = collate(chunks)
+    inputs, rows = filled(chunks)
     assert rows == expected.rows == sum(sizes)
     assert inputs.row_to_request.tolist() == [*expected.row_to_request.tolist(), *[0] * (24 - rows)]
     for each in INPUTS:
-        ours, theirs, count = (
+        own, other, count = (
             (inputs.user, expected.user, len(sizes))
             if each.side == "user"
             else (inputs.candidate, expected.candidate, rows)
         )
-        column = ours[each.name].numpy()
-        assert np.array_equal(column[:count], theirs[each.name])
+        column = own[each.name].numpy()
+        assert np.array_equal(column[:count], other[each.name])
         assert (column[count:] == padding(each)).all()
-        assert column.dtype == theirs[each.name].dtype
+        assert column.dtype == other[each.name].dtype
 
 
-def test_what_a_larger_batch_left_is_overwritten():
+def test_rows_of_a_larger_batch_are_overwritten():
     layout = Layout(description(), BUCKET)
     inputs = layout.over(torch.full((layout.size,), GARBAGE, dtype=torch.uint8))
     arena = Arena(description(), inputs)
-    arena.fill(parts_of([3] * 8))
-    arena.fill(parts_of([1]))
-    fresh, _ = filled(parts_of([1]))
+    arena.fill(chunks_of([3] * 8))
+    arena.fill(chunks_of([1]))
+    fresh, _ = filled(chunks_of([1]))
     for side in ("user", "candidate"):
         for name, column in getattr(inputs, side).items():
             assert torch.equal(column, getattr(fresh, side)[name])

@@ -19,8 +19,8 @@ from app.main import gatehouse
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from tests import REPOSITORY
-from tests.engine.gpu.test_graphs import ROWS, RowsModule, fallbacks, golden_parts, scores_of
-from tests.engine.test_lanes import part
+from tests.engine.gpu.test_graphs import ROWS, RowsModule, fallbacks, golden_chunks, scores_of
+from tests.engine.test_lanes import chunk
 from tests.support.builders import published
 from tests.support.direct import direct_scores
 from tests.support.fakes import Sums, sums_model
@@ -73,12 +73,12 @@ def test_a_captured_graph_gives_what_the_model_gives(
     module = RowsModule() if layout == "rows" else None
     artifact = tiny if module is None else published(tmp_path, module, call=ROWS)
     model = load(artifact, GPU)
-    parts = golden_parts(model, sizes)
-    expected = scores_of(run(model, parts))
+    chunks = golden_chunks(model, sizes)
+    expected = scores_of(run(model, chunks))
     for _ in range(4):
-        outcome = executor(model, parts)
-        np.testing.assert_allclose(scores_of(outcome), expected, rtol=1e-4, atol=1e-5)
-    assert outcome.copy_in_s > 0
+        result = executor(model, chunks)
+        np.testing.assert_allclose(scores_of(result), expected, rtol=1e-4, atol=1e-5)
+    assert result.timing.copy_in_s > 0
     assert fallbacks(metrics, model.manifest.name) is None
 
 
@@ -87,7 +87,7 @@ def test_a_model_that_looks_at_values_on_the_host_falls_back(executor, metrics):
     module = torch.jit.freeze(torch.jit.script(Sums().eval().to(GPU)))
     model = type(cpu)(cpu.manifest, Program(module, cpu.manifest, GPU), cpu.golden)
     for _ in range(3):
-        assert scores_of(executor(model, [part(1, [2])])).tolist() == [[3, 2]]
+        assert scores_of(executor(model, [chunk(1, [2])])).tolist() == [[3, 2]]
     assert fallbacks(metrics, "sums") == 1
 
 
@@ -100,8 +100,8 @@ def test_lanes_capture_and_replay_beside_each_other(tiny, metrics):
         mine = GraphExecutor(CudaStream(GPU), max_batch_rows=LIMIT, fallbacks=told)
         random = np.random.default_rng(seed)
         for _ in range(200):
-            parts = golden_parts(model, random.integers(1, 9, int(random.integers(1, 8))))
-            got, want = scores_of(mine(model, parts)), scores_of(run(model, parts))
+            chunks = golden_chunks(model, random.integers(1, 9, int(random.integers(1, 8))))
+            got, want = scores_of(mine(model, chunks)), scores_of(run(model, chunks))
             if not np.allclose(got, want, rtol=1e-4, atol=1e-5):
                 wrong.append(f"{seed}: {np.abs(got - want).max()}")
 
@@ -119,7 +119,7 @@ def test_the_memory_of_graphs_goes_with_their_model(tiny, executor):
     gc.collect()
     before = allocated()
     model = load(tiny, GPU)
-    executor(model, golden_parts(model, [40]))
+    executor(model, golden_chunks(model, [40]))
     assert allocated() > before
     del model
     gc.collect()

@@ -15,17 +15,20 @@ import torch
 from app import main
 from app.artifacts.loader import Model, load
 from app.artifacts.manifest import Argument, RowsCall
+from app.engine.batch import Chunk
 from app.engine.gpu.buckets import Buckets
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor
 from app.engine.hardware import warm_up_batches
-from app.engine.lanes import BatchResult, Lane, Part, run
+from app.engine.lanes import BatchResult, Lane, run
+from app.engine.request import QueuedRequest, RequestFeatures
 from app.lifecycle.deployment import Deployment
 from app.lifecycle.registry import Registry
 from app.settings import Settings
-from app.telemetry.metrics import GPU_STAGES, Metrics
-from tests.engine.gpu.test_arena import parts_of
-from tests.engine.test_lanes import part
-from tests.support.builders import CPU, model, published
+from app.telemetry.metrics import Metrics
+from app.telemetry.requests import GPU_STAGES
+from tests.engine.gpu.test_arena import chunks_of
+from tests.engine.test_lanes import batch_of, chunk
+from tests.support.builders import CPU, model, own_rankers, published
 from tests.support.direct import direct_scores
 from tests.support.fakes import POISON, sums_model
 from tests.support.streams import CpuStream
@@ -67,29 +70,30 @@ def fallbacks(metrics: Metrics, name: str) -> float | None:
     return metrics.registry.get_sample_value("gatehouse_graph_fallback_total", {"model": name})
 
 
-def scores_of(outcome: BatchResult) -> npt.NDArray[np.float32]:
-    assert not isinstance(outcome.scores, Exception)
-    return outcome.scores
+def scores_of(result: BatchResult) -> npt.NDArray[np.float32]:
+    assert not isinstance(result.scores, Exception)
+    return result.scores
 
 
-def golden_parts(served: Model, sizes) -> list[Part]:
+def golden_chunks(served: Model, sizes) -> list[Chunk]:
     """Requests of so many candidates, made of the model's golden rows."""
+    ranking = own_rankers(served.manifest).wanted
     golden = served.golden.batch
     requests = int(golden.row_to_request.max()) + 1
-    parts, row = [], 0
+    chunks: list[Chunk] = []
+    row = 0
     for request, size in enumerate(sizes):
         of = request % requests
         taken = np.arange(row, row + size) % golden.rows
-        parts.append(
-            Part(
-                {name: column[of : of + 1] for name, column in golden.user.items()},
-                {name: column[taken] for name, column in golden.candidate.items()},
-                0,
-                size,
-            )
+        features = RequestFeatures(
+            {name: column[of : of + 1] for name, column in golden.user.items()},
+            {name: column[taken] for name, column in golden.candidate.items()},
+            size,
+            {},
         )
+        chunks.append(Chunk(QueuedRequest(served, features, ranking), features, 0, size))
         row += size
-    return parts
+    return chunks
 
 
 @pytest.fixture(scope="module", params=["network", "request", "rows"])
@@ -107,43 +111,43 @@ def served(request, tiny, tmp_path_factory) -> Model:
     "sizes", [[1], [7], [32], [33], [64], [1, 1], [3, 1, 2], [1] * 32, [1] * 33, [30, 34]], ids=str
 )
 def test_a_padded_replay_gives_the_scores_of_the_batch_as_it_is(served, stream, executor, sizes):
-    parts = golden_parts(served, sizes)
-    expected = scores_of(run(served, parts))
+    chunks = golden_chunks(served, sizes)
+    expected = scores_of(run(served, chunks))
     for _ in range(3):
-        outcome = executor(served, parts)
-        np.testing.assert_allclose(scores_of(outcome), expected, rtol=1e-5, atol=1e-6)
-        assert outcome.finite
+        result = executor(served, chunks)
+        np.testing.assert_allclose(scores_of(result), expected, rtol=1e-5, atol=1e-6)
+        assert result.is_finite
     assert stream.captures == 1
     assert stream.replays == 3  # the first is compared with the model itself
 
 
 def test_one_replay_leaves_nothing_behind_for_the_next(served, executor):
-    larger, smaller = golden_parts(served, [32]), golden_parts(served, [5])
+    larger, smaller = golden_chunks(served, [32]), golden_chunks(served, [5])
     executor(served, larger)
     first = scores_of(executor(served, larger))
     again = scores_of(executor(served, smaller))
-    for got, parts in ((again, smaller), (first, larger)):
-        np.testing.assert_allclose(got, scores_of(run(served, parts)), rtol=1e-5, atol=1e-6)
+    for got, chunks in ((again, smaller), (first, larger)):
+        np.testing.assert_allclose(got, scores_of(run(served, chunks)), rtol=1e-5, atol=1e-6)
 
 
 def test_batches_of_one_bucket_share_a_graph(executor, stream):
     for candidates in range(1, 33):
-        executor(sums_model(), [part(1, [float(candidates)] * candidates)])
+        executor(sums_model(), [chunk(1, [float(candidates)] * candidates)])
     assert stream.captures == 1
-    executor(sums_model(), [part(1, [1]), part(2, [2])])
+    executor(sums_model(), [chunk(1, [1]), chunk(2, [2])])
     assert stream.captures == 2
 
 
 def test_a_batch_over_the_limit_runs_as_it_is(executor, stream):
-    outcome = executor(sums_model(), [part(1, [2.0] * (LIMIT + 1))])
-    assert outcome.scores.tolist() == [[3, 2]] * (LIMIT + 1)
+    result = executor(sums_model(), [chunk(1, [2.0] * (LIMIT + 1))])
+    assert result.scores.tolist() == [[3, 2]] * (LIMIT + 1)
     assert stream.captures == 0
 
 
 def test_the_time_of_copies_is_told_apart(executor):
-    executor(sums_model(), [part(1, [2])])
-    outcome = executor(sums_model(), [part(1, [2])])
-    assert (outcome.copy_in_s, outcome.copy_out_s) == (0.001, 0.002)
+    executor(sums_model(), [chunk(1, [2])])
+    result = executor(sums_model(), [chunk(1, [2])])
+    assert (result.timing.copy_in_s, result.timing.copy_out_s) == (0.001, 0.002)
 
 
 def test_a_model_that_cannot_be_captured_runs_as_it_is_and_says_so_once(metrics, caplog):
@@ -154,7 +158,7 @@ def test_a_model_that_cannot_be_captured_runs_as_it_is_and_says_so_once(metrics,
         executor = GraphExecutor(each, max_batch_rows=LIMIT, fallbacks=told)
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
-                assert scores_of(executor(sums_model(), [part(1, [2])])).tolist() == [[3, 2]]
+                assert scores_of(executor(sums_model(), [chunk(1, [2])])).tolist() == [[3, 2]]
     (record,) = caplog.records
     assert record.getMessage() == (
         "model sums/1 runs without CUDA graphs: operation not permitted when stream is capturing"
@@ -166,51 +170,51 @@ def test_a_model_that_cannot_be_captured_runs_as_it_is_and_says_so_once(metrics,
 def test_a_graph_that_gives_other_scores_is_not_used(executor, stream, metrics):
     stream.offset = 0.01
     for _ in range(2):
-        assert scores_of(executor(sums_model(), [part(1, [2])])).tolist() == [[3, 2]]
+        assert scores_of(executor(sums_model(), [chunk(1, [2])])).tolist() == [[3, 2]]
     assert (stream.captures, stream.replays) == (1, 1)
     assert fallbacks(metrics, "sums") == 1
 
 
 def test_a_score_that_is_no_number_is_no_difference(executor, stream, metrics):
     for _ in range(2):
-        outcome = executor(sums_model(), [part(1, [2, -2.0])])
-        assert np.isnan(outcome.scores).tolist() == [[False, False], [True, True]]
-        assert not outcome.finite
+        result = executor(sums_model(), [chunk(1, [2, -2.0])])
+        assert np.isnan(result.scores).tolist() == [[False, False], [True, True]]
+        assert not result.is_finite
     assert fallbacks(metrics, "sums") is None
     assert stream.replays == 2
 
 
-def test_what_a_model_raises_is_an_outcome_and_the_lane_goes_on(executor, stream):
-    failed = executor(sums_model(), [part(1, [POISON])])
+def test_what_a_model_raises_is_a_result_and_the_lane_goes_on(executor, stream):
+    failed = executor(sums_model(), [chunk(1, [POISON])])
     assert "poison" in str(failed.scores)
     assert not failed.is_fatal
     assert stream.asked == 1
-    assert scores_of(executor(sums_model(), [part(1, [2])])).tolist() == [[3, 2]]
+    assert scores_of(executor(sums_model(), [chunk(1, [2])])).tolist() == [[3, 2]]
 
 
-def test_what_a_replay_raises_is_an_outcome(executor):
-    executor(sums_model(), [part(1, [2])])
-    failed = executor(sums_model(), [part(1, [POISON])])  # the fake's replay runs the model
+def test_what_a_replay_raises_is_a_result(executor):
+    executor(sums_model(), [chunk(1, [2])])
+    failed = executor(sums_model(), [chunk(1, [POISON])])  # the fake's replay runs the model
     assert isinstance(failed.scores, Exception)
     assert not failed.is_fatal
 
 
-def test_out_of_memory_is_an_outcome_for_the_batcher(executor, stream):
+def test_out_of_memory_is_a_result_for_the_batcher(executor, stream):
     def full(_size: int) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     stream.device_bytes = full
-    failed = executor(sums_model(), [part(1, [2])])
+    failed = executor(sums_model(), [chunk(1, [2])])
     assert isinstance(failed.scores, torch.OutOfMemoryError)
     assert not failed.is_fatal
 
 
 def test_nothing_more_is_run_on_a_device_that_is_lost(executor, stream):
     stream.usable = False
-    failed = executor(sums_model(), [part(1, [POISON])])
+    failed = executor(sums_model(), [chunk(1, [POISON])])
     assert failed.is_fatal
     assert "poison" in str(failed.scores)
-    again = executor(sums_model(), [part(1, [2])])
+    again = executor(sums_model(), [chunk(1, [2])])
     assert again.is_fatal
     assert isinstance(again.scores, RuntimeError)
     assert (stream.asked, stream.captures) == (1, 0)
@@ -218,13 +222,13 @@ def test_nothing_more_is_run_on_a_device_that_is_lost(executor, stream):
 
 def test_a_capture_that_loses_the_device_is_fatal(executor, stream):
     stream.refusal, stream.usable = RuntimeError("an illegal memory access"), False
-    assert executor(sums_model(), [part(1, [2])]).is_fatal
+    assert executor(sums_model(), [chunk(1, [2])]).is_fatal
 
 
 def test_what_a_lane_keeps_for_a_model_goes_with_the_model(tmp_path, stream, executor):
     served = model(tmp_path)
     for sizes in ([1], [1, 2], [40]):
-        executor(served, parts_of(sizes))
+        executor(served, chunks_of(sizes))
     kept = weakref.ref(executor._workplaces[served])
     gone = weakref.ref(served)
     assert stream.captures == 3
@@ -242,11 +246,11 @@ async def test_a_lost_lane_is_not_alive_and_says_so_once(stream, executor):
         executor=executor,
         on_lost=lambda: lost.append("lane-0"),
     )
-    assert scores_of(await lane.run(sums_model(), [part(1, [2])])).tolist() == [[3, 2]]
+    assert scores_of(await lane.run(batch_of(chunk(1, [2])))).tolist() == [[3, 2]]
     assert lane.is_alive(hang_s=1000)
     stream.usable = False
     for _ in range(2):
-        assert (await lane.run(sums_model(), [part(1, [POISON])])).is_fatal
+        assert (await lane.run(batch_of(chunk(1, [POISON])))).is_fatal
     assert not lane.is_alive(hang_s=1000)
     assert lost == ["lane-0"]
     lane.stop()

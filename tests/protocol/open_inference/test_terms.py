@@ -1,46 +1,38 @@
-"""A request's own terms: Triton's `priority` and `timeout`, beside those of its headers."""
+"""What a request states in its body: Triton's parameters `priority` and `timeout`."""
 
+import orjson
 import pytest
 
-from app.engine.request import Priority, RequestOptions
+from app.engine.request import Priority
 from app.lifecycle.policies import Policies
+from app.protocol.dialect import ParseContext
 from app.protocol.open_inference.infer import OpenInference
-from app.scoring.score import Call, Limits
 from tests.support.fakes import sums_model
 
-ARRIVAL, DEADLINE = 100.0, 107.0
 
-
-def terms_of(**parameters) -> RequestOptions:
-    """The terms of a request whose headers say: low priority, until 107."""
+def stated(**parameters: object) -> tuple[float | None, Priority | None]:
+    """Return the timeout (s) and the priority of a request with these parameters."""
     model = sums_model()
-    call = Call(
-        model,
-        Policies().of(model),
-        [],
-        Limits(max_candidates=9, default_timeout_s=1.0),
-        RequestOptions(DEADLINE, Priority.LOW),
-        ARRIVAL,
-    )
+    context = ParseContext(model, Policies().of(model), {}, max_candidates=9)
     inputs = [
         {"name": name, "shape": [1], "datatype": "FP32", "data": [1.0]} for name in ("u", "c")
     ]
-    document = {"inputs": inputs, "parameters": parameters}
-    _, terms = OpenInference().read((document, memoryview(b"")), call)
-    return terms
+    body = orjson.dumps({"inputs": inputs, "parameters": parameters})
+    parsed = OpenInference().parse(body, context)
+    return parsed.timeout_s, parsed.priority
 
 
 @pytest.mark.parametrize(
     ("level", "priority"), [(1, Priority.HIGH), (2, Priority.NORMAL), (3, Priority.LOW)]
 )
-def test_a_priority_is_one_of_three_levels(level, priority):
-    assert terms_of(priority=level).priority == priority
+def test_priority_is_one_of_three_levels(level, priority):
+    assert stated(priority=level) == (None, priority)
 
 
-def test_a_timeout_runs_from_the_requests_arrival():
-    assert terms_of(timeout=1_500_000).deadline == ARRIVAL + 1.5
-    assert terms_of(timeout=600_000_000).deadline == ARRIVAL + 600
+def test_timeout_is_stated_in_microseconds():
+    assert stated(timeout=1_500_000) == (1.5, None)
+    assert stated(timeout=600_000_000) == (600, None)
 
 
-def test_what_is_not_said_or_zero_is_left_to_the_headers():
-    assert terms_of() == terms_of(priority=0, timeout=0) == RequestOptions(DEADLINE, Priority.LOW)
+def test_parameters_that_are_missing_or_zero_leave_it_to_the_headers():
+    assert stated() == stated(priority=0, timeout=0) == (None, None)

@@ -1,4 +1,4 @@
-"""What is seen of answers after they were sent: score distributions, and shadows compared."""
+"""Sampled responses: how scores are distributed, and how shadow policies compare."""
 
 import asyncio
 
@@ -7,9 +7,10 @@ import pytest
 
 from app.engine.request import RequestFeatures
 from app.ranking.agreement import kendall_tau, overlap
+from app.ranking.batch import rank_alone
 from app.ranking.policy import Policy
-from app.ranking.ranker import Ranker
-from app.scoring.shadow import MOST_COMPARED, Observation, Ranked
+from app.ranking.ranker import Ranker, RankingOptions
+from app.scoring.score_distributions import MOST_COMPARED, ResponseSampler
 from app.telemetry.metrics import Metrics
 from app.telemetry.ranking import TAU_BUCKETS
 from tests.support.clock import VirtualTimeLoop
@@ -28,13 +29,21 @@ def metrics():
     return Metrics()
 
 
-def ranked(scores=SCORES, *, shadow: Policy | None = None, boost: object = None) -> Ranked:
+def offer(
+    sampler: ResponseSampler,
+    scores=SCORES,
+    *,
+    now: float = 0.0,
+    shadow: Policy | None = None,
+    boost: object = None,
+) -> None:
+    """Offer a response of the policy `live`."""
     other = None if shadow is None else Ranker.of(shadow, TASKS)
     ranker = Ranker.of(Policy(name="live", weights={"click": 1.0}), TASKS, shadow=other)
-    sort_keys = ranker.sort_keys(scores)
     candidate = {} if boost is None else {"boost": np.array(boost, np.float32).reshape(-1, 1)}
-    request = RequestFeatures(user={}, candidate=candidate, rows=len(scores), unknown_ids={})
-    return Ranked(request, ranker, scores, sort_keys, ranker.rank_scores(sort_keys))
+    features = RequestFeatures(user={}, candidate=candidate, rows=len(scores), unknown_ids={})
+    ranked = rank_alone(scores, RankingOptions(ranker))
+    sampler.offer(now, "feed", features, ranker, ranked)
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -62,10 +71,9 @@ def tau_edge(metrics: Metrics) -> float:
 LIKES = Policy(name="next", weights={"like": 1.0})
 
 
-async def test_a_shadow_is_compared_with_what_was_answered(metrics):
-    answer = ranked(shadow=LIKES)
-    Observation(metrics.ranking).look_later("feed", answer)
-    assert both(metrics, "shadow_top_10_overlap_count") is None  # the answer comes first
+async def test_shadow_policy_is_compared_with_the_response(metrics):
+    offer(ResponseSampler(metrics.ranking), shadow=LIKES)
+    assert both(metrics, "shadow_top_10_overlap_count") is None  # the response is written first
     await asyncio.sleep(0)
     live, other = SCORES[:, 0].astype(float), SCORES[:, 1].astype(float)
     assert both(metrics, "shadow_top_10_overlap_count") == 1
@@ -73,54 +81,63 @@ async def test_a_shadow_is_compared_with_what_was_answered(metrics):
     assert both(metrics, "shadow_top_10_overlap_sum") == pytest.approx(overlap(live, other, 10))
 
 
-async def test_a_shadow_may_multiply_by_a_feature_that_the_live_policy_does_not_read(metrics):
+async def test_shadow_policy_may_multiply_by_a_feature_of_its_own(metrics):
     shadow = Policy(name="next", formula="power_product", weights={"like": 0.0}, multiplier="boost")
     scores = np.array([[0.1, 0], [0.2, 0], [0.3, 0]], np.float32)
-    answer = ranked(scores, shadow=shadow, boost=[3, 2, 1])
-    Observation(metrics.ranking).look_later("feed", answer)
+    offer(ResponseSampler(metrics.ranking), scores, shadow=shadow, boost=[3, 2, 1])
     await asyncio.sleep(0)
     assert tau_edge(metrics) == -0.5
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-async def test_fewer_than_two_candidates_have_no_order_to_compare(metrics, rows):
-    Observation(metrics.ranking).look_later("feed", ranked(SCORES[:rows], shadow=LIKES))
+async def test_fewer_than_two_candidates_are_not_compared(metrics, rows):
+    offer(ResponseSampler(metrics.ranking), SCORES[:rows], shadow=LIKES)
     await asyncio.sleep(0)
     assert both(metrics, "shadow_top_10_overlap_count") is None
 
 
-async def test_of_very_many_candidates_some_are_compared(metrics):
+async def test_only_some_of_very_many_candidates_are_compared(metrics):
     """All pairs of them would hold up the event loop."""
     many = np.linspace(0, 1, 4 * MOST_COMPARED, dtype=np.float32)
     scores = np.stack([many, np.where(np.arange(len(many)) % 4 == 0, many, 0)], axis=1)
-    Observation(metrics.ranking).look_later("feed", ranked(scores, shadow=LIKES))
+    offer(ResponseSampler(metrics.ranking), scores, shadow=LIKES)
     await asyncio.sleep(0)
     assert tau_edge(metrics) == 1.0  # every fourth agrees, and no others
 
 
-async def test_looks_are_as_rare_as_they_should_be_whatever_the_load(metrics):
-    observation = Observation(metrics.ranking, every_s=0.05)
-    seen = 0
+def sampled(metrics: Metrics) -> float:
+    return value(metrics, "rank_score_count", model="feed") or 0
+
+
+async def test_samples_are_limited_in_rate_whatever_the_load(metrics, monkeypatch):
+    monkeypatch.setattr("time.monotonic", asyncio.get_running_loop().time)
+    sampler = ResponseSampler(metrics.ranking, every_s=0.05)
     for _ in range(1000):
-        seen += observation.is_due()
+        offer(sampler, SCORES[:1], now=asyncio.get_running_loop().time())
         await asyncio.sleep(0.001)
-    assert 18 <= seen <= 21
+    assert 18 <= sampled(metrics) <= 21
 
 
-async def test_after_a_long_look_there_is_a_longer_pause(metrics):
-    observation = Observation(metrics.ranking, every_s=0.05)
-    assert observation.is_due()
-    observation.took(0.008)
+async def test_long_sample_is_followed_by_a_longer_pause(metrics, monkeypatch):
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr("time.monotonic", loop.time)
+    sampler = ResponseSampler(metrics.ranking, every_s=0.05)
+    offer(sampler, SCORES[:1], now=loop.time())
+    sampler.pause_after(0.008)
     await asyncio.sleep(0.7)
-    assert not observation.is_due()
-    await asyncio.sleep(0.2)
-    assert observation.is_due()
+    offer(sampler, SCORES[:1], now=loop.time())
+    await asyncio.sleep(0.05)
+    assert sampled(metrics) == 1
+    await asyncio.sleep(0.1)
+    offer(sampler, SCORES[:1], now=loop.time())
+    await asyncio.sleep(0)
+    assert sampled(metrics) == 2
 
 
 async def test_scores_are_counted_by_task_and_bucket(metrics):
     scores = np.array([[0.0, 0.25], [0.5, 7.0], [0.5, 5000.0]], np.float32)
-    Observation(metrics.ranking).look_later("feed", ranked(scores))
-    Observation(metrics.ranking).look_later("feed", ranked(scores))
+    for _ in range(2):
+        offer(ResponseSampler(metrics.ranking), scores)
     await asyncio.sleep(0)
 
     def below(edge: str, task: str) -> float | None:
