@@ -26,6 +26,7 @@ from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 Id = str | int
@@ -140,3 +141,29 @@ def _split_mix(x: Hashes, seed: int) -> Hashes:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def write_vocabulary(ids: Sequence[Id]) -> bytes:
+    """The content of a vocabulary file: the ids in the order of their rows."""
+    return b"".join(orjson.dumps(each) + b"\n" for each in ids)
+
+
+def read_vocabulary(content: bytes, id_type: type[Id]) -> dict[Id, int]:
+    """Read the content of a vocabulary file.
+
+    Raises:
+        ValueError: a line is not a JSON value of `id_type`, or repeats one; it says which line.
+    """
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
+    vocabulary: dict[Id, int] = {}
+    for row, line in enumerate(lines, start=1):
+        try:
+            each = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            each = None
+        if type(each) is not id_type or each == "":
+            what = "a JSON string, not empty" if id_type is str else "an integer"
+            raise ValueError(f"line {row} is not {what}")
+        if vocabulary.setdefault(each, row) != row:
+            raise ValueError(f"line {row} repeats line {vocabulary[each]}")
+    return vocabulary

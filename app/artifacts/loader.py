@@ -8,17 +8,24 @@ The bytes that are hashed are the bytes that are loaded.
 import hashlib
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from pydantic import ValidationError
 
-from app.artifacts.encoding import Vocabularies
+from app.artifacts.encoding import Listed, Vocabularies, Vocabulary, read_vocabulary
 from app.artifacts.golden import Golden
-from app.artifacts.manifest import Description, FileDigest, Manifest
+from app.artifacts.manifest import (
+    DenseInput,
+    Description,
+    FileDigest,
+    IdInput,
+    IdListInput,
+    Manifest,
+)
 from app.artifacts.program import Program, cause
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact
-from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
 from app.lifecycle.statistics import VersionStatistics
 
@@ -120,6 +127,44 @@ def load_module(content: bytes, device: torch.device) -> torch.jit.ScriptModule:
             return module.eval()
     except (RuntimeError, ValueError) as error:
         raise _unloadable(error) from error
+
+
+def read_vocabularies(description: Description, read: Callable[[str], bytes]) -> Vocabularies:
+    """The vocabularies of a model's features; each file is read once.
+
+    Args:
+        description: says which feature has which file.
+        read: gives the content of a file.
+
+    Raises:
+        ArtifactInvalid: a file is no vocabulary, has more ids than rows, or lacks an id that is a
+            default where unknown ids are rejected.
+    """
+    by_file: dict[str, Vocabulary] = {}
+    by_feature: dict[str, Vocabulary] = {}
+    for feature in description.inputs:
+        if isinstance(feature, DenseInput) or not isinstance(feature.encoding, Listed):
+            continue
+        file = feature.encoding.file
+        if file not in by_file:
+            try:
+                by_file[file] = read_vocabulary(read(file), feature.encoding.id_type)
+            except ValueError as error:
+                raise ArtifactInvalid(f"{file}: {error}") from error
+        _check_vocabulary(feature, file, by_file[file])
+        by_feature[feature.name] = by_file[file]
+    return by_feature
+
+
+def _check_vocabulary(feature: IdInput | IdListInput, file: str, vocabulary: Vocabulary) -> None:
+    if len(vocabulary) >= feature.vocabulary_size:
+        raise ArtifactInvalid(
+            f"{file}: has {len(vocabulary)} ids, and {feature.name} has "
+            f"{feature.vocabulary_size} rows, of which row 0 is not for an id"
+        )
+    defaults = feature.default if isinstance(feature.default, tuple) else (feature.default,)
+    if feature.unknown == "reject" and not set(defaults) - {None} <= vocabulary.keys():
+        raise ArtifactInvalid(f"{file}: lacks the default of {feature.name}")
 
 
 def _ignore_deprecation() -> None:

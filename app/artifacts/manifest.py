@@ -11,46 +11,17 @@ from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from app.artifacts.encoding import Listed
-from app.artifacts.inputs import (
-    DenseInput,
-    Float32,
-    IdInput,
-    IdListInput,
-    Input,
-    Name,
-    Side,
-    Value,
-)
-from app.artifacts.precision import Device, Precision
+from app.artifacts.encoding import Encoding, Hashed, Id, Identity, Listed
 from app.ranking.calibration import UNCALIBRATED, Calibration, Platt
 from app.ranking.policies import ModelTraits
 from app.ranking.policy import Policy
 
-__all__ = [
-    "Argument",
-    "Call",
-    "DenseInput",
-    "Description",
-    "Device",
-    "FileDigest",
-    "FileName",
-    "Float32",
-    "IdInput",
-    "IdListInput",
-    "Input",
-    "Manifest",
-    "Name",
-    "Output",
-    "Precision",
-    "RequestCall",
-    "RowsCall",
-    "Side",
-    "TaskOutput",
-]
-
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Side = Literal["user", "candidate"]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
 FileName = Annotated[
     str,
     Field(
@@ -61,6 +32,95 @@ Figure = Annotated[
     float | None, BeforeValidator(lambda f: None if isinstance(f, float) and math.isnan(f) else f)
 ]
 """A measurement; None where there was nothing to measure, which JSON cannot say as NaN."""
+
+Device = Literal["cpu", "cuda"]
+PrecisionName = Literal["fp32", "bf16", "fp16", "int8-embeddings"]
+"""What weights and activations are held in. Of `int8-embeddings`, the embedding tables are int8,
+a scale a row, and everything else is fp32. Softmax and logits are fp32 in each."""
+Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Change = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+FULL: Mapping[Device, float] = {"cpu": 1e-5, "cuda": 1e-4}
+"""How far fp32 may be from fp32 on another machine, or in another batch."""
+
+
+class Value(BaseModel):
+    """A frozen part of a manifest: unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DenseInput(Value):
+    """A vector of float32, `[·, dim]`; a plain number is accepted where `dim` is 1."""
+
+    kind: Literal["dense"] = "dense"
+    name: Name
+    side: Side
+    dim: int = Field(1, ge=1)
+    default: tuple[Float32, ...] | None = None
+
+    @model_validator(mode="after")
+    def _default_has_dim_numbers(self) -> Self:
+        if self.default is not None and len(self.default) != self.dim:
+            raise ValueError(f"default has {len(self.default)} numbers, dim is {self.dim}")
+        return self
+
+
+class _Vocabulary(Value):
+    name: Name
+    side: Side
+    vocabulary_size: Int64 = Field(ge=1)
+    unknown: int | Literal["reject"] = 0
+    """The row that an id outside `[0, vocabulary_size)` maps to, or that it is an error."""
+    encoding: Encoding = Identity()
+    """How the ids of a request become rows."""
+
+    @model_validator(mode="after")
+    def _unknown_is_a_row(self) -> Self:
+        if self.unknown != "reject" and not 0 <= self.unknown < self.vocabulary_size:
+            raise ValueError(f"unknown must lie in [0, {self.vocabulary_size}) or be 'reject'")
+        if isinstance(self.encoding, Hashed) and self.vocabulary_size <= self.encoding.buckets:
+            raise ValueError(f"{self.encoding.buckets} buckets need a larger vocabulary_size")
+        return self
+
+    def _check_default(self, ids: tuple[Id, ...]) -> None:
+        if not all(type(each) is self.encoding.id_type for each in ids):
+            raise ValueError(f"default must be of {self.encoding.id_type.__name__} ids")
+        rows = ids if isinstance(self.encoding, Identity) else ()
+        if self.unknown == "reject" and not all(0 <= int(r) < self.vocabulary_size for r in rows):
+            raise ValueError("default lies outside the vocabulary, where ids are rejected")
+
+
+class IdInput(_Vocabulary):
+    """One id; its column is int64, `[·]`."""
+
+    kind: Literal["id"] = "id"
+    default: Int64 | str | None = None
+
+    @model_validator(mode="after")
+    def _default_is_accepted(self) -> Self:
+        self._check_default(() if self.default is None else (self.default,))
+        return self
+
+
+class IdListInput(_Vocabulary):
+    """Up to `max_length` ids; int64 `[·, max_length]`, filled up with `padding`."""
+
+    kind: Literal["id_list"] = "id_list"
+    max_length: int = Field(ge=1)
+    padding: Int64 = -1
+    padding_side: Literal["left", "right"] = "right"
+    default: tuple[Int64 | str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _default_fits(self) -> Self:
+        if self.default is not None and len(self.default) > self.max_length:
+            raise ValueError(f"default is longer than max_length, {self.max_length}")
+        self._check_default(self.default or ())
+        return self
+
+
+Input = Annotated[DenseInput | IdInput | IdListInput, Field(discriminator="kind")]
 
 
 class RequestCall(Value):
@@ -140,6 +200,53 @@ class TaskOutput(Value):
         if self.clamp is not None and not self.clamp[0] < self.clamp[1]:
             raise ValueError("clamp must be (low, high) with low < high")
         return self
+
+
+class Parity(Value):
+    """How far reduced precision is from fp32 on held-out rows.
+
+    A change of `g` to `y` is `|y - g| / (1 + |g|)`, as where golden examples are checked.
+
+    Attributes:
+        rows: held-out rows that were compared.
+        raw_change: the largest change of a raw output, per task.
+        score_change: the largest change of a score, per task.
+        auc_change: how far the AUC of a binary task moved, or the XAUC of a duration.
+        top_50_overlap: of the 50 best candidates in fp32, the share that stays among the 50 best.
+        kendall_tau: the rank correlation of the rank scores, Kendall's τ-b.
+    """
+
+    rows: int = Field(ge=1)
+    raw_change: Mapping[Name, Change]
+    score_change: Mapping[Name, Change]
+    auc_change: Mapping[Name, Change]
+    top_50_overlap: float = Field(ge=0, le=1)
+    kendall_tau: float = Field(ge=-1, le=1)
+
+
+class Precision(Value):
+    """In which precision the module computes, and how near its answers must come to the golden.
+
+    An output `y` matches its golden `g` where `|y - g| <= tolerance * (1 + |g|)`. A precision
+    other than fp32 states its parity.
+    """
+
+    name: PrecisionName = "fp32"
+    tolerance: dict[Device, Tolerance] = Field(default=dict(FULL))
+    parity: Parity | None = None
+
+    @model_validator(mode="after")
+    def _reduced_precision_has_parity(self) -> Self:
+        if (self.name == "fp32") != (self.parity is None):
+            raise ValueError("parity is stated where precision is reduced, and only there")
+        return self
+
+    @classmethod
+    def reduced(cls, name: PrecisionName, parity: Parity) -> Self:
+        """Return a precision whose tolerance is twice what parity cost, and never under fp32's."""
+        worst = max([*parity.raw_change.values(), *parity.score_change.values()])
+        tolerance = {device: max(full, 2 * worst) for device, full in FULL.items()}
+        return cls(name=name, tolerance=tolerance, parity=parity)
 
 
 class Description(Value):

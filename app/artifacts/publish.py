@@ -14,10 +14,9 @@ import torch
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
-from app.artifacts.loader import load_program
+from app.artifacts.loader import load_program, read_vocabularies
 from app.artifacts.manifest import Description, FileDigest, Manifest
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact, Store
-from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
 
 

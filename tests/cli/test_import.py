@@ -9,9 +9,8 @@ import httpx
 import pytest
 import torch
 
-from app.artifacts.encoding import Hashed, rows_of
+from app.artifacts.encoding import Hashed, rows_of, write_vocabulary
 from app.artifacts.store import PROGRAM, Store
-from app.artifacts.vocabulary import write_vocabulary
 from app.cli.main import main
 from app.cli.usage import EXIT_OK, EXIT_USAGE, EXIT_WRONG
 from app.main import gatehouse

@@ -9,11 +9,10 @@ import httpx
 import numpy as np
 import pytest
 
-from app.artifacts.encoding import Hashed, Listed
+from app.artifacts.encoding import Hashed, Listed, write_vocabulary
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
-from app.artifacts.vocabulary import write_vocabulary
 from tests.protocol.open_inference.tensors import inputs_of
 from tests.support.builders import Request, batch, description, scripted
 from tests.support.server import Server, running_server, wait_for

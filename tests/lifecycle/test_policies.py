@@ -1,224 +1,227 @@
-"""A server's file of policies: what it says, and every way in which it is refused whole."""
+"""The file of policies under a running service: in force, changed, refused, and never mixed."""
 
+import asyncio
 from typing import Any
 
-import numpy as np
+import httpx
 import pytest
 
-from app.errors import PoliciesInvalid
-from app.ranking.calibration import Platt, Scale
-from app.ranking.policies import LARGEST_FILE, NO_POLICIES, ModelPolicies, ModelTraits, PolicySet
-from app.ranking.policy import Policy
-
-FILE = """
-[default]
-feed = "home"
-
-[policy.home]
-formula = "power_product"
-weights = { click = 1.0, like = 0.5 }
-bounds = { like = [0.0, 3.0] }
-shadow = "home-next"
-models = ["feed"]
-
-[policy.home-next]
-formula = "expression"
-expression = "click**0.8 * (1 + w.like*like)"
-weights = { like = 2.0 }
-
-[policy.videos]
-weights = { watched = 1.0 }
-
-[calibration.feed.click]
-method = "platt"
-slope = 1.5
-intercept = -0.5
-"""
+from app.errors import ConfigurationInvalid
+from app.main import Gatehouse, gatehouse
+from app.server.file_watcher import FileWatcher
+from app.settings import Settings
+from tests.scoring.test_score import SCORE
+from tests.support.artifacts import add_version
 
 
-def traits(**changes: Any) -> ModelTraits:
-    fields: dict[str, Any] = {
-        "name": "feed",
-        "tasks": ("click", "like", "dwell"),
-        "policy": Policy(weights={"click": 1.0}),
-        "calibrations": dict.fromkeys(("click", "dwell"), Scale(method="scale", factor=2.0)),
-        "probabilities": frozenset(("click", "like")),
-        "multipliers": frozenset(("boost",)),
-    }
-    return ModelTraits(**(fields | changes))
+def policies(weight: float, *, more: str = "") -> str:
+    """Two policies that agree on one weight: an answer that mixes two files would not."""
+    return f"""
+        [default]
+        tiny = "home"
+        [policy.home]
+        weights = {{ click = {weight}, like = {weight} }}
+        bounds = {{ like = [0.0, 9.0] }}
+        [policy.search]
+        formula = "power_product"
+        weights = {{ click = {weight}, like = {weight} }}
+        {more}
+    """
 
 
-def parsed(text: str) -> PolicySet:
-    return PolicySet.parse(text.encode())
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "policies.toml"
+    path.write_text(policies(1))
+    return path
 
 
-def rankers(text: str, **changes: Any) -> ModelPolicies:
-    return parsed(text).rankers(traits(**changes))
+@pytest.fixture
+async def parts(store, path):
+    settings = Settings(store=store.folder, lanes=2, policies=path, request_timeout_ms=30_000)
+    async with gatehouse(settings) as parts:
+        await parts.deployment.refresh()
+        yield parts
 
 
-def problems(text: str, **changes: Any) -> list[str]:
-    with pytest.raises(PoliciesInvalid) as caught:
-        rankers(text, **changes)
-    return caught.value.problems
+@pytest.fixture
+async def client(parts):
+    transport = httpx.ASGITransport(parts.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        yield client
 
 
-def test_a_request_may_pick_the_files_policies_and_the_models_own():
-    found = rankers(FILE)
-    assert list(found.by_name) == ["default", "home", "home-next"]
-    assert found.by_name["default"].policy == Policy(weights={"click": 1.0})
-    assert found.default is found.by_name["home"] is found.wanted.ranker
+@pytest.fixture
+async def example(client):
+    return (await client.get("/v1/models/tiny")).json()["example_request"]
 
 
-def test_the_example_of_the_module_is_one():
-    import app.ranking.policies as module
-
-    assert module.__doc__ is not None
-    text = module.__doc__.partition("\n\n")[2]
-    example = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
-    assert list(rankers(example).by_name) == ["default", "home", "home-next"]
+def rotation(parts: Gatehouse) -> FileWatcher:
+    return FileWatcher(parts.policy_file)
 
 
-def test_a_policy_is_not_offered_for_a_model_without_its_tasks():
-    assert "videos" not in rankers(FILE).by_name
-    assert "videos" in rankers(FILE, name="clips", tasks=("click", "like", "watched")).by_name
+async def applied(client: httpx.AsyncClient, example: dict[str, Any], **ranking: Any) -> Any:
+    response = await client.post(SCORE, json=example | {"ranking": ranking})
+    assert response.status_code == 200, response.text
+    return response.json()["policy"]
 
 
-def test_a_policy_for_some_models_is_not_offered_for_others():
-    other = rankers(FILE, name="other")
-    assert list(other.by_name) == ["default", "home-next"]
-    assert other.default.policy.name == "default"
+async def test_the_files_default_ranks_requests_that_pick_none(client, example):
+    policy = await applied(client, example)
+    assert (policy["name"], policy["weights"]) == ("home", {"click": 1, "like": 1})
+    assert policy["version"]
 
 
-def test_the_file_calibrates_in_place_of_the_model_and_only_that_model():
-    click, like, dwell = rankers(FILE).default.calibrations
-    assert click == Platt(method="platt", slope=1.5, intercept=-0.5)
-    assert (like.method, dwell.method) == ("none", "scale")
-    assert rankers(FILE, name="other").default.calibrations[0].method == "scale"
+async def test_a_request_picks_a_policy_of_the_file_or_of_the_model(client, example):
+    assert (await applied(client, example, policy="search"))["formula"] == "power_product"
+    own = await applied(client, example, policy="default")
+    assert own["weights"] == {"click": 1.0, "like": 0.5, "dwell": 0.5}
 
 
-def test_a_shadow_ranks_the_same_scores_by_its_own_policy():
-    shadow = rankers(FILE).default.shadow
-    assert shadow is not None
-    assert shadow.policy.name == "home-next"
-    assert shadow.shadow is None
-    scores = np.array([[0.5, 0.5, 1]], np.float32)
-    calibrated = 1 / (1 + np.exp(0.5))
-    assert shadow.sort_keys(scores)[0] == pytest.approx(calibrated**0.8 * 2)
+async def test_weights_are_kept_within_the_bounds_of_the_policy_that_is_picked(client, example):
+    assert (await applied(client, example, weights={"like": 2}))["weights"]["like"] == 2
+    unbounded = await applied(client, example, policy="search", weights={"like": 10})
+    assert unbounded["weights"] == {"click": 1, "like": 10}
+    for weights, pointer, detail in (
+        ({"like": 9.1}, "/ranking/weights/like", "must be a number from 0 to 9"),
+        ({"click": 1}, "/ranking/weights/click", "may not be set; of policy home may: like"),
+    ):
+        refused = await client.post(SCORE, json=example | {"ranking": {"weights": weights}})
+        assert refused.status_code == 422
+        assert refused.json()["errors"] == [{"pointer": pointer, "detail": detail}]
 
 
-def test_the_models_own_policy_may_be_a_shadow():
-    text = '[policy.next]\nweights = { like = 1.0 }\nshadow = "default"'
-    shadow = rankers(text).by_name["next"].shadow
-    assert shadow is not None
-    assert shadow.policy == traits().policy
+async def test_an_answer_is_explained(client, example):
+    ranking = {"policy": "search", "explain": True, "top_k": 2}
+    answer = (await client.post(SCORE, json=example | {"ranking": ranking})).json()
+    told = answer["explanation"]["candidates"]
+    assert [each["candidate"] for each in told] == answer["ranking"]
+    for each in told:
+        row = example["candidate_keys"].index(each["candidate"])
+        shares = {task: share["share"] for task, share in each["tasks"].items()}
+        assert sum(shares.values()) == pytest.approx(each["total"], rel=1e-5)
+        assert each["tasks"]["click"]["raw"] == answer["scores"]["click"][row]
+    assert "explanation" not in (await client.post(SCORE, json=example)).json()
 
 
-def test_a_policy_of_the_file_stands_in_for_the_models_of_the_same_name():
-    found = rankers("[policy.default]\nweights = { like = 1.0 }")
-    assert found.default.policy.weights == {"like": 1.0}
-
-
-def test_an_answer_tells_the_version_which_is_of_the_content():
-    one, same, other = parsed(FILE), parsed(FILE), parsed(FILE + "\n# changed")
-    assert one.version == same.version != other.version
-    assert one.rankers(traits()).default.echo == {
-        "name": "home",
-        "formula": "power_product",
-        "weights": {"click": 1.0, "like": 0.5},
-        "version": one.version,
-    }
-    assert "version" not in NO_POLICIES.rankers(traits()).default.echo
-
-
-def test_an_empty_file_leaves_the_models_to_themselves():
-    assert list(rankers("").by_name) == ["default"]
+async def test_a_changed_file_is_followed_and_counted(parts, client, example, path):
+    follow = rotation(parts)
+    await follow.look()
+    before = (await applied(client, example))["version"]
+    path.write_text(policies(2))
+    await follow.look()
+    policy = await applied(client, example)
+    assert policy["weights"] == {"click": 2, "like": 2}
+    assert policy["version"] != before
+    metrics = (await client.get("/metrics")).text
+    assert f'gatehouse_policy_set_info{{version="{policy["version"]}"}} 1.0' in metrics
+    assert f'version="{before}"' not in metrics
+    assert 'gatehouse_policy_reloads_total{result="followed"} 2.0' in metrics
+    assert 'gatehouse_policy_applied_total{policy="home"} 2.0' in metrics
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    "wrong",
     [
-        ("[policy.home", "is no TOML: Expected ']' at the end of a table declaration"),
-        ("[policy.home]\nweights = {}", "policy.home: weights: there must be at least one"),
-        ("[policy.home]\nweights = {click = nan}", "policy.home.weights.click: Input should be"),
-        ("[policy.home]\nweights = {click = true}", "policy.home.weights.click: Input should be"),
-        ("[policy.home]\nweights = {click = '1'}", "policy.home.weights.click: Input should be"),
-        (
-            "[calibration.feed.dwell]\nmethod = 'scale'\nfactor = '2'",
-            "calibration.feed.dwell.scale.factor: Input should be",
-        ),
-        ("[policy.home]\nname = 'x'\nweights = {click = 1}", "policy.home.name: the table's name"),
-        ("[policy.Home]\nweights = {click = 1}", "policy.Home.name: String should match"),
-        ("[policy]\nhome = 3", "policy.home: "),
-        ("policy = 3", "policy: "),
-        ("[polcy.home]\nweights = {click = 1}", "polcy: Extra inputs are not permitted"),
-        ("[policy.home]\nweights = {click = 1}\nweigths = 2", "policy.home.weigths: Extra inputs"),
-        (
-            "[policy.home]\nformula = 'expression'\nexpression = 'click + * 2'",
-            "policy.home.expression: a number, a task, a weight, a function or a bracket belongs "
-            "here (at column 9)",
-        ),
-        ("[policy.home]\nweights = {click = 1}\nshadow = 'home'", "policy.home: shadow: a policy"),
-        ("[policy.home]\nweights = {click = 1}\nmodels = []", "policy.home.models: "),
-        ("[calibration.feed.click]\nmethod = 'scale'\nfactor = 0", "calibration.feed.click.scale"),
-        ("x = " + "[" * 20000, "is no TOML: "),
-        ("x = " + "9" * 5000, "is no TOML: "),
-        ("#" * (LARGEST_FILE + 1), f"is larger than {LARGEST_FILE} bytes"),
-        # and beside a model:
-        ("[default]\nfeed = 'home'", "default.feed: home: no such policy"),
-        (
-            "[default]\nfeed = 'home'\n[policy.home]\nweights = {buy = 1}",
-            "default.feed: home: feed has no task buy",
-        ),
-        (
-            "[default]\nfeed = 'home'\n[policy.home]\nweights = {like = 1}\nmodels = ['other']",
-            "default.feed: home: is not for feed",
-        ),
-        (
-            "[policy.home]\nweights = {buy = 1}\nmodels = ['feed']",
-            "policy.home: feed has no task buy",
-        ),
-        (
-            "[policy.home]\nweights = {click = 1}\nformula = 'power_product'\nmodels = ['feed']\n"
-            "multiplier = 'price'",
-            "policy.home: feed has no candidate feature price that is one number",
-        ),
-        (
-            "[policy.home]\nweights = {click = 1}\nshadow = 'next'",
-            "policy.home.shadow: feed has no policy next",
-        ),
-        (
-            "[calibration.feed.buy]\nmethod = 'none'",
-            "calibration.feed.buy: there is no such task",
-        ),
-        (
-            "[calibration.feed.dwell]\nmethod = 'platt'\nslope = 1\nintercept = 0",
-            "calibration.feed.dwell: platt is for probabilities",
-        ),
+        "[policy",
+        policies(2, more="[policy.broken]"),
+        policies(2, more="[policy.broken]\nweights = { buy = 1.0 }\nmodels = ['tiny']"),
+        None,
     ],
-    ids=lambda each: each[:50],
+    ids=["syntax", "rule", "model", "removed"],
 )
-def test_a_mistake_refuses_the_whole_file_and_is_told_by_its_place(text, problem):
-    (found,) = problems(f"{text}\n" if text.startswith("[") else text)
-    assert found.startswith(problem)
+async def test_a_wrong_file_is_refused_whole_and_the_old_set_stays(
+    parts, client, example, path, wrong
+):
+    before = await applied(client, example)
+    if wrong is None:
+        path.unlink()
+    else:
+        path.write_text(wrong)
+    await rotation(parts).look()
+    assert await applied(client, example) == before
+    state = (await client.get("/v1/models")).json()["policies"]
+    assert state["version"] == before["version"]
+    assert len(state["refused"]) == 1
+    metrics = (await client.get("/metrics")).text
+    assert 'gatehouse_policy_reloads_total{result="refused"} 1.0' in metrics
+    path.write_text(policies(3))
+    await rotation(parts).look()
+    assert (await client.get("/v1/models")).json()["policies"]["refused"] == []
+    assert (await applied(client, example))["weights"]["click"] == 3
 
 
-def test_every_mistake_is_told_at_once():
-    text = """
-    [policy.home]
-    formula = "best"
-    weights = { click = "much" }
-    [calibration.feed.click]
-    method = "magic"
-    """
-    places = [problem.partition(":")[0] for problem in problems(text)]
-    assert places == ["policy.home.formula", "policy.home.weights.click", "calibration.feed.click"]
+async def test_a_file_that_was_only_touched_changes_nothing(parts, client, path):
+    path.touch()
+    await rotation(parts).look()
+    metrics = (await client.get("/metrics")).text
+    assert 'gatehouse_policy_reloads_total{result="followed"} 1.0' in metrics
 
 
-def test_a_content_that_is_no_text_is_refused():
-    with pytest.raises(PoliciesInvalid, match="is no TOML"):
-        PolicySet.parse(b"\xff")
+async def test_a_models_policies_are_told(client):
+    card = (await client.get("/v1/models/tiny")).json()
+    assert card["default_policy"] == "home"
+    assert [each["name"] for each in card["policies"]] == ["default", "home", "search"]
+    assert card["policies"][1]["bounds"] == {"like": [0, 9]}
+    assert card["ranking"]["name"] == "default"
 
 
-def test_a_key_cannot_forge_a_line_of_the_log():
-    (found,) = problems('"x\\n{}y" = 1')
-    assert found.startswith("x?{}y: ")
+async def test_no_answer_mixes_two_sets_while_the_file_changes(parts, client, example, path):
+    """The weights of both policies are the set's number: so must be what an answer reports."""
+    follow = rotation(parts)
+    done = False
+    found: dict[str, set[float]] = {}
+
+    async def ask() -> None:
+        while not done:
+            ranking = {"policy": "search", "explain": True}
+            answer = (await client.post(SCORE, json=example | {"ranking": ranking})).json()
+            weights, version = answer["policy"]["weights"], answer["policy"]["version"]
+            (weight,) = set(weights.values())
+            found.setdefault(version, set()).add(weight)
+            scores = answer["scores"]
+            product = [
+                (click * like) ** weight
+                for click, like in zip(scores["click"], scores["like"], strict=True)
+            ]
+            assert answer["rank_score"] == pytest.approx(product, rel=1e-4)
+
+    callers = [asyncio.create_task(ask()) for _ in range(8)]
+    for number in range(2, 30):
+        path.write_text(policies(number / 8))
+        await follow.look()
+        for _ in range(20):
+            await asyncio.sleep(0)
+    done = True
+    await asyncio.gather(*callers)
+    assert len(found) > 5
+    assert all(len(weights) == 1 for weights in found.values())
+
+
+async def test_a_model_that_comes_later_and_does_not_fit_has_its_own_policy(
+    store, tmp_path, path, parts
+):
+    path.write_text(policies(1, more="[policy.x]\nweights = {buy = 1}\nmodels = ['other']"))
+    await rotation(parts).look()
+    other = tmp_path / "store"
+    (other / "tiny").mkdir(parents=True)
+    (other / "tiny" / "1").symlink_to(store.folder / "tiny" / "1")
+    add_version(other, "other", 1, name="other")
+    settings = Settings(store=other, lanes=1, policies=path)
+    async with gatehouse(settings) as later:
+        await later.deployment.refresh()
+        transport = httpx.ASGITransport(later.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as asking:
+            card = (await asking.get("/v1/models/other")).json()
+            assert [each["name"] for each in card["policies"]] == ["default"]
+            assert card["policy_problem"] == "policy.x: other has no task buy"
+            assert (await asking.get("/v1/models/tiny")).json()["policy_problem"] is None
+        with pytest.raises(ConfigurationInvalid, match=r"policy\.x: other has no task buy"):
+            later.policy_file.load()  # as the server does once its models are there
+
+
+async def test_a_file_that_cannot_be_followed_at_the_start_is_told_by_its_name(tmp_path, store):
+    missing = Settings(store=store.folder, lanes=1, policies=tmp_path / "none.toml")
+    with pytest.raises(ConfigurationInvalid, match=r"none\.toml: cannot be read: No such file"):
+        async with gatehouse(missing):
+            pass

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from app.artifacts.loader import load
-from app.artifacts.manifest import Precision
-from app.artifacts.precision import Parity
+from app.artifacts.manifest import Parity, Precision
 from app.artifacts.store import Store
 from app.errors import ArtifactInvalid
 from models import data

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from app.api.examples import example_request
-from app.artifacts.encoding import Hashed, Listed
+from app.artifacts.encoding import Hashed, Listed, read_vocabulary, write_vocabulary
 from app.artifacts.loader import load
 from app.artifacts.manifest import IdInput, IdListInput, Input
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
-from app.artifacts.vocabulary import read_vocabulary, write_vocabulary
 from app.errors import ArtifactInvalid
 from app.protocol.score_request import read_request
 from tests.support.builders import (
