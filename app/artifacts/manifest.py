@@ -1,19 +1,29 @@
-"""The manifest: what an artifact holds, what it takes, what it gives, and how it was checked.
+"""The manifest: an artifact's files, inputs, outputs, precision and ranking policy.
 
 `model.json` is one `Manifest`. It describes any TorchScript module, not only the networks of this
-repository: which features exist, how they are packed into the module's arguments, which output is
-which task, and how a raw output becomes a score.
+repository: which features there are, how they are packed into the module's arguments, which output
+belongs to which task, and how a raw output becomes a score.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from app.artifacts.encoding import Encoding, Hashed, Id, Identity, Listed
+from app.artifacts.store import LARGEST_VERSION
+from app.errors import did_you_mean
 from app.ranking.calibration import UNCALIBRATED, Calibration, Platt
 from app.ranking.policies import ModelTraits
 from app.ranking.policy import Policy
@@ -31,17 +41,17 @@ FileName = Annotated[
 Figure = Annotated[
     float | None, BeforeValidator(lambda f: None if isinstance(f, float) and math.isnan(f) else f)
 ]
-"""A measurement; None where there was nothing to measure, which JSON cannot say as NaN."""
+"""A measurement. None where there was nothing to measure: JSON has no NaN."""
 
 Device = Literal["cpu", "cuda"]
 PrecisionName = Literal["fp32", "bf16", "fp16", "int8-embeddings"]
-"""What weights and activations are held in. Of `int8-embeddings`, the embedding tables are int8,
-a scale a row, and everything else is fp32. Softmax and logits are fp32 in each."""
+"""The type of weights and activations. With `int8-embeddings`, embedding tables are int8 with one
+scale per row, and all else is fp32. Softmax and logits are fp32 in every precision."""
 Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Change = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 FULL: Mapping[Device, float] = {"cpu": 1e-5, "cuda": 1e-4}
-"""How far fp32 may be from fp32 on another machine, or in another batch."""
+"""Tolerance of fp32: how much outputs may differ between machines and between batches."""
 
 
 class Value(BaseModel):
@@ -71,24 +81,29 @@ class _Vocabulary(Value):
     side: Side
     vocabulary_size: Int64 = Field(ge=1)
     unknown: int | Literal["reject"] = 0
-    """The row that an id outside `[0, vocabulary_size)` maps to, or that it is an error."""
+    """The row of an id outside `[0, vocabulary_size)`; `reject` makes such an id an error."""
     encoding: Encoding = Identity()
-    """How the ids of a request become rows."""
+    """How the ids of a request become rows of the embedding table."""
 
     @model_validator(mode="after")
     def _unknown_is_a_row(self) -> Self:
         if self.unknown != "reject" and not 0 <= self.unknown < self.vocabulary_size:
-            raise ValueError(f"unknown must lie in [0, {self.vocabulary_size}) or be 'reject'")
+            raise ValueError(f"unknown must be in [0, {self.vocabulary_size}) or 'reject'")
         if isinstance(self.encoding, Hashed) and self.vocabulary_size <= self.encoding.buckets:
-            raise ValueError(f"{self.encoding.buckets} buckets need a larger vocabulary_size")
+            raise ValueError(
+                f"vocabulary_size must be greater than encoding.buckets, {self.encoding.buckets}"
+            )
         return self
 
     def _check_default(self, ids: tuple[Id, ...]) -> None:
         if not all(type(each) is self.encoding.id_type for each in ids):
-            raise ValueError(f"default must be of {self.encoding.id_type.__name__} ids")
+            kind = "strings" if self.encoding.id_type is str else "integers"
+            raise ValueError(f"default: ids of this encoding are {kind}")
         rows = ids if isinstance(self.encoding, Identity) else ()
         if self.unknown == "reject" and not all(0 <= int(r) < self.vocabulary_size for r in rows):
-            raise ValueError("default lies outside the vocabulary, where ids are rejected")
+            raise ValueError(
+                f"default must be in [0, {self.vocabulary_size}), since unknown ids are rejected"
+            )
 
 
 class IdInput(_Vocabulary):
@@ -104,7 +119,7 @@ class IdInput(_Vocabulary):
 
 
 class IdListInput(_Vocabulary):
-    """Up to `max_length` ids; int64 `[·, max_length]`, filled up with `padding`."""
+    """Up to `max_length` ids; int64 `[·, max_length]`, where missing ids are `padding`."""
 
     kind: Literal["id_list"] = "id_list"
     max_length: int = Field(ge=1)
@@ -124,19 +139,19 @@ Input = Annotated[DenseInput | IdInput | IdListInput, Field(discriminator="kind"
 
 
 class RequestCall(Value):
-    """`module(user, candidate, row_to_request)`: the user's side once per request.
+    """`module(user, candidate, row_to_request)`: user features once per request.
 
-    `user` and `candidate` are `Dict[str, Tensor]` with `R` and `B` rows; `row_to_request` is int64
-    `[B]` and says which user row each candidate row belongs to.
+    `user` and `candidate` are `Dict[str, Tensor]` with `R` and `B` rows. `row_to_request` is int64
+    `[B]`: the user row of each candidate row.
     """
 
     layout: Literal["request"] = "request"
 
 
 class Argument(Value):
-    """One tensor of a `rows` call: features side by side, as one dtype.
+    """One tensor argument of a `rows` call: features side by side, in one dtype.
 
-    `rank` 1 is `[B]` and takes one feature of width 1; `rank` 2 is `[B, total width]`.
+    `rank` 1 is `[B]` and takes one feature of width 1. `rank` 2 is `[B, total width]`.
     """
 
     name: Name
@@ -152,7 +167,7 @@ class Argument(Value):
 
 
 class RowsCall(Value):
-    """`module(*arguments)` or `module({name: argument})`: everything tiled to `B` rows."""
+    """`module(*arguments)` or `module({name: argument})`: user features repeated to `B` rows."""
 
     layout: Literal["rows"] = "rows"
     style: Literal["positional", "dict"]
@@ -163,10 +178,10 @@ Call = Annotated[RequestCall | RowsCall, Field(discriminator="layout")]
 
 
 class Output(Value):
-    """Where a task's raw output stands in what the module returns.
+    """The place of a task's raw output in the value that the module returns.
 
-    `path` is None where the module returns one tensor, an index into a tuple, or a key of a dict;
-    the tensor found there is `[B]`, or `[B, columns]` of which `column` is taken.
+    `path` is None if the module returns one tensor, an index of a tuple or list, or a key of a
+    dict. The tensor there is `[B]`, or `[B, columns]` of which `column` is taken.
     """
 
     path: int | Name | None = None
@@ -174,10 +189,10 @@ class Output(Value):
 
 
 class TaskOutput(Value):
-    """One predicted behaviour: where its raw output is, and what makes it a score.
+    """One predicted behaviour: where its raw output is, and how that becomes a score.
 
-    The score is `clamp(link(raw))`. Links are inverse link functions: `identity`, `sigmoid`, `exp`
-    and `expm1`.
+    The score is `clamp(link(raw))`. `link` is an inverse link function: `identity`, `sigmoid`,
+    `exp` or `expm1`.
     """
 
     name: Name
@@ -187,12 +202,12 @@ class TaskOutput(Value):
     clamp: tuple[Float32, Float32] | None = None
     output: Output = Output()
     calibration: Calibration = UNCALIBRATED
-    """What the score goes through before it is fused with those of other tasks."""
+    """Applied to the score before it is combined with the scores of other tasks."""
 
     @model_validator(mode="after")
     def _platt_is_for_probabilities(self) -> Self:
         if isinstance(self.calibration, Platt) and self.kind != "binary":
-            raise ValueError("calibration: platt is for probabilities")
+            raise ValueError("calibration: platt applies to binary tasks only")
         return self
 
     @model_validator(mode="after")
@@ -203,16 +218,16 @@ class TaskOutput(Value):
 
 
 class Parity(Value):
-    """How far reduced precision is from fp32 on held-out rows.
+    """How much the outputs of reduced precision differ from fp32, on held-out rows.
 
-    A change of `g` to `y` is `|y - g| / (1 + |g|)`, as where golden examples are checked.
+    The change from `g` to `y` is `|y - g| / (1 + |g|)`, as in the check of golden examples.
 
     Attributes:
         rows: held-out rows that were compared.
         raw_change: the largest change of a raw output, per task.
         score_change: the largest change of a score, per task.
-        auc_change: how far the AUC of a binary task moved, or the XAUC of a duration.
-        top_50_overlap: of the 50 best candidates in fp32, the share that stays among the 50 best.
+        auc_change: the change of a binary task's AUC, or of a duration's XAUC.
+        top_50_overlap: the share of the 50 best candidates in fp32 that stay among the 50 best.
         kendall_tau: the rank correlation of the rank scores, Kendall's τ-b.
     """
 
@@ -225,10 +240,10 @@ class Parity(Value):
 
 
 class Precision(Value):
-    """In which precision the module computes, and how near its answers must come to the golden.
+    """The precision of the module, and how close its outputs must be to the golden examples.
 
-    An output `y` matches its golden `g` where `|y - g| <= tolerance * (1 + |g|)`. A precision
-    other than fp32 states its parity.
+    An output `y` matches its golden `g` if `|y - g| <= tolerance * (1 + |g|)`. Reduced precision
+    states its parity with fp32.
     """
 
     name: PrecisionName = "fp32"
@@ -238,19 +253,19 @@ class Precision(Value):
     @model_validator(mode="after")
     def _reduced_precision_has_parity(self) -> Self:
         if (self.name == "fp32") != (self.parity is None):
-            raise ValueError("parity is stated where precision is reduced, and only there")
+            raise ValueError("parity is required for reduced precision, and not allowed for fp32")
         return self
 
     @classmethod
     def reduced(cls, name: PrecisionName, parity: Parity) -> Self:
-        """Return a precision whose tolerance is twice what parity cost, and never under fp32's."""
+        """Return a precision whose tolerance is twice the worst change, at least fp32's."""
         worst = max([*parity.raw_change.values(), *parity.score_change.values()])
         tolerance = {device: max(full, 2 * worst) for device, full in FULL.items()}
         return cls(name=name, tolerance=tolerance, parity=parity)
 
 
 class Description(Value):
-    """What the maker of a model knows about it: everything but files, version and time."""
+    """A model as its maker describes it: all of the manifest but files, version and time."""
 
     name: Name
     architecture: str = Field(max_length=64)
@@ -260,9 +275,9 @@ class Description(Value):
     ranking: Policy
     precision: Precision = Precision()
     evaluation: Mapping[str, Mapping[str, Figure]] = Field(default={})
-    """Held-out figures per task, such as `{"click": {"auc": 0.74}}`."""
+    """Held-out metrics per task, such as `{"click": {"auc": 0.74}}`."""
     training: dict[str, JsonValue] = Field(default={})
-    """The configuration that made the model, for people; serving does not read it."""
+    """The configuration of the training run, for people. Serving does not read it."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -276,33 +291,42 @@ class Description(Value):
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"two {what}s have the same name")
-        if strangers := set(self.ranking.tasks) - set(tasks):
-            raise ValueError(f"the ranking policy weighs unknown tasks: {sorted(strangers)}")
+        if unknown := sorted(set(self.ranking.tasks) - set(tasks)):
+            raise ValueError(
+                f"ranking: unknown task {_quoted(unknown)}; tasks: {', '.join(tasks)}"
+                f"{did_you_mean(unknown[0], tasks)}"
+            )
         multiplier = self.ranking.multiplier
         if multiplier is not None and multiplier not in self.traits.multipliers:
-            raise ValueError("the ranking policy's multiplier is no candidate input of dim 1")
+            raise ValueError(
+                f'ranking: multiplier "{multiplier}" must be a dense candidate input of dim 1'
+            )
         if arguments:
             packed = [name for argument in arguments for name in argument.pack]
-            if strangers := set(packed) - set(features):
-                raise ValueError(f"arguments pack unknown inputs: {sorted(strangers)}")
-            if unused := set(features) - set(packed):
-                raise ValueError(f"inputs that no argument packs: {sorted(unused)}")
+            if unknown := sorted(set(packed) - set(features)):
+                raise ValueError(
+                    f"arguments: unknown input {_quoted(unknown)}"
+                    f"{did_you_mean(unknown[0], features)}"
+                )
+            if unused := sorted(set(features) - set(packed)):
+                raise ValueError(f"arguments: no argument packs the input {_quoted(unused)}")
             as_floats = {n for each in arguments if each.dtype == "float32" for n in each.pack}
             for each in self.inputs:
                 if each.name in as_floats and getattr(each, "vocabulary_size", 0) > 2**24:
                     raise ValueError(
-                        f"{each.name}: float32 tells 2**24 ids apart; pack it as int64"
+                        f"{each.name}: float32 holds integers up to 2**24 exactly; "
+                        "pack larger ids as int64"
                     )
         return self
 
     @cached_property
     def user_inputs(self) -> tuple[Input, ...]:
-        """The inputs of the user's side, in call order."""
+        """The user features, in call order."""
         return tuple(each for each in self.inputs if each.side == "user")
 
     @cached_property
     def candidate_inputs(self) -> tuple[Input, ...]:
-        """The inputs of the candidates' side, in call order."""
+        """The candidate features, in call order."""
         return tuple(each for each in self.inputs if each.side == "candidate")
 
     @cached_property
@@ -318,7 +342,7 @@ class Description(Value):
 
     @cached_property
     def traits(self) -> ModelTraits:
-        """What ranking needs to know of the model."""
+        """The part of the description that ranking uses."""
         numbers = (each for each in self.candidate_inputs if isinstance(each, DenseInput))
         return ModelTraits(
             name=self.name,
@@ -331,17 +355,17 @@ class Description(Value):
 
 
 class FileDigest(Value):
-    """What a file of the artifact must be, byte for byte."""
+    """The SHA-256 and the size (bytes) of a file of the artifact."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=0)
 
 
 class Manifest(Description):
-    """`model.json`: a `Description` and what was written beside it."""
+    """`model.json`: a `Description`, the files of the artifact, its version and time."""
 
     format: Literal[1] = 1
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=LARGEST_VERSION)
     created: datetime
     torch_version: str
     files: dict[FileName, FileDigest] = Field(min_length=2)
@@ -350,5 +374,44 @@ class Manifest(Description):
     def _files_are_complete(self) -> Self:
         needed = {"model.ts", "golden.safetensors"} | self.vocabulary_files
         if missing := sorted(needed - set(self.files)):
-            raise ValueError(f"files: there is no {missing[0]}")
+            raise ValueError(f"files: {missing[0]} is missing")
         return self
+
+
+def first_problem(error: ValidationError, keys: Iterable[str] = ()) -> str:
+    """Return the first problem of a document in one line: its place, the rule, how many more.
+
+    Args:
+        error: what a manifest, or a document with the same parts, was refused with.
+        keys: keys of the document that a manifest lacks, to suggest one for a misspelt key.
+    """
+    first, *more = error.errors(include_url=False, include_input=False, include_context=False)
+    *table, key = first["loc"] or ("document",)
+    place = ".".join(map(str, (*table, key)))
+    match first["type"]:
+        case "extra_forbidden":
+            where = f" in {'.'.join(map(str, table))}" if table else ""
+            text = f'unknown key "{key}"{where}{did_you_mean(str(key), {*_KEYS, *keys})}'
+        case "missing":
+            text = f"{place}: required key is missing"
+        case _:
+            rule = first["msg"].removeprefix("Value error, ")
+            text = f"{place}: {rule}" if first["loc"] else rule
+    return f"{text} (and {len(more)} more)" if more else text
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+_KEYS = frozenset(
+    {
+        *(
+            name
+            for kind in (Manifest, TaskOutput, IdInput, IdListInput)
+            for name in kind.model_fields
+        ),
+        *(name for kind in (DenseInput, Argument, RowsCall, Output) for name in kind.model_fields),
+        *(name for kind in (Policy, Precision, Parity, FileDigest) for name in kind.model_fields),
+    }
+)

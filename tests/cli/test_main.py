@@ -119,7 +119,7 @@ def test_check_shows_brackets_as_they_are(capsys, tmp_path):
     assert main(["check", str(tmp_path)]) == EXIT_WRONG
     out = capsys.readouterr().out
     assert "[bold]mine[/bold]" in out
-    assert "model.json: [/x]: Extra inputs are not permitted" in out
+    assert 'model.json: unknown key "[/x]"' in out
 
 
 @pytest.mark.parametrize("name", ["empty", "not there", "[red]store[/x]"])

@@ -169,9 +169,9 @@ def test_a_precision_that_does_not_run_here_is_refused(tiny, held_out, network, 
 
 def test_full_precision_states_no_parity_and_reduced_precision_must():
     assert Precision().parity is None
-    with pytest.raises(ValueError, match="parity is stated where precision is reduced"):
+    with pytest.raises(ValueError, match="parity is required for reduced precision"):
         Precision(name="bf16")
-    with pytest.raises(ValueError, match="parity is stated where precision is reduced"):
+    with pytest.raises(ValueError, match="parity is required for reduced precision"):
         Precision(parity=GOOD)
 
 
