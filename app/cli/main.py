@@ -92,12 +92,20 @@ def check(folder: Path) -> int:
     from rich.table import Table
 
     from app.artifacts.loader import load
-    from app.artifacts.store import Store
+    from app.artifacts.store import Store, StoreListing
     from app.errors import ArtifactInvalid
 
     table = Table("artifact", "network", "tasks", "verdict")
-    artifacts = list(Store(folder).artifacts())
-    wrong = 0
+    try:
+        listing = Store(folder).scan()
+    except (FileNotFoundError, NotADirectoryError):
+        listing = StoreListing()
+    except OSError as error:
+        complain(f'the store "{folder}": {error.strerror}')
+        return EXIT_WRONG
+    artifacts, wrong = listing.artifacts, len(listing.ignored)
+    for place, reason in listing.ignored.items():
+        table.add_row(escape(place), "", "", f"[red]{escape(reason)}")
     for artifact in artifacts:
         try:
             manifest = load(artifact, torch.device("cpu")).manifest
@@ -107,7 +115,7 @@ def check(folder: Path) -> int:
         else:
             tasks = ", ".join(manifest.task_names)
             table.add_row(str(artifact), escape(manifest.architecture), tasks, "[green]good")
-    Console().print(table if artifacts else escape(f"no artifacts in {folder}"))
+    Console().print(table if artifacts or wrong else escape(f"no artifacts in {folder}"))
     return EXIT_WRONG if wrong or not artifacts else EXIT_OK
 
 
