@@ -81,6 +81,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             Store(settings.store),
             registry,
             lanes,
+            metrics,
             device=device,
             warm_up=warm_up_batches(
                 device,

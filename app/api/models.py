@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from app.api.examples import example_request
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import (
+    IgnoredFolder,
     ModelCard,
     ModelList,
     OfferedPolicy,
@@ -30,6 +31,10 @@ def routes(service: Service) -> APIRouter:
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()
+            ],
+            ignored=[
+                IgnoredFolder(folder=folder, reason=reason)
+                for folder, reason in registry.ignored.items()
             ],
             policies=PolicyState(
                 version=service.policies.active.version or None,

@@ -43,7 +43,7 @@ from app.scoring.service import Service
 
 _MODEL = "/models/{model}"
 _VERSION = "/models/{model}/versions/{version}"
-_LONGEST_VERSION = 9  # digits
+_LONGEST_VERSION = 16  # digits
 _MOST_VALUES = 1000  # of a question that has one
 
 

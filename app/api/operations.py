@@ -48,7 +48,7 @@ def routes(
         if service.draining:
             raise Draining("the server is shutting down")
         if not service.is_ready:
-            raise NotReady("no model is active yet")
+            raise NotReady("models are still loading, or none is active")
         return PlainTextResponse("ready\n")
 
     @router.get("/v1/engine", summary="What waits, what runs, and what batches cost, now")

@@ -28,7 +28,7 @@ class Native:
     """Scoring calls as a recommender backend makes them."""
 
     path = re.compile(
-        r"/v1/(?:models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,9})/)?)?score"
+        r"/v1/(?:models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,16})/)?)?score"
     )
     media_types = frozenset((b"application/json",))
 

@@ -57,8 +57,8 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether new requests are welcome: a model is active, and the server is not draining."""
-        return not self.draining and bool(self.registry.models())
+        """Whether new requests are welcome: every model is loaded, and the server not draining."""
+        return not self.draining and self.registry.has_started and bool(self.registry.models())
 
     def is_alive(self, hang_s: float) -> bool:
         """Whether every lane lives and none has been at one batch for longer than `hang_s`."""

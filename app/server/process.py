@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import prometheus_client
@@ -85,10 +86,8 @@ async def _serve(settings: Settings) -> int:
 
 async def _deploy(settings: Settings, parts: Gatehouse, server: DrainingServer) -> NoReturn:
     """Load what the store holds, then follow it; end only if none of it is fit."""
-    try:
+    with suppress(OSError):  # it is logged, and the store may become readable
         await parts.deployment.refresh()
-    except OSError as error:
-        logger.error("the store cannot be read: %s", error)  # noqa: TRY400  (it may come back)
     parts.policy_file.load()  # once more, on the models that are there now
     if not parts.service.is_ready:
         logger.warning("no artifacts in %s: waiting for a first one", settings.store)

@@ -113,6 +113,9 @@ class Metrics:
         self._swaps = self._counter(
             "model_swaps_total", "Versions tried, by result.", ("model", "result")
         )
+        self._store_errors = self._counter(
+            "store_errors_total", "Times that the store's folder was missing or unreadable."
+        )
         self._graph_fallbacks = self._counter(
             "graph_fallback_total", "Versions that run without CUDA graphs on a GPU.", ("model",)
         )
@@ -199,6 +202,10 @@ class Metrics:
     def tried(self, model: str, *, activated: bool) -> None:
         """Count a version that became active or was refused."""
         self._swaps.labels(model, "activated" if activated else "refused").inc()
+
+    def store_unreadable(self) -> None:
+        """Count a failure to list the store."""
+        self._store_errors.inc()
 
     def activated(self, model: str, version: int, sha256: str) -> None:
         """Say that this version of a model is the active one now."""

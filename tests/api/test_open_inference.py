@@ -95,7 +95,7 @@ async def test_what_is_no_active_version_is_404(client, version):
     for what in ("", "/ready", "/config", "/stats"):
         response = await client.get(f"/v2/models/tiny/versions/{version}{what}")
         assert response.status_code == 404
-        assert response.json() == {"error": "this version of the model is not active"}
+        assert "is not active" in response.json()["error"]
 
 
 def test_every_kind_of_feature_has_a_datatype_and_a_shape():

@@ -205,7 +205,7 @@ def test_asking_for_an_explanation_leaves_it_to_the_server_to_complain(
 def test_a_model_that_is_not_there_is_one_line(capsys, folder, request_file):
     code, out, err = rank(capsys, request_file, "--store", folder, "--model", "search")
     assert (code, out, err.count("\n")) == (EXIT_USAGE, "", 1)
-    assert "no model of this name" in err
+    assert "not found; active models: " in err
 
 
 def test_a_store_that_cannot_answer_is_not_the_requests_fault(capsys, tmp_path, request_file):

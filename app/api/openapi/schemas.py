@@ -163,9 +163,17 @@ class RefusedArtifact(BaseModel):
     reason: str
 
 
+class IgnoredFolder(BaseModel):
+    """A folder in the store that is not an artifact, or cannot be read."""
+
+    folder: str = Field(description="its path in the store")
+    reason: str
+
+
 class ModelList(BaseModel):
     """Every active model, and every refused version."""
 
     models: list[ModelCard]
     refused: list[RefusedArtifact]
+    ignored: list[IgnoredFolder]
     policies: PolicyState

@@ -46,7 +46,7 @@ class OpenInference:
     """Scoring calls as Triton's clients make them."""
 
     path = re.compile(
-        r"/v2/models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,9})/)?infer",
+        r"/v2/models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,16})/)?infer",
     )
     # Clients that send binary tensors say octet-stream or nothing; aiohttp says it of JSON, too.
     media_types = frozenset((b"application/json", b"application/octet-stream"))
