@@ -12,6 +12,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from app.artifacts.effects import effects
 from app.artifacts.encoding import Listed, Vocabularies, Vocabulary, read_vocabulary
 from app.artifacts.golden import Golden
+from app.artifacts.large_tensors import NotSplittable, attach, split
 from app.artifacts.manifest import (
     DenseInput,
     Description,
@@ -142,18 +144,34 @@ def load_program(
 def load_module(content: bytes | memoryview, device: torch.device) -> torch.jit.ScriptModule:
     """Load TorchScript onto `device`, unchanged but in `eval` mode.
 
+    Where the content is writable memory, large tensors are views of it. It must not be changed.
+
     Raises:
         ArtifactInvalid: the content is not TorchScript.
     """
     try:
         with warnings.catch_warnings():
             _ignore_deprecation()
-            module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-                io.BytesIO(content), map_location=device
-            )
-            return module.eval()
+            return _load_module(content, device).eval()
     except (RuntimeError, ValueError) as error:
         raise _unloadable(error) from error
+
+
+def _load_module(content: bytes | memoryview, device: torch.device) -> torch.jit.ScriptModule:
+    view = memoryview(content)
+    with suppress(NotSplittable):
+        parts = split(view)
+        module = _jit_load(parts.archive, device)
+        attach(module, view, parts)
+        return module
+    return _jit_load(content, device)
+
+
+def _jit_load(content: bytes | memoryview, device: torch.device) -> torch.jit.ScriptModule:
+    loaded: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+        io.BytesIO(content), map_location=device
+    )
+    return loaded
 
 
 def read_vocabularies(description: Description, read: Callable[[str], bytes]) -> Vocabularies:
