@@ -69,7 +69,7 @@ def _card(model: Model, policies: Policies) -> ModelCard:
         default_policy=rankers.default.policy.name,
         policies=[_offered(ranker) for ranker in rankers.by_name.values()],
         calibrations={task: each.method for task, each in calibrations if each.method != "none"},
-        policy_problem=policies.misfits.get(manifest.name),
+        policy_problem=policies.incompatible.get(manifest.name),
         precision=manifest.precision,
         evaluation=manifest.evaluation,
         score_url=f"/v1/models/{manifest.name}/score",

@@ -1,7 +1,9 @@
 """Publishing adds a complete version, or changes nothing."""
 
 import hashlib
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -133,3 +135,19 @@ def test_golden_requests_may_include_one_without_candidates(tmp_path):
     requests = batch(sizes=(2, 0, 1))
     artifact = publish(Store(tmp_path), description(), scripted(Request()), requests)
     assert load(artifact, CPU).golden.batch.row_to_request.tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize("file", [None, "artifact/model.ts"])
+def test_what_a_killed_publisher_left_behind_is_removed_a_day_later(tmp_path, file):
+    published(tmp_path)
+    old, recent = (tmp_path / "feed" / f".publishing-{name}" for name in ("old", "recent"))
+    for left in (old, recent):
+        (left / "artifact").mkdir(parents=True)
+        if file is not None:
+            (left / file).write_bytes(b"half of it")
+    yesterday = time.time() - 25 * 3600
+    for each in (old, *old.rglob("*")):
+        os.utime(each, (yesterday, yesterday))
+    assert published(tmp_path).version == 2
+    assert not old.exists()
+    assert recent.exists()
