@@ -20,6 +20,7 @@ Every other module is described by a file, --config:
   style = "positional"                      # or "dict": one dict of tensors, by argument name
   architecture = "DeepFM"                   # for people
   ranges = { age = [18, 90] }               # dense values to try it with; else standard normal
+  unused = ["zip_code"]                     # inputs that the module is known to ignore
   ranking = { formula = "power_product", weights = { click = 1.0 } }
 
   [[inputs]]                                # the features, in the order in which they are offered
@@ -43,6 +44,7 @@ Every other module is described by a file, --config:
   clamp = [0.0, 0.9]                        # optional: the score is cut to this
   output = { path = 0, column = 1 }         # optional: index or key, then column
 
-The module runs with 1, 2 and 257 rows. It is refused, with the reason, where it fails, where a
-row's output depends on the rows beside it, or is not finite. Nothing is unpickled.
+The module runs with 1, 2 and 257 rows. It is refused, with the reason, if it fails, if a row's
+output depends on other rows or is not finite, if it changes its own state or draws random numbers,
+or if no output depends on one of its inputs. Nothing is unpickled.
 """
