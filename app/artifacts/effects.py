@@ -10,7 +10,7 @@ of each operator states both: `Tensor(a!)` is written to, `Tensor(a)` shares mem
 """
 # ruff: noqa: ANN401, SLF001  (PyTorch has the graph's types and passes in `torch._C`, untyped)
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,30 +40,26 @@ _UNDECLARED_VIEWS = frozenset(
         *("einsum", "broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"),
     )
 )
-# Operators that draw random numbers, beside those that TorchScript knows as non-deterministic.
 _RANDOM = frozenset(
     f"aten::{name}"
     for name in (
+        *("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like"),
+        *("normal", "bernoulli", "multinomial", "poisson", "binomial", "_standard_gamma"),
         *("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "cauchy_", "geometric_"),
-        *("log_normal_", "rrelu_", "rand_like", "randn_like", "randint_like", "randperm"),
-        *("rand", "randn", "randint", "normal", "bernoulli", "multinomial", "poisson", "binomial"),
-        *("dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_"),
-        *("manual_seed", "seed"),
+        *("log_normal_", "manual_seed", "seed"),
     )
 )
-_TRAINING_POSITION = {
-    "aten::dropout": 2,
-    "aten::dropout_": 2,
-    "aten::feature_dropout": 2,
-    "aten::feature_dropout_": 2,
-    "aten::alpha_dropout": 2,
-    "aten::alpha_dropout_": 2,
-    "aten::feature_alpha_dropout": 2,
-    "aten::feature_alpha_dropout_": 2,
-    "aten::native_dropout": 2,
-    "aten::rrelu": 3,
-    "aten::rrelu_": 3,
-}
+# Operators that draw random numbers in training mode only, if they have such an argument, and with
+# a probability above 0 only.
+_DROPS_OUT = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
+        *("dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_"),
+        *("native_dropout", "_fused_dropout", "rrelu", "rrelu_", "rrelu_with_noise"),
+        *("lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention"),
+    )
+)
 # Normalisation in training mode writes to its running statistics; its schema does not say so.
 _STATISTICS_POSITION = {
     "aten::batch_norm": 5,
@@ -252,12 +248,13 @@ class _Analysis:
 
     def _operator(self, node: Any, kind: str) -> None:
         arguments = list(node.inputs())
-        if self._is_random(node, kind, arguments):
-            _add(self._effects.random, kind)
         if kind in _STATISTICS_POSITION and self._is_true(arguments[_STATISTICS_POSITION[kind]]):
             self._write(self._of(*arguments[1:5]).own, f"{kind} in training mode")
         text = node.schema()
         schema = torch._C.parse_schema(text)
+        names = [argument.name for argument in schema.arguments]
+        if self._is_random(kind, dict(zip(names, arguments, strict=False))):
+            _add(self._effects.random, kind)
         if "!)[]" in text:  # writes to each tensor of a list
             self._write(self._of(*arguments).elements, kind)
         names_of: list[tuple[set[str], Any]] = []
@@ -273,23 +270,25 @@ class _Analysis:
         everything = self._of(*arguments)
         for result, output in zip(schema.returns, node.outputs(), strict=False):
             alias = result.alias_info
-            names = set() if alias is None else set(alias.before_set) | set(alias.after_set)
+            aliases = set() if alias is None else set(alias.before_set) | set(alias.after_set)
             if output.type().kind() in _CONTAINERS:
                 self._share(output, set(), everything.all)
             if kind in _UNDECLARED_VIEWS:
                 self._share(output, everything.all)
-            elif "*" in names:
+            elif "*" in aliases:
                 tensors = [each for each in arguments if each.type().kind() not in _CONTAINERS]
                 self._share(output, self._of(*tensors).own | everything.elements)
-            elif names:
-                self._assign(
-                    output, *(value for alias_names, value in names_of if names & alias_names)
-                )
+            elif aliases:
+                self._assign(output, *(value for of_value, value in names_of if aliases & of_value))
 
-    def _is_random(self, node: Any, kind: str, arguments: Sequence[Any]) -> bool:
-        if kind in _TRAINING_POSITION:
-            return self._is_true(arguments[_TRAINING_POSITION[kind]])
-        return kind in _RANDOM or node.isNondeterministic()
+    def _is_random(self, kind: str, arguments: Mapping[str, Any]) -> bool:
+        if kind not in _DROPS_OUT:
+            return kind in _RANDOM
+        flag = arguments.get("train", arguments.get("training"))
+        probabilities = [
+            arguments[each] for each in ("p", "dropout", "dropout_p") if each in arguments
+        ]
+        return all(self._is_true(each) for each in (flag, *probabilities) if each is not None)
 
     def _is_true(self, flag: Any) -> bool:
         value = flag.toIValue()

@@ -49,7 +49,7 @@ def refuse_misused_inputs(program: Program, model: ForeignModel) -> None:
     positions = [
         _Position(feature, index)
         for feature in model.inputs
-        if feature.name not in model.unused
+        if feature.name not in model.unused and _can_change(feature)
         for index in range(_width(feature))
     ]
     trial = _Influence(program, model)
@@ -127,6 +127,10 @@ class _Influence:
         return [bool(each.any()) for each in differs.reshape(len(positions), _ATTEMPTS)]
 
 
+def _can_change(feature: Input) -> bool:
+    return isinstance(feature, DenseInput) or feature.vocabulary_size > 1
+
+
 def _width(feature: Input) -> int:
     if isinstance(feature, DenseInput):
         return feature.dim
@@ -176,7 +180,7 @@ def _other_value(model: ForeignModel, scale: float) -> Change:
             return (values + sign * scale * random.uniform(0.5, 1.5, len(values))).astype(
                 np.float32
             )
-        others = random.integers(1, max(2, feature.vocabulary_size), len(values))
+        others = random.integers(1, feature.vocabulary_size, len(values))
         return (values + others) % feature.vocabulary_size
 
     return change

@@ -297,3 +297,51 @@ class Harmless(nn.Module):
 @pytest.mark.parametrize("trace", [False, True])
 def test_writes_to_tensors_of_its_own_and_training_branches_are_harmless(trace):
     assert found(Harmless(), trace=trace) == Effects()
+
+
+class Recurrent(nn.Module):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 3, 2, batch_first=True, dropout=dropout)
+        self.gru = nn.GRU(3, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sequence = x.unsqueeze(1)
+        long, _ = self.lstm(sequence)
+        short, _ = self.gru(sequence)
+        both: Tensor = long + short
+        return both.sum(1)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(3, 1, 6, dropout=0.1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.encoder(x.unsqueeze(1))
+        return found.sum(1)
+
+
+@pytest.mark.parametrize("module", [Recurrent(0.0), Recurrent(0.1), Attention()])
+@pytest.mark.parametrize("trace", [False, True])
+def test_recurrent_and_attention_layers_in_evaluation_mode_are_harmless(module, trace):
+    assert found(module, trace=trace) == Effects()
+
+
+class AttentionDropout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        q = x.unsqueeze(1)
+        return nn.functional.scaled_dot_product_attention(q, q, q, dropout_p=0.5).sum(1)
+
+
+def test_attention_that_always_drops_out_is_random():
+    assert found(AttentionDropout()).random == ["aten::scaled_dot_product_attention"]
+
+
+def test_a_recurrent_layer_traced_in_training_mode_is_random():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = Recurrent(0.5).train()
+        made: Any = torch.jit.trace(module, (torch.ones(4, 3),), check_trace=False)
+        assert effects(made, torch.jit.freeze(made.eval())).random == ["aten::lstm"]

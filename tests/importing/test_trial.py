@@ -545,3 +545,8 @@ def test_padding_that_is_not_a_row_of_the_table_is_named():
 
     reason = refusal(file(Pooled(), script=True), ForeignModel.model_validate(HISTORY))
     assert reason.startswith("input history: the module fails on its padding, -1: ")
+
+
+def test_an_id_with_a_single_row_cannot_change_and_is_accepted():
+    described = strict("a", "b", "c@1")
+    assert examine(file(Narrow(), script=True), described).description.task_names == ("click",)
