@@ -18,7 +18,7 @@ from app.engine.batcher import Batcher
 from app.engine.hardware import device_named, start_lanes, warm_up_batches
 from app.engine.lanes import Lane
 from app.lifecycle.deployment import Deployment
-from app.lifecycle.policy_file import PolicyFile
+from app.lifecycle.policies import PolicyFile
 from app.lifecycle.registry import Registry
 from app.protocol.native import Native
 from app.protocol.open_inference.infer import OpenInference
@@ -94,6 +94,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             Store(settings.store),
             registry,
             lanes,
+            metrics,
             device=device,
             warm_up=warm_up_batches(
                 device,

@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from app.api.examples import example_request
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import (
+    IgnoredFolder,
     ModelCard,
     ModelList,
     OfferedPolicy,
@@ -30,6 +31,10 @@ def routes(service: Service) -> APIRouter:
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()
+            ],
+            ignored=[
+                IgnoredFolder(folder=folder, reason=reason)
+                for folder, reason in registry.ignored.items()
             ],
             policies=PolicyState(
                 version=service.policies.active.version or None,
@@ -64,7 +69,7 @@ def _card(model: Model, policies: Policies) -> ModelCard:
         default_policy=rankers.default.policy.name,
         policies=[_offered(ranker) for ranker in rankers.by_name.values()],
         calibrations={task: each.method for task, each in calibrations if each.method != "none"},
-        policy_problem=policies.misfits.get(manifest.name),
+        policy_problem=policies.incompatible.get(manifest.name),
         precision=manifest.precision,
         evaluation=manifest.evaluation,
         score_url=f"/v1/models/{manifest.name}/score",

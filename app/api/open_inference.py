@@ -68,7 +68,7 @@ _CONFIG_TYPES = {"FP32": "TYPE_FP32", "INT64": "TYPE_INT64", "BYTES": "TYPE_STRI
 
 _MODEL = "/models/{model}"
 _VERSION = "/models/{model}/versions/{version}"
-_LONGEST_VERSION = 9  # digits
+_LONGEST_VERSION = 16  # digits
 _MOST_VALUES = 1000  # in the body of /repository/index
 
 

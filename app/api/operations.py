@@ -76,4 +76,4 @@ def check_ready(service: Service) -> None:
     if service.draining:
         raise Draining("the server is shutting down")
     if not service.is_ready:
-        raise NotReady("no model is active yet")
+        raise NotReady("models are still loading, or none is active")

@@ -1,1 +1,1 @@
-"""What lies on disk between training and serving: manifest, program, golden examples, store."""
+"""Artifacts on disk: manifest, program, golden examples, vocabularies, store."""

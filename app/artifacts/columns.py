@@ -1,7 +1,7 @@
-"""Feature columns: the typed arrays that a request, a batch and a golden example are made of.
+"""Feature columns: the typed arrays of a request, a batch or a golden example.
 
-A column is an array with one row per user or per candidate: dense float32 `[n, dim]`, id int64
-`[n]`, id list int64 `[n, max_length]`.
+A column has one row per user or per candidate. A dense feature is float32 `[n, dim]`, an id int64
+`[n]`, an id list int64 `[n, max_length]`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,12 +19,12 @@ Columns = Mapping[str, Column]
 
 @dataclass(frozen=True, slots=True)
 class ModelInputs:
-    """`R` requests with `B` candidates between them.
+    """The inputs of one batch: `R` requests with `B` candidates in total.
 
     Attributes:
         user: columns with `R` rows.
         candidate: columns with `B` rows.
-        row_to_request: int64 `[B]`, the user row that each candidate row belongs to.
+        row_to_request: int64 `[B]`, the user row of each candidate row.
     """
 
     user: Columns
@@ -33,11 +33,11 @@ class ModelInputs:
 
     @property
     def rows(self) -> int:
-        """B, the number of candidates."""
+        """The number of candidates, `B`."""
         return len(self.row_to_request)
 
     def requests(self) -> Iterable["ModelInputs"]:
-        """Yield each request as a batch of its own."""
+        """Yield each request that has candidates as a batch of its own."""
         for request in np.unique(self.row_to_request):
             mine = self.row_to_request == request
             yield ModelInputs(

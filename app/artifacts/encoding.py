@@ -1,15 +1,14 @@
-"""Encodings: from the ids that a backend has to rows of an embedding table.
+"""Encodings: how the ids of a request become rows of an embedding table.
 
-Three ways, one implementation for training and for serving:
+Training and serving share this implementation. There are three encodings:
 
 - `identity`: the id is the row.
-- `hash`: an id, a string or an int64, falls into one of `buckets` rows, 1 to `buckets`. Row 0 stays
-  the unknown; of strings, the empty one alone is unknown. Two ids may share a row.
-- `vocabulary`: a file of the artifact lists the ids that are known, one JSON value a line (JSON
-  Lines, UTF-8); the id on line n has row n, counted from 1. Every other id is unknown.
+- `hash`: the id, a string or an int64, is hashed to one of the rows 1 to `buckets`. Two ids may
+  share a row. Row 0 is for unknown ids; the only unknown id is the empty string.
+- `vocabulary`: a file of the artifact lists the known ids, one JSON value per line (JSON Lines,
+  UTF-8). The id on line n, counted from 1, has row n. All other ids are unknown.
 
-The hash is written down here so that any language can compute it. All numbers are unsigned with 64
-bits, and wrap:
+Any language can compute the hash. All numbers are unsigned, have 64 bits and wrap:
 
     x = crc32(u) + (length(u) << 32)   of a string, u its UTF-8 bytes (CRC-32 as in zlib and PNG)
     x = id mod 2⁶⁴                     of an int64
@@ -26,17 +25,18 @@ from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 Id = str | int
 Vocabulary = Mapping[Id, int]
 """Id to row."""
 Vocabularies = Mapping[str, Vocabulary]
-"""By feature, where the feature's encoding has one."""
+"""By feature, for features whose encoding is a vocabulary."""
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
 
-NOT_KNOWN = -1  # no row of any table
+NOT_KNOWN = -1  # not a row of any table
 NO_VOCABULARY: Vocabulary = MappingProxyType({})
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 _FILE = r"^vocabulary\.[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.jsonl$"
@@ -55,12 +55,12 @@ class Identity(_Value):
 
     @property
     def id_type(self) -> type[Id]:
-        """What an id is in a request."""
+        """The Python type of an id in a request."""
         return int
 
 
 class Hashed(_Value):
-    """The id's hash says which of `buckets` rows it has."""
+    """The id is hashed to one of the rows 1 to `buckets`."""
 
     kind: Literal["hash"] = "hash"
     ids: Literal["string", "int64"] = "string"
@@ -69,12 +69,12 @@ class Hashed(_Value):
 
     @property
     def id_type(self) -> type[Id]:
-        """What an id is in a request."""
+        """The Python type of an id in a request."""
         return str if self.ids == "string" else int
 
 
 class Listed(_Value):
-    """The id's line in `file`, beside the manifest, is its row."""
+    """The id's row is its line in `file`, which is beside the manifest."""
 
     kind: Literal["vocabulary"] = "vocabulary"
     ids: Literal["string", "int64"] = "string"
@@ -82,7 +82,7 @@ class Listed(_Value):
 
     @property
     def id_type(self) -> type[Id]:
-        """What an id is in a request."""
+        """The Python type of an id in a request."""
         return str if self.ids == "string" else int
 
 
@@ -90,18 +90,18 @@ Encoding = Annotated[Identity | Hashed | Listed, Field(discriminator="kind")]
 
 
 def rows_of(encoding: Hashed | Listed, ids: Sequence[Id], vocabulary: Vocabulary) -> Rows:
-    """The rows of ids, int64 `[n]`; `NOT_KNOWN` where an id has none.
+    """Return the rows of ids, int64 `[n]`; `NOT_KNOWN` for an unknown id.
 
-    500 strings take 0.1 ms through the hash and 0.02 ms through a vocabulary.
+    500 strings take 0.1 ms with a hash and 0.02 ms with a vocabulary.
 
     Args:
         encoding: how ids become rows.
         ids: all of the encoding's `id_type`.
-        vocabulary: what `encoding.file` holds; not looked at for a hash.
+        vocabulary: the content of `encoding.file`; unused by a hash.
 
     Raises:
-        OverflowError: an integer does not fit int64.
-        UnicodeEncodeError: a string to be hashed has no UTF-8.
+        OverflowError: an integer does not fit into int64.
+        UnicodeEncodeError: a string to be hashed has a lone surrogate, so no UTF-8 form.
     """
     if isinstance(encoding, Listed):
         if encoding.ids == "int64":
@@ -119,10 +119,10 @@ def rows_of(encoding: Hashed | Listed, ids: Sequence[Id], vocabulary: Vocabulary
 
 
 def hash_strings(ids: Sequence[Id], seed: int) -> Hashes:
-    """The hashes of ids that are all strings, uint64 `[n]`.
+    """Return the hashes of strings, uint64 `[n]`.
 
     Raises:
-        UnicodeEncodeError: a string has no UTF-8.
+        UnicodeEncodeError: a string has a lone surrogate, so no UTF-8 form.
     """
     content = list(map(str.encode, cast("Sequence[str]", ids)))
     checksum = np.fromiter(map(crc32, content), np.uint64, len(content))  # [n]
@@ -131,7 +131,7 @@ def hash_strings(ids: Sequence[Id], seed: int) -> Hashes:
 
 
 def hash_integers(ids: Rows, seed: int) -> Hashes:
-    """The hashes of int64 `[n]`, uint64 `[n]`."""
+    """Return the hashes of int64 `[n]`, as uint64 `[n]`."""
     return _split_mix(ids.view(np.uint64), seed)
 
 
@@ -140,3 +140,29 @@ def _split_mix(x: Hashes, seed: int) -> Hashes:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def write_vocabulary(ids: Sequence[Id]) -> bytes:
+    """Return the content of a vocabulary file; the ids are in the order of their rows."""
+    return b"".join(orjson.dumps(each) + b"\n" for each in ids)
+
+
+def read_vocabulary(content: bytes, id_type: type[Id]) -> dict[Id, int]:
+    """Parse the content of a vocabulary file: id to row.
+
+    Raises:
+        ValueError: a line is not a JSON value of `id_type`, or repeats an id. It names the line.
+    """
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
+    vocabulary: dict[Id, int] = {}
+    for row, line in enumerate(lines, start=1):
+        try:
+            each = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            each = None
+        if type(each) is not id_type or each == "":
+            what = "a non-empty JSON string" if id_type is str else "an integer"
+            raise ValueError(f"line {row} is not {what}")
+        if vocabulary.setdefault(each, row) != row:
+            raise ValueError(f"line {row} repeats line {vocabulary[each]}")
+    return vocabulary

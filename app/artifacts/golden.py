@@ -1,6 +1,6 @@
-"""Golden examples: inputs and what they gave when the artifact was made.
+"""Golden examples: requests, and the answers that the program gave when it was published.
 
-They prove, on the machine that serves, that the program still computes what was published.
+Loading runs them again: the program must give the same answers on the machine that serves.
 `golden.safetensors` holds `user.<feature>`, `candidate.<feature>`, `row_to_request`, `raw` and
 `scores`.
 """
@@ -22,7 +22,7 @@ from app.errors import ArtifactInvalid
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """A batch of requests, its raw outputs `[B, K]` and its scores `[B, K]`, float32."""
+    """A batch of requests with its raw outputs `[B, K]` and its scores `[B, K]`, float32."""
 
     batch: ModelInputs
     raw: npt.NDArray[np.float32]
@@ -30,15 +30,13 @@ class Golden:
 
     @classmethod
     def record(cls, program: Program, batch: ModelInputs) -> Self:
-        """Run `batch` and keep what came out.
+        """Run `batch` and keep its outputs.
 
         Raises:
-            ArtifactInvalid: the program failed, or its outputs are not what its description says.
+            ArtifactInvalid: the program failed, its outputs are not as described, or it changed its
+                inputs.
         """
-        try:
-            raw = program.run(batch)
-        except (RuntimeError, ValueError) as error:
-            raise ArtifactInvalid(f"golden requests: the program failed: {cause(error)}") from error
+        raw = _run(program, batch, "golden requests")
         return cls(batch, raw, scores(raw, program.description.tasks))
 
     def to_bytes(self) -> bytes:
@@ -54,7 +52,7 @@ class Golden:
 
     @classmethod
     def from_bytes(cls, content: bytes, description: Description) -> Self:
-        """Read `golden.safetensors`; every tensor must fit the description.
+        """Parse `golden.safetensors`. Every tensor must fit the description.
 
         Raises:
             ArtifactInvalid: a tensor is missing, or has another dtype or shape.
@@ -62,13 +60,13 @@ class Golden:
         try:
             tensors = parse(content)
         except (SafetensorError, KeyError) as error:  # KeyError: a dtype that NumPy lacks
-            raise ArtifactInvalid(f"golden.safetensors cannot be read: {error}") from error
+            raise ArtifactInvalid(f"golden.safetensors: cannot be parsed: {error}") from error
         take = partial(_take, tensors)
         row_to_request = take("row_to_request", np.int64, (None,))
         rows = len(row_to_request)
         if rows == 0 or row_to_request.min() < 0:
             raise ArtifactInvalid(
-                "golden.safetensors: row_to_request must hold rows, none negative"
+                "golden.safetensors: row_to_request must not be empty or negative"
             )
         requests = int(row_to_request.max()) + 1
         user = {
@@ -87,15 +85,18 @@ class Golden:
         )
 
     def check(self, program: Program) -> None:
-        """Run every request in company and alone; each answer must be the recorded one.
+        """Run all requests as one batch, then each alone, and compare with the recorded answers.
 
         Raises:
-            ArtifactInvalid: an output is further from its golden than the manifest's tolerance.
+            ArtifactInvalid: an output differs by more than the manifest's tolerance, or the program
+                failed or changed its inputs.
         """
         tolerance = program.description.precision.tolerance.get(device_name(program))
         if tolerance is None:
-            raise ArtifactInvalid(f"the manifest states no tolerance for {program.device.type}")
-        self._compare(program, self.batch, slice(None), tolerance, "in company")
+            raise ArtifactInvalid(
+                f"model.json: precision.tolerance has no entry for {program.device.type}"
+            )
+        self._compare(program, self.batch, slice(None), tolerance, "all requests in one batch")
         row_to_request = self.batch.row_to_request
         for request, batch in zip(np.unique(row_to_request), self.batch.requests(), strict=True):
             mine = row_to_request == request
@@ -109,29 +110,38 @@ class Golden:
         tolerance: float,
         how: str,
     ) -> None:
-        try:
-            raw = program.run(batch)
-        except (RuntimeError, ValueError) as error:
-            raise ArtifactInvalid(
-                f"golden check, {how}: the program failed: {cause(error)}"
-            ) from error
+        raw = _run(program, batch, f"golden check, {how}")
         for what, got, golden in (
             ("raw output", raw, self.raw[rows]),
             ("score", scores(raw, program.description.tasks), self.scores[rows]),
         ):
             error_ratio = np.abs(got - golden) / (1 + np.abs(golden))  # [B, K]
             worst = float(np.max(error_ratio))
-            if not worst <= tolerance:  # also where it is NaN
+            if not worst <= tolerance:  # true for NaN as well
                 k = int(np.argmax(error_ratio)) % len(program.description.tasks)
                 raise ArtifactInvalid(
                     f"golden check, {how}: {what} of task {program.description.tasks[k].name} "
-                    f"is off by {worst:.3g}, tolerance {tolerance:g} on {program.device.type}"
+                    f"differs by {worst:.3g}, tolerance {tolerance:g} on {program.device.type}"
                 )
 
 
 def device_name(program: Program) -> Device:
-    """Return what tolerances call the program's device."""
+    """Return the name of the program's device in `Precision.tolerance`."""
     return "cuda" if program.device.type == "cuda" else "cpu"
+
+
+def _run(program: Program, batch: ModelInputs, how: str) -> npt.NDArray[np.float32]:
+    """Return the raw outputs of a batch, whose columns must be unchanged afterwards."""
+    columns = {**batch.user, **batch.candidate, "row_to_request": batch.row_to_request}
+    before = {name: column.tobytes() for name, column in columns.items()}
+    try:
+        raw = program.run(batch)
+    except (RuntimeError, ValueError) as error:
+        raise ArtifactInvalid(f"{how}: the program failed: {cause(error)}") from error
+    for name, column in columns.items():
+        if column.tobytes() != before[name]:
+            raise ArtifactInvalid(f"{how}: the program changes the tensor that it is given: {name}")
+    return raw
 
 
 def _take(
@@ -142,13 +152,13 @@ def _take(
 ) -> Column:
     tensor = tensors.get(name)
     if tensor is None:
-        raise ArtifactInvalid(f"golden.safetensors: no tensor {name!r}")
+        raise ArtifactInvalid(f"golden.safetensors: tensor {name!r} is missing")
     fits = len(tensor.shape) == len(shape) and all(
         want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
     )
     if tensor.dtype != dtype or not fits:
         raise ArtifactInvalid(
             f"golden.safetensors: {name} is {tensor.dtype} {tensor.shape}, "
-            f"must be {np.dtype(dtype)} {shape}"
+            f"expected {np.dtype(dtype)} {shape}"
         )
     return tensor

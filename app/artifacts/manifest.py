@@ -1,56 +1,37 @@
-"""The manifest: what an artifact holds, what it takes, what it gives, and how it was checked.
+"""The manifest: an artifact's files, inputs, outputs, precision and ranking policy.
 
 `model.json` is one `Manifest`. It describes any TorchScript module, not only the networks of this
-repository: which features exist, how they are packed into the module's arguments, which output is
-which task, and how a raw output becomes a score.
+repository: which features there are, how they are packed into the module's arguments, which output
+belongs to which task, and how a raw output becomes a score.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
-
-from app.artifacts.encoding import Listed
-from app.artifacts.inputs import (
-    DenseInput,
-    Float32,
-    IdInput,
-    IdListInput,
-    Input,
-    Name,
-    Side,
-    Value,
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
 )
-from app.artifacts.precision import Device, Precision
+
+from app.artifacts.encoding import Encoding, Hashed, Id, Identity, Listed
+from app.artifacts.store import LARGEST_VERSION
+from app.errors import did_you_mean
 from app.ranking.calibration import UNCALIBRATED, Calibration, Platt
 from app.ranking.policies import ModelTraits
 from app.ranking.policy import Policy
 
-__all__ = [
-    "Argument",
-    "Call",
-    "DenseInput",
-    "Description",
-    "Device",
-    "FileDigest",
-    "FileName",
-    "Float32",
-    "IdInput",
-    "IdListInput",
-    "Input",
-    "Manifest",
-    "Name",
-    "Output",
-    "Precision",
-    "RequestCall",
-    "RowsCall",
-    "Side",
-    "TaskOutput",
-]
-
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Side = Literal["user", "candidate"]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
 FileName = Annotated[
     str,
     Field(
@@ -60,23 +41,117 @@ FileName = Annotated[
 Figure = Annotated[
     float | None, BeforeValidator(lambda f: None if isinstance(f, float) and math.isnan(f) else f)
 ]
-"""A measurement; None where there was nothing to measure, which JSON cannot say as NaN."""
+"""A measurement. None where there was nothing to measure: JSON has no NaN."""
+
+Device = Literal["cpu", "cuda"]
+PrecisionName = Literal["fp32", "bf16", "fp16", "int8-embeddings"]
+"""The type of weights and activations. With `int8-embeddings`, embedding tables are int8 with one
+scale per row, and all else is fp32. Softmax and logits are fp32 in every precision."""
+Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Change = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+FULL: Mapping[Device, float] = {"cpu": 1e-5, "cuda": 1e-4}
+"""Tolerance of fp32: how much outputs may differ between machines and between batches."""
+
+
+class Value(BaseModel):
+    """A frozen part of a manifest: unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DenseInput(Value):
+    """A vector of float32, `[·, dim]`; a plain number is accepted where `dim` is 1."""
+
+    kind: Literal["dense"] = "dense"
+    name: Name
+    side: Side
+    dim: int = Field(1, ge=1)
+    default: tuple[Float32, ...] | None = None
+
+    @model_validator(mode="after")
+    def _default_has_dim_numbers(self) -> Self:
+        if self.default is not None and len(self.default) != self.dim:
+            raise ValueError(f"default has {len(self.default)} numbers, dim is {self.dim}")
+        return self
+
+
+class _Vocabulary(Value):
+    name: Name
+    side: Side
+    vocabulary_size: Int64 = Field(ge=1)
+    unknown: int | Literal["reject"] = 0
+    """The row of an id outside `[0, vocabulary_size)`; `reject` makes such an id an error."""
+    encoding: Encoding = Identity()
+    """How the ids of a request become rows of the embedding table."""
+
+    @model_validator(mode="after")
+    def _unknown_is_a_row(self) -> Self:
+        if self.unknown != "reject" and not 0 <= self.unknown < self.vocabulary_size:
+            raise ValueError(f"unknown must be in [0, {self.vocabulary_size}) or 'reject'")
+        if isinstance(self.encoding, Hashed) and self.vocabulary_size <= self.encoding.buckets:
+            raise ValueError(
+                f"vocabulary_size must be greater than encoding.buckets, {self.encoding.buckets}"
+            )
+        return self
+
+    def _check_default(self, ids: tuple[Id, ...]) -> None:
+        if not all(type(each) is self.encoding.id_type for each in ids):
+            kind = "strings" if self.encoding.id_type is str else "integers"
+            raise ValueError(f"default: ids of this encoding are {kind}")
+        rows = ids if isinstance(self.encoding, Identity) else ()
+        if self.unknown == "reject" and not all(0 <= int(r) < self.vocabulary_size for r in rows):
+            raise ValueError(
+                f"default must be in [0, {self.vocabulary_size}), since unknown ids are rejected"
+            )
+
+
+class IdInput(_Vocabulary):
+    """One id; its column is int64, `[·]`."""
+
+    kind: Literal["id"] = "id"
+    default: Int64 | str | None = None
+
+    @model_validator(mode="after")
+    def _default_is_accepted(self) -> Self:
+        self._check_default(() if self.default is None else (self.default,))
+        return self
+
+
+class IdListInput(_Vocabulary):
+    """Up to `max_length` ids; int64 `[·, max_length]`, where missing ids are `padding`."""
+
+    kind: Literal["id_list"] = "id_list"
+    max_length: int = Field(ge=1)
+    padding: Int64 = -1
+    padding_side: Literal["left", "right"] = "right"
+    default: tuple[Int64 | str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _default_fits(self) -> Self:
+        if self.default is not None and len(self.default) > self.max_length:
+            raise ValueError(f"default is longer than max_length, {self.max_length}")
+        self._check_default(self.default or ())
+        return self
+
+
+Input = Annotated[DenseInput | IdInput | IdListInput, Field(discriminator="kind")]
 
 
 class RequestCall(Value):
-    """`module(user, candidate, row_to_request)`: the user's side once per request.
+    """`module(user, candidate, row_to_request)`: user features once per request.
 
-    `user` and `candidate` are `Dict[str, Tensor]` with `R` and `B` rows; `row_to_request` is int64
-    `[B]` and says which user row each candidate row belongs to.
+    `user` and `candidate` are `Dict[str, Tensor]` with `R` and `B` rows. `row_to_request` is int64
+    `[B]`: the user row of each candidate row.
     """
 
     layout: Literal["request"] = "request"
 
 
 class Argument(Value):
-    """One tensor of a `rows` call: features side by side, as one dtype.
+    """One tensor argument of a `rows` call: features side by side, in one dtype.
 
-    `rank` 1 is `[B]` and takes one feature of width 1; `rank` 2 is `[B, total width]`.
+    `rank` 1 is `[B]` and takes one feature of width 1. `rank` 2 is `[B, total width]`.
     """
 
     name: Name
@@ -92,7 +167,7 @@ class Argument(Value):
 
 
 class RowsCall(Value):
-    """`module(*arguments)` or `module({name: argument})`: everything tiled to `B` rows."""
+    """`module(*arguments)` or `module({name: argument})`: user features repeated to `B` rows."""
 
     layout: Literal["rows"] = "rows"
     style: Literal["positional", "dict"]
@@ -103,10 +178,10 @@ Call = Annotated[RequestCall | RowsCall, Field(discriminator="layout")]
 
 
 class Output(Value):
-    """Where a task's raw output stands in what the module returns.
+    """The place of a task's raw output in the value that the module returns.
 
-    `path` is None where the module returns one tensor, an index into a tuple, or a key of a dict;
-    the tensor found there is `[B]`, or `[B, columns]` of which `column` is taken.
+    `path` is None if the module returns one tensor, an index of a tuple or list, or a key of a
+    dict. The tensor there is `[B]`, or `[B, columns]` of which `column` is taken.
     """
 
     path: int | Name | None = None
@@ -114,10 +189,10 @@ class Output(Value):
 
 
 class TaskOutput(Value):
-    """One predicted behaviour: where its raw output is, and what makes it a score.
+    """One predicted behaviour: where its raw output is, and how that becomes a score.
 
-    The score is `clamp(link(raw))`. Links are inverse link functions: `identity`, `sigmoid`, `exp`
-    and `expm1`.
+    The score is `clamp(link(raw))`. `link` is an inverse link function: `identity`, `sigmoid`,
+    `exp` or `expm1`.
     """
 
     name: Name
@@ -127,12 +202,12 @@ class TaskOutput(Value):
     clamp: tuple[Float32, Float32] | None = None
     output: Output = Output()
     calibration: Calibration = UNCALIBRATED
-    """What the score goes through before it is fused with those of other tasks."""
+    """Applied to the score before it is combined with the scores of other tasks."""
 
     @model_validator(mode="after")
     def _platt_is_for_probabilities(self) -> Self:
         if isinstance(self.calibration, Platt) and self.kind != "binary":
-            raise ValueError("calibration: platt is for probabilities")
+            raise ValueError("calibration: platt applies to binary tasks only")
         return self
 
     @model_validator(mode="after")
@@ -142,8 +217,55 @@ class TaskOutput(Value):
         return self
 
 
+class Parity(Value):
+    """How much the outputs of reduced precision differ from fp32, on held-out rows.
+
+    The change from `g` to `y` is `|y - g| / (1 + |g|)`, as in the check of golden examples.
+
+    Attributes:
+        rows: held-out rows that were compared.
+        raw_change: the largest change of a raw output, per task.
+        score_change: the largest change of a score, per task.
+        auc_change: the change of a binary task's AUC, or of a duration's XAUC.
+        top_50_overlap: the share of the 50 best candidates in fp32 that stay among the 50 best.
+        kendall_tau: the rank correlation of the rank scores, Kendall's τ-b.
+    """
+
+    rows: int = Field(ge=1)
+    raw_change: Mapping[Name, Change]
+    score_change: Mapping[Name, Change]
+    auc_change: Mapping[Name, Change]
+    top_50_overlap: float = Field(ge=0, le=1)
+    kendall_tau: float = Field(ge=-1, le=1)
+
+
+class Precision(Value):
+    """The precision of the module, and how close its outputs must be to the golden examples.
+
+    An output `y` matches its golden `g` if `|y - g| <= tolerance * (1 + |g|)`. Reduced precision
+    states its parity with fp32.
+    """
+
+    name: PrecisionName = "fp32"
+    tolerance: dict[Device, Tolerance] = Field(default=dict(FULL))
+    parity: Parity | None = None
+
+    @model_validator(mode="after")
+    def _reduced_precision_has_parity(self) -> Self:
+        if (self.name == "fp32") != (self.parity is None):
+            raise ValueError("parity is required for reduced precision, and not allowed for fp32")
+        return self
+
+    @classmethod
+    def reduced(cls, name: PrecisionName, parity: Parity) -> Self:
+        """Return a precision whose tolerance is twice the worst change, at least fp32's."""
+        worst = max([*parity.raw_change.values(), *parity.score_change.values()])
+        tolerance = {device: max(full, 2 * worst) for device, full in FULL.items()}
+        return cls(name=name, tolerance=tolerance, parity=parity)
+
+
 class Description(Value):
-    """What the maker of a model knows about it: everything but files, version and time."""
+    """A model as its maker describes it: all of the manifest but files, version and time."""
 
     name: Name
     architecture: str = Field(max_length=64)
@@ -153,9 +275,9 @@ class Description(Value):
     ranking: Policy
     precision: Precision = Precision()
     evaluation: Mapping[str, Mapping[str, Figure]] = Field(default={})
-    """Held-out figures per task, such as `{"click": {"auc": 0.74}}`."""
+    """Held-out metrics per task, such as `{"click": {"auc": 0.74}}`."""
     training: dict[str, JsonValue] = Field(default={})
-    """The configuration that made the model, for people; serving does not read it."""
+    """The configuration of the training run, for people. Serving does not read it."""
 
     @model_validator(mode="after")
     def _names_are_not_reserved(self) -> Self:
@@ -179,28 +301,37 @@ class Description(Value):
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"two {what}s have the same name")
-        if strangers := set(self.ranking.tasks) - set(tasks):
-            raise ValueError(f"the ranking policy weighs unknown tasks: {sorted(strangers)}")
+        if unknown := sorted(set(self.ranking.tasks) - set(tasks)):
+            raise ValueError(
+                f"ranking: unknown task {_quoted(unknown)}; tasks: {', '.join(tasks)}"
+                f"{did_you_mean(unknown[0], tasks)}"
+            )
         multiplier = self.ranking.multiplier
         if multiplier is not None and multiplier not in self.traits.multipliers:
-            raise ValueError("the ranking policy's multiplier is no candidate input of dim 1")
+            raise ValueError(
+                f'ranking: multiplier "{multiplier}" must be a dense candidate input of dim 1'
+            )
         if arguments:
             packed = [name for argument in arguments for name in argument.pack]
-            if strangers := set(packed) - set(features):
-                raise ValueError(f"arguments pack unknown inputs: {sorted(strangers)}")
-            if unused := set(features) - set(packed):
-                raise ValueError(f"inputs that no argument packs: {sorted(unused)}")
+            if unknown := sorted(set(packed) - set(features)):
+                raise ValueError(
+                    f"arguments: unknown input {_quoted(unknown)}"
+                    f"{did_you_mean(unknown[0], features)}"
+                )
+            if unused := sorted(set(features) - set(packed)):
+                raise ValueError(f"arguments: no argument packs the input {_quoted(unused)}")
             as_floats = {n for each in arguments if each.dtype == "float32" for n in each.pack}
             for each in self.inputs:
                 if each.name in as_floats and getattr(each, "vocabulary_size", 0) > 2**24:
                     raise ValueError(
-                        f"{each.name}: float32 tells 2**24 ids apart; pack it as int64"
+                        f"{each.name}: float32 holds integers up to 2**24 exactly; "
+                        "pack larger ids as int64"
                     )
         return self
 
     @cached_property
     def user_inputs(self) -> tuple[Input, ...]:
-        """The inputs of the user's side, in call order."""
+        """The user features, in call order."""
         return tuple(each for each in self.inputs if each.side == "user")
 
     @cached_property
@@ -215,7 +346,7 @@ class Description(Value):
 
     @cached_property
     def candidate_inputs(self) -> tuple[Input, ...]:
-        """The inputs of the candidates' side, in call order."""
+        """The candidate features, in call order."""
         return tuple(each for each in self.inputs if each.side == "candidate")
 
     @cached_property
@@ -236,7 +367,7 @@ class Description(Value):
 
     @cached_property
     def traits(self) -> ModelTraits:
-        """What ranking needs to know of the model."""
+        """The part of the description that ranking uses."""
         numbers = (each for each in self.candidate_inputs if isinstance(each, DenseInput))
         return ModelTraits(
             name=self.name,
@@ -249,17 +380,17 @@ class Description(Value):
 
 
 class FileDigest(Value):
-    """What a file of the artifact must be, byte for byte."""
+    """The SHA-256 and the size (bytes) of a file of the artifact."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=0)
 
 
 class Manifest(Description):
-    """`model.json`: a `Description` and what was written beside it."""
+    """`model.json`: a `Description`, the files of the artifact, its version and time."""
 
     format: Literal[1] = 1
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=LARGEST_VERSION)
     created: datetime
     torch_version: str
     files: dict[FileName, FileDigest] = Field(min_length=2)
@@ -268,5 +399,44 @@ class Manifest(Description):
     def _files_are_complete(self) -> Self:
         needed = {"model.ts", "golden.safetensors"} | self.vocabulary_files
         if missing := sorted(needed - set(self.files)):
-            raise ValueError(f"files: there is no {missing[0]}")
+            raise ValueError(f"files: {missing[0]} is missing")
         return self
+
+
+def first_problem(error: ValidationError, keys: Iterable[str] = ()) -> str:
+    """Return the first problem of a document in one line: its place, the rule, how many more.
+
+    Args:
+        error: what a manifest, or a document with the same parts, was refused with.
+        keys: keys of the document that a manifest lacks, to suggest one for a misspelt key.
+    """
+    first, *more = error.errors(include_url=False, include_input=False, include_context=False)
+    *table, key = first["loc"] or ("document",)
+    place = ".".join(map(str, (*table, key)))
+    match first["type"]:
+        case "extra_forbidden":
+            where = f" in {'.'.join(map(str, table))}" if table else ""
+            text = f'unknown key "{key}"{where}{did_you_mean(str(key), {*_KEYS, *keys})}'
+        case "missing":
+            text = f"{place}: required key is missing"
+        case _:
+            rule = first["msg"].removeprefix("Value error, ")
+            text = f"{place}: {rule}" if first["loc"] else rule
+    return f"{text} (and {len(more)} more)" if more else text
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+_KEYS = frozenset(
+    {
+        *(
+            name
+            for kind in (Manifest, TaskOutput, IdInput, IdListInput)
+            for name in kind.model_fields
+        ),
+        *(name for kind in (DenseInput, Argument, RowsCall, Output) for name in kind.model_fields),
+        *(name for kind in (Policy, Precision, Parity, FileDigest) for name in kind.model_fields),
+    }
+)

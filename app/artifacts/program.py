@@ -1,4 +1,4 @@
-"""A program: a TorchScript module called as its manifest says, on one device."""
+"""Programs: a TorchScript module, called as its manifest says, on one device."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,22 +17,36 @@ _LARGEST_EXPONENT = np.float32(80)  # exp(88.8) leaves float32
 
 
 class Program:
-    """Runs batches through a module. Any thread may call it; it keeps no state between calls."""
+    """Runs batches through a module. Any thread may call it; no state is kept between calls."""
 
     def __init__(
-        self, module: torch.jit.ScriptModule, description: Description, device: torch.device
+        self,
+        module: torch.jit.ScriptModule,
+        description: Description,
+        device: torch.device,
+        *,
+        copy_inputs: bool = False,
     ) -> None:
+        """Wrap a module that changes nothing of its own (`app.artifacts.effects`).
+
+        Args:
+            module: in `eval` mode, on `device`.
+            description: how it is called and what it returns.
+            device: where it runs.
+            copy_inputs: give the module its own copy of each tensor, because it writes to them.
+        """
         self.description = description
         self.device = device
         self._module = module
+        self._copy_inputs = copy_inputs
         outputs = [task.output for task in description.tasks]
         self._is_matrix = all(o.path is None and o.column == k for k, o in enumerate(outputs))
 
     def run(self, batch: ModelInputs) -> Raw:
-        """Return the raw outputs, `[B, K]` float32, one column a task; not to be written to.
+        """Return the raw outputs, `[B, K]` float32, one column per task. Read-only.
 
         Raises:
-            ValueError: the module gave something else than one number per row and task.
+            ValueError: the module did not return one number per row and task.
             RuntimeError: the module raised.
         """
         with torch.inference_mode():
@@ -42,10 +56,9 @@ class Program:
     def outputs(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
     ) -> Tensor:
-        """Return the raw outputs, `[B, K]` float32, of inputs that lie on the program's device.
+        """Return the raw outputs, `[B, K]` float32, of inputs on the program's device.
 
-        Everything is queued on the device's current stream, and nothing waits for it, unless the
-        module does.
+        All work is queued on the device's current stream. Only the module itself may wait for it.
 
         Raises:
             ValueError, RuntimeError: as `run`.
@@ -55,7 +68,7 @@ class Program:
             return self._stacked(returned, len(row_to_request))
 
     def call(self, batch: ModelInputs) -> object:
-        """Return what the module itself returns, on its device.
+        """Return what the module returns, unchanged, on its device.
 
         Raises:
             RuntimeError: the module raised.
@@ -73,7 +86,7 @@ class Program:
     def _stacked(self, returned: object, rows: int) -> Tensor:
         whole = (rows, len(self.description.tasks))
         if self._is_matrix and isinstance(returned, Tensor) and returned.shape == whole:
-            return returned.to(torch.float32)  # as it is: to take it apart is 30 µs
+            return returned.to(torch.float32)  # splitting and stacking it again takes 30 µs
         columns = [_column(returned, task, rows) for task in self.description.tasks]  # K of [B]
         return torch.stack(columns, dim=1).to(torch.float32)  # [B, K]
 
@@ -81,13 +94,17 @@ class Program:
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
     ) -> object:
         call = self.description.call
+        if self._copy_inputs:
+            user = {name: tensor.clone() for name, tensor in user.items()}
+            candidate = {name: tensor.clone() for name, tensor in candidate.items()}
+            row_to_request = row_to_request.clone()
         try:
-            with nullcontext() if self.device.type == "cpu" else _as_written():
+            with nullcontext() if self.device.type == "cpu" else _unoptimised():
                 if isinstance(call, RequestCall):
                     return self._module(user, candidate, row_to_request)
                 tiled = {name: column[row_to_request] for name, column in user.items()}  # [B, ·]
                 return self._call_rows(call, tiled | candidate)
-        except torch.jit.Error as error:  # a `raise` in the module; it is no RuntimeError
+        except torch.jit.Error as error:  # a `raise` in the module; not a RuntimeError
             raise RuntimeError(str(error)) from error
 
     def _call_rows(self, call: RowsCall, features: dict[str, Tensor]) -> object:
@@ -95,29 +112,29 @@ class Program:
         return self._module(packed) if call.style == "dict" else self._module(*packed.values())
 
 
-def _as_written() -> AbstractContextManager[None]:
-    """Let TorchScript run the operators of a module one after the other, in this thread.
+def _unoptimised() -> AbstractContextManager[None]:
+    """Run a module's operators one by one, in this thread.
 
-    On a GPU its executor would profile the first runs, fuse operators, and compile them again for
-    other shapes: in the capture of a graph that is an error, and in a graph there are no launches
-    left to save.
+    By default TorchScript's executor profiles the first runs, fuses operators, and compiles them
+    again for other shapes. On a GPU that is an error while a graph is captured, and a graph has no
+    launches left to save.
     """
     context: AbstractContextManager[None] = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
     return context
 
 
 def cause(error: Exception) -> str:
-    """Return the line of a program's error that says what went wrong.
+    """Return the one line of a program's error that says what went wrong.
 
-    What a module raised stands below TorchScript's own traceback; what is wrong with a call stands
-    above the declaration that it does not fit.
+    An error that the module raised is below TorchScript's traceback. An error of the call itself is
+    above the declaration of `forward()`.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if lines[0].startswith("forward()") else lines[-1]
 
 
 def scores(raw: Raw, tasks: tuple[TaskOutput, ...]) -> Scores:
-    """Turn raw outputs `[B, K]` into scores `[B, K]`: each task's link, then its clamp."""
+    """Turn raw outputs `[B, K]` into scores `[B, K]`: apply each task's link, then its clamp."""
     result = np.empty_like(raw)
     for k, task in enumerate(tasks):
         column = _inverse_link(raw[:, k], task.link)
@@ -128,7 +145,7 @@ def scores(raw: Raw, tasks: tuple[TaskOutput, ...]) -> Scores:
 def _inverse_link(raw: Raw, link: str) -> Raw:
     score: Raw = raw
     if link == "sigmoid":
-        # σ(x) = 1 / (1 + e⁻ˣ), where e⁻ˣ is kept finite; exact to float32 for small probabilities.
+        # σ(x) = 1 / (1 + e⁻ˣ) with e⁻ˣ kept finite: exact to float32 for small probabilities.
         score = np.reciprocal(1 + np.exp(np.minimum(-raw, _LARGEST_EXPONENT)))
     elif link == "exp":
         score = np.exp(np.minimum(raw, _LARGEST_EXPONENT))
@@ -150,9 +167,9 @@ def _column(returned: object, task: TaskOutput, rows: int) -> Tensor:
     path = task.output.path
     if path is not None:
         try:
-            if isinstance(returned, Tensor):  # an index would pick a candidate, not a task
+            if isinstance(returned, Tensor):  # its first index is a candidate, not a task
                 raise TypeError
-            found = returned[path]  # type: ignore[index]  # what cannot be indexed is refused
+            found = returned[path]  # type: ignore[index]  # a TypeError is caught below
         except (TypeError, KeyError, IndexError):
             raise ValueError(f"task {task.name}: the module's output has no {path!r}") from None
     if isinstance(found, Tensor):
@@ -162,5 +179,6 @@ def _column(returned: object, task: TaskOutput, rows: int) -> Tensor:
             return found[:, task.output.column]
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     raise ValueError(
-        f"task {task.name}: the output is {shape} for {rows} rows, column {task.output.column}"
+        f"task {task.name}: the module returned {shape} for {rows} rows, expected ({rows},) or "
+        f"({rows}, columns) with column {task.output.column}"
     )

@@ -1,9 +1,11 @@
-"""Publishing: a module becomes a new version in the store, whole or not at all."""
+"""Publish a module as a new version in the store: completely, or not at all."""
 
 import hashlib
 import io
 import os
+import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,11 +16,13 @@ import torch
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
-from app.artifacts.loader import load_program
+from app.artifacts.loader import load_program, read_vocabularies
 from app.artifacts.manifest import Description, FileDigest, Manifest
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact, Store
-from app.artifacts.vocabulary import read_vocabularies
 from app.errors import ArtifactInvalid
+
+_TEMPORARY = ".publishing-"
+_LEFT_OVER_S = 24 * 3600.0
 
 
 def publish(
@@ -31,26 +35,25 @@ def publish(
 ) -> Artifact:
     """Write a new version of a model and return it.
 
-    The golden examples are what the saved file gives for `requests` when it is loaded as the
-    service loads it, on the CPU. Readers of the store see the whole version or nothing: it is
-    written under a temporary name and renamed.
+    The golden examples are the outputs of the saved file for `requests`, loaded as the service
+    loads it, on the CPU. Readers of the store see the complete version or nothing: it is written
+    under a temporary name and renamed.
 
     Args:
-        store: where to write; the version is one above the newest.
-        description: what the maker knows about the model.
-        module: in `eval` mode, not frozen, so that the file can be loaded onto any device; or the
-            bytes of such a file, which are published as they are.
+        store: where to write. The version is one above the newest.
+        description: the model's manifest without files, version and time.
+        module: in `eval` mode and not frozen, so that the file can be loaded onto any device; or
+            the bytes of such a file, which are published unchanged.
         requests: two or more requests of different sizes.
         vocabularies: the files that the inputs' encodings name, by name.
-        exported: the same network as a `torch.export` program, to be published beside it.
+        exported: the same network as a `torch.export` program, which is published too.
 
     Raises:
-        ArtifactInvalid: the module cannot be loaded, or its outputs are not what the description
-            says, or a request's outputs change with its company; or a vocabulary is missing or
-            wrong.
+        ArtifactInvalid: the module cannot be loaded or served, its outputs are not as described,
+            a request's outputs depend on other requests, or a vocabulary is missing or wrong.
     """
     if missing := sorted(description.vocabulary_files - vocabularies.keys()):
-        raise ArtifactInvalid(f"{missing[0]}: is missing; an input's encoding names it")
+        raise ArtifactInvalid(f"{missing[0]}: is missing, but the encoding of an input names it")
     read_vocabularies(description, vocabularies.__getitem__)
     content = module if isinstance(module, bytes) else _to_bytes(module)
     program = load_program(content, description, torch.device("cpu"))
@@ -66,7 +69,8 @@ def _write_version(store: Store, description: Description, files: Mapping[str, b
     """Write files and manifest under a temporary name, and rename that to the next version."""
     folder = store.folder / description.name
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".publishing-") as temporary:
+    _remove_left_over(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as temporary:
         written = Path(temporary) / "artifact"
         written.mkdir()
         for name, content in files.items():
@@ -87,8 +91,19 @@ def _write_version(store: Store, description: Description, files: Mapping[str, b
             except OSError:
                 if not (folder / str(version)).exists():
                     raise
-                continue  # the name is taken, by somebody quicker or by a fragment: try the next
+                continue  # another publisher or an incomplete version has this number
             return Artifact(description.name, version, folder / str(version))
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what a publisher that was killed left behind; one at work writes every few seconds."""
+    for each in folder.glob(f"{_TEMPORARY}*"):
+        try:
+            newest = max(path.lstat().st_mtime for path in (each, *each.rglob("*")))
+        except OSError:  # it was renamed or removed meanwhile
+            continue
+        if time.time() - newest > _LEFT_OVER_S:
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def _to_bytes(module: torch.jit.ScriptModule) -> bytes:

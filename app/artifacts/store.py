@@ -1,8 +1,10 @@
 """The store: the folder of artifacts, `<store>/<model>/<version>/`."""
 
+import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -10,10 +12,21 @@ MANIFEST: Final = "model.json"
 PROGRAM: Final = "model.ts"
 GOLDEN: Final = "golden.safetensors"
 EXPORTED: Final = "model.pt2"
-"""The program once more, as `torch.export` writes it; an artifact may do without."""
+"""Optional: the same program, as `torch.export` writes it."""
+
+LARGEST_VERSION: Final = 2**53 - 1
+"""Every JSON reader holds integers up to this one exactly (RFC 8259, section 6)."""
+
+NOT_A_MODEL: Final = (
+    "not a model name: a letter or a digit, then up to 63 letters, digits, '_', '.' or '-'"
+)
+NOT_A_VERSION: Final = (
+    f"not a version: a whole number from 1 to {LARGEST_VERSION}, without zeros before it"
+)
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_VERSION = re.compile(r"[1-9][0-9]{0,15}")
+_TEMPORARY = "."  # names of files and folders that are being written
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +41,31 @@ class Artifact:
         return f"{self.model}/{self.version}"
 
     def fingerprint(self) -> frozenset[tuple[str, int, int]]:
-        """Return name, size and time of change of every file: it differs when one was changed.
+        """Return name, size and modification time (ns) of every file.
 
-        It is empty where the files are being removed.
+        It is empty if the folder has been removed.
+
+        Raises:
+            OSError: the folder or a file in it cannot be read.
         """
         try:
             files = [(each.name, each.stat()) for each in self.folder.iterdir()]
         except FileNotFoundError:
             return frozenset()
-        return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
+        return frozenset((name, status.st_size, status.st_mtime_ns) for name, status in files)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreListing:
+    """The content of a store.
+
+    Attributes:
+        artifacts: complete versions, by model name, then by version.
+        ignored: the reason why a folder is not served, by its path in the store.
+    """
+
+    artifacts: list[Artifact] = field(default_factory=list)
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,46 +74,76 @@ class Store:
 
     folder: Path
 
-    def artifacts(self, on_error: Callable[[OSError], None] | None = None) -> Iterator[Artifact]:
-        """Yield every complete artifact, by model name, then version.
+    def scan(self) -> StoreListing:
+        """Return every complete artifact, and why other folders are ignored.
 
-        An artifact is complete when its manifest is there: it is written under a temporary name
-        and renamed as a whole. Other files and folders are passed over.
+        An artifact is complete when its manifest is there: it is written under a temporary name,
+        which starts with a dot, and renamed as a whole. Files, folders that start with a dot, and
+        folders without a complete artifact are ignored without a reason. A folder that cannot be
+        read does not affect the others.
 
-        Args:
-            on_error: called for each folder that cannot be read, and the others are still yielded;
-                without it, the error is raised.
+        Raises:
+            OSError: the store's own folder is missing or cannot be read.
         """
-
-        def skip(error: OSError) -> None:
-            if on_error is None:
-                raise error
-            on_error(error)
-
-        for model in sorted(_folders(self.folder, _MODEL_NAME, skip)):
-            versions = sorted(int(each.name) for each in _folders(model, _VERSION, skip))
-            for version in versions:
-                folder = model / str(version)
-                try:
-                    is_complete = (folder / MANIFEST).is_file()
-                except OSError as error:
-                    skip(error)
+        artifacts: list[Artifact] = []
+        ignored: dict[str, str] = {}
+        for model in _folders(self.folder, ignored, ""):
+            try:
+                versions = _folders(model, ignored, f"{model.name}/")
+            except (FileNotFoundError, NotADirectoryError):  # removed since it was listed
+                continue
+            except OSError as error:
+                ignored[model.name] = f"cannot be read: {error.strerror}"
+                continue
+            complete = [each for each in versions if _is_complete(each, ignored)]
+            if complete and not _MODEL_NAME.fullmatch(model.name):
+                ignored[model.name] = NOT_A_MODEL
+                continue
+            for folder in complete:
+                if _VERSION.fullmatch(folder.name) and int(folder.name) <= LARGEST_VERSION:
+                    artifacts.append(Artifact(model.name, int(folder.name), folder))
                 else:
-                    if is_complete:
-                        yield Artifact(model.name, version, folder)
+                    ignored[f"{model.name}/{folder.name}"] = NOT_A_VERSION
+        artifacts.sort(key=lambda each: (each.model, each.version))
+        return StoreListing(artifacts, ignored)
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Yield every complete artifact; none if there is no store.
+
+        Raises:
+            OSError: the store's own folder cannot be read.
+        """
+        try:
+            yield from self.scan().artifacts
+        except (FileNotFoundError, NotADirectoryError):
+            return
 
     def versions(self, model: str) -> list[int]:
         """Return the complete versions of a model, ascending."""
         return [each.version for each in self.artifacts() if each.model == model]
 
 
-def _folders(
-    parent: Path, name: re.Pattern[str], on_error: Callable[[OSError], None]
-) -> list[Path]:
+def _folders(parent: Path, ignored: dict[str, str], prefix: str) -> list[Path]:
+    """Return the folders in a folder, by name; note those that cannot be looked at."""
+    found = []
+    with os.scandir(parent) as entries:
+        for each in entries:
+            if each.name.startswith(_TEMPORARY):
+                continue
+            try:
+                if each.is_dir():
+                    found.append(Path(each.path))
+            except OSError as error:  # such as a link that leads to itself
+                ignored[f"{prefix}{each.name}"] = f"cannot be read: {error.strerror}"
+    return sorted(found)
+
+
+def _is_complete(version: Path, ignored: dict[str, str]) -> bool:
     try:
-        return [each for each in parent.iterdir() if name.fullmatch(each.name) and each.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):  # perhaps removed since it was listed
-        return []
+        manifest = (version / MANIFEST).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError as error:
-        on_error(error)
-        return []
+        ignored[f"{version.parent.name}/{version.name}"] = f"cannot be read: {error.strerror}"
+        return False
+    return stat.S_ISREG(manifest.st_mode)

@@ -49,10 +49,14 @@ def run(options: argparse.Namespace) -> int:
         failures += 1
         table.add_row(escape(name), "", "", f"[red]{escape(reason)}")
 
-    def refuse_folder(error: OSError) -> None:
-        refuse(_within(store, error.filename), error.strerror or str(error))
-
-    for artifact in Store(store).artifacts(on_error=refuse_folder):
+    try:
+        listing = Store(store).scan()
+    except OSError as error:
+        complain(f'store "{store}": {error.strerror}')
+        return ExitCode.FAILED
+    for place, reason in listing.ignored.items():
+        refuse(place, reason)
+    for artifact in listing.artifacts:
         try:
             network, tasks = _load(artifact)
         except (ArtifactInvalid, OSError) as error:
@@ -76,11 +80,3 @@ def _load(artifact: Artifact) -> tuple[str, str]:
         from app.artifacts.loader import load
     manifest = load(artifact, torch.device("cpu")).manifest
     return manifest.architecture, ", ".join(manifest.task_names)
-
-
-def _within(store: Path, folder: str | None) -> str:
-    """Return the name of a folder as the table shows it: `<model>` or `<model>/<version>`."""
-    path = Path(folder or store)
-    return (
-        str(path.relative_to(store)) if path.is_relative_to(store) and path != store else str(path)
-    )

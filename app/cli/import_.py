@@ -35,6 +35,7 @@ Any other module is described by a TOML file, --config:
   style = "positional"                      # or "dict": one dict of tensors, by argument name
   architecture = "DeepFM"                   # shown to people
   ranges = { age = [18, 90] }               # dense values to try it with; else standard normal
+  unused = ["zip_code"]                     # inputs that the module is known to ignore
   ranking = { formula = "power_product", weights = { click = 1.0 } }
 
   [[inputs]]                                # the features, in the order in which they are offered
@@ -59,7 +60,8 @@ Any other module is described by a TOML file, --config:
   output = { path = 0, column = 1 }         # optional: index or key, then column
 
 The module runs with 1, 2 and 257 rows. It is refused, with the reason, if it fails, if a row's
-output depends on other rows, or if an output is not finite. Nothing is unpickled.
+output depends on other rows or is not finite, if it changes its own state or draws random numbers,
+or if no output depends on one of its inputs. Nothing is unpickled.
 
 exit codes: 0 published; 1 the module was refused; 2 wrong usage, description or files
 """

@@ -1,1 +1,1 @@
-"""From a TorchScript file made elsewhere to an artifact."""
+"""Turn a TorchScript file from elsewhere into an artifact."""

@@ -1,8 +1,8 @@
-"""A module that somebody else made, described so that it can become an artifact.
+"""The description of a module from elsewhere, from which it becomes an artifact.
 
-`gatehouse import` is told a `ForeignModel`, by a TOML file or by flags. What can be found out by
-running the module, such as where each task's output stands, need not be told: that is left to
-`app.importing.trial`. Nothing here knows PyTorch.
+A TOML file or command-line options give `gatehouse import` a `ForeignModel`. It need not say what a
+run can find out, such as the place of each task's output: `app.importing.trial` does that. Nothing
+here imports PyTorch.
 """
 
 import re
@@ -23,7 +23,9 @@ from app.artifacts.manifest import (
     Precision,
     RowsCall,
     TaskOutput,
+    first_problem,
 )
+from app.errors import did_you_mean
 from app.files import parse_toml, read_small_file
 from app.ranking.policy import Policy
 
@@ -39,14 +41,14 @@ MEANINGS: Mapping[Meaning, Mapping[str, str]] = {
     "log1p-seconds": {"kind": "duration", "unit": "seconds", "link": "expm1"},
     "number": {"kind": "regression", "unit": "", "link": "identity"},
 }
-"""What a module gives for a task, and how that becomes a score."""
+"""What a module returns for a task, and how that becomes a score."""
 
 _MAX_FILE_BYTES = 1 << 20
 _COLUMN = re.compile(r"(?P<name>[^@:]+)(?:@(?P<vocabulary>\d+)|:(?P<dim>\d+))?")
 
 
 class ForeignInvalid(ValueError):
-    """A description cannot be used. The message is one line: place and rule."""
+    """A description cannot be used. The message is one line: the place and the rule."""
 
 
 class _Table(BaseModel):
@@ -54,7 +56,7 @@ class _Table(BaseModel):
 
 
 class ForeignTask(_Table):
-    """One predicted behaviour; where its output stands is found by a trial if it is not told."""
+    """One predicted behaviour. A trial finds the place of its output, unless `output` states it."""
 
     name: Name
     gives: Meaning
@@ -63,17 +65,17 @@ class ForeignTask(_Table):
 
 
 class ForeignModel(_Table):
-    """What must be known of a module to call it and to read its answer.
+    """How to call a module and how to read what it returns.
 
     Attributes:
-        inputs: the features; an id outside its vocabulary is refused unless `unknown` names a row,
-            for a foreign row 0 is a real id. An id list states its `padding`.
-        style: whether the module takes its arguments one by one, or one dict of them.
-        arguments: its tensors; left out, all inputs side by side as one float32 matrix.
-        ranking: left out, the power product of all scores, or their sum where one is a plain
-            number; every weight 1.
-        ranges: the interval that a dense input's trial values are drawn from; left out, they are
-            standard normal.
+        inputs: the features. An id outside its vocabulary is an error unless `unknown` names a row:
+            row 0 of a module from elsewhere may be a real id. An id list must state its `padding`.
+        style: whether the module takes its arguments one by one, or as one dict.
+        arguments: its tensors. By default one float32 matrix with all inputs side by side.
+        ranking: by default the power product of all scores, or their sum if one of them is a plain
+            number, with every weight 1.
+        ranges: the interval of a dense input's trial values. By default they are standard normal.
+        unused: inputs that the module is known to ignore. Any other input must have an influence.
     """
 
     name: Name
@@ -84,24 +86,29 @@ class ForeignModel(_Table):
     tasks: tuple[ForeignTask, ...] = Field(min_length=1)
     ranking: Policy | None = None
     ranges: dict[Name, tuple[Float32, Float32]] = {}
+    unused: tuple[Name, ...] = ()
 
     @field_validator("inputs", mode="before")
     @classmethod
-    def _ids_are_foreign(cls, inputs: object) -> object:
+    def _unknown_ids_are_errors(cls, inputs: object) -> object:
         if not isinstance(inputs, list | tuple):
             return inputs
-        return [_foreign(each) if isinstance(each, Mapping) else each for each in inputs]
+        return [_rejecting(each) if isinstance(each, Mapping) else each for each in inputs]
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         self.description({task.name: Output() for task in self.tasks})
         stated = sum(task.output is not None for task in self.tasks)
         if stated not in (0, len(self.tasks)):
-            raise ValueError("tasks: either every one states its output, or none does")
+            raise ValueError("tasks: state the output of every task, or of none")
+        names = [each.name for each in self.inputs]
+        for name in self.unused:
+            if name not in names:
+                raise ValueError(f'unused: unknown input "{name}"{did_you_mean(name, names)}')
         dense = {each.name for each in self.inputs if isinstance(each, DenseInput)}
         for name, (low, high) in self.ranges.items():
             if name not in dense:
-                raise ValueError(f"ranges.{name}: there is no dense input of this name")
+                raise ValueError(f'ranges: unknown dense input "{name}"{did_you_mean(name, dense)}')
             if not low < high:
                 raise ValueError(f"ranges.{name}: must be [low, high] with low < high")
         return self
@@ -109,7 +116,7 @@ class ForeignModel(_Table):
     def description(
         self, outputs: Mapping[str, Output], precision: Precision | None = None
     ) -> Description:
-        """Return what serving must know, given where each task's output stands."""
+        """Return the description that serving needs, given the place of each task's output."""
         everything = Argument(name="x", pack=tuple(f.name for f in self.inputs), dtype="float32")
         return Description(
             name=self.name,
@@ -117,11 +124,11 @@ class ForeignModel(_Table):
             inputs=self.inputs,
             call=RowsCall(style=self.style, arguments=self.arguments or (everything,)),
             tasks=tuple(_task(each, outputs[each.name]) for each in self.tasks),
-            ranking=self.ranking or self._all_alike(),
+            ranking=self.ranking or self._default_ranking(),
             precision=precision or Precision(),
         )
 
-    def _all_alike(self) -> Policy:
+    def _default_ranking(self) -> Policy:
         is_product = all(MEANINGS[task.gives]["kind"] != "regression" for task in self.tasks)
         return Policy(
             formula="power_product" if is_product else "weighted_sum",
@@ -140,7 +147,7 @@ def read(path: Path) -> ForeignModel:
     except OSError as error:
         raise ForeignInvalid(f"{path}: {error.strerror}") from error
     except ValueError as error:
-        raise ForeignInvalid(f"{path}: is not TOML: {error}") from error
+        raise ForeignInvalid(f"{path}: not valid TOML: {error}") from error
     return _validated(tables, f"{path}: ")
 
 
@@ -151,26 +158,29 @@ def from_flags(
 
     Args:
         name: the model's name in the store.
-        columns: the matrix from left to right: `age`, `gender@3` for an id out of a vocabulary of
-            3, `embedding:16` for 16 columns of numbers.
-        user: which of them are the user's; the others are the candidates'.
-        tasks: `click:logit`: a task and what the module gives for it, in output order.
+        columns: the matrix from left to right: `age`, `gender@3` for an id from a vocabulary of 3,
+            `embedding:16` for 16 columns of numbers.
+        user: the columns that are user features; the others are candidate features.
+        tasks: `click:logit`: a task and what the module returns for it, in output order.
 
     Raises:
-        ForeignInvalid: a flag breaks a rule.
+        ForeignInvalid: an option breaks a rule.
     """
     inputs = [_column(column, user) for column in columns]
-    if strangers := sorted(set(user) - {each["name"] for each in inputs}):
-        raise ForeignInvalid(f"--user: there is no column {strangers[0]!r}")
+    names = [each["name"] for each in inputs]
+    if unknown := sorted(set(user) - set(names)):
+        raise ForeignInvalid(
+            f'--user: unknown column "{unknown[0]}"{did_you_mean(unknown[0], names)}'
+        )
     pairs = [task.partition(":") for task in tasks]
-    told = [{"name": task, "gives": gives} for task, _, gives in pairs]
-    return _validated({"name": name, "inputs": inputs, "tasks": told}, "")
+    described = [{"name": task, "gives": gives} for task, _, gives in pairs]
+    return _validated({"name": name, "inputs": inputs, "tasks": described}, "")
 
 
 def _column(column: str, user: Sequence[str]) -> dict[str, Any]:
     parts = _COLUMN.fullmatch(column)
     if parts is None:
-        raise ForeignInvalid(f"--columns: {column!r} must be NAME, NAME@VOCABULARY or NAME:WIDTH")
+        raise ForeignInvalid(f'--columns: "{column}" must be NAME, NAME@VOCABULARY or NAME:WIDTH')
     name = parts["name"]
     fields: dict[str, Any] = {"name": name, "side": "user" if name in user else "candidate"}
     if parts["vocabulary"]:
@@ -178,10 +188,10 @@ def _column(column: str, user: Sequence[str]) -> dict[str, Any]:
     return fields | {"kind": "dense", "dim": int(parts["dim"] or 1)}
 
 
-def _foreign(told: Mapping[str, Any]) -> Mapping[str, Any]:
-    if told.get("kind") == "id_list" and "padding" not in told:
-        raise ValueError(f"{told.get('name')}: an id_list must state its padding")
-    return {"unknown": "reject", **told} if told.get("kind") in ("id", "id_list") else told
+def _rejecting(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    if table.get("kind") == "id_list" and "padding" not in table:
+        raise ValueError(f"{table.get('name')}: an id_list must state its padding")
+    return {"unknown": "reject", **table} if table.get("kind") in ("id", "id_list") else table
 
 
 def _task(task: ForeignTask, output: Output) -> TaskOutput:
@@ -199,8 +209,5 @@ def _validated(tables: Mapping[str, Any], place: str) -> ForeignModel:
     try:
         return ForeignModel.model_validate(tables)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
-        where = ".".join(map(str, problems[0]["loc"]))
-        rule = problems[0]["msg"].removeprefix("Value error, ")
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ForeignInvalid(f"{place}{where}{': ' if where else ''}{rule}{more}") from error
+        keys = (*ForeignModel.model_fields, *ForeignTask.model_fields)
+        raise ForeignInvalid(f"{place}{first_problem(error, keys)}") from error

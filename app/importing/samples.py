@@ -1,4 +1,4 @@
-"""Random requests for a module whose own data is not at hand: ids within their vocabularies."""
+"""Random requests for a module from elsewhere, with ids within their vocabularies."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,14 @@ from app.importing.description import ForeignModel
 
 
 def generate(model: ForeignModel, sizes: Sequence[int]) -> ModelInputs:
-    """Random requests with so many candidates each, the same every time.
+    """Return random requests, the same ones every time.
 
-    Where there are two rows or more, the first has the least id and an empty list, and the last
-    the greatest id and a full list.
+    Of two rows or more, the first has the smallest id and an empty list, and the last has the
+    largest id and a full list.
+
+    Args:
+        model: its inputs are generated.
+        sizes: the number of candidates of each request.
     """
     random = np.random.default_rng(len(sizes))
     sides: dict[str, dict[str, Column]] = {"user": {}, "candidate": {}}

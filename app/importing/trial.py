@@ -1,54 +1,55 @@
-"""The trial of a foreign module: whether it can serve, found by running it.
+"""The trial of a module from elsewhere: run it, and find out whether it can serve.
 
-It runs with 1, 2 and 257 rows of generated features that keep to their vocabularies. A batcher
-brings rows of strangers together, so a module must take any number of rows, and what it gives for
-a row may not depend on the others.
+It runs with 1, 2 and 257 rows of generated features that keep to their vocabularies. A batch holds
+rows of many requests. So a module must take any number of rows, and what it returns for a row may
+not depend on the others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from app.artifacts.columns import ModelInputs
+from app.artifacts.columns import Column, ModelInputs
+from app.artifacts.effects import effects
 from app.artifacts.loader import load_module, load_program
-from app.artifacts.manifest import Description, Output, Precision
+from app.artifacts.manifest import DenseInput, Description, IdListInput, Input, Output, Precision
 from app.artifacts.program import Program, Raw, cause
-from app.errors import ArtifactInvalid
+from app.errors import ArtifactInvalid, did_you_mean
 from app.importing.description import ForeignModel, ForeignTask
+from app.importing.influence import refuse_misused_inputs
 from app.importing.samples import generate, one_row
 
 CPU = torch.device("cpu")
 GOLDEN_SIZES = (1, 2, 3, 5, 8, 16, 32)
-"""Candidates of the golden requests."""
+"""The numbers of candidates of the golden requests."""
 TRIAL_SIZES = {1: (1,), 2: (2,), 257: (*GOLDEN_SIZES, 190)}
-"""Candidates of the requests in each trial batch, by the batch's rows."""
+"""The numbers of candidates of the requests in each trial batch, by the batch's rows."""
 USUAL_BATCH_SIZES = (*range(3, 65), 100, 128, 200, 256, 500, 512, 1000, 1024, 2048, 4096)
-"""Where a module was likely traced, tried only to say so."""
+"""Batch sizes that modules are likely traced with; tried to name the one that was."""
 NOT_TORCHSCRIPT = (
-    "it is no TorchScript file: a pickled module or a state_dict cannot be read, what "
-    "torch.jit.save(torch.jit.trace(module.eval(), example)) writes can"
+    "not a TorchScript file (pickled modules and state_dicts are not read); write one with "
+    "torch.jit.save(torch.jit.trace(module.eval(), example), path)"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a trial found: all that publishing needs."""
+    """The result of a trial: all that publishing needs."""
 
     description: Description
     requests: ModelInputs
 
 
 def examine(content: bytes, model: ForeignModel) -> Trial:
-    """Run a module and find out whether it can serve, and where its outputs stand.
+    """Run a module and find out whether it can serve, and where its outputs are.
 
     Args:
         content: the bytes of a TorchScript file.
-        model: what is known of it.
+        model: its description.
 
     Raises:
         ArtifactInvalid: it cannot serve; the message is the reason.
@@ -60,20 +61,30 @@ def examine(content: bytes, model: ForeignModel) -> Trial:
     graph = module.inlined_graph
     _refuse_training_mode(graph)
     devices = _devices(graph)
-    if strangers := sorted(devices - {"cpu"}):
+    if others := sorted(devices - {"cpu"}):
         raise ArtifactInvalid(
-            f"the device {strangers[0]} is baked in, so it runs nowhere else: trace it on the CPU"
+            f"the device {others[0]} is a constant of its graph: trace it on the CPU"
         )
-    # A device in the graph stays there wherever the module is loaded: such a one is for CPUs only.
+    copy_inputs = _refuse_side_effects(module)
+    # A device in the graph stays there wherever the module is loaded: it can serve on CPUs only.
     precision = Precision(tolerance={"cpu": 1e-5}) if devices else Precision()
-    outputs = _outputs(module, model)
+    outputs = _outputs(module, model, copy_inputs=copy_inputs)
     description = model.description(outputs, precision)
-    raw = _run_all_sizes(Program(module, description, CPU), model)
-    _refuse_what_depends_on_company(
-        load_program(content, description, CPU), generate(model, TRIAL_SIZES[257]), raw
-    )
-    _refuse_what_is_not_meant(model, raw)
+    raw = _run_all_sizes(Program(module, description, CPU, copy_inputs=copy_inputs), model)
+    program = load_program(content, description, CPU)  # frozen, as it is served
+    _refuse_dependent_rows(program, generate(model, TRIAL_SIZES[257]), raw)
+    refuse_misused_inputs(program, model)
     return Trial(description, generate(model, GOLDEN_SIZES))
+
+
+def _refuse_side_effects(module: torch.jit.ScriptModule) -> bool:
+    """Refuse a module that changes its own state; return whether it changes its inputs."""
+    found = effects(module, module)
+    if hasattr(module, "training"):
+        found = effects(module, torch.jit.freeze(module))
+    if found.problem:
+        raise ArtifactInvalid(found.problem)
+    return found.inputs
 
 
 def _refuse_training_mode(graph: torch._C.Graph) -> None:
@@ -95,14 +106,20 @@ def _nodes(graph: torch._C.Graph, kind: str) -> Iterable[Any]:
     return nodes
 
 
-def _outputs(module: torch.jit.ScriptModule, model: ForeignModel) -> Mapping[str, Output]:
+def _outputs(
+    module: torch.jit.ScriptModule, model: ForeignModel, *, copy_inputs: bool
+) -> Mapping[str, Output]:
     """Find each task's output in what the module returns for some number of rows."""
-    program = Program(module, model.description(dict.fromkeys(_names(model), Output())), CPU)
+    description = model.description(dict.fromkeys(_names(model), Output()))
+    program = Program(module, description, CPU, copy_inputs=copy_inputs)
     reason = ""
     for rows in (*reversed(TRIAL_SIZES), *USUAL_BATCH_SIZES):
+        batch = generate(model, TRIAL_SIZES.get(rows, (rows,)))
         try:
-            returned = program.call(generate(model, TRIAL_SIZES.get(rows, (rows,))))
+            returned = program.call(batch)
         except RuntimeError as error:
+            if not reason:
+                _blame_an_input(program, model, batch)
             reason = reason or cause(error)
         else:
             if all(task.output for task in model.tasks):
@@ -112,11 +129,14 @@ def _outputs(module: torch.jit.ScriptModule, model: ForeignModel) -> Mapping[str
 
 
 def _places(returned: object, tasks: Sequence[ForeignTask]) -> list[Output]:
-    """Where each task's output stands: a dict's keys are names, all else is in task order."""
+    """Return the place of each task's output: by key in a dict, else in the order of the tasks."""
     if isinstance(returned, dict):
-        if strangers := [task.name for task in tasks if task.name not in returned]:
+        if missing := [task.name for task in tasks if task.name not in returned]:
             keys = ", ".join(map(str, returned))
-            raise ArtifactInvalid(f"it gives the outputs {keys}, and none is {strangers[0]!r}")
+            raise ArtifactInvalid(
+                f'it returns no output "{missing[0]}"; outputs: {keys}'
+                f"{did_you_mean(missing[0], map(str, returned))}"
+            )
         found = [Output(path=task.name) for task in tasks]
     elif isinstance(returned, tuple | list):
         found = [Output(path=position) for position in range(len(returned))]
@@ -124,8 +144,8 @@ def _places(returned: object, tasks: Sequence[ForeignTask]) -> list[Output]:
         found = [Output(column=column) for column in range(_width(returned))]
     if len(found) != len(tasks):
         raise ArtifactInvalid(
-            f"it gives {len(found)} outputs, but {len(tasks)} tasks are named: name them all, in "
-            "order, or state the output of each"
+            f"it returns {len(found)} outputs, but {len(tasks)} tasks are named: name a task for "
+            "each output, in order, or state the output of each task"
         )
     for place in found:
         width = 1 if place.path is None else _width(returned[place.path])  # type: ignore[index]
@@ -139,20 +159,26 @@ def _places(returned: object, tasks: Sequence[ForeignTask]) -> list[Output]:
 def _width(tensor: object) -> int:
     if not isinstance(tensor, Tensor) or tensor.ndim > 2:
         shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ArtifactInvalid(f"it gives {shape}, where [B] or [B, columns] is read")
+        raise ArtifactInvalid(f"it returns {shape}, expected [B] or [B, columns]")
     return tensor.shape[1] if tensor.ndim == 2 else 1
 
 
 def _run_all_sizes(program: Program, model: ForeignModel) -> Raw:
-    """Return the raw outputs of the largest trial batch, `[257, K]`."""
+    """Return the raw outputs of the largest trial batch, `[257, K]`; those of all are checked."""
     failures: dict[int, str] = {}
     raw = np.empty((0, 0), np.float32)
     for rows, sizes in TRIAL_SIZES.items():
+        batch = generate(model, sizes)
         try:
-            raw = program.run(generate(model, sizes))
+            raw = program.run(batch)
         except (RuntimeError, ValueError) as error:
             failures[rows] = cause(error)
+            if isinstance(error, RuntimeError):
+                _blame_an_input(program, model, batch)
     if not failures:
+        _refuse_meaningless_outputs(model, raw)
+        for sizes in TRIAL_SIZES.values():
+            _refuse_meaningless_outputs(model, program.run(generate(model, sizes)))
         return raw
     (rows, reason), *_ = failures.items()
     works = [size for size in TRIAL_SIZES if size not in failures]
@@ -160,10 +186,67 @@ def _run_all_sizes(program: Program, model: ForeignModel) -> Raw:
         works = [size for size in USUAL_BATCH_SIZES if _runs(program, generate(model, (size,)))]
     if len(works) == 1:
         raise ArtifactInvalid(
-            f"a fixed batch size was traced in: it runs with {works[0]} rows, but with {rows}: "
-            f"{reason}"
+            f"a fixed batch size is part of its graph: it runs with {works[0]} rows, but fails "
+            f"with {rows}: {reason}"
         )
     raise ArtifactInvalid(f"it fails with {rows} row{'s' * (rows > 1)}: {reason}")
+
+
+def _blame_an_input(program: Program, model: ForeignModel, batch: ModelInputs) -> None:
+    """Refuse the first input whose values alone make the module fail, if there is one.
+
+    All other inputs are zeros meanwhile, in a batch of the same size.
+    """
+    zeros = _zeros(batch)
+    if not _runs(program, zeros):
+        return
+    for feature in model.inputs:
+        column = (batch.user if feature.side == "user" else batch.candidate)[feature.name]
+        try:
+            program.run(_with_column(zeros, feature, column))
+        except RuntimeError as error:
+            what = _wrong_values(program, feature, zeros)
+            raise ArtifactInvalid(f"input {feature.name}: {what}: {cause(error)}") from error
+        except ValueError:
+            continue
+
+
+def _wrong_values(program: Program, feature: Input, zeros: ModelInputs) -> str:
+    """Say which values of an input make the module fail."""
+    if isinstance(feature, DenseInput):
+        return (
+            "the module fails on its trial values (state their interval in ranges; if they are "
+            'ids, the kind must be "id" or "id_list"; check the widths of the inputs before it)'
+        )
+
+    def works(value: int) -> bool:
+        column = (zeros.user if feature.side == "user" else zeros.candidate)[feature.name]
+        return _runs(program, _with_column(zeros, feature, np.full_like(column, value)))
+
+    if isinstance(feature, IdListInput) and not works(feature.padding):
+        return f"the module fails on its padding, {feature.padding}"
+    low, high = 0, feature.vocabulary_size - 1
+    while low < high:  # the largest id that works, found by bisection
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if works(middle) else (low, middle - 1)
+    return (
+        f"vocabulary_size is {feature.vocabulary_size}, but the largest id that the module takes "
+        f"is {low}"
+    )
+
+
+def _zeros(batch: ModelInputs) -> ModelInputs:
+    return ModelInputs(
+        {name: np.zeros_like(column) for name, column in batch.user.items()},
+        {name: np.zeros_like(column) for name, column in batch.candidate.items()},
+        batch.row_to_request,
+    )
+
+
+def _with_column(batch: ModelInputs, feature: Input, column: Column) -> ModelInputs:
+    user, candidate = dict(batch.user), dict(batch.candidate)
+    (user if feature.side == "user" else candidate)[feature.name] = column
+    return ModelInputs(user, candidate, batch.row_to_request)
 
 
 def _runs(program: Program, batch: ModelInputs) -> bool:
@@ -174,39 +257,45 @@ def _runs(program: Program, batch: ModelInputs) -> bool:
     return True
 
 
-def _refuse_what_depends_on_company(program: Program, batch: ModelInputs, raw: Raw) -> None:
-    """Compare the program as it will be served, frozen, with the raw outputs of the file itself."""
+def _refuse_dependent_rows(program: Program, batch: ModelInputs, raw: Raw) -> None:
+    """Compare the program as it is served, frozen, with the raw outputs of the file itself."""
     tolerance = program.description.precision.tolerance["cpu"]
     again = program.run(batch)
-    if (np.abs(again - raw) > tolerance * (1 + np.abs(raw))).any():
+    if not (np.abs(again - raw) <= tolerance * (1 + np.abs(raw))).all():
         raise ArtifactInvalid("the same rows give other outputs when they are run again")
-    for row in chain(range(0, batch.rows, 32), [1]):
+    # Of the first row every list is empty, of the last every list is full.
+    for row in (*range(0, batch.rows, 8), 1, batch.rows - 1):
         alone = program.run(one_row(batch, row))  # [1, K]
-        error = np.abs(alone - raw[row]) / (1 + np.abs(raw[row]))
-        if (error > tolerance).any():
-            k = int(error.argmax())
+        matches = np.abs(alone - raw[row]) <= tolerance * (1 + np.abs(raw[row]))
+        if not matches.all():  # also where an output is NaN
+            k = int(matches.argmin())
             raise ArtifactInvalid(
-                f"a row's output depends on its batch: task {program.description.tasks[k].name} "
-                f"gives {alone[0, k]:g} for a row alone, and {raw[row, k]:g} beside others"
+                f"a row's output depends on the other rows: task "
+                f"{program.description.tasks[k].name} gives {alone[0, k]:g} for a row alone, and "
+                f"{raw[row, k]:g} for the same row in a batch"
             )
 
 
-def _refuse_what_is_not_meant(model: ForeignModel, raw: Raw) -> None:
+def _refuse_meaningless_outputs(model: ForeignModel, raw: Raw) -> None:
     for k, task in enumerate(model.tasks):
         column = raw[:, k]
         if not np.isfinite(column).all():
             strange = column[~np.isfinite(column)]
             raise ArtifactInvalid(
                 f"task {task.name} gives {strange[0]} for {len(strange)} of {len(column)} rows; "
-                "dense values were standard normal unless ranges were told, and a list was empty"
+                "trial values of dense inputs are standard normal unless ranges are stated, and "
+                "one id list is empty"
             )
         low, high = float(column.min()), float(column.max())
         if task.gives == "probability" and not 0 <= low <= high <= 1:
             raise ArtifactInvalid(
-                f"task {task.name} gives {low:g} to {high:g}, which are no probabilities: logits?"
+                f"task {task.name} gives {low:g} to {high:g}, which are not probabilities; if they "
+                'are logits, say "logit"'
             )
         if task.gives == "log-probability" and high > 0:
-            raise ArtifactInvalid(f"task {task.name} gives {high:g}, which is no log-probability")
+            raise ArtifactInvalid(
+                f"task {task.name} gives {high:g}, which is not a log-probability: it is above 0"
+            )
 
 
 def _names(model: ForeignModel) -> list[str]:

@@ -1,1 +1,1 @@
-"""What serves now and how it changes: versions, policies, statistics."""
+"""Active models and policies, and how they change."""

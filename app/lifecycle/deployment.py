@@ -1,19 +1,21 @@
-"""Deployment: the newest good version in the store becomes the active one.
+"""Deployment: load the newest good version of each model in the store, and activate it.
 
-A version is verified and loaded on a thread, warmed up on every lane, and only then activated.
-Whatever goes wrong before, the version that was active goes on serving.
+A version is verified and loaded in a thread, warmed up on every lane, and only then activated. If
+any of that fails, the version that was active stays active, and other models are not affected.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import torch
 
 from app.artifacts.loader import Model, load
-from app.artifacts.store import Artifact, Store
+from app.artifacts.store import Artifact, Store, StoreListing
 from app.engine.batch import Batch, Chunk
 from app.engine.lanes import Lane
 from app.engine.request import QueuedRequest, RequestFeatures
@@ -21,6 +23,7 @@ from app.errors import ArtifactInvalid
 from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.registry import Registry
 from app.ranking.policies import NO_POLICIES
+from app.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -30,97 +33,178 @@ BatchTimings = Sequence[tuple[int, float]]
 _WARM_UP_PASSES = 3  # the TorchScript executor profiles, then compiles, then runs
 
 
+@dataclass(slots=True)
+class _Refusal:
+    """A version that could not be activated.
+
+    Attributes:
+        fingerprint: its files at that time; None if they could not be read.
+        is_reported: whether it was logged and counted. A version whose files still change, for
+            somebody copies it, is reported when they have stopped changing.
+    """
+
+    fingerprint: frozenset[tuple[str, int, int]] | None
+    reason: str
+    is_reported: bool
+
+
 class Deployment:
-    """Follows a store on behalf of a registry."""
+    """Keeps a registry up to date with a store."""
 
     def __init__(
         self,
         store: Store,
         registry: Registry,
         lanes: Sequence[Lane],
+        metrics: Metrics,
         *,
         device: torch.device,
         warm_up: Sequence[Sequence[int]],
         on_warm: Callable[[Model, BatchTimings], None],
     ) -> None:
-        """Do nothing yet.
+        """Load nothing yet; the registry has not started until the first `refresh` is over.
 
         Args:
-            store: where versions are.
-            registry: what is told which of them is active.
-            lanes: who will run them.
-            device: where they are loaded.
+            store: contains the versions.
+            registry: receives active and refused versions.
+            lanes: run the warm-up batches.
+            metrics: counts failures to read the store.
+            device: models are loaded onto it.
             warm_up: batches that every lane runs beforehand, each as the rows of its requests.
-            on_warm: told, before a version is active, what its batches cost: `(rows, seconds)`.
+            on_warm: called before a version is activated, with the cost of its batches.
         """
         self._store = store
         self._registry = registry
         self._lanes = lanes
+        self._metrics = metrics
         self._device = device
         self._warm_up_sizes = warm_up
         self._on_warm = on_warm
-        self._refused_as: dict[Artifact, frozenset[tuple[str, int, int]]] = {}  # its files then
+        self._refusals: dict[Artifact, _Refusal] = {}
+        self._store_error = ""  # the last one that was logged
+        registry.has_started = False
 
     async def refresh(self) -> None:
-        """Activate, of each model in the store, the newest good version above the active one.
+        """Activate, for each model in the store, the newest good version above the active one.
 
-        A version that was refused is tried again when its files have changed: it may have been
-        seen while somebody was copying it. Removing the active version from the store changes
-        nothing until the server starts again: an older model comes back by being published anew.
+        A refused version is tried again when its files have changed. Removing the active version
+        from the store changes nothing until the server starts again: publish an older model anew to
+        go back to it.
 
         Raises:
             ArtifactInvalid: the store has artifacts, but nothing is active and nothing can be.
-            OSError: the store cannot be read now.
+            OSError: the store cannot be read now. It is logged and counted.
         """
-        artifacts = await asyncio.to_thread(lambda: list(self._store.artifacts()))
-        self._forget_all_but(artifacts)
-        for name in dict.fromkeys(artifact.model for artifact in artifacts):
-            versions = [artifact for artifact in artifacts if artifact.model == name]
+        listing = await self._scan()
+        self._report_ignored(listing.ignored)
+        self._forget_all_but(listing.artifacts)
+        for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
+            versions = [each for each in listing.artifacts if each.model == name]
             await self._activate_newest(versions)
-        if artifacts and not self._registry.models():
+        if self._registry.models():
+            self._registry.has_started = True
+        elif listing.artifacts:
             reasons = [f"{artifact}: {why}" for artifact, why in self._registry.refused.items()]
             raise ArtifactInvalid("; ".join(reasons))
 
     async def follow(self, timer: PollTimer) -> NoReturn:
-        """Refresh again and again: a version published later is served without a restart."""
+        """Refresh at intervals: a version that is published later is served without a restart."""
         while True:
             await timer.wait()
             try:
                 await self.refresh()
-            except ArtifactInvalid:
-                continue  # each refusal is in the log; a better version may come
-            except OSError as error:  # a network volume that is away for a while
-                logger.error("the store cannot be read: %s", error)  # noqa: TRY400
-            except Exception:  # what serves goes on, whatever a new version did
-                logger.exception("the store could not be followed")
+            except (ArtifactInvalid, OSError):
+                continue  # both are in the log, and both may pass
+            except Exception:  # an error of ours; the active versions go on serving
+                logger.exception("refreshing from the store failed")
 
-    def _forget_all_but(self, artifacts: Sequence[Artifact]) -> None:
+    async def _scan(self) -> StoreListing:
+        """List the store. While nothing is active yet, a store that does not exist is empty."""
+        try:
+            listing = await asyncio.to_thread(self._store.scan)
+        except FileNotFoundError:
+            self._report_store_error(f'the store "{self._store.folder}" does not exist')
+            if self._registry.models():
+                raise
+            return StoreListing()
+        except OSError as error:  # such as a network volume that is away for a while
+            self._report_store_error(f'the store "{self._store.folder}": {error.strerror or error}')
+            raise
+        if self._store_error:
+            logger.info("the store can be read again")
+            self._store_error = ""
+        return listing
+
+    def _report_store_error(self, reason: str) -> None:
+        """Count each failure; log it once as long as the reason stays the same."""
+        self._metrics.store_unreadable()
+        if reason != self._store_error:
+            self._store_error = reason
+            logger.error(reason)
+
+    def _report_ignored(self, ignored: Mapping[str, str]) -> None:
+        """Log folders that are newly ignored, or for another reason."""
+        for place, reason in ignored.items():
+            if self._registry.ignored.get(place) != reason:
+                logger.warning("%s in the store is ignored: %s", place, reason)
+        self._registry.ignored = ignored
+
+    def _forget_all_but(self, artifacts: Iterable[Artifact]) -> None:
         for gone in self._registry.refused.keys() - set(artifacts):
             del self._registry.refused[gone]
-            self._refused_as.pop(gone, None)
+            self._refusals.pop(gone, None)
 
     async def _activate_newest(self, versions: Sequence[Artifact]) -> None:
         active = self._registry.active_version(versions[0].model)
         for artifact in reversed(versions):
             if artifact.version <= active:
                 return
-            try:
-                fingerprint = await asyncio.to_thread(artifact.fingerprint)
-                if self._refused_as.get(artifact) == fingerprint:
-                    continue
-                model = await asyncio.to_thread(load, artifact, self._device)
-                await self._warm_up(model)
-            except ArtifactInvalid as error:
-                self._refused_as[artifact] = fingerprint
-                self._registry.refuse(artifact, str(error))
-            except OSError as error:  # it may pass: the next refresh tries again
-                self._registry.refuse(artifact, f"cannot be read now: {error}")
-            else:
-                self._registry.activate(artifact, model)
+            if await self._try(artifact):
                 return
 
+    async def _try(self, artifact: Artifact) -> bool:
+        """Activate an artifact if it is good and was not refused with the same files."""
+        fingerprint = None
+        try:
+            fingerprint = await asyncio.to_thread(artifact.fingerprint)
+            refusal = self._refusals.get(artifact)
+            if refusal is not None and refusal.fingerprint == fingerprint:
+                self._report(artifact, refusal)
+                return False
+            model = await asyncio.to_thread(load, artifact, self._device)
+            await self._warm_up(model)
+        except ArtifactInvalid as error:
+            self._refuse(artifact, fingerprint, str(error))
+        except OSError as error:  # it may pass: the next refresh tries again
+            self._refuse(artifact, None, f"cannot be read now: {_os_reason(error)}")
+        except Exception as error:
+            # Whatever one artifact does, the others must be looked at.
+            logger.exception("artifact %s could not be loaded", artifact)
+            self._refuse(artifact, fingerprint, f"{type(error).__name__}: {error}")
+        else:
+            self._refusals.pop(artifact, None)
+            self._registry.activate(artifact, model)
+            return True
+        return False
+
+    def _refuse(
+        self, artifact: Artifact, fingerprint: frozenset[tuple[str, int, int]] | None, reason: str
+    ) -> None:
+        former = self._refusals.get(artifact)
+        is_same = former is not None and former.is_reported and former.reason == reason
+        refusal = _Refusal(fingerprint, reason, is_reported=is_same)
+        self._refusals[artifact] = refusal
+        self._registry.refused[artifact] = reason
+        if not self._registry.has_started or fingerprint is None:
+            self._report(artifact, refusal)
+
+    def _report(self, artifact: Artifact, refusal: _Refusal) -> None:
+        if not refusal.is_reported:
+            refusal.is_reported = True
+            self._registry.refuse(artifact, refusal.reason)
+
     async def _warm_up(self, model: Model) -> None:
-        """Run every size on every lane, so that no request is the first of its kind."""
+        """Run every batch size on every lane, so that no request is the first of its kind."""
         batches = [_batch(model, sizes) for sizes in self._warm_up_sizes]
         observed: list[tuple[int, float]] = []
         for lane in self._lanes:
@@ -129,7 +213,13 @@ class Deployment:
                 if isinstance(outcome.scores, Exception):
                     raise ArtifactInvalid(f"warm-up failed: {outcome.scores}") from outcome.scores
                 observed.append((batch.rows, outcome.timing.busy_s))
-        self._on_warm(model, observed[-len(batches) :])  # of the last pass: what is to come
+        self._on_warm(model, observed[-len(batches) :])  # the last pass shows the later cost
+
+
+def _os_reason(error: OSError) -> str:
+    """Return the reason without the path, which callers of the API must not see."""
+    name = "" if error.filename is None else f"{Path(str(error.filename)).name}: "
+    return f"{name}{error.strerror or error}"
 
 
 def _batch(model: Model, sizes: Sequence[int]) -> Batch:

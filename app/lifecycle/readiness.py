@@ -11,14 +11,15 @@ class Readiness:
     """
 
     def __init__(self, registry: Registry) -> None:
-        """Be ready as soon as `registry` has an active model."""
+        """Be ready once every model of the store is active or refused, and one is active."""
         self._registry = registry
         self.is_draining = False
 
     @property
     def is_ready(self) -> bool:
-        """Whether a model is active and the server is not draining."""
-        return not self.is_draining and bool(self._registry.models())
+        """Whether the store was loaded, a model is active, and the server is not draining."""
+        registry = self._registry
+        return not self.is_draining and registry.has_started and bool(registry.models())
 
     def drain(self) -> None:
         """Turn new requests away from now on; there is no way back. The server calls it."""

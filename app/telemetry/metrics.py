@@ -155,6 +155,9 @@ class Metrics:
             "Attempts to load a model version, by result: activated or refused.",
             ("model", "result"),
         )
+        self._store_errors = self._counter(
+            "store_errors_total", "Times that the store's folder was missing or unreadable."
+        )
         self._graph_fallbacks = self._counter(
             "graph_fallback_total",
             "Model versions that run on a GPU without CUDA graphs.",
@@ -258,6 +261,10 @@ class Metrics:
     def tried(self, model: str, *, activated: bool) -> None:
         """Count a loaded version, which became active or was refused."""
         self._swaps.labels(model, "activated" if activated else "refused").inc()
+
+    def store_unreadable(self) -> None:
+        """Count a failure to list the store."""
+        self._store_errors.inc()
 
     def activated(self, model: str, version: int, sha256: str) -> None:
         """Show this version of a model as the active one."""

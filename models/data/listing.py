@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from app.artifacts.encoding import Id
-from app.artifacts.vocabulary import write_vocabulary
+from app.artifacts.encoding import Id, write_vocabulary
 from models.data import columns
 from models.data.scan import units_of
 from models.data.schema import DataInvalid, DenseColumns, FilesConfig, IdListColumn, ListedIds

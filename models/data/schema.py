@@ -44,7 +44,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from app.artifacts.inputs import Name
+from app.artifacts.manifest import Name
 from models.networks.config import Record, Side, TaskKind, check_unique
 
 IdType = Literal["string", "int64"]

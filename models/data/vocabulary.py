@@ -6,8 +6,14 @@ They are files of their own, so that a later training keeps the rows that ids ha
 from functools import lru_cache
 from pathlib import Path
 
-from app.artifacts.encoding import NO_VOCABULARY, Hashed, Identity, Listed, Vocabulary
-from app.artifacts.vocabulary import read_vocabulary
+from app.artifacts.encoding import (
+    NO_VOCABULARY,
+    Hashed,
+    Identity,
+    Listed,
+    Vocabulary,
+    read_vocabulary,
+)
 from models.data.schema import (
     DataInvalid,
     DenseColumns,

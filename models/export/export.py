@@ -20,10 +20,10 @@ from app.artifacts.manifest import (
     IdListInput,
     Input,
     Output,
+    Precision,
     RequestCall,
     TaskOutput,
 )
-from app.artifacts.precision import Precision
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
 from app.errors import ArtifactInvalid

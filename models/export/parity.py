@@ -12,8 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.manifest import TaskOutput
-from app.artifacts.precision import Parity
+from app.artifacts.manifest import Parity, TaskOutput
 from app.artifacts.program import scores
 from app.errors import ArtifactInvalid
 from app.ranking.agreement import kendall_tau, overlap

@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.precision import PrecisionName
+from app.artifacts.manifest import PrecisionName
 from models.networks.features import InputColumns
 
 

@@ -38,8 +38,7 @@ from pathlib import Path
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from app.artifacts.manifest import Float32, Name
-from app.artifacts.precision import PrecisionName
+from app.artifacts.manifest import Float32, Name, PrecisionName
 from app.ranking.policy import Policy
 from models import data
 from models.data import SOURCES, DataConfig
@@ -82,7 +81,7 @@ class TrainingConfig(Record):
 class ExportConfig(Record):
     """What is published: fp32 as trained, or reduced precision where it stays near to that.
 
-    The thresholds of the parity gate, on held-out rows (:class:`app.artifacts.precision.Parity`):
+    The thresholds of the parity gate, on held-out rows (:class:`app.artifacts.manifest.Parity`):
     no probability may change by more than `max_probability_change`, no seconds or other number by
     more than the share `max_number_change`, no AUC (XAUC of durations) by more than
     `max_auc_change`; of a user's 50 best of 500 candidates at least `min_top_50_overlap` must stay

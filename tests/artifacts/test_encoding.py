@@ -1,4 +1,4 @@
-"""Encodings: the same row for the same id, today, tomorrow and in another language."""
+"""Encodings give the same row for the same id, always and in any language."""
 
 import numpy as np
 import pytest
@@ -70,10 +70,10 @@ def test_no_ids_have_no_rows():
 @pytest.mark.parametrize(
     ("encoding", "default", "message"),
     [
-        (Hashed(buckets=10), None, "10 buckets need a larger vocabulary_size"),
-        (Hashed(buckets=9), 3, "default must be of str ids"),
-        (Hashed(buckets=9, ids="int64"), "3", "default must be of int ids"),
-        (LISTED, 3, "default must be of str ids"),
+        (Hashed(buckets=10), None, "vocabulary_size must be greater than encoding.buckets, 10"),
+        (Hashed(buckets=9), 3, "default: ids of this encoding are strings"),
+        (Hashed(buckets=9, ids="int64"), "3", "default: ids of this encoding are integers"),
+        (LISTED, 3, "default: ids of this encoding are strings"),
     ],
 )
 def test_an_input_that_does_not_fit_its_encoding_is_refused(encoding, default, message):

@@ -1,4 +1,4 @@
-"""Loading: every damage to an artifact is refused, with the file and the rule that it breaks."""
+"""Loading refuses every kind of damage, with the file and the rule that it breaks."""
 
 import hashlib
 import io
@@ -16,7 +16,8 @@ import torch
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
-from app.artifacts.loader import load, load_program, read_manifest
+from app.artifacts.loader import LARGEST_MANIFEST, load, load_program, read_manifest
+from app.artifacts.program import Program
 from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact
 from app.errors import ArtifactInvalid
 from tests.support.builders import CPU, Company, Request, description, published, scripted
@@ -48,7 +49,7 @@ def edit_manifest(artifact: Artifact, edit: Callable[[dict[str, Any]], object]) 
 
 
 def replace(artifact: Artifact, name: str, content: bytes) -> None:
-    """Put another file in place, and let the manifest say so."""
+    """Replace a file, and its digest in the manifest."""
     (artifact.folder / name).write_bytes(content)
     digest = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     edit_manifest(artifact, lambda manifest: manifest["files"].update({name: digest}))
@@ -77,7 +78,7 @@ def test_a_flipped_bit_is_refused(artifact, name, where):
     content = bytearray(path.read_bytes())
     content[int(len(content) * where) if where >= 0 else -1] ^= 1
     path.write_bytes(content)
-    assert refusal(artifact) == f"{name}: its SHA-256 is not the one in the manifest"
+    assert refusal(artifact) == f"{name}: its SHA-256 differs from the manifest's"
 
 
 @pytest.mark.parametrize("name", [PROGRAM, GOLDEN])
@@ -99,13 +100,13 @@ def test_a_missing_file_is_refused(artifact, name):
 def test_a_folder_in_place_of_a_file_is_refused(artifact, name):
     (artifact.folder / name).unlink()
     (artifact.folder / name).mkdir()
-    assert refusal(artifact) == f"{name}: is no regular file"
+    assert refusal(artifact) == f"{name}: is not a regular file"
 
 
 @pytest.mark.parametrize(("model", "version"), [("other", 1), ("feed", 2)])
-def test_an_artifact_in_another_ones_folder_is_refused(artifact, model, version):
+def test_an_artifact_in_the_wrong_folder_is_refused(artifact, model, version):
     moved = Artifact(model, version, artifact.folder)
-    assert refusal(moved) == f"{MANIFEST}: describes feed/1, but lies in {model}/{version}"
+    assert refusal(moved) == f"{MANIFEST}: describes feed/1, its folder is {model}/{version}"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}"], ids=str)
@@ -117,13 +118,16 @@ def test_a_garbage_manifest_is_refused(artifact, content):
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (lambda m: m.update(colour="red"), "colour: Extra inputs are not permitted"),
-        (lambda m: m["tasks"][0].update(colour="red"), "tasks.0.colour: Extra inputs"),
-        (lambda m: m.pop("tasks"), "tasks: Field required"),
+        (lambda m: m.update(colour="red"), 'unknown key "colour"; did you mean "column"?'),
+        (lambda m: m["tasks"][0].update(colour="red"), 'unknown key "colour" in tasks.0'),
+        (lambda m: m.pop("tasks"), "tasks: required key is missing"),
         (lambda m: m.update(format=2), "format: Input should be 1"),
         (lambda m: m["files"].pop(PROGRAM), "files: "),
         (lambda m: m["files"][PROGRAM].update(size=-1), f"files.{PROGRAM}.size: "),
-        (lambda m: m["ranking"]["weights"].update(like=1), "weighs unknown tasks: ['like']"),
+        (
+            lambda m: m["ranking"]["weights"].update(like=1),
+            'ranking: unknown task "like"; tasks: click, dwell',
+        ),
     ],
 )
 def test_a_manifest_that_breaks_a_rule_is_refused_at_its_place(artifact, edit, reason):
@@ -139,13 +143,13 @@ def zipped() -> bytes:
 
 
 @pytest.mark.parametrize("content", [b"", b"import os", b"PK\x03\x04", zipped()], ids=len)
-def test_a_program_that_is_no_torchscript_is_refused(artifact, content):
+def test_a_program_that_is_not_torchscript_is_refused(artifact, content):
     replace(artifact, PROGRAM, content)
     assert refusal(artifact).startswith(f"{PROGRAM}: cannot be loaded as TorchScript: ")
     assert "\n" not in refusal(artifact)
 
 
-def test_another_program_than_the_golden_one_is_refused(artifact, tmp_path):
+def test_a_program_that_differs_from_the_golden_one_is_refused(artifact, tmp_path):
     class Other(Request):
         def forward(
             self,
@@ -157,24 +161,27 @@ def test_another_program_than_the_golden_one_is_refused(artifact, tmp_path):
 
     other = published(tmp_path / "other", Other())
     replace(artifact, PROGRAM, (other.folder / PROGRAM).read_bytes())
-    assert "golden check, in company: raw output of task " in refusal(artifact)
+    assert "golden check, all requests in one batch: raw output of task " in refusal(artifact)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"raw": None}, "no tensor 'raw'"),
-        ({"user__age": None}, "no tensor 'user.age'"),
-        ({"row_to_request": None}, "no tensor 'row_to_request'"),
-        ({"raw": torch.zeros(6, 3)}, "raw is float32 (6, 3), must be float32 (6, 2)"),
-        ({"scores": torch.zeros(6, 2).double()}, "scores is float64 (6, 2), must be float32"),
-        ({"user__age": torch.zeros(2, 1)}, "user.age is float32 (2, 1), must be float32 (3, 1)"),
-        ({"candidate__item": torch.zeros(6)}, "candidate.item is float32 (6,), must be int64"),
+        ({"raw": None}, "tensor 'raw' is missing"),
+        ({"user__age": None}, "tensor 'user.age' is missing"),
+        ({"row_to_request": None}, "tensor 'row_to_request' is missing"),
+        ({"raw": torch.zeros(6, 3)}, "raw is float32 (6, 3), expected float32 (6, 2)"),
+        ({"scores": torch.zeros(6, 2).double()}, "scores is float64 (6, 2), expected float32"),
+        ({"user__age": torch.zeros(2, 1)}, "user.age is float32 (2, 1), expected float32 (3, 1)"),
+        ({"candidate__item": torch.zeros(6)}, "candidate.item is float32 (6,), expected int64"),
         ({"candidate__quality": torch.zeros(6)}, "candidate.quality is float32 (6,)"),
-        ({"row_to_request": torch.zeros(0).long()}, "row_to_request must hold rows"),
-        ({"row_to_request": torch.tensor([-1] * 6)}, "row_to_request must hold rows"),
+        ({"row_to_request": torch.zeros(0).long()}, "row_to_request must not be empty or negative"),
+        (
+            {"row_to_request": torch.tensor([-1] * 6)},
+            "row_to_request must not be empty or negative",
+        ),
         ({"row_to_request": torch.zeros(6, 1).long()}, "row_to_request is int64 (6, 1)"),
-        ({"scores": torch.zeros(6, 2).bfloat16()}, "cannot be read"),
+        ({"scores": torch.zeros(6, 2).bfloat16()}, "cannot be parsed"),
     ],
     ids=str,
 )
@@ -185,19 +192,19 @@ def test_a_golden_file_that_does_not_fit_the_manifest_is_refused(artifact, chang
 
 
 @pytest.mark.parametrize("content", [b"", b"junk junk junk", b"\xff" * 64], ids=len)
-def test_a_golden_file_that_is_no_safetensors_is_refused(artifact, content):
+def test_a_golden_file_that_is_not_safetensors_is_refused(artifact, content):
     replace(artifact, GOLDEN, content)
-    assert refusal(artifact).startswith(f"{GOLDEN} cannot be read: ")
+    assert refusal(artifact).startswith(f"{GOLDEN}: cannot be parsed: ")
 
 
 @pytest.mark.parametrize("tensor", ["raw", "scores"])
 @pytest.mark.parametrize("wrong", [1e-3, float("nan")])
-def test_a_golden_answer_that_the_program_does_not_give_is_refused(artifact, tensor, wrong):
+def test_a_golden_answer_that_differs_is_refused(artifact, tensor, wrong):
     golden = safetensors.torch.load((artifact.folder / GOLDEN).read_bytes())
     golden[tensor][4, 1] += wrong
     replace_golden(artifact, **golden)
     what = "raw output" if tensor == "raw" else "score"
-    reason = f"golden check, in company: {what} of task dwell is off by "
+    reason = f"golden check, all requests in one batch: {what} of task dwell differs by "
     assert refusal(artifact).startswith(reason)
     assert refusal(artifact).endswith("tolerance 1e-05 on cpu")
 
@@ -222,12 +229,12 @@ def test_the_tolerance_grows_with_the_answer(artifact):
     assert "score of task dwell" in refusal(artifact)
 
 
-def test_a_device_without_a_tolerance_is_refused(artifact):
+def test_a_manifest_without_a_tolerance_for_the_device_is_refused(artifact):
     edit_manifest(artifact, lambda m: m["precision"].update(tolerance={"cuda": 0.1}))
-    assert refusal(artifact) == "the manifest states no tolerance for cpu"
+    assert refusal(artifact) == "model.json: precision.tolerance has no entry for cpu"
 
 
-def test_a_program_whose_rows_depend_on_their_company_is_refused(artifact):
+def test_a_program_whose_rows_depend_on_other_rows_is_refused(artifact):
     buffer = io.BytesIO()
     torch.jit.save(scripted(Company()), buffer)
     program = load_program(buffer.getvalue(), description(), CPU)
@@ -287,8 +294,8 @@ def test_a_golden_file_reads_back_as_it_was_written(artifact):
             np.testing.assert_array_equal(getattr(again.batch, side)[name], column, strict=True)
 
 
-def test_nothing_of_a_file_is_run_when_its_hash_is_wrong(artifact, tmp_path):
-    """A pickle in place of the program must not be opened: it would write a file."""
+def test_a_pickle_in_place_of_the_program_is_never_unpickled(artifact, tmp_path):
+    """Unpickling it would write a file."""
     trace = tmp_path / "ran"
     (artifact.folder / PROGRAM).write_bytes(b"c__builtin__\nopen\n(V%s\nVw\ntR." % bytes(trace))
     assert refusal(artifact).startswith(f"{PROGRAM}: has ")
@@ -327,7 +334,96 @@ def test_a_module_without_forward_is_refused(artifact):
     assert refusal(artifact).startswith("model.ts: ")
 
 
-def test_a_pipe_in_place_of_a_file_blocks_nobody(artifact):
+def test_a_pipe_in_place_of_a_file_is_refused_without_waiting(artifact):
     (artifact.folder / PROGRAM).unlink()
     os.mkfifo(artifact.folder / PROGRAM)
-    assert refusal(artifact) == f"{PROGRAM}: is no regular file"
+    assert refusal(artifact) == f"{PROGRAM}: is not a regular file"
+
+
+class Remembers(torch.nn.Module):
+    """Computes in a buffer of its own, which two lanes would share."""
+
+    room: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("room", torch.zeros(64, 2))
+
+    def forward(
+        self,
+        user: dict[str, torch.Tensor],
+        candidate: dict[str, torch.Tensor],
+        row_to_request: torch.Tensor,
+    ) -> torch.Tensor:
+        rows = row_to_request.size(0)
+        self.room[:rows] = candidate["quality"] + user["age"][row_to_request]
+        return self.room[:rows].clone()
+
+
+class Overwrites(torch.nn.Module):
+    def forward(
+        self,
+        user: dict[str, torch.Tensor],
+        candidate: dict[str, torch.Tensor],
+        row_to_request: torch.Tensor,
+    ) -> torch.Tensor:
+        quality = candidate["quality"]
+        quality += user["age"][row_to_request]
+        return quality
+
+
+def replace_program(artifact: Artifact, module: torch.nn.Module) -> Golden:
+    """Put another program in place, with golden examples of what it gives for the same batch."""
+    buffer = io.BytesIO()
+    torch.jit.save(scripted(module), buffer)
+    one = Program(scripted(module), description(), CPU, copy_inputs=True)
+    recorded = Golden.record(one, load(artifact, CPU).golden.batch)
+    replace(artifact, PROGRAM, buffer.getvalue())
+    replace(artifact, GOLDEN, recorded.to_bytes())
+    return recorded
+
+
+def test_a_program_that_changes_its_own_state_is_refused(artifact):
+    replace_program(artifact, Remembers())
+    assert refusal(artifact) == (
+        "model.ts: it changes its own state when it is called: room (aten::copy_)"
+    )
+
+
+def test_a_program_that_writes_to_its_inputs_runs_on_copies(artifact):
+    recorded = replace_program(artifact, Overwrites())
+    model = load(artifact, CPU)
+    for _ in range(2):
+        np.testing.assert_array_equal(model.program.run(model.golden.batch), recorded.raw)
+        for name, column in model.golden.batch.candidate.items():
+            np.testing.assert_array_equal(column, recorded.batch.candidate[name])
+
+
+def test_a_write_to_inputs_that_is_overlooked_is_refused_with_that_reason(artifact):
+    recorded = replace_program(artifact, Overwrites())
+    with pytest.raises(ArtifactInvalid) as caught:
+        recorded.check(Program(scripted(Overwrites()), description(), CPU))
+    assert str(caught.value) == (
+        "golden check, all requests in one batch: the program changes the tensor that it is given: "
+        "quality"
+    )
+
+
+@pytest.mark.parametrize("name", [PROGRAM, GOLDEN])
+def test_a_file_of_another_size_is_refused_before_it_is_read(artifact, name):
+    os.truncate(artifact.folder / name, 500 << 30)  # sparse: more than any memory
+    assert refusal(artifact).startswith(f"{name}: has {500 << 30} bytes, the manifest says ")
+
+
+def test_a_manifest_that_is_too_large_is_refused(artifact):
+    os.truncate(artifact.folder / MANIFEST, 500 << 30)
+    assert refusal(artifact) == f"{MANIFEST}: is larger than {LARGEST_MANIFEST} bytes"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyError("x"), TypeError("what")])
+def test_any_exception_while_loading_is_a_refusal(artifact, monkeypatch, error):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.jit, "load", fail)
+    assert refusal(artifact).startswith(f"{PROGRAM}: {type(error).__name__}: ")

@@ -187,12 +187,15 @@ def rows_call(*arguments: tuple[str, tuple[str, ...]]) -> RowsCall:
             {"inputs": (DenseInput(**DENSE), IdInput(**ID | {"name": "quality", "side": "user"}))},
             "two inputs have the same name",
         ),
-        ({"ranking": Policy(weights={"like": 1.0})}, "unknown tasks: ['like']"),
+        ({"ranking": Policy(weights={"like": 1.0})}, 'ranking: unknown task "like"'),
         (
             {"call": rows_call(("x", ("age", "recent", "item", "quality", "price")))},
-            "unknown inputs: ['price']",
+            'arguments: unknown input "price"',
         ),
-        ({"call": rows_call(("x", ("age", "item")))}, "no argument packs: ['quality', 'recent']"),
+        (
+            {"call": rows_call(("x", ("age", "item")))},
+            'no argument packs the input "quality", "recent"',
+        ),
         (
             {"call": rows_call(("x", ("age", "recent")), ("x", ("item", "quality")))},
             "two arguments have the same name",

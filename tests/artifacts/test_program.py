@@ -84,7 +84,7 @@ class Matrix(nn.Module):
         return x
 
 
-def test_features_are_packed_in_the_order_that_the_argument_names_ids_as_float32_too():
+def test_features_are_packed_in_the_argument_s_order_and_ids_as_float32():
     requests = batch()
     outputs = [Output(column=column) for column in range(7)]
     tasks = tuple(task(f"t{k}", output=output) for k, output in enumerate(outputs))
@@ -106,7 +106,7 @@ class Named(nn.Module):
         return torch.stack([features["b"], features["a"].sum(1)], dim=1)
 
 
-def test_a_dict_call_hands_the_arguments_over_by_name():
+def test_a_dict_call_passes_the_arguments_by_name():
     requests = batch()
     raw = rows_program(
         Named(),
@@ -187,19 +187,31 @@ def test_outputs_are_found_by_index_or_name_as_vectors_or_columns(module, paths)
 @pytest.mark.parametrize(
     ("module", "output", "reason"),
     [
-        (Several, Output(), "the output is tuple for 6 rows, column 0"),
+        (Several, Output(), "the module returned tuple for 6 rows, expected (6,) or "),
         (Several, Output(path=3), "the module's output has no 3"),
         (Several, Output(path="a"), "the module's output has no 'a'"),
-        (Several, Output(path=0, column=1), "the output is (6, 1) for 6 rows, column 1"),
-        (Several, Output(path=2, column=2), "the output is (6, 2) for 6 rows, column 2"),
+        (
+            Several,
+            Output(path=0, column=1),
+            "(6, 1) for 6 rows, expected (6,) or (6, columns) with column 1",
+        ),
+        (
+            Several,
+            Output(path=2, column=2),
+            "(6, 2) for 6 rows, expected (6,) or (6, columns) with column 2",
+        ),
         (Keyed, Output(path="d"), "the module's output has no 'd'"),
         (Keyed, Output(path=0), "the module's output has no 0"),
-        (Keyed, Output(), "the output is dict for 6 rows, column 0"),
+        (Keyed, Output(), "the module returned dict for 6 rows"),
         (Request, Output(path=0), "the module's output has no 0"),
-        (Request, Output(column=2), "the output is (6, 2) for 6 rows, column 2"),
+        (
+            Request,
+            Output(column=2),
+            "(6, 2) for 6 rows, expected (6,) or (6, columns) with column 2",
+        ),
     ],
 )
-def test_an_output_that_is_not_there_is_an_error_naming_the_task(module, output, reason):
+def test_a_missing_output_is_an_error_that_names_the_task(module, output, reason):
     with pytest.raises(ValueError, match="task t0: ") as caught:
         returning(module(), output).run(batch())
     assert reason in str(caught.value)
@@ -219,7 +231,7 @@ class Shapes(nn.Module):
 def test_an_output_of_another_shape_is_an_error(path, shape):
     with pytest.raises(ValueError, match="task t0: ") as caught:
         returning(Shapes(), Output(path=path)).run(batch())
-    assert f"the output is {shape} for 6 rows" in str(caught.value)
+    assert f"the module returned {shape} for 6 rows" in str(caught.value)
 
 
 def test_outputs_in_half_precision_become_float32():
@@ -229,13 +241,13 @@ def test_outputs_in_half_precision_become_float32():
     np.testing.assert_allclose(raw[:, 0], requests.candidate["quality"][:, 0], rtol=1e-2)
 
 
-def test_a_bare_tensor_is_not_indexed_even_where_its_shape_would_fit():
+def test_a_single_tensor_is_not_indexed_even_if_its_shape_would_fit():
     square = batch(sizes=(2,))  # [2, 2]: a row looks like a column
     with pytest.raises(ValueError, match="has no 0"):
         returning(Request(), Output(path=0)).run(square)
 
 
-def test_what_a_module_raises_is_a_runtime_error():
+def test_an_exception_of_the_module_is_a_runtime_error():
     class Raises(nn.Module):
         def forward(
             self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
@@ -283,7 +295,7 @@ def test_an_extreme_logit_gives_a_finite_score_without_a_warning(link):
     assert np.isfinite(linked(link, [largest, -largest, 1e4, -1e4, 100, -100, 0])).all()
 
 
-def test_links_are_what_they_are_called():
+def test_links_compute_the_functions_that_they_are_named_after():
     raw = [-1.0, 0.0, 0.5, 3.0]
     np.testing.assert_array_equal(linked("identity", raw), np.array(raw, np.float32))
     np.testing.assert_allclose(linked("exp", raw), np.exp(raw), rtol=1e-6)
@@ -293,7 +305,7 @@ def test_links_are_what_they_are_called():
 
 
 @pytest.mark.parametrize("link", ["sigmoid", "exp", "expm1", "identity"])
-def test_what_is_not_a_number_stays_visible(link):
+def test_a_link_keeps_nan(link):
     assert np.isnan(linked(link, [float("nan")])).all()
 
 
@@ -314,7 +326,7 @@ def test_each_task_has_its_own_link_and_its_own_clamp():
 
 
 @pytest.mark.parametrize("columns", [(0, 1), (1, 0), (1, 1), (0,), (1,)])
-def test_a_matrix_is_taken_as_it_is_only_where_it_is_that_of_all_tasks(columns):
+def test_a_matrix_is_returned_unchanged_only_if_its_columns_are_the_tasks(columns):
     requests = batch()
     whole = returning(Request(), Output(column=0), Output(column=1)).run(requests)
     some = returning(Request(), *(Output(column=column) for column in columns)).run(requests)

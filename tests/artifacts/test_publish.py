@@ -1,7 +1,9 @@
-"""Publishing: a new version appears whole, or the store stays as it is."""
+"""Publishing adds a complete version, or changes nothing."""
 
 import hashlib
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -23,7 +25,7 @@ class Raises(nn.Module):
 
 
 class Narrow(nn.Module):
-    """[B, 1], where two tasks are told."""
+    """[B, 1], though two tasks are described."""
 
     def forward(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
@@ -38,7 +40,7 @@ class NotANumber(nn.Module):
         return torch.log(candidate["quality"] - 100 - 0 * user["age"][row_to_request])
 
 
-def test_what_is_published_can_be_loaded(tmp_path):
+def test_a_published_version_can_be_loaded(tmp_path):
     artifact = published(tmp_path)
     assert list(Store(tmp_path).artifacts()) == [artifact]
     model = load(artifact, CPU)
@@ -56,19 +58,19 @@ def test_the_manifest_states_size_and_hash_of_each_file(tmp_path):
         assert digest.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_versions_ascend_for_each_model_by_itself(tmp_path):
+def test_each_model_counts_its_own_versions(tmp_path):
     versions = [published(tmp_path, name=name).version for name in ("a", "a", "b", "a")]
     assert versions == [1, 2, 1, 3]
 
 
-def test_a_version_that_was_removed_in_between_is_not_filled_again(tmp_path):
+def test_the_next_version_follows_the_largest_one(tmp_path):
     (tmp_path / "feed" / "41").mkdir(parents=True)
     (tmp_path / "feed" / "41" / MANIFEST).touch()
     assert published(tmp_path).version == 42
 
 
 @pytest.mark.parametrize("fragment", ["model.ts", "notes/readme.txt"])
-def test_a_fragment_keeps_its_number_and_the_next_one_is_taken(tmp_path, fragment):
+def test_an_incomplete_version_keeps_its_number(tmp_path, fragment):
     path = tmp_path / "feed" / "1" / fragment
     path.parent.mkdir(parents=True)
     path.touch()
@@ -77,7 +79,7 @@ def test_a_fragment_keeps_its_number_and_the_next_one_is_taken(tmp_path, fragmen
     assert published(tmp_path).version == 3
 
 
-def test_a_file_of_a_versions_name_keeps_its_number_too(tmp_path):
+def test_a_file_with_a_version_s_name_keeps_its_number(tmp_path):
     (tmp_path / "feed").mkdir()
     (tmp_path / "feed" / "1").touch()
     assert published(tmp_path).version == 2
@@ -87,18 +89,18 @@ def test_a_file_of_a_versions_name_keeps_its_number_too(tmp_path):
     ("module", "reason"),
     [
         (Raises, "golden requests: the program failed"),
-        (Narrow, "task dwell: the output is .* column 1"),
-        (NotANumber, "off by nan"),
-        (Company, "request 0 alone: raw output of task .* is off by"),
+        (Narrow, "task dwell: the module returned .* column 1"),
+        (NotANumber, "differs by nan"),
+        (Company, "request 0 alone: raw output of task .* differs by"),
     ],
 )
-def test_a_module_that_could_not_serve_leaves_nothing(tmp_path, module, reason):
+def test_a_module_that_cannot_serve_leaves_the_store_empty(tmp_path, module, reason):
     with pytest.raises(ArtifactInvalid, match=reason):
         published(tmp_path, module())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_publish_that_fails_while_writing_leaves_nothing(tmp_path, monkeypatch):
+def test_a_publish_that_fails_while_writing_changes_nothing(tmp_path, monkeypatch):
     published(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     full = OSError(28, "No space left on device")
@@ -129,7 +131,23 @@ def test_publishers_at_the_same_time_get_different_versions(tmp_path):
     assert len(list((tmp_path / "feed").iterdir())) == publishers
 
 
-def test_requests_need_not_be_numbered_without_gaps(tmp_path):
+def test_golden_requests_may_include_one_without_candidates(tmp_path):
     requests = batch(sizes=(2, 0, 1))
     artifact = publish(Store(tmp_path), description(), scripted(Request()), requests)
     assert load(artifact, CPU).golden.batch.row_to_request.tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize("file", [None, "artifact/model.ts"])
+def test_what_a_killed_publisher_left_behind_is_removed_a_day_later(tmp_path, file):
+    published(tmp_path)
+    old, recent = (tmp_path / "feed" / f".publishing-{name}" for name in ("old", "recent"))
+    for left in (old, recent):
+        (left / "artifact").mkdir(parents=True)
+        if file is not None:
+            (left / file).write_bytes(b"half of it")
+    yesterday = time.time() - 25 * 3600
+    for each in (old, *old.rglob("*")):
+        os.utime(each, (yesterday, yesterday))
+    assert published(tmp_path).version == 2
+    assert not old.exists()
+    assert recent.exists()

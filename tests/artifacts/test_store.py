@@ -1,4 +1,4 @@
-"""The store: complete artifacts, in order, and nothing else that lies about."""
+"""The store lists complete artifacts in order, and says why other folders are ignored."""
 
 import os
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def test_a_store_that_does_not_exist_is_empty(tmp_path):
     assert names(Store(tmp_path / "none")) == []
 
 
-def test_a_file_in_place_of_the_store_or_a_model_or_a_version_is_passed_over(tmp_path):
+def test_a_file_in_place_of_a_folder_is_ignored(tmp_path):
     (tmp_path / "file").touch()
     assert names(Store(tmp_path / "file")) == []
     complete(tmp_path / "feed" / "1")
@@ -56,26 +56,96 @@ def test_a_version_without_a_manifest_is_not_complete(tmp_path):
     [
         "feed/.publishing-x",
         "feed/.publishing-x/artifact",
-        "feed/latest",
-        "feed/0",
-        "feed/01",
-        "feed/-1",
-        "feed/1.5",
-        "feed/1 ",
-        "feed/1\n",
-        "feed/\N{SUPERSCRIPT TWO}",
-        "feed/\N{ARABIC-INDIC DIGIT ONE}",
-        "feed/1234567890",
         ".hidden/1",
-        "-feed/1",
-        "my feed/1",
-        f"{'x' * 65}/1",
     ],
 )
-def test_a_folder_of_another_name_is_passed_over(tmp_path, name):
+def test_a_folder_that_is_being_written_is_ignored_without_a_reason(tmp_path, name):
     complete(tmp_path / "feed" / "7")
     complete(tmp_path / name)
     assert names(Store(tmp_path)) == ["feed/7"]
+    assert Store(tmp_path).scan().ignored == {}
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        *("latest", "v2", "0", "01", "-1", "1.5", "1 ", "1\n", "1_0", "+1", "1e3"),
+        *("\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT ONE}"),
+        *("9007199254740992", "12345678901234567890"),
+    ],
+)
+def test_a_folder_that_is_not_named_as_a_version_is_ignored_with_a_reason(tmp_path, version):
+    complete(tmp_path / "feed" / "7")
+    complete(tmp_path / "feed" / version)
+    assert names(Store(tmp_path)) == ["feed/7"]
+    assert Store(tmp_path).scan().ignored == {
+        f"feed/{version}": "not a version: a whole number from 1 to 9007199254740991, "
+        "without zeros before it"
+    }
+
+
+@pytest.mark.parametrize("model", ["-feed", "_feed", "my feed", "fééd", "x" * 65])
+def test_a_folder_that_is_not_named_as_a_model_is_ignored_with_a_reason(tmp_path, model):
+    complete(tmp_path / "feed" / "7")
+    complete(tmp_path / model / "1")
+    (tmp_path / "lost+found").mkdir()  # nothing in it could be served
+    assert names(Store(tmp_path)) == ["feed/7"]
+    (reason,) = Store(tmp_path).scan().ignored.values()
+    assert reason.startswith("not a model name: ")
+
+
+@pytest.mark.parametrize("version", [1700000000, 20261125120000, 2**53 - 1])
+def test_a_version_may_be_a_time(tmp_path, version):
+    complete(tmp_path / "feed" / "2")
+    complete(tmp_path / "feed" / str(version))
+    assert names(Store(tmp_path)) == ["feed/2", f"feed/{version}"]
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def version_without_access(path: Path) -> None:
+    path.mkdir()
+    link_to_itself(path / MANIFEST)
+
+
+def test_what_cannot_be_read_is_ignored_with_a_reason_and_costs_the_others_nothing(tmp_path):
+    complete(tmp_path / "feed" / "1")
+    complete(tmp_path / "search" / "1")
+    link_to_itself(tmp_path / "other")
+    link_to_itself(tmp_path / "feed" / "2")
+    version_without_access(tmp_path / "search" / "2")
+    listing = Store(tmp_path).scan()
+    assert [str(each) for each in listing.artifacts] == ["feed/1", "search/1"]
+    assert listing.ignored == dict.fromkeys(
+        ("other", "feed/2", "search/2"), "cannot be read: Too many levels of symbolic links"
+    )
+
+
+def test_a_model_folder_without_permission_costs_the_others_nothing(tmp_path, monkeypatch):
+    """As root, mode bits bind nobody: the system call is made to fail."""
+    complete(tmp_path / "feed" / "1")
+    complete(tmp_path / "secret" / "1")
+    scandir = os.scandir
+
+    def refusing(path: Path) -> object:
+        if path == tmp_path / "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    listing = Store(tmp_path).scan()
+    assert [str(each) for each in listing.artifacts] == ["feed/1"]
+    assert listing.ignored == {"secret": "cannot be read: Permission denied"}
+
+
+def test_a_store_that_cannot_be_read_is_an_error(tmp_path):
+    link_to_itself(tmp_path / "loop")
+    with pytest.raises(OSError, match="Too many levels"):
+        Store(tmp_path / "loop").scan()
+    with pytest.raises(FileNotFoundError):
+        Store(tmp_path / "none").scan()
 
 
 def test_an_artifact_may_be_a_link_to_a_folder(tmp_path):

@@ -25,15 +25,18 @@ from app.artifacts.golden import Golden
 from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, FileDigest, Manifest, Output, TaskOutput
 from app.artifacts.program import Program
+from app.engine.batch import Chunk
 from app.engine.gpu.buckets import Bucket, Buckets
 from app.engine.gpu.cuda import CudaStream
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor
-from app.engine.lanes import Executor, Part, run
+from app.engine.lanes import Executor, run
+from app.engine.request import RequestFeatures
 from app.ranking.policy import Policy
 from app.telemetry.metrics import Metrics
 from models.networks.build import build
 from models.networks.config import DenseFeature, NetworkConfig, Task
 from tests.bench.fused import frozen
+from tests.support.fakes import chunk_of
 
 USER, CANDIDATE = 50, 50
 TASKS = ("click", "like", "follow")
@@ -72,21 +75,24 @@ def served(device: torch.device) -> Model:
         }
     )
     program = Program(frozen(network, str(device)), manifest, device)
-    (part,) = parts(Bucket(1, 1))
-    golden = ModelInputs(part.user, part.candidate, np.zeros(1, np.int64))
+    (chunk,) = chunks_of(Bucket(1, 1))
+    features = chunk.features
+    golden = ModelInputs(features.user, features.candidate, np.zeros(1, np.int64))
     return Model(manifest, program, Golden.record(program, golden))
 
 
-def parts(bucket: Bucket) -> list[Part]:
+def chunks_of(bucket: Bucket) -> list[Chunk]:
     """Return a batch that fills a bucket, with the rows divided among the requests."""
     random = np.random.default_rng(0)
     sizes = [len(each) for each in np.array_split(np.arange(bucket.rows), bucket.requests)]
     return [
-        Part(
-            {"u": random.normal(size=(1, USER)).astype(np.float32)},
-            {"c": random.normal(size=(size, CANDIDATE)).astype(np.float32)},
-            0,
-            size,
+        chunk_of(
+            RequestFeatures(
+                {"u": random.normal(size=(1, USER)).astype(np.float32)},
+                {"c": random.normal(size=(size, CANDIDATE)).astype(np.float32)},
+                size,
+                {},
+            )
         )
         for size in sizes
     ]
@@ -98,7 +104,7 @@ def lane(device: torch.device, max_batch_rows: int) -> GraphExecutor:
     return GraphExecutor(stream, max_batch_rows=max_batch_rows, fallbacks=Fallbacks(Metrics()))
 
 
-def seconds(executor: Executor, model: Model, batch: Sequence[Part], calls: int = 20) -> float:
+def seconds(executor: Executor, model: Model, batch: Sequence[Chunk], calls: int = 20) -> float:
     """Return the mean time of one batch, from collating to scores (s)."""
     began = time.perf_counter()
     for _ in range(calls):
@@ -114,7 +120,7 @@ def graphs_against_eager(model: Model, limit: int, turns: int) -> None:
     print("| ---: | ---: | ---: | ---: | ---: |")
     replayed = lane(model.program.device, limit)
     for bucket in reversed(list(Buckets(limit))):
-        batch = parts(bucket)
+        batch = chunks_of(bucket)
         for executor in (run, replayed):  # warm up, and capture
             seconds(executor, model, batch)
         times = [
@@ -129,7 +135,7 @@ def graphs_against_eager(model: Model, limit: int, turns: int) -> None:
 
 def several(model: Model, limit: int, lanes: int, window_s: float) -> float:
     """Return candidates per second with the given number of lanes and the largest bucket."""
-    batch = parts(Bucket(limit, max(1, limit // 500)))
+    batch = chunks_of(Bucket(limit, max(1, limit // 500)))
     executors = [lane(model.program.device, limit) for _ in range(lanes)]
     for executor in executors:
         seconds(executor, model, batch)

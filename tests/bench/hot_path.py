@@ -61,7 +61,7 @@ SIZES = (1, 50, 500)
 
 @dataclass(frozen=True)
 class Subject:
-    """A server that is measured: where it listens, its processes, and the requests that it takes."""
+    """A server that is measured: its address, its main process, and the requests it takes."""
 
     name: str
     url: str

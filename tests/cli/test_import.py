@@ -9,9 +9,8 @@ import httpx
 import pytest
 import torch
 
-from app.artifacts.encoding import Hashed, rows_of
+from app.artifacts.encoding import Hashed, rows_of, write_vocabulary
 from app.artifacts.store import PROGRAM, Store
-from app.artifacts.vocabulary import write_vocabulary
 from app.cli.main import main
 from app.errors import ExitCode
 from app.main import gatehouse
@@ -196,8 +195,8 @@ def test_imported_artifacts_pass_the_check(files, capsys, monkeypatch):
         (["FILE", "--config", "TOML", "--name", "a"], "--config replaces --name"),
         (["FILE", "--config", "absent.toml"], "absent.toml: No such file"),
         (["absent.pt", "--config", "TOML"], "absent.pt: No such file"),
-        (["FILE", "--config", "FILE"], "is not TOML"),
-        (["FILE", "--config", "TOML"], "TOML: name: Field required (and 2 more)"),
+        (["FILE", "--config", "FILE"], "not valid TOML"),
+        (["FILE", "--config", "TOML"], "TOML: name: required key is missing (and 2 more)"),
         (["FILE", "--conf", "TOML"], "unknown option --conf; did you mean --config?"),
         (["FILE", "--name", "a", "--columns", "x@", "--tasks", "c:logit"], "must be NAME, NAME@"),
         (["FILE", "--name", "a", "--columns", "x", "--tasks", "c:logits"], "tasks.0.gives: Input"),
@@ -206,11 +205,11 @@ def test_imported_artifacts_pass_the_check(files, capsys, monkeypatch):
         (["FILE", "--name", "a", "--columns", "x,x", "--tasks", "c:logit"], "two inputs have"),
         (
             ["FILE", "--name", "a", "--columns", "x", "--user", "y", "--tasks", "c:logit"],
-            "--user: there is no column 'y'",
+            '--user: unknown column "y"',
         ),
         (
             ["FILE", "--name", "a", "--columns", "x@16777217", "--tasks", "c:logit"],
-            "x: float32 tells 2**24 ids apart",
+            "x: float32 holds integers up to 2**24 exactly",
         ),
     ],
     ids=str,

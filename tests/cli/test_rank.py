@@ -199,7 +199,7 @@ def test_explain_does_not_change_how_a_bad_request_is_refused(capsys, folder, tm
 def test_an_unknown_model_is_reported_on_one_line(capsys, folder, request_file):
     code, out, err = rank(capsys, request_file, "--store", folder, "--model", "search")
     assert (code, out, err.count("\n")) == (ExitCode.USAGE, "", 1)
-    assert "no model of this name" in err
+    assert "not found; active models: " in err
 
 
 def test_a_store_that_cannot_answer_exits_with_1(capsys, tmp_path, request_file):

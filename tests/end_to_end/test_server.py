@@ -215,7 +215,7 @@ def test_a_store_whose_only_artifact_is_bad_exits_with_2_and_the_reason(store, t
     match damage:
         case "flipped bit":
             corrupt(version / "model.ts")
-            reason = "tiny/1: model.ts: its SHA-256 is not the one in the manifest"
+            reason = "tiny/1: model.ts: its SHA-256 differs from the manifest"
         case "truncated":
             content = (version / "model.ts").read_bytes()
             (version / "model.ts").write_bytes(content[:-100])

@@ -9,11 +9,10 @@ import httpx
 import numpy as np
 import pytest
 
-from app.artifacts.encoding import Hashed, Listed
+from app.artifacts.encoding import Hashed, Listed, write_vocabulary
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
-from app.artifacts.vocabulary import write_vocabulary
 from tests.protocol.open_inference.tensors import inputs_of
 from tests.support.builders import Request, batch, description, scripted
 from tests.support.server import Server, running_server, wait_for
@@ -221,8 +220,8 @@ def test_errors_have_their_status_and_name_the_input_and_the_rule(server, client
     for arguments, status, message in (
         ({"inputs": infer_inputs(wide)}, "422", "quality must have shape [n, 2]"),
         ({"inputs": infer_inputs(unsigned)}, "422", "quality cannot be UINT8"),
-        ({"model_name": "nobody"}, "404", "no model of this name"),
-        ({"model_version": "9"}, "404", "this version of the model is not active"),
+        ({"model_name": "nobody"}, "404", 'model "nobody" not found; active models: '),
+        ({"model_version": "9"}, "404", 'version 9 of model "'),
         ({"sequence_id": 5}, "422", "sequences are not supported"),
         (
             {"outputs": [triton.InferRequestedOutput("click", class_count=2)]},
@@ -326,7 +325,7 @@ async def test_the_asyncio_client_works_alike(server, binary, coding):
                 for _ in range(8)
             )
         )
-        with pytest.raises(InferenceServerException, match="no model of this name"):
+        with pytest.raises(InferenceServerException, match="not found; active models: "):
             await client.infer("nobody", infer_inputs(arrays, library=aio))
     for result in results:  # they kept each other company in batches, which may change a last bit
         for name, scores in native.items():

@@ -1,4 +1,4 @@
-"""What may be said of a foreign model, in a file or in flags."""
+"""Descriptions of modules from elsewhere, in a file or as options."""
 
 import tomllib
 from typing import Any
@@ -40,24 +40,24 @@ def test_flags_describe_one_matrix_in_the_order_of_its_columns():
         ("number", "regression", "identity", ""),
     ],
 )
-def test_what_a_module_gives_decides_kind_link_and_unit(gives, kind, link, unit):
+def test_the_meaning_of_an_output_sets_kind_link_and_unit(gives, kind, link, unit):
     (task,) = described(from_flags("ctr", ("x",), (), (f"t:{gives}",))).tasks
     assert (task.kind, task.link, task.unit) == (kind, link, unit)
 
 
-def test_a_foreign_id_is_refused_outside_its_vocabulary_unless_a_row_is_named():
+def test_an_id_outside_its_vocabulary_is_an_error_unless_a_row_is_named():
     user, recent, item, _ = ForeignModel.model_validate(tomllib.loads(TENSORS)).inputs
     assert [each.unknown for each in (user, recent, item)] == [0, "reject", "reject"]  # type: ignore[union-attr]
 
 
-def test_scores_are_multiplied_unless_one_is_a_plain_number():
+def test_scores_are_multiplied_by_default_unless_one_is_a_plain_number():
     product = described(from_flags("ctr", ("x",), (), ("a:logit", "b:log-seconds"))).ranking
     total = described(from_flags("ctr", ("x",), (), ("a:logit", "b:number"))).ranking
     assert (product.formula, total.formula) == ("power_product", "weighted_sum")
     assert product.weights == total.weights == {"a": 1, "b": 1}
 
 
-def test_a_ranking_that_is_told_is_taken():
+def test_a_described_ranking_policy_is_used():
     ranking = described(ForeignModel.model_validate(tomllib.loads(NAMED))).ranking
     assert ranking.weights == {"click": 1, "value": 0.1}
 
@@ -88,16 +88,16 @@ ID_LIST = {"name": "h", "side": "user", "kind": "id_list", "vocabulary_size": 9,
                     {"name": "b", "gives": "logit"},
                 ]
             },
-            "tasks: either every one states its output, or none does",
+            "tasks: state the output of every task, or of none",
         ),
-        ({"ranges": {"y": [0, 1]}}, "ranges.y: there is no dense input of this name"),
+        ({"ranges": {"y": [0, 1]}}, 'ranges: unknown dense input "y"'),
         ({"ranges": {"x": [1, 0]}}, "ranges.x: must be [low, high] with low < high"),
-        ({"ranking": {"weights": {"like": 1.0}}}, "the ranking policy weighs unknown tasks"),
+        ({"ranking": {"weights": {"like": 1.0}}}, 'ranking: unknown task "like"; tasks: click'),
         (
             {"arguments": [{"name": "a", "pack": ["y"], "dtype": "float32"}]},
-            "arguments pack unknown inputs: ['y']",
+            'arguments: unknown input "y"',
         ),
-        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"colour": "red"}, 'unknown key "colour"'),
     ],
     ids=str,
 )
@@ -123,8 +123,8 @@ def inline(value: object) -> str:
     return repr(value)
 
 
-def test_ids_as_floats_must_be_told_apart_by_float32():
+def test_ids_as_floats_must_fit_into_float32():
     largest = 2**24
     from_flags("ctr", (f"x@{largest}",), (), ("t:logit",))
-    with pytest.raises(ForeignInvalid, match=r"x: float32 tells 2\*\*24 ids apart"):
+    with pytest.raises(ForeignInvalid, match=r"x: float32 holds integers up to 2\*\*24 exactly"):
         from_flags("ctr", (f"x@{largest + 1}",), (), ("t:logit",))

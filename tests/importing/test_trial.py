@@ -1,4 +1,4 @@
-"""The trial: every reason for which a foreign module cannot serve is found, and named exactly."""
+"""The trial finds every reason why a module from elsewhere cannot serve, and states it."""
 
 import io
 import pickle
@@ -6,30 +6,36 @@ import warnings
 import zipfile
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from app.artifacts.loader import load
 from app.artifacts.manifest import IdListInput
+from app.artifacts.publish import publish
+from app.artifacts.store import Store
 from app.cli.main import main
 from app.errors import ArtifactInvalid, ExitCode
 from app.importing.description import ForeignModel, from_flags
 from app.importing.samples import generate
-from app.importing.trial import TRIAL_SIZES, examine
+from app.importing.trial import CPU, TRIAL_SIZES, examine
 from tests.support.foreign import MATRIX_FLAGS, Matrix, matrix_file, traced
 
 
 def model(*tasks: str, columns: tuple[str, ...] = ("age", "item@10")) -> ForeignModel:
-    return from_flags("ctr", columns, ["age"], tasks or ("click:number",))
+    """A description of modules that may ignore inputs."""
+    described = from_flags("ctr", columns, ["age"], tasks or ("click:number",))
+    return described.model_copy(update={"unused": tuple(each.name for each in described.inputs)})
 
 
 def file(module: nn.Module, *example: object, script: bool = False) -> bytes:
-    """The file of a module that is traced with 4 rows of 2 columns unless said otherwise."""
+    """The file of a module, traced with 4 rows of 2 columns by default."""
     made: Any = torch.jit.script(module) if script else None
     if made is None:
         example = example or (torch.ones(4, 2),)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what people overlook
+            warnings.simplefilter("ignore")  # they are easily overlooked
             made = torch.jit.trace(module, example, check_trace=False, strict=False)
     buffer = io.BytesIO()
     torch.jit.save(made, buffer)
@@ -134,39 +140,48 @@ class Logarithm(nn.Module):
     [
         (Normed(), "BatchNorm is in training mode: call eval() on the module before tracing it"),
         (Dropped(), "dropout is in training mode"),
-        (Ranked(), "a row's output depends on its batch: task click gives 1 for a row alone, and"),
-        (Positioned(), "a row's output depends on its batch: task click gives "),
-        (Random(), "the same rows give other outputs when they are run again"),
-        (Fixed(), "a fixed batch size was traced in: it runs with 4 rows, but with 1: "),
-        (Squeezed(), "it fails with 1 row: task click: the output is () for 1 rows"),
-        (Identity(), "it gives 2 outputs, but 1 tasks are named: name them all, in order, or"),
-        (Several(), "it gives 3 outputs, but 1 tasks are named"),
-        (Keyed(), "it gives the outputs ctr, cvr, and none is 'click'"),
-        (Column(9), "index out of range"),
+        (Ranked(), "a row's output depends on the other rows: task click gives 1 for a row alone"),
+        (Positioned(), "a row's output depends on the other rows: task click gives "),
+        (Random(), "its outputs are random: it calls aten::randn_like"),
+        (
+            Fixed(),
+            "a fixed batch size is part of its graph: it runs with 4 rows, but fails with 1: ",
+        ),
+        (Squeezed(), "it fails with 1 row: task click: the module returned () for 1 rows"),
+        (Identity(), "it returns 2 outputs, but 1 tasks are named: name a task for each output"),
+        (Several(), "it returns 3 outputs, but 1 tasks are named"),
+        (Keyed(), 'it returns no output "click"; outputs: ctr, cvr'),
+        (
+            Column(9),
+            "input item: vocabulary_size is 10, but the largest id that the module takes is 8",
+        ),
         (Logarithm(), "task click gives nan for "),
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, nn.Module) else "",
 )
-def test_a_module_that_could_not_serve_is_refused_with_the_reason(module, reason):
+def test_a_module_that_cannot_serve_is_refused_with_the_reason(module, reason):
     assert reason in refusal(file(module))
 
 
 @pytest.mark.parametrize("rows", [7, 1, 257, 1024])
-def test_whichever_batch_size_was_traced_in_is_named(rows):
+def test_the_fixed_batch_size_of_a_trace_is_named(rows):
     reason = refusal(file(Fixed(), torch.ones(rows, 2)))
-    assert f"a fixed batch size was traced in: it runs with {rows} rows, but with " in reason
+    assert (
+        f"a fixed batch size is part of its graph: it runs with {rows} rows, but fails with "
+        in reason
+    )
 
 
-def test_a_batch_size_that_nobody_would_guess_is_refused_all_the_same():
+def test_an_unusual_fixed_batch_size_is_refused():
     assert "it cannot be called: " in refusal(file(Fixed(), torch.ones(777, 2)))
 
 
-def test_a_scripted_module_with_a_gpu_in_it_is_refused():
+def test_a_scripted_module_with_a_gpu_constant_is_refused():
     reason = refusal(file(OnCuda(), script=True))
-    assert reason == "the device cuda:0 is baked in, so it runs nowhere else: trace it on the CPU"
+    assert reason == "the device cuda:0 is a constant of its graph: trace it on the CPU"
 
 
-def test_a_module_with_the_cpu_in_it_is_for_cpus_only():
+def test_a_module_with_a_cpu_constant_serves_on_cpus_only():
     baked, free = (
         examine(file(each, script=True), model()).description.precision.tolerance
         for each in (OnCPU(), Logit())
@@ -185,7 +200,7 @@ def test_a_scripted_module_left_in_training_mode_is_put_into_evaluation_mode():
     assert trial.description.task_names == ("click",)
 
 
-def test_freezing_that_hides_a_training_mode_does_not_hide_it_from_the_trial():
+def test_training_mode_is_found_in_a_trace_that_freezing_would_change():
     """`torch.jit.freeze` folds a traced BatchNorm into the layer before it, training or not."""
     assert "BatchNorm is in training mode" in refusal(file(Normed().train()))
 
@@ -193,11 +208,11 @@ def test_freezing_that_hides_a_training_mode_does_not_hide_it_from_the_trial():
 @pytest.mark.parametrize(
     ("gives", "reason"),
     [
-        ("probability", "which are no probabilities: logits?"),
-        ("log-probability", "which is no log-probability"),
+        ("probability", 'which are not probabilities; if they are logits, say "logit"'),
+        ("log-probability", "which is not a log-probability"),
     ],
 )
-def test_what_the_outputs_cannot_mean_is_refused(gives, reason):
+def test_outputs_outside_the_range_of_their_meaning_are_refused(gives, reason):
     assert reason in refusal(file(Logit()), model(f"click:{gives}"))
 
 
@@ -219,11 +234,11 @@ class Number(nn.Module):
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (Cube(), "it gives (257, 2, 1), where [B] or [B, columns] is read"),
-        (Number(), "task click: the output is () for 1 rows"),
+        (Cube(), "it returns (257, 2, 1), expected [B] or [B, columns]"),
+        (Number(), "task click: the module returned () for 1 rows"),
     ],
 )
-def test_an_output_that_is_no_column_is_refused(module, reason):
+def test_an_output_of_another_shape_is_refused(module, reason):
     assert reason in refusal(file(module))
 
 
@@ -263,8 +278,10 @@ def saved(what: object) -> bytes:
     [b"", b"\x80", pickled(), zipped(), saved(Matrix().state_dict()), saved(nn.Linear(2, 1))],
     ids=["empty", "noise", "pickle", "zipped pickle", "state_dict", "whole module"],
 )
-def test_what_is_no_torchscript_is_refused_and_not_unpickled(content):
-    assert refusal(content).startswith("it is no TorchScript file: a pickled module or a state_")
+def test_a_file_that_is_not_torchscript_is_refused_and_not_unpickled(content):
+    assert refusal(content).startswith(
+        "not a TorchScript file (pickled modules and state_dicts are not read)"
+    )
 
 
 def test_a_refusal_is_one_line_on_standard_error_and_leaves_the_store_alone(capsys, tmp_path):
@@ -278,7 +295,7 @@ def test_a_refusal_is_one_line_on_standard_error_and_leaves_the_store_alone(caps
     assert not store.exists()
 
 
-def test_a_module_that_changes_state_of_its_own_is_refused():
+def test_a_module_that_changes_its_own_state_is_refused():
     class Counting(nn.Module):
         count: Tensor
 
@@ -290,7 +307,9 @@ def test_a_module_that_changes_state_of_its_own_is_refused():
             self.count += 1
             return x[:, 0] + self.count
 
-    assert "the same rows give other outputs" in refusal(file(Counting(), script=True))
+    assert refusal(file(Counting(), script=True)) == (
+        "it changes its own state when it is called: count (aten::add_)"
+    )
 
 
 def test_samples_hold_both_ends_of_each_vocabulary_and_an_empty_and_a_full_list():
@@ -335,3 +354,198 @@ def test_the_same_file_imported_twice_has_the_same_golden_requests(tmp_path):
     first, second = examine(content, flags), examine(content, flags)
     for name, column in first.requests.candidate.items():
         assert (column == second.requests.candidate[name]).all()
+
+
+class InPlace(nn.Module):
+    """Writes to its arguments: to a matrix, and to a vector that would be the caller's own."""
+
+    def forward(self, x: Tensor, item: Tensor) -> Tensor:
+        x[:, 0] = torch.relu(x[:, 0])
+        item.clamp_(max=3)
+        return x[:, 0] + x[:, 1] + item.float()
+
+
+PACKED = {
+    "name": "ctr",
+    "inputs": [
+        {"name": "age", "side": "candidate", "kind": "dense"},
+        {"name": "price", "side": "candidate", "kind": "dense"},
+        {"name": "item", "side": "candidate", "kind": "id", "vocabulary_size": 10},
+    ],
+    "arguments": [
+        {"name": "x", "pack": ["age", "price"], "dtype": "float32"},
+        {"name": "item", "pack": ["item"], "dtype": "int64", "rank": 1},
+    ],
+    "tasks": [{"name": "click", "gives": "number"}],
+}
+
+
+def test_a_module_that_writes_to_its_inputs_gets_copies_of_them(tmp_path):
+    content = file(InPlace(), script=True)
+    trial = examine(content, ForeignModel.model_validate(PACKED))
+    artifact = publish(Store(tmp_path), trial.description, content, trial.requests)
+    served = load(artifact, CPU)
+    batch = served.golden.batch
+    before = {name: column.copy() for name, column in batch.candidate.items()}
+    once, again = served.program.run(batch), served.program.run(batch)
+    np.testing.assert_array_equal(once, again)
+    want = np.maximum(before["age"][:, 0], 0) + before["price"][:, 0] + before["item"].clip(max=3)
+    np.testing.assert_allclose(once[:, 0], want, rtol=1e-6)
+    for name, column in batch.candidate.items():
+        np.testing.assert_array_equal(column, before[name])
+    assert before["item"].max() > 3
+
+
+class Spread(nn.Module):
+    """NaN for one row: a sample variance needs two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance = (x - x.mean(0)).pow(2).sum(0) / (x.size(0) - 1)
+        return x[:, 0] + 0 * variance[0]
+
+
+def test_a_row_that_gives_nan_only_when_it_is_alone_is_found():
+    assert "task click gives nan for 1 of 1 rows" in refusal(file(Spread()))
+
+
+class NoneLeft(nn.Module):
+    """The mean of an empty list is NaN, but of a batch only where all lists are empty."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = x[:, 1:]
+        known = (ids >= 0).float()
+        longest = known.sum(1).max()
+        return x[:, 0] + (ids * known).sum(1) * (longest / longest)
+
+
+HISTORY = {
+    "name": "ctr",
+    "inputs": [
+        {"name": "age", "side": "candidate", "kind": "dense"},
+        {
+            "name": "history",
+            "side": "candidate",
+            "kind": "id_list",
+            "vocabulary_size": 10,
+            "max_length": 4,
+            "padding": -1,
+        },
+    ],
+    "tasks": [{"name": "click", "gives": "number"}],
+}
+
+
+def test_an_empty_list_that_gives_nan_only_in_a_row_alone_is_found():
+    reason = refusal(file(NoneLeft(), script=True), ForeignModel.model_validate(HISTORY))
+    assert reason.startswith("a row's output depends on the other rows: task click gives nan for a")
+
+
+def strict(*columns: str, **changes: Any) -> ForeignModel:
+    """A description whose every input must have an influence."""
+    described = from_flags("ctr", columns, [], ("click:number",))
+    return ForeignModel.model_validate(described.model_dump() | changes)
+
+
+class Narrow(nn.Module):
+    """Reads three of the columns that it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :3].sum(1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        (("a", "b", "c", "d"), "no output depends on d: check the order, the widths and"),
+        (("a", "b", "c:3"), "no output depends on c[1], c[2]: "),
+        (("a", "b:9", "c@5"), "no output depends on b[2], b[3], b[4], b[5], b[6], b[7], b[8], c: "),
+        (("a", "b:10", "c@5"), "b[7], b[8], b[9], ...: "),
+    ],
+)
+def test_inputs_without_influence_are_named(columns, named):
+    assert named in refusal(file(Narrow(), script=True), strict(*columns))
+
+
+def test_an_input_that_is_described_as_unused_needs_no_influence():
+    described = strict("a", "b", "c", "d", unused=["d"])
+    assert examine(file(Narrow(), script=True), described).description.task_names == ("click",)
+
+
+class Faint(nn.Module):
+    """Steps that only large values reach, and a weight that float32 hardly shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.bucketize(x[:, 0].contiguous(), torch.tensor([18.0, 35.0, 65.0]))
+        return steps + 1e-6 * x[:, 1] + (x[:, 2] > 0.5).float()
+
+
+def test_faint_influences_and_thresholds_are_accepted():
+    examine(file(Faint(), script=True), strict("age", "price", "is_new"))
+
+
+class LookedUp(nn.Module):
+    """A list of five ids, then a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.table(x[:, :5].long())
+        return found.sum(2).sum(1) + x[:, 5:].sum(1)
+
+
+def test_a_list_of_ids_that_is_described_as_dense_is_refused():
+    content = file(LookedUp(), script=True)
+    reason = refusal(content, strict("history:5", "price"))
+    assert reason.startswith("input history: the module fails on its trial values (")
+    reason = refusal(content, strict("history:5", "price", ranges={"history": (0, 9)}))
+    assert reason.startswith("history[0] is described as dense, but the module uses only the whole")
+
+
+def test_a_list_that_is_described_too_narrow_is_refused():
+    """Its fifth position then reads the number after it as an id."""
+    described = ForeignModel.model_validate(
+        {
+            "name": "ctr",
+            "inputs": [
+                HISTORY["inputs"][1] | {"padding": 0},  # type: ignore[operator]
+                {"name": "price", "side": "candidate", "kind": "dense", "dim": 2},
+            ],
+            "tasks": [{"name": "click", "gives": "number"}],
+            "ranges": {"price": [0, 8]},
+        }
+    )
+    reason = refusal(file(LookedUp(), script=True), described)
+    assert reason.startswith("price[0] is described as dense, but the module uses only the whole")
+    assert "check the widths of the inputs beside it" in reason
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_an_id_out_of_range_is_never_blamed_on_the_batch_size(script):
+    """A single row seldom has the largest id, so that the module runs with one row only."""
+    reason = refusal(file(Column(9), script=script))
+    assert "batch size" not in reason
+    assert reason.startswith(
+        "input item: vocabulary_size is 10, but the largest id that the module"
+    )
+    assert reason.endswith("index out of range in self")
+
+
+def test_padding_that_is_not_a_row_of_the_table_is_named():
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(10, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.table(x[:, 1:].long())
+            return x[:, 0] + found.sum(2).sum(1)
+
+    reason = refusal(file(Pooled(), script=True), ForeignModel.model_validate(HISTORY))
+    assert reason.startswith("input history: the module fails on its padding, -1: ")
+
+
+def test_an_id_with_a_single_row_cannot_change_and_is_accepted():
+    described = strict("a", "b", "c@1")
+    assert examine(file(Narrow(), script=True), described).description.task_names == ("click",)

@@ -1,11 +1,13 @@
-"""From the store to an active model: what is good is served, the rest refused with its reason."""
+"""Deployment: good versions are activated, others are refused with the reason."""
 
 import asyncio
+import os
 import shutil
 
 import httpx
 import pytest
 
+from app.artifacts.loader import load
 from app.artifacts.store import Store
 from app.errors import ArtifactInvalid
 from app.lifecycle.poll_timer import PollTimer
@@ -48,7 +50,7 @@ async def test_a_bad_newest_version_leaves_the_next_best(folder):
         assert "SHA-256" in next(iter(refused.values()))
 
 
-async def test_a_version_whose_files_cannot_be_looked_at_leaves_the_next_best(folder):
+async def test_a_version_with_an_unreadable_file_leaves_the_next_best(folder):
     add_version(folder, "tiny", 2)
     (folder / "tiny" / "2" / "loop").symlink_to("loop")
     async with gatehouse(settings(folder)) as parts:
@@ -118,7 +120,7 @@ async def test_a_store_of_bad_artifacts_is_an_error_with_every_reason(folder):
             await parts.deployment.refresh()
 
 
-async def test_what_was_refused_is_not_tried_again(folder):
+async def test_a_refused_version_is_not_tried_again(folder):
     corrupt(folder / "tiny" / "1" / "model.ts")
     async with gatehouse(settings(folder)) as parts:
         for _ in range(3):
@@ -128,7 +130,7 @@ async def test_what_was_refused_is_not_tried_again(folder):
         assert 'gatehouse_model_swaps_total{model="tiny",result="refused"} 1.0' in metrics
 
 
-async def test_a_version_that_was_seen_half_copied_is_tried_again(folder):
+async def test_a_half_copied_version_is_tried_again_when_its_files_change(folder):
     program = folder / "tiny" / "1" / "model.ts"
     whole = program.read_bytes()
     program.write_bytes(whole[:1000])
@@ -141,7 +143,7 @@ async def test_a_version_that_was_seen_half_copied_is_tried_again(folder):
         assert parts.service.registry.refused == {}
 
 
-async def test_a_version_that_goes_and_comes_back_goes_on_serving(folder):
+async def test_an_active_version_stays_active_while_it_is_missing(folder):
     newer = add_version(folder, "tiny", 2)
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
@@ -167,15 +169,15 @@ async def test_a_refused_version_that_was_removed_is_forgotten(folder):
 class Volume(Store):
     """A store on a network volume that cannot be read at first."""
 
-    def artifacts(self, on_error=None):
+    def scan(self):
         marker = self.folder / "away"
         if marker.exists():
             marker.unlink()
             raise PermissionError(13, "Permission denied")
-        return super().artifacts(on_error)
+        return super().scan()
 
 
-async def test_a_store_that_cannot_be_read_for_a_while_is_followed_again(folder):
+async def test_a_store_that_was_unreadable_for_a_while_is_followed_again(folder):
     async with gatehouse(settings(folder)) as parts:
         parts.deployment._store = Volume(folder)
         (folder / "away").touch()
@@ -200,10 +202,10 @@ async def test_several_models_are_served_by_name(folder):
             assert answer.json()["model"] == "other"
             unnamed = await client.post("/v1/score", json=example)
             assert unnamed.status_code == 404
-            assert "name one" in unnamed.json()["detail"]
+            assert "there is no default model; active models: other, tiny" in unnamed.text
 
 
-async def test_a_default_model_answers_where_none_is_named(folder):
+async def test_the_default_model_answers_requests_that_name_none(folder):
     add_version(folder, "other", 1, name="other")
     async with gatehouse(settings(folder, default_model="tiny")) as parts:
         await parts.deployment.refresh()
@@ -212,3 +214,189 @@ async def test_a_default_model_answers_where_none_is_named(folder):
             example = (await client.get("/v1/models/other")).json()["example_request"]
             answer = await client.post("/v1/score", json=example)
             assert answer.json()["model"] == "tiny"
+
+
+def swaps(parts, result: str, model: str = "tiny") -> float:
+    sample = parts.metrics.registry.get_sample_value
+    return sample("gatehouse_model_swaps_total", {"model": model, "result": result}) or 0
+
+
+async def test_a_slow_copy_is_not_counted_as_a_refusal_at_each_look(folder, caplog):
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        newer = add_version(folder, "tiny", 2)
+        whole = (newer / "model.ts").read_bytes()
+        for copied in (100, 1000, 5000):
+            (newer / "model.ts").write_bytes(whole[:copied])
+            await parts.deployment.refresh()
+            (reason,) = parts.service.registry.refused.values()
+            assert reason.startswith(f"model.ts: has {copied} bytes, the manifest says ")
+        assert swaps(parts, "refused") == 0
+        assert "is refused" not in caplog.text
+        (newer / "model.ts").write_bytes(whole)
+        await parts.deployment.refresh()
+        assert active(parts) == ["tiny/2"]
+        assert (swaps(parts, "refused"), swaps(parts, "activated")) == (0, 2)
+
+
+async def test_a_bad_version_is_counted_once_when_its_files_no_longer_change(folder, caplog):
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        corrupt(add_version(folder, "tiny", 2) / "model.ts")
+        for _ in range(4):
+            await parts.deployment.refresh()
+        assert swaps(parts, "refused") == 1
+        assert caplog.text.count("artifact tiny/2 is refused: model.ts: its SHA-256") == 1
+
+
+async def test_a_version_that_cannot_be_read_is_counted_once_and_tried_again(folder):
+    newer = add_version(folder, "tiny", 2)
+    (newer / "loop").symlink_to("loop")
+    async with gatehouse(settings(folder)) as parts:
+        for _ in range(3):
+            await parts.deployment.refresh()
+        (reason,) = parts.service.registry.refused.values()
+        assert reason == "cannot be read now: loop: Too many levels of symbolic links"
+        assert str(folder) not in reason
+        assert swaps(parts, "refused") == 1
+        (newer / "loop").unlink()
+        await parts.deployment.refresh()
+        assert active(parts) == ["tiny/2"]
+
+
+@pytest.mark.parametrize("error", [MemoryError("all of it"), RecursionError(), KeyError("x")])
+async def test_whatever_one_version_raises_the_others_are_activated(folder, monkeypatch, error):
+    add_version(folder, "another", 1, name="another")
+    add_version(folder, "tiny", 2)
+
+    def raising(artifact, device):
+        if artifact.version == 2:
+            raise error
+        return load(artifact, device)
+
+    monkeypatch.setattr("app.lifecycle.deployment.load", raising)
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        assert active(parts) == ["another/1", "tiny/1"]
+        (reason,) = parts.service.registry.refused.values()
+        assert reason.startswith(f"{type(error).__name__}: ")
+        await parts.deployment.refresh()
+        assert swaps(parts, "refused") == 1
+
+
+async def test_a_file_far_larger_than_its_manifest_says_costs_the_others_nothing(folder):
+    add_version(folder, "another", 1, name="another")
+    os.truncate(add_version(folder, "tiny", 2) / "golden.safetensors", 500 << 30)  # sparse
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        assert active(parts) == ["another/1", "tiny/1"]
+        (reason,) = parts.service.registry.refused.values()
+        assert reason.startswith(f"golden.safetensors: has {500 << 30} bytes, the manifest says ")
+
+
+async def test_a_folder_that_cannot_be_read_costs_the_others_nothing(folder, caplog):
+    async with gatehouse(settings(folder)) as parts:
+        (folder / "other").symlink_to("other")
+        (folder / "tiny" / "3").symlink_to("3")
+        for _ in range(2):
+            await parts.deployment.refresh()
+        assert active(parts) == ["tiny/1"]
+        add_version(folder, "tiny", 2)
+        await parts.deployment.refresh()
+        assert active(parts) == ["tiny/2"]
+        reason = "cannot be read: Too many levels of symbolic links"
+        assert parts.service.registry.ignored == {"other": reason, "tiny/3": reason}
+        assert caplog.text.count(f"other in the store is ignored: {reason}") == 1
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            listed = (await client.get("/v1/models")).json()["ignored"]
+        assert {"folder": "other", "reason": reason} in listed
+
+
+async def test_a_version_that_is_a_time_is_served_and_asked_for(folder):
+    add_version(folder, "tiny", 20261125120000)
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            card = (await client.get("/v1/models/tiny")).json()
+            assert card["version"] == 20261125120000
+            for path in (
+                "/v1/models/tiny/versions/20261125120000/score",
+                "/v1/models/tiny/score",
+            ):
+                answer = await client.post(path, json=card["example_request"])
+                assert answer.json()["version"] == 20261125120000
+            ready = await client.get("/v2/models/tiny/versions/20261125120000/ready")
+            assert ready.status_code == 200
+
+
+async def test_a_store_that_disappears_is_logged_once_and_counted(folder, tmp_path_factory, caplog):
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        elsewhere = folder.rename(tmp_path_factory.mktemp("away") / "store")
+        for _ in range(3):
+            with pytest.raises(FileNotFoundError):
+                await parts.deployment.refresh()
+        assert active(parts) == ["tiny/1"]
+        assert caplog.text.count(f'the store "{folder}" does not exist') == 1
+        count = parts.metrics.registry.get_sample_value
+        assert count("gatehouse_store_errors_total") == 3
+        elsewhere.rename(folder)
+        add_version(folder, "tiny", 2)
+        await parts.deployment.refresh()
+        assert active(parts) == ["tiny/2"]
+
+
+async def test_a_store_that_does_not_exist_at_the_start_is_logged_and_waited_for(tmp_path, caplog):
+    async with gatehouse(settings(tmp_path / "none")) as parts:
+        await parts.deployment.refresh()
+        assert not parts.service.is_ready
+        assert f'the store "{tmp_path / "none"}" does not exist' in caplog.text
+
+
+async def test_the_service_is_ready_when_every_model_of_the_store_is_active_or_refused(
+    folder, monkeypatch
+):
+    for name in ("another", "zebra"):
+        add_version(folder, name, 1, name=name)
+    corrupt(folder / "another" / "1" / "model.ts")
+    seen: list[tuple[str, list[str], bool]] = []
+
+    def loading(artifact, device):
+        registry = parts.service.registry
+        seen.append((artifact.model, [str(each) for each in registry.models()], ready()))
+        return load(artifact, device)
+
+    def ready() -> bool:
+        return parts.service.is_ready
+
+    monkeypatch.setattr("app.lifecycle.deployment.load", loading)
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        assert seen == [
+            ("another", [], False),
+            ("tiny", [], False),
+            ("zebra", ["tiny/1"], False),
+        ]
+        assert parts.service.is_ready
+        add_version(folder, "tiny", 2)
+        await parts.deployment.refresh()
+        assert seen[-1] == ("tiny", ["tiny/1", "zebra/1"], True)
+
+
+async def test_readiness_and_missing_models_are_503_while_the_store_is_loading(folder):
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        parts.service.registry.has_started = False
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            example = (await client.get("/v1/models/tiny")).json()["example_request"]
+            statuses = [
+                (await client.get("/readyz")).status_code,
+                (await client.get("/v2/health/ready")).status_code,
+                (await client.post("/v1/score", json=example)).status_code,
+                (await client.post("/v1/models/other/score", json=example)).status_code,
+                (await client.post("/v1/models/tiny/score", json=example)).status_code,
+            ]
+        assert statuses == [503, 503, 503, 503, 200]

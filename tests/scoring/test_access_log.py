@@ -47,7 +47,7 @@ def test_slow_and_failed_requests_are_always_logged(caplog, status, duration_s, 
     caplog.set_level(logging.INFO)
     metrics = Metrics()
     log = AccessLog(metrics, log_sample=0, slow_request_s=0.5)
-    log.add(RequestRecord("/v1/score", "feed", status, duration_s), "POST", "the-id", {})
+    log.add(RequestRecord("/v1/score", "feed", status, duration_s), "POST", "the-id")
     assert len(lines(caplog)) == is_logged
     labels = {"route": "/v1/score", "model": "feed", "status": str(status)}
     assert metrics.registry.get_sample_value("gatehouse_requests_total", labels) == 1
@@ -57,16 +57,18 @@ def test_about_the_configured_share_of_requests_is_logged(caplog):
     caplog.set_level(logging.INFO)
     log = AccessLog(Metrics(), log_sample=0.5, slow_request_s=10)
     for _ in range(1000):
-        log.add(RequestRecord("/v1/score", "feed", 200, 0.001), "POST", "the-id", {})
+        log.add(RequestRecord("/v1/score", "feed", 200, 0.001), "POST", "the-id")
     assert 400 < len(lines(caplog)) < 600
 
 
 def test_log_line_names_the_request_and_the_key(caplog):
     caplog.set_level(logging.INFO)
     log = AccessLog(Metrics(), log_sample=1, slow_request_s=10)
-    record = RequestRecord("/v1/score", "feed", 200, 0.0123456, key="anna", candidates=3)
-    log.add(record, "POST", "the-id", {"candidates": 3})
-    log.add(record._replace(key=""), "POST", "the-id", {})
+    record = RequestRecord(
+        "/v1/score", "feed", 200, 0.0123456, key="anna", candidates=3, stages=(0.001,) * 7
+    )
+    log.add(record, "POST", "the-id")
+    log.add(record._replace(key=""), "POST", "the-id")
     line = {"id": "the-id", "method": "POST", "route": "/v1/score", "status": 200, "ms": 12.346}
     with_key, without_key = lines(caplog)
     assert fields(with_key) == line | {"candidates": 3, "key": "anna"}

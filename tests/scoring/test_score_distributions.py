@@ -43,7 +43,8 @@ def offer(
     candidate = {} if boost is None else {"boost": np.array(boost, np.float32).reshape(-1, 1)}
     features = RequestFeatures(user={}, candidate=candidate, rows=len(scores), unknown_ids={})
     ranked = rank_alone(scores, RankingOptions(ranker))
-    sampler.offer(now, "feed", features, ranker, ranked)
+    if now >= sampler.next_at:
+        sampler.sample(now, "feed", features, ranker, ranked)
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

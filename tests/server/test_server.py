@@ -12,6 +12,8 @@ import uvloop
 
 from app.lifecycle.readiness import Readiness
 from app.lifecycle.registry import Registry
+from app.scoring.body import BodyReader, ByteBudget
+from app.scoring.score import Scorer
 from app.scoring.service import Service
 from app.server.server import DrainingServer
 from app.server.sockets import listen
@@ -30,13 +32,15 @@ def make_server(**changes: Any) -> tuple[DrainingServer, Readiness]:
     metrics = Metrics()
     readiness = Readiness(Registry(metrics))
     service = cast("Service", SimpleNamespace(readiness=readiness))
+    scorer = cast("Scorer", SimpleNamespace(route=lambda _path: None))
+    bodies = BodyReader(max_bytes=1000, timeout_s=5, budget=ByteBudget(1000, metrics))
     given: dict[str, Any] = {
         "keep_alive_s": 5,
         "drain_delay_s": 0.0,
         "drain_timeout_s": 5,
         "on_reload": lambda: None,
     }
-    return DrainingServer(hello, service, metrics, **(given | changes)), readiness
+    return DrainingServer(hello, scorer, bodies, service, metrics, **(given | changes)), readiness
 
 
 @pytest.fixture

@@ -181,9 +181,17 @@ class RefusedArtifact(BaseModel):
     reason: str
 
 
+class IgnoredFolder(BaseModel):
+    """A folder in the store that is not an artifact, or cannot be read."""
+
+    folder: str = Field(description="its path in the store")
+    reason: str
+
+
 class ModelList(BaseModel):
     """Active models and refused versions."""
 
     models: list[ModelCard]
     refused: list[RefusedArtifact]
+    ignored: list[IgnoredFolder]
     policies: PolicyState

@@ -32,7 +32,7 @@ class OpenInference:
     """Score calls as Triton's clients make them."""
 
     path = re.compile(
-        r"/v2/models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,18})/)?infer",
+        r"/v2/models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,16})/)?infer",
     )
     # Clients that send binary tensors say octet-stream or nothing; aiohttp says it of JSON, too.
     media_types = frozenset((b"application/json", b"application/octet-stream"))

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from app.artifacts.loader import load
-from app.artifacts.manifest import Precision
-from app.artifacts.precision import Parity
+from app.artifacts.manifest import Parity, Precision
 from app.artifacts.store import Store
 from app.errors import ArtifactInvalid
 from models import data
@@ -170,9 +169,9 @@ def test_a_precision_that_does_not_run_here_is_refused(tiny, held_out, network, 
 
 def test_full_precision_states_no_parity_and_reduced_precision_must():
     assert Precision().parity is None
-    with pytest.raises(ValueError, match="parity is stated where precision is reduced"):
+    with pytest.raises(ValueError, match="parity is required for reduced precision"):
         Precision(name="bf16")
-    with pytest.raises(ValueError, match="parity is stated where precision is reduced"):
+    with pytest.raises(ValueError, match="parity is required for reduced precision"):
         Precision(parity=GOOD)
 
 

@@ -114,5 +114,5 @@ def test_an_artifact_holds_the_exported_program_where_it_is_asked_for(artifact):
 
 def test_a_damaged_exported_program_makes_the_artifact_invalid(artifact):
     corrupt(artifact.folder / EXPORTED)
-    with pytest.raises(ArtifactInvalid, match=r"model\.pt2: its SHA-256 is not the one"):
+    with pytest.raises(ArtifactInvalid, match=r"model\.pt2: its SHA-256 differs"):
         load(artifact, torch.device("cpu"))

@@ -6,11 +6,10 @@ import httpx
 import numpy as np
 import pytest
 
-from app.artifacts.encoding import Hashed, Listed
+from app.artifacts.encoding import Hashed, Listed, write_vocabulary
 from app.artifacts.manifest import IdInput, IdListInput
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
-from app.artifacts.vocabulary import write_vocabulary
 from app.main import gatehouse
 from app.settings import Settings
 from tests.protocol.open_inference.tensors import Sent, in_binary, in_json, outputs_of, packed

@@ -1,4 +1,4 @@
-"""Vocabulary files: read whole or refused with the line, published and served with the model."""
+"""Vocabulary files are read whole or refused with the line, and are served with the model."""
 
 import json
 
@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from app.api.examples import example_request
-from app.artifacts.encoding import Hashed, Listed
+from app.artifacts.encoding import Hashed, Listed, read_vocabulary, write_vocabulary
 from app.artifacts.loader import load
 from app.artifacts.manifest import IdInput, IdListInput, Input
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
-from app.artifacts.vocabulary import read_vocabulary, write_vocabulary
 from app.errors import ArtifactInvalid
 from app.protocol.dialect import ParseContext
 from app.protocol.native import read_request
@@ -42,7 +41,7 @@ def published(folder, inputs=NAMED, content=CONTENT) -> Artifact:
 
 
 @pytest.mark.parametrize("ids", [[], ["a"], ["a\nb", '"', "é", "0"], [0, -5, 2**63 - 1]])
-def test_what_is_written_is_read(ids):
+def test_a_written_vocabulary_reads_back_the_same(ids):
     id_type = type(ids[0]) if ids else str
     assert read_vocabulary(write_vocabulary(ids), id_type) == {
         each: row for row, each in enumerate(ids, 1)
@@ -52,14 +51,14 @@ def test_what_is_written_is_read(ids):
 @pytest.mark.parametrize(
     ("content", "id_type", "message"),
     [
-        (b'"a"\n7\n', str, "line 2 is not a JSON string"),
-        (b'"a"\n\n"b"\n', str, "line 2 is not a JSON string"),
+        (b'"a"\n7\n', str, "line 2 is not a non-empty JSON string"),
+        (b'"a"\n\n"b"\n', str, "line 2 is not a non-empty JSON string"),
         (b'"a"\n"b"\n"a"\n', str, "line 3 repeats line 1"),
-        (b'""\n', str, "line 1 is not a JSON string, not empty"),
+        (b'""\n', str, "line 1 is not a non-empty JSON string"),
         (b"true\n", int, "line 1 is not an integer"),
         (b"1\n1.0\n", int, "line 2 is not an integer"),
-        (b"plain\n", str, "line 1 is not a JSON string"),
-        (b'"\xff"\n', str, "line 1 is not a JSON string"),
+        (b"plain\n", str, "line 1 is not a non-empty JSON string"),
+        (b'"\xff"\n', str, "line 1 is not a non-empty JSON string"),
     ],
 )
 def test_a_wrong_line_is_named(content, id_type, message):
@@ -96,15 +95,15 @@ def test_the_example_of_a_hashed_model_is_accepted(tmp_path, ids):
     assert {type(each) for each in sent["candidates"]["item"]} == {str if ids == "string" else int}
 
 
-def test_a_vocabulary_that_was_changed_is_refused(tmp_path):
+def test_a_changed_vocabulary_is_refused(tmp_path):
     artifact = published(tmp_path)
     path = artifact.folder / FILE
     path.write_bytes(path.read_bytes().replace(b"brand-3", b"brand-x"))
-    with pytest.raises(ArtifactInvalid, match="its SHA-256 is not the one"):
+    with pytest.raises(ArtifactInvalid, match="its SHA-256 differs"):
         load(artifact, CPU)
 
 
-def test_a_vocabulary_that_is_gone_is_refused(tmp_path):
+def test_a_missing_vocabulary_is_refused(tmp_path):
     artifact = published(tmp_path)
     (artifact.folder / FILE).unlink()
     with pytest.raises(ArtifactInvalid, match=f"{FILE}: is missing"):
@@ -117,15 +116,15 @@ def test_a_manifest_must_list_the_file_that_an_encoding_names(tmp_path):
     document = json.loads(path.read_text())
     del document["files"][FILE]
     path.write_text(json.dumps(document))
-    with pytest.raises(ArtifactInvalid, match=f"files: there is no {FILE}"):
+    with pytest.raises(ArtifactInvalid, match=f"files: {FILE} is missing"):
         load(artifact, CPU)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (write_vocabulary([str(i) for i in range(10)]), "has 10 ids, and recent has 10 rows"),
-        (b"x", f"{FILE}: line 1 is not a JSON string"),
+        (write_vocabulary([str(i) for i in range(10)]), "has 10 ids, but recent has room for 9"),
+        (b"x", f"{FILE}: line 1 is not a non-empty JSON string"),
     ],
 )
 def test_a_wrong_vocabulary_is_not_published(tmp_path, content, message):
@@ -142,5 +141,5 @@ def test_a_missing_vocabulary_is_not_published(tmp_path):
 
 def test_a_default_that_would_be_rejected_is_not_published(tmp_path):
     strict = ITEM.model_copy(update={"unknown": "reject", "default": "brand-99"})
-    with pytest.raises(ArtifactInvalid, match="lacks the default of item"):
+    with pytest.raises(ArtifactInvalid, match="the default of item is missing"):
         published(tmp_path, (*NAMED[:2], strict, NAMED[3]))

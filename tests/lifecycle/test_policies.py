@@ -58,7 +58,7 @@ async def example(client):
     return (await client.get("/v1/models/tiny")).json()["example_request"]
 
 
-def rotation(parts: Gatehouse) -> FileWatcher:
+def watcher(parts: Gatehouse) -> FileWatcher:
     return FileWatcher(parts.policy_file, parts.metrics)
 
 
@@ -68,19 +68,19 @@ async def applied(client: httpx.AsyncClient, example: dict[str, Any], **ranking:
     return response.json()["policy"]
 
 
-async def test_the_files_default_ranks_requests_that_pick_none(client, example):
+async def test_the_default_policy_of_the_file_ranks_requests_that_name_none(client, example):
     policy = await applied(client, example)
     assert (policy["name"], policy["weights"]) == ("home", {"click": 1, "like": 1})
     assert policy["version"]
 
 
-async def test_a_request_picks_a_policy_of_the_file_or_of_the_model(client, example):
+async def test_a_request_may_name_a_policy_of_the_file_or_of_the_model(client, example):
     assert (await applied(client, example, policy="search"))["formula"] == "power_product"
     own = await applied(client, example, policy="default")
     assert own["weights"] == {"click": 1.0, "like": 0.5, "dwell": 0.5}
 
 
-async def test_weights_are_kept_within_the_bounds_of_the_policy_that_is_picked(client, example):
+async def test_weights_outside_the_bounds_of_the_policy_are_refused(client, example):
     assert (await applied(client, example, weights={"like": 2}))["weights"]["like"] == 2
     unbounded = await applied(client, example, policy="search", weights={"like": 10})
     assert unbounded["weights"] == {"click": 1, "like": 10}
@@ -111,7 +111,7 @@ async def test_an_answer_is_explained(client, example):
 
 
 async def test_a_changed_file_is_followed_and_counted(parts, client, example, path):
-    follow = rotation(parts)
+    follow = watcher(parts)
     await follow.look()
     before = (await applied(client, example))["version"]
     path.write_text(policies(2))
@@ -144,7 +144,7 @@ async def test_a_wrong_file_is_refused_whole_and_the_old_set_stays(
         path.unlink()
     else:
         path.write_text(wrong)
-    await rotation(parts).look()
+    await watcher(parts).look()
     assert await applied(client, example) == before
     state = (await client.get("/v1/models")).json()["policies"]
     assert state["version"] == before["version"]
@@ -152,19 +152,19 @@ async def test_a_wrong_file_is_refused_whole_and_the_old_set_stays(
     metrics = (await client.get("/metrics")).text
     assert 'gatehouse_policy_reloads_total{result="refused"} 1.0' in metrics
     path.write_text(policies(3))
-    await rotation(parts).look()
+    await watcher(parts).look()
     assert (await client.get("/v1/models")).json()["policies"]["refused"] == []
     assert (await applied(client, example))["weights"]["click"] == 3
 
 
-async def test_a_file_that_was_only_touched_changes_nothing(parts, client, path):
+async def test_a_touched_file_without_changes_changes_nothing(parts, client, path):
     path.touch()
-    await rotation(parts).look()
+    await watcher(parts).look()
     metrics = (await client.get("/metrics")).text
     assert 'gatehouse_policy_reloads_total{result="followed"} 1.0' in metrics
 
 
-async def test_a_models_policies_are_told(client):
+async def test_a_model_card_lists_its_policies(client):
     card = (await client.get("/v1/models/tiny")).json()
     assert card["default_policy"] == "home"
     assert [each["name"] for each in card["policies"]] == ["default", "home", "search"]
@@ -172,9 +172,9 @@ async def test_a_models_policies_are_told(client):
     assert card["ranking"]["name"] == "default"
 
 
-async def test_no_answer_mixes_two_sets_while_the_file_changes(parts, client, example, path):
+async def test_an_answer_never_mixes_two_policy_sets(parts, client, example, path):
     """The weights of both policies are the set's number: so must be what an answer reports."""
-    follow = rotation(parts)
+    follow = watcher(parts)
     done = False
     found: dict[str, set[float]] = {}
 
@@ -207,11 +207,11 @@ async def test_no_answer_mixes_two_sets_while_the_file_changes(parts, client, ex
 BUY = 'policy.x: model "other": unknown task "buy" (known: click, like, dwell)'
 
 
-async def test_a_model_that_comes_later_and_does_not_fit_has_its_own_policy(
+async def test_a_later_model_that_does_not_fit_the_set_has_its_own_policy(
     store, tmp_path, path, parts
 ):
     path.write_text(policies(1, more="[policy.x]\nweights = {buy = 1}\nmodels = ['other']"))
-    await rotation(parts).look()
+    await watcher(parts).look()
     other = tmp_path / "store"
     (other / "tiny").mkdir(parents=True)
     (other / "tiny" / "1").symlink_to(store.folder / "tiny" / "1")
@@ -230,14 +230,12 @@ async def test_a_model_that_comes_later_and_does_not_fit_has_its_own_policy(
             later.policy_file.check()
 
 
-async def test_a_file_that_cannot_be_followed_at_the_start_is_told_by_its_name(tmp_path, store):
+async def test_a_wrong_file_at_the_start_is_named(tmp_path, store):
     missing = Settings(store=store.folder, lanes=1, policies=tmp_path / "none.toml")
-    with pytest.raises(ConfigurationInvalid, match=r"none\.toml: cannot be read: No such file"):
-        async with gatehouse(missing) as parts:
-            try:
-                await parts.start()
-            finally:  # no model has answered without the policies
-                assert parts.service.registry.models() == []
+    async with gatehouse(missing) as parts:
+        with pytest.raises(ConfigurationInvalid, match=r"none\.toml: cannot be read: No such file"):
+            await parts.start()
+        assert parts.service.registry.models() == []  # none has answered without the policies
 
 
 async def test_a_start_with_a_file_that_does_not_fit_a_model_is_an_error(tmp_path, store):
@@ -257,7 +255,7 @@ async def test_a_byte_order_mark_makes_no_difference(tmp_path, store, mark):
         assert "home" in parts.service.policies.active.policies
 
 
-async def test_a_fifo_is_refused_and_does_not_block(tmp_path, store):
+async def test_a_pipe_in_place_of_the_file_is_refused_without_waiting(tmp_path, store):
     path = tmp_path / "policies.toml"
     os.mkfifo(path)
     async with gatehouse(Settings(store=store.folder, lanes=1, policies=path)) as parts:
