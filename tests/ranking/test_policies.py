@@ -9,10 +9,10 @@ import tomlkit
 from hypothesis import given, strategies as st
 
 from app.errors import PoliciesInvalid
+from app.files import MAX_KEY_PARTS
 from app.ranking.calibration import Platt, Scale
 from app.ranking.policies import (
     LARGEST_FILE,
-    MAX_KEY_PARTS,
     MAX_PROBLEMS,
     NO_POLICIES,
     ModelPolicies,

@@ -10,6 +10,8 @@ from app.scoring.access_log import AccessLog, AccessLogMiddleware, request_id_of
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import RequestRecord
 
+STAGES_S = (0.001,) * 7
+
 
 def lines(caplog) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.name == "app.access"]
@@ -68,7 +70,7 @@ def test_log_line_names_the_request_and_the_key(caplog):
         "/v1/score", "feed", 200, 0.0123456, key="anna", candidates=3, stages=(0.001,) * 7
     )
     log.add(record, "POST", "the-id")
-    log.add(record._replace(key=""), "POST", "the-id")
+    log.add(record._replace(key="", stages=()), "POST", "the-id")
     line = {"id": "the-id", "method": "POST", "route": "/v1/score", "status": 200, "ms": 12.346}
     with_key, without_key = lines(caplog)
     assert fields(with_key) == line | {"candidates": 3, "key": "anna"}

@@ -145,7 +145,7 @@ async def test_refused_body_does_not_end_the_connection(door):
 async def test_too_many_candidates_are_refused(door):
     response = await door.post(body=native([1] * 1001))
     assert (response.status_code, problem_of(response)) == (413, "payload-too-large")
-    assert response.json()["detail"] == "1001 candidates; the limit is 1000"
+    assert response.json()["detail"] == "too many candidates: 1001, limit 1000"
 
 
 async def test_wrong_request_is_reported_with_every_place(door):

@@ -1,7 +1,7 @@
-"""Two minimal processes, kept running by `Supervisor`: `python -m tests.support.brood FOLDER KIND`.
+"""Two processes that do little, under a `Supervisor`: `python -m tests.support.brood FOLDER KIND`.
 
-Each process prints `<number> <pid>` when it starts. What it does then depends on KIND and on how
-often this number has started before, which is the count of its files in FOLDER.
+Each start prints `<number> <pid>`, and each SIGHUP `<number> reload`. What it does then
+depends on the kind, and on how often its number was started before: files in the folder count that.
 """
 
 import os
@@ -14,31 +14,36 @@ from app.server.supervisor import Supervisor
 FOLDER, KIND = Path(sys.argv[1]), sys.argv[2]
 
 
-def wait_for_sigterm() -> int:
-    signal.sigwait([signal.SIGTERM])
+def until_stopped(number: int) -> int:
+    while signal.sigwait([signal.SIGTERM, signal.SIGHUP]) == signal.SIGHUP:
+        say(f"{number} reload")
     return 0
 
 
-def run(number: int) -> int:
-    signal.alarm(60)  # ends the process even if its test was killed
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    starts = len(list(FOLDER.glob(f"{number}-*")))
-    (FOLDER / f"{number}-{starts}").touch()
-    os.write(1, f"{number} {os.getpid()}\n".encode())  # one write, so that lines do not mix
+def say(line: str) -> None:
+    os.write(1, f"{line}\n".encode())  # whole, whoever else writes
+
+
+def life(number: int) -> int:
+    signal.alarm(60)  # none outlives its test, whatever becomes of that
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])
+    lives = len(list(FOLDER.glob(f"{number}-*")))
+    (FOLDER / f"{number}-{lives}").touch()
+    say(f"{number} {os.getpid()}")
     if number == 0:
         match KIND:
             case "unusable":
                 return 2
-            case "frail" if starts < 3:
+            case "frail" if lives < 3:
                 return 1
-            case "raises" if starts < 1:
+            case "raises" if lives < 1:
                 raise ValueError("a fault")
-            case "later unusable" if starts in (1, 2):
+            case "later unusable" if lives in (1, 2):
                 return 2
             case "stubborn":
                 signal.pause()
-    return wait_for_sigterm()
+    return until_stopped(number)
 
 
 if __name__ == "__main__":
-    sys.exit(Supervisor(2, run, kill_after_s=0.2, restart_delay_s=0.01).run())
+    sys.exit(Supervisor(2, life, kill_after_s=0.2, restart_delay_s=0.01).run())

@@ -195,7 +195,7 @@ def test_a_file_with_a_byte_order_mark_is_changed_like_any_other(path):
     file = PolicyEditor(path)
     file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
     file.write(MODEL)
-    assert path.read_text() == WRITTEN.replace("like = 0.5", "like = 0.7")
+    assert path.read_text() == "\ufeff" + WRITTEN.replace("like = 0.5", "like = 0.7")
 
 
 def test_a_fifo_is_refused_and_does_not_block(tmp_path):
