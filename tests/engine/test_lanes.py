@@ -55,9 +55,7 @@ def test_single_chunk_is_not_copied():
 
 
 async def test_lane_runs_its_batches_one_at_a_time(lane):
-    results = await asyncio.gather(
-        *(lane.run(batch_of(chunk(user, [1, 2]))) for user in range(20))
-    )
+    results = await asyncio.gather(*(lane.run(batch_of(chunk(user, [1, 2]))) for user in range(20)))
     for user, result in enumerate(results):
         assert result.scores.tolist() == expected(user, [1, 2])
 

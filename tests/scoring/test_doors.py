@@ -304,7 +304,12 @@ async def test_each_call_is_one_log_line(door, caplog):
     assert lines == [
         {"id": "one", **route, "status": 200, "candidates": 3},
         {"id": "two", **route, "status": 422, "problem": "invalid-request"},
-        {"id": "three", **route | {"method": "GET"}, "status": 405, "problem": "method-not-allowed"},
+        {
+            "id": "three",
+            **route | {"method": "GET"},
+            "status": 405,
+            "problem": "method-not-allowed",
+        },
     ]
 
 

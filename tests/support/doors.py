@@ -264,7 +264,9 @@ async def open_door(kind: Kind, store: Path, **settings: Any) -> AsyncIterator[D
 
         if kind == "asgi":
             transport = httpx.ASGITransport(counted)
-            async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://gatehouse"
+            ) as client:
                 yield Door(kind, parts, client, 0, gate, paths)
             return
         async with (

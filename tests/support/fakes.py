@@ -87,7 +87,9 @@ def request(user: float, candidates: Sequence[float]) -> RequestFeatures:
     )
 
 
-def queued(user: float, candidates: Sequence[float], *, model: Model | None = None) -> QueuedRequest:
+def queued(
+    user: float, candidates: Sequence[float], *, model: Model | None = None
+) -> QueuedRequest:
     """The same as a batcher takes it."""
     model = model or sums_model()
     ranking = NO_POLICIES.rankers(model.manifest.traits).wanted
@@ -95,7 +97,11 @@ def queued(user: float, candidates: Sequence[float], *, model: Model | None = No
 
 
 def chunk_of(
-    features: RequestFeatures, start: int = 0, stop: int | None = None, *, model: Model | None = None
+    features: RequestFeatures,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    model: Model | None = None,
 ) -> Chunk:
     """Rows `start` to `stop` of a request; all of them by default."""
     model = model or sums_model()

@@ -130,9 +130,7 @@ def test_records_appended_by_one_thread_and_drained_by_others_are_all_counted(me
 
 
 def test_statistics_of_a_version_are_sums_over_its_requests_and_batches(metrics):
-    scored = RequestRecord(
-        "/v1/score", "feed", 200, 0.1, "feed/1", candidates=50, stages=STAGES_S
-    )
+    scored = RequestRecord("/v1/score", "feed", 200, 0.1, "feed/1", candidates=50, stages=STAGES_S)
     before = time.time()
     metrics.record(scored)
     metrics.record(scored._replace(stages=GPU_STAGES_S, candidates=2, duration_s=0.2))
