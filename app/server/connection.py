@@ -189,7 +189,9 @@ class Connection(HttpToolsProtocol):
 
     def _probe(self) -> None:
         """Send an interim response, unless a response is being written."""
-        is_writing = any([c.response_started and not c.response_complete for c in self._cycles])
+        is_writing = any(
+            each.response_started and not each.response_complete for each in self._cycles
+        )
         if self._cycle_is_open() and not is_writing and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
