@@ -37,7 +37,7 @@ MOST_HEADERS = 100
 MOST_PIPELINED = 16  # requests; reading pauses while so many wait
 HEAD_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0
-PROBE_AFTER_S = 0.01  # after a half-close; most requests are answered before
+PROBE_AFTER_S = 0.02  # of a half-closed connection; most requests are answered before
 _HOP_BY_HOP = (b"upgrade", b"http2-settings", b"connection")
 _INDIRECT = frozenset((b"content-encoding", b"expect", b"origin", b"transfer-encoding"))
 """Headers of requests that take the way through the ASGI application."""
@@ -122,6 +122,7 @@ class Connection(HttpToolsProtocol):
         self._idle_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
         self._date: list[tuple[bytes, bytes]] = []
         self._date_line = b""
 
@@ -136,8 +137,9 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell every request of the connection, not only the last one."""
         self._clear_timer()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
+        for timer in (self._write_timer, self._probe_timer):
+            if timer is not None:
+                timer.cancel()
         if self._is_direct:
             self.cycle = None  # type: ignore[assignment]
         super().connection_lost(exc)
@@ -193,28 +195,24 @@ class Connection(HttpToolsProtocol):
         """Keep a half-closed connection until its requests are answered.
 
         A client that closed its sending side may still wait for the response (RFC 9112, section
-        9.6), or may be gone: both look the same. See `_probe`.
+        9.6), or may be gone: both send the same. If the response is not ready soon, an interim
+        response tells them apart, since a client that is gone resets the connection;
+        `is_disconnected` sees that.
         """
         if not self._cycle_is_open() or self._waits_for_body or self.scheme == "https":
             return False
         self._is_half_closed = True
         self.cycle.keep_alive = False
-        self.loop.call_later(PROBE_AFTER_S, self._probe)
+        if self.parser.get_http_version() == "1.1":
+            self._probe_timer = self.loop.call_later(PROBE_AFTER_S, self._probe)
         return True
 
     def _probe(self) -> None:
-        """Send an interim response to a half-closed client whose request still waits.
-
-        A client that is gone resets the connection, and `is_disconnected` sees that before its
-        request is computed. One that waits skips the interim response (RFC 9110, section 15.2).
-        """
-        is_started = not self._is_direct and self.cycle.response_started
-        if (
-            self._cycle_is_open()
-            and not is_started
-            and not self.transport.is_closing()
-            and self.parser.get_http_version() == "1.1"
-        ):
+        """Send an interim response, unless a response is being written."""
+        is_writing = any(
+            each.response_started and not each.response_complete for each in self._cycles
+        )
+        if self._cycle_is_open() and not is_writing and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def pause_writing(self) -> None:
@@ -408,12 +406,15 @@ class Connection(HttpToolsProtocol):
     def is_disconnected(self) -> bool:
         """Whether the client has closed the connection.
 
-        While reading is paused, for requests are pipelined, the transport notices nothing.
+        The transport does not notice a reset while reading is paused, for requests are pipelined,
+        or over. Then the connection is ended here, so that its other requests know, too.
         """
-        if self._is_half_closed or (self.flow.read_paused and not self.transport.is_closing()):
-            tcp = self.transport.get_extra_info("socket")
-            return bool(tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE)
-        return self.transport.is_closing()
+        transport = self.transport
+        if not transport.is_closing() and (self._is_half_closed or self.flow.read_paused):
+            tcp = transport.get_extra_info("socket")
+            if tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+                transport.abort()
+        return transport.is_closing()
 
     def respond(self, status: int, head: bytes, body: bytes, *, closes: bool) -> None:
         """Write the response of the direct call; see `Client.respond`."""

@@ -1,6 +1,7 @@
 """Connections in this event loop: order, limits, half-closed and slow clients."""
 
 import asyncio
+import logging
 import re
 import socket
 import struct
@@ -17,7 +18,13 @@ from uvicorn.server import ServerState
 
 from app.main import Gatehouse
 from app.server import connection
-from app.server.connection import LARGEST_HEAD, MOST_HEADERS, MOST_PIPELINED, Connection
+from app.server.connection import (
+    LARGEST_HEAD,
+    MOST_HEADERS,
+    MOST_PIPELINED,
+    PROBE_AFTER_S,
+    Connection,
+)
 from tests.support.doors import (
     GATE,
     SCORE,
@@ -255,10 +262,28 @@ async def test_connection_that_is_half_closed_during_the_batch_gets_its_response
     await client.send(make(native([1.0, 2.0]), GATE))
     await server.gate.is_entered()
     client.writer.write_eof()
-    await asyncio.sleep(0.02)
+    assert await client.reader.readexactly(len(CONTINUE)) == CONTINUE
     server.gate.open()
     assert own_scores(await client.response()) == [1, 2]
     assert await client.rest() == b""
+
+
+async def test_half_closed_connection_that_is_answered_soon_gets_no_interim_response(server):
+    client = await server.connect()
+    await client.send(post(native()))
+    client.writer.write_eof()
+    assert (await client.rest()).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_interim_response_does_not_break_a_response_that_is_being_written(tmp_path):
+    async with serving(tmp_path, max_candidates=4096) as server:
+        client = await server.connect(limit=4096)
+        large = post_chunked(native([1 / 3] * 4096, ranking={"explain": True}))
+        await client.send(large * 10)
+        client.writer.write_eof()
+        await asyncio.sleep(10 * PROBE_AFTER_S)  # until the server cannot write more
+        responses = [await client.response() for _ in range(10)]
+        assert [len(own_scores(each)) for each in responses] == [4096] * 10
 
 
 async def test_pipelined_requests_of_a_half_closed_connection_are_answered(server):
@@ -275,14 +300,14 @@ async def test_half_closed_client_of_http_1_0_gets_no_interim_response(server):
     await client.send(post(native([1.0]), GATE, version=b"1.0"))
     await server.gate.is_entered()
     client.writer.write_eof()
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(PROBE_AFTER_S + 0.05)
     server.gate.open()
     assert (await client.rest()).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 @pytest.mark.parametrize("make", [post, post_chunked])
-async def test_client_that_closes_is_dropped_before_its_batch(server, make):
-    """A client that closes looks half-closed until an interim response is refused."""
+async def test_client_that_closes_is_dropped_before_its_batch(server, make, caplog):
+    """A client that closes looks half-closed until it refuses an interim response."""
     first, second = await server.connect(), await server.connect()
     await first.send(post(native([1.0] * 5), GATE))
     await server.gate.is_entered()
@@ -290,15 +315,17 @@ async def test_client_that_closes_is_dropped_before_its_batch(server, make):
     await until(lambda: server.parts.service.batcher.queues.rows == 7)
     second.writer.close()
     await second.writer.wait_closed()
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(PROBE_AFTER_S + 0.05)
     server.gate.open()
     assert len(own_scores(await first.response())) == 5
     await until(lambda: server.value("cancelled_total", stage="queue") == 1)
     assert server.gate.batches == [5]
+    await until(lambda: len(server.listener.state.connections) == 1)
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
 
 
 @pytest.mark.parametrize("make", [post, post_chunked])
-async def test_client_that_resets_is_dropped_before_its_batch(server, make):
+async def test_client_that_resets_is_dropped_before_its_batch(server, make, caplog):
     first, second = await server.connect(), await server.connect()
     await first.send(post(native([1.0] * 5), GATE))
     await server.gate.is_entered()
@@ -310,9 +337,11 @@ async def test_client_that_resets_is_dropped_before_its_batch(server, make):
     assert len(own_scores(await first.response())) == 5
     await until(lambda: server.value("cancelled_total", stage="queue") == 1)
     assert server.gate.batches == [5]
+    await until(lambda: len(server.listener.state.connections) == 1)
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
 
 
-async def test_pipelined_requests_of_a_client_that_resets_are_all_dropped(server):
+async def test_pipelined_requests_of_a_client_that_resets_are_all_dropped(server, caplog):
     first, second = await server.connect(), await server.connect()
     await first.send(post(native([1.0] * 5), GATE))
     await server.gate.is_entered()
@@ -322,8 +351,10 @@ async def test_pipelined_requests_of_a_client_that_resets_are_all_dropped(server
     await asyncio.sleep(0.02)
     server.gate.open()
     assert len(own_scores(await first.response())) == 5
+    await until(lambda: len(server.listener.state.connections) == 1)
     assert (await (await one_more(server)).response()).status == 200
     assert server.gate.batches == [5]
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
 
 
 async def one_more(server: Server) -> Raw:

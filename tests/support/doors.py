@@ -244,6 +244,7 @@ async def service_of_sums(store: Path, **settings: Any) -> AsyncIterator[tuple[G
     gate = Gate()
     gated: Model = replace(sums_model("gate"), program=cast(Program, gate))
     async with gatehouse(Settings.model_validate(given | settings)) as parts:
+        parts.service.registry.has_started = True
         parts.service.registry.activate(Artifact("sums", 1, store), sums_model())
         parts.service.registry.activate(Artifact("gate", 1, store), gated)
         try:
