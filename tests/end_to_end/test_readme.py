@@ -60,7 +60,7 @@ def commands(program: str) -> list[str]:
 def request_body() -> str:
     """Return the request that README sends with curl."""
     (body,) = re.findall(r"-d '(.*?)'", commands("curl")[0], flags=re.DOTALL)
-    return body
+    return str(body)
 
 
 def run(command: list[str], folder: Path) -> str:
