@@ -7,7 +7,7 @@ from app.api.problems import ERRORS
 from tests import REPOSITORY
 
 README = (REPOSITORY / "app/api/README.md").read_text(encoding="utf-8")
-COLUMNS, OBJECTS, PROBLEM = map(
+COLUMNS, OBJECTS, EXPLAINED, PROBLEM = map(
     json.loads, re.findall(r"^```json\n(.*?)^```$", README, re.S | re.M)
 )
 
@@ -19,6 +19,18 @@ async def test_both_forms_of_candidates_get_the_same_response(client):
     assert columns.status_code == 200
     assert columns.content == objects.content
     assert len(columns.json()["ranking"]) == 1
+
+
+async def test_explanation_has_the_printed_members(client):
+    asked = COLUMNS | {"ranking": {"weights": {"like": 1.0}, "top_k": 1, "explain": True}}
+    explanation = (await client.post("/v1/models/tiny/score", json=asked)).json()["explanation"]
+    printed = EXPLAINED["explanation"]
+    assert explanation.keys() == printed.keys()
+    assert (explanation["share"], explanation["lead"]) == (printed["share"], printed["lead"])
+    (candidate,), (expected,) = explanation["candidates"], printed["candidates"]
+    assert candidate.keys() == expected.keys()
+    for task, share in expected["tasks"].items():
+        assert candidate["tasks"][task].keys() == share.keys()
 
 
 async def test_the_printed_error_is_the_answer_to_its_mistake(client):
