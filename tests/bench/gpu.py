@@ -25,15 +25,18 @@ from app.artifacts.golden import Golden
 from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, FileDigest, Manifest, Output, TaskOutput
 from app.artifacts.program import Program
+from app.engine.batch import Chunk
 from app.engine.gpu.buckets import Bucket, Buckets
 from app.engine.gpu.cuda import CudaStream
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor
-from app.engine.lanes import Executor, Part, run
+from app.engine.lanes import Executor, run
+from app.engine.request import RequestFeatures
 from app.ranking.policy import Policy
 from app.telemetry.metrics import Metrics
 from models.networks.build import build
 from models.networks.config import DenseFeature, NetworkConfig, Task
 from tests.bench.fused import frozen
+from tests.support.fakes import chunk_of
 
 USER, CANDIDATE = 50, 50
 TASKS = ("click", "like", "follow")
@@ -72,21 +75,23 @@ def served(device: torch.device) -> Model:
         }
     )
     program = Program(frozen(network, str(device)), manifest, device)
-    (part,) = parts(Bucket(1, 1))
-    golden = ModelInputs(part.user, part.candidate, np.zeros(1, np.int64))
+    (chunk,) = chunks(Bucket(1, 1))
+    golden = ModelInputs(chunk.features.user, chunk.features.candidate, np.zeros(1, np.int64))
     return Model(manifest, program, Golden.record(program, golden))
 
 
-def parts(bucket: Bucket) -> list[Part]:
+def chunks(bucket: Bucket) -> list[Chunk]:
     """A batch that fills a bucket: rows shared out among the requests."""
     random = np.random.default_rng(0)
     sizes = [len(each) for each in np.array_split(np.arange(bucket.rows), bucket.requests)]
     return [
-        Part(
-            {"u": random.normal(size=(1, USER)).astype(np.float32)},
-            {"c": random.normal(size=(size, CANDIDATE)).astype(np.float32)},
-            0,
-            size,
+        chunk_of(
+            RequestFeatures(
+                {"u": random.normal(size=(1, USER)).astype(np.float32)},
+                {"c": random.normal(size=(size, CANDIDATE)).astype(np.float32)},
+                size,
+                {},
+            )
         )
         for size in sizes
     ]
@@ -98,13 +103,13 @@ def lane(device: torch.device, max_batch_rows: int) -> GraphExecutor:
     return GraphExecutor(stream, max_batch_rows=max_batch_rows, fallbacks=Fallbacks(Metrics()))
 
 
-def seconds(executor: Executor, model: Model, batch: Sequence[Part], calls: int = 20) -> float:
+def seconds(executor: Executor, model: Model, batch: Sequence[Chunk], calls: int = 20) -> float:
     """Time of one batch, from collating to scores."""
     began = time.perf_counter()
     for _ in range(calls):
-        outcome = executor(model, batch)
-        if isinstance(outcome.scores, Exception):
-            raise outcome.scores
+        result = executor(model, batch)
+        if isinstance(result.scores, Exception):
+            raise result.scores
     return (time.perf_counter() - began) / calls
 
 
@@ -114,7 +119,7 @@ def graphs_against_eager(model: Model, limit: int, turns: int) -> None:
     print("| ---: | ---: | ---: | ---: | ---: |")
     replayed = lane(model.program.device, limit)
     for bucket in reversed(list(Buckets(limit))):
-        batch = parts(bucket)
+        batch = chunks(bucket)
         for executor in (run, replayed):  # warm up, and capture
             seconds(executor, model, batch)
         times = [
@@ -129,7 +134,7 @@ def graphs_against_eager(model: Model, limit: int, turns: int) -> None:
 
 def several(model: Model, limit: int, lanes: int, window_s: float) -> float:
     """Candidates per second over so many lanes, each with batches of the largest bucket."""
-    batch = parts(Bucket(limit, max(1, limit // 500)))
+    batch = chunks(Bucket(limit, max(1, limit // 500)))
     executors = [lane(model.program.device, limit) for _ in range(lanes)]
     for executor in executors:
         seconds(executor, model, batch)

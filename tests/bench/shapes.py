@@ -22,23 +22,27 @@ import torch
 
 from app.artifacts.loader import Model, load
 from app.artifacts.store import Store
-from app.engine.lanes import Part, run
+from app.engine.batch import Chunk
+from app.engine.lanes import run
+from app.engine.request import RequestFeatures
 from tests.bench.http import reference_artifact
+from tests.support.fakes import chunk_of
 
 WARM_UP_ROWS, WARM_UP_PASSES = (1, 64, 512), 3
 _LEAST_S = 1e-4
 
 
-def part(model: Model, rows: int, rng: np.random.Generator) -> Part:
+def chunk(model: Model, rows: int, rng: np.random.Generator) -> Chunk:
     """Return a request of random golden candidates."""
     golden = model.golden.batch
     taken = rng.integers(0, golden.rows, rows)
-    return Part(
+    features = RequestFeatures(
         user={name: column[:1] for name, column in golden.user.items()},
         candidate={name: column[taken] for name, column in golden.candidate.items()},
-        start=0,
-        stop=rows,
+        rows=rows,
+        unknown_ids={},
     )
+    return chunk_of(features, model=model)
 
 
 def random_batches(count: int, rng: np.random.Generator) -> Iterator[list[int]]:
@@ -56,12 +60,12 @@ def measure(model: Model, batches: int) -> None:
     for rows in WARM_UP_ROWS:
         for sizes in ([rows], [1, max(1, rows - 1)], [1] * rows):
             for _ in range(WARM_UP_PASSES):
-                run(model, [part(model, size, rng) for size in sizes])
+                run(model, [chunk(model, size, rng) for size in sizes])
     observed: list[tuple[int, int, float]] = []
     for sizes in random_batches(batches, rng):
-        parts = [part(model, size, rng) for size in sizes]
+        chunks = [chunk(model, size, rng) for size in sizes]
         began = time.thread_time()
-        run(model, parts)
+        run(model, chunks)
         observed.append((sum(sizes), len(sizes), time.thread_time() - began))
     rows_, _, seconds = np.array(observed).T
     b_s, a_s = np.polyfit(rows_, seconds, 1)

@@ -38,8 +38,8 @@ def test_what_of_copies_lay_beside_kernels_is_read_from_a_trace(tmp_path):
     assert gpu.overlap(trace) == pytest.approx((20e-6, 5e-6))
 
 
-def test_its_model_and_its_batches_fit_each_other():
+def test_model_and_batches_of_the_benchmark_fit_each_other():
     model = gpu.served(torch.device("cpu"))
-    outcome = run(model, gpu.parts(Bucket(33, 2)))
-    assert not isinstance(outcome.scores, Exception)
-    assert outcome.scores.shape == (33, 3)
+    result = run(model, gpu.chunks(Bucket(33, 2)))
+    assert not isinstance(result.scores, Exception)
+    assert result.scores.shape == (33, 3)

@@ -1,4 +1,4 @@
-"""The service with a lane whose device is lost when a file appears: `python -m tests.support.lossy`."""
+"""The service with a lane that loses its device when a file appears: `tests.support.lossy`."""
 
 import asyncio
 import sys
