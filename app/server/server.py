@@ -21,6 +21,7 @@ from app.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _LINGER_S = 0.2  # bytes that were sent before the listener closed have arrived by then
+_FLUSH_S = 0.1  # the event loop writes the last responses
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -78,6 +79,15 @@ class DrainingServer(uvicorn.Server):
         self.servers += former
         if self._service.draining:
             self._stop(asyncio.get_running_loop())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what is open; when the time for that is over, answer the rest with an error."""
+        await super().shutdown(sockets)
+        remaining = [c for c in self.server_state.connections if isinstance(c, Connection)]
+        for connection in remaining:
+            connection.give_up()
+        if remaining:
+            await asyncio.sleep(_FLUSH_S)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
