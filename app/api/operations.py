@@ -71,9 +71,11 @@ def check_ready(service: Service) -> None:
 
     Raises:
         Draining: it is shutting down.
-        NotReady: no model is active yet.
+        NotReady: models are still loading, or none is active.
     """
     if service.draining:
         raise Draining("the server is shutting down")
+    if not service.registry.models():
+        raise NotReady("no model is active yet")
     if not service.is_ready:
-        raise NotReady("models are still loading, or none is active")
+        raise NotReady("models are still loading")

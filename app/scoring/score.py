@@ -321,7 +321,9 @@ class Scorer:
         self.refuse(call, InternalError("the log has the cause under this request id"))
 
     def _finish(self, call: ScoreCall, request: QueuedRequest) -> None:
-        """Answer a call whose request has ended."""
+        """Answer a call whose request has ended, unless the server gave it up before."""
+        if call.is_done:
+            return
         error = request.error
         try:
             if error is None:

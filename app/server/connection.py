@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from app.errors import ClientDisconnected, Overloaded
+from app.errors import ClientDisconnected, InternalError, Overloaded
 from app.scoring.asgi import IS_DISCONNECTED
 from app.scoring.body import LARGE_BYTES, UNCOUNTED_BYTES, BodyReader, BodyShare, late_body
 from app.scoring.request_headers import read_headers
@@ -438,6 +438,15 @@ class Connection(HttpToolsProtocol):
         """End the direct call without a response."""
         self._call = None
         self._direct.response_complete = True
+
+    def give_up(self) -> None:
+        """Answer a direct call that is still computed when the server must end.
+
+        Other requests are tasks, which the server cancels.
+        """
+        if self._call is not None:
+            error = InternalError("the server stopped before the response was ready")
+            self._scorer.refuse(self._call, error)
 
     # Timers and refusals
 

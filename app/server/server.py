@@ -24,6 +24,7 @@ _LINGER_S = 0.2  # bytes that were sent before the listener closed have arrived 
 _LINGER_TURNS = 10  # of the event loop
 _MAX_WAITING = 4096  # connections; the backlog of every listener is smaller
 _DRAINS = (signal.SIGTERM, signal.SIGINT)
+_FLUSH_S = 0.1  # the event loop writes the last responses
 
 
 class DrainingServer(uvicorn.Server):
@@ -96,6 +97,15 @@ class DrainingServer(uvicorn.Server):
         """Drain without a delay: finish open requests and return from `serve`."""
         self._readiness.drain()
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what is open; when the time for that is over, answer the rest with an error."""
+        await super().shutdown(sockets)
+        remaining = [c for c in self.server_state.connections if isinstance(c, Connection)]
+        for connection in remaining:
+            connection.give_up()
+        if remaining:
+            await asyncio.sleep(_FLUSH_S)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -65,7 +65,7 @@ async def test_server_without_model_is_live_and_not_ready(tmp_path):
             for path in (*READY, "/v2/models/tiny"):
                 response = await client.get(path)
                 assert response.status_code == 503
-                assert response.json() == {"error": "models are still loading, or none is active"}
+                assert response.json() == {"error": "no model is active yet"}
                 assert response.headers["retry-after"] == "1"
 
 

@@ -75,13 +75,12 @@ def served(device: torch.device) -> Model:
         }
     )
     program = Program(frozen(network, str(device)), manifest, device)
-    (chunk,) = chunks_of(Bucket(1, 1))
-    features = chunk.features
-    golden = ModelInputs(features.user, features.candidate, np.zeros(1, np.int64))
+    (chunk,) = chunks(Bucket(1, 1))
+    golden = ModelInputs(chunk.features.user, chunk.features.candidate, np.zeros(1, np.int64))
     return Model(manifest, program, Golden.record(program, golden))
 
 
-def chunks_of(bucket: Bucket) -> list[Chunk]:
+def chunks(bucket: Bucket) -> list[Chunk]:
     """Return a batch that fills a bucket, with the rows divided among the requests."""
     random = np.random.default_rng(0)
     sizes = [len(each) for each in np.array_split(np.arange(bucket.rows), bucket.requests)]
@@ -108,9 +107,9 @@ def seconds(executor: Executor, model: Model, batch: Sequence[Chunk], calls: int
     """Return the mean time of one batch, from collating to scores (s)."""
     began = time.perf_counter()
     for _ in range(calls):
-        outcome = executor(model, batch)
-        if isinstance(outcome.scores, Exception):
-            raise outcome.scores
+        result = executor(model, batch)
+        if isinstance(result.scores, Exception):
+            raise result.scores
     return (time.perf_counter() - began) / calls
 
 
@@ -120,7 +119,7 @@ def graphs_against_eager(model: Model, limit: int, turns: int) -> None:
     print("| ---: | ---: | ---: | ---: | ---: |")
     replayed = lane(model.program.device, limit)
     for bucket in reversed(list(Buckets(limit))):
-        batch = chunks_of(bucket)
+        batch = chunks(bucket)
         for executor in (run, replayed):  # warm up, and capture
             seconds(executor, model, batch)
         times = [
@@ -135,7 +134,7 @@ def graphs_against_eager(model: Model, limit: int, turns: int) -> None:
 
 def several(model: Model, limit: int, lanes: int, window_s: float) -> float:
     """Return candidates per second with the given number of lanes and the largest bucket."""
-    batch = chunks_of(Bucket(limit, max(1, limit // 500)))
+    batch = chunks(Bucket(limit, max(1, limit // 500)))
     executors = [lane(model.program.device, limit) for _ in range(lanes)]
     for executor in executors:
         seconds(executor, model, batch)

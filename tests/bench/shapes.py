@@ -32,7 +32,7 @@ WARM_UP_ROWS, WARM_UP_PASSES = (1, 64, 512), 3
 _LEAST_S = 1e-4
 
 
-def request(model: Model, rows: int, rng: np.random.Generator) -> Chunk:
+def chunk(model: Model, rows: int, rng: np.random.Generator) -> Chunk:
     """Return a request of random golden candidates."""
     golden = model.golden.batch
     taken = rng.integers(0, golden.rows, rows)
@@ -60,10 +60,10 @@ def measure(model: Model, batches: int) -> None:
     for rows in WARM_UP_ROWS:
         for sizes in ([rows], [1, max(1, rows - 1)], [1] * rows):
             for _ in range(WARM_UP_PASSES):
-                run(model, [request(model, size, rng) for size in sizes])
+                run(model, [chunk(model, size, rng) for size in sizes])
     observed: list[tuple[int, int, float]] = []
     for sizes in random_batches(batches, rng):
-        chunks = [request(model, size, rng) for size in sizes]
+        chunks = [chunk(model, size, rng) for size in sizes]
         began = time.thread_time()
         run(model, chunks)
         observed.append((sum(sizes), len(sizes), time.thread_time() - began))

@@ -41,6 +41,6 @@ def test_overlap_of_copies_and_kernels_is_read_from_a_trace(tmp_path):
 
 def test_benchmark_model_runs_benchmark_batches():
     model = gpu.served(torch.device("cpu"))
-    outcome = run(model, gpu.parts(Bucket(33, 2)))
-    assert not isinstance(outcome.scores, Exception)
-    assert outcome.scores.shape == (33, 3)
+    result = run(model, gpu.chunks(Bucket(33, 2)))
+    assert not isinstance(result.scores, Exception)
+    assert result.scores.shape == (33, 3)

@@ -1,8 +1,9 @@
-"""What is refused at the door, and when it is worth asking again; on virtual time."""
+"""Which requests are refused before they are queued, and when to retry; on virtual time."""
 
 import asyncio
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def anyio_backend():
     return "asyncio", {"loop_factory": VirtualTimeLoop}
 
 
-async def test_a_full_queue_refuses():
+async def test_full_queue_refuses():
     lane = FakeLane()
     subject = batcher([lane], max_queue_rows=10)
     running = submit(subject, 1, [1])
@@ -32,7 +33,7 @@ async def test_a_full_queue_refuses():
     await asyncio.gather(running, queued, fits)
 
 
-async def test_rows_that_nobody_waits_for_refuse_nobody():
+async def test_rows_of_finished_requests_do_not_count_as_queued():
     lane = FakeLane(a_s=1.0)
     subject = batcher([lane], max_queue_rows=10, max_wait_s=0.001)
     running = submit(subject, 1, [1])
@@ -44,13 +45,13 @@ async def test_rows_that_nobody_waits_for_refuse_nobody():
     await running
 
 
-async def test_an_empty_queue_never_refuses():
+async def test_empty_queue_never_refuses():
     candidates = [1.0] * 30
     scored = await submit(batcher([FakeLane()], max_queue_rows=10), 1, candidates)
     assert scored.scores.tolist() == expected(1, candidates)
 
 
-async def test_a_request_past_its_deadline_is_dropped_and_not_computed():
+async def test_request_past_its_deadline_is_dropped_and_not_computed():
     lane = FakeLane(a_s=0.100)
     subject = batcher([lane])
     first = submit(subject, 1, [1])
@@ -63,7 +64,7 @@ async def test_a_request_past_its_deadline_is_dropped_and_not_computed():
     assert lane.rows == [1, 1]
 
 
-async def test_a_late_answer_is_not_sent_as_a_success():
+async def test_late_result_is_an_error():
     with pytest.raises(DeadlineExceeded):
         await submit(batcher([FakeLane(a_s=0.100)]), 1, [1], timeout_s=0.099)
 
@@ -87,7 +88,7 @@ def wait_s(subject, rows, priority=Priority.NORMAL):
     return subject.wait_s(sums_model(), rows, priority, now)
 
 
-async def test_the_forecast_is_what_runs_and_what_waits_and_the_request_itself():
+async def test_forecast_adds_running_and_queued_work_and_the_request_itself():
     subject, running = await busy()
     assert wait_s(subject, 1) == pytest.approx(0.026 + 0.011)
     running.append(submit(subject, 1, [1] * 8))
@@ -98,7 +99,7 @@ async def test_the_forecast_is_what_runs_and_what_waits_and_the_request_itself()
     await asyncio.gather(*running)
 
 
-async def test_a_small_request_does_not_wait_for_all_of_a_large_one():
+async def test_small_request_does_not_wait_for_all_of_a_large_one():
     subject, running = await busy()
     running.append(submit(subject, 1, [1] * 160))
     await asyncio.sleep(0)
@@ -107,7 +108,7 @@ async def test_a_small_request_does_not_wait_for_all_of_a_large_one():
     await asyncio.gather(*running)
 
 
-async def test_what_is_less_urgent_is_not_waited_for():
+async def test_forecast_leaves_out_lower_priorities():
     subject, running = await busy()
     running.append(submit(subject, 1, [1] * 16, priority=Priority.LOW))
     await asyncio.sleep(0)
@@ -116,7 +117,7 @@ async def test_what_is_less_urgent_is_not_waited_for():
     await asyncio.gather(*running)
 
 
-async def test_lanes_share_what_waits_whichever_model_it_is_for():
+async def test_lanes_share_the_queued_work_of_all_models():
     subject, running = await busy(lanes=2)
     subject.learn(sums_model("other"), [(1, 0.101), (16, 0.116)])
     running.append(submit(subject, 1, [1] * 4, model=sums_model("other")))
@@ -125,7 +126,7 @@ async def test_lanes_share_what_waits_whichever_model_it_is_for():
     await asyncio.gather(*running)
 
 
-async def test_another_model_is_waited_for_by_turns_and_not_for_all_of_its_rows():
+async def test_forecast_counts_another_model_by_turns():
     subject, running = await busy()
     other = sums_model("other")
     subject.learn(other, COST)
@@ -140,7 +141,7 @@ async def test_another_model_is_waited_for_by_turns_and_not_for_all_of_its_rows(
     await asyncio.gather(*running)
 
 
-async def test_the_forecast_comes_true():
+async def test_forecast_comes_true():
     loop = asyncio.get_running_loop()
     subject, running = await busy()
     ends: list[tuple[float, float]] = []
@@ -159,7 +160,7 @@ async def test_the_forecast_comes_true():
         assert end == pytest.approx(foreseen, abs=0.030)  # about a batch: others fill up the last
 
 
-async def test_a_request_that_cannot_be_in_time_is_refused_at_once():
+async def test_request_that_cannot_meet_its_deadline_is_refused_at_once():
     subject, running = await busy()
     metrics = subject._metrics.registry
     with pytest.raises(DeadlineUnmeetable) as refused:
@@ -172,7 +173,7 @@ async def test_a_request_that_cannot_be_in_time_is_refused_at_once():
     await asyncio.gather(*running)
 
 
-async def test_an_idle_lane_never_refuses_for_a_forecast():
+async def test_idle_lane_never_refuses_because_of_a_forecast():
     subject = batcher([FakeLane(a_s=0.010)])
     subject.learn(sums_model(), [(1, 100.0), (16, 100.0)])
     for _ in range(100):
@@ -180,7 +181,7 @@ async def test_an_idle_lane_never_refuses_for_a_forecast():
     assert subject.queues.of(sums_model()).cost.of(1) < 0.1
 
 
-async def test_who_is_refused_learns_when_it_is_worth_asking_again():
+async def test_refusal_says_when_to_retry():
     subject, running = await busy(max_queue_rows=4000)
     running.append(submit(subject, 1, [1] * 3200, timeout_s=100.0))
     await asyncio.sleep(0)
@@ -225,7 +226,7 @@ class UnevenLane(FakeLane):
         super().submit(batch, on_result)
 
 
-async def test_uneven_batches_leave_room_for_doubt():
+async def test_uneven_batches_widen_the_margin():
     """What is accepted is in time even so, and the lane is full."""
     lane = UnevenLane()
     subject = batcher([lane], max_queue_rows=100_000)
@@ -254,9 +255,9 @@ async def test_refusing_lasts_a_moment():
     await asyncio.gather(*running)
 
 
-async def test_less_urgent_rows_and_other_models_fill_no_queue_but_their_own():
+async def test_queue_limit_holds_for_each_model_and_priority():
     subject, running = await busy(max_queue_rows=20)
-    flood = {"timeout_s": 100.0, "priority": Priority.LOW}
+    flood: dict[str, Any] = {"timeout_s": 100.0, "priority": Priority.LOW}
     running.append(submit(subject, 1, [1] * 20, **flood))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
@@ -269,7 +270,7 @@ async def test_less_urgent_rows_and_other_models_fill_no_queue_but_their_own():
     await asyncio.gather(*running)
 
 
-async def test_what_would_be_late_gives_way_to_what_can_be_in_time():
+async def test_request_that_would_be_late_gives_way_to_one_that_is_in_time():
     """The first batch takes longer than foreseen; who stood first behind it cannot be in time."""
     lane = FakeLane(a_s=0.010, b_s=0.001)
     subject = batcher([lane])
@@ -284,7 +285,7 @@ async def test_what_would_be_late_gives_way_to_what_can_be_in_time():
     assert lane.rows == [16, 16]
 
 
-async def test_the_last_one_runs_though_it_seems_late_so_that_costs_are_learned():
+async def test_last_request_runs_although_it_seems_late_so_that_costs_are_learned():
     lane = FakeLane(a_s=0.010)
     subject = batcher([lane])
     subject.learn(sums_model(), COST)

@@ -50,14 +50,14 @@ async def test_requests_that_arrive_together_share_a_batch():
     assert lane.batches == [(0.0, [1] * 5)]
 
 
-async def test_the_second_half_of_a_burst_follows_the_first_at_once():
+async def test_second_half_of_a_burst_follows_the_first_at_once():
     lane = FakeLane(a_s=0.010)
     subject = batcher([lane], max_batch_rows=4, max_wait_s=5.0)
     await asyncio.gather(*(submit(subject, user, [1]) for user in range(8)))
     assert lane.batches == [(0.0, [1] * 4), (0.010, [1] * 4)]
 
 
-async def test_while_the_lane_is_busy_the_next_batch_fills():
+async def test_next_batch_fills_while_the_lane_is_busy():
     lane = FakeLane(a_s=0.010)
     subject = batcher([lane])
     first = submit(subject, 0, [1])
@@ -67,7 +67,7 @@ async def test_while_the_lane_is_busy_the_next_batch_fills():
     assert lane.batches == [(0.0, [1]), (0.010, [1, 1, 1])]
 
 
-async def test_company_is_awaited_from_the_arrival_of_the_oldest_row():
+async def test_max_wait_runs_from_the_arrival_of_the_oldest_row():
     lane = FakeLane()
     subject = batcher([lane], max_wait_s=0.005)
     first = submit(subject, 1, [1])
@@ -77,7 +77,7 @@ async def test_company_is_awaited_from_the_arrival_of_the_oldest_row():
     assert lane.batches == [(0.005, [1, 1])]
 
 
-async def test_a_full_batch_ends_the_wait_for_company():
+async def test_full_batch_ends_the_wait():
     lane = FakeLane()
     subject = batcher([lane], max_batch_rows=4, max_wait_s=5.0)
     first = submit(subject, 1, [1])
@@ -87,7 +87,7 @@ async def test_a_full_batch_ends_the_wait_for_company():
     assert lane.batches == [(0.001, [1] * 4)]
 
 
-async def test_time_behind_a_busy_lane_counts_as_waiting():
+async def test_time_behind_a_busy_lane_counts_towards_max_wait():
     lane = FakeLane(a_s=0.010)
     subject = batcher([lane], max_batch_rows=4, max_wait_s=0.005)
     full = submit(subject, 1, [1] * 4)
@@ -97,7 +97,7 @@ async def test_time_behind_a_busy_lane_counts_as_waiting():
     assert lane.batches == [(0.0, [4]), (0.010, [1])]
 
 
-async def test_a_large_request_is_split_over_idle_lanes():
+async def test_large_request_is_split_over_idle_lanes():
     lanes = [FakeLane("lane-0"), FakeLane("lane-1")]
     candidates = list(range(12))
     scored = await submit(batcher(lanes), 3, candidates)
@@ -105,7 +105,7 @@ async def test_a_large_request_is_split_over_idle_lanes():
     assert sorted(lane.batches for lane in lanes) == [[(0.0, [6])], [(0.0, [6])]]
 
 
-async def test_a_request_larger_than_a_batch_is_gathered():
+async def test_chunks_of_a_request_larger_than_a_batch_are_gathered():
     lane = FakeLane()
     candidates = list(range(50))
     scored = await submit(batcher([lane]), 3, candidates)
@@ -114,7 +114,7 @@ async def test_a_request_larger_than_a_batch_is_gathered():
 
 
 @pytest.mark.parametrize("rows", range(1, 60))
-async def test_no_piece_is_below_the_knee(rows):
+async def test_no_chunk_is_smaller_than_min_chunk_rows(rows):
     lane = FakeLane()
     await submit(batcher([lane]), 1, [1] * rows)
     chunks = [chunk for _, batch in lane.batches for chunk in batch]
@@ -123,7 +123,7 @@ async def test_no_piece_is_below_the_knee(rows):
     assert max(lane.rows) <= 16
 
 
-async def test_a_small_request_overtakes_the_pieces_of_a_large_one():
+async def test_small_request_overtakes_the_chunks_of_a_large_one():
     lane = FakeLane(a_s=0.010)
     subject = batcher([lane])
     large = submit(subject, 1, list(range(64)))
@@ -140,10 +140,10 @@ async def test_models_take_turns():
     subject = batcher([lane])
     a, b = sums_model("a"), sums_model("b")
     tasks = [submit(subject, 1, [1] * 16, model=model) for model in (a, a, a, b)]
-    assert await order_of_answers(tasks) == [0, 3, 1, 2]
+    assert await order_of_results(tasks) == [0, 3, 1, 2]
 
 
-async def test_a_model_with_full_batches_does_not_keep_another_waiting():
+async def test_model_with_full_batches_does_not_keep_another_waiting():
     lane = FakeLane()
     subject = batcher([lane], max_wait_s=0.005)
     flood = [submit(subject, 1, [1] * 16, model=sums_model("a")) for _ in range(10)]
@@ -153,7 +153,7 @@ async def test_a_model_with_full_batches_does_not_keep_another_waiting():
     await asyncio.gather(*flood)
 
 
-async def order_of_answers(tasks):
+async def order_of_results(tasks):
     done: list[asyncio.Future[RankedRequest]] = []
     for task in tasks:
         task.add_done_callback(done.append)
@@ -161,14 +161,14 @@ async def order_of_answers(tasks):
     return [tasks.index(task) for task in done]
 
 
-async def test_a_higher_priority_goes_first():
+async def test_higher_priority_runs_first():
     subject = batcher([FakeLane()], max_batch_rows=4)
     priorities = [Priority.LOW, Priority.NORMAL, Priority.LOW, Priority.HIGH, Priority.NORMAL]
     tasks = [submit(subject, 1, [1] * 4, priority=priority) for priority in priorities]
-    assert await order_of_answers(tasks) == [3, 1, 4, 0, 2]
+    assert await order_of_results(tasks) == [3, 1, 4, 0, 2]
 
 
-async def test_what_is_less_urgent_fills_up_a_batch():
+async def test_lower_priority_fills_up_a_batch():
     lane = FakeLane()
     subject = batcher([lane], max_batch_rows=4)
     low = submit(subject, 1, [1] * 2, priority=Priority.LOW)
@@ -177,7 +177,7 @@ async def test_what_is_less_urgent_fills_up_a_batch():
     assert lane.batches == [(0.0, [2, 2])]
 
 
-async def test_a_low_priority_grows_old_and_does_not_starve():
+async def test_low_priority_does_not_starve():
     subject = batcher([FakeLane(a_s=0.010)], max_batch_rows=4)
     flood: list[asyncio.Future[RankedRequest]] = []
 
@@ -194,7 +194,7 @@ async def test_a_low_priority_grows_old_and_does_not_starve():
     await asyncio.gather(*flood)
 
 
-async def test_a_backlog_that_grew_old_does_not_keep_what_is_urgent_waiting():
+async def test_old_queue_does_not_keep_urgent_requests_waiting():
     subject = batcher([FakeLane(a_s=0.010)], max_batch_rows=4)
     bulk = [submit(subject, 1, [1] * 4, priority=Priority.LOW) for _ in range(200)]
     for _ in range(10):
@@ -203,7 +203,7 @@ async def test_a_backlog_that_grew_old_does_not_keep_what_is_urgent_waiting():
     await asyncio.gather(*bulk)
 
 
-async def test_a_model_whose_backlog_grew_old_does_not_keep_another_waiting():
+async def test_old_queue_of_a_model_does_not_keep_another_model_waiting():
     subject = batcher([FakeLane(a_s=0.010)], max_batch_rows=4)
     flood = [submit(subject, 1, [1] * 4, model=sums_model("a")) for _ in range(200)]
     for _ in range(10):
@@ -212,7 +212,7 @@ async def test_a_model_whose_backlog_grew_old_does_not_keep_another_waiting():
     await asyncio.gather(*flood)
 
 
-async def test_the_more_urgent_of_two_models_goes_first():
+async def test_more_urgent_of_two_models_runs_first():
     a, b = sums_model("a"), sums_model("b")
     subject = batcher([FakeLane()])
     tasks = [
@@ -220,10 +220,10 @@ async def test_the_more_urgent_of_two_models_goes_first():
         submit(subject, 2, [1] * 16, model=a),
         submit(subject, 3, [1] * 16, model=b, priority=Priority.HIGH),
     ]
-    assert await order_of_answers(tasks) == [2, 0, 1]
+    assert await order_of_results(tasks) == [2, 0, 1]
 
 
-async def test_the_state_can_be_read():
+async def test_repr_shows_what_waits_and_what_runs():
     lane = FakeLane()
     subject = batcher([lane])
     tasks = [submit(subject, 1, [1] * 40)]

@@ -1,4 +1,4 @@
-"""The line that predicts what a batch takes."""
+"""The line that predicts how long a batch takes."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -16,26 +16,26 @@ def fitted():
     return cost
 
 
-def test_it_starts_with_the_line_through_what_was_measured():
+def test_cost_starts_with_the_line_through_the_measurements():
     cost = fitted()
     assert cost.of(100) == pytest.approx(line(100))
     assert cost.of(1000, batches=2) == pytest.approx(0.004 + 0.05)
 
 
-def test_sizes_that_are_all_alike_give_a_price_a_row():
+def test_equal_sizes_give_a_price_per_row():
     cost = Cost()
     cost.fit([(100, 0.010), (100, 0.012)])
     assert cost.of(200) == pytest.approx(0.022, rel=0.01)
 
 
-def test_without_warm_up_the_first_batch_is_taken_for_all():
+def test_first_batch_is_the_measurement_without_warm_up():
     cost = Cost()
     assert cost.of(10) == 0
     cost.observe(10, 0.010)
     assert cost.of(10) == pytest.approx(0.010, rel=0.01)
 
 
-def test_large_batches_correct_the_price_of_a_row_and_leave_that_of_a_batch():
+def test_large_batches_correct_the_price_of_a_row():
     cost = fitted()
     for _ in range(100):
         cost.observe(512, 2 * line(512))
@@ -43,7 +43,7 @@ def test_large_batches_correct_the_price_of_a_row_and_leave_that_of_a_batch():
     assert cost.of(1) == pytest.approx(line(1), rel=0.3)
 
 
-def test_small_batches_correct_the_price_of_a_batch_and_leave_that_of_a_row():
+def test_small_batches_correct_the_price_of_a_batch():
     cost = fitted()
     for _ in range(100):
         cost.observe(1, 3 * line(1))
@@ -51,7 +51,7 @@ def test_small_batches_correct_the_price_of_a_batch_and_leave_that_of_a_row():
     assert cost.b_s == pytest.approx(0.00005, rel=0.1)
 
 
-def test_it_follows_a_machine_that_became_slower():
+def test_cost_follows_a_machine_that_becomes_slower():
     cost = fitted()
     for step in range(200):
         rows = (1, 30, 64, 200, 512)[step % 5]
@@ -60,7 +60,7 @@ def test_it_follows_a_machine_that_became_slower():
         assert cost.of(rows) == pytest.approx(1.7 * line(rows), rel=0.1)
 
 
-def test_it_doubts_itself_by_as_much_as_it_missed_of_late():
+def test_margin_is_as_wide_as_recent_predictions_were_wrong():
     cost = fitted()
     assert cost.margin_s(1.0) == 0
     for step in range(200):
@@ -72,7 +72,7 @@ def test_it_doubts_itself_by_as_much_as_it_missed_of_late():
 
 
 @pytest.mark.parametrize("slow", [1, 64, 512])
-def test_one_slow_batch_at_warm_up_is_forgotten(slow):
+def test_slow_batch_at_warm_up_is_forgotten(slow):
     cost = Cost()
     cost.fit([(rows, line(rows) * (30 if rows == slow else 1)) for rows in (1, 64, 512)])
     for step in range(400):
@@ -83,7 +83,7 @@ def test_one_slow_batch_at_warm_up_is_forgotten(slow):
 
 
 @given(st.lists(st.tuples(st.integers(1, 4096), st.floats(0, 10)), min_size=1, max_size=50))
-def test_whatever_is_observed_no_batch_is_predicted_to_take_no_time(observed):
+def test_every_prediction_is_positive_and_grows_with_the_rows(observed):
     cost = Cost()
     for rows, seconds in observed:
         cost.observe(rows, seconds)

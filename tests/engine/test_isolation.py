@@ -1,4 +1,4 @@
-"""One request's failure is nobody else's: batches that fail, on virtual time."""
+"""A failed request fails no other request of its batch; on virtual time."""
 
 import asyncio
 import logging
@@ -38,14 +38,14 @@ async def test_only_the_poisoned_request_of_a_batch_fails():
     assert subject.queues.rows == 0
 
 
-async def test_a_healthy_batch_follows_a_failed_one():
+async def test_healthy_batch_follows_a_failed_one():
     subject = batcher([FakeLane()])
     with pytest.raises(InferenceFailed):
         await submit(subject, 1, [POISON])
     assert (await submit(subject, 1, [2])).scores.tolist() == expected(1, [2])
 
 
-async def test_a_score_that_is_no_number_fails_its_owner_alone():
+async def test_score_that_is_not_finite_fails_its_request_only():
     subject = batcher([FakeLane()])
     sick, healthy = submit(subject, 1, [1, NOT_A_NUMBER]), submit(subject, 2, [3])
     with pytest.raises(InferenceFailed):
@@ -53,7 +53,7 @@ async def test_a_score_that_is_no_number_fails_its_owner_alone():
     assert (await healthy).scores.tolist() == expected(2, [3])
 
 
-async def test_each_waiting_request_gets_an_error_of_its_own():
+async def test_each_failed_request_has_its_own_error():
     subject = batcher([FakeLane()])
     tasks = [submit(subject, user, [POISON]) for user in range(2)]
     first, second = await asyncio.gather(*tasks, return_exceptions=True)
@@ -62,7 +62,7 @@ async def test_each_waiting_request_gets_an_error_of_its_own():
     assert first is not second
 
 
-async def test_the_poisoned_request_is_found_by_halves():
+async def test_poisoned_request_is_found_by_bisection():
     lane = FakeLane()
     subject = batcher([lane], max_batch_rows=16)
     tasks = [submit(subject, user, [POISON if user == 9 else 1.0]) for user in range(16)]
@@ -82,7 +82,7 @@ async def test_two_poisoned_requests_of_a_batch_fail_alone(second):
     assert failed == [second, 15]
 
 
-async def test_a_model_that_always_fails_runs_no_more_often_than_it_has_requests():
+async def test_model_that_always_fails_runs_no_more_than_once_per_request():
     lane = FakeLane()
     subject = batcher([lane], max_batch_rows=16)
     tasks = [submit(subject, user, [POISON]) for user in range(16)]
@@ -91,7 +91,7 @@ async def test_a_model_that_always_fails_runs_no_more_often_than_it_has_requests
     assert len(lane.batches) == 1 + 16
 
 
-async def test_what_a_failed_batch_runs_again_goes_before_what_came_later():
+async def test_failed_batch_is_retried_before_later_requests():
     lane = FakeLane()
     subject = batcher([lane], max_batch_rows=2)
     tasks = [submit(subject, user, [POISON if user == 0 else 1.0]) for user in range(4)]
@@ -102,7 +102,7 @@ async def test_what_a_failed_batch_runs_again_goes_before_what_came_later():
     assert [tasks.index(task) for task in done] == [0, 1, 2, 3]
 
 
-async def test_a_caller_that_gives_up_is_not_run_again():
+async def test_disconnected_request_is_not_retried():
     lane = FakeLane()
     subject = batcher([lane])
     leaver, poisoned, stayer = (
@@ -115,7 +115,7 @@ async def test_a_caller_that_gives_up_is_not_run_again():
     assert (await stayer).scores.tolist() == expected(3, [1])
 
 
-async def test_where_memory_runs_out_batches_become_smaller_and_nobody_fails():
+async def test_batches_become_smaller_when_memory_runs_out():
     lane = FakeLane(memory_rows=5)
     metrics = Metrics()
     subject = batcher([lane], metrics=metrics)
@@ -137,13 +137,13 @@ async def test_lanes_that_run_out_of_memory_together_halve_the_limit_once():
     assert subject.queues.of(sums_model()).max_batch_rows == 8
 
 
-async def test_a_row_that_needs_more_memory_than_there_is_fails():
+async def test_single_row_that_does_not_fit_in_memory_fails():
     subject = batcher([FakeLane(memory_rows=0)])
     with pytest.raises(InferenceFailed):
         await submit(subject, 1, [1.0] * 3)
 
 
-async def test_after_many_good_batches_memory_is_tried_again():
+async def test_batch_limit_is_raised_again_after_many_good_batches():
     lane = FakeLane(memory_rows=5)
     subject = batcher([lane])
     await submit(subject, 1, [1.0] * 12)

@@ -85,7 +85,7 @@ async def test_nothing_is_ranked_if_a_score_is_not_finite(lane):
 
 async def test_error_while_ranking_fails_the_batch_and_not_the_lane(lane):
     broken = chunk(1, [2])
-    broken.request.ranking = None
+    broken.request.ranking = None  # type: ignore[assignment]
     assert isinstance((await lane.run(batch_of(broken))).scores, AttributeError)
     assert (await lane.run(batch_of(chunk(1, [2])))).scores.tolist() == [[3, 2]]
 

@@ -1,4 +1,4 @@
-"""Every promise of the batcher under random schedules, on virtual time."""
+"""The guarantees of the batcher under random schedules, on virtual time."""
 
 import asyncio
 import logging
@@ -47,7 +47,7 @@ request_plans = st.lists(
     max_batch_rows=st.integers(4, 24),
     memory_rows=st.sampled_from([None, 1, 7]),
 )
-def test_under_any_schedule_every_request_is_answered_once_with_its_own_rows(
+def test_every_request_ends_once_with_its_own_rows(
     plans, lanes, max_wait_s, max_batch_rows, memory_rows
 ):
     async def scenario():
@@ -61,7 +61,7 @@ def test_under_any_schedule_every_request_is_answered_once_with_its_own_rows(
         answers = await asyncio.gather(
             *(_play(subject, user, plan) for user, plan in enumerate(plans))
         )
-        await asyncio.sleep(60)  # whatever still runs for a caller that left
+        await asyncio.sleep(60)  # for batches of clients that disconnected
         assert subject.queues.rows == 0
         assert not any(fake.busy for fake in fakes)
         assert max([0, *(rows for fake in fakes for rows in fake.rows)]) <= max_batch_rows

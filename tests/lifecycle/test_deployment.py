@@ -3,17 +3,25 @@
 import asyncio
 import os
 import shutil
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
-from app.artifacts.loader import load
+from app.artifacts.loader import Model, load
 from app.artifacts.store import Store
+from app.engine.batch import Chunk
+from app.engine.lanes import BatchResult, Lane, run
 from app.errors import ArtifactInvalid
+from app.lifecycle.deployment import BatchTimings, Deployment
 from app.lifecycle.poll_timer import PollTimer
+from app.lifecycle.registry import Registry
 from app.main import gatehouse
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
 from tests.support.artifacts import add_version, corrupt
+from tests.support.builders import CPU
 
 
 @pytest.fixture
@@ -187,6 +195,63 @@ async def test_a_store_that_was_unreadable_for_a_while_is_followed_again(folder)
                 await asyncio.sleep(0.01)
         assert not (folder / "away").exists()
         following.cancel()
+
+
+class Recorder:
+    """An executor that records the rows of the chunks of each batch."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.batches: list[tuple[int, ...]] = []
+        self._error = error
+
+    def __call__(self, model: Model, chunks: Sequence[Chunk]) -> BatchResult:
+        self.batches.append(tuple(chunk.rows for chunk in chunks))
+        return run(model, chunks) if self._error is None else BatchResult(self._error)
+
+
+@asynccontextmanager
+async def deployment_on(store: Store, recorders: Sequence[Recorder]):
+    """A deployment on lanes of its own; yields it, its registry, and what it says of warm-up."""
+    loop = asyncio.get_running_loop()
+    lanes = [Lane(f"lane-{i}", loop, executor=each) for i, each in enumerate(recorders)]
+    registry = Registry(Metrics())
+    told: list[tuple[str, list[int], bool]] = []
+
+    def on_warm(model: Model, timings: BatchTimings) -> None:
+        assert all(seconds > 0 for _, seconds in timings)
+        told.append((str(model), [rows for rows, _ in timings], bool(registry.models())))
+
+    deployment = Deployment(
+        store,
+        registry,
+        lanes,
+        device=CPU,
+        warm_up=[(1,), (1, 3)],
+        on_warm=on_warm,
+        metrics=Metrics(),
+    )
+    try:
+        yield deployment, registry, told
+    finally:
+        for lane in lanes:
+            lane.stop()
+
+
+async def test_version_is_warmed_up_on_every_lane_before_it_is_active(store):
+    recorders = [Recorder(), Recorder()]
+    async with deployment_on(store, recorders) as (deployment, registry, told):
+        await deployment.refresh()
+        assert [each.batches for each in recorders] == [[(1,), (1, 3)] * 3] * 2
+        assert told == [("tiny/1", [1, 4], False)]
+        assert [str(model) for model in registry.models()] == ["tiny/1"]
+
+
+async def test_version_that_fails_at_warm_up_is_refused(store):
+    recorders = [Recorder(), Recorder(RuntimeError("no such operator"))]
+    async with deployment_on(store, recorders) as (deployment, registry, told):
+        with pytest.raises(ArtifactInvalid, match="warm-up failed: no such operator"):
+            await deployment.refresh()
+        assert (registry.models(), told) == ([], [])
 
 
 async def test_several_models_are_served_by_name(folder):

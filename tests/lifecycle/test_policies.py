@@ -242,7 +242,9 @@ async def test_a_start_with_a_file_that_does_not_fit_a_model_is_an_error(tmp_pat
     path = tmp_path / "policies.toml"
     path.write_text("[policy.x]\nweights = {buy = 1}\nmodels = ['tiny']")
     async with gatehouse(Settings(store=store.folder, lanes=1, policies=path)) as parts:
-        with pytest.raises(ConfigurationInvalid, match=r"policies\.toml: policy\.x: model \"tiny\": unknown"):
+        with pytest.raises(
+            ConfigurationInvalid, match=r"policies\.toml: policy\.x: model \"tiny\": unknown"
+        ):
             await parts.start()
 
 

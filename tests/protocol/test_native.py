@@ -1,4 +1,4 @@
-"""The native dialect over a model whose scores can be told by looking."""
+"""The native dialect with a model whose scores are easy to compute."""
 
 import json
 
@@ -37,14 +37,14 @@ async def client(tmp_path_factory):
             yield client
 
 
-async def test_the_same_request_has_the_same_answer_byte_for_byte(client):
+async def test_response_is_the_same_byte_for_byte(client):
     for _ in range(3):
         response = await client.post(SCORE, json=REQUEST)
         assert response.headers["content-type"] == "application/json"
         assert response.text == ANSWER
 
 
-async def test_it_is_the_same_however_the_request_is_written(client):
+async def test_response_does_not_depend_on_how_the_request_is_written(client):
     objects = REQUEST | {"candidates": [{"c": number} for number in NUMBERS]}
     lists = REQUEST | {"candidates": {"c": [[number] for number in NUMBERS]}}
     spaced = json.dumps(dict(reversed(REQUEST.items())), indent=3)
@@ -54,7 +54,7 @@ async def test_it_is_the_same_however_the_request_is_written(client):
         assert response.text == ANSWER
 
 
-async def test_other_methods_are_told_which_there_is(client):
+async def test_other_methods_are_refused_with_the_allowed_one(client):
     for method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE"):
         response = await client.request(method, SCORE)
         assert response.status_code == 405

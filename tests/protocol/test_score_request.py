@@ -122,7 +122,7 @@ def test_wrong_number_of_keys_is_refused(keys):
 def test_duplicate_key_is_refused_at_its_place(keys, place, first):
     (problem,) = problems(document(candidate_keys=keys))
     assert problem.pointer == f"/candidate_keys/{place}"
-    assert problem.detail == f"duplicate key: the same as /candidate_keys/{first}"
+    assert problem.detail == f"duplicate key at position {place}, first at position {first}"
 
 
 def test_every_duplicate_key_is_reported():

@@ -85,7 +85,8 @@ def scores_with_ties(rows: int, seed: int) -> npt.NDArray[np.float32]:
     scores = rng.random((rows, len(TASKS)), np.float32) * rng.choice([1, 1, 1e-12, 300], (rows, 1))
     scores[rng.random(scores.shape) < 0.2] = rng.choice([0.0, 0.25, 1.0])
     twins = rng.integers(0, rows, rows)
-    return np.where(rng.random((rows, 1)) < 0.3, scores[twins], scores).astype(np.float32)
+    mixed: npt.NDArray[np.float32] = np.where(rng.random((rows, 1)) < 0.3, scores[twins], scores)
+    return mixed.astype(np.float32)
 
 
 def multipliers_of(rows: int, seed: int) -> dict[str, npt.NDArray[np.float32]]:

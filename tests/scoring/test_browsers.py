@@ -1,4 +1,4 @@
-"""What browsers are told: no other origin's page may call unless a setting says so."""
+"""CORS and security headers: pages of other origins may call only if a setting says so."""
 
 import httpx
 import pytest
@@ -31,7 +31,7 @@ async def test_by_default_no_answer_is_shared_with_another_origin(client, exampl
     assert not any(map(shares, answers))
 
 
-async def test_allowed_origins_and_no_others_may_call(store):
+async def test_only_allowed_origins_may_call(store):
     allowed = "https://example.org, http://localhost:3000"
     settings = Settings(store=store.folder, lanes=1, cors_origins=allowed)
     async with gatehouse(settings) as parts:
@@ -51,7 +51,7 @@ async def test_allowed_origins_and_no_others_may_call(store):
 
 
 @pytest.mark.parametrize("text", ["*", "example.org", "https://a.org/", "https://a.org b", "null"])
-def test_what_is_no_origin_is_refused_and_not_repeated(text):
+def test_invalid_origin_is_refused_and_not_repeated(text):
     with pytest.raises(ConfigurationInvalid, match="must be scheme://host") as caught:
         parse_origins(f"https://example.org, {text}")
     assert text not in str(caught.value).removesuffix("https://example.org")
@@ -63,12 +63,12 @@ def test_origins_are_separated_by_commas():
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-async def test_a_page_loads_nothing_from_elsewhere_and_is_framed_by_nobody(client, path):
+async def test_pages_load_nothing_from_other_hosts_and_cannot_be_framed(client, path):
     headers = (await client.get(path)).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert "default-src 'self'" in headers["content-security-policy"]
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
-async def test_documents_go_without_the_headers_of_pages(client):
+async def test_documents_do_not_have_the_headers_of_pages(client):
     assert "content-security-policy" not in (await client.get("/v1/models")).headers

@@ -31,7 +31,8 @@ def problem_of(response: httpx.Response) -> str:
     assert int(response.headers["content-length"]) == len(response.content)
     assert problem["status"] == response.status_code
     assert problem["instance"] == response.headers["x-request-id"]
-    return problem["type"].removeprefix("/problems/")
+    slug: str = problem["type"].removeprefix("/problems/")
+    return slug
 
 
 async def test_plain_calls_take_their_door(door):

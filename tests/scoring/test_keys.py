@@ -1,4 +1,4 @@
-"""Bearer keys: who may score, what is said to others, and what is never said at all."""
+"""API keys: who may score, what others are told, and where no secret ever appears."""
 
 import json
 import logging
@@ -27,23 +27,23 @@ def caller(keys: Keys, authorization: str | None) -> str:
     return keys.caller(None if authorization is None else authorization.encode())
 
 
-def test_without_keys_everyone_may_call_and_nobody_has_a_name():
+def test_without_keys_everyone_may_call():
     assert caller(Keys(), None) == caller(Keys(), f"Bearer {ANNA}") == ""
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-def test_each_secret_has_its_name(scheme):
+def test_secret_stands_for_the_name_of_its_key(scheme):
     keys = Keys(text=TEXT)
     assert caller(keys, f"{scheme} {ANNA}") == "anna"
     assert caller(keys, f"{scheme} {BERT}") == "bert"
 
 
-def test_a_name_may_have_an_old_and_a_new_secret():
+def test_name_may_have_an_old_and_a_new_secret():
     keys = Keys(text=f"anna:{ANNA} anna:{BERT}")
     assert caller(keys, f"Bearer {ANNA}") == caller(keys, f"Bearer {BERT}") == "anna"
 
 
-def test_a_digest_stands_for_its_secret_and_is_none_itself():
+def test_digest_stands_for_its_secret_and_is_not_a_secret_itself():
     digest = sha256(ANNA.encode()).hexdigest()
     keys = Keys(text=f"anna:sha256:{digest}")
     assert caller(keys, f"Bearer {ANNA}") == "anna"
@@ -61,7 +61,7 @@ def test_a_digest_stands_for_its_secret_and_is_none_itself():
 @case(f"Bearer anna:{ANNA}")
 @case(f"Basic {ANNA}")
 @case(ANNA)
-def test_nothing_else_is_a_key(authorization):
+def test_everything_else_is_refused(authorization):
     with pytest.raises(Unauthorized) as caught:
         Keys(text=TEXT).caller(authorization.encode("latin-1"))
     assert ANNA[:-1] not in str(caught.value)
@@ -81,7 +81,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
-def test_wrong_keys_are_refused_by_their_place_without_a_word_of_them(tmp_path, text):
+def test_error_in_the_keys_names_the_place_and_repeats_no_secret(tmp_path, text):
     file = tmp_path / "keys"
     file.write_text(text)
     for source, arguments in (("GATEHOUSE_KEYS", {"text": text}), (str(file), {"file": file})):
@@ -91,13 +91,13 @@ def test_wrong_keys_are_refused_by_their_place_without_a_word_of_them(tmp_path, 
         assert not any(part in said for part in (ANNA, BERT, "0123456789", "ü", "f" * 63, "a{b"))
 
 
-def test_a_file_has_comments_and_one_key_a_line(tmp_path):
+def test_key_file_has_comments_and_one_key_per_line(tmp_path):
     file = tmp_path / "keys"
     file.write_text(f"# who may score\nanna:{ANNA}  # since May\n\nbert:{BERT}\n")
     assert caller(Keys(file=file), f"Bearer {BERT}") == "bert"
 
 
-def test_a_file_that_is_not_there_or_has_no_end_is_refused(tmp_path):
+def test_missing_or_huge_key_file_is_refused(tmp_path):
     with pytest.raises(ConfigurationInvalid, match="No such file"):
         Keys(file=tmp_path / "keys")
     (tmp_path / "keys").write_text(f"# {'x' * 70_000}")
@@ -145,7 +145,7 @@ async def test_scoring_needs_a_key(guarded, sent):
         assert answered.status_code == 200
 
 
-async def test_so_does_the_open_inference_protocol(guarded, sent):
+async def test_open_inference_protocol_needs_a_key_too(guarded, sent):
     infer = "/v2/models/tiny/infer"
     refused = await guarded.post(infer, json=sent)
     assert refused.status_code == 401
@@ -155,15 +155,15 @@ async def test_so_does_the_open_inference_protocol(guarded, sent):
     assert holder.status_code == 422  # it is no request of this protocol
 
 
-async def test_a_wrong_key_is_told_so(guarded, sent):
+async def test_wrong_key_is_an_invalid_token(guarded, sent):
     refused = await guarded.post("/v1/score", json=sent, headers=bearer("x" * 30))
     assert refused.status_code == 401
     assert refused.headers["www-authenticate"] == 'Bearer error="invalid_token"'
     assert "x" * 30 not in refused.text
 
 
-async def test_what_is_wrong_with_a_request_is_told_to_key_holders_only(guarded):
-    """Nothing of a stranger's request is read, nor does it learn which models there are."""
+async def test_request_without_a_key_is_not_read_or_checked(guarded):
+    """Without a key, a client does not learn which models there are either."""
 
     async def unread():
         raise AssertionError("the body was read")
@@ -176,21 +176,19 @@ async def test_what_is_wrong_with_a_request_is_told_to_key_holders_only(guarded)
         assert refused.status_code == 401
 
 
-async def test_the_front_pages_example_says_where_the_key_belongs(guarded, client):
+async def test_example_of_the_front_page_shows_where_the_key_belongs(guarded, client):
     page = (await guarded.get("/")).text
     assert "(set GATEHOUSE_KEY to your API key)" in page
     assert '-H "authorization: Bearer $GATEHOUSE_KEY" \\\n  -H ' in page
     assert "GATEHOUSE_KEY" not in (await client.get("/")).text
 
 
-async def test_the_rest_needs_none(guarded):
+async def test_other_routes_need_no_key(guarded):
     for path in ("/livez", "/readyz", "/metrics", "/", "/docs", "/openapi.json", "/v1/models"):
         assert (await guarded.get(path)).status_code == 200
 
 
-async def test_a_key_is_named_in_the_log_and_in_a_metric_and_its_secret_nowhere(
-    guarded, sent, caplog
-):
+async def test_log_and_metrics_show_the_name_of_a_key_and_no_secret(guarded, sent, caplog):
     async def count() -> float:
         text = (await guarded.get("/metrics")).text
         assert ANNA not in text

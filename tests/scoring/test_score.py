@@ -1,4 +1,4 @@
-"""The score routes over a real model: right answers, and a clear error for each wrong request."""
+"""Score calls to a real model: correct responses, and a clear error for each wrong request."""
 
 import asyncio
 import gzip
@@ -14,7 +14,7 @@ from tests.support.direct import direct_scores
 SCORE = "/v1/models/tiny/score"
 
 
-async def test_the_example_of_a_model_works_as_it_is(client, example):
+async def test_example_request_of_a_model_is_answered(client, example):
     response = await client.post(SCORE, json=example)
     assert response.status_code == 200
     answer = response.json()
@@ -30,7 +30,7 @@ async def test_scores_are_those_of_the_torchscript_file(client, example, tiny):
         assert answer["scores"][task] == pytest.approx(scores, rel=1e-5)
 
 
-async def test_the_ranking_follows_the_rank_score_and_the_rank_score_the_policy(client, example):
+async def test_ranking_follows_the_rank_score_and_the_policy(client, example):
     answer = (await client.post(SCORE, json=example)).json()
     policy = answer["policy"]
     assert policy["formula"] == "power_product"
@@ -66,7 +66,7 @@ async def test_without_keys_the_ranking_holds_positions(client, example):
     assert sorted(answer["ranking"]) == [0, 1, 2]
 
 
-async def test_top_k_cuts_the_ranking_and_not_the_scores(client, example):
+async def test_top_k_shortens_the_ranking_and_not_the_scores(client, example):
     answer = (await client.post(SCORE, json=example | {"ranking": {"top_k": 1}})).json()
     assert len(answer["ranking"]) == 1
     assert len(answer["scores"]["click"]) == len(answer["rank_score"]) == 3
@@ -80,7 +80,7 @@ async def test_weights_of_the_request_are_applied_and_echoed(client, example):
     assert answer["ranking"] == [example["candidate_keys"][i] for i in by_dwell]
 
 
-async def test_no_candidates_give_an_empty_answer(client, example):
+async def test_request_without_candidates_has_an_empty_response(client, example):
     forms: list[object] = [{name: [] for name in example["candidates"]}, []]
     for candidates in forms:
         response = await client.post(
@@ -91,7 +91,7 @@ async def test_no_candidates_give_an_empty_answer(client, example):
         assert answer["ranking"] == answer["rank_score"] == answer["scores"]["dwell"] == []
 
 
-async def test_an_id_outside_the_vocabulary_is_unknown_and_counted(client, example):
+async def test_id_outside_the_vocabulary_is_unknown_and_counted(client, example):
     example["candidates"]["item_id"] = [10**12, 0, -5]
     example["candidates"]["category"] = [1, 1, 1]
     example["candidates"]["quality"] = [[0, 0]] * 3
@@ -102,26 +102,26 @@ async def test_an_id_outside_the_vocabulary_is_unknown_and_counted(client, examp
     assert counted in metrics
 
 
-async def test_a_version_can_be_pinned_and_the_default_model_needs_no_name(client, example):
+async def test_version_may_be_named_and_the_default_model_needs_no_name(client, example):
     named = await client.post(SCORE, json=example)
     pinned = await client.post("/v1/models/tiny/versions/1/score", json=example)
     unnamed = await client.post("/v1/score", json=example)
     assert named.content == pinned.content == unnamed.content
 
 
-async def test_the_answer_says_where_its_time_went_and_whose_it_is(client, example):
+async def test_response_has_its_request_id_and_server_timing(client, example):
     response = await client.post(SCORE, json=example, headers={"x-request-id": "abc-123"})
     assert response.headers["x-request-id"] == "abc-123"
     stages = [stage.split(";")[0] for stage in response.headers["server-timing"].split(", ")]
     assert stages == ["decode", "encode", "queue", "collate", "compute", "rank", "respond"]
 
 
-async def test_a_request_id_that_could_forge_a_log_is_replaced(client, example):
+async def test_malformed_request_id_is_replaced(client, example):
     response = await client.post(SCORE, json=example, headers={"x-request-id": 'a"b c'})
     assert response.headers["x-request-id"] not in ("", 'a"b c')
 
 
-async def test_concurrent_requests_of_different_sizes_get_their_own_answers(client, example, tiny):
+async def test_concurrent_requests_get_their_own_scores(client, example, tiny):
     rng = np.random.default_rng(7)
 
     requests = [
@@ -142,7 +142,7 @@ async def test_concurrent_requests_of_different_sizes_get_their_own_answers(clie
         assert answer.json()["scores"]["dwell"] == pytest.approx(expected, rel=1e-4)
 
 
-# What is wrong, and the pointer that must say so.
+# What is wrong, and the pointer of the error.
 WRONG = {
     "a feature that does not exist": ({"candidates": {"colour": [1, 2, 3]}}, "/candidates/colour"),
     "a user feature that does not exist": ({"user": {"iq": 1}}, "/user/iq"),
@@ -199,7 +199,7 @@ def changed(example, changes):
 
 
 @pytest.mark.parametrize(("changes", "pointer"), WRONG.values(), ids=WRONG)
-async def test_what_is_wrong_is_named_by_its_place(client, example, changes, pointer):
+async def test_error_names_the_place_in_the_request(client, example, changes, pointer):
     response = await client.post(SCORE, json=changed(example, changes))
     assert response.status_code == 422
     assert response.headers["content-type"] == "application/problem+json"
@@ -210,14 +210,14 @@ async def test_what_is_wrong_is_named_by_its_place(client, example, changes, poi
 
 
 @pytest.mark.parametrize("feature", ["user_id", "activity", "recent_items"])
-async def test_a_missing_feature_is_named(client, example, feature):
+async def test_missing_feature_is_named(client, example, feature):
     del example["user"][feature]
     problem = (await client.post(SCORE, json=example)).json()
     assert [error["pointer"] for error in problem["errors"]] == [f"/user/{feature}"]
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e400", "-1e39"])
-async def test_a_number_that_is_not_finite_is_named_by_its_place(client, example, literal):
+async def test_number_that_is_not_finite_is_named_by_its_place(client, example, literal):
     example["candidates"]["quality"][2][1] = 987654
     body = json.dumps(example).replace("987654", literal)
     response = await client.post(SCORE, content=body, headers={"content-type": "application/json"})
@@ -236,9 +236,7 @@ async def test_a_number_that_is_not_finite_is_named_by_its_place(client, example
         ("0.5,0.5", "must have 2 numbers, has 3"),
     ],
 )
-async def test_in_a_large_request_too_a_wrong_number_is_named_by_its_place(
-    client, example, text, detail
-):
+async def test_wrong_number_in_a_large_request_is_named_by_its_place(client, example, text, detail):
     rows = 1000
     del example["candidate_keys"]
     quality = [[i / 7, -i / 11] for i in range(rows)]
@@ -280,26 +278,26 @@ NO_JSON = [b"", b"{", b"[1", b'{"user": }', b"\xff\xfe", b"[" * 5000]
 
 
 @pytest.mark.parametrize("body", NO_JSON)
-async def test_a_body_that_is_no_json(client, body):
+async def test_body_that_is_not_json_is_malformed(client, body):
     response = await client.post(SCORE, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert response.json()["type"] == "/problems/malformed-body"
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"3", b'"user"'])
-async def test_json_that_is_no_object(client, body):
+async def test_json_that_is_not_an_object_is_refused(client, body):
     response = await client.post(SCORE, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 422
     assert response.json()["errors"] == [{"pointer": "", "detail": "must be an object"}]
 
 
-async def test_another_content_type(client):
+async def test_other_content_types_are_refused(client):
     response = await client.post(SCORE, data={"user": "1"})
     assert response.status_code == 415
     assert response.json()["type"] == "/problems/unsupported-media-type"
 
 
-async def test_a_compressed_request(client, example):
+async def test_compressed_request_has_the_same_response(client, example):
     plain = await client.post(SCORE, json=example)
     for coding, compress in (("gzip", gzip.compress), ("deflate", zlib.compress)):
         headers = {"content-type": "application/json", "content-encoding": coding}
@@ -312,7 +310,7 @@ async def test_a_compressed_request(client, example):
     assert response.json()["detail"] == "the body is not gzip"
 
 
-async def test_a_bomb_is_stopped_at_the_limit(client):
+async def test_decompression_bomb_is_stopped_at_the_limit(client):
     bomb = gzip.compress(b" " * (1 << 24))
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     response = await client.post(SCORE, content=bomb, headers=headers)
@@ -320,7 +318,7 @@ async def test_a_bomb_is_stopped_at_the_limit(client):
     assert response.json()["detail"] == "the decompressed body is larger than 100000 bytes"
 
 
-async def test_another_coding_is_told_which_are_known(client):
+async def test_refused_content_coding_names_the_known_ones(client):
     headers = {"content-type": "application/json", "content-encoding": "br"}
     response = await client.post(SCORE, content=b"x", headers=headers)
     assert response.status_code == 415
@@ -330,7 +328,7 @@ async def test_another_coding_is_told_which_are_known(client):
     assert "accept-encoding" not in response.headers
 
 
-async def test_a_large_answer_is_compressed_for_who_takes_it(client, example):
+async def test_large_response_is_compressed_if_the_client_accepts_it(client, example):
     example["candidates"] = {
         "item_id": [1] * 1000,
         "category": [1] * 1000,
@@ -352,7 +350,7 @@ async def test_a_large_answer_is_compressed_for_who_takes_it(client, example):
     assert gzipped == pytest.approx(plain, rel=1e-5)
 
 
-async def test_a_body_over_the_limit(client):
+async def test_body_over_the_limit_is_refused(client):
     response = await client.post(
         SCORE, content=b" " * 100_001, headers={"content-type": "application/json"}
     )
@@ -360,7 +358,7 @@ async def test_a_body_over_the_limit(client):
     assert response.json()["detail"] == "the body is larger than 100000 bytes"
 
 
-async def test_a_chunked_body_over_the_limit(client):
+async def test_chunked_body_over_the_limit_is_refused(client):
     async def chunks():
         for _ in range(11):
             yield b" " * 10_000
@@ -371,7 +369,7 @@ async def test_a_chunked_body_over_the_limit(client):
     assert response.status_code == 413
 
 
-async def test_too_many_candidates(client, example):
+async def test_too_many_candidates_are_refused(client, example):
     example["candidates"] = {"item_id": [1] * 1001}
     response = await client.post(SCORE, json=example)
     assert response.status_code == 413
@@ -385,37 +383,37 @@ async def test_too_many_candidates(client, example):
         ("/v1/models/tiny/versions/9/score", "version-not-found"),
     ],
 )
-async def test_a_model_that_is_not_there(client, example, path, slug):
+async def test_unknown_model_or_version_is_not_found(client, example, path, slug):
     response = await client.post(path, json=example)
     assert response.status_code == 404
     assert response.json()["type"] == f"/problems/{slug}"
 
 
-async def test_another_method(client):
+async def test_other_methods_are_not_allowed(client):
     response = await client.get(SCORE)
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize("header", ["0", "-1", "1.5", "soon", "600001", "9" * 30])
-async def test_a_timeout_that_is_none(client, example, header):
+async def test_invalid_timeout_is_refused(client, example, header):
     response = await client.post(SCORE, json=example, headers={"x-request-timeout-ms": header})
     assert response.status_code == 422
     assert "x-request-timeout-ms" in response.text
 
 
-async def test_a_wrong_request_harms_no_other(client, example):
+async def test_wrong_request_fails_no_other_request(client, example):
     good = await client.post(SCORE, json=example)
     bad = changed(json.loads(good.request.content), {"user": {"user_id": "x"}})
     answers = await asyncio.gather(
         *(client.post(SCORE, json=bad if i % 2 else example) for i in range(20))
     )
     assert [answer.status_code for answer in answers] == [200, 422] * 10
-    for answer in answers[::2]:  # company may change a last bit
+    for answer in answers[::2]:  # the other requests of a batch may change the last bit
         assert answer.json()["rank_score"] == pytest.approx(good.json()["rank_score"], rel=1e-5)
 
 
-async def test_every_answer_is_counted_by_route_model_and_status(client, example):
+async def test_every_request_is_counted_by_route_model_and_status(client, example):
     await client.post(SCORE, json=example)
     metrics = (await client.get("/metrics")).text
     labels = 'model="tiny",route="/v1/models/{model}/score"'

@@ -717,6 +717,22 @@ async def test_shutdown_waits_for_the_response(server, make):
     assert await client.rest() == b""
 
 
+async def test_call_that_the_server_gives_up_is_answered_and_counted_once(server):
+    client = await server.connect()
+    await client.send(post(native([1.0]), GATE))
+    await server.gate.is_entered()
+    server.parts.service.readiness.drain()
+    (only,) = server.listener.state.connections
+    cast(Connection, only).give_up()
+    assert (await client.response()).status == 500
+    assert await client.rest() == b""
+    server.gate.open()
+    await until(lambda: not server.parts.service.batcher.running)
+    labels = {"route": "/v1/models/{model}/score", "model": "gate"}
+    assert server.value("requests_total", **labels, status="500") == 1
+    assert server.value("request_duration_seconds_count", **labels) == 1
+
+
 class Transport(asyncio.Transport):
     """Keeps what is written."""
 

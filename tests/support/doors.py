@@ -33,7 +33,7 @@ INFER = "/v2/models/sums/infer"
 GATE = "/v1/models/gate/score"
 
 
-def native(candidates=(1.0, 3.0, 2.0), *, user: float = 10.0, **members: object) -> bytes:
+def native(candidates=(1.0, 3.0, 2.0), *, user: object = 10.0, **members: object) -> bytes:
     """The body of a native score call."""
     document = {"user": {"u": user}, "candidates": {"c": list(candidates)}, **members}
     return orjson.dumps(document)

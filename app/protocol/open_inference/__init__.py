@@ -1,1 +1,1 @@
-"""The Open Inference Protocol (V2) over HTTP, as Triton's clients speak it; see app/api/README.md."""
+"""The Open Inference Protocol (V2) over HTTP, for Triton's clients; see app/api/README.md."""

@@ -1,4 +1,4 @@
-"""Graphs: padded and replayed, a batch gets the scores that it gets as it is; or it is run so."""
+"""Graphs: a padded and replayed batch gets the scores that it gets without a graph."""
 
 import asyncio
 import gc
@@ -110,7 +110,7 @@ def served(request, tiny, tmp_path_factory) -> Model:
 @pytest.mark.parametrize(
     "sizes", [[1], [7], [32], [33], [64], [1, 1], [3, 1, 2], [1] * 32, [1] * 33, [30, 34]], ids=str
 )
-def test_a_padded_replay_gives_the_scores_of_the_batch_as_it_is(served, stream, executor, sizes):
+def test_padded_replay_gives_the_scores_of_the_batch_itself(served, stream, executor, sizes):
     chunks = golden_chunks(served, sizes)
     expected = scores_of(run(served, chunks))
     for _ in range(3):
@@ -121,7 +121,7 @@ def test_a_padded_replay_gives_the_scores_of_the_batch_as_it_is(served, stream, 
     assert stream.replays == 3  # the first is compared with the model itself
 
 
-def test_one_replay_leaves_nothing_behind_for_the_next(served, executor):
+def test_replay_leaves_nothing_behind_for_the_next(served, executor):
     larger, smaller = golden_chunks(served, [32]), golden_chunks(served, [5])
     executor(served, larger)
     first = scores_of(executor(served, larger))
@@ -138,19 +138,19 @@ def test_batches_of_one_bucket_share_a_graph(executor, stream):
     assert stream.captures == 2
 
 
-def test_a_batch_over_the_limit_runs_as_it_is(executor, stream):
+def test_batch_over_the_limit_runs_without_a_graph(executor, stream):
     result = executor(sums_model(), [chunk(1, [2.0] * (LIMIT + 1))])
     assert result.scores.tolist() == [[3, 2]] * (LIMIT + 1)
     assert stream.captures == 0
 
 
-def test_the_time_of_copies_is_told_apart(executor):
+def test_copies_are_timed_separately(executor):
     executor(sums_model(), [chunk(1, [2])])
     result = executor(sums_model(), [chunk(1, [2])])
     assert (result.timing.copy_in_s, result.timing.copy_out_s) == (0.001, 0.002)
 
 
-def test_a_model_that_cannot_be_captured_runs_as_it_is_and_says_so_once(metrics, caplog):
+def test_model_that_cannot_be_captured_runs_without_graphs_and_is_logged_once(metrics, caplog):
     told = Fallbacks(metrics)
     streams = [CpuStream(), CpuStream()]
     for each in streams:
@@ -167,7 +167,7 @@ def test_a_model_that_cannot_be_captured_runs_as_it_is_and_says_so_once(metrics,
     assert [each.asked for each in streams] == [1, 1]
 
 
-def test_a_graph_that_gives_other_scores_is_not_used(executor, stream, metrics):
+def test_graph_that_gives_other_scores_is_not_used(executor, stream, metrics):
     stream.offset = 0.01
     for _ in range(2):
         assert scores_of(executor(sums_model(), [chunk(1, [2])])).tolist() == [[3, 2]]
@@ -175,7 +175,7 @@ def test_a_graph_that_gives_other_scores_is_not_used(executor, stream, metrics):
     assert fallbacks(metrics, "sums") == 1
 
 
-def test_a_score_that_is_no_number_is_no_difference(executor, stream, metrics):
+def test_scores_that_are_both_nan_are_equal(executor, stream, metrics):
     for _ in range(2):
         result = executor(sums_model(), [chunk(1, [2, -2.0])])
         assert np.isnan(result.scores).tolist() == [[False, False], [True, True]]
@@ -184,7 +184,7 @@ def test_a_score_that_is_no_number_is_no_difference(executor, stream, metrics):
     assert stream.replays == 2
 
 
-def test_what_a_model_raises_is_a_result_and_the_lane_goes_on(executor, stream):
+def test_error_of_a_model_is_a_result_and_the_executor_goes_on(executor, stream):
     failed = executor(sums_model(), [chunk(1, [POISON])])
     assert "poison" in str(failed.scores)
     assert not failed.is_fatal
@@ -192,14 +192,14 @@ def test_what_a_model_raises_is_a_result_and_the_lane_goes_on(executor, stream):
     assert scores_of(executor(sums_model(), [chunk(1, [2])])).tolist() == [[3, 2]]
 
 
-def test_what_a_replay_raises_is_a_result(executor):
+def test_error_of_a_replay_is_a_result(executor):
     executor(sums_model(), [chunk(1, [2])])
     failed = executor(sums_model(), [chunk(1, [POISON])])  # the fake's replay runs the model
     assert isinstance(failed.scores, Exception)
     assert not failed.is_fatal
 
 
-def test_out_of_memory_is_a_result_for_the_batcher(executor, stream):
+def test_out_of_memory_is_a_result(executor, stream):
     def full(_size: int) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -209,7 +209,7 @@ def test_out_of_memory_is_a_result_for_the_batcher(executor, stream):
     assert not failed.is_fatal
 
 
-def test_nothing_more_is_run_on_a_device_that_is_lost(executor, stream):
+def test_nothing_runs_on_a_lost_device(executor, stream):
     stream.usable = False
     failed = executor(sums_model(), [chunk(1, [POISON])])
     assert failed.is_fatal
@@ -220,12 +220,12 @@ def test_nothing_more_is_run_on_a_device_that_is_lost(executor, stream):
     assert (stream.asked, stream.captures) == (1, 0)
 
 
-def test_a_capture_that_loses_the_device_is_fatal(executor, stream):
+def test_capture_that_loses_the_device_is_fatal(executor, stream):
     stream.refusal, stream.usable = RuntimeError("an illegal memory access"), False
     assert executor(sums_model(), [chunk(1, [2])]).is_fatal
 
 
-def test_what_a_lane_keeps_for_a_model_goes_with_the_model(tmp_path, stream, executor):
+def test_memory_that_a_lane_keeps_for_a_model_is_freed_with_the_model(tmp_path, stream, executor):
     served = model(tmp_path)
     for sizes in ([1], [1, 2], [40]):
         executor(served, chunks_of(sizes))
@@ -238,7 +238,7 @@ def test_what_a_lane_keeps_for_a_model_goes_with_the_model(tmp_path, stream, exe
     assert kept() is None
 
 
-async def test_a_lost_lane_is_not_alive_and_says_so_once(stream, executor):
+async def test_lost_lane_is_not_alive_and_reports_it_once(stream, executor):
     lost: list[str] = []
     lane = Lane(
         "lane-0",
@@ -256,7 +256,7 @@ async def test_a_lost_lane_is_not_alive_and_says_so_once(stream, executor):
     lane.stop()
 
 
-async def test_after_warm_up_every_bucket_has_its_graph(store, executor):
+async def test_every_bucket_has_its_graph_after_warm_up(store, executor):
     lane = Lane("lane-0", asyncio.get_running_loop(), executor=executor)
     batches = warm_up_batches(torch.device("cuda"), min_chunk_rows=1, max_batch_rows=LIMIT)
     registry = Registry(Metrics())
@@ -272,9 +272,7 @@ async def test_after_warm_up_every_bucket_has_its_graph(store, executor):
     lane.stop()
 
 
-async def test_the_service_over_such_lanes_answers_the_same_and_times_its_copies(
-    store, tiny, monkeypatch
-):
+async def test_service_with_graphs_answers_the_same_and_times_its_copies(store, tiny, monkeypatch):
     def lanes(*_, max_batch_rows, metrics, on_lost, **__):
         loop, told = asyncio.get_running_loop(), Fallbacks(metrics)
         return [
