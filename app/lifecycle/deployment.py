@@ -1,13 +1,17 @@
 """Deployment: load the newest good version of each model in the store, and activate it.
 
-A version is verified and loaded in a thread, warmed up on every lane, and only then activated. If
-any of that fails, the version that was active stays active, and other models are not affected.
+A version is verified, loaded, warmed up, and only then activated. If any of that fails, the version
+that was active stays active, and other models are not affected. Once something is served, all of it
+happens on a thread that gives way to the lanes.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,9 +21,10 @@ import torch
 from app.artifacts.loader import Model, load
 from app.artifacts.store import Artifact, Store, StoreListing
 from app.engine.batch import Batch, Chunk
-from app.engine.lanes import Lane
+from app.engine.lanes import BatchResult, Lane, run
 from app.engine.request import QueuedRequest, RequestFeatures
 from app.errors import ArtifactInvalid
+from app.lifecycle.background import BackgroundThread
 from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.registry import Registry
 from app.ranking.policies import NO_POLICIES
@@ -67,7 +72,7 @@ class Deployment:
         Args:
             store: contains the versions.
             registry: receives active and refused versions.
-            lanes: run the warm-up batches.
+            lanes: run the warm-up batches; on a CPU only until something is served.
             metrics: counts failures to read the store.
             device: models are loaded onto it.
             warm_up: batches that every lane runs beforehand, each as the rows of its requests.
@@ -78,6 +83,7 @@ class Deployment:
         self._lanes = lanes
         self._metrics = metrics
         self._device = device
+        self._background = BackgroundThread()
         self._warm_up_sizes = warm_up
         self._on_warm = on_warm
         self._refusals: dict[Artifact, _Refusal] = {}
@@ -171,7 +177,7 @@ class Deployment:
             if refusal is not None and refusal.fingerprint == fingerprint:
                 self._report(artifact, refusal)
                 return False
-            model = await asyncio.to_thread(load, artifact, self._device)
+            model = await self._load(artifact)
             await self._warm_up(model)
         except ArtifactInvalid as error:
             self._refuse(artifact, fingerprint, str(error))
@@ -203,23 +209,55 @@ class Deployment:
             refusal.is_reported = True
             self._registry.refuse(artifact, refusal.reason)
 
+    async def _load(self, artifact: Artifact) -> Model:
+        if self._registry.has_started:
+            return await self._background.run(partial(load, artifact, self._device))
+        return await asyncio.to_thread(load, artifact, self._device)
+
     async def _warm_up(self, model: Model) -> None:
-        """Run every batch size on every lane, so that no request is the first of its kind."""
-        batches = [_batch(model, sizes) for sizes in self._warm_up_sizes]
+        """Run every batch size a few times, so that no request is the first of its kind.
+
+        On a CPU, what is compiled belongs to the model, whichever thread ran it. On a GPU every
+        lane has graphs of its own, and a batch takes a few milliseconds.
+        """
+        batches = [_batch(model, sizes) for sizes in self._warm_up_sizes] * _WARM_UP_PASSES
+        if self._registry.has_started and self._device.type == "cpu":
+            observed = await self._background.run(partial(_run_here, model, batches))
+        else:
+            observed = await self._run_on_lanes(batches)
+        passes = [observed[i :: len(self._warm_up_sizes)] for i in range(len(self._warm_up_sizes))]
+        # Anything may have slowed down a pass; the first ones compile.
+        self._on_warm(model, [min(each, key=itemgetter(1)) for each in passes])
+
+    async def _run_on_lanes(self, batches: Sequence[Batch]) -> BatchTimings:
         observed: list[tuple[int, float]] = []
         for lane in self._lanes:
-            for batch in batches * _WARM_UP_PASSES:
-                outcome = await lane.run(batch)
-                if isinstance(outcome.scores, Exception):
-                    raise ArtifactInvalid(f"warm-up failed: {outcome.scores}") from outcome.scores
-                observed.append((batch.rows, outcome.timing.busy_s))
-        self._on_warm(model, observed[-len(batches) :])  # the last pass shows the later cost
+            for batch in batches:
+                result = await lane.run(batch)
+                _check(result)
+                observed.append((batch.rows, result.timing.busy_s))
+        return observed
 
 
 def _os_reason(error: OSError) -> str:
     """Return the reason without the path, which callers of the API must not see."""
     name = "" if error.filename is None else f"{Path(str(error.filename)).name}: "
     return f"{name}{error.strerror or error}"
+
+
+def _run_here(model: Model, batches: Sequence[Batch]) -> BatchTimings:
+    """Run batches on this thread; its CPU time is how long a lane that has a core would take."""
+    observed: list[tuple[int, float]] = []
+    for batch in batches:
+        began = time.thread_time()
+        _check(run(model, batch.chunks))
+        observed.append((batch.rows, time.thread_time() - began))
+    return observed
+
+
+def _check(result: BatchResult) -> None:
+    if isinstance(result.scores, Exception):
+        raise ArtifactInvalid(f"warm-up failed: {result.scores}") from result.scores
 
 
 def _batch(model: Model, sizes: Sequence[int]) -> Batch:

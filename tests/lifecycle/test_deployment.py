@@ -3,17 +3,20 @@
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from torch import get_num_threads
 
 from app.artifacts.loader import Model, load
 from app.artifacts.store import Store
 from app.engine.batch import Chunk
 from app.engine.lanes import BatchResult, Lane, run
 from app.errors import ArtifactInvalid
+from app.lifecycle.background import BackgroundThread
 from app.lifecycle.deployment import BatchTimings, Deployment
 from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.registry import Registry
@@ -465,3 +468,26 @@ async def test_readiness_and_missing_models_are_503_while_the_store_is_loading(f
                 (await client.post("/v1/models/tiny/score", json=example)).status_code,
             ]
         assert statuses == [503, 503, 503, 503, 200]
+
+
+async def test_version_is_not_warmed_up_on_lanes_that_serve(folder):
+    recorders = [Recorder(), Recorder()]
+    async with deployment_on(Store(folder), recorders) as (deployment, registry, told):
+        await deployment.refresh()
+        before = [len(each.batches) for each in recorders]
+        add_version(folder, "tiny", 2)
+        await deployment.refresh()
+        assert [len(each.batches) for each in recorders] == before
+        assert told[1:] == [("tiny/2", [1, 4], True)]
+        assert [str(model) for model in registry.models()] == ["tiny/2"]
+
+
+async def test_new_version_is_loaded_with_less_weight_than_the_lanes():
+    background = BackgroundThread()
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    niceness, threads = await background.run(
+        lambda: (os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), get_num_threads())
+    )
+    assert niceness == min(ours + 10, 19)
+    assert threads == 1
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == ours
