@@ -41,8 +41,9 @@ check: $(DEVELOPMENT)  ## check style, formatting, types and imports between lay
 soak: $(DEVELOPMENT)  ## send 100 000 mixed requests to a server and check every response (minutes)
 	$(BIN)/python -m tests.soak
 
-bench: $(DEVELOPMENT)  ## measure throughput and latency by request size, format and load; needs wrk
+bench: $(DEVELOPMENT)  ## measure rates, latency and CPU time a request, and the goals; needs wrk
 	$(BIN)/python -m tests.bench.percentiles
+	$(BIN)/python -m tests.bench.hot_path
 
 overload: $(DEVELOPMENT)  ## measure and plot goodput and p99 at up to 10 times the capacity
 	$(BIN)/python -m tests.bench.overload --out tests/bench/overload.svg

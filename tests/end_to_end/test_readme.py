@@ -248,6 +248,8 @@ def test_settings_table_equals_the_help_of_serve():
 def test_every_variable_that_is_named_is_a_setting():
     settings = {f"GATEHOUSE_{name.upper()}" for name in Settings.model_fields}
     for document in DOCUMENTS:
+        if document.name == "CHANGELOG.md":  # names those that there were
+            continue
         named = set(re.findall(r"\bGATEHOUSE_[A-Z_]*[A-Z]", document.read_text(encoding="utf-8")))
         assert named <= settings | {"GATEHOUSE_KEY"}, document  # that one is read by clients
 

@@ -88,7 +88,7 @@ def test_the_service_answers_as_printed(folder):
     assert answer["policy"] == printed["policy"]
     assert answer["ranking"][0] == printed["ranking"][0]
     assert wrong["errors"] == [
-        {"pointer": "/candidates/clip_id/0", "detail": "must be a string id"}
+        {"pointer": "/candidates/clip_id/0", "detail": "must be a string"}
     ]
     assert 'gatehouse_unknown_id_total{feature="clip_id",model="clips"} 1.0' in metrics
     encodings = {each["name"]: each.get("encoding") for each in shown["inputs"]}
