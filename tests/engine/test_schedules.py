@@ -19,7 +19,7 @@ from app.errors import (
 from app.ranking.batch import RankedRequest
 from tests.support.batching import batcher, submit
 from tests.support.clock import VirtualTimeLoop
-from tests.support.fakes import NOT_A_NUMBER, POISON, FakeLane, expected, sums_model
+from tests.support.fakes import NOT_A_NUMBER, POISON, FakeLane, expected, queued, sums_model
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +109,52 @@ def test_no_lane_is_idle_while_a_row_has_waited_long_enough(plans, max_wait_s):
                     waited_s = asyncio.get_running_loop().time() - queue.oldest_arrival
                     assert waited_s <= max_wait_s + 1e-9
         await done
+
+    _run(scenario())
+
+
+@settings(max_examples=150)
+@given(
+    plans=st.lists(
+        st.tuples(
+            st.floats(0, 0.05),
+            st.integers(1, 40),
+            st.sampled_from(["a", "b"]),
+            st.sampled_from(Priority),
+            st.floats(0.001, 0.3),  # timeout (s)
+        ),
+        min_size=1,
+        max_size=25,
+    ),
+    lanes=st.integers(1, 3),
+    deviation=st.floats(0, 1),
+)
+def test_what_the_quick_estimate_accepts_is_accepted_by_the_forecast(plans, lanes, deviation):
+    async def scenario():
+        fakes = [FakeLane(f"lane-{i}", a_s=0.003, b_s=0.0003) for i in range(lanes)]
+        subject = batcher(fakes, max_batch_rows=16, max_queue_rows=150)
+        for name in "ab":
+            subject.learn(sums_model(name), [(1, 0.0033), (16, 0.0078)])
+            subject.queues.of(sums_model(name)).cost.deviation = deviation
+
+        async def play(user, plan):
+            arrival_s, rows, model, priority, timeout_s = plan
+            await asyncio.sleep(arrival_s)
+            now = asyncio.get_running_loop().time()
+            request = queued(user, [1.0] * rows, model=sums_model(model))
+            request.deadline = now + timeout_s
+            if subject._is_surely_in_time(request, now):
+                subject.admit(request.model, rows, priority, request.deadline)
+            submit(
+                subject,
+                user,
+                [1.0] * rows,
+                timeout_s=timeout_s,
+                model=request.model,
+                priority=priority,
+            ).add_done_callback(lambda answer: answer.exception())
+
+        await asyncio.gather(*(play(user, plan) for user, plan in enumerate(plans)))
 
     _run(scenario())
 
