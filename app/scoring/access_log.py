@@ -1,12 +1,14 @@
 """The access log: for every request one count and, for a sample, one log line.
 
-All slow requests and all server errors are logged, and a share of the others.
+All slow requests and all server errors are logged, and a share of the others. Of the requests that
+are refused with 503, as under overload, only a few a second are.
 """
 
 import logging
 import random
 import re
 import time
+from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +19,9 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.requests import RequestRecord
 
 logger = logging.getLogger("app.access")
+
+REFUSALS_PER_S = 10
+"""The most log lines for status 503 in a second. The next line says how many were not logged."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -29,6 +34,9 @@ class AccessLog:
         self._append = metrics.record
         self._log_sample = log_sample
         self._slow_request_s = slow_request_s
+        self._second = 0  # of the monotonic clock, in which `_refusals` were seen
+        self._refusals = 0
+        self._not_logged = 0  # refusals since the last one that was logged
 
     def add(
         self,
@@ -50,6 +58,8 @@ class AccessLog:
         self._append(record)
         status, duration_s = record.status, record.duration_s
         is_notable = status >= 499 or duration_s >= self._slow_request_s
+        if status == HTTPStatus.SERVICE_UNAVAILABLE and not self._logs_refusal():
+            return
         if is_notable or random.random() < self._log_sample:  # noqa: S311  (no secret)
             line: dict[str, object] = {
                 "id": request_id,
@@ -61,9 +71,21 @@ class AccessLog:
             if record.stages:
                 line["candidates"] = record.candidates
             optional = {"problem": problem, "left": left, "key": record.key}
+            if status == HTTPStatus.SERVICE_UNAVAILABLE and self._not_logged:
+                line["not_logged"], self._not_logged = self._not_logged, 0
             line |= {name: value for name, value in optional.items() if value}
             level = logging.ERROR if status == 500 else logging.INFO
             logger.log(level, "request", extra={"fields": line})
+
+    def _logs_refusal(self) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._refusals = second, 0
+        self._refusals += 1
+        if self._refusals <= REFUSALS_PER_S:
+            return True
+        self._not_logged += 1
+        return False
 
 
 class AccessLogMiddleware:

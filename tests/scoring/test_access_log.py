@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import httpx
 import pytest
 
-from app.scoring.access_log import AccessLog, AccessLogMiddleware, request_id_of
+from app.scoring.access_log import REFUSALS_PER_S, AccessLog, AccessLogMiddleware, request_id_of
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import RequestRecord
 
@@ -53,6 +53,28 @@ def test_slow_and_failed_requests_are_always_logged(caplog, status, duration_s, 
     assert len(lines(caplog)) == is_logged
     labels = {"route": "/v1/score", "model": "feed", "status": str(status)}
     assert metrics.registry.get_sample_value("gatehouse_requests_total", labels) == 1
+
+
+def test_of_many_refusals_only_some_are_logged_and_the_rest_is_counted(caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    now = 100.0
+    monkeypatch.setattr("app.scoring.access_log.time.monotonic", lambda: now)
+    metrics = Metrics()
+    log = AccessLog(metrics, log_sample=0, slow_request_s=10)
+    for _ in range(1000):
+        log.add(RequestRecord("/v1/score", "feed", 503, 0.001), "POST", "the-id")
+    log.add(RequestRecord("/v1/score", "feed", 504, 0.001), "POST", "the-id")
+    assert [fields(each)["status"] for each in lines(caplog)] == [503] * REFUSALS_PER_S + [504]
+    caplog.clear()
+    now = 101.0
+    for _ in range(2):
+        log.add(RequestRecord("/v1/score", "feed", 503, 0.001), "POST", "the-id")
+    assert [fields(each).get("not_logged") for each in lines(caplog)] == [
+        1000 - REFUSALS_PER_S,
+        None,
+    ]
+    labels = {"route": "/v1/score", "model": "feed", "status": "503"}
+    assert metrics.registry.get_sample_value("gatehouse_requests_total", labels) == 1002
 
 
 def test_about_the_configured_share_of_requests_is_logged(caplog):
