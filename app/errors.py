@@ -1,4 +1,4 @@
-"""Every error that a caller, an operator or an analyst can see.
+"""Every error that a client, an operator or an analyst can see.
 
     GatehouseError
     ├── MalformedBody            400  the body cannot be parsed
@@ -22,7 +22,7 @@
 
     ClientDisconnected           no response is sent: the connection is closed
 
-    ArtifactInvalid              an artifact cannot be served; operators see it, callers do not
+    ArtifactInvalid              an artifact cannot be served; operators see it, clients do not
     ConfigurationInvalid         a setting cannot be used; operators see it
     └── PoliciesInvalid          a policies file cannot be used
     TuningError                  an analysis cannot be done; analysts see it
@@ -74,7 +74,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class GatehouseError(Exception):
-    """An error with an HTTP status; its message is written for the caller.
+    """An error with an HTTP status; its message is written for the client.
 
     `retry_after_s` is the value of the `retry-after` header (whole seconds), or None.
     """

@@ -35,7 +35,7 @@ from app.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Gatehouse:
-    """The running parts that `serve` steers."""
+    """The running parts that `serve` and `rank` use."""
 
     app: ASGIApp
     scorer: Scorer
@@ -51,7 +51,7 @@ class Gatehouse:
     async def start(self) -> None:
         """Load the policies, then the models of the store; check that they fit together.
 
-        The policies come first, so that no model ever answers without them.
+        The policies come first, so that no model ever serves without them.
 
         Raises:
             ConfigurationInvalid: the policies cannot be used, or do not fit one of the models.
@@ -65,12 +65,12 @@ class Gatehouse:
 
 @asynccontextmanager
 async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
-    """Start the lanes and put everything together; on exit, stop the lanes that will.
+    """Start the lanes and put everything together; stop the lanes on exit.
 
     Nothing serves before `start()`.
 
     Raises:
-        ConfigurationInvalid: a setting names what cannot be used.
+        ConfigurationInvalid: a setting cannot be used.
     """
     secrets = None if settings.keys is None else settings.keys.get_secret_value()
     keys = Keys(text=secrets, file=settings.keys_file)
@@ -173,7 +173,7 @@ def create_app(
         redirect_slashes=False,
     )
     lane_hang_s = settings.lane_hang_s
-    serving = v2.Serving(
+    serving = v2.ServingSettings(
         scorer.limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes
     )
     routers = [

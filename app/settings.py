@@ -1,9 +1,9 @@
 """Every setting of the service, once: type, default, range, unit, and one line of help.
 
 A setting is an option of `gatehouse serve` (`--max-batch-rows 256`) or an environment variable
-(`GATEHOUSE_MAX_BATCH_ROWS=256`); the option wins. An empty variable counts as unset. It is an error
-where that would open something: `GATEHOUSE_HOST=` would listen on every address, and without keys
-or a certificate anyone could call.
+(`GATEHOUSE_MAX_BATCH_ROWS=256`); the option wins. An empty variable counts as unset. For some
+settings it is an error, because unset is less safe: `GATEHOUSE_HOST=` would listen on every
+address, and without keys or a certificate every client could score.
 """
 
 import os
@@ -22,12 +22,13 @@ from app.errors import nearest
 PREFIX = "GATEHOUSE_"
 
 NEVER_EMPTY = frozenset({"host", "keys", "keys_file", "tls_cert", "tls_key"})
-"""Settings whose empty variable is an error, and does not count as unset."""
+"""Settings whose variable must not be empty."""
 
 _MAY_BE_EMPTY = frozenset({"cors_origins"})  # an empty list is a value
 
-# What Kubernetes sets in every pod for a service called `gatehouse` or `gatehouse-…`: the name of a
-# variable tells it, or, of GATEHOUSE_PORT=tcp://10.0.0.1:80 and GATEHOUSE_METRICS_PORT, its value.
+# Variables that Kubernetes sets in every pod for a service called `gatehouse` or `gatehouse-…`.
+# They are recognised by name; GATEHOUSE_PORT=tcp://10.0.0.1:80 and GATEHOUSE_METRICS_PORT by their
+# value.
 _LINK_NAME = re.compile(
     r"\w+_SERVICE_HOST|\w+_SERVICE_PORT(_\w+)?|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?"
 )
@@ -69,7 +70,7 @@ class Settings(BaseSettings):
         "beside the store, if it exists at start",
     )
     default_model: str | None = Field(
-        None, description="model that answers /v1/score; needed when several models are active"
+        None, description="model of /v1/score; needed when several models are active"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where models run; auto is cuda if it is available"
@@ -108,7 +109,7 @@ class Settings(BaseSettings):
     body_timeout_ms: float = Field(
         5000.0, gt=0, description="how long a request body may take to arrive (ms)"
     )
-    # A ranking that takes longer than a second is of no use to a page; callers state their own.
+    # A page cannot use a ranking that takes longer than a second; clients set their own deadlines.
     request_timeout_ms: float = Field(
         1000.0, gt=0, le=600_000, description="deadline of a request that does not set one (ms)"
     )
@@ -215,7 +216,7 @@ class Settings(BaseSettings):
 
 
 class _Environment(PydanticBaseSettingsSource):
-    """The environment variables that set something: no empty ones, no links to services."""
+    """The environment variables of settings, without empty ones and Kubernetes service links."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
         """Return the value of a setting's variable, or None; names stay as they are."""
@@ -228,7 +229,7 @@ class _Environment(PydanticBaseSettingsSource):
 
 
 def variable(name: str) -> str | None:
-    """Return what the environment says of a setting, or None if its variable counts as unset."""
+    """Return the value of a setting's variable, or None if it counts as unset."""
     value = {each.upper(): text for each, text in os.environ.items()}.get(variable_name(name))
     if value is None or _is_service_link(variable_name(name), value):
         return None
@@ -241,9 +242,9 @@ def variable_name(name: str) -> str:
 
 
 def variable_warnings(environment: Mapping[str, str]) -> list[str]:
-    """Return a line for each `GATEHOUSE_…` variable that sets nothing, and one for all links.
+    """Return a line for each unknown `GATEHOUSE_…` variable, and one for all service links.
 
-    No line has a value: it could be a secret.
+    No line repeats a value: it could be a secret.
     """
     links, warnings = [], []
     for name in sorted(environment):
@@ -265,7 +266,7 @@ def variable_warnings(environment: Mapping[str, str]) -> list[str]:
 
 
 def rule(name: str) -> str:
-    """Say what a setting must be, such as `an integer between 0 and 65535`."""
+    """Return the values that a setting accepts, such as `an integer between 0 and 65535`."""
     field = Settings.model_fields[name]
     kinds = set(get_args(field.annotation)) or {field.annotation}
     if not kinds & {int, float, Path, str, SecretStr}:

@@ -1,1 +1,1 @@
-"""HTTP, and nothing but HTTP: bytes in, engine calls, bytes out."""
+"""The HTTP API apart from score calls: models, operations, errors, OpenAPI."""

@@ -55,8 +55,8 @@ def routes(service: Service) -> APIRouter:
 
 def _card(model: Model, policies: Policies) -> ModelCard:
     manifest = model.manifest
-    rankers = policies.of(model)
-    calibrations = zip(rankers.default.tasks, rankers.default.calibrations, strict=True)
+    own = policies.of(model)
+    calibrations = zip(own.default.tasks, own.default.calibrations, strict=True)
     return ModelCard(
         name=manifest.name,
         version=manifest.version,
@@ -66,8 +66,8 @@ def _card(model: Model, policies: Policies) -> ModelCard:
         inputs=manifest.inputs,
         tasks=manifest.tasks,
         ranking=manifest.ranking,
-        default_policy=rankers.default.policy.name,
-        policies=[_offered(ranker) for ranker in rankers.by_name.values()],
+        default_policy=own.default.policy.name,
+        policies=[_offered(ranker) for ranker in own.by_name.values()],
         calibrations={task: each.method for task, each in calibrations if each.method != "none"},
         policy_problem=policies.incompatible.get(manifest.name),
         precision=manifest.precision,
@@ -80,5 +80,5 @@ def _card(model: Model, policies: Policies) -> ModelCard:
 def _offered(ranker: Ranker) -> OfferedPolicy:
     shadow = None if ranker.shadow is None else ranker.shadow.policy.name
     return OfferedPolicy.model_validate(
-        ranker.echo | {"bounds": dict(ranker.adjustable), "shadow": shadow}
+        ranker.description | {"bounds": dict(ranker.adjustable), "shadow": shadow}
     )

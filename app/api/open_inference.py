@@ -1,6 +1,6 @@
 """The V2 protocol's routes other than infer, which is in `app.protocol.open_inference`.
 
-They answer with health, metadata, configuration and statistics, as the Open Inference Protocol and
+They return health, metadata, configuration and statistics, as the Open Inference Protocol and
 Triton's extensions define them.
 """
 
@@ -73,7 +73,7 @@ _MOST_VALUES = 1000  # in the body of /repository/index
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ServingSettings:
     """The server's settings that a model configuration shows."""
 
     limits: Limits
@@ -86,7 +86,7 @@ def routes(
     service: Service,
     bodies: BodyReader,
     metrics: Metrics,
-    serving: Serving,
+    serving: ServingSettings,
     *,
     lane_hang_s: float,
 ) -> APIRouter:
@@ -123,8 +123,10 @@ def _add_health(router: APIRouter, service: Service, lane_hang_s: float) -> None
         return ServerReady(ready=True)
 
 
-def _add_metadata(router: APIRouter, service: Service, metrics: Metrics, serving: Serving) -> None:
-    def add(path: str, summary: str, answer: Callable[[Model], Any], schema: Any) -> None:  # noqa: ANN401
+def _add_metadata(
+    router: APIRouter, service: Service, metrics: Metrics, serving: ServingSettings
+) -> None:
+    def add(path: str, summary: str, describe: Callable[[Model], Any], schema: Any) -> None:  # noqa: ANN401
         """Add a route for the active version, and one for a version by its number."""
 
         @router.get(
@@ -134,7 +136,7 @@ def _add_metadata(router: APIRouter, service: Service, metrics: Metrics, serving
             responses=errors(ModelNotFound, NotReady),
         )
         async def of_model(model: str) -> Any:  # noqa: ANN401
-            return answer(service.registry.active(model))
+            return describe(service.registry.active(model))
 
         @router.get(
             f"{_VERSION}{path}",
@@ -143,7 +145,7 @@ def _add_metadata(router: APIRouter, service: Service, metrics: Metrics, serving
             responses=errors(ModelNotFound, VersionNotFound, NotReady),
         )
         async def of_version(model: str, version: str) -> Any:  # noqa: ANN401
-            return answer(service.registry.active(model, _number(version)))
+            return describe(service.registry.active(model, _number(version)))
 
     @router.get("", summary="Server name, version and extensions")
     async def server() -> ServerMetadata:
@@ -194,7 +196,7 @@ def _number(version: str) -> int:
 
 
 def _add_repository(
-    router: APIRouter, service: Service, bodies: BodyReader, serving: Serving
+    router: APIRouter, service: Service, bodies: BodyReader, serving: ServingSettings
 ) -> None:
     schema = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
 
@@ -225,7 +227,7 @@ def _add_repository(
 
 
 def _refuse_extensions(router: APIRouter) -> None:
-    """Answer calls of Triton's extensions that this server does not implement."""
+    """Refuse calls of Triton's extensions that this server does not implement."""
     refused = {
         "shared memory": ("/systemsharedmemory/{rest:path}", "/cudasharedmemory/{rest:path}"),
         "trace settings": ("/trace/setting", f"{_MODEL}/trace/setting"),
@@ -270,7 +272,7 @@ def model_metadata(model: Model) -> ModelMetadata:
     )
 
 
-def model_config(model: Model, serving: Serving) -> dict[str, Any]:
+def model_config(model: Model, serving: ServingSettings) -> dict[str, Any]:
     """Return a model's configuration as Triton's `ModelConfig` message in JSON."""
     manifest = model.manifest
     kind = "KIND_CPU" if model.program.device.type == "cpu" else "KIND_GPU"
@@ -324,7 +326,7 @@ def model_config(model: Model, serving: Serving) -> dict[str, Any]:
 def model_statistics(model: Model, metrics: Metrics) -> ModelStatistics:
     """Return a model's statistics since it was loaded, for the native API and V2 together."""
     usage = metrics.requests.version(model.label)
-    answered = usage.succeeded
+    succeeded = usage.succeeded
 
     def over(count: int, duration_s: float) -> Duration:
         return Duration(count=count, ns=round(duration_s * 1e9))
@@ -336,12 +338,12 @@ def model_statistics(model: Model, metrics: Metrics) -> ModelStatistics:
         inference_count=usage.rows,
         execution_count=usage.batches,
         inference_stats=InferenceStatistics(
-            success=over(answered, usage.succeeded_s),
+            success=over(succeeded, usage.succeeded_s),
             fail=over(usage.failed, usage.failed_s),
-            queue=over(answered, usage.queue_s),
-            compute_input=over(answered, usage.collate_s),
-            compute_infer=over(answered, usage.compute_s),
-            compute_output=over(answered, usage.respond_s),
+            queue=over(succeeded, usage.queue_s),
+            compute_input=over(succeeded, usage.collate_s),
+            compute_infer=over(succeeded, usage.compute_s),
+            compute_output=over(succeeded, usage.respond_s),
             cache_hit=over(0, 0.0),
             cache_miss=over(0, 0.0),
         ),

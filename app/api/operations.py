@@ -60,7 +60,7 @@ def routes(
     @router.get("/", summary="Home page: active models and links", response_class=HTMLResponse)
     async def home(request: Request) -> HTMLResponse:
         origin = str(request.base_url).rstrip("/")
-        page = home_page(service.registry, origin, needs_key=keys.are_needed)
+        page = home_page(service.registry, origin, needs_key=keys.are_required)
         return HTMLResponse(page)
 
     return router

@@ -25,7 +25,7 @@ ERRORS: dict[str, type[GatehouseError]] = {
     for each in vars(errors).values()
     if inspect.isclass(each) and issubclass(each, GatehouseError) and each is not GatehouseError
 }
-"""Every error that a caller can see, by slug."""
+"""Every error that a client can see, by slug."""
 
 SCHEMA = {"$ref": "#/components/schemas/Problem"}
 """The schema of a problem document, in the OpenAPI document."""
@@ -61,11 +61,11 @@ def install(app: FastAPI, routers: Iterable[APIRouter]) -> None:
 
 
 def nearest_path(path: str, templates: Iterable[str]) -> str | None:
-    """Return the path of this server that is most like `path`, if one is near.
+    """Return the path of this server that is most similar to `path`, if any is.
 
     Args:
         path: the path that was not found.
-        templates: known paths; a segment such as `{model}` takes the caller's own segment.
+        templates: known paths; a segment such as `{model}` stands for any segment.
     """
     if len(path) > _LONGEST_PATH or not path.isprintable():
         return None
@@ -86,14 +86,14 @@ def nearest_path(path: str, templates: Iterable[str]) -> str | None:
 
 
 def _routing_error(error: HTTPException, path: str, templates: Iterable[str]) -> GatehouseError:
-    """Return the error for a path or a method that no route has."""
+    """Return the error for an unknown path, or for a method that the path does not have."""
     if error.status_code == 405:
         allow = ", ".join(sorted(_methods(error)))
         return MethodNotAllowed(f"method not allowed; use {allow}", allow=allow)
     if error.status_code != 404:
         return InternalError("see the server's log")
     nearest = nearest_path(path, templates)
-    if nearest == path:  # a scoring path, but for its version
+    if nearest == path:  # a scoring path whose version is not an integer
         return PathNotFound("path not found: the version in it must be an integer")
     if nearest is None:
         return PathNotFound("path not found; /docs lists all paths")

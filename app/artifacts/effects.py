@@ -4,9 +4,10 @@ All lanes call the same module at the same time, and the scores of a row may dep
 the row. So a module that writes to its own buffers, parameters, attributes or constants, or that
 draws random numbers, cannot be served. A module that writes to its inputs can, on copies of them.
 
-The graph is followed from its inputs: which values may share memory with an input, with an
-attribute of the module or with a constant, and which operators write to such a value. The schema
-of each operator states both: `Tensor(a!)` is written to, `Tensor(a)` shares memory with the result.
+The analysis follows the graph from its inputs. It finds which values may share memory with an
+input, an attribute of the module or a constant, and which operators write to such a value. The
+schema of each operator states both: `Tensor(a!)` is written to, `Tensor(a)` shares memory with the
+result.
 """
 # ruff: noqa: ANN401, SLF001  (PyTorch has the graph's types and passes in `torch._C`, untyped)
 
@@ -75,7 +76,7 @@ class Effects:
     """What a call changes beside its result.
 
     Attributes:
-        state: what the module writes to of its own, and the operator that does, in graph order.
+        state: each own attribute that the module writes to, with the operator, in graph order.
         random: operators that draw random numbers.
         inputs: whether the module may write to a tensor, a list or a dict that it is given.
     """
@@ -98,7 +99,7 @@ def effects(module: torch.jit.ScriptModule, frozen: torch.jit.ScriptModule) -> E
     """Return what a call of `forward` may change.
 
     Both forms are followed. Freezing removes branches that only training takes, and resolves
-    flags. But it also loses some writes, so that the frozen module is not what its maker wrote.
+    flags. But it also loses some writes, so the frozen module alone is not enough.
 
     Args:
         module: in `eval` mode, as it was saved.

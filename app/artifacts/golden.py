@@ -1,6 +1,6 @@
-"""Golden examples: requests, and the answers that the program gave when it was published.
+"""Golden examples: requests, and the outputs of the program when it was published.
 
-Loading runs them again: the program must give the same answers on the machine that serves.
+Loading runs them again: the program must give the same outputs on the machine that serves.
 `golden.safetensors` holds `user.<feature>`, `candidate.<feature>`, `row_to_request`, `raw` and
 `scores`.
 """
@@ -16,7 +16,7 @@ from safetensors.numpy import load as parse, save as serialise
 
 from app.artifacts.columns import Column, ModelInputs, column_dtype, column_shape
 from app.artifacts.manifest import Description, Device
-from app.artifacts.program import Program, cause, scores
+from app.artifacts.program import Program, error_summary, scores
 from app.errors import ArtifactInvalid
 
 
@@ -85,7 +85,7 @@ class Golden:
         )
 
     def check(self, program: Program) -> None:
-        """Run all requests as one batch, then each alone, and compare with the recorded answers.
+        """Run all requests as one batch, then each alone, and compare with the recorded outputs.
 
         Raises:
             ArtifactInvalid: an output differs by more than the manifest's tolerance, or the program
@@ -137,7 +137,7 @@ def _run(program: Program, batch: ModelInputs, how: str) -> npt.NDArray[np.float
     try:
         raw = program.run(batch)
     except (RuntimeError, ValueError) as error:
-        raise ArtifactInvalid(f"{how}: the program failed: {cause(error)}") from error
+        raise ArtifactInvalid(f"{how}: the program failed: {error_summary(error)}") from error
     for name, column in columns.items():
         if column.tobytes() != before[name]:
             raise ArtifactInvalid(f"{how}: the program changes the tensor that it is given: {name}")

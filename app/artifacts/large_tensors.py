@@ -1,15 +1,15 @@
 """Load TorchScript without copying its large tensors: they stay where the file was read to.
 
 `torch.jit.load` holds the interpreter's lock until it has copied every tensor, 0.6 s per GB, and
-meanwhile no request is answered. So the file is split. `split` makes a small archive,
-in which each large tensor keeps its shape, but has four numbers of storage: every stride is 0.
-That is what `torch.jit.load` loads. `attach` then gives each of these tensors its memory, a view
-of the bytes that were verified.
+meanwhile no request is served. So the file is split. `split` makes a small archive, in which each
+large tensor keeps its shape but has a storage of only four numbers: every stride is 0.
+`torch.jit.load` loads this archive. `attach` then gives each large tensor its memory, a view of the
+bytes that were verified.
 
 A TorchScript file is a ZIP archive. `data.pkl` and `constants.pkl` are pickles of the module and of
 its constant tensors; the records `data/KEY` and `constants/KEY` are storages, not compressed. The
-pickles are only parsed here, never run. Whatever has another form than the one that
-`torch.jit.save` writes is left in the archive as it is.
+pickles are only parsed here, never run. A tensor that is not written as `torch.jit.save` writes it
+stays in the archive.
 """
 
 import io
@@ -37,7 +37,11 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "torch ShortStorage": torch.int16,
     "torch CharStorage": torch.int8,
 }
-_MARKS = (7, 1, 5)  # after a tensor's number, so that nothing else is taken for a placeholder
+_MARKS = (
+    7,
+    1,
+    5,
+)  # follow a tensor's number, so that no other tensor is mistaken for a placeholder
 _HELD = 1 + len(_MARKS)
 _INTEGERS = frozenset(("BININT", "BININT1", "BININT2", "LONG1"))
 _STRINGS = frozenset(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"))
@@ -65,7 +69,7 @@ class LargeTensor:
 
     Attributes:
         record: the name of its storage.
-        number: what its placeholder holds, unique among tensors of its type.
+        number: the number in its placeholder, unique among tensors of its type.
         offset: of the storage's first byte in the file.
         size: of the storage, bytes.
         storage_offset: of the tensor in its storage, elements.
@@ -83,7 +87,7 @@ class LargeTensor:
 
 @dataclass(slots=True)
 class Split:
-    """A file in two parts: a small archive, and the tensors that it lacks."""
+    """A file in two parts: a small archive, and the large tensors that are not in it."""
 
     archive: bytes
     tensors: list[LargeTensor] = field(default_factory=list)
@@ -138,7 +142,7 @@ def _tensors(module: torch.jit.ScriptModule) -> Iterator[Tensor]:
 
 
 def _number(tensor: Tensor) -> int:
-    """Return the number in a placeholder, or 0 if it is none."""
+    """Return the number in a placeholder, or 0 if the tensor is not a placeholder."""
     if tensor.layout != torch.strided or any(tensor.stride()) or not tensor.numel():
         return 0
     if tensor.untyped_storage().nbytes() != _HELD * tensor.element_size():
@@ -192,7 +196,7 @@ def _split(content: memoryview, archive: zipfile.ZipFile) -> Split:
 
 
 def _largest(dtype: torch.dtype) -> int:
-    """Return how many tensors of a type can be told apart.
+    """Return how many tensors of a type can have placeholders.
 
     TorchScript merges constants that are equal. Every element of a placeholder is its number, which
     the type must hold exactly.
@@ -260,7 +264,7 @@ def _storages(pickled: bytes) -> list[_Storage]:
     """Find the storages in a pickle.
 
     Raises:
-        NotSplittable: the pickle names what may read tensors.
+        NotSplittable: the pickle names a function that may read tensors.
     """
     operations = _operations(pickled)
     memo = _memo(operations)

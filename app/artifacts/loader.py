@@ -1,4 +1,4 @@
-"""Load an artifact from the store, and prove that it computes what was published.
+"""Load an artifact from the store, and check that it computes what was published.
 
 This module holds the only call of `torch.jit.load`. A TorchScript file is code. It is loaded only
 from the store, and only if its bytes have the size and the SHA-256 of the manifest. The bytes that
@@ -31,7 +31,7 @@ from app.artifacts.manifest import (
     Manifest,
     first_problem,
 )
-from app.artifacts.program import Program, cause
+from app.artifacts.program import Program, error_summary
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact
 from app.errors import ArtifactInvalid
 
@@ -62,7 +62,7 @@ def load(artifact: Artifact, device: torch.device) -> Model:
     """Verify an artifact's files, load its program onto `device`, and check it against its golden.
 
     Raises:
-        ArtifactInvalid: with the file and the rule that it breaks, or with what loading raised.
+        ArtifactInvalid: names the file and the rule that it breaks, or the error of loading it.
         OSError: a file cannot be read now.
     """
     try:
@@ -70,7 +70,9 @@ def load(artifact: Artifact, device: torch.device) -> Model:
     except (ArtifactInvalid, OSError):
         raise
     except Exception as error:  # a module may raise anything, and memory may run out
-        raise ArtifactInvalid(f"{PROGRAM}: {type(error).__name__}: {cause(error)}") from error
+        raise ArtifactInvalid(
+            f"{PROGRAM}: {type(error).__name__}: {error_summary(error)}"
+        ) from error
 
 
 def _load(artifact: Artifact, device: torch.device) -> Model:
@@ -228,7 +230,7 @@ def _open(artifact: Artifact, name: str, digest: FileDigest | None = None) -> io
     An OSError is not the artifact's fault, and may pass.
     """
     try:
-        # Opening a pipe without O_NONBLOCK would wait for somebody who writes to it.
+        # Without O_NONBLOCK, opening a pipe waits for its writer.
         descriptor = os.open(artifact.folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ArtifactInvalid(f"{name}: is missing") from None
@@ -265,10 +267,11 @@ def _read_verified(artifact: Artifact, name: str, manifest: Manifest) -> memoryv
 
 
 def _memory(size: int) -> memoryview:
-    """Return writable memory whose making and whose release do not stop other threads.
+    """Return writable memory; allocating and releasing it does not stop other threads.
 
-    Its pages are made while a file is read into it, without the interpreter's lock. The release of
-    512 MB takes 180 ms if the memory is shared, 45 ms if it is private, and 1 ms with huge pages.
+    Its pages are allocated while a file is read into it, without the interpreter's lock. The
+    release of 512 MB takes 180 ms if the memory is shared, 45 ms if it is private, and 1 ms with
+    huge pages.
     """
     memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without huge pages

@@ -24,7 +24,7 @@ from pydantic import (
 from app.artifacts.encoding import Encoding, Hashed, Id, Identity, Listed
 from app.artifacts.store import LARGEST_VERSION
 from app.errors import did_you_mean
-from app.ranking.calibration import UNCALIBRATED, Calibration, Platt
+from app.ranking.calibration import NO_CALIBRATION, Calibration, Platt
 from app.ranking.policies import ModelTraits
 from app.ranking.policy import Policy
 
@@ -50,7 +50,7 @@ scale per row, and all else is fp32. Softmax and logits are fp32 in every precis
 Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Change = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-FULL: Mapping[Device, float] = {"cpu": 1e-5, "cuda": 1e-4}
+FP32_TOLERANCE: Mapping[Device, float] = {"cpu": 1e-5, "cuda": 1e-4}
 """Tolerance of fp32: how much outputs may differ between machines and between batches."""
 
 
@@ -201,7 +201,7 @@ class TaskOutput(Value):
     link: Literal["identity", "sigmoid", "exp", "expm1"]
     clamp: tuple[Float32, Float32] | None = None
     output: Output = Output()
-    calibration: Calibration = UNCALIBRATED
+    calibration: Calibration = NO_CALIBRATION
     """Applied to the score before it is combined with the scores of other tasks."""
 
     @model_validator(mode="after")
@@ -247,7 +247,7 @@ class Precision(Value):
     """
 
     name: PrecisionName = "fp32"
-    tolerance: dict[Device, Tolerance] = Field(default=dict(FULL))
+    tolerance: dict[Device, Tolerance] = Field(default=dict(FP32_TOLERANCE))
     parity: Parity | None = None
 
     @model_validator(mode="after")
@@ -260,12 +260,12 @@ class Precision(Value):
     def reduced(cls, name: PrecisionName, parity: Parity) -> Self:
         """Return a precision whose tolerance is twice the worst change, at least fp32's."""
         worst = max([*parity.raw_change.values(), *parity.score_change.values()])
-        tolerance = {device: max(full, 2 * worst) for device, full in FULL.items()}
+        tolerance = {device: max(full, 2 * worst) for device, full in FP32_TOLERANCE.items()}
         return cls(name=name, tolerance=tolerance, parity=parity)
 
 
 class Description(Value):
-    """A model as its maker describes it: all of the manifest but files, version and time."""
+    """The description of a model: the manifest without files, version and time."""
 
     name: Name
     architecture: str = Field(max_length=64)
@@ -407,7 +407,7 @@ def first_problem(error: ValidationError, keys: Iterable[str] = ()) -> str:
     """Return the first problem of a document in one line: its place, the rule, how many more.
 
     Args:
-        error: what a manifest, or a document with the same parts, was refused with.
+        error: from validating a manifest, or a document with the same parts.
         keys: keys of the document that a manifest lacks, to suggest one for a misspelt key.
     """
     first, *more = error.errors(include_url=False, include_input=False, include_context=False)

@@ -27,7 +27,7 @@ class Program:
         *,
         copy_inputs: bool = False,
     ) -> None:
-        """Wrap a module that changes nothing of its own (`app.artifacts.effects`).
+        """Wrap a module that does not change its own state (`app.artifacts.effects`).
 
         Args:
             module: in `eval` mode, on `device`.
@@ -123,8 +123,8 @@ def _unoptimised() -> AbstractContextManager[None]:
     return context
 
 
-def cause(error: Exception) -> str:
-    """Return the one line of a program's error that says what went wrong.
+def error_summary(error: Exception) -> str:
+    """Return the line of a program's error that says what went wrong.
 
     An error that the module raised is below TorchScript's traceback. An error of the call itself is
     above the declaration of `forward()`.

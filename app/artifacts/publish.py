@@ -96,7 +96,7 @@ def _write_version(store: Store, description: Description, files: Mapping[str, b
 
 
 def _remove_left_over(folder: Path) -> None:
-    """Remove what a publisher that was killed left behind; one at work writes every few seconds."""
+    """Remove the files of publishers that were killed; a running one writes every few seconds."""
     for each in folder.glob(f"{_TEMPORARY}*"):
         try:
             newest = max(path.lstat().st_mtime for path in (each, *each.rglob("*")))

@@ -124,7 +124,7 @@ class Store:
 
 
 def _folders(parent: Path, ignored: dict[str, str], prefix: str) -> list[Path]:
-    """Return the folders in a folder, by name; note those that cannot be looked at."""
+    """Return the folders in a folder, by name; add unreadable ones to `ignored`."""
     found = []
     with os.scandir(parent) as entries:
         for each in entries:

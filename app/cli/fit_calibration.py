@@ -48,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fit every task's calibration; write those that are surely better.
+    """Fit every task's calibration; write those whose gain is sure.
 
     Raises:
         WrongUsage: an option or a file cannot be used.
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _calibrate(inputs: LogInputs, task: str, method: str | None) -> CalibrationResult:
-    ranker = inputs.file.rankers(inputs.manifest.traits).default
+    ranker = inputs.file.policies_for(inputs.manifest.traits).default
     kinds = {each.name: each.kind for each in inputs.manifest.tasks}
     present = ranker.calibrations[ranker.tasks.index(task)]
     return calibrate(inputs.fit, inputs.held_out, task, kinds[task], present, method)

@@ -1,6 +1,6 @@
-"""What `tune` and `fit-calibration` share: a model, its log and its policies file.
+"""The inputs that `tune` and `fit-calibration` share: a model, its log and its policies file.
 
-The arguments that name them, the types of their values, reading them, and writing the file.
+This module defines their arguments, reads them, and writes the policies file.
 """
 
 import argparse
@@ -27,7 +27,7 @@ FEWEST_REQUESTS = 50
 
 @dataclass(frozen=True, slots=True)
 class LogInputs:
-    """What a fit or a search works on.
+    """The inputs of a fit or a search.
 
     Attributes:
         manifest: of the model's newest version.
@@ -49,7 +49,7 @@ def add_log_inputs(parser: Parser) -> None:
         type=Path,
         metavar="LOG",
         help="table as .parquet, .csv or .jsonl with one row per shown candidate. Columns: "
-        "request_id; score_<task> as the service answered it; outcome_<name>: 0 or 1, seconds, or "
+        "request_id; score_<task> as in the response; outcome_<name>: 0 or 1, seconds, or "
         "a number, empty if undefined; optionally position, from 1",
     )
     add_store(parser)
@@ -60,8 +60,8 @@ def add_log_inputs(parser: Parser) -> None:
         "--policies",
         type=not_empty(Path),
         metavar="FILE",
-        help="policies file to read and change; it is made if it does not exist, and its comments "
-        "are kept (default: GATEHOUSE_POLICIES, else policies.toml beside the store, where "
+        help="policies file to read and change; it is created if it does not exist; comments are "
+        "kept (default: GATEHOUSE_POLICIES, else policies.toml beside the store, where "
         "gatehouse serve looks for it)",
     )
     parser.add_argument(
@@ -83,7 +83,7 @@ def add_log_inputs(parser: Parser) -> None:
 
 
 def read_log_inputs(options: argparse.Namespace) -> LogInputs:
-    """Read what the arguments of `add_log_inputs` name.
+    """Read the inputs that the arguments of `add_log_inputs` name.
 
     Raises:
         LogInvalid: the log breaks rules.
@@ -102,7 +102,7 @@ def read_log_inputs(options: argparse.Namespace) -> LogInputs:
 
 
 def report_log(error: LogInvalid) -> int:
-    """Print a line for each thing that is wrong with a log; return the exit code."""
+    """Print a line for each problem of a log; return the exit code."""
     for problem in error.problems:
         complain(problem)
     return ExitCode.USAGE
@@ -135,7 +135,7 @@ def write_policies(inputs: LogInputs, output: Output, *, dry_run: bool) -> int:
 
 def _manifest(store: Store, model: str | None) -> Manifest:
     """Return the manifest of the newest version of a model, or of the store's only model."""
-    with importing(), suppress(ImportError):  # what is missing is reported where it is needed
+    with importing(), suppress(ImportError):  # a missing library is reported when it is used
         import pyarrow.parquet  # noqa: F401
         import scipy.optimize  # noqa: F401
     with importing():

@@ -40,7 +40,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Command(Protocol):
-    """What each command's module has."""
+    """The interface of each command's module."""
 
     def add_arguments(self, parser: Parser) -> None:
         """Describe the command and add its arguments."""
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given[:1] == ["serve"]:
-            # Until the server has handlers of its own: nothing is accepted yet, nothing to drain.
+            # Until the server has handlers of its own: no request is accepted yet, so none is lost.
             with ending_the_process(ExitCode.OK, signal.SIGTERM, signal.SIGINT):
                 code = _run(given)
         else:
@@ -75,7 +75,7 @@ def _failed(error: OSError) -> int:
     """Report that a file or the output cannot be read or written; return the exit code.
 
     Raises:
-        OSError: it is none of these.
+        OSError: it is another error.
     """
     from app.cli.output import discard
 
@@ -110,9 +110,9 @@ def _run(given: Sequence[str]) -> int:
         return ExitCode.FAILED if end.code else ExitCode.OK
     if command is None:
         raise WrongUsage("missing COMMAND; see gatehouse --help")
-    if rest:  # not repeated: one of them could be a secret
+    if rest:  # they are not shown: one of them could be a secret
         raise WrongUsage(f"too many arguments; see {chosen.prog} --help")
-    if name != "serve":  # which logs them
+    if name != "serve":  # serve logs them
         from app.settings import variable_warnings
 
         for line in variable_warnings(os.environ):
@@ -130,7 +130,7 @@ def _parsers(name: str | None) -> tuple[Parser, Parser]:
 
 
 class _ShowVersion(argparse.Action):
-    """Reads the version only when it is asked for: that takes longer than all else here."""
+    """Reads the version only if it is requested: that takes longer than the rest of this module."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print the version and exit."""

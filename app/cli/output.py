@@ -7,13 +7,13 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-_WIDEST = 1000  # characters: a table that is not for a terminal is as wide as it needs to be
+_WIDEST = 1000  # characters; a table that is not for a terminal is as wide as it needs to be
 
 
 class Output(Console):
-    """A console whose tables are cut only where a terminal is too narrow.
+    """A console that cuts the cells of a table only to fit a terminal.
 
-    In a pipe its width would be a guess, and whoever reads the pipe wants whole cells.
+    In a pipe or a file the width is not known, and a reader needs whole cells.
     """
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401  (rich's own)
@@ -23,7 +23,7 @@ class Output(Console):
             self.width = max(self.width, _WIDEST)
 
     def on_broken_pipe(self) -> NoReturn:
-        """Leave it to `main` to end the command.
+        """Raise the error, so that `main` ends the command.
 
         Raises:
             BrokenPipeError: always.
@@ -40,15 +40,15 @@ def write_bytes(content: bytes) -> None:
     sys.stdout.buffer.write(content + b"\n")
 
 
-def escape_what_cannot_be_encoded() -> None:
-    """Let standard output write characters that its encoding does not have as escapes."""
+def escape_unencodable() -> None:
+    """Write characters that the encoding of standard output lacks as escapes."""
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
 
 
 def discard() -> None:
-    """Send what is still buffered to nowhere, so that the interpreter's exit writes nothing."""
+    """Discard buffered output, so that the interpreter writes nothing when it exits."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

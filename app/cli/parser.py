@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"-\.?\d.*")
 
 
 class WrongUsage(ValueError):
-    """A command cannot run as it is given; the message is one line. Exit code 2."""
+    """A command cannot run with these arguments; the message is one line. Exit code 2."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,5 +88,5 @@ def not_empty(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def complain(message: str) -> None:
-    """Write one line to standard error, whatever white space the message has."""
+    """Write a message to standard error as one line."""
     sys.stderr.write(f"gatehouse: {' '.join(message.split())}\n")

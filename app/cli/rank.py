@@ -18,7 +18,7 @@ import orjson
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.output import Output, escape_what_cannot_be_encoded, write_bytes
+from app.cli.output import Output, escape_unencodable, write_bytes
 from app.cli.parser import Parser, WrongUsage, complain, not_empty
 from app.cli.settings_options import add_store, existing_store, read_settings
 from app.cli.signals import importing
@@ -27,12 +27,12 @@ from app.protocol.json_body import decode
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.server.in_process import Answer
+    from app.server.in_process import ServiceResponse
 
 Document = Mapping[str, Any]
 
 _FIXED: Mapping[str, Any] = {
-    **dict.fromkeys(("keys", "keys_file", "tls_cert", "tls_key")),  # those are for sockets
+    **dict.fromkeys(("keys", "keys_file", "tls_cert", "tls_key")),  # they apply to sockets only
     "lanes": 1,
     "request_timeout_ms": 600_000.0,  # no client waits
 }
@@ -61,7 +61,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add_store(parser)
     parser.add_argument(
-        "--model", metavar="NAME", help="model that answers; needed if the store has several"
+        "--model", metavar="NAME", help="model to rank with; needed if the store has several"
     )
     parser.add_argument(
         "--policies",
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
     except ConfigurationInvalid as error:
         raise WrongUsage(str(error)) from None
     except ArtifactInvalid as error:
-        complain(f'nothing in store "{settings.store}" can answer: {error}')
+        complain(f'nothing in store "{settings.store}" can be served: {error}')
         return ExitCode.FAILED
 
 
@@ -111,37 +111,37 @@ async def _rank(
 ) -> int:
     code = ExitCode.OK
     if options.table:
-        escape_what_cannot_be_encoded()
+        escape_unencodable()
     output = Output()
-    async for number, answer in _answers(settings, bodies, options.model):
-        if answer.problem is not None:
+    async for number, response in _responses(settings, bodies, options.model):
+        if response.problem is not None:
             place = f"{options.file}, line {number}" if len(bodies) > 1 else str(options.file)
-            for line in answer.problem:
+            for line in response.problem:
                 complain(f"{place}: {line}")
-            code = max(code, ExitCode.USAGE if answer.status < 500 else ExitCode.FAILED)
-        if options.table and answer.problem is None:
-            output.print(answer_table(orjson.loads(answer.content), _keys(bodies[number])))
-        elif answer.problem is None or (len(bodies) > 1 and not options.table):
-            write_bytes(answer.content)
+            code = max(code, ExitCode.USAGE if response.status < 500 else ExitCode.FAILED)
+        if options.table and response.problem is None:
+            output.print(response_table(orjson.loads(response.content), _keys(bodies[number])))
+        elif response.problem is None or (len(bodies) > 1 and not options.table):
+            write_bytes(response.content)
     return code
 
 
-async def _answers(
+async def _responses(
     settings: Settings, bodies: Mapping[int, bytes], model: str | None
-) -> AsyncIterator[tuple[int, "Answer"]]:
-    """Answer JSON bodies, one after the other, and yield each answer with its body's number.
+) -> AsyncIterator[tuple[int, "ServiceResponse"]]:
+    """Answer JSON bodies, one after the other; yield each response with its body's number.
 
     Args:
         settings: the server's.
         bodies: by number.
-        model: that answers; None means the default model.
+        model: the model to rank with; None means the default model.
 
     Raises:
-        ArtifactInvalid: nothing in the store can answer.
-        ConfigurationInvalid: a setting cannot be followed.
+        ArtifactInvalid: nothing in the store can be served.
+        ConfigurationInvalid: a setting cannot be used.
     """
     from app.main import gatehouse
-    from app.server.in_process import ask
+    from app.server.in_process import post_json
 
     path = f"/v1/models/{model}/score" if model else "/v1/score"
     async with gatehouse(settings) as parts:
@@ -149,7 +149,7 @@ async def _answers(
         if not parts.service.is_ready:
             raise ArtifactInvalid("it holds no artifacts")
         for number, body in bodies.items():
-            yield number, await ask(parts.app, path, body)
+            yield number, await post_json(parts.app, path, body)
 
 
 def with_options(body: bytes, options: Mapping[str, object]) -> bytes:
@@ -163,7 +163,7 @@ def with_options(body: bytes, options: Mapping[str, object]) -> bytes:
     own = document.get("ranking") or {}
     if not isinstance(own, dict):
         return body
-    # Not orjson: it would write NaN as null, and the error would be another one.
+    # Not orjson: it would write NaN as null, which gives a different error.
     return json.dumps(document | {"ranking": {**own, **options}}).encode()
 
 
@@ -173,7 +173,7 @@ def _ranking_options(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _keys(body: bytes) -> Sequence[str | int] | None:
-    """Return the candidate keys of a request that was answered, and so is a JSON object."""
+    """Return the candidate keys of a request that was accepted, so it is a JSON object."""
     document = decode(body)
     assert isinstance(document, dict)
     keys: Sequence[str | int] | None = document.get("candidate_keys")
@@ -191,17 +191,17 @@ def _bodies(file: Path) -> dict[int, bytes]:
     return {n: line for n, line in enumerate(content.splitlines(), 1) if line.strip()}
 
 
-def answer_table(answer: Document, keys: Sequence[str | int] | None) -> Table:
-    """Tabulate an answer, best candidate first, each task's share beside its score if explained.
+def response_table(response: Document, keys: Sequence[str | int] | None) -> Table:
+    """Tabulate a response, best candidate first, each task's share beside its score if explained.
 
     Args:
-        answer: the service's answer, parsed.
+        response: the service's response, parsed.
         keys: the request's candidate keys, or None if it has none.
     """
-    policy, explanation = answer["policy"], answer.get("explanation")
+    policy, explanation = response["policy"], response.get("explanation")
     weights = ", ".join(f"{task} {weight:g}" for task, weight in policy["weights"].items())
     table = Table(
-        title=f"{escape(answer['model'])}/{answer['version']}, {escape(policy['name'])}: "
+        title=f"{escape(response['model'])}/{response['version']}, {escape(policy['name'])}: "
         f"{policy['formula']} of {escape(weights)}",
         title_justify="left",
         caption=None if explanation is None else _legend(explanation),
@@ -209,30 +209,30 @@ def answer_table(answer: Document, keys: Sequence[str | int] | None) -> Table:
     )
     table.add_column("rank", justify="right")
     table.add_column("candidate")
-    for name in ("rank score", *map(escape, answer["scores"])):
+    for name in ("rank score", *map(escape, response["scores"])):
         table.add_column(name, justify="right")
     parts = [] if explanation is None else explanation["candidates"]
     for name in _shares(parts[0]) if parts else ():
         table.add_column(escape(name), justify="right")
-    for place, position in enumerate(positions(answer, keys)):
+    for place, position in enumerate(positions(response, keys)):
         key = position if keys is None else keys[position]
-        scores = (f"{column[position]:.4g}" for column in answer["scores"].values())
+        scores = (f"{column[position]:.4g}" for column in response["scores"].values())
         shares = _shares(parts[place]).values() if place < len(parts) else ()
-        rank_score = f"{answer['rank_score'][position]:.4g}"
+        rank_score = f"{response['rank_score'][position]:.4g}"
         table.add_row(str(place + 1), escape(str(key)), rank_score, *scores, *shares)
     return table
 
 
-def positions(answer: Document, keys: Sequence[str | int] | None) -> list[int]:
+def positions(response: Document, keys: Sequence[str | int] | None) -> list[int]:
     """Return the positions of a ranking's keys, best first.
 
     Of candidates with equal keys, the one with the higher rank score comes first.
     """
-    ranking: list[int] = answer["ranking"]
+    ranking: list[int] = response["ranking"]
     if keys is None:
         return ranking
     places: dict[str | int, deque[int]] = defaultdict(deque)
-    for position in sorted(range(len(keys)), key=lambda each: -answer["rank_score"][each]):
+    for position in sorted(range(len(keys)), key=lambda each: -response["rank_score"][each]):
         places[keys[position]].append(position)
     return [places[key].popleft() for key in ranking]
 

@@ -1,7 +1,7 @@
 """`gatehouse serve`: reads the settings and serves, in this process or in several.
 
-It imports no torch itself: a wrong option is answered at once, and the process that looks after
-several others needs none.
+It does not import torch itself: a wrong option is reported at once, and the supervisor of several
+processes does not need torch.
 """
 
 import argparse
@@ -25,7 +25,7 @@ logger = logging.getLogger("app")
 
 _DESCRIPTION = """\
 Serve the newest valid version of every model in the store until SIGTERM or Ctrl-C. New versions
-are picked up while the server runs. A store that does not exist yet is waited for."""
+are picked up while the server runs. If the store does not exist, the server waits for it."""
 _EPILOG = """\
 Every option can be given as the variable in its brackets; the option wins. An empty variable counts
 as unset; GATEHOUSE_HOST, _KEYS, _KEYS_FILE, _TLS_CERT and _TLS_KEY must not be empty. API keys are
@@ -47,10 +47,10 @@ def run(options: argparse.Namespace) -> int:
     """Read the settings and serve until a signal; the process ends here once it has served.
 
     Raises:
-        WrongUsage: the settings cannot be followed.
+        WrongUsage: a setting cannot be used.
     """
     settings = read_settings(given_settings(options))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks to read the files, which comes next
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it means reload, and the files are read next
     json_logs.configure(settings.log_level)
     if settings.processes == 1:
         _log_start(settings)
@@ -58,12 +58,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         code = _serve_together(settings)
     logging.shutdown()
-    # Not sys.exit: it would wait for a thread that hangs in somebody's model.
+    # Not sys.exit: it would wait for a lane that hangs in a model.
     os._exit(code)
 
 
 def _log_start(settings: Settings) -> None:
-    """Log which policies file is followed, and variables that set nothing."""
+    """Log the policies file, and warnings about environment variables."""
     for line in variable_warnings(os.environ):
         logger.warning("%s", line)
     if settings.policies is None:
@@ -80,7 +80,7 @@ def _serve_here(settings: Settings) -> int:
 
 
 def _serve_together(settings: Settings) -> int:
-    """Serve in several processes until a signal; this one looks after them."""
+    """Serve in several processes until a signal; this process supervises them."""
     try:
         port = reserve(settings.host, settings.port)
     except OSError as error:

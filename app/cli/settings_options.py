@@ -18,7 +18,7 @@ _UNITS = {"_ms": "MS", "_s": "SECONDS", "_bytes": "BYTES", "_rows": "ROWS", "_ca
 
 
 def add_settings(parser: Parser) -> None:
-    """Add an option for every setting but the keys; their values stay texts."""
+    """Add an option for every setting except the keys; their values stay strings."""
     for name, field in Settings.model_fields.items():
         if name == "keys":
             parser.add_argument("--keys", action=_RefuseKeys, help=argparse.SUPPRESS)
@@ -38,14 +38,14 @@ def given_settings(options: argparse.Namespace) -> dict[str, str]:
 
 
 def read_settings(given: Mapping[str, str], fixed: Mapping[str, Any] | None = None) -> Settings:
-    """Return the settings; policies are those beside the store where none are named.
+    """Return the settings; by default, the policies file is the one beside the store.
 
     Args:
-        given: by options.
-        fixed: what the command decides, whatever the environment says.
+        given: the values that options give.
+        fixed: values that the command sets itself, whatever the environment says.
 
     Raises:
-        WrongUsage: some of them are wrong; all are named, with the rule that each breaks.
+        WrongUsage: names every wrong setting and the rule that it breaks.
     """
     try:
         settings = Settings(**{**(fixed or {}), **given})
@@ -58,7 +58,7 @@ def read_settings(given: Mapping[str, str], fixed: Mapping[str, Any] | None = No
 
 
 def add_store(parser: argparse._ActionsContainer) -> None:
-    """Add `--store`; what it defaults to is known to `store_of`."""
+    """Add `--store`; `store_of` knows its default."""
     parser.add_argument(
         "--store",
         type=not_empty(Path),
@@ -68,7 +68,7 @@ def add_store(parser: argparse._ActionsContainer) -> None:
 
 
 def store_of(options: argparse.Namespace) -> Path:
-    """Return the folder that `--store` names, or the one that `gatehouse serve` would take."""
+    """Return the folder that `--store` names, or the one that `gatehouse serve` would use."""
     store: Path = options.store or Path(variable("store") or "store")
     return store
 
@@ -86,18 +86,18 @@ def existing_store(store: Path) -> Path:
 
 
 def policies_of(options: argparse.Namespace) -> Path:
-    """Return the policies file that `--policies` names, or the one that serve would take."""
+    """Return the policies file that `--policies` names, or the one that serve would use."""
     named: Path | str | None = options.policies or variable("policies")
     return policies_beside(store_of(options)) if named is None else Path(named)
 
 
 def policies_beside(store: Path) -> Path:
-    """Return where the policies file of a store is, unless another one is named."""
+    """Return the default path of a store's policies file."""
     return store.absolute().parent / POLICIES
 
 
 class _RefuseKeys(argparse.Action):
-    """The option that must not be there."""
+    """Refuses an option that must not exist."""
 
     def __call__(self, *_: object) -> None:
         """Refuse it.
@@ -113,7 +113,7 @@ def _option(name: str) -> str:
 
 
 def _metavar(name: str) -> str:
-    """Return what stands for a value in the help: its choices, its unit, or its type."""
+    """Return the placeholder of a value in the help: its choices, its unit, or its type."""
     kinds = get_args(Settings.model_fields[name].annotation) or (
         Settings.model_fields[name].annotation,
     )

@@ -1,8 +1,8 @@
 """Signals while a command imports its libraries.
 
-Torch and NumPy take a second or two to import. An exception that a signal handler raises meanwhile
-can get lost in a C extension, or leave a module half imported. So a signal ends the process at
-once; nothing is begun yet that would have to be undone.
+Torch and NumPy take a second or two to import. If a signal handler raised an exception meanwhile,
+it could be lost in a C extension, or leave a module half imported. So a signal ends the process at
+once; there is nothing to undo yet.
 """
 
 import os
@@ -18,7 +18,7 @@ from app.errors import ExitCode
 def ending_the_process(
     code: ExitCode, *signals: signal.Signals, message: bytes = b""
 ) -> Iterator[None]:
-    """End the process with a code at a signal, as long as the block runs and sets no handler."""
+    """End the process with this code at a signal while the block runs."""
 
     def end(_signal: int, _frame: object) -> None:
         os.write(2, message)

@@ -196,12 +196,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _ranker(inputs: LogInputs, name: str | None) -> Ranker:
     """Return the policy to tune, compiled."""
-    rankers = inputs.file.rankers(inputs.manifest.traits)
-    if name is not None and name not in rankers.by_name:
-        known = ", ".join(sorted(rankers.by_name))
-        hint = did_you_mean(name, rankers.by_name)
+    policies = inputs.file.policies_for(inputs.manifest.traits)
+    if name is not None and name not in policies.by_name:
+        known = ", ".join(sorted(policies.by_name))
+        hint = did_you_mean(name, policies.by_name)
         raise WrongUsage(f'--policy: there is no policy "{name}"{hint} (known: {known})')
-    ranker = rankers.default if name is None else rankers.by_name[name]
+    ranker = policies.default if name is None else policies.by_name[name]
     if ranker.policy.multiplier is not None:
         raise WrongUsage("a policy with a multiplier cannot be tuned: a log has no features")
     return ranker

@@ -1,1 +1,1 @@
-"""From a request to task scores: encode, queue, batch, run on a lane; knows no HTTP."""
+"""From features to ranked scores: queue, batch, run on a lane. No HTTP in this package."""

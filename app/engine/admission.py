@@ -1,7 +1,7 @@
 """Admission: which requests are refused before they are queued, and the forecast that decides.
 
 A late response is worth nothing, and computing it makes other requests late. A request that cannot
-meet its deadline is refused at once, while its caller can still ask another replica. Owned by the
+meet its deadline is refused at once, while its client can still try another replica. Owned by the
 event loop.
 """
 
@@ -57,8 +57,8 @@ class Forecast:
 
         The lanes share all work that runs first: the rows of the same model, and for every other
         model as many batches as this model needs, because models take turns. Then comes the batch
-        of the request itself, or its share if it is worth more than one lane. Later requests will
-        fill that batch up to the usual size.
+        of the request itself, or one lane's share if the request is split. Later requests will fill
+        that batch up to the usual size.
         """
         before_s = 0.0
         for each in running:

@@ -13,8 +13,8 @@ class Chunk:
     """Rows `start` to `stop` of a request.
 
     Attributes:
-        features: the request's columns. A chunk keeps them: a request that expires while a lane
-            works on it lets go of its own.
+        features: the request's columns. A chunk has a reference of its own, because a request that
+            expires while a lane works on it drops its columns.
         since: clock time (s) at which it joined the queue for this turn.
         turn: how many of its rows may run before the next request's turn.
     """

@@ -33,7 +33,7 @@ from app.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _REFUSING_S = 0.1
-"""So long after a refusal, requests are checked before their bodies are read."""
+"""For this long after a refusal, requests are checked before their bodies are read."""
 
 
 class BatchLane(Protocol):
@@ -105,7 +105,7 @@ class Batcher:
 
     @property
     def queues(self) -> Queues:
-        """What waits; for reading only."""
+        """The queues of all models; for reading only."""
         return self._queues
 
     @property
@@ -140,10 +140,10 @@ class Batcher:
         self._dispatch_soon()
 
     def _is_surely_in_time(self, request: QueuedRequest, now: float) -> bool:
-        """Whether `admit` would accept the request, by a rougher and cheaper estimate.
+        """Whether `admit` would surely accept the request, by a cheaper estimate.
 
-        It is the time of all work there is, one batch after the other on a single lane, and the
-        largest margin for error on top. Most requests pass.
+        The estimate is the time of all work, one batch after the other on a single lane, plus the
+        largest margin for error. Most requests pass.
         """
         queue = self._queues.of(request.model)
         rows = request.features.rows
@@ -163,12 +163,12 @@ class Batcher:
         never be corrected.
 
         Raises:
-            Overloaded: too many rows wait already.
+            Overloaded: too many rows are queued already.
             DeadlineUnmeetable: the response would come after the deadline.
         """
         now = self._clock()
         queue = self._queues.of(model)
-        if deadline - now > queue.cost.of(rows):  # else it would be late on an idle server, too
+        if deadline - now > queue.cost.of(rows):  # else it would be late even on an idle server
             self._queues.timeouts.add(deadline - now, now)
         if self._idle and not self._queues:
             return
@@ -202,7 +202,7 @@ class Batcher:
             self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        """Give every idle lane a batch, as long as there are rows that need not wait."""
+        """Give every idle lane a batch while rows are ready to run."""
         self._dispatch_is_scheduled = False
         if self._wait_timer is not None:
             self._wait_timer.cancel()

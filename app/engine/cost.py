@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _STEP = 0.1
-"""How far one batch moves the line towards itself: the last ten or twenty batches decide."""
+"""How far one batch moves the line: the last ten or twenty batches count."""
 _DEVIATIONS = 2.0
 """How many mean deviations a forecast leaves room for."""
 MAX_MARGIN = _DEVIATIONS
@@ -46,11 +46,11 @@ class Cost:
         return self.a_s * batches + self.b_s * rows
 
     def margin_s(self, wait_s: float) -> float:
-        """Return how much longer (s) than forecast a wait may well be.
+        """Return how much longer (s) than forecast a wait may be.
 
-        The mean deviation stands in for the standard deviation because it is cheaper, as in TCP's
-        retransmission timer (Jacobson, SIGCOMM '88). What slows one batch down, a neighbour on its
-        core, slows the next one down as well, so it applies to the whole wait.
+        It uses the mean deviation, which is cheaper than the standard deviation, as TCP's
+        retransmission timer does (Jacobson, SIGCOMM '88). What slows one batch down, such as
+        another process on the core, also slows the next one. So the margin covers the whole wait.
         """
         return _DEVIATIONS * self.deviation * wait_s
 
@@ -59,8 +59,8 @@ class Cost:
         rows, seconds = np.array(observed).T
         if np.ptp(rows):
             b_s, a_s = np.polyfit(rows, seconds, 1)
-            # If one of them was slow by chance, a cost can come out as nothing, and would stay
-            # there: costs are corrected in proportion to themselves.
+            # If one batch was slow by chance, the fit can give a cost of 0. It would stay 0,
+            # because costs are corrected in proportion to themselves.
             a_s = max(a_s, _LEAST_SHARE * seconds.min())
             b_s = max(b_s, _LEAST_SHARE * (seconds / rows).min())
         else:

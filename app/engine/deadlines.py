@@ -64,5 +64,5 @@ class Deadlines:
             if watch:
                 self._on_expired(watch[0])
         if self._heap:
-            # A timer may fire before the clock has reached the deadline: try again then.
+            # A timer may fire shortly before the deadline by this clock: then set it again.
             self._set_timer(max(self._heap[0][0], now + 0.001))

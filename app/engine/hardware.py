@@ -1,4 +1,4 @@
-"""The hardware: which device models run on, how many lanes work it, what they run beforehand."""
+"""The hardware: the device that models run on, its lanes, and their warm-up batches."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ _GPU_LANES = 2  # one copies while the other computes
 
 
 def device_named(name: str) -> torch.device:
-    """Return the device of that name; of `auto`, a GPU where there is one."""
+    """Return the device of this name; `auto` is a GPU if there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
@@ -39,11 +39,11 @@ def start_lanes(
 
     Args:
         device: where they run batches.
-        count: how many; None for two on a GPU, and on a CPU for this process's share of the usable
-            cores, one at least.
-        processes: how many such processes there are.
-        max_batch_rows: the largest batch that they have graphs for, on a GPU.
-        metrics: where what a GPU does is counted.
+        count: how many lanes. None means two on a GPU; on a CPU, one for each usable core of this
+            process's share, at least one.
+        processes: how many processes share the cores.
+        max_batch_rows: on a GPU, the largest batch that has a CUDA graph.
+        metrics: counts GPU memory and batches without CUDA graphs.
         on_lost: called when the device will never compute again.
     """
     loop = asyncio.get_running_loop()
@@ -70,11 +70,12 @@ def start_lanes(
 def warm_up_batches(
     device: torch.device, *, min_chunk_rows: int, max_batch_rows: int
 ) -> list[tuple[int, ...]]:
-    """Return the batches that every lane runs of a model before it serves.
+    """Return the batches that every lane runs with a model before the model serves.
 
-    A batch is the rows of each of its requests. Each size is run as one request and as two: a
-    program may be specialised to either. On a GPU that is every bucket, as one request for each row
-    too, and the largest first: the others' graphs use its memory again.
+    A batch is given by the number of rows of each request in it. Each size runs as one request and
+    as two, because a program may be specialised to either. On a GPU the sizes are those of all
+    buckets, and each also runs as one request per row. The largest bucket comes first, so that the
+    other graphs reuse its memory.
     """
     if device.type == "cpu":
         sizes = sorted({1, min_chunk_rows, max_batch_rows})
@@ -93,8 +94,8 @@ def usable_cores() -> int:
 def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
     """Return the CPU quota of a process in cores, or None where there is none.
 
-    The quota of every group above the process's own holds too: the least one counts. Of cgroup v1
-    and v2, either or both may be mounted (cgroups(7), /proc/pid/cgroup and mountinfo).
+    The quotas of all parent groups apply too: the lowest one counts. Cgroup v1, v2 or both may be
+    mounted (cgroups(7), /proc/pid/cgroup and mountinfo).
     """
     quotas: list[float] = []
     for own, mount_point in _cpu_groups(proc):
@@ -123,7 +124,7 @@ def _cpu_groups(proc: Path) -> Iterator[tuple[Path, Path]]:
             kind, _, options = system.split()[:3]
             if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
                 continue
-            # A container may see a mount of its own group, under the path that the host knows.
+            # In a container, the mount may be its own group, under the host's path.
             relative = os.path.relpath(paths[kind], root)
             is_inside = not relative.startswith("..")
             yield Path(mount_point, relative if is_inside else "."), Path(mount_point)

@@ -31,7 +31,7 @@ _ALIGNMENT = 64  # bytes: a cache line, and as much as torch's own allocator giv
 
 @dataclass(slots=True, eq=False)
 class BatchResult:
-    """What a lane made of a batch.
+    """The result of a batch that a lane ran.
 
     Attributes:
         scores: `[B, K]` float32, or the exception that the batch ended with.
@@ -123,7 +123,7 @@ class Lane:
         self._thread.join(_JOIN_S)
 
     def _main(self) -> None:
-        torch.get_num_threads()  # else the first operator would take what any thread set last
+        torch.get_num_threads()  # else the first operator uses what any thread set last
         torch.set_num_threads(self._threads)  # holds for the calling thread only
         while (work := self._inbox.get()) is not None:
             batch, on_result = work

@@ -1,10 +1,10 @@
-"""What waits: a queue for each model, and whose turn it is. Owned by the event loop.
+"""The queues: one for each model, and the order of turns. Owned by the event loop.
 
-A request enters its model's queue as one chunk. Its turn is as many rows as a batch has. What a
-batch takes leaves the queue; when the turn is over the rest of the chunk goes to the back, so that
-small requests are not stuck behind a large one (deficit round robin; Shreedhar and Varghese,
-SIGCOMM '95). Higher priorities run first. In one of `AGED_EVERY` batches a chunk counts one
-priority higher for every `AGEING_S` that it waited, so that `low` requests never starve.
+A request enters its model's queue as one chunk. A turn is as many rows as a batch has. The rows
+that a batch takes leave the queue. When the turn is over, the rest of the chunk goes to the back,
+so that small requests are not stuck behind a large one (deficit round robin; Shreedhar and
+Varghese, SIGCOMM '95). Higher priorities run first. In one of `AGED_EVERY` batches a chunk counts
+one priority higher for every `AGEING_S` that it waited, so that `low` requests never starve.
 """
 
 import math
@@ -25,8 +25,8 @@ AGEING_S = 0.25
 """After half a second, a `low` request counts as `high` in one of `AGED_EVERY` batches."""
 
 AGED_EVERY = 4
-"""Age counts in one of so many batches. Low priorities make progress whatever the load, and high
-priorities have the other batches to themselves, however old the rest of the queue is."""
+"""Age counts in one of this many batches: low priorities always make progress. The other batches
+go to high priorities first, however old the rest of the queue is."""
 
 BATCH_SHARE = 0.25
 """A batch takes at most this part of the shortest recent timeout."""
@@ -35,13 +35,13 @@ KNEE = 4
 """In units of a/b: in a batch of `KNEE · a/b` rows, a row costs a quarter more than at best."""
 
 REMEMBER_S = 5.0
-"""For so long, at least, the timeouts of requests count as recent."""
+"""Timeouts of requests count as recent for at least this long."""
 
 RECOVERY_BATCHES = 1000
-"""After so many good batches, a batch limit that was halved for lack of memory is doubled."""
+"""After this many good batches, a batch limit that was halved after out-of-memory is doubled."""
 
 SWEEP_S = 0.01
-"""A full queue is searched for finished requests once in this time: that takes milliseconds."""
+"""A full queue is searched for finished requests at most this often; it takes milliseconds."""
 
 
 @dataclass(slots=True)
@@ -72,12 +72,12 @@ class PriorityLevel:
 
 
 class ModelQueue:
-    """The chunks that wait for one model, and what is known about its batches.
+    """The chunks that wait for one model, and the cost of its batches.
 
     Attributes:
         rows: how many rows wait.
         cost: what a batch costs.
-        memory_limit_rows: the most rows of a batch for which there is memory.
+        memory_limit_rows: the most rows of a batch that fit into memory.
     """
 
     def __init__(
@@ -108,9 +108,9 @@ class ModelQueue:
     def max_batch_rows(self) -> int:
         """The most rows of a batch.
 
-        It is less than the setting after out-of-memory, and where a full batch would keep a lane
-        busy for longer than `BATCH_SHARE` of what recent requests can wait: they must find a lane
-        in time. But a batch never gets so small that a row costs `1 + 1/KNEE` of the best.
+        It is below the setting after out-of-memory, and if a full batch would keep a lane busy for
+        longer than `BATCH_SHARE` of the shortest recent timeout: requests must find a lane in time.
+        But it is never so small that a row costs more than `1 + 1/KNEE` of the best.
         """
         limit, cost = self.memory_limit_rows, self.cost
         longest_s = BATCH_SHARE * self._timeouts.shortest_s
@@ -206,7 +206,7 @@ class ModelQueue:
         for level in self._levels:
             for _ in range(len(level.chunks)):
                 chunk = level.chunks.popleft()
-                if _is_wanted(chunk.request, now):
+                if _is_active(chunk.request, now):
                     level.chunks.append(chunk)
                 else:
                     _report_disconnect(chunk.request, now)
@@ -230,35 +230,35 @@ class ModelQueue:
         while self._retries:
             batch = self._retries.popleft()
             self.rows -= batch.rows
-            wanted = [each for each in batch.chunks if _is_wanted(each.request, now)]
-            if len(wanted) < len(batch.chunks):
+            active = [each for each in batch.chunks if _is_active(each.request, now)]
+            if len(active) < len(batch.chunks):
                 for each in batch.chunks:
                     _report_disconnect(each.request, now)
-            if wanted:
-                return Batch.of(batch.model, wanted, batch.retries)
+            if active:
+                return Batch.of(batch.model, active, batch.retries)
         late = now + self.cost.of(min(target, self.rows))
         chunks: list[Chunk] = []
         rows = 0
         while rows < target and (level := self._first_level(aged_at)) is not None:
             chunk = level.chunks[0]
             request = chunk.request
-            wanted_rows = chunk.stop - chunk.start
-            is_late = request.deadline < late and self.rows > wanted_rows
-            if is_late or not _is_wanted(request, now):
+            chunk_rows = chunk.stop - chunk.start
+            is_late = request.deadline < late and self.rows > chunk_rows
+            if is_late or not _is_active(request, now):
                 level.chunks.popleft()
-                self._count(level, -wanted_rows, -chunk.turn)
+                self._count(level, -chunk_rows, -chunk.turn)
                 _report_disconnect(request, now)
                 continue
-            if wanted_rows <= target - rows:
+            if chunk_rows <= target - rows:
                 level.chunks.popleft()
-                self._count(level, -wanted_rows, -chunk.turn)
+                self._count(level, -chunk_rows, -chunk.turn)
             else:
-                wanted_rows = self._cut(wanted_rows, rows, target)
-                if wanted_rows == 0:
+                chunk_rows = self._cut(chunk_rows, rows, target)
+                if chunk_rows == 0:
                     break
-                chunk = self._take_part(level, wanted_rows, now)
+                chunk = self._take_part(level, chunk_rows, now)
             chunks.append(chunk)
-            rows += wanted_rows
+            rows += chunk_rows
         return Batch(chunks[0].request.model, chunks, rows) if chunks else None
 
     def _first_level(self, aged_at: float | None) -> PriorityLevel | None:
@@ -293,26 +293,26 @@ class ModelQueue:
             self.append(request, cut, now)
         return Chunk(request, chunk.features, chunk.start, cut, chunk.since, chunk.turn)
 
-    def _cut(self, wanted: int, rows: int, target: int) -> int:
-        """Return how many of `wanted` rows join a batch that already has `rows`; 0 for none.
+    def _cut(self, chunk_rows: int, rows: int, target: int) -> int:
+        """Return how many rows of a chunk join a batch that already has `rows`; 0 for none.
 
         It is all of them, or a number that leaves neither part below `min_chunk_rows`.
         """
         limit = self.max_batch_rows
         shortest = min(self._min_chunk_rows, limit)
-        longest = wanted - shortest
+        longest = chunk_rows - shortest
         if (cut := min(target - rows, longest)) >= shortest:
             return cut
         # Not worth splitting at the target; the batch may grow to its limit instead.
         space = limit - rows
-        if wanted <= space:
-            return wanted
+        if chunk_rows <= space:
+            return chunk_rows
         if (cut := min(space, longest)) >= shortest:
             return cut
         return 0 if rows else space
 
 
-def _is_wanted(request: QueuedRequest, now: float) -> bool:
+def _is_active(request: QueuedRequest, now: float) -> bool:
     return not (request.is_done or request.deadline <= now or request.is_disconnected())
 
 
@@ -326,7 +326,7 @@ class RecentTimeouts:
     """The shortest timeout of recent requests, of any model and priority (s)."""
 
     def __init__(self) -> None:
-        """Start without requests: a batch may take as long as it likes."""
+        """Start without requests: the time of a batch is not limited."""
         self.shortest_s = math.inf
         self._shortest_now_s = math.inf  # since `_since`
         self._since = -math.inf  # clock time (s)
@@ -346,7 +346,7 @@ class RecentTimeouts:
 class Queues:
     """The queues of all models. Models that have rows take turns.
 
-    What is known about a model's batches stays with its queue as long as the model lives.
+    A model's queue, with what it has learned about costs, is kept as long as the model lives.
 
     Attributes:
         timeouts: of recent requests to any model.
@@ -417,7 +417,7 @@ class Queues:
             self._turns.setdefault(model, queue)
 
     def drop_finished(self, now: float) -> None:
-        """Drop the chunks that nobody waits for; at most once in `SWEEP_S`."""
+        """Drop the chunks that no client waits for; at most once in `SWEEP_S`."""
         if now - self._swept_at < SWEEP_S:
             return
         self._swept_at = now
@@ -442,7 +442,7 @@ class Queues:
         """Take a batch of the model whose turn it is, and move the model behind the others.
 
         The rows are shared between the idle `lanes`, so that a single large request is as fast as
-        possible. Returns None if nobody waits for any of the rows.
+        possible. Returns None if no client waits for any of the rows.
         """
         queue = self._turns.pop(model)
         share = math.ceil(queue.rows / lanes)

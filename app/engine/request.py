@@ -77,7 +77,7 @@ class BatchTiming:
 
 
 def never_disconnected() -> bool:
-    """Return False: the default for callers that cannot disconnect."""
+    """Return False: the default for clients that cannot disconnect."""
     return False
 
 
@@ -92,7 +92,7 @@ class QueuedRequest:
         deadline: clock time (s) after which the response is worthless.
         priority: which requests run first.
         is_disconnected: says whether the client has closed the connection.
-        on_done: called once, on the event loop, when there is a result or an error.
+        on_done: called once on the event loop, with the result or the error.
         arrival: clock time (s) at which it was queued.
         rows_left: rows that have no scores yet.
         scores: `[n, K]` float32, filled chunk by chunk.
@@ -140,8 +140,8 @@ class QueuedRequest:
         if on_done is not None:
             on_done(self)
         self.watch.clear()
-        # A chunk in a queue or in a running batch may keep this object for a while. Megabytes of
-        # columns, the result and the connection must not wait for that.
+        # A chunk in a queue or in a running batch may keep this object for a while. Release the
+        # columns (megabytes), the result and the connection now.
         self.features = _RELEASED
         self.is_disconnected = never_disconnected
         self.scores = self.ranked = self.error = None

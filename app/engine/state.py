@@ -1,4 +1,4 @@
-"""What goes on inside the engine at this moment, as plain values; read on the event loop."""
+"""A snapshot of the engine as plain values: queues and lanes. Taken on the event loop."""
 
 import time
 from collections.abc import Iterable
@@ -10,18 +10,18 @@ from app.engine.lanes import Lane
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """What waits for one version of a model, and what its batches cost.
+    """The queue of one version of a model, and what its batches cost.
 
     Attributes:
         model: name/version.
         rows: candidates that wait.
         chunks: requests, or parts of one, that wait.
-        oldest_ms: how long the oldest of them waits; None where none does.
-        batch_ms: what a batch costs whatever its size.
+        oldest_ms: how long the oldest of them has waited; None if none waits.
+        batch_ms: the fixed cost of a batch, whatever its size.
         row_us: what each row adds (µs).
-        batches: how many batches that was learned from.
-        typical_rows: how large batches are of late.
-        max_batch_rows: the most rows of a batch; less than the setting where memory ran out.
+        batches: how many batches the costs were learned from.
+        typical_rows: the size of recent batches.
+        max_batch_rows: the most rows of a batch; below the setting after memory ran out.
     """
 
     model: str
@@ -37,16 +37,16 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """What one lane is at.
+    """What one lane is doing.
 
     Attributes:
         name: as in metrics.
-        alive: whether its thread lives and answers.
-        model: whose batch it runs (name/version), or None while it is idle.
-        rows: how many that batch has.
-        requests: of how many requests.
-        since_ms: how long it has been at it.
-        expected_ms: how long it was expected to take.
+        alive: whether its thread lives and its batch has not hung.
+        model: the model of its batch (name/version), or None while it is idle.
+        rows: rows of that batch.
+        requests: requests that have rows in that batch.
+        since_ms: how long the batch has run.
+        expected_ms: how long the batch was expected to take.
     """
 
     name: str
@@ -60,7 +60,7 @@ class LaneState:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """The engine at one moment: what waits, and what runs."""
+    """The engine at one moment: its queues and its lanes."""
 
     queued_rows: int
     idle_lanes: int
@@ -69,7 +69,7 @@ class EngineState:
 
 
 def engine_state(batcher: Batcher, lanes: Iterable[Lane], *, hang_s: float) -> EngineState:
-    """Look at the engine; a lane at one batch for longer than `hang_s` counts as dead."""
+    """Return the engine's state; a lane that runs one batch for over `hang_s` is not alive."""
     now = time.monotonic()
     queues = [
         QueueState(

@@ -1,8 +1,8 @@
 """Find inputs that a module does not use as they are described.
 
-A module runs on whatever it is given. A description with a wrong order, width or kind gives wrong
-scores without any error. So each position of each input is changed, and some output must change.
-Also, a number whose fraction does not matter is used as an id.
+A module accepts any numbers. A description with a wrong order, width or kind gives wrong scores
+without an error. So each position of each input is changed, and some output must change. Also, if
+the fraction of a number never matters, the module uses the number as an id.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from app.importing.description import ForeignModel
 from app.importing.samples import generate
 
 SCALES = (1.0, 10.0, 1e3, 1e6)
-"""Dense values are changed by about as much, the smallest change first."""
+"""Dense values are changed by about this much, the smallest change first."""
 _ATTEMPTS = 8
 _LARGEST_BATCH = 1024
 
@@ -71,7 +71,11 @@ def refuse_misused_inputs(program: Program, model: ForeignModel) -> None:
 def _refuse_numbers_used_as_ids(trial: "_Influence", positions: Sequence[_Position]) -> None:
     dense = [each for each in positions if isinstance(each.feature, DenseInput)]
     stepped = trial.without_influence(dense, _other_fraction())
-    for pair in ((0, 1), (1, 2), (0, 2)):  # a threshold tells two of three apart, a table all
+    for pair in (
+        (0, 1),
+        (1, 2),
+        (0, 2),
+    ):  # a threshold separates two of the three values, a table all
         same = trial.without_influence(stepped, _constant(pair[1]), base=_constant(pair[0]))
         stepped = [each for each in stepped if each not in same]
     if stepped:

@@ -17,7 +17,7 @@ from app.artifacts.columns import Column, ModelInputs
 from app.artifacts.effects import effects
 from app.artifacts.loader import load_module, load_program
 from app.artifacts.manifest import DenseInput, Description, IdListInput, Input, Output, Precision
-from app.artifacts.program import Program, Raw, cause
+from app.artifacts.program import Program, Raw, error_summary
 from app.errors import ArtifactInvalid, did_you_mean
 from app.importing.description import ForeignModel, ForeignTask
 from app.importing.influence import refuse_misused_inputs
@@ -119,8 +119,8 @@ def _outputs(
             returned = program.call(batch)
         except RuntimeError as error:
             if not reason:
-                _blame_an_input(program, model, batch)
-            reason = reason or cause(error)
+                _refuse_failing_input(program, model, batch)
+            reason = reason or error_summary(error)
         else:
             if all(task.output for task in model.tasks):
                 return {task.name: task.output or Output() for task in model.tasks}
@@ -164,7 +164,7 @@ def _width(tensor: object) -> int:
 
 
 def _run_all_sizes(program: Program, model: ForeignModel) -> Raw:
-    """Return the raw outputs of the largest trial batch, `[257, K]`; those of all are checked."""
+    """Return the raw outputs of the largest trial batch, `[257, K]`; check those of all batches."""
     failures: dict[int, str] = {}
     raw = np.empty((0, 0), np.float32)
     for rows, sizes in TRIAL_SIZES.items():
@@ -172,9 +172,9 @@ def _run_all_sizes(program: Program, model: ForeignModel) -> Raw:
         try:
             raw = program.run(batch)
         except (RuntimeError, ValueError) as error:
-            failures[rows] = cause(error)
+            failures[rows] = error_summary(error)
             if isinstance(error, RuntimeError):
-                _blame_an_input(program, model, batch)
+                _refuse_failing_input(program, model, batch)
     if not failures:
         _refuse_meaningless_outputs(model, raw)
         for sizes in TRIAL_SIZES.values():
@@ -192,7 +192,7 @@ def _run_all_sizes(program: Program, model: ForeignModel) -> Raw:
     raise ArtifactInvalid(f"it fails with {rows} row{'s' * (rows > 1)}: {reason}")
 
 
-def _blame_an_input(program: Program, model: ForeignModel, batch: ModelInputs) -> None:
+def _refuse_failing_input(program: Program, model: ForeignModel, batch: ModelInputs) -> None:
     """Refuse the first input whose values alone make the module fail, if there is one.
 
     All other inputs are zeros meanwhile, in a batch of the same size.
@@ -206,7 +206,9 @@ def _blame_an_input(program: Program, model: ForeignModel, batch: ModelInputs) -
             program.run(_with_column(zeros, feature, column))
         except RuntimeError as error:
             what = _wrong_values(program, feature, zeros)
-            raise ArtifactInvalid(f"input {feature.name}: {what}: {cause(error)}") from error
+            raise ArtifactInvalid(
+                f"input {feature.name}: {what}: {error_summary(error)}"
+            ) from error
         except ValueError:
             continue
 
@@ -280,9 +282,9 @@ def _refuse_meaningless_outputs(model: ForeignModel, raw: Raw) -> None:
     for k, task in enumerate(model.tasks):
         column = raw[:, k]
         if not np.isfinite(column).all():
-            strange = column[~np.isfinite(column)]
+            wrong = column[~np.isfinite(column)]
             raise ArtifactInvalid(
-                f"task {task.name} gives {strange[0]} for {len(strange)} of {len(column)} rows; "
+                f"task {task.name} gives {wrong[0]} for {len(wrong)} of {len(column)} rows; "
                 "trial values of dense inputs are standard normal unless ranges are stated, and "
                 "one id list is empty"
             )

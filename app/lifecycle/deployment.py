@@ -266,7 +266,7 @@ def _batch(model: Model, sizes: Sequence[int]) -> Batch:
     The user is the first golden user, and the golden candidates are repeated.
     """
     golden = model.golden.batch
-    options = NO_POLICIES.rankers(model.manifest.traits).wanted
+    options = NO_POLICIES.policies_for(model.manifest.traits).default_options
     chunks = []
     for rows in sizes:
         taken = np.arange(rows) % golden.rows

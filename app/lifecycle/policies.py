@@ -65,7 +65,7 @@ class Policies:
         for model in models:
             traits = model.manifest.traits
             try:
-                compiled[traits.name, model.manifest.version] = policies.rankers(traits)
+                compiled[traits.name, model.manifest.version] = policies.policies_for(traits)
             except PoliciesInvalid as error:
                 problems += error.problems
         if problems:
@@ -77,11 +77,11 @@ class Policies:
         traits = model.manifest.traits
         self.incompatible.pop(traits.name, None)
         try:
-            return self.active.rankers(traits)
+            return self.active.policies_for(traits)
         except PoliciesInvalid as error:
             self.incompatible[traits.name] = str(error)
             logger.error("model %s: the policy set does not fit it: %s", model, error)  # noqa: TRY400
-            return NO_POLICIES.rankers(traits)
+            return NO_POLICIES.policies_for(traits)
 
 
 class PolicyFile:

@@ -1,4 +1,4 @@
-"""What a dialect of score calls is: it reads a request body and writes a response body."""
+"""The interface of a dialect of score calls: it reads request bodies and writes response bodies."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ Content = tuple[bytes, bytes]
 
 @dataclass(slots=True)
 class ParseContext:
-    """What a body is read against.
+    """The context in which a body is parsed.
 
     Attributes:
         model: the version that scores it.
@@ -44,14 +44,14 @@ class ResponseWriter(Protocol):
 
 @dataclass(slots=True)
 class ParsedRequest:
-    """A request, whatever it was written in; everything in it is checked.
+    """A request of any dialect, completely checked.
 
     Attributes:
         features: the user's and the candidates' columns.
         ranking: how to rank the candidates.
         writer: writes the response in the dialect of the request.
-        decoded_at: when the body was parsed and its features were not yet read
-            (`time.perf_counter`, s).
+        decoded_at: `time.perf_counter()` after the body was parsed, before its features were
+            encoded (s).
         timeout_s: counted from the request's arrival, if the body states it.
         priority: if the body states it.
     """
@@ -65,7 +65,7 @@ class ParsedRequest:
 
 
 class Dialect(Protocol):
-    """One way to write score calls."""
+    """A format of score calls."""
 
     path: re.Pattern[str]
     """Matches the paths of its calls; the groups `model` and `version` may be empty."""

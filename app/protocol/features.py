@@ -2,8 +2,8 @@
 
 There are two encoders. The fast one packs Python numbers into a column's bytes through `struct`: on
 500 rows of 100 floats it takes 0.4 of the time of `numpy.array`, refuses strings and null (NumPy
-would take them for numbers), and notices ragged rows by itself. Where it fails, the second encoder
-reads the column again value by value, and reports where each wrong value stands and why. Both
+would take them for numbers), and notices ragged rows by itself. If it fails, the second encoder
+reads the column again value by value, and reports the place and the rule of each wrong value. Both
 return the same column for correct values.
 """
 
@@ -90,7 +90,7 @@ def _encode_plain(
 ) -> RequestFeatures | None:
     """Encode a request with exactly the model's features, all correct; None for any other.
 
-    Most requests are such, and this takes half the time of what `encode` does for the others.
+    Most requests are like this, and it takes half the time of the general path in `encode`.
     """
     if user.keys() != manifest.user_names or candidates.keys() != manifest.candidate_names:
         return None

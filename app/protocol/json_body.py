@@ -20,7 +20,7 @@ from app.errors import MalformedBody, PayloadTooLarge
 from app.protocol.validation import Matrix
 
 LARGE_BYTES = 32 << 10
-"""From this size on, matrices save more time than simdjson loses elsewhere."""
+"""From this size on, matrices save more time than simdjson costs elsewhere."""
 
 _BLOCK_BYTES = 1 << 18  # fits a core's cache, together with the comparison's result
 _SLACK_VALUES = 1 << 16
@@ -35,7 +35,7 @@ def decode(body: bytes, *, most_values: int | None = None) -> object:
     """Parse JSON into Python values.
 
     NaN and Infinity are not JSON, but Python and JavaScript write them by mistake; 1e400 is JSON,
-    but does not fit a double. Both are accepted here, so that validation can say where they stand.
+    but does not fit a double. Both are accepted here, so that validation can report their place.
 
     Args:
         body: the text.

@@ -35,7 +35,7 @@ _HEADERS = b"content-type: application/json\r\n"
 
 
 class Native:
-    """Score calls as a recommender backend makes them."""
+    """The dialect for recommender backends."""
 
     path = re.compile(
         r"/v1/(?:models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,16})/)?)?score"
@@ -54,7 +54,7 @@ class Native:
         document = decode_request(body, manifest, max_candidates=context.max_candidates)
         decoded_at = time.perf_counter()
         features, ranking, keys = read_request(document, context)
-        writer = ScoreResponse(manifest, ranking.ranker, keys)
+        writer = ScoreResponseWriter(manifest, ranking.ranker, keys)
         return ParsedRequest(features, ranking, writer, decoded_at)
 
 
@@ -85,7 +85,7 @@ def read_request(
 
 
 @dataclass(slots=True)
-class ScoreResponse:
+class ScoreResponseWriter:
     """Writes scores, rank scores and the ranking.
 
     Attributes:
@@ -111,7 +111,7 @@ class ScoreResponse:
             "scores": dict(zip(manifest.task_names, by_task, strict=True)),
             "rank_score": ranked.rank_score,
             "ranking": ranking,
-            "policy": self.ranker.echo,
+            "policy": self.ranker.description,
         }
         if ranked.explanation is not None:
             document["explanation"] = ranked.explanation.document(keys)

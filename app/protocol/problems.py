@@ -1,6 +1,6 @@
 """Errors as HTTP responses: `application/problem+json` (RFC 9457), or the form of the V2 protocol.
 
-The native API answers with `type` (`/problems/<slug>`, a page of this server), `title`, `status`,
+A native error body has `type` (`/problems/<slug>`, a page of this server), `title`, `status`,
 `detail` and `instance` (the request id). Under `/v2` the body is `{"error": "..."}`, as the Open
 Inference Protocol defines it, with the same status and headers.
 """
@@ -29,7 +29,7 @@ def is_v2_path(path: str) -> bool:
 def error_response(
     error: GatehouseError, *, is_v2: bool, request_id: str
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return the status, the headers and the body that answer a request with an error.
+    """Return the status, the headers and the body of an error response.
 
     Args:
         error: what went wrong.
@@ -77,6 +77,6 @@ def _headers_of(error: GatehouseError) -> list[tuple[bytes, bytes]]:
     if isinstance(error, UnsupportedMediaType) and error.is_coding:
         headers.append((b"accept-encoding", ACCEPTED_CODINGS.encode()))
     if isinstance(error, Unauthorized):
-        cause = b' error="invalid_token"' if error.presented else b""
-        headers.append((b"www-authenticate", b"Bearer" + cause))
+        challenge = b' error="invalid_token"' if error.presented else b""
+        headers.append((b"www-authenticate", b"Bearer" + challenge))
     return headers

@@ -13,23 +13,23 @@ _OPTIONS = frozenset(("policy", "weights", "top_k", "explain"))
 
 
 def read_options(
-    options: object, rankers: ModelPolicies, report: ValidationReport
+    options: object, policies: ModelPolicies, report: ValidationReport
 ) -> RankingOptions:
     """Read the member `ranking` of a request; None stands for no options.
 
     Args:
         options: an object with any of `policy`, `weights`, `top_k` and `explain`.
-        rankers: the model's policies, of one policy set.
+        policies: the model's policies, of one policy set.
         report: takes every problem; if it has any, the result is not fit for use.
     """
     if options is None:
-        return rankers.wanted
+        return policies.default_options
     if not isinstance(options, dict):
         report.add("/ranking", "must be an object")
-        return rankers.wanted
+        return policies.default_options
     report.unknown_keys("/ranking", options, _OPTIONS)
-    ranker = _read_policy(options.get("policy"), rankers, report)
-    ranker = _apply_weights(ranker, options.get("weights"), report) or rankers.default
+    ranker = _read_policy(options.get("policy"), policies, report)
+    ranker = _apply_weights(ranker, options.get("weights"), report) or policies.default
     top_k = options.get("top_k")
     if top_k is not None and not (is_integer(top_k) and top_k >= 1):
         report.add("/ranking/top_k", "must be an integer of at least 1")
@@ -44,15 +44,15 @@ def is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _read_policy(name: object, rankers: ModelPolicies, report: ValidationReport) -> Ranker | None:
+def _read_policy(name: object, policies: ModelPolicies, report: ValidationReport) -> Ranker | None:
     if name is None:
-        return rankers.default
+        return policies.default
     if not isinstance(name, str):
         report.add("/ranking/policy", "must be a string, the name of a policy")
         return None
-    ranker = rankers.by_name.get(name)
+    ranker = policies.by_name.get(name)
     if ranker is None:
-        known = rankers.by_name
+        known = policies.by_name
         detail = f"unknown policy{did_you_mean(name, known)} (known: {listing(known)})"
         report.add("/ranking/policy", detail)
     return ranker

@@ -81,8 +81,8 @@ def encode_tensors(
 
     Args:
         manifest: lists the features.
-        tensors: by feature, each of a type and shape that fits it. An absent one has a default, or
-            is in the report already.
+        tensors: by feature, each of a type and shape that fits. If one is absent, its feature has
+            a default, or the report has the problem already.
         report: takes every problem; if it has any, the columns are not fit for use.
         rows: n, the number of candidates.
         vocabularies: of the features whose encoding has one.

@@ -2,7 +2,7 @@
 
 Candidates come as an object of columns (`{"item_id": [11, 12]}`) or as a list of objects
 (`[{"item_id": 11}, {"item_id": 12}]`). Both become a `Side`: one column of values per feature. A
-`Side` also knows where each value stood in the request, as a JSON pointer (RFC 6901).
+`Side` also knows the place of each value in the request, as a JSON pointer (RFC 6901).
 
 Messages may repeat names (keys of objects), cut to 64 characters. They never repeat a value.
 """
@@ -45,7 +45,7 @@ MISSING = Missing()
 
 @dataclass(slots=True)
 class ValidationReport:
-    """What reading one request found: problems, and how many ids are unknown in each feature."""
+    """The problems of one request, and how many ids are unknown in each feature."""
 
     problems: list[FieldError] = field(default_factory=list)
     unknown_ids: dict[str, int] = field(default_factory=dict)
@@ -234,7 +234,7 @@ def check_keys(keys: object, rows: int, report: ValidationReport) -> list[str | 
         report.add("/candidate_keys", "must be a list with one key per candidate")
         return None
     if len(keys) != rows:
-        if not report.problems:  # otherwise the number of candidates is itself in doubt
+        if not report.problems:  # otherwise the number of candidates may be wrong itself
             report.add("/candidate_keys", f"has {len(keys)} keys for {rows} candidates")
         return None
     if not _are_keys(keys):
@@ -243,7 +243,7 @@ def check_keys(keys: object, rows: int, report: ValidationReport) -> list[str | 
 
 
 def _are_keys(keys: list[Any]) -> bool:
-    """Return whether every key is as it should be; 4096 keys take 0.1 ms."""
+    """Return whether every key is valid; 4096 keys take 0.1 ms."""
     types = set(map(type, keys))
     if not types <= {str, int}:
         return False

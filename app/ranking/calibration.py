@@ -42,7 +42,7 @@ class _Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Uncalibrated(_Method):
+class NoCalibration(_Method):
     """Leaves the score unchanged."""
 
     method: Literal["none"] = "none"
@@ -103,6 +103,6 @@ class Scale(_Method):
         return scores * np.float64(self.factor)
 
 
-Calibration = Annotated[Uncalibrated | Platt | Isotonic | Scale, Field(discriminator="method")]
+Calibration = Annotated[NoCalibration | Platt | Isotonic | Scale, Field(discriminator="method")]
 
-UNCALIBRATED = Uncalibrated()
+NO_CALIBRATION = NoCalibration()

@@ -25,7 +25,7 @@ The file is TOML. A request names a policy by its table (`"ranking": {"policy": 
 
 A model's own policy stays available under its name, unless the file has a policy of the same name.
 A file applies as a whole or not at all: one mistake refuses it. `PolicySet.parse` finds the
-mistakes that need no model; `PolicySet.rankers` finds those that show with a model. This module
+mistakes that need no model, `PolicySet.policies_for` those that show with a model. This module
 knows models as `ModelTraits` only.
 """
 
@@ -40,7 +40,7 @@ from pydantic_core import ErrorDetails
 
 from app.errors import PoliciesInvalid, did_you_mean
 from app.files import parse_toml
-from app.ranking.calibration import Calibration, Isotonic, Platt, Scale, Uncalibrated
+from app.ranking.calibration import Calibration, Isotonic, NoCalibration, Platt, Scale
 from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker, RankingOptions
 
@@ -84,12 +84,12 @@ class ModelPolicies:
     Attributes:
         by_name: every policy that a request may name.
         default: the policy of requests that name none.
-        wanted: the options of a request without a `ranking` field.
+        default_options: the options of a request without a `ranking` field.
     """
 
     by_name: Mapping[str, Ranker]
     default: Ranker
-    wanted: RankingOptions
+    default_options: RankingOptions
 
 
 class FilePolicy(Policy):
@@ -151,11 +151,11 @@ class PolicySet:
         version = hashlib.sha256(content).hexdigest()[:12]
         return cls(version, file.default, file.policy, file.calibration)
 
-    def rankers(self, model: ModelTraits) -> ModelPolicies:
+    def policies_for(self, model: ModelTraits) -> ModelPolicies:
         """Compile every policy that applies to a model.
 
         Raises:
-            PoliciesInvalid: the file asks for something that this model does not have.
+            PoliciesInvalid: the file needs something that this model does not have.
         """
         problems = self._calibration_problems(model)
         calibrations = {**model.calibrations, **self.calibrations.get(model.name, {})}
@@ -256,7 +256,7 @@ def _with_names(tables: dict[str, Any]) -> dict[str, Any]:
 
 
 _METHODS: Mapping[str, type[BaseModel]] = {
-    "none": Uncalibrated,
+    "none": NoCalibration,
     "platt": Platt,
     "isotonic": Isotonic,
     "scale": Scale,
@@ -273,7 +273,7 @@ _RULES = {
     "model_attributes_type": "must be a table",
     "tuple_type": "must be an array",
 }
-"""What pydantic's errors are called in a TOML file, by their type."""
+"""Messages for pydantic's errors in the terms of TOML, by type."""
 
 _NAME_RULE = (
     'a name has 1 to 64 letters, digits, "_", "." and "-", and begins with a letter or a digit; '
@@ -322,7 +322,7 @@ def _problem(error: ErrorDetails) -> str:
 
 
 def _unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
-    """Say that a name is unknown, which one is near, and which are known."""
+    """Return a message about an unknown name, with the nearest or the known names."""
     names = list(known)
     nearest = did_you_mean(name, names) or f" (known: {_listed(names)})"
     return f'unknown {what} "{_readable(name)}"{where}{nearest}'

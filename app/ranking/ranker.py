@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import did_you_mean
-from app.ranking.calibration import UNCALIBRATED, Calibration, Uncalibrated
+from app.ranking.calibration import NO_CALIBRATION, Calibration, NoCalibration
 from app.ranking.formulas import Formula, Numbers, Scores, SortKeys, compile_formula, logs
 from app.ranking.policy import Interval, Policy
 
@@ -31,7 +31,7 @@ class Ranker:
         calibrations: one for each task, in the same order.
         formula: the policy's formula, compiled.
         adjustable: the weights that a request may set, each with its bounds.
-        echo: the description of the policy that a response contains.
+        description: the policy as a response describes it.
         is_calibrated: whether any task has a calibration that changes its scores.
         version: version of the policy set; empty if there is no policies file.
         shadow: another policy for the same scores, to be compared with this one.
@@ -42,7 +42,7 @@ class Ranker:
     calibrations: tuple[Calibration, ...]
     formula: Formula
     adjustable: Mapping[str, Interval]
-    echo: dict[str, object]
+    description: dict[str, object]
     is_calibrated: bool
     version: str = ""
     shadow: "Ranker | None" = None
@@ -63,7 +63,7 @@ class Ranker:
             ValueError: the policy reads a task that the model does not have.
         """
         names = tuple(tasks)
-        each = tuple(calibrations.get(task, UNCALIBRATED) for task in names)
+        each = tuple(calibrations.get(task, NO_CALIBRATION) for task in names)
         if unknown := sorted(policy.tasks - set(names)):
             nearest = did_you_mean(unknown[0], names)
             raise ValueError(f'unknown task "{unknown[0]}"{nearest} (known: {", ".join(names)})')
@@ -73,8 +73,8 @@ class Ranker:
             calibrations=each,
             formula=compile_formula(policy, names),
             adjustable=MappingProxyType(policy.adjustable(names)),
-            echo=_echo(policy, version),
-            is_calibrated=not all(isinstance(one, Uncalibrated) for one in each),
+            description=_description(policy, version),
+            is_calibrated=not all(isinstance(one, NoCalibration) for one in each),
             version=version,
             shadow=shadow,
         )
@@ -141,6 +141,6 @@ def order(sort_keys: SortKeys, top_k: int | None = None) -> npt.NDArray[np.intp]
     return np.argsort(keys, kind="stable")[:top_k]
 
 
-def _echo(policy: Policy, version: str) -> dict[str, object]:
+def _description(policy: Policy, version: str) -> dict[str, object]:
     fields = policy.model_dump(exclude={"bounds", "models", "shadow"})
     return fields | {"version": version} if version else fields

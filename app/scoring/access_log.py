@@ -1,7 +1,7 @@
-"""The access log: for every request one count and, for a sample, one log line.
+"""The access log: every request is counted, and some are logged, one line each.
 
-All slow requests and all server errors are logged, and a share of the others. Of the requests that
-are refused with 503, as under overload, only a few a second are.
+All slow requests, all server errors, and a random share of the others are logged. Requests that
+are refused with 503, as under overload, are logged at a limited rate: a few per second.
 """
 
 import logging
@@ -50,10 +50,10 @@ class AccessLog:
 
         Args:
             record: what is counted.
-            method: of HTTP.
+            method: the HTTP method.
             request_id: of the request.
-            problem: the slug of its error.
-            left: at which stage its client was found to be disconnected.
+            problem: the slug of its error, or empty.
+            left: the stage at which its client disconnected, or empty.
         """
         self._append(record)
         status, duration_s = record.status, record.duration_s
@@ -102,14 +102,14 @@ class AccessLogMiddleware:
         self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an HTTP request on and watch its response."""
+        """Pass an HTTP request on, and log its response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         context = Context(request_id_of(_header(scope, b"x-request-id")))
         context.attach(scope)
 
-        async def send_watched(message: Message) -> None:
+        async def send_logged(message: Message) -> None:
             if message["type"] == "http.response.start" and not context.is_logged:
                 context.status = message["status"]
                 headers = message.setdefault("headers", [])
@@ -119,12 +119,12 @@ class AccessLogMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_watched)
+            await self._app(scope, receive, send_logged)
         except Exception:
             logger.exception("request failed", extra={"fields": {"id": context.request_id}})
             if context.status == 499:  # nothing is sent yet
                 error = InternalError("the log has the cause under this request id")
-                await send_error(send_watched, scope, error)
+                await send_error(send_logged, scope, error)
         finally:
             if not context.is_logged:
                 duration_s = time.perf_counter() - context.began
@@ -133,12 +133,12 @@ class AccessLogMiddleware:
                 self._log.add(record, scope["method"], context.request_id)
 
 
-def request_id_of(stated: bytes | None) -> str:
-    """Return a request's own id if it is well formed, else a new one."""
-    if stated is not None and _REQUEST_ID.fullmatch(stated):
-        return str(stated, "ascii")
+def request_id_of(header: bytes | None) -> str:
+    """Return the id in an `x-request-id` header if it is well formed, else a new one."""
+    if header is not None and _REQUEST_ID.fullmatch(header):
+        return str(header, "ascii")
     return f"{random.getrandbits(128):032x}"
 
 
-def _header(scope: Scope, wanted: bytes) -> bytes | None:
-    return next((value for name, value in scope["headers"] if name == wanted), None)
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((value for each, value in scope["headers"] if each == name), None)

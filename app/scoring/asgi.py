@@ -1,7 +1,7 @@
-"""The ASGI door: score calls as an ASGI application in front of another one.
+"""Score calls as an ASGI application, which passes other requests on to the next application.
 
-Bodies that are chunked, compressed or very large come through here, and every request of another
-ASGI server. Small calls on a connection of this server come through `app.server.connection`.
+This server sends chunked, compressed and very large bodies through it; other ASGI servers send
+every request. Small score calls on this server's connections skip it (`app.server.connection`).
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from app.scoring.request_headers import read_headers
 from app.scoring.score import Route, Scorer
 
 IS_DISCONNECTED = "gatehouse.is_disconnected"
-"""Where the server puts into a scope how to see that the client has closed the connection."""
+"""The key of an ASGI scope whose value is a function: whether the client has disconnected."""
 
 
 class ScoreRoutes:
@@ -71,14 +71,14 @@ class ScoreRoutes:
 
 
 class _AsgiClient:
-    """Takes one response; `response` is done then: status, header lines, body."""
+    """Takes one response and resolves `response`: status, header lines and body, or None."""
 
     def __init__(self, is_disconnected: Callable[[], bool]) -> None:
         self.is_disconnected = is_disconnected
         loop = asyncio.get_running_loop()
         self.response: asyncio.Future[tuple[int, bytes, bytes] | None] = loop.create_future()
 
-    def respond(self, status: int, head: bytes, body: bytes, *, closes: bool) -> None:  # noqa: ARG002  (said by the head)
+    def respond(self, status: int, head: bytes, body: bytes, *, closes: bool) -> None:  # noqa: ARG002  (the head says it)
         if not self.response.done():  # its task may have been cancelled
             self.response.set_result((status, head, body))
 

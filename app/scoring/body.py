@@ -1,4 +1,4 @@
-"""Request bodies: how many bytes may be in memory at once, and how the ASGI door reads one."""
+"""Request bodies: how many bytes may be in memory at once, and how ASGI messages are read."""
 
 import asyncio
 from types import TracebackType
@@ -12,8 +12,8 @@ from app.scoring.request_headers import check_size
 from app.telemetry.metrics import Metrics
 
 LARGE_BYTES = 1 << 20
-"""Parsing this much holds the event loop for milliseconds. Such bodies take turns, and between two
-of them everything else that is ready runs."""
+"""Parsing a body of this size blocks the event loop for milliseconds. Such bodies take turns;
+everything else that is ready runs between two of them."""
 
 UNCOUNTED_BYTES = 64 << 10
 """Bodies up to this size are not counted: the server buffers as much for every connection anyway.
@@ -30,14 +30,14 @@ class ByteBudget:
         self._metrics = metrics
 
     def __repr__(self) -> str:
-        """Show what is taken of what there is."""
+        """Show the bytes in use and the limit."""
         return f"<ByteBudget {self.held} of {self._limit} bytes>"
 
     def take(self, size: int) -> None:
         """Take bytes.
 
         Raises:
-            Overloaded: there are not so many left.
+            Overloaded: too few are left.
         """
         if self.held + size > self._limit:
             self._metrics.shed("bodies")
@@ -55,11 +55,11 @@ class BodyShare:
         self._budget = budget
         self._held = 0
 
-    def cover(self, size: int) -> None:
-        """Grow to a body of `size` bytes.
+    def reserve(self, size: int) -> None:
+        """Reserve memory for a body of `size` bytes in total.
 
         Raises:
-            Overloaded: the budget does not have so many left.
+            Overloaded: the budget has too few left.
         """
         if size > UNCOUNTED_BYTES and size > self._held:
             self._budget.take(size - self._held)
@@ -101,7 +101,7 @@ class BodyReader:
 
         Args:
             receive: of the request.
-            length: the announced length, or 0 (bytes); see `check_body_headers`.
+            length: of the body as its header states it, or 0 (bytes); see `check_body_headers`.
             coding: the content coding.
             deadline: loop time (s) after which the response is worthless.
 
@@ -115,13 +115,13 @@ class BodyReader:
         """
         due = asyncio.get_running_loop().time() + self.timeout_s
         with BodyShare(self.budget) as share:
-            share.cover(length)
+            share.reserve(length)
             try:
                 async with asyncio.timeout_at(min(deadline, due)):
                     body = await self._receive(receive, share)
                     if coding is not None:
                         limit = self._max_bytes
-                        body = await decompress(body, coding, share.cover, max_bytes=limit)
+                        body = await decompress(body, coding, share.reserve, max_bytes=limit)
                     if len(body) >= LARGE_BYTES:
                         async with self._turn:
                             await asyncio.sleep(0)
@@ -139,7 +139,7 @@ class BodyReader:
             part = message.get("body", b"")
             size += len(part)
             check_size(size, self._max_bytes)
-            share.cover(size)
+            share.reserve(size)
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)

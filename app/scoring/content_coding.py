@@ -1,6 +1,7 @@
 """Content codings (RFC 9110, section 8.4): gzip and deflate in, gzip out.
 
-Large contents are coded on a thread, in steps: zlib releases the GIL, and the event loop goes on.
+Large contents are processed on a thread, in steps: zlib releases the GIL, so the event loop runs
+on.
 """
 
 import asyncio
@@ -10,38 +11,38 @@ from collections.abc import Callable
 from app.errors import MalformedBody, PayloadTooLarge
 
 INFLATABLE = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
-"""The codings of requests that are accepted, and zlib's window bits for each."""
+"""The content codings that requests may have, and zlib's window bits for each."""
 
-WORTH_BYTES = 16 << 10
-"""Shorter responses are not compressed: they fit TCP's first window of ten packets, so that even a
+MIN_COMPRESSED_BYTES = 16 << 10
+"""Shorter responses are not compressed: they fit TCP's first window of ten packets, so even a
 distant client has them after one round trip, and compressing 25 kB takes 0.2 ms."""
 
-_OFF_LOOP_BYTES = (
-    64 << 10
-)  # half a millisecond of work; handing it to a thread costs a tenth of that
+# From this size on, a thread does the work: it takes 0.5 ms, and using a thread costs a tenth of
+# that.
+_OFF_LOOP_BYTES = 64 << 10
 _STEP_BYTES = 1 << 20
 _VARY = b"vary: accept-encoding\r\n"
 _GZIP = b"vary: accept-encoding\r\ncontent-encoding: gzip\r\n"
 
 
 async def decompress(
-    body: bytes, coding: bytes, cover: Callable[[int], None], *, max_bytes: int
+    body: bytes, coding: bytes, reserve: Callable[[int], None], *, max_bytes: int
 ) -> bytes:
     """Undo a content coding.
 
-    Works in steps and never makes more than `max_bytes` + 1 bytes, so that a small body that claims
-    to be huge costs little. A gzip body may have several members (RFC 1952, section 2.2).
+    Works in steps and never produces more than `max_bytes` + 1 bytes, so a small body that expands
+    enormously costs little. A gzip body may have several members (RFC 1952, section 2.2).
 
     Args:
         body: as it was sent.
         coding: one of `INFLATABLE`.
-        cover: called with the bytes held so far, before more are made; may refuse them.
+        reserve: called with the bytes in memory before more are produced; may refuse them.
         max_bytes: more than this is refused.
 
     Raises:
         MalformedBody: the body is not in this coding, ends too early, or goes on after its end.
         PayloadTooLarge: it is larger than `max_bytes`.
-        Overloaded: `cover` refuses.
+        Overloaded: `reserve` refuses.
     """
     name = coding.decode()
     inflater = zlib.decompressobj(INFLATABLE[coding])
@@ -57,7 +58,7 @@ async def decompress(
             if coding == b"deflate":
                 raise MalformedBody("the body goes on after its deflate stream")
             inflater = zlib.decompressobj(INFLATABLE[coding])
-        if not rest:  # in steps, because zlib copies what it leaves
+        if not rest:  # in steps, because zlib copies the input that it does not use
             rest = body[taken : taken + _STEP_BYTES]
             taken += len(rest)
         try:
@@ -71,7 +72,7 @@ async def decompress(
         size += len(part)
         if size > max_bytes:
             raise PayloadTooLarge(f"the decompressed body is larger than {max_bytes} bytes")
-        cover(len(body) + size)
+        reserve(len(body) + size)
         if len(part) < most and taken == len(body) and not inflater.eof:
             raise MalformedBody(f"the body ends before its {name} stream does")
 
@@ -83,9 +84,10 @@ OnCompressed = Callable[[bytes, bytes], None]
 def compress(content: bytes, accept_encoding: bytes | None, on_compressed: OnCompressed) -> None:
     """Compress a response's content if that is worth it and the client accepts it.
 
-    Calls `on_compressed` at once, or, for large contents, on the event loop when a thread is done.
+    Calls `on_compressed` at once; for large contents, later on the event loop, from a thread's
+    result.
     """
-    if len(content) < WORTH_BYTES:
+    if len(content) < MIN_COMPRESSED_BYTES:
         on_compressed(b"", content)
     elif not accepts_gzip(accept_encoding):
         on_compressed(_VARY, content)
@@ -120,9 +122,9 @@ def _weight(parameter: bytes) -> float:
         weight = float(value)
     except ValueError:
         return 0.0
-    return weight if 0.0 <= weight <= 1.0 else 0.0  # also where it is NaN
+    return weight if 0.0 <= weight <= 1.0 else 0.0  # refuses NaN too
 
 
 def _gzip(content: bytes) -> bytes:
     """Compress at level 1: it takes a fifth of the time of level 6 for 5 to 10 % more bytes."""
-    return zlib.compress(content, 1, 31)  # the header has no time: the same answer, the same bytes
+    return zlib.compress(content, 1, 31)  # no time in the header: equal content gives equal bytes

@@ -1,4 +1,4 @@
-"""What is known about a request on an ASGI route; it travels in the ASGI scope."""
+"""The context of a request on an ASGI route, which is kept in the ASGI scope."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ _KEY = "gatehouse"
 
 @dataclass(slots=True)
 class Context:
-    """One request.
+    """The context of one request.
 
     Attributes:
-        request_id: the caller's `x-request-id`, or a new one.
+        request_id: the client's `x-request-id`, or a new one.
         status: of the response; 499 until it is sent, and if the client disconnects first.
-        is_logged: whether the request is a score call, which is logged where it is scored.
+        is_logged: whether the request is a score call, which `Scorer` logs.
         began: `time.perf_counter()` when its head had arrived (s).
     """
 
@@ -40,7 +40,7 @@ def context_of(scope: Scope) -> Context:
 
 
 async def send_error(send: Send, scope: Scope, error: GatehouseError) -> None:
-    """Answer a request with an error, in the form of its path."""
+    """Send an error response, in the form of the request's API (native or V2)."""
     status, headers, body = error_response(
         error, is_v2=is_v2_path(scope["path"]), request_id=context_of(scope).request_id
     )

@@ -1,9 +1,9 @@
 """Bearer keys (RFC 6750): who may score.
 
-A key is a name and a secret. The name is what logs and metrics show; of the secret, only its
-SHA-256 is kept. That is enough, for a secret is random and long: there is nothing to guess, so
-there is nothing to slow down. A presented secret is hashed and compared with every key in constant
-time, so that neither the answer nor its time says how near it came.
+A key is a name and a secret. Logs and metrics show the name. Of the secret only the SHA-256 is
+kept. A fast hash is enough, because secrets are long and random: they cannot be guessed. The secret
+of a request is hashed and compared with every key in constant time, so that neither the response
+nor its time tells how similar it is to a key.
 """
 
 import re
@@ -18,7 +18,7 @@ from app.files import read_small_file
 MOST_KEYS = 64  # each costs 0.06 µs a request, and is a label of a metric
 LARGEST_FILE = 1 << 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SECRET = re.compile(r"[A-Za-z0-9._~+/-]{20,256}=*")  # b64token of RFC 6750, and long enough
+_SECRET = re.compile(r"[A-Za-z0-9._~+/-]{20,256}=*")  # b64token of RFC 6750, of a minimum length
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 Entries = tuple[tuple[str, bytes], ...]
@@ -26,7 +26,7 @@ Entries = tuple[tuple[str, bytes], ...]
 
 
 class Keys:
-    """The keys of a server; without any, everyone may score."""
+    """The keys of a server. Without keys, every client may score."""
 
     name = "keys"
 
@@ -34,7 +34,7 @@ class Keys:
         """Read the keys from `text`, or from a file that can be read again.
 
         Raises:
-            ConfigurationInvalid: the text or the file holds no keys, or not only keys.
+            ConfigurationInvalid: the text or the file has no key, or something that is not a key.
         """
         self.files: tuple[Path, ...] = () if file is None else (file,)
         self._entries: Entries = ()
@@ -44,15 +44,15 @@ class Keys:
             self._entries = _entries("GATEHOUSE_KEYS", text)
 
     @property
-    def are_needed(self) -> bool:
-        """Whether a caller must have one."""
+    def are_required(self) -> bool:
+        """Whether requests need a key."""
         return bool(self._entries)
 
-    def caller(self, authorization: bytes | None) -> str:
+    def name_of(self, authorization: bytes | None) -> str:
         """Return the name of the key in an `authorization` header; empty if no key is needed.
 
         Raises:
-            Unauthorized: there is no key in it, or an unknown one.
+            Unauthorized: it has no key, or an unknown one.
         """
         if not self._entries:
             return ""
@@ -61,7 +61,7 @@ class Keys:
             raise Unauthorized("API key required: send the header authorization: Bearer <key>")
         presented = sha256(secret.strip()).digest()
         found = ""
-        for key, digest in self._entries:  # to the end, whichever it is
+        for key, digest in self._entries:  # all of them, so that the time is constant
             if compare_digest(presented, digest):
                 found = key
         if not found:
@@ -69,10 +69,10 @@ class Keys:
         return found
 
     def prepare(self) -> Callable[[], None]:
-        """Read the file, in any thread; the result, called on the loop, puts it in force.
+        """Read the file, in any thread; the result, called on the loop, applies it.
 
         Raises:
-            ConfigurationInvalid: it cannot be read, or holds not only keys.
+            ConfigurationInvalid: it cannot be read, or has something that is not a key.
         """
         (file,) = self.files
         try:
@@ -81,10 +81,10 @@ class Keys:
             raise ConfigurationInvalid(f"{file}: {error.strerror}") from None
         entries = _entries(str(file), content.decode("utf-8-sig", "replace"))
 
-        def take() -> None:
+        def apply() -> None:
             self._entries = entries
 
-        return take
+        return apply
 
 
 def _entries(source: str, text: str) -> Entries:
@@ -96,7 +96,7 @@ def _entries(source: str, text: str) -> Entries:
 
 
 def _entry(place: str, word: str) -> tuple[str, bytes]:
-    """Read one key. What is wrong is said by its place: any part of it may be the secret."""
+    """Read one key. Errors name only its place, since any part of the text may be the secret."""
     name, colon, secret = word.partition(":")
     if not colon:
         raise ConfigurationInvalid(f"{place}: must be name:secret")

@@ -1,4 +1,4 @@
-"""The headers of a score call: which ones are read, and what they say."""
+"""The headers of a score call: which ones are read, and their values."""
 
 from collections.abc import Iterable
 
@@ -32,8 +32,8 @@ _READ = frozenset(
 def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Return the headers that score calls read, by lower-case name.
 
-    Repeated ones are joined by commas (RFC 9110, section 5.3); none of these may be a list, so
-    each is then refused where it is read.
+    Repeated ones are joined by commas (RFC 9110, section 5.3). None of these headers may be a list,
+    so a joined value is refused when it is read.
     """
     found: dict[bytes, bytes] = {}
     for name, value in headers:
@@ -77,14 +77,14 @@ def priority(headers: Headers) -> Priority:
 def check_body_headers(
     headers: Headers, media_types: frozenset[bytes], max_bytes: int
 ) -> tuple[int, bytes | None]:
-    """Return the announced length of the body, or 0, and its content coding, if any.
+    """Return the length of the body from its header, or 0, and its content coding, if any.
 
-    A request without a content type is taken to have the right one (RFC 9110, section 8.3 leaves
-    that to the server): reading the body shows what it is.
+    A request without a content type is accepted (RFC 9110, section 8.3 leaves that to the server):
+    parsing the body shows whether it is valid.
 
     Raises:
-        UnsupportedMediaType: the content type or the content coding is another.
-        PayloadTooLarge: the announced length is over `max_bytes`.
+        UnsupportedMediaType: the content type or the content coding is not supported.
+        PayloadTooLarge: the length is over `max_bytes`.
     """
     media_type = headers.get(b"content-type")
     if media_type is not None and media_type not in media_types:

@@ -1,9 +1,9 @@
 """A score call from its head to its response: the hot path.
 
-A door, that is a connection of this server or an ASGI application, calls `Scorer.begin` when the
-head of a request has arrived and `Scorer.submit` when the body has; the response goes back through
-`Client.respond`. Between the two there is no task, no future and no timer per request: the batcher
-calls `Scorer._finish` when the scores are ranked.
+The transport, which is a connection of this server or an ASGI application, calls `Scorer.begin`
+when the head of a request has arrived, and `Scorer.submit` when the body has. The response goes
+back through `Client.respond`. Between the two there is no task, future or timer per request: the
+batcher calls `Scorer._finish` when the candidates are ranked.
 
     begin   key, headers, model, media type, size, admission before the body is read
     submit  body → features → queue
@@ -34,7 +34,7 @@ from app.protocol.problems import error_response, is_v2_path
 from app.ranking.batch import rank_alone
 from app.ranking.policies import ModelPolicies
 from app.scoring.access_log import AccessLog, request_id_of
-from app.scoring.content_coding import WORTH_BYTES, compress
+from app.scoring.content_coding import MIN_COMPRESSED_BYTES, compress
 from app.scoring.keys import Keys
 from app.scoring.request_headers import check_body_headers, priority, timeout_s
 from app.scoring.score_distributions import ResponseSampler
@@ -54,7 +54,7 @@ _CLOSE = b"connection: close\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may be at most."""
+    """The limits of one request."""
 
     max_candidates: int
     max_body_bytes: int
@@ -63,7 +63,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A path of score calls: its dialect, its template, and what it names."""
+    """A path of score calls: its dialect, its template, and the model and version in it."""
 
     dialect: Dialect
     template: str
@@ -73,13 +73,13 @@ class Route:
 
 @dataclass(slots=True, eq=False)
 class CallHead:
-    """What the head of a call says. A door may use it again for a request with the same head.
+    """The content of a call's head. A transport may reuse it for a request with the same head.
 
     Attributes:
         headers: those that score calls read.
         timeout_s: counted from the request's arrival.
         priority: which requests run first.
-        length: the announced length of the body (bytes), or 0.
+        length: of the body as the head states it (bytes), or 0.
         coding: the content coding of the body.
     """
 
@@ -91,10 +91,10 @@ class CallHead:
 
 
 class Client(Protocol):
-    """The other side of a call, behind its door."""
+    """The client of a call, as its transport presents it."""
 
     def is_disconnected(self) -> bool:
-        """Whether it has closed the connection: one look, on the event loop."""
+        """Whether it has closed the connection; called on the event loop."""
 
     def respond(self, status: int, head: bytes, body: bytes, *, closes: bool) -> None:
         """Send the response. Called once, on the event loop, unless `abandon` is.
@@ -103,7 +103,7 @@ class Client(Protocol):
             status: the status code.
             head: header lines, each with its line end; among them `content-length`.
             body: the content.
-            closes: whether the connection ends with it, as the head says.
+            closes: whether the connection closes afterwards, as the head says.
         """
 
     def abandon(self) -> None:
@@ -115,13 +115,13 @@ class ScoreCall:
     """One score call; owned by the event loop.
 
     Attributes:
-        route: what it calls.
-        method: of HTTP.
-        client: who gets the response.
+        route: of its path.
+        method: the HTTP method.
+        client: gets the response.
         request_id: its `x-request-id`, or a new one.
         began: `time.perf_counter()` when its head had arrived (s).
         arrival: `time.monotonic()` at the same time (s).
-        head: what its head says, once that is checked.
+        head: the content of its head, once that is checked.
         deadline: clock time (s) after which the response is worthless.
         model: the version that scores it.
         policies: the model's policies, all of one policy set.
@@ -150,7 +150,7 @@ class ScoreCall:
 
 
 class Scorer:
-    """Answers score calls in all dialects; owned by the event loop."""
+    """Handles score calls in all dialects; owned by the event loop."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class Scorer:
         log: AccessLog,
         metrics: Metrics,
     ) -> None:
-        """Score with `service`; callers need one of `keys`, if there are any."""
+        """Score with `service`; if there are any `keys`, a request needs one of them."""
         self._service = service
         self._dialects = dialects
         self._keys = keys
@@ -175,7 +175,7 @@ class Scorer:
 
     @property
     def limits(self) -> Limits:
-        """What one request may be at most."""
+        """The limits of one request."""
         return self._limits
 
     def route(self, path: str) -> Route | None:
@@ -190,7 +190,7 @@ class Scorer:
                 model, version = found["model"], found["version"]
                 template = dialect.route(model, version)
                 route = Route(dialect, template, model, int(version) if version else None)
-        if len(self._routes) >= _MOST_ROUTES:  # callers choose paths
+        if len(self._routes) >= _MOST_ROUTES:  # clients choose the paths
             self._routes.clear()
         self._routes[path] = route
         return route
@@ -207,15 +207,15 @@ class Scorer:
     ) -> ScoreCall:
         """Check the head of a call.
 
-        If the call is refused, it is done: `client` has the response, and no body is wanted.
+        If the call is refused, it is done: `client` has the response, and the body is not needed.
 
         Args:
             route: see `Scorer.route`.
-            method: of HTTP.
+            method: the HTTP method.
             headers: see `read_headers`.
-            client: who gets the response.
-            request_id: of the request, if the door knows it.
-            head: of an earlier call with the same method, headers and route.
+            client: gets the response.
+            request_id: of the request, if the transport knows it.
+            head: of an earlier call with the same method, headers and route, if there was one.
         """
         call = ScoreCall(
             route,
@@ -238,30 +238,30 @@ class Scorer:
         if call.method != "POST":
             raise MethodNotAllowed("method not allowed; use POST")
         route, head, service = call.route, call.head, self._service
-        call.key = self._keys.caller(headers.get(b"authorization"))
+        call.key = self._keys.name_of(headers.get(b"authorization"))
         if head is None:
-            within_s = timeout_s(headers, self._limits.default_timeout_s)
+            timeout = timeout_s(headers, self._limits.default_timeout_s)
             urgency = priority(headers)
             call.model = model = service.registry.active(route.model, route.version)
             length, coding = check_body_headers(
                 headers, route.dialect.media_types, self._limits.max_body_bytes
             )
-            call.head = head = CallHead(headers, within_s, urgency, length, coding)
+            call.head = head = CallHead(headers, timeout, urgency, length, coding)
         else:
             call.model = model = service.registry.active(route.model, route.version)
         call.deadline = call.arrival + head.timeout_s
         call.policies = service.policies.of(model)
         if service.batcher.is_refusing:
-            rows = self._row_sizes.least_rows(model, head.length)
+            rows = self._row_sizes.min_rows(model, head.length)
             service.batcher.admit(model, rows, head.priority, call.deadline)
 
     def submit(self, call: ScoreCall, body: bytes) -> None:
-        """Queue a call whose whole body has arrived, its content coding undone."""
+        """Queue a call whose whole body has arrived and is decompressed."""
         try:
             self._submit(call, body)
         except GatehouseError as error:
             self.refuse(call, error)
-        except Exception as error:  # noqa: BLE001  (a fault of ours fails its own request only)
+        except Exception as error:  # noqa: BLE001  (a bug fails only the request that meets it)
             self.fail(call, error)
 
     def _submit(self, call: ScoreCall, body: bytes) -> None:
@@ -296,7 +296,7 @@ class Scorer:
             request.succeed(rank_alone(empty, parsed.ranking), BatchTiming())
 
     def refuse(self, call: ScoreCall, error: GatehouseError) -> None:
-        """Answer a call with an error, unless it is done."""
+        """Send an error response, unless the call is done."""
         if call.is_done:
             return
         status, headers, body = error_response(
@@ -306,7 +306,7 @@ class Scorer:
         self._respond(call, status, head, body, problem=error.slug)
 
     def disconnect(self, call: ScoreCall, error: ClientDisconnected) -> None:
-        """End a call whose client is gone; nothing is sent."""
+        """End a call whose client has disconnected; nothing is sent."""
         if call.is_done:
             return
         call.is_done = True
@@ -315,13 +315,13 @@ class Scorer:
         self._record(call, 499, left=error.stage)
 
     def fail(self, call: ScoreCall, error: Exception) -> None:
-        """Answer a call with 500 after an unexpected exception; the log has its traceback."""
+        """Respond with 500 after an unexpected exception; the log has its traceback."""
         fields = {"fields": {"id": call.request_id}}
         logger.error("request failed", exc_info=error, extra=fields)
         self.refuse(call, InternalError("the log has the cause under this request id"))
 
     def _finish(self, call: ScoreCall, request: QueuedRequest) -> None:
-        """Answer a call whose request has ended, unless the server gave it up before."""
+        """Send the response of a request that has ended, unless the call is done."""
         if call.is_done:
             return
         error = request.error
@@ -345,7 +345,7 @@ class Scorer:
         assert timing is not None
         head, body = parsed.writer.write(ranked)
         now = time.monotonic()
-        if now > call.deadline:  # writing took the rest of its time
+        if now > call.deadline:  # the deadline passed while the response was written
             self._metrics.shed(DeadlineExceeded.slug)
             self.refuse(call, DeadlineExceeded("the response was not ready before the deadline"))
             return
@@ -363,7 +363,7 @@ class Scorer:
         )
         stages = (call.decode_s, call.encode_s, request.queue_s, *timing.stages, respond_s)
         policy = ranker.policy.name
-        if len(body) < WORTH_BYTES:
+        if len(body) < MIN_COMPRESSED_BYTES:
             self._respond(call, 200, head, body, policy, rows, stages)
             return
         assert call.head is not None
@@ -386,7 +386,7 @@ class Scorer:
         stages: Sequence[float] = (),
         problem: str = "",
     ) -> None:
-        """Send a response; `head` is without its length and the request id."""
+        """Send a response; `head` does not have the length and the request id yet."""
         call.is_done = True
         closes = self._service.draining
         head = b"%bcontent-length: %d\r\nx-request-id: %b\r\n%b" % (
@@ -424,22 +424,22 @@ class Scorer:
 
 
 class RowSizes:
-    """The most bytes that a row of recent request bodies took, for each version.
+    """The largest size of a row in recent request bodies (bytes), by version.
 
-    It gives the least number of rows that a body can have before the body is read.
+    From it follows, before a body is read, how many rows the body has at least.
     """
 
     def __init__(self) -> None:
-        """Start without knowledge: a body has at least one row."""
+        """Start with no sizes: a body has at least one row."""
         self._bytes: dict[str, float] = {}
 
     def learn(self, model: Model, body_bytes: int, rows: int) -> None:
         """Learn from a request."""
         row_bytes = body_bytes / rows
-        known = self._bytes.get(model.label, 0.0) * 0.999  # forget large rows slowly
+        known = self._bytes.get(model.label, 0.0) * 0.999  # large rows are forgotten slowly
         self._bytes[model.label] = row_bytes if row_bytes > known else known
 
-    def least_rows(self, model: Model, body_bytes: int) -> int:
+    def min_rows(self, model: Model, body_bytes: int) -> int:
         """Return how many rows a body has at least."""
         row_bytes = self._bytes.get(model.label)
         return max(1, int(body_bytes / row_bytes)) if row_bytes else 1

@@ -1,7 +1,7 @@
-"""Samples responses: how scores are distributed, and what a shadow policy would have ranked.
+"""Sample responses: record their scores, and compare their order with that of a shadow policy.
 
-It takes longer than ranking itself, so it is limited to a share of the event loop's time, and runs
-in the next turn of the loop, when the response has been written.
+This takes longer than ranking itself. So it is limited to a share of the event loop's time, and
+runs in the next turn of the loop, after the response has been written.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from app.ranking.ranker import Ranker
 from app.telemetry.ranking import RankingMetrics
 
 EVERY_S = 0.2
-"""The least time between two samples: requests that arrive during one wait for it, and they must be
-fewer than one in a hundred."""
+"""The least time between two samples: requests that arrive during a sample wait for it, and they
+must be fewer than one in a hundred."""
 SHARE = 0.01
-"""The largest share of the event loop's time for samples: a long pause follows a long one."""
+"""The largest share of the event loop's time for samples: a long sample causes a long pause."""
 MOST_COMPARED = 500
 """The most candidates of a response that are compared, evenly spaced: comparing takes n² bytes."""
 TOP = 10
@@ -55,7 +55,7 @@ class ResponseSampler:
         self, model: str, features: RequestFeatures, ranker: Ranker, ranked: RankedRequest
     ) -> None:
         began = time.monotonic()
-        self._metrics.distributed(model, ranker.tasks, ranked.scores, ranked.rank_score)
+        self._metrics.scores_sampled(model, ranker.tasks, ranked.scores, ranked.rank_score)
         if ranker.shadow is not None:
             self._compare(features, ranker, ranker.shadow, ranked)
         self.pause_after(time.monotonic() - began)
@@ -76,7 +76,7 @@ class ResponseSampler:
         multiplier = None if name is None else features.candidate[name][:, 0]  # [n, 1] → [n]
         live = ranked.sort_keys[chosen]
         other = shadow.sort_keys(ranked.scores, multiplier)[chosen]
-        self._metrics.compared(
+        self._metrics.shadow_compared(
             ranker.policy.name,
             shadow.policy.name,
             tau=kendall_tau(live, other),

@@ -1,4 +1,4 @@
-"""What serves now: the models, their policies, the lanes, and whether requests are welcome."""
+"""The state of serving: models, policies, lanes and readiness."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ class Service:
     Attributes:
         registry: the active models.
         policies: how their scores are ranked.
-        readiness: whether new requests are welcome.
+        readiness: whether the server accepts requests.
         batcher: scores requests on the lanes.
     """
 
@@ -30,7 +30,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether new requests are welcome."""
+        """Whether the server accepts requests."""
         return self.readiness.is_ready
 
     @property

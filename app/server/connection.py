@@ -1,14 +1,14 @@
-"""One HTTP/1.1 connection: limits that uvicorn's protocol does not have, and the direct door.
+"""One HTTP/1.1 connection: limits that uvicorn's protocol does not have, and direct score calls.
 
-A score call whose head is plain goes from the parser straight to the `Scorer`: no ASGI scope, task
-or event is made for it, and its response is one write. Everything else takes uvicorn's way through
-the ASGI application: other routes, bodies that are chunked, compressed or very large, offers to
+A score call with a plain head goes from the parser straight to the `Scorer`: it needs no ASGI
+scope, task or event, and its response is one write. Everything else goes through uvicorn and the
+ASGI application: other routes, bodies that are chunked, compressed or very large, requests to
 upgrade, and requests that are pipelined behind another.
 
 Limits: a head must be complete within a time and a size; trailers and chunk extensions are bounded;
-a client that does not read its responses is disconnected after a while. An offer to upgrade, which
-Java's HTTP client makes with every first request, is ignored (RFC 9110, section 7.8: a server may
-go on in HTTP/1.1).
+a client that does not read its responses is disconnected after a while. A request to upgrade, which
+Java's HTTP client sends first on a connection, is ignored (RFC 9110, section 7.8: a server may
+continue in HTTP/1.1).
 """
 
 import asyncio
@@ -40,13 +40,13 @@ WRITE_TIMEOUT_S = 30.0
 PROBE_AFTER_S = 0.02  # of a half-closed connection; most requests are answered before
 _HOP_BY_HOP = (b"upgrade", b"http2-settings", b"connection")
 _INDIRECT = frozenset((b"content-encoding", b"expect", b"origin", b"transfer-encoding"))
-"""Headers of requests that take the way through the ASGI application."""
+"""Requests with one of these headers go through the ASGI application."""
 _SLICE_BYTES = 16 << 10  # parsed at a time, so that pipelined requests are counted in between
 _TCP_CLOSE = 7  # of Linux's TCP states: the other side has reset the connection
 
 
 class _DirectExchange:
-    """Stands for a direct call where uvicorn keeps a connection's current request."""
+    """Takes the place of uvicorn's current request while a direct call is handled."""
 
     __slots__ = ("keep_alive", "response_complete")
 
@@ -64,7 +64,7 @@ class _KnownHead:
     route: Route
     head: CallHead
 
-    def is_like(self, connection: "Connection") -> bool:
+    def matches(self, connection: "Connection") -> bool:
         """Whether the head that was just parsed is the same."""
         return (
             connection.headers == self.headers
@@ -129,13 +129,13 @@ class Connection(HttpToolsProtocol):
     # Transport callbacks
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a first request as long as for a next one."""
+        """Start the keep-alive timer: it limits the wait for the first request too."""
         super().connection_made(transport)
         self._idle_since = time.monotonic()
         self._set_timer(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell every request of the connection, not only the last one."""
+        """Disconnect every request of the connection, not only the last one."""
         self._clear_timer()
         for timer in (self._write_timer, self._probe_timer):
             if timer is not None:
@@ -153,7 +153,7 @@ class Connection(HttpToolsProtocol):
             self._scorer.disconnect(self._call, ClientDisconnected("body"))
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and refuse what goes over a limit."""
+        """Parse; refuse a request that exceeds a limit."""
         if self._unparsed:  # reading is paused; this was received before
             self._unparsed += data
             return
@@ -174,7 +174,7 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(bytes(data[upgrade.args[0] :]))
+            self._parse_without_upgrade(bytes(data[upgrade.args[0] :]))
             return
         except httptools.HttpParserError:
             self._refuse(self._refusal)
@@ -195,9 +195,9 @@ class Connection(HttpToolsProtocol):
         """Keep a half-closed connection until its requests are answered.
 
         A client that closed its sending side may still wait for the response (RFC 9112, section
-        9.6), or may be gone: both send the same. If the response is not ready soon, an interim
-        response tells them apart, since a client that is gone resets the connection;
-        `is_disconnected` sees that.
+        9.6), or may be gone: the server receives the same. If the response is not ready soon, an
+        interim response shows which it is: a client that is gone resets the connection, and
+        `is_disconnected` notices that.
         """
         if not self._cycle_is_open() or self._waits_for_body or self.scheme == "https":
             return False
@@ -222,7 +222,7 @@ class Connection(HttpToolsProtocol):
         self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on reading."""
+        """Continue reading."""
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()
@@ -253,12 +253,12 @@ class Connection(HttpToolsProtocol):
         raise ValueError  # the parser passes it on as an error of its own
 
     def on_headers_complete(self) -> None:
-        """Start the request: at the direct door, or as uvicorn does."""
+        """Start the request: as a direct call, or as uvicorn does."""
         self._is_in_head = False
         self._pending_bytes = 0
         is_open = self._cycle_is_open()
         known = self._known_head
-        if known is not None and not is_open and known.is_like(self):
+        if known is not None and not is_open and known.matches(self):
             self._is_upgrade = False
             self._start_direct(known.route, known.head)
             return
@@ -306,7 +306,7 @@ class Connection(HttpToolsProtocol):
             if not self.cycle.response_complete and not self.pipeline:
                 self.flow.resume_reading()  # a large body has paused it
 
-    # The way through the ASGI application
+    # Requests through the ASGI application
 
     def _cycle_is_open(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
@@ -343,10 +343,10 @@ class Connection(HttpToolsProtocol):
         if rest and not self.transport.is_closing():
             self.data_received(rest)
 
-    # The direct door
+    # Direct calls
 
     def _direct_route(self) -> Route | None:
-        """Return the route if this head is that of a plain score call."""
+        """Return the route if this is the head of a plain score call."""
         if self.parser.get_method() != b"POST" or not self.target.startswith(b"/v"):
             return None
         try:
@@ -364,7 +364,7 @@ class Connection(HttpToolsProtocol):
         return route if has_length else None
 
     def _start_direct(self, route: Route, head: CallHead | None) -> None:
-        """Start a direct call; `head` is known if an earlier request had the same."""
+        """Start a direct call; `head` is that of an earlier request with the same head, if any."""
         direct = self._direct
         direct.response_complete = False
         direct.keep_alive = self.parser.should_keep_alive()
@@ -378,7 +378,7 @@ class Connection(HttpToolsProtocol):
             self._known_head = _KnownHead(self.target, self.headers, route, call.head)
         if call.head.length > UNCOUNTED_BYTES:
             try:
-                self._share.cover(call.head.length)
+                self._share.reserve(call.head.length)
             except Overloaded as error:
                 self._scorer.refuse(call, error)
                 return
@@ -406,8 +406,9 @@ class Connection(HttpToolsProtocol):
     def is_disconnected(self) -> bool:
         """Whether the client has closed the connection.
 
-        The transport does not notice a reset while reading is paused, for requests are pipelined,
-        or over. Then the connection is ended here, so that its other requests know, too.
+        The transport does not notice a reset while reading is paused (requests are pipelined) or
+        finished (half-closed). Then the connection is aborted here, so that its other requests are
+        disconnected too.
         """
         transport = self.transport
         if not transport.is_closing() and (self._is_half_closed or self.flow.read_paused):
@@ -440,7 +441,7 @@ class Connection(HttpToolsProtocol):
         self._direct.response_complete = True
 
     def give_up(self) -> None:
-        """Answer a direct call that is still computed when the server must end.
+        """Fail a direct call that is not done when the server must end.
 
         Other requests are tasks, which the server cancels.
         """
@@ -460,7 +461,7 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
     def _on_timer(self) -> None:
-        """Close the connection if it waits for too long; else look again later."""
+        """Close the connection if it has waited for too long; else set the timer again."""
         if self._has_head_begun and self._is_in_head:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
         elif self._waits_for_body and self._body_is_timed:
@@ -480,8 +481,8 @@ class Connection(HttpToolsProtocol):
             else:
                 self.transport.close()
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Parse the request again without its offer; `rest` is what came after its head."""
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Parse the request again without its upgrade headers; `rest` follows its head."""
         method = self.parser.get_method()
         if method == b"CONNECT":  # an upgrade whatever its headers say
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED)
@@ -492,7 +493,7 @@ class Connection(HttpToolsProtocol):
         self.data_received(b"\r\n".join([*lines, b"", rest]))
 
     def _refuse(self, status: HTTPStatus) -> None:
-        """Close the connection, and say why unless a response is being written."""
+        """Respond with an error, unless a response is being written, and close the connection."""
         if self.transport.is_closing():
             return
         cycle: RequestResponseCycle | None = None if self._is_direct else self.cycle

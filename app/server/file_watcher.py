@@ -26,7 +26,7 @@ class Reloadable(Protocol):
 
     @property
     def files(self) -> Sequence[Path]:
-        """The files that it is read from; empty where it never changes."""
+        """The files that it is read from; empty if it never changes."""
 
     def prepare(self) -> Callable[[], None]:
         """Read and check the files, in any thread; the result, called on the loop, applies them.
@@ -43,14 +43,14 @@ class FileWatcher:
     """
 
     def __init__(self, reloadable: Reloadable, metrics: Metrics) -> None:
-        """Look at nothing yet; `metrics` counts the reloads."""
+        """Read nothing yet; `metrics` counts the reloads."""
         self._reloadable = reloadable
         self._metrics = metrics
         self._seen: Sequence[bytes | str] | None = None
         metrics.watch_file(reloadable.name)
 
     async def follow(self, timer: PollTimer) -> NoReturn:
-        """Look again whenever the timer says so."""
+        """Look at the files whenever the timer fires."""
         while True:
             await timer.wait()
             await self.look()
@@ -68,7 +68,7 @@ class FileWatcher:
             apply()
         except ConfigurationInvalid as error:
             logger.error("reload failed, the previous version stays: %s: %s", names, error)  # noqa: TRY400
-        except Exception:  # a bug in reading one content may spare the next
+        except Exception:  # a bug that this content triggers; the next content may be fine
             logger.exception("reload failed, the previous version stays: %s", names)
         else:
             succeeded = True
@@ -79,7 +79,7 @@ class FileWatcher:
 def _contents(files: Sequence[Path]) -> list[bytes | str]:
     """Return a digest of each file, or why it cannot be read.
 
-    Size and time do not tell enough: both can stay the same, as with `cp -p` and `rsync -t`.
+    Size and time are not enough: both can stay the same, as with `cp -p` and `rsync -t`.
     """
     return [_content(file) for file in files]
 

@@ -8,12 +8,12 @@ from starlette.types import ASGIApp, Message
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The response of the service.
+class ServiceResponse:
+    """The response of the service to one request.
 
     Attributes:
         status: the HTTP status.
-        content: the body, byte for byte what a client gets.
+        content: the body, the same bytes that a client gets.
         problem: one line for each error; None if there are scores.
     """
 
@@ -22,10 +22,10 @@ class Answer:
     problem: Sequence[str] | None
 
 
-async def ask(app: ASGIApp, path: str, body: bytes) -> Answer:
+async def post_json(app: ASGIApp, path: str, body: bytes) -> ServiceResponse:
     """POST a JSON body to an ASGI app and return its response."""
     status, content = await post(app, path, body, {"content-type": "application/json"})
-    return Answer(status, content, None if status == 200 else _lines(content))
+    return ServiceResponse(status, content, None if status == 200 else _lines(content))
 
 
 async def post(

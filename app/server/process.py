@@ -29,10 +29,10 @@ def run(settings: Settings) -> ExitCode:
 
     It is 0 after a drain, 1 after the device was lost, and 2 if a setting cannot be used, or if the
     store holds artifacts and none can serve. The event loop is not closed: that would wait for a
-    thread that hangs in somebody's model, and the process ends now anyway.
+    lane that hangs in a model, and the process ends now anyway.
     """
     json_logs.configure(settings.log_level, threaded=True)
-    # Else each counter and histogram has a second series with the time of its creation.
+    # Otherwise each counter and histogram has a second series, the time of its creation.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     if settings.device == "cuda" and not torch.cuda.is_available():
         return _unusable("device: cuda is not available here")
@@ -95,7 +95,7 @@ class _Process:
         )
 
     async def serve(self, listeners: Sequence[socket.socket]) -> ExitCode:
-        """Serve until a signal, or until going on is useless; return the exit code."""
+        """Serve until a signal, or until the process cannot serve; return the exit code."""
         async with asyncio.TaskGroup() as tasks:
             background = [
                 tasks.create_task(self._start_and_follow()),
@@ -133,7 +133,7 @@ class _Process:
         if not self._parts.service.is_ready:
             found = "has no artifacts" if self._settings.store.exists() else "does not exist"
             logger.warning('store "%s" %s; waiting for it', self._settings.store, found)
-        _spare_the_collector()
+        _relieve_garbage_collector()
         if self._settings.processes > 1:
             # Only now: the kernel sends connections to every process that listens.
             listener = shared_socket(self._settings.host, self._settings.port)
@@ -142,7 +142,7 @@ class _Process:
         await self._parts.deployment.follow(self._store_timer)
 
     async def _end_when_lost(self) -> None:
-        """Answer open requests, each with its error, and end: a new process may do better."""
+        """End the process when the device is lost; open requests get errors."""
         await self._parts.lost.wait()
         logger.critical("the device fails every call: this process ends")
         self._exit_code = ExitCode.FAILED
@@ -153,11 +153,11 @@ class _Process:
         self._server.end()
 
 
-def _spare_the_collector() -> None:
-    """Take what lives for ever out of garbage collection, and collect less often.
+def _relieve_garbage_collector() -> None:
+    """Exclude the objects that exist now from garbage collection, and collect less often.
 
-    Torch alone makes half a million such objects; going through them again and again would be the
-    tail of the latencies.
+    Torch alone creates half a million objects that live as long as the process. Scanning them again
+    and again would cause the longest latencies.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""The server: uvicorn, which drains on a signal and then lets its caller return."""
+"""The server: uvicorn with a graceful shutdown of its own."""
 
 import asyncio
 import logging
@@ -23,18 +23,18 @@ logger = logging.getLogger(__name__)
 _LINGER_S = 0.2  # bytes that were sent before the listener closed have arrived by then
 _LINGER_TURNS = 10  # of the event loop
 _MAX_WAITING = 4096  # connections; the backlog of every listener is smaller
-_DRAINS = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FLUSH_S = 0.1  # the event loop writes the last responses
 
 
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains on SIGTERM and SIGINT, and reloads on SIGHUP.
 
-    Uvicorn raises a signal again when it has stopped, which makes the exit code 143, and closes
-    connections on which a request is just arriving. Here a signal ends readiness and the server
-    goes on for `drain_delay_s`. Then it accepts what waits, stops listening, waits for what was
-    sent before, and finishes it. While it drains, every answer closes its connection. Further
-    signals change nothing.
+    Uvicorn raises the signal again when it has stopped, so the exit code is 143, and it closes
+    connections on which a request is just arriving. Here a signal ends readiness, and the server
+    serves for `drain_delay_s` more. Then it accepts waiting connections, stops listening, receives
+    the requests that were sent before, and finishes them. While it drains, every response closes
+    its connection. Further signals change nothing.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class DrainingServer(uvicorn.Server):
                 access_log=False,
                 log_config=None,
                 server_header=False,
-                proxy_headers=False,  # nothing here asks who called
+                proxy_headers=False,  # client addresses are not used
                 timeout_keep_alive=keep_alive_s,
                 timeout_graceful_shutdown=drain_timeout_s,
                 ssl_context_factory=None if tls is None else lambda _config, _default: tls,
@@ -99,7 +99,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what is open; when the time for that is over, answer the rest with an error."""
+        """Finish open requests; after the time for that, the rest get an error."""
         await super().shutdown(sockets)
         remaining = [c for c in self.server_state.connections if isinstance(c, Connection)]
         for connection in remaining:
@@ -111,13 +111,13 @@ class DrainingServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Handle signals while the server runs; ignore them from then on."""
         loop = asyncio.get_running_loop()
-        for each in _DRAINS:
+        for each in _STOP_SIGNALS:
             loop.add_signal_handler(each, self._drain, loop)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
         try:
             yield
         finally:
-            for each in (*_DRAINS, signal.SIGHUP):
+            for each in (*_STOP_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(each)
                 signal.signal(each, signal.SIG_IGN)
 
@@ -130,11 +130,11 @@ class DrainingServer(uvicorn.Server):
         loop.call_later(self._drain_delay_s, self._stop, loop)
 
     def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Stop listening; requests under way on open connections can still arrive."""
+        """Stop listening; requests can still arrive on open connections."""
         logger.info("shutting down: finishing requests, up to %d s", self._drain_timeout_s)
         while self._listening:
             listener, server = self._listening.pop()
-            # The kernel resets connections that nobody has accepted when their listener closes.
+            # When a listener closes, the kernel resets connections that were not accepted yet.
             self._accept_waiting(listener, loop)
             server.close()
         self._tasks.add(loop.create_task(self._exit_later()))
@@ -151,7 +151,7 @@ class DrainingServer(uvicorn.Server):
             )
             task: asyncio.Task[object] = loop.create_task(accepting)
             self._tasks.add(task)
-            task.add_done_callback(_retrieve)
+            task.add_done_callback(_log_failure)
 
     def _protocol(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -160,12 +160,12 @@ class DrainingServer(uvicorn.Server):
 
     async def _exit_later(self) -> None:
         await asyncio.sleep(_LINGER_S)
-        # A process that did not get the CPU for so long has not read what has arrived.
+        # If the process got no CPU time meanwhile, it has not yet read what has arrived.
         for _ in range(_LINGER_TURNS):
             await asyncio.sleep(0)
         self.should_exit = True
 
 
-def _retrieve(task: asyncio.Task[object]) -> None:
+def _log_failure(task: asyncio.Task[object]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.debug("a connection could not be opened: %s", error)  # a TLS handshake, say

@@ -1,7 +1,7 @@
 """Listening sockets: of one process, or shared by several.
 
-An IPv6 address listens on IPv4 too wherever it covers it: `::` means every address of the machine,
-for one process, for several and for metrics alike.
+An IPv6 address also listens on IPv4 if it can: `::` means every address of the machine, for one
+process, for several and for metrics alike.
 """
 
 import logging
@@ -44,7 +44,7 @@ def shared_socket(host: str, port: int) -> socket.socket:
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """Return a shared socket on an address that nobody else uses; `port` 0 takes a free one.
+    """Return a shared socket on an address that no other program uses; `port` 0 takes a free one.
 
     While it is open, no other program can take the address.
 

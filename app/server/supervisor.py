@@ -1,8 +1,8 @@
 """Several processes on one port: a supervisor starts them, restarts those that end, and stops all.
 
 Each process is a complete copy of the service; they share nothing but the port, whose connections
-the kernel distributes (SO_REUSEPORT). The supervisor does not know what they do, and imports
-little: each process is a fork of it, so it must have no threads and no CUDA.
+the kernel distributes (SO_REUSEPORT). The supervisor imports little: each process is a fork of it,
+so it must have no threads and no CUDA.
 """
 
 import ctypes
@@ -17,9 +17,9 @@ from app.errors import ExitCode
 
 logger = logging.getLogger("app.server.supervisor")
 
-_STOPS = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _RELOAD = signal.SIGHUP
-_WATCHED = (*_STOPS, _RELOAD, signal.SIGCHLD)
+_WATCHED = (*_STOP_SIGNALS, _RELOAD, signal.SIGCHLD)
 _LONG_LIFE_S = 60.0  # a process that ran so long did not fail at its start
 _MAX_DELAY = 30  # times the first delay
 _PR_SET_PDEATHSIG = 1
@@ -72,14 +72,14 @@ class Supervisor:
 
     def run(self) -> int:
         """Keep the processes running; return 0 after a signal, else the code that ended all."""
-        # Signals are waited for, not handled: nothing interrupts the code between two waits.
+        # Signals are waited for and not handled, so nothing interrupts the code between two waits.
         signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
         while True:
             self._start_due()
             if self._kill_at is not None and not self._running():
                 return self._code
             received = self._wait()
-            if received in _STOPS:
+            if received in _STOP_SIGNALS:
                 self._stop()
             elif received == _RELOAD:
                 self._send(_RELOAD)
@@ -142,8 +142,8 @@ class Supervisor:
     def _on_exit(self, number: int, child: _Child, code: int) -> None:
         """Schedule a restart, unless all are being stopped.
 
-        A process that finds nothing to serve at its first start stops all: the others see the same.
-        After a restart it does so only if no other process serves.
+        A process that cannot serve at its first start (exit code 2) stops all: the others would
+        fail in the same way. After a restart it does so only if no other process runs.
         """
         if self._kill_at is not None:
             self._code = self._code or (ExitCode.OK if code == ExitCode.OK else ExitCode.FAILED)
@@ -179,5 +179,5 @@ class Supervisor:
 def _stop_with(parent: int) -> None:
     """Let the kernel send SIGTERM to this process when its parent ends, however that happens."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # the parent has ended already
         os.kill(os.getpid(), signal.SIGTERM)

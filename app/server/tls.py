@@ -1,7 +1,7 @@
 """TLS for the server's socket: version 1.2 or later, Python's choice of ciphers.
 
 The files are those of any web server, in PEM: the certificate's chain and its private key. They can
-be reloaded while connections are open; open connections keep what they began with.
+be reloaded while connections are open; open connections keep their certificate.
 """
 
 import base64
@@ -41,8 +41,8 @@ class Certificate:
         self.files = (chain,) if key is None else (chain, key)
         self.context, self.expires_unix_s = self._load()
         self._current = self.context
-        # A handshake takes the newest context. Loading new files into the old one could fail
-        # half-way and leave it with a certificate and no key.
+        # Each handshake uses the newest context. Loading new files into the old context could fail
+        # half-way, and leave it with a certificate and no key.
         self.context.sni_callback = self._select_context
 
     def prepare(self) -> Callable[[], None]:
@@ -107,7 +107,7 @@ def _not_after(certificate: bytes) -> float:
     _, validity, _ = _element(fields)
     tag, text, _ = _element(_element(validity)[2])
     digits = text.decode("ascii")
-    if tag == _UTC_TIME:  # two digits of the year: 50 and above are of the last century
+    if tag == _UTC_TIME:  # a year of two digits: 50 and above are in the last century
         digits = ("19" if digits >= "50" else "20") + digits
     return datetime.strptime(digits, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 

@@ -68,11 +68,13 @@ class QueuedHandler(logging.Handler):
                 self.dropped += 1
                 return
             self._lines.append(line)
-            if len(self._lines) == 1:  # else the thread has not yet taken those before it
+            if (
+                len(self._lines) == 1
+            ):  # else the thread has been notified and has not taken the lines yet
                 self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until everything is written, but not long: perhaps nobody reads."""
+        """Wait until everything is written, but not long: the reader may have stopped."""
         with self._changed:
             self._changed.wait_for(
                 lambda: not self._lines and not self._is_writing, FLUSH_TIMEOUT_S
@@ -118,9 +120,9 @@ class QueuedHandler(logging.Handler):
         while content:
             try:
                 content = content[os.write(self._descriptor, content) :]
-            except BlockingIOError:  # somebody else made the terminal or the pipe non-blocking
+            except BlockingIOError:  # another process made the terminal or the pipe non-blocking
                 select.select([], [self._descriptor], [])
-            except OSError:  # closed: there is nobody to tell
+            except OSError:  # closed: the error cannot be reported anywhere
                 return
 
 
@@ -147,13 +149,13 @@ def configure(level: str, *, threaded: bool = False) -> None:
     With `threaded`, through a queue. A process that forks must have no threads; it logs little.
     """
     handler: logging.Handler
-    if sys.stderr is None:  # closed before the start: its number may be another file's by now
+    if sys.stderr is None:  # closed before the start; another file may have its number now
         handler = logging.NullHandler()
     else:
         handler = QueuedHandler(_STDERR) if threaded else UnqueuedHandler(_STDERR)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # What uvicorn says of its own start and stop is said by Gatehouse, once.
+    # Gatehouse logs start and stop itself.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 

@@ -192,7 +192,7 @@ class Metrics:
 
     def watch_total(self, name: str, help_: str, read: Callable[[], float]) -> None:
         """Export a counter that is read at each scrape; its name ends in `_total`."""
-        self.registry.register(_Total(f"gatehouse_{name}", help_, read))
+        self.registry.register(_ExternalCounter(f"gatehouse_{name}", help_, read))
 
     def watch_file(self, file: str) -> None:
         """Create the series of a file that is reloaded when it changes."""
@@ -312,12 +312,12 @@ class Metrics:
         )
 
 
-class _Total(Collector):
-    """A counter that somebody else keeps."""
+class _ExternalCounter(Collector):
+    """A counter whose value is kept elsewhere and read at each scrape."""
 
     def __init__(self, name: str, help_: str, read: Callable[[], float]) -> None:
         self._name, self._help, self._read = name, help_, read
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """Read it, for a scrape."""
+        """Return the current value."""
         yield CounterMetricFamily(self._name, self._help, self._read())

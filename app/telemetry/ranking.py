@@ -103,12 +103,12 @@ class RankingMetrics:
         """Count a policies file that was refused."""
         self._reloads.labels("refused").inc()
 
-    def compared(self, policy: str, shadow: str, *, tau: float, overlap: float) -> None:
+    def shadow_compared(self, policy: str, shadow: str, *, tau: float, overlap: float) -> None:
         """Record how well the order of a shadow agrees with that of the response."""
         self._tau.labels(policy, shadow).observe(tau)
         self._overlap.labels(policy, shadow).observe(overlap)
 
-    def distributed(
+    def scores_sampled(
         self, model: str, tasks: Sequence[str], scores: Numbers, rank_score: Numbers
     ) -> None:
         """Count the scores `[n, K]` and rank scores `[n]` of one response."""

@@ -1,4 +1,4 @@
-"""What is counted about requests: one record each on the hot path, counted in bulk later.
+"""Statistics of requests: the hot path appends one record each, which is counted in bulk later.
 
 `prometheus_client` takes a microsecond for each counter and histogram, and a scored request has
 fifteen of them. Here a request appends one record (0.3 µs); records are counted together by
@@ -143,12 +143,12 @@ class RequestCounter:
 
     def _count(self, records: Sequence[RequestRecord]) -> None:
         now_unix_s = time.time()
-        answers: dict[tuple[str, str, int], list[float]] = {}
+        by_response: dict[tuple[str, str, int], list[float]] = {}
         calls: dict[tuple[str, int], int] = {}
         applied: dict[str, int] = {}
         for record in records:
-            answer = record.route, record.model, record.status
-            answers.setdefault(answer, []).append(record.duration_s)
+            response = record.route, record.model, record.status
+            by_response.setdefault(response, []).append(record.duration_s)
             if record.key:
                 call = record.key, record.status
                 calls[call] = calls.get(call, 0) + 1
@@ -161,7 +161,7 @@ class RequestCounter:
                 names = STAGES if len(record.stages) == len(STAGES) else GPU_STAGES
                 for name, stage_s in zip(names, record.stages, strict=True):
                     self._stages[name](stage_s)
-        for (route, model, status), durations in answers.items():
+        for (route, model, status), durations in by_response.items():
             self._requests.labels(route, model, str(status)).inc(len(durations))
             observe = self._durations.observer(route, model)
             for duration_s in durations:

@@ -47,14 +47,14 @@ class PolicyEditor:
         self._mark = _MARK if text.startswith(_MARK) else ""
         self._document = tomlkit.parse(text.removeprefix(_MARK))
 
-    def rankers(self, model: ModelTraits) -> ModelPolicies:
+    def policies_for(self, model: ModelTraits) -> ModelPolicies:
         """Compile the file's policies for a model, without the changes.
 
         Raises:
-            TuningError: the file asks for something that the model does not have.
+            TuningError: the file needs something that the model does not have.
         """
         try:
-            return self.policies.rankers(model)
+            return self.policies.policies_for(model)
         except PoliciesInvalid as error:
             raise TuningError(f"{self.path}: {error}") from None
 
@@ -98,7 +98,7 @@ class PolicyEditor:
             TuningError: the file was changed since it was read, or it cannot be written.
         """
         content = self._text().encode()
-        PolicySet.parse(content).rankers(model)
+        PolicySet.parse(content).policies_for(model)
         if _content(self.path) != self._before:
             raise TuningError(f"{self.path}: was changed since it was read; nothing is written")
         try:

@@ -91,7 +91,7 @@ def save_plot(points: TradeOff, title: str, path: Path) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=4, fontsize=8, frameon=False)
     try:
-        # An SVG contains the date unless told otherwise; the same data should give the same file.
+        # By default an SVG contains the date; the same data should give the same file.
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=DOTS_PER_INCH, metadata=metadata)
     except (OSError, ValueError) as error:

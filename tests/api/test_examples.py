@@ -12,7 +12,7 @@ from app.artifacts.loader import Model
 from app.artifacts.manifest import IdListInput, Input
 from app.protocol.dialect import ParseContext
 from app.protocol.native import read_request
-from tests.support.builders import INPUTS, Request, batch, manifest, own_rankers, program
+from tests.support.builders import INPUTS, Request, batch, manifest, own_policies, program
 
 
 def model(*, sizes: tuple[int, ...] = (1, 4, 2), inputs: tuple[Input, ...] = INPUTS) -> Model:
@@ -23,7 +23,7 @@ def model(*, sizes: tuple[int, ...] = (1, 4, 2), inputs: tuple[Input, ...] = INP
 
 def read(sent: dict[str, Any], served: Model, *, max_candidates: int):
     """Return the features, the ranking options and the keys of an example."""
-    policies = own_rankers(served.manifest)
+    policies = own_policies(served.manifest)
     return read_request(sent, ParseContext(served, policies, {}, max_candidates))
 
 

@@ -8,7 +8,7 @@ import jsonschema_rs
 import pytest
 from pydantic import ValidationError
 
-from app.api.open_inference import EXTENSIONS, Serving, model_config, model_metadata
+from app.api.open_inference import EXTENSIONS, ServingSettings, model_config, model_metadata
 from app.api.openapi.open_inference import example_infer_request
 from app.artifacts.encoding import Hashed, Listed
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput
@@ -139,7 +139,7 @@ def test_every_kind_of_feature_has_a_datatype_and_a_shape():
         ("quality", "FP32", [-1, 2]),
     ]
     limits = Limits(max_candidates=7, max_body_bytes=1000, default_timeout_s=1.0)
-    config = model_config(described, Serving(limits, 512, 0.0, 2))
+    config = model_config(described, ServingSettings(limits, 512, 0.0, 2))
     assert [each["data_type"] for each in config["input"]] == [
         *("TYPE_FP32", "TYPE_STRING", "TYPE_STRING", "TYPE_FP32")
     ]

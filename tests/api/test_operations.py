@@ -164,10 +164,10 @@ async def test_every_openapi_reference_resolves(client):
 
 
 async def test_score_response_matches_its_schema(client, example):
-    from app.api.openapi.schemas import ScoreAnswer, ScoreRequest
+    from app.api.openapi.schemas import ScoreRequest, ScoreResponse
 
     ScoreRequest.model_validate(example)
-    answer = ScoreAnswer.model_validate((await client.post("/v1/score", json=example)).json())
+    answer = ScoreResponse.model_validate((await client.post("/v1/score", json=example)).json())
     assert len(answer.scores["click"]) == len(answer.ranking) == 3
 
 

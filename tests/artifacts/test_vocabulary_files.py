@@ -20,7 +20,7 @@ from tests.support.builders import (
     Request,
     batch,
     description,
-    own_rankers,
+    own_policies,
     scripted,
 )
 
@@ -77,7 +77,7 @@ def test_the_example_shows_strings_that_give_the_golden_columns(tmp_path):
     model = load(published(tmp_path), CPU)
     sent = json.loads(json.dumps(example_request(model)))
     assert {type(each) for each in sent["candidates"]["item"]} == {str}
-    context = ParseContext(model, own_rankers(model.manifest), {}, max_candidates=9)
+    context = ParseContext(model, own_policies(model.manifest), {}, max_candidates=9)
     features, _, _ = read_request(sent, context)
     golden = model.golden.batch
     np.testing.assert_array_equal(features.user["recent"], golden.user["recent"][:1])
@@ -89,7 +89,7 @@ def test_the_example_of_a_hashed_model_is_accepted(tmp_path, ids):
     hashed = ITEM.model_copy(update={"encoding": Hashed(ids=ids, buckets=9)})
     model = load(published(tmp_path, (*INPUTS[:2], hashed, INPUTS[3])), CPU)
     sent = json.loads(json.dumps(example_request(model)))
-    context = ParseContext(model, own_rankers(model.manifest), {}, max_candidates=9)
+    context = ParseContext(model, own_policies(model.manifest), {}, max_candidates=9)
     features, _, _ = read_request(sent, context)
     assert features.unknown_ids == {}
     assert {type(each) for each in sent["candidates"]["item"]} == {str if ids == "string" else int}

@@ -108,7 +108,9 @@ def _look(model: Model, given: Scores) -> str:
     other = shadow.sort_keys(given)
     metrics = Metrics()
     (tau,) = least_us(lambda: kendall_tau(sort_keys, other))
-    (counted,) = least_us(lambda: metrics.ranking.distributed("", first.tasks, given, given[:, 0]))
+    (counted,) = least_us(
+        lambda: metrics.ranking.scores_sampled("", first.tasks, given, given[:, 0])
+    )
     return f"Kendall's tau takes {tau:.0f} µs, counting the scores by bucket {counted:.0f} µs."
 
 

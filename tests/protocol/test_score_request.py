@@ -16,7 +16,7 @@ from app.protocol.native import Keys, read_request
 from app.protocol.validation import MOST_PROBLEMS
 from app.ranking.policy import LARGEST_WEIGHT, Policy
 from app.ranking.ranker import RankingOptions
-from tests.support.builders import description, manifest, own_rankers
+from tests.support.builders import description, manifest, own_policies
 from tests.support.documents import NUMBER, TEXT
 from tests.support.fakes import sums_model
 
@@ -28,7 +28,7 @@ FEED = manifest(
 def context(of: Manifest = FEED, *, max_candidates: int = 100) -> ParseContext:
     """A model without a program: reading a request needs none."""
     model = replace(sums_model(), manifest=of)
-    return ParseContext(model, own_rankers(of), {}, max_candidates)
+    return ParseContext(model, own_policies(of), {}, max_candidates)
 
 
 def document(**changes: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from app.ranking.calibration import MAX_KNOTS, Calibration, Isotonic, Platt, Scale, Uncalibrated
+from app.ranking.calibration import MAX_KNOTS, Calibration, Isotonic, NoCalibration, Platt, Scale
 
 READ: TypeAdapter[Any] = TypeAdapter(Calibration)
 
@@ -18,7 +18,7 @@ knots = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=8, unique=
 methods = st.one_of(
     st.builds(Platt, method=st.just("platt"), slope=factors, intercept=numbers),
     st.builds(Scale, method=st.just("scale"), factor=factors),
-    st.just(Uncalibrated()),
+    st.just(NoCalibration()),
     knots.flatmap(
         lambda x: st.lists(st.floats(-1e3, 1e3), min_size=len(x), max_size=len(x)).map(
             lambda y: Isotonic(method="isotonic", scores=sorted(x), calibrated=sorted(y))

@@ -63,21 +63,21 @@ def parsed(text: str) -> PolicySet:
     return PolicySet.parse(text.encode())
 
 
-def rankers(text: str, **changes: Any) -> ModelPolicies:
-    return parsed(text).rankers(traits(**changes))
+def policies_for(text: str, **changes: Any) -> ModelPolicies:
+    return parsed(text).policies_for(traits(**changes))
 
 
 def problems(text: str, **changes: Any) -> list[str]:
     with pytest.raises(PoliciesInvalid) as caught:
-        rankers(text, **changes)
+        policies_for(text, **changes)
     return caught.value.problems
 
 
 def test_a_request_may_name_policies_of_the_file_and_the_models_own():
-    found = rankers(FILE)
+    found = policies_for(FILE)
     assert list(found.by_name) == ["default", "home", "home-next"]
     assert found.by_name["default"].policy == Policy(weights={"click": 1.0})
-    assert found.default is found.by_name["home"] is found.wanted.ranker
+    assert found.default is found.by_name["home"] is found.default_options.ranker
 
 
 def test_the_example_in_the_docstring_is_a_valid_file():
@@ -86,29 +86,29 @@ def test_the_example_in_the_docstring_is_a_valid_file():
     assert module.__doc__ is not None
     text = module.__doc__.partition("\n\n")[2]
     example = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
-    assert list(rankers(example).by_name) == ["default", "home", "home-next"]
+    assert list(policies_for(example).by_name) == ["default", "home", "home-next"]
 
 
 def test_a_policy_is_not_available_for_a_model_without_its_tasks():
-    assert "videos" not in rankers(FILE).by_name
-    assert "videos" in rankers(FILE, name="clips", tasks=("click", "like", "watched")).by_name
+    assert "videos" not in policies_for(FILE).by_name
+    assert "videos" in policies_for(FILE, name="clips", tasks=("click", "like", "watched")).by_name
 
 
 def test_a_policy_with_models_is_not_available_for_others():
-    other = rankers(FILE, name="other")
+    other = policies_for(FILE, name="other")
     assert list(other.by_name) == ["default", "home-next"]
     assert other.default.policy.name == "default"
 
 
 def test_a_calibration_of_the_file_replaces_that_of_the_named_model_only():
-    click, like, dwell = rankers(FILE).default.calibrations
+    click, like, dwell = policies_for(FILE).default.calibrations
     assert click == Platt(method="platt", slope=1.5, intercept=-0.5)
     assert (like.method, dwell.method) == ("none", "scale")
-    assert rankers(FILE, name="other").default.calibrations[0].method == "scale"
+    assert policies_for(FILE, name="other").default.calibrations[0].method == "scale"
 
 
 def test_a_shadow_is_a_ranker_with_its_own_policy_and_the_same_calibration():
-    shadow = rankers(FILE).default.shadow
+    shadow = policies_for(FILE).default.shadow
     assert shadow is not None
     assert shadow.policy.name == "home-next"
     assert shadow.shadow is None
@@ -119,30 +119,30 @@ def test_a_shadow_is_a_ranker_with_its_own_policy_and_the_same_calibration():
 
 def test_the_models_own_policy_may_be_a_shadow():
     text = '[policy.next]\nweights = { like = 1.0 }\nshadow = "default"'
-    shadow = rankers(text).by_name["next"].shadow
+    shadow = policies_for(text).by_name["next"].shadow
     assert shadow is not None
     assert shadow.policy == traits().policy
 
 
 def test_a_policy_of_the_file_replaces_the_models_own_of_the_same_name():
-    found = rankers("[policy.default]\nweights = { like = 1.0 }")
+    found = policies_for("[policy.default]\nweights = { like = 1.0 }")
     assert found.default.policy.weights == {"like": 1.0}
 
 
 def test_a_response_contains_the_version_which_depends_on_the_content():
     one, same, other = parsed(FILE), parsed(FILE), parsed(FILE + "\n# changed")
     assert one.version == same.version != other.version
-    assert one.rankers(traits()).default.echo == {
+    assert one.policies_for(traits()).default.description == {
         "name": "home",
         "formula": "power_product",
         "weights": {"click": 1.0, "like": 0.5},
         "version": one.version,
     }
-    assert "version" not in NO_POLICIES.rankers(traits()).default.echo
+    assert "version" not in NO_POLICIES.policies_for(traits()).default.description
 
 
 def test_with_an_empty_file_a_model_has_its_own_policy_only():
-    assert list(rankers("").by_name) == ["default"]
+    assert list(policies_for("").by_name) == ["default"]
 
 
 @pytest.mark.parametrize(
@@ -324,10 +324,14 @@ def test_an_unknown_policy_in_default_is_a_mistake_even_if_no_model_uses_it(mode
 
 
 def test_default_may_name_an_unknown_model_and_the_policy_that_every_model_has():
-    found = rankers("[default]\nlater = 'home'\nfeed = 'default'\n[policy.home]\nweights={click=1}")
+    found = policies_for(
+        "[default]\nlater = 'home'\nfeed = 'default'\n[policy.home]\nweights={click=1}"
+    )
     assert found.default.policy == traits().policy
     with pytest.raises(PoliciesInvalid, match=r'unknown policy "default" \(known: own\)'):
-        rankers("[default]\nfeed = 'default'", policy=Policy(name="own", weights={"click": 1.0}))
+        policies_for(
+            "[default]\nfeed = 'default'", policy=Policy(name="own", weights={"click": 1.0})
+        )
 
 
 def test_at_most_20_problems_are_listed():
@@ -384,7 +388,7 @@ def test_dots_outside_of_keys_are_not_counted():
     scores = [{", ".join(f"{each}.5" for each in range(1000))}]
     calibrated = [{", ".join(f"{each}.5" for each in range(1000))}]
     """
-    assert rankers(text).by_name["home"].calibrations[0].method == "isotonic"
+    assert policies_for(text).by_name["home"].calibrations[0].method == "isotonic"
     for quoted in (f'"{dots}"', f"'{dots}'", f'"""\n{dots}"""', f"'''{dots}'''"):
         (found,) = problems(f"[policy.home]\nweights = {{click = 1}}\nmultiplier = {quoted}")
         assert "multiplier is for formula" in found
@@ -410,7 +414,7 @@ VALUES = st.recursive(
 def test_any_table_is_a_policy_set_or_a_list_of_one_line_problems(tables):
     found: list[str] = []
     try:
-        PolicySet.parse(tomlkit.dumps(tables).encode()).rankers(traits())
+        PolicySet.parse(tomlkit.dumps(tables).encode()).policies_for(traits())
     except PoliciesInvalid as error:
         found = error.problems
     assert len(found) <= MAX_PROBLEMS

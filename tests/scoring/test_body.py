@@ -223,11 +223,11 @@ async def test_share_is_given_back_however_the_reading_ends(end):
 async def test_growing_share_takes_only_the_difference():
     budget = ByteBudget(LARGE, Metrics())
     with BodyShare(budget) as share:
-        share.cover(UNCOUNTED_BYTES)
+        share.reserve(UNCOUNTED_BYTES)
         assert budget.held == 0
-        share.cover(2 * UNCOUNTED_BYTES)
-        share.cover(LARGE)
-        share.cover(UNCOUNTED_BYTES)
+        share.reserve(2 * UNCOUNTED_BYTES)
+        share.reserve(LARGE)
+        share.reserve(UNCOUNTED_BYTES)
         assert budget.held == LARGE
         assert repr(budget) == f"<ByteBudget {LARGE} of {LARGE} bytes>"
         share.release()

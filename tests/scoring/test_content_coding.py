@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from app.errors import MalformedBody, Overloaded, PayloadTooLarge
 from app.scoring.body import BodyShare, ByteBudget
-from app.scoring.content_coding import WORTH_BYTES, accepts_gzip, compress, decompress
+from app.scoring.content_coding import MIN_COMPRESSED_BYTES, accepts_gzip, compress, decompress
 from app.telemetry.metrics import Metrics
 
 MIB = 1 << 20
@@ -24,7 +24,7 @@ CODERS: dict[bytes, Callable[[bytes], bytes]] = {
 
 async def inflate(body: bytes, coding: bytes = b"gzip", *, max_bytes: int = 8 * MIB) -> bytes:
     with BodyShare(ByteBudget(64 * MIB, Metrics())) as share:
-        return await decompress(body, coding, share.cover, max_bytes=max_bytes)
+        return await decompress(body, coding, share.reserve, max_bytes=max_bytes)
 
 
 NOISE = random.Random(7).randbytes(3 * MIB)
@@ -51,14 +51,14 @@ async def test_bomb_is_decompressed_no_further_than_the_limit():
     budget = ByteBudget(64 * MIB, Metrics())
     with BodyShare(budget) as share:
         with pytest.raises(PayloadTooLarge):
-            await decompress(bomb, b"gzip", share.cover, max_bytes=2 * MIB)
+            await decompress(bomb, b"gzip", share.reserve, max_bytes=2 * MIB)
         assert budget.held <= 3 * MIB
 
 
 async def test_decompressed_bytes_are_counted_in_the_budget():
     budget = ByteBudget(MIB, Metrics())
     with BodyShare(budget) as share, pytest.raises(Overloaded):
-        await decompress(gzip.compress(bytes(3 * MIB)), b"gzip", share.cover, max_bytes=8 * MIB)
+        await decompress(gzip.compress(bytes(3 * MIB)), b"gzip", share.reserve, max_bytes=8 * MIB)
     assert budget.held == 0
 
 
@@ -143,11 +143,11 @@ async def compressed(content: bytes, accept_encoding: bytes | None) -> tuple[byt
 
 
 async def test_short_response_is_not_compressed():
-    content = b" " * (WORTH_BYTES - 1)
+    content = b" " * (MIN_COMPRESSED_BYTES - 1)
     assert await compressed(content, b"gzip") == (b"", content)
 
 
-@pytest.mark.parametrize("size", [WORTH_BYTES, MIB])
+@pytest.mark.parametrize("size", [MIN_COMPRESSED_BYTES, MIB])
 async def test_long_response_varies_and_is_compressed_to_the_same_bytes_each_time(size):
     content = NOISE[: size // 2] + b" " * (size // 2)
     assert await compressed(content, None) == (b"vary: accept-encoding\r\n", content)

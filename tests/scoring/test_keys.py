@@ -24,7 +24,7 @@ def bearer(secret: str) -> dict[str, str]:
 
 
 def caller(keys: Keys, authorization: str | None) -> str:
-    return keys.caller(None if authorization is None else authorization.encode())
+    return keys.name_of(None if authorization is None else authorization.encode())
 
 
 def test_without_keys_everyone_may_call():
@@ -63,7 +63,7 @@ def test_digest_stands_for_its_secret_and_is_not_a_secret_itself():
 @case(ANNA)
 def test_everything_else_is_refused(authorization):
     with pytest.raises(Unauthorized) as caught:
-        Keys(text=TEXT).caller(authorization.encode("latin-1"))
+        Keys(text=TEXT).name_of(authorization.encode("latin-1"))
     assert ANNA[:-1] not in str(caught.value)
 
 

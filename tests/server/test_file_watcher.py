@@ -17,7 +17,7 @@ OLD, NEW = "old-" * 5, "new-" * 5
 
 def may_call(keys: Keys, secret: str) -> bool:
     try:
-        return keys.caller(f"Bearer {secret}".encode()) == "anna"
+        return keys.name_of(f"Bearer {secret}".encode()) == "anna"
     except Unauthorized:
         return False
 

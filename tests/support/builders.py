@@ -101,9 +101,9 @@ def manifest(**changes: Any) -> Manifest:
     return Manifest(**(digests | everything))
 
 
-def own_rankers(of: Manifest) -> ModelPolicies:
+def own_policies(of: Manifest) -> ModelPolicies:
     """Return the ranking policies of a model on a server without a policies file."""
-    return NO_POLICIES.rankers(of.traits)
+    return NO_POLICIES.policies_for(of.traits)
 
 
 def batch(inputs: Sequence[Input] = INPUTS, sizes: Sequence[int] = (3, 1, 2)) -> ModelInputs:

@@ -92,7 +92,7 @@ def queued(
 ) -> QueuedRequest:
     """The same as a batcher takes it."""
     model = model or sums_model()
-    ranking = NO_POLICIES.rankers(model.manifest.traits).wanted
+    ranking = NO_POLICIES.policies_for(model.manifest.traits).default_options
     return QueuedRequest(model, request(user, candidates), ranking)
 
 
@@ -105,7 +105,7 @@ def chunk_of(
 ) -> Chunk:
     """Rows `start` to `stop` of a request; all of them by default."""
     model = model or sums_model()
-    ranking = NO_POLICIES.rankers(model.manifest.traits).wanted
+    ranking = NO_POLICIES.policies_for(model.manifest.traits).default_options
     owner = QueuedRequest(model, features, ranking)
     return Chunk(owner, features, start, features.rows if stop is None else stop)
 

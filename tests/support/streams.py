@@ -54,10 +54,10 @@ class CpuStream:
 
         return Graph(replay, output)
 
-    def pass_through(self, way: Transfer) -> tuple[float, float]:
-        way.received.copy_(way.sent)
-        way.replay()
-        way.result.copy_(way.output)
+    def run(self, transfer: Transfer) -> tuple[float, float]:
+        transfer.received.copy_(transfer.sent)
+        transfer.replay()
+        transfer.result.copy_(transfer.output)
         return 0.001, 0.002
 
     def is_usable(self) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, strategies as st
 
-from app.ranking.calibration import UNCALIBRATED, Isotonic, Platt, Scale
+from app.ranking.calibration import NO_CALIBRATION, Isotonic, Platt, Scale
 from app.tuning import calibrate as module
 from app.tuning.calibrate import (
     FitFailed,
@@ -37,7 +37,7 @@ def parts(distort, seed=0):
 
 def calibrated(parts, task, kind, method):
     fit, held_out = parts
-    return calibrate(fit, held_out, task, kind, UNCALIBRATED, method)
+    return calibrate(fit, held_out, task, kind, NO_CALIBRATION, method)
 
 
 def overconfident(p):
@@ -82,7 +82,7 @@ def test_too_few_or_equal_outcomes_are_not_fitted():
         calibrated(parts(overconfident), "like", "binary", None)
     fit, held_out = worlds.log(10).split(0.3)
     with pytest.raises(FitFailed, match="at least 100 are needed"):
-        calibrate(fit, held_out, "click", "binary", UNCALIBRATED, None)
+        calibrate(fit, held_out, "click", "binary", NO_CALIBRATION, None)
 
 
 def test_metrics_equal_their_definitions():

@@ -58,7 +58,7 @@ def changed(path) -> list[tuple[str, str]]:
 
 def test_weights_change_in_place_and_everything_else_is_kept(path):
     file = PolicyEditor(path)
-    file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
+    file.set_policy(file.policies_for(MODEL).default.policy.reweighted({"like": 0.7}))
     file.write(MODEL)
     assert changed(path) == [
         (
@@ -70,7 +70,7 @@ def test_weights_change_in_place_and_everything_else_is_kept(path):
 
 def test_weights_in_a_table_of_their_own_change_in_place(path):
     file = PolicyEditor(path)
-    file.set_policy(file.rankers(MODEL).by_name["next"].policy.reweighted({"like": 1.25}))
+    file.set_policy(file.policies_for(MODEL).by_name["next"].policy.reweighted({"like": 1.25}))
     file.write(MODEL)
     assert changed(path) == [("like = 2.0  # a guess", "like = 1.25  # a guess")]
 
@@ -110,13 +110,13 @@ def test_a_missing_file_is_created(tmp_path, policy):
     file.set_calibration("feed", "click", PLATT)
     file.write(MODEL)
     read = PolicySet.parse((tmp_path / "new.toml").read_bytes())
-    assert read.rankers(MODEL).by_name["mine"].policy.model_dump() == policy.model_dump()
+    assert read.policies_for(MODEL).by_name["mine"].policy.model_dump() == policy.model_dump()
     assert list(tmp_path.iterdir()) == [tmp_path / "new.toml"]
 
 
 def test_a_different_policy_of_the_same_name_is_not_overwritten(path):
     file = PolicyEditor(path)
-    home = file.rankers(MODEL).default.policy
+    home = file.policies_for(MODEL).default.policy
     with pytest.raises(
         TuningError, match='policy "next" exists and differs in more than its weights'
     ):
@@ -125,7 +125,7 @@ def test_a_different_policy_of_the_same_name_is_not_overwritten(path):
 
 def test_a_policy_under_a_new_name_is_added(path):
     file = PolicyEditor(path)
-    home = file.rankers(MODEL).default.policy
+    home = file.policies_for(MODEL).default.policy
     file.set_policy(home.reweighted({"like": 2.0}).model_copy(update={"name": "home-2"}))
     file.write(MODEL)
     read = PolicySet.parse(path.read_bytes())
@@ -136,7 +136,7 @@ def test_a_policy_under_a_new_name_is_added(path):
 
 def test_a_file_that_a_server_would_refuse_is_not_written(path):
     file = PolicyEditor(path)
-    file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 5.0}))
+    file.set_policy(file.policies_for(MODEL).default.policy.reweighted({"like": 5.0}))
     with pytest.raises(PoliciesInvalid, match="outside its bounds"):
         file.write(MODEL)
     assert path.read_text() == WRITTEN
@@ -187,13 +187,13 @@ def test_permissions_are_kept_and_a_link_is_followed(path):
 def test_a_file_with_a_mistake_is_refused(tmp_path, content, rule):
     (tmp_path / "policies.toml").write_text(content)
     with pytest.raises(TuningError, match=rule):
-        PolicyEditor(tmp_path / "policies.toml").rankers(MODEL)
+        PolicyEditor(tmp_path / "policies.toml").policies_for(MODEL)
 
 
 def test_a_file_with_a_byte_order_mark_is_changed_like_any_other(path):
     path.write_text(WRITTEN, encoding="utf-8-sig")
     file = PolicyEditor(path)
-    file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
+    file.set_policy(file.policies_for(MODEL).default.policy.reweighted({"like": 0.7}))
     file.write(MODEL)
     assert path.read_text() == "\ufeff" + WRITTEN.replace("like = 0.5", "like = 0.7")
 
@@ -207,7 +207,7 @@ def test_a_fifo_is_refused_and_does_not_block(tmp_path):
 def test_changes_is_a_unified_diff(path):
     file = PolicyEditor(path)
     assert file.changes() == ""
-    file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
+    file.set_policy(file.policies_for(MODEL).default.policy.reweighted({"like": 0.7}))
     signs = [line for line in file.changes().splitlines() if line[0] in "+-"]
     assert signs[2:] == [
         "-weights = { click = 1.0, like = 0.5 }  # as of March",
@@ -219,7 +219,7 @@ def test_a_byte_order_mark_is_kept(path):
     path.write_text("\ufeff" + WRITTEN)
     file = PolicyEditor(path)
     assert file.changes() == ""
-    file.set_policy(file.rankers(MODEL).default.policy.reweighted({"like": 0.7}))
+    file.set_policy(file.policies_for(MODEL).default.policy.reweighted({"like": 0.7}))
     file.write(MODEL)
     text = path.read_text()
     assert text.count("\ufeff") == 1

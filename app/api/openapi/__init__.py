@@ -1,1 +1,1 @@
-"""The OpenAPI document: everything that only describes."""
+"""The OpenAPI document: descriptions only, no behaviour."""

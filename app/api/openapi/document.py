@@ -1,7 +1,7 @@
 """The OpenAPI document: FastAPI's routes, and the scoring routes in front of them.
 
-Its schemas and examples are those of the active models. Making it takes 0.1 s, so a thread does it,
-once for each change of the models.
+Its schemas and examples are those of the active models. It takes 0.1 s to write, so a thread writes
+it, once for each change of the models.
 """
 
 import asyncio
@@ -27,18 +27,18 @@ _SCHEME = {
 
 def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
     """Make `app` publish the document of the whole API instead of its own routes only."""
-    made: dict[object, bytes] = {}
+    cache: dict[object, bytes] = {}
 
     async def publish() -> Response:
         models = registry.models()
         manifests = [model.manifest for model in models]
-        made_of = tuple((each.name, each.version, each.created) for each in manifests)
-        state = (made_of, keys.are_needed)
-        content = made.get(state)
+        versions = tuple((each.name, each.version, each.created) for each in manifests)
+        state = (versions, keys.are_required)
+        content = cache.get(state)
         if content is None:
-            content = await asyncio.to_thread(_document, app, models, needs_key=keys.are_needed)
-            made.clear()
-            made[state] = content
+            content = await asyncio.to_thread(_document, app, models, needs_key=keys.are_required)
+            cache.clear()
+            cache[state] = content
         return Response(content, media_type="application/json")
 
     path = app.openapi_url
@@ -76,12 +76,12 @@ def _complete(path: str, operation: dict[str, Any], models: Sequence[Model]) -> 
     """Complete one of FastAPI's operations: examples, errors and headers."""
     for parameter in operation.get("parameters", []):
         parameter.update(example_parameter(parameter["name"], models))
-    answers = operation["responses"]
-    answers.pop("422", None)  # parameters are strings, so FastAPI never refuses one
-    for status, answer in (v2.errors() if path.startswith("/v2") else problems()).items():
-        answers.setdefault(str(status), answer)
-    for answer in answers.values():
-        answer["headers"] = REQUEST_ID | answer.get("headers", {})
+    responses = operation["responses"]
+    responses.pop("422", None)  # parameters are strings, so FastAPI never refuses one
+    for status, response in (v2.errors() if path.startswith("/v2") else problems()).items():
+        responses.setdefault(str(status), response)
+    for response in responses.values():
+        response["headers"] = REQUEST_ID | response.get("headers", {})
 
 
 def _without_fastapi_errors(schemas: dict[str, Any]) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from pydantic.json_schema import models_json_schema
 from app.api.examples import example_request
 from app.api.openapi.request_schema import request_schema
 from app.api.openapi.responses import (
-    ANSWER_HEADERS,
     REQUEST_HEADERS,
     REQUEST_ID,
+    RESPONSE_HEADERS,
     SCHEMA,
     path_parameters,
     problems,
     scoring_errors,
 )
-from app.api.openapi.schemas import Problem, ScoreAnswer, ScoreRequest
+from app.api.openapi.schemas import Problem, ScoreRequest, ScoreResponse
 from app.artifacts.loader import Model
 from app.protocol.native import ROUTES
 
@@ -24,7 +24,7 @@ from app.protocol.native import ROUTES
 def schemas(models: Sequence[Model]) -> dict[str, Any]:
     """Return the schemas of the native documents, with one request schema per active model."""
     _, made = models_json_schema(
-        [(ScoreRequest, "validation"), (ScoreAnswer, "serialization"), (Problem, "validation")],
+        [(ScoreRequest, "validation"), (ScoreResponse, "serialization"), (Problem, "validation")],
         ref_template=SCHEMA,
     )
     definitions: dict[str, Any] = made["$defs"]
@@ -52,12 +52,12 @@ def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
             "responses": {
                 "200": {
                     "description": "Scores, rank scores and the ranking",
-                    "headers": {**REQUEST_ID, **ANSWER_HEADERS},
-                    "content": {"application/json": {"schema": _any_of(["ScoreAnswer"])}},
+                    "headers": {**REQUEST_ID, **RESPONSE_HEADERS},
+                    "content": {"application/json": {"schema": _any_of(["ScoreResponse"])}},
                 },
                 **{
-                    str(status): answer
-                    for status, answer in problems(*scoring_errors(path)).items()
+                    str(status): response
+                    for status, response in problems(*scoring_errors(path)).items()
                 },
             },
         }

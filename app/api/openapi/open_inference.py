@@ -6,11 +6,11 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from app.api.examples import example_request
-from app.api.openapi.open_inference_schemas import InferAnswer, InferRequest
+from app.api.openapi.open_inference_schemas import InferRequest, InferResponse
 from app.api.openapi.responses import (
-    ANSWER_HEADERS,
     REQUEST_HEADERS,
     REQUEST_ID,
+    RESPONSE_HEADERS,
     SCHEMA,
     path_parameters,
     problems,
@@ -36,16 +36,16 @@ _LENGTH = {
 
 def errors(*kinds: type[GatehouseError]) -> dict[int | str, dict[str, Any]]:
     """Describe the responses to some errors in the V2 form; see `responses.problems`."""
-    answers = problems(*kinds)
-    for answer in answers.values():
-        answer["content"] = {"application/json": {"schema": _ERROR}}
-    return answers
+    responses = problems(*kinds)
+    for response in responses.values():
+        response["content"] = {"application/json": {"schema": _ERROR}}
+    return responses
 
 
 def schemas() -> dict[str, Any]:
     """Return the schemas of the infer calls' documents."""
     _, made = models_json_schema(
-        [(InferRequest, "validation"), (InferAnswer, "serialization")], ref_template=SCHEMA
+        [(InferRequest, "validation"), (InferResponse, "serialization")], ref_template=SCHEMA
     )
     definitions: dict[str, Any] = made["$defs"]
     return definitions
@@ -57,7 +57,7 @@ def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
     # A JSON document, then binary tensors; the header gives the length of the document.
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     request = {"schema": {"$ref": SCHEMA.format(model="InferRequest")}, "examples": examples}
-    response = {"schema": {"$ref": SCHEMA.format(model="InferAnswer")}}
+    response = {"schema": {"$ref": SCHEMA.format(model="InferResponse")}}
     length = HEADER_LENGTH.decode()
     length_header = {"in": "header", "name": length, **_LENGTH}
     return {
@@ -70,10 +70,13 @@ def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
             "responses": {
                 "200": {
                     "description": "Outputs; the data of binary ones follows the JSON document",
-                    "headers": {**REQUEST_ID, **ANSWER_HEADERS, length: _LENGTH},
+                    "headers": {**REQUEST_ID, **RESPONSE_HEADERS, length: _LENGTH},
                     "content": {"application/json": response, **binary},
                 },
-                **{str(status): answer for status, answer in errors(*scoring_errors(path)).items()},
+                **{
+                    str(status): response
+                    for status, response in errors(*scoring_errors(path)).items()
+                },
             },
         }
         for path, summary in ROUTES.items()

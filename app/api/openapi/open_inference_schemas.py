@@ -168,7 +168,7 @@ class ResponseOutput(BaseModel):
     data: list[float] | None = None
 
 
-class InferAnswer(BaseModel):
+class InferResponse(BaseModel):
     """The requested outputs, or all."""
 
     model_config = ConfigDict(protected_namespaces=())

@@ -28,7 +28,7 @@ from app.scoring.request_headers import PRIORITIES
 SCHEMA = "#/components/schemas/{model}"
 REQUEST_ID = {
     "x-request-id": {
-        "description": "Request id: the caller's, or a generated one. The server's log has it too.",
+        "description": "Request id: the client's, or a generated one. The server's log has it too.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=-]{1,128}$"},
     }
 }
@@ -54,7 +54,7 @@ REQUEST_HEADERS: Sequence[Mapping[str, Any]] = (
     },
 )
 """Headers of scoring requests."""
-ANSWER_HEADERS: Mapping[str, Any] = {
+RESPONSE_HEADERS: Mapping[str, Any] = {
     "server-timing": {
         "description": "Duration of each stage, in milliseconds.",
         "schema": {"type": "string"},
@@ -104,12 +104,12 @@ def example_parameter(name: str, models: Sequence[Model]) -> dict[str, Any]:
 
 def problems(*errors: type[GatehouseError]) -> dict[int | str, dict[str, Any]]:
     """Describe the responses to some errors, with an example each; a 500 is always possible."""
-    answers: dict[int | str, dict[str, Any]] = {}
+    responses: dict[int | str, dict[str, Any]] = {}
     for status, same in _by_status([*errors, InternalError]).items():
         headers: dict[str, Any] = dict(REQUEST_ID)
         for error in same:
             headers |= _HEADERS.get(error, {})
-        answers[int(status)] = {
+        responses[int(status)] = {
             "description": "; ".join(error.title for error in same),
             "headers": headers,
             "content": {
@@ -119,11 +119,11 @@ def problems(*errors: type[GatehouseError]) -> dict[int | str, dict[str, Any]]:
                 }
             },
         }
-    return answers
+    return responses
 
 
 def scoring_errors(path: str) -> list[type[GatehouseError]]:
-    """Return the errors that a scoring call on this path may end in."""
+    """Return the errors that a scoring call on this path may return."""
     never = {MethodNotAllowed, NotSupported, PathNotFound}
     if "{version}" not in path:
         never.add(VersionNotFound)

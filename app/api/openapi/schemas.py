@@ -97,7 +97,7 @@ class Explanation(BaseModel):
     candidates: list[ExplainedCandidate]
 
 
-class ScoreAnswer(BaseModel):
+class ScoreResponse(BaseModel):
     """Scores in the candidates' order, and the ranking, best first."""
 
     model: str

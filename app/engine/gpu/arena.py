@@ -1,7 +1,7 @@
 """The arena: every input of a batch in one aligned buffer, so that one copy moves all of them.
 
-A layout says where each feature's rows lie for a bucket. The same layout over page-locked memory
-is what parts are collated into, and over device memory what the model reads.
+A layout gives the place of each feature's rows for a bucket. It is used twice: over page-locked
+host memory, where chunks are collated, and over device memory, which the model reads.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True)
 class DeviceInputs:
-    """What a model takes, as views of one buffer: `R` user rows, `B` candidate rows."""
+    """The inputs of a model as views of one buffer: `R` user rows, `B` candidate rows."""
 
     user: dict[str, Tensor]
     candidate: dict[str, Tensor]
@@ -81,17 +81,17 @@ class Layout:
 
 
 class Arena:
-    """The side of a bucket's inputs that parts are collated into."""
+    """A bucket's inputs in host memory, where chunks are collated."""
 
     def __init__(self, description: Description, inputs: DeviceInputs) -> None:
-        """Write into `inputs`, which lie in memory of the host."""
+        """Write into `inputs`, which are in host memory."""
         self._padding = {each.name: padding(each) for each in description.inputs}
         self._user = {name: tensor.numpy() for name, tensor in inputs.user.items()}
         self._candidate = {name: tensor.numpy() for name, tensor in inputs.candidate.items()}
         self._row_to_request: npt.NDArray[np.int64] = inputs.row_to_request.numpy()
 
     def fill(self, chunks: Sequence[Chunk]) -> int:
-        """Collate chunks, no more than there is room for, pad the rest, and return the rows.
+        """Collate chunks that fit the bucket, pad the rest, and return how many rows they have.
 
         A padding row is a candidate of the first request whose ids are unknown and whose numbers
         are zero, which is harmless for any model.
@@ -120,7 +120,7 @@ class Arena:
 
 
 def padding(feature: Input) -> float:
-    """Return the value that padding rows have of a feature: every model accepts it."""
+    """Return a feature's value in padding rows; every model accepts it."""
     if isinstance(feature, DenseInput):
         return 0.0
     if isinstance(feature, IdInput):

@@ -1,9 +1,9 @@
 """Buckets: the few shapes that a GPU lane pads its batches to.
 
-A CUDA graph replays one shape and no other. A shape is (B rows, R requests): B doubles from 32 up
-to the batch limit, and of requests there are few, B/32, as where callers send hundreds of
-candidates each, or many, B, as where they send one. Padding rows cost little: below a few hundred
-rows a GPU takes as long for one as for all.
+A CUDA graph replays a single shape. A shape is (B rows, R requests). B doubles from 32 up to the
+batch limit. R is either few, B/32, for requests of many candidates, or many, B, for requests of one
+candidate. Padding rows cost little: up to a few hundred rows, a batch takes a GPU as long as one
+row.
 """
 
 from bisect import bisect_left
@@ -16,7 +16,7 @@ _ROWS_A_REQUEST = 32
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Room for `rows` candidates of `requests` requests."""
+    """A shape with room for `rows` candidates of `requests` requests."""
 
     rows: int
     requests: int
@@ -36,11 +36,11 @@ class Buckets:
     def __iter__(self) -> Iterator[Bucket]:
         for rows in reversed(self.rows):
             yield Bucket(rows, rows)
-            if (few := _few(rows)) < rows:
+            if (few := _few_requests(rows)) < rows:
                 yield Bucket(rows, few)
 
     def fit(self, rows: int, requests: int) -> Bucket | None:
-        """Return the smallest bucket with room for a batch; None where it is over the limit.
+        """Return the smallest bucket with room for a batch; None if the batch is over the limit.
 
         A batch has no more requests than rows.
         """
@@ -48,8 +48,8 @@ class Buckets:
         if found == len(self.rows):
             return None
         room = self.rows[found]
-        return Bucket(room, _few(room) if requests <= _few(room) else room)
+        return Bucket(room, _few_requests(room) if requests <= _few_requests(room) else room)
 
 
-def _few(rows: int) -> int:
+def _few_requests(rows: int) -> int:
     return -(-rows // _ROWS_A_REQUEST)

@@ -1,4 +1,4 @@
-"""The stream of a GPU lane: the only calls of CUDA in the service, but for loading a model."""
+"""The CUDA stream of a GPU lane. Apart from loading a model, only this module calls CUDA."""
 
 import gc
 import threading
@@ -10,17 +10,19 @@ from torch import Tensor
 
 from app.engine.gpu.graphs import Graph, Transfer
 
-_WARM_UP_RUNS = 3  # libraries choose algorithms and take workspaces, which a capture must not
+_WARM_UP_RUNS = (
+    3  # libraries choose algorithms and allocate workspaces, which a capture must not do
+)
 
 _capturing = threading.Lock()
-"""One capture at a time: it is short, and what a capture shares with others need not be known."""
+"""One capture at a time: captures are short, so there is no need to know what they share."""
 
 
 class CudaStream:
     """A stream of its own for each lane, so that one batch's copies overlap another's compute.
 
-    Nothing here waits for the whole device: that would end a capture that is under way on another
-    lane, whatever its error mode. See "CUDA Graphs" in the CUDA programming guide and in PyTorch's
+    Nothing here waits for the whole device: that would break a capture in progress on another lane,
+    whatever its error mode. See "CUDA Graphs" in the CUDA programming guide and in PyTorch's
     notes on CUDA semantics.
     """
 
@@ -41,21 +43,21 @@ class CudaStream:
             yield
 
     def host_bytes(self, size: int) -> Tensor:
-        """Return page-locked memory, uint8 `[size]`: what a copy needs in order not to wait."""
+        """Return page-locked memory, uint8 `[size]`: copies from and to it do not block."""
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def device_bytes(self, size: int) -> Tensor:
-        """Return memory of the device, uint8 `[size]`."""
+        """Return device memory, uint8 `[size]`."""
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def pool(self) -> object:
-        """Return a pool for graphs of one stream, which are never replayed at the same time."""
+        """Return a memory pool for graphs of this stream, which are never replayed together."""
         return torch.cuda.graph_pool_handle()
 
     def capture(self, work: Callable[[], Tensor], pool: object) -> Graph:
-        """Return `work` as a CUDA graph; its errors are this thread's alone (`thread_local`).
+        """Return `work` as a CUDA graph; only this thread's errors break it (`thread_local`).
 
-        Not by `torch.cuda.graph`, which waits for the whole device and collects garbage first.
+        `torch.cuda.graph` is not used: it waits for the whole device and collects garbage first.
         """
         with _capturing, _no_collection():
             for _ in range(_WARM_UP_RUNS):
@@ -66,21 +68,21 @@ class CudaStream:
             try:
                 output = work()
             except BaseException:
-                with suppress(RuntimeError):  # the capture that failed says so once more
+                with suppress(RuntimeError):  # ending a failed capture raises the same error again
                     graph.capture_end()
                 raise
             graph.capture_end()
         return Graph(graph.replay, output)
 
-    def pass_through(self, way: Transfer) -> tuple[float, float]:
+    def run(self, transfer: Transfer) -> tuple[float, float]:
         """Copy in, replay, copy out, and wait; return how long (s) the two copies took."""
         began, copied_in, computed, copied_out = self._marks
         began.record(self._stream)
-        way.received.copy_(way.sent, non_blocking=True)
+        transfer.received.copy_(transfer.sent, non_blocking=True)
         copied_in.record(self._stream)
-        way.replay()
+        transfer.replay()
         computed.record(self._stream)
-        way.result.copy_(way.output, non_blocking=True)
+        transfer.result.copy_(transfer.output, non_blocking=True)
         copied_out.record(self._stream)
         copied_out.synchronize()
         return began.elapsed_time(copied_in) / 1e3, computed.elapsed_time(copied_out) / 1e3
@@ -100,7 +102,7 @@ class CudaStream:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Let no garbage collection free memory of the device in the middle of a capture."""
+    """Prevent garbage collection, which could free device memory during a capture."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -111,7 +113,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def memory_bytes(device: torch.device) -> dict[str, Callable[[], float]]:
-    """Return readers of the device's memory (bytes) that tensors take, and that torch holds."""
+    """Return functions that read the device memory (bytes) of tensors, and of torch in total."""
     return {
         "allocated": lambda: torch.cuda.memory_allocated(device),
         "reserved": lambda: torch.cuda.memory_reserved(device),

@@ -1,12 +1,12 @@
-"""Batches on a stream of a GPU: a replayed graph where there is one, the model itself elsewhere.
+"""Run batches on a GPU stream: replay a CUDA graph if there is one, else call the model.
 
-A model of many small operators keeps a GPU waiting for the host that launches them. A CUDA graph
+If a model has many small operators, the GPU waits for the host to launch them. A CUDA graph
 launches all of them at once, for one shape (`buckets.py`) and at fixed addresses (`arena.py`). It
-is captured the first time that a batch of its shape comes, which is during warm-up, and is used
-only if it gives what the model gave for that batch. A model that cannot be captured, as where it
-looks at a value on the host, runs as it is; that is said once, and counted.
+is captured when the first batch of its shape runs, which is during warm-up. It is used only if its
+scores match the model's scores for that batch. A model that cannot be captured, for example because
+it reads a value on the host, runs without graphs; this is logged once and counted.
 
-This module calls nothing of CUDA itself: that is `Stream`'s, whose real one is in `cuda.py`.
+This module does not call CUDA itself. `Stream` does; `cuda.py` has the real one.
 """
 
 import logging
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from app.artifacts.golden import device_name
 from app.artifacts.loader import Model
-from app.artifacts.program import cause, scores
+from app.artifacts.program import error_summary, scores
 from app.engine.batch import Chunk
 from app.engine.gpu.arena import Arena, Layout
 from app.engine.gpu.buckets import Bucket, Buckets
@@ -43,30 +43,30 @@ class Stream(Protocol):
         """Make the stream the current one of this thread."""
 
     def host_bytes(self, size: int) -> Tensor:
-        """Return memory of the host that the device copies from and to, uint8 `[size]`."""
+        """Return host memory that the device copies from and to, uint8 `[size]`."""
 
     def device_bytes(self, size: int) -> Tensor:
-        """Return memory of the device, uint8 `[size]`."""
+        """Return device memory, uint8 `[size]`."""
 
     def capture(self, work: Callable[[], Tensor], pool: object) -> "Graph":
-        """Return `work`, made ready to be launched at once.
+        """Return `work` as a graph that is launched at once.
 
         Args:
             work: what is captured; called several times.
-            pool: where the graphs of one model on one stream keep what they compute with.
+            pool: memory that the graphs of one model on one stream share.
 
         Raises:
             Exception: it cannot be captured.
         """
 
     def pool(self) -> object:
-        """Return a place for graphs that are never replayed at the same time."""
+        """Return a memory pool for graphs that are never replayed at the same time."""
 
-    def pass_through(self, way: "Transfer") -> tuple[float, float]:
+    def run(self, transfer: "Transfer") -> tuple[float, float]:
         """Copy in, replay, copy out, and wait; return how long (s) the two copies took."""
 
     def is_usable(self) -> bool:
-        """Whether the device still computes: after some errors it never will again."""
+        """Whether the device still computes; after some errors it never does again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """The way of a batch: `sent → received`, `replay`, `output → result`."""
+    """The steps of a batch: copy `sent → received`, `replay`, copy `output → result`."""
 
     sent: Tensor
     received: Tensor
@@ -89,8 +89,8 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Captured:
-    """A graph of one bucket, and what leads into it and out of it."""
+class _BucketGraph:
+    """The graph of one bucket, and the host side of its inputs."""
 
     arena: Arena
     size: int  # bytes of inputs
@@ -99,33 +99,33 @@ class _Captured:
 
 @dataclass(slots=True, weakref_slot=True)
 class _ModelGraphs:
-    """What a lane keeps for a model, as long as the model lives."""
+    """The graphs and buffers of a model on one lane; kept as long as the model lives."""
 
     sent: Tensor  # inputs of the largest bucket, on the host
     received: Tensor  # the same on the device; every graph of the model reads from here
     result: Tensor  # [largest B, K] float32, on the host
     pool: object
-    captured: dict[Bucket, _Captured] = field(default_factory=dict)
+    captured: dict[Bucket, _BucketGraph] = field(default_factory=dict)
     is_capturable: bool = True
 
 
 class Fallbacks:
-    """Says once of each model, whatever the number of lanes, that it runs without graphs."""
+    """Reports models that run without graphs: once each, whatever the number of lanes."""
 
     def __init__(self, metrics: Metrics) -> None:
-        """Count in `metrics`. Any thread may tell."""
+        """Count in `metrics`. Any thread may call `report`."""
         self._metrics = metrics
-        self._told: WeakSet[Model] = WeakSet()
+        self._reported: WeakSet[Model] = WeakSet()
         self._lock = threading.Lock()
 
-    def tell(self, model: Model, error: Exception) -> None:
-        """Log and count, unless this model has been told of."""
+    def report(self, model: Model, error: Exception) -> None:
+        """Log and count a model, unless that was done before."""
         with self._lock:
-            if model in self._told:
+            if model in self._reported:
                 return
-            self._told.add(model)
+            self._reported.add(model)
         self._metrics.graph_fallback(model.manifest.name)
-        logger.warning("model %s runs without CUDA graphs: %s", model, cause(error))
+        logger.warning("model %s runs without CUDA graphs: %s", model, error_summary(error))
 
 
 class GraphExecutor:
@@ -136,7 +136,7 @@ class GraphExecutor:
         self._stream = stream
         self._buckets = Buckets(max_batch_rows)
         self._fallbacks = fallbacks
-        self._workplaces: WeakKeyDictionary[Model, _ModelGraphs] = WeakKeyDictionary()
+        self._graphs: WeakKeyDictionary[Model, _ModelGraphs] = WeakKeyDictionary()
         self._is_lost = False
 
     def __call__(self, model: Model, chunks: Sequence[Chunk]) -> BatchResult:
@@ -145,39 +145,39 @@ class GraphExecutor:
             return BatchResult(RuntimeError("the device is lost"), is_fatal=True)
         try:
             with self._stream.scope():
-                outcome = self._run(model, chunks)
+                result = self._run(model, chunks)
         except Exception as error:  # noqa: BLE001  (it fails the batch, not the lane)
-            outcome = BatchResult(error)
-        if isinstance(outcome.scores, Exception) and not self._stream.is_usable():
+            result = BatchResult(error)
+        if isinstance(result.scores, Exception) and not self._stream.is_usable():
             self._is_lost = True
-            return BatchResult(outcome.scores, is_fatal=True)
-        return outcome
+            return BatchResult(result.scores, is_fatal=True)
+        return result
 
     def _run(self, model: Model, chunks: Sequence[Chunk]) -> BatchResult:
         rows = sum(chunk.stop - chunk.start for chunk in chunks)
         bucket = self._buckets.fit(rows, len(chunks))
-        workplace = self._workplaces.get(model)
-        if workplace is None:
-            workplace = self._workplaces[model] = self._workplace(model)
-        if bucket in workplace.captured:
-            return self._replay(model, chunks, workplace, workplace.captured[bucket])
-        outcome = run(model, chunks)
-        if bucket and workplace.is_capturable and not isinstance(outcome.scores, Exception):
+        graphs = self._graphs.get(model)
+        if graphs is None:
+            graphs = self._graphs[model] = self._new_graphs(model)
+        if bucket in graphs.captured:
+            return self._replay(model, chunks, graphs, graphs.captured[bucket])
+        result = run(model, chunks)
+        if bucket and graphs.is_capturable and not isinstance(result.scores, Exception):
             try:
-                captured = self._capture(model, workplace, bucket)
-                replayed = self._replay(model, chunks, workplace, captured)
-                _check_equal(model, replayed.scores, outcome.scores)
+                captured = self._capture(model, graphs, bucket)
+                replayed = self._replay(model, chunks, graphs, captured)
+                _check_equal(model, replayed.scores, result.scores)
             except Exception as error:  # noqa: BLE001  (the batch has its scores)
-                workplace.is_capturable = False
-                workplace.captured.clear()
-                self._fallbacks.tell(model, error)
+                graphs.is_capturable = False
+                graphs.captured.clear()
+                self._fallbacks.report(model, error)
                 if not self._stream.is_usable():
                     return BatchResult(error)
             else:
-                workplace.captured[bucket] = captured
-        return outcome
+                graphs.captured[bucket] = captured
+        return result
 
-    def _workplace(self, model: Model) -> _ModelGraphs:
+    def _new_graphs(self, model: Model) -> _ModelGraphs:
         largest = next(iter(self._buckets))
         size = Layout(model.manifest, largest).size
         tasks = len(model.manifest.tasks)
@@ -189,36 +189,36 @@ class GraphExecutor:
             pool=self._stream.pool(),
         )
 
-    def _capture(self, model: Model, workplace: _ModelGraphs, bucket: Bucket) -> _Captured:
+    def _capture(self, model: Model, graphs: _ModelGraphs, bucket: Bucket) -> _BucketGraph:
         layout = Layout(model.manifest, bucket)
-        arena = Arena(model.manifest, layout.over(workplace.sent))
-        inputs = layout.over(workplace.received)
-        # Captured as a whole batch of padding: addresses are in a graph, values are not.
+        arena = Arena(model.manifest, layout.over(graphs.sent))
+        inputs = layout.over(graphs.received)
+        # Captured with a batch of padding: a graph contains addresses, not values.
         arena.fill_with_padding()
-        workplace.received.copy_(workplace.sent)
-        program = model.program  # not the model: what is kept for it must not keep it
+        graphs.received.copy_(graphs.sent)
+        program = model.program  # not the model: its graphs must not keep it alive
         graph = self._stream.capture(
             lambda: program.outputs(inputs.user, inputs.candidate, inputs.row_to_request),
-            workplace.pool,
+            graphs.pool,
         )
-        return _Captured(arena, layout.size, graph)
+        return _BucketGraph(arena, layout.size, graph)
 
     def _replay(
-        self, model: Model, chunks: Sequence[Chunk], workplace: _ModelGraphs, captured: _Captured
+        self, model: Model, chunks: Sequence[Chunk], graphs: _ModelGraphs, captured: _BucketGraph
     ) -> BatchResult:
         began = time.perf_counter()
         rows = captured.arena.fill(chunks)
         collated = time.perf_counter()
         size, graph = captured.size, captured.graph
-        way = Transfer(
-            sent=workplace.sent[:size],
-            received=workplace.received[:size],
+        transfer = Transfer(
+            sent=graphs.sent[:size],
+            received=graphs.received[:size],
             replay=graph.replay,
             output=graph.output[:rows],
-            result=workplace.result[:rows],
+            result=graphs.result[:rows],
         )
-        copy_in_s, copy_out_s = self._stream.pass_through(way)
-        result = scores(way.result.numpy(), model.manifest.tasks)
+        copy_in_s, copy_out_s = self._stream.run(transfer)
+        result = scores(transfer.result.numpy(), model.manifest.tasks)
         compute_s = time.perf_counter() - collated - copy_in_s - copy_out_s
         finite = bool(np.isfinite(result).all())
         timing = BatchTiming(collated - began, compute_s, 0.0, copy_in_s, copy_out_s)
@@ -228,10 +228,14 @@ class GraphExecutor:
 def _check_equal(
     model: Model, got: npt.NDArray[np.float32] | Exception, want: npt.NDArray[np.float32]
 ) -> None:
-    """Refuse scores of a graph that are not those of the model itself."""
+    """Check that the scores of a graph match those of the model.
+
+    Raises:
+        ValueError: they do not.
+    """
     assert not isinstance(got, Exception)
     tolerance = model.manifest.precision.tolerance[device_name(model.program)]
     error_ratio = np.abs(got - want) / (1 + np.abs(want))  # [B, K]
     is_equal = (got == want) | (np.isnan(got) & np.isnan(want))
     if not (is_equal | (error_ratio <= tolerance)).all():
-        raise ValueError("its graph gave other scores than the model itself")
+        raise ValueError("the scores of its graph differ from the model's own")

@@ -1,4 +1,4 @@
-"""`POST /v2/models/{model}/infer`: score calls as the Open Inference Protocol writes them."""
+"""`POST /v2/models/{model}/infer`: the dialect of the Open Inference Protocol."""
 
 import re
 import time
@@ -29,12 +29,12 @@ _JSON = b"content-type: application/json\r\n"
 
 
 class OpenInference:
-    """Score calls as Triton's clients make them."""
+    """The dialect of Triton's clients."""
 
     path = re.compile(
         r"/v2/models/(?P<model>[^/]+)/(?:versions/(?P<version>[0-9]{1,16})/)?infer",
     )
-    # Clients that send binary tensors say octet-stream or nothing; aiohttp says it of JSON, too.
+    # Clients send binary tensors as octet-stream or without a type; aiohttp sends JSON so, too.
     media_types = frozenset((b"application/json", b"application/octet-stream"))
 
     def route(self, model: str | None, version: str | None) -> str:
@@ -71,7 +71,7 @@ class OpenInference:
         parameters = document.parameters
         return ParsedRequest(
             features,
-            parameters.wanted,
+            parameters.ranking,
             document,
             decoded_at,
             parameters.timeout_s,
@@ -79,7 +79,7 @@ class OpenInference:
         )
 
     def _remember(self, text: bytes, document: "_Document") -> None:
-        """Keep a document whose data is all binary: clients send the same one again and again."""
+        """Keep a document if all its data is binary: clients send the same one again and again."""
         if len(text) > _LONGEST_KNOWN or any(each.span is None for each in document.inputs):
             return
         if len(self._documents) >= _MOST_KNOWN:
@@ -89,17 +89,17 @@ class OpenInference:
 
 @dataclass(slots=True, eq=False)
 class _Document:
-    """The JSON document of a request, checked; writes the response that it asks for.
+    """The checked JSON document of a request; writes the response.
 
     Attributes:
         manifest: of the model.
-        policies: which it was read against.
+        policies: the model's policies when it was read.
         request_id: the request's `id`, which the response repeats.
         parameters: its parameters.
-        outputs: what the response holds.
+        outputs: the outputs of the response.
         inputs: names, shapes and datatypes of its inputs.
         rows: n, the number of candidates.
-        binary_bytes: how many bytes follow it.
+        binary_bytes: how many bytes of binary data follow it.
         response_head: the JSON document of the response, once written, if all outputs are binary.
     """
 
@@ -136,7 +136,7 @@ def _read_document(
     """Parse and check the JSON document of a request; `report` takes every problem.
 
     Raises:
-        MalformedBody, InvalidRequest, PayloadTooLarge: it cannot be read on.
+        MalformedBody, InvalidRequest, PayloadTooLarge: the rest cannot be read.
     """
     manifest = context.model.manifest
     document = decode_document(text, manifest, max_candidates=context.max_candidates)

@@ -35,7 +35,7 @@ class InputHead:
     """An input whose name, datatype and shape fit a feature; its data is not read yet.
 
     Attributes:
-        data: what the JSON document holds.
+        data: the data in the JSON document, if any.
         span: where its bytes start and end after the JSON document, if it is binary.
     """
 
@@ -66,7 +66,7 @@ def read_heads(
         max_candidates: the most candidates that are accepted.
 
     Raises:
-        MalformedBody: `binary_bytes` is not what the inputs say.
+        MalformedBody: `binary_bytes` is not the sum that the inputs state.
         PayloadTooLarge: there are too many candidates.
     """
     if not isinstance(inputs, list):

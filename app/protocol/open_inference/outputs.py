@@ -1,4 +1,4 @@
-"""The `outputs` of an inference request and of its answer: `[n, 1]` of FP32 each."""
+"""The `outputs` of an inference request and of its response: FP32 `[n, 1]` each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,28 +19,28 @@ _MEMBERS = frozenset(("name", "parameters", "datatype", "shape"))
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """An output that was asked for."""
+    """A requested output."""
 
     name: str
     is_binary: bool
 
 
 def output_names(manifest: Manifest) -> tuple[str, ...]:
-    """Return a model's outputs: each task's score, then the rank score. No task has its name."""
+    """Return a model's outputs: each task's score, then the rank score. No task is named so."""
     return (*manifest.task_names, RANK_SCORE)
 
 
 def read_outputs(
     outputs: object, manifest: Manifest, report: ValidationReport, *, is_binary: bool
 ) -> Sequence[Output]:
-    """Return what is wanted, all outputs where nothing is said; problems join the report."""
+    """Return the requested outputs, by default all; problems go into the report."""
     names = output_names(manifest)
     if outputs is None or outputs == []:
         return [Output(name, is_binary) for name in names]
     if not isinstance(outputs, list):
         report.add("/outputs", "must be a list of outputs")
         return []
-    wanted: dict[str, Output] = {}
+    requested: dict[str, Output] = {}
     for place, output in enumerate(outputs):
         if report.full:
             break
@@ -50,10 +50,10 @@ def read_outputs(
             nearest = report.suggest(name, names) if isinstance(name, str) else ""
             report.add(f"{pointer}/name", f"unknown output{nearest} (known: {listing(names)})")
             continue
-        if name in wanted:
+        if name in requested:
             report.add(pointer, f"duplicate output {name}")
-        wanted[name] = Output(name, _is_binary(output, pointer, report, is_binary))
-    return list(wanted.values())
+        requested[name] = Output(name, _is_binary(output, pointer, report, is_binary))
+    return list(requested.values())
 
 
 def _is_binary(

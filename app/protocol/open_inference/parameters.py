@@ -19,7 +19,7 @@ _EXTENSIONS = {
     "shared_memory_": "shared memory is not supported",
     "classification": "classification is not supported; the outputs are scores",
 }
-"""Parameters that ask for something this server does not do, by the beginning of their name."""
+"""Parameters of extensions that this server does not implement, by the beginning of their name."""
 
 _IGNORED = frozenset(("content_type", "headers"))
 """Parameters that MLServer's clients put into requests, inputs and outputs. `content_type` names
@@ -32,35 +32,35 @@ _OF_REQUESTS = frozenset(("policy", "priority", "timeout", "binary_data_output",
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What a request's parameters ask for.
+    """A request's parameters.
 
     Attributes:
-        wanted: how to rank the candidates.
+        ranking: how to rank the candidates.
         timeout_s: from the request's arrival, or None if not given.
         priority: None if not given.
         is_binary: whether outputs are binary unless they say otherwise.
     """
 
-    wanted: RankingOptions
+    ranking: RankingOptions
     timeout_s: float | None = None
     priority: Priority | None = None
     is_binary: bool = False
 
 
 def read_parameters(
-    parameters: object, rankers: ModelPolicies, report: ValidationReport
+    parameters: object, policies: ModelPolicies, report: ValidationReport
 ) -> Parameters:
     """Check a request's parameters; every problem goes into the report."""
     if parameters is None:
-        return Parameters(rankers.wanted)
+        return Parameters(policies.default_options)
     refuse_parameters(parameters, "", _OF_REQUESTS, report)
     if not isinstance(parameters, dict):
-        return Parameters(rankers.wanted)
+        return Parameters(policies.default_options)
     is_binary = parameters.get("binary_data_output", False)
     if not isinstance(is_binary, bool):
         report.add("/parameters/binary_data_output", "must be true or false")
     return Parameters(
-        _wanted(parameters, rankers, report),
+        _ranking_options(parameters, policies, report),
         _timeout_s(parameters, report),
         _priority(parameters, report),
         is_binary is True,
@@ -75,7 +75,7 @@ def refuse_parameters(
     Args:
         parameters: that member of a request, an input or an output.
         pointer: of the request, the input or the output.
-        known: the parameters that mean something there; `content_type` is accepted anywhere.
+        known: the parameters that are valid there; `content_type` is accepted anywhere.
         report: takes every problem.
     """
     if parameters is None:
@@ -121,8 +121,8 @@ def _priority(parameters: dict[str, Any], report: ValidationReport) -> Priority 
     return None
 
 
-def _wanted(
-    parameters: dict[str, Any], rankers: ModelPolicies, report: ValidationReport
+def _ranking_options(
+    parameters: dict[str, Any], policies: ModelPolicies, report: ValidationReport
 ) -> RankingOptions:
     """Read `policy` and `weights.<name>` as the native API reads its options."""
     weights = {
@@ -135,10 +135,10 @@ def _wanted(
         report.add("/parameters/policy", "must be a string")
         policy = None
     if not weights and policy is None:
-        return rankers.wanted
+        return policies.default_options
     found = ValidationReport()
-    wanted = read_options({"policy": policy, "weights": weights or None}, rankers, found)
+    options = read_options({"policy": policy, "weights": weights or None}, policies, found)
     for each in found.problems:
         pointer = each.pointer.replace("/ranking/weights/", f"/parameters/{_WEIGHT}")
         report.add(pointer.replace("/ranking/", "/parameters/"), each.detail)
-    return wanted
+    return options

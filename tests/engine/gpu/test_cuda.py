@@ -93,11 +93,11 @@ def test_a_model_that_looks_at_values_on_the_host_falls_back(executor, metrics):
 
 def test_lanes_capture_and_replay_beside_each_other(tiny, metrics):
     model = load(tiny, GPU)
-    told = Fallbacks(metrics)
+    shared = Fallbacks(metrics)
     wrong: list[str] = []
 
     def work(seed: int) -> None:
-        mine = GraphExecutor(CudaStream(GPU), max_batch_rows=LIMIT, fallbacks=told)
+        mine = GraphExecutor(CudaStream(GPU), max_batch_rows=LIMIT, fallbacks=shared)
         random = np.random.default_rng(seed)
         for _ in range(200):
             chunks = golden_chunks(model, random.integers(1, 9, int(random.integers(1, 8))))

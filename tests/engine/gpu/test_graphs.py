@@ -28,7 +28,7 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.requests import GPU_STAGES
 from tests.engine.gpu.test_arena import chunks_of
 from tests.engine.test_lanes import batch_of, chunk
-from tests.support.builders import CPU, model, own_rankers, published
+from tests.support.builders import CPU, model, own_policies, published
 from tests.support.direct import direct_scores
 from tests.support.fakes import POISON, sums_model
 from tests.support.streams import CpuStream
@@ -77,7 +77,7 @@ def scores_of(result: BatchResult) -> npt.NDArray[np.float32]:
 
 def golden_chunks(served: Model, sizes) -> list[Chunk]:
     """Requests of so many candidates, made of the model's golden rows."""
-    ranking = own_rankers(served.manifest).wanted
+    ranking = own_policies(served.manifest).default_options
     golden = served.golden.batch
     requests = int(golden.row_to_request.max()) + 1
     chunks: list[Chunk] = []
@@ -151,11 +151,11 @@ def test_copies_are_timed_separately(executor):
 
 
 def test_model_that_cannot_be_captured_runs_without_graphs_and_is_logged_once(metrics, caplog):
-    told = Fallbacks(metrics)
+    shared = Fallbacks(metrics)
     streams = [CpuStream(), CpuStream()]
     for each in streams:
         each.refusal = RuntimeError("operation not permitted when stream is capturing")
-        executor = GraphExecutor(each, max_batch_rows=LIMIT, fallbacks=told)
+        executor = GraphExecutor(each, max_batch_rows=LIMIT, fallbacks=shared)
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
                 assert scores_of(executor(sums_model(), [chunk(1, [2])])).tolist() == [[3, 2]]
@@ -229,7 +229,7 @@ def test_memory_that_a_lane_keeps_for_a_model_is_freed_with_the_model(tmp_path, 
     served = model(tmp_path)
     for sizes in ([1], [1, 2], [40]):
         executor(served, chunks_of(sizes))
-    kept = weakref.ref(executor._workplaces[served])
+    kept = weakref.ref(executor._graphs[served])
     gone = weakref.ref(served)
     assert stream.captures == 3
     del served
@@ -265,8 +265,8 @@ async def test_every_bucket_has_its_graph_after_warm_up(store, executor):
     )
     await deployment.refresh()
     (served,) = registry.models()
-    workplace = executor._workplaces[served]
-    captured = list(workplace.captured)
+    graphs = executor._graphs[served]
+    captured = list(graphs.captured)
     assert set(captured) == set(Buckets(LIMIT))
     assert captured == sorted(captured, key=lambda bucket: -bucket.rows)
     lane.stop()
@@ -274,12 +274,14 @@ async def test_every_bucket_has_its_graph_after_warm_up(store, executor):
 
 async def test_service_with_graphs_answers_the_same_and_times_its_copies(store, tiny, monkeypatch):
     def lanes(*_, max_batch_rows, metrics, on_lost, **__):
-        loop, told = asyncio.get_running_loop(), Fallbacks(metrics)
+        loop, shared = asyncio.get_running_loop(), Fallbacks(metrics)
         return [
             Lane(
                 f"lane-{i}",
                 loop,
-                executor=GraphExecutor(CpuStream(), max_batch_rows=max_batch_rows, fallbacks=told),
+                executor=GraphExecutor(
+                    CpuStream(), max_batch_rows=max_batch_rows, fallbacks=shared
+                ),
                 on_lost=on_lost,
             )
             for i in range(2)
