@@ -31,7 +31,7 @@ def test_a_fifo_a_device_and_a_folder_are_refused_without_waiting(tmp_path):
             read_small_file(path, max_bytes=5)
 
 
-def test_a_missing_file_says_so(tmp_path):
+def test_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="No such file"):
         read_small_file(tmp_path / "file", max_bytes=5)
 

@@ -24,7 +24,7 @@ def test_every_setting_has_a_default_and_a_line_of_help():
             assert field.description.endswith(f"({unit[1:]})"), name
 
 
-def test_the_environment_sets_what_it_names(monkeypatch):
+def test_environment_variables_set_settings(monkeypatch):
     monkeypatch.setenv("GATEHOUSE_PORT", "9000")
     monkeypatch.setenv("GATEHOUSE_STORE", "/srv/models")
     monkeypatch.setenv("PORT", "1")
@@ -87,7 +87,7 @@ def test_variables_of_a_kubernetes_service_set_nothing_and_are_one_warning(monke
     assert "10.96.0.7" not in warning
 
 
-def test_a_url_as_another_setting_is_no_link(monkeypatch):
+def test_url_as_another_setting_is_not_a_service_link(monkeypatch):
     monkeypatch.setenv("GATEHOUSE_STORE", "tcp://10.96.0.7:80")
     assert Settings().store == Path("tcp://10.96.0.7:80")
     assert variable_warnings({"GATEHOUSE_STORE": "tcp://10.96.0.7:80"}) == []
@@ -187,7 +187,7 @@ def test_every_number_and_choice_has_a_range():
         ({"max_body_bytes": 2048, "max_bodies_bytes": 2047}, "max_body_bytes must not be above"),
     ],
 )
-def test_limits_that_disagree_are_refused(limits, rule):
+def test_limits_that_contradict_each_other_are_refused(limits, rule):
     with pytest.raises(ValidationError, match=rule):
         Settings.model_validate(limits)
     Settings.model_validate(dict.fromkeys(limits, 4096))

@@ -33,7 +33,7 @@ async def test_explanation_has_the_printed_members(client):
         assert candidate["tasks"][task].keys() == share.keys()
 
 
-async def test_the_printed_error_is_the_answer_to_its_mistake(client):
+async def test_printed_error_is_the_response_to_its_mistake(client):
     user = COLUMNS["user"].copy()
     user["age_bukcet"] = user.pop("age_bucket")
     headers = {"x-request-id": PROBLEM["instance"]}

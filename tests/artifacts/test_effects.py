@@ -236,7 +236,7 @@ class InputDictElement(nn.Module):
     ],
     ids=lambda each: type(each).__name__,
 )
-def test_a_write_to_an_input_is_found_and_is_no_reason_to_refuse(module):
+def test_write_to_an_input_is_found_and_accepted(module):
     assert found(module) == Effects(inputs=True)
     assert found(module).problem == ""
 
@@ -295,7 +295,7 @@ class Harmless(nn.Module):
 
 
 @pytest.mark.parametrize("trace", [False, True])
-def test_writes_to_tensors_of_its_own_and_training_branches_are_harmless(trace):
+def test_writes_to_local_tensors_and_training_branches_are_accepted(trace):
     assert found(Harmless(), trace=trace) == Effects()
 
 

@@ -34,7 +34,7 @@ def test_zero_hashes_to_the_first_number_of_split_mix():
     assert hash_integers(np.array([0]), seed=0).tolist() == [0xE220A8397B1DCDAF]
 
 
-def test_ids_spread_evenly_over_their_buckets():
+def test_hashed_ids_spread_evenly_over_their_buckets():
     for encoding, ids in (
         (Hashed(buckets=10), [f"item-{i}" for i in range(10_000)]),
         (Hashed(buckets=10, ids="int64"), list(range(10_000))),
@@ -45,7 +45,7 @@ def test_ids_spread_evenly_over_their_buckets():
         assert counts[1:].max() < 1150
 
 
-def test_another_seed_puts_ids_elsewhere():
+def test_another_seed_gives_other_rows():
     ids = [f"item-{i}" for i in range(1000)]
     one, other = (rows_of(Hashed(buckets=100, seed=seed), ids, {}) for seed in (0, 1))
     assert 0 < np.count_nonzero(one == other) < 40
@@ -60,7 +60,7 @@ def test_an_id_has_the_row_that_it_has_alone(ids, buckets, seed):
     assert [row == NOT_KNOWN for row in alone] == [each == "" for each in ids]
 
 
-def test_no_ids_have_no_rows():
+def test_empty_list_of_ids_gives_no_rows():
     for encoding in (LISTED, Hashed(buckets=3), Hashed(ids="int64", buckets=3)):
         rows = rows_of(encoding, [], {})
         assert rows.shape == (0,)
@@ -86,7 +86,7 @@ def test_an_input_that_does_not_fit_its_encoding_is_refused(encoding, default, m
 
 
 @pytest.mark.parametrize("file", ["../vocabulary.a.jsonl", "vocabulary.a/b.jsonl", "model.ts"])
-def test_a_vocabulary_file_has_a_harmless_name(file):
+def test_vocabulary_file_name_cannot_leave_the_artifact(file):
     with pytest.raises(ValidationError):
         Listed(file=file)
 

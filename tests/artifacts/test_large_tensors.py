@@ -110,7 +110,7 @@ class Types(nn.Module):
 
 @pytest.mark.parametrize("module", [Layers(), Types()], ids=["layers", "types"])
 @pytest.mark.parametrize("freeze", [False, True])
-def test_a_module_computes_what_it_computed(module, freeze):
+def test_split_module_computes_equal_outputs(module, freeze):
     content = saved(module, freeze=freeze)
     want, got = whole(content), loaded(content)
     assert torch.equal(got(X), want(X))
@@ -120,7 +120,7 @@ def test_a_module_computes_what_it_computed(module, freeze):
 
 
 @pytest.mark.parametrize("module", [Layers(), Types()], ids=["layers", "types"])
-def test_parameters_and_buffers_are_what_they_were(module):
+def test_parameters_and_buffers_are_equal_after_loading(module):
     content = saved(module)
     want, got = whole(content), loaded(content)
     for one, other in (
@@ -201,7 +201,7 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_tied_tensors_stay_tied(freeze):
+def test_shared_tensors_stay_shared(freeze):
     content = saved(Tied(), freeze=freeze)
     module = load_module(content, CPU)
     assert torch.equal(module(X), whole(content)(X))
@@ -268,7 +268,7 @@ class WithTable(nn.Module):
         return found + 0 * user["age"][row_to_request]
 
 
-def test_many_tensors_of_one_shape_stay_apart():
+def test_many_tensors_of_one_shape_keep_their_own_values():
     class Many(nn.Module):
         halves: Tensor
 
@@ -285,7 +285,7 @@ def test_many_tensors_of_one_shape_stay_apart():
     assert torch.equal(loaded(content)(X), whole(content)(X))
 
 
-def test_more_tensors_of_a_small_type_than_can_be_told_apart_are_loaded():
+def test_more_tensors_of_a_small_type_than_placeholders_are_loaded():
     class Bytes(nn.Module):
         b0: Tensor
         b129: Tensor

@@ -65,7 +65,7 @@ def replace_golden(artifact: Artifact, **changes: Any) -> None:
     replace(artifact, GOLDEN, safetensors.torch.save(kept))
 
 
-def test_an_untouched_artifact_is_loaded(artifact):
+def test_unchanged_artifact_is_loaded(artifact):
     model = load(artifact, CPU)
     assert str(model) == "feed/1"
     np.testing.assert_array_equal(model.program.run(model.golden.batch), model.golden.raw)
@@ -110,7 +110,7 @@ def test_an_artifact_in_the_wrong_folder_is_refused(artifact, model, version):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}"], ids=str)
-def test_a_garbage_manifest_is_refused(artifact, content):
+def test_malformed_manifest_is_refused(artifact, content):
     (artifact.folder / MANIFEST).write_bytes(content)
     assert refusal(artifact).startswith(f"{MANIFEST}: ")
 
@@ -199,7 +199,7 @@ def test_a_golden_file_that_is_not_safetensors_is_refused(artifact, content):
 
 @pytest.mark.parametrize("tensor", ["raw", "scores"])
 @pytest.mark.parametrize("wrong", [1e-3, float("nan")])
-def test_a_golden_answer_that_differs_is_refused(artifact, tensor, wrong):
+def test_golden_output_that_differs_is_refused(artifact, tensor, wrong):
     golden = safetensors.torch.load((artifact.folder / GOLDEN).read_bytes())
     golden[tensor][4, 1] += wrong
     replace_golden(artifact, **golden)
@@ -218,7 +218,7 @@ def test_an_error_within_the_tolerance_passes(artifact):
     load(artifact, CPU)
 
 
-def test_the_tolerance_grows_with_the_answer(artifact):
+def test_tolerance_grows_with_the_golden_value(artifact):
     golden = safetensors.torch.load((artifact.folder / GOLDEN).read_bytes())
     edit_manifest(artifact, lambda m: m["tasks"][1].update(link="identity", clamp=(999, 1000)))
     golden["scores"][:, 1] = 999.5  # the program's is 999

@@ -51,7 +51,7 @@ def test_the_sides_inputs_keep_their_order():
     assert manifest().task_names == ("click", "dwell")
 
 
-def test_an_inputs_kind_says_which_input_it_is():
+def test_kind_selects_the_type_of_an_input():
     read = TypeAdapter(Input).validate_python({"kind": "id_list", "max_length": 2, **ID})
     assert read == IdListInput(max_length=2, **ID)
 
@@ -122,7 +122,7 @@ def test_an_id_list_input_that_breaks_a_rule_is_refused(fields):
     refused(IdListInput, ID | fields)
 
 
-def test_an_unknown_default_is_fine_where_unknown_ids_are():
+def test_unknown_default_is_accepted_if_unknown_ids_are():
     assert IdInput(**ID, default=-1).default == -1
 
 
@@ -148,7 +148,7 @@ def test_a_task_that_breaks_a_rule_is_refused(fields):
 @pytest.mark.parametrize(
     "tolerance", [{"cpu": 0.0}, {"cpu": float("inf")}, {"cpu": float("nan")}, {"tpu": 0.1}], ids=str
 )
-def test_a_tolerance_that_proves_nothing_is_refused(tolerance):
+def test_tolerance_that_is_not_a_positive_number_is_refused(tolerance):
     refused(Precision, {"tolerance": tolerance})
 
 

@@ -36,7 +36,7 @@ def tiled(requests: ModelInputs) -> dict[str, Any]:
     return {**user, **requests.candidate}
 
 
-def test_a_request_call_gets_the_users_once_and_the_rows_belonging():
+def test_request_call_gets_user_rows_once_and_row_to_request():
     class Seen(nn.Module):
         def forward(
             self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
@@ -51,7 +51,7 @@ def test_a_request_call_gets_the_users_once_and_the_rows_belonging():
     assert raw.dtype == np.float32
 
 
-def test_a_request_call_computes_what_the_module_says():
+def test_request_call_computes_the_outputs_of_the_module():
     requests = batch()
     raw = program(Request()).run(requests)
     one = tiled(requests)
@@ -69,7 +69,7 @@ class Widths(nn.Module):
         return torch.stack([x.sum(1) + 100 * x.size(1), ids.sum(1) + 100 * ids.size(1)], dim=1)
 
 
-def test_a_rows_call_tiles_the_users_and_packs_features_side_by_side():
+def test_rows_call_repeats_user_features_and_packs_columns_side_by_side():
     requests = batch()
     raw = rows_program(
         Widths(), packed("x", "quality", "age"), packed("ids", "recent", "item", dtype="int64")
@@ -305,7 +305,7 @@ def test_links_compute_the_functions_that_they_are_named_after():
 
 
 @pytest.mark.parametrize("link", ["sigmoid", "exp", "expm1", "identity"])
-def test_a_link_keeps_nan(link):
+def test_inverse_link_keeps_nan(link):
     assert np.isnan(linked(link, [float("nan")])).all()
 
 

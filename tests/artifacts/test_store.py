@@ -19,7 +19,7 @@ def names(store: Store) -> list[str]:
     return [str(artifact) for artifact in store.artifacts()]
 
 
-def test_artifacts_come_by_model_then_by_version_as_a_number(tmp_path):
+def test_artifacts_are_sorted_by_model_then_by_version_as_a_number(tmp_path):
     for name in ("search/2", "feed/10", "feed/9", "feed/1"):
         complete(tmp_path / name)
     assert names(Store(tmp_path)) == ["feed/1", "feed/9", "feed/10", "search/2"]
@@ -27,7 +27,7 @@ def test_artifacts_come_by_model_then_by_version_as_a_number(tmp_path):
     assert Store(tmp_path).versions("nobody") == []
 
 
-def test_an_artifact_knows_its_folder(tmp_path):
+def test_artifact_has_its_folder(tmp_path):
     folder = complete(tmp_path / "feed" / "3")
     assert list(Store(tmp_path).artifacts()) == [Artifact("feed", 3, folder)]
 
@@ -95,7 +95,7 @@ def test_a_folder_that_is_not_named_as_a_model_is_ignored_with_a_reason(tmp_path
 
 
 @pytest.mark.parametrize("version", [1700000000, 20261125120000, 2**53 - 1])
-def test_a_version_may_be_a_time(tmp_path, version):
+def test_large_version_such_as_a_unix_time_is_accepted(tmp_path, version):
     complete(tmp_path / "feed" / "2")
     complete(tmp_path / "feed" / str(version))
     assert names(Store(tmp_path)) == ["feed/2", f"feed/{version}"]
@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_ignored_with_a_reason_and_costs_the_others_nothi
     )
 
 
-def test_a_model_folder_without_permission_costs_the_others_nothing(tmp_path, monkeypatch):
+def test_unreadable_model_folder_does_not_affect_the_others(tmp_path, monkeypatch):
     """As root, mode bits bind nobody: the system call is made to fail."""
     complete(tmp_path / "feed" / "1")
     complete(tmp_path / "secret" / "1")

@@ -83,7 +83,7 @@ def test_an_option_that_is_not_a_number(capsys):
 
 
 @pytest.mark.parametrize("name", ["host", "keys", "keys_file", "tls_cert", "tls_key"])
-def test_an_empty_variable_that_would_open_something(capsys, monkeypatch, name):
+def test_empty_variable_of_a_setting_that_protects(capsys, monkeypatch, name):
     monkeypatch.setenv(f"GATEHOUSE_{name.upper()}", "")
     line = f"gatehouse: GATEHOUSE_{name.upper()}: must not be empty\n"
     assert answered(capsys, "serve") == (ExitCode.USAGE, line)
@@ -149,15 +149,38 @@ def test_a_port_in_use(tmp_path, processes):
 # Policies
 
 
+POLICY = '[policy.home]\nformula = "power_product"\nweights = { click = 1.0 }\n'
+POLICY_MISTAKES = {
+    "not TOML": (
+        "[policy.home",
+        "not valid TOML: Expected ']' at the end of a table declaration (at end of document)",
+    ),
+    "misspelt key": (
+        POLICY.replace("weights", "wieghts"),
+        'unknown key "wieghts" in [policy.home]; did you mean "weights"?',
+    ),
+    "misspelt table": (
+        POLICY.replace("[policy.", "[polcy."),
+        'unknown key "polcy"; did you mean "policy"?',
+    ),
+    "unknown policy in [default]": (
+        f'[default]\nfeed = "hom"\n{POLICY}',
+        'default.feed: unknown policy "hom"; did you mean "home"?',
+    ),
+}
+
+
 @pytest.mark.slow
-def test_a_broken_policies_file_beside_the_store_ends_serve(tmp_path):
+@pytest.mark.parametrize("mistake", POLICY_MISTAKES)
+def test_a_policies_file_with_a_mistake_beside_the_store_ends_serve(tmp_path, mistake):
+    content, message = POLICY_MISTAKES[mistake]
     (tmp_path / "store").mkdir()
     file = tmp_path / "policies.toml"
-    file.write_text("[policy.home")
+    file.write_text(content)
     code, lines = started("--store", str(tmp_path / "store"), "--port", "0")
     assert code == ExitCode.USAGE
     assert json.loads(lines[0])["message"] == f"following the policies file {file}"
-    assert lines[-1].startswith(f"gatehouse: {file}: ")
+    assert lines[-1] == f"gatehouse: {file}: {message}"
     assert "Traceback" not in "".join(lines)
 
 
@@ -213,7 +236,7 @@ def test_a_misspelt_key_in_a_training_config(capsys, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [(), ("--processes", "2", "--metrics-port", "0")], ids=len)
-def test_a_signal_while_serve_imports_ends_it_with_0_and_no_traceback(tmp_path, processes):
+def test_signal_while_serve_imports_exits_with_0_and_no_traceback(tmp_path, processes):
     command = [sys.executable, "-m", "app", "serve", "--port", "0", "--store", str(tmp_path)]
     process = subprocess.Popen(
         [*command, *processes],

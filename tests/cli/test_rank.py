@@ -54,7 +54,9 @@ def rank(capsys, *arguments):
 
 
 @pytest.mark.slow
-def test_the_answer_has_the_same_bytes_as_the_servers(capsys, folder, request_file, tmp_path):
+def test_output_equals_the_response_of_the_server_byte_for_byte(
+    capsys, folder, request_file, tmp_path
+):
     code, out, err = rank(capsys, request_file, "--store", folder, "--model", "feed")
     with running_server(folder, tmp_path / "log") as server:
         headers = {"content-type": "application/json"}
@@ -173,7 +175,7 @@ def test_each_wrong_field_is_a_line_without_its_value(capsys, folder, tmp_path):
     assert "s3cr3t" not in err
 
 
-def test_line_i_answers_request_i_even_if_it_is_refused(capsys, folder, tmp_path):
+def test_line_i_is_the_response_to_request_i_even_if_refused(capsys, folder, tmp_path):
     many = tmp_path / "requests.jsonl"
     lines = [json.dumps(document()), "{}", "", "no json", json.dumps(document())]
     many.write_text("\n".join(lines))
@@ -202,7 +204,7 @@ def test_an_unknown_model_is_reported_on_one_line(capsys, folder, request_file):
     assert "not found; active models: " in err
 
 
-def test_a_store_that_cannot_answer_exits_with_1(capsys, tmp_path, request_file):
+def test_store_that_cannot_be_served_exits_with_1(capsys, tmp_path, request_file):
     code, _, err = rank(capsys, request_file, "--store", tmp_path)
     assert code == ExitCode.FAILED
     assert "holds no artifacts" in err

@@ -259,7 +259,7 @@ def test_ctrl_c_writes_no_file_and_no_traceback(run, log, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_written_policies_rank_alike_on_the_server_and_offline(run, log, store, tmp_path):
+def test_written_policies_rank_equally_on_the_server_and_offline(run, log, store, tmp_path):
     assert run("fit-calibration", log)[0] == ExitCode.OK
     assert run("tune", log, *GOAL)[0] == ExitCode.OK
     written = policies(tmp_path)

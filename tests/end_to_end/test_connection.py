@@ -45,7 +45,7 @@ def is_fine(server) -> bool:
     return httpx.get(f"{server.url}/livez").status_code == 200
 
 
-def test_an_offer_to_upgrade_costs_a_request_nothing(server, connection):
+def test_request_to_upgrade_is_served_in_http_1_1(server, connection):
     example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
     body = json.dumps(example).encode()
     connection.sendall(
@@ -128,7 +128,7 @@ def test_connect_is_refused(server, connection):
     assert is_fine(server)
 
 
-def test_no_http_at_all_is_refused(server, connection):
+def test_bytes_that_are_not_http_are_refused(server, connection):
     connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00")
     assert everything(connection).startswith(b"HTTP/1.1 400 ")
     assert is_fine(server)
@@ -164,7 +164,7 @@ def one_answer(connection: socket.socket) -> bytes:
         received += part
 
 
-def test_who_asks_first_is_told_to_go_on(connection, example):
+def test_expect_100_continue_gets_an_interim_response(connection, example):
     connection.sendall(HEAD + b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(example))
     assert connection.recv(1 << 16) == b"HTTP/1.1 100 Continue\r\n\r\n"
     connection.sendall(example)
@@ -185,7 +185,7 @@ def test_who_asks_first_is_refused_before_sending(connection, header, status):
     assert one_answer(connection).startswith(b"HTTP/1.1 %b " % status)
 
 
-def test_a_refused_body_is_skipped_and_its_connection_goes_on(connection, example):
+def test_refused_body_is_skipped_and_its_connection_stays_open(connection, example):
     skipped = b"x" * 100_000
     connection.sendall(HEAD + b"content-encoding: br\r\ncontent-length: 100000\r\n\r\n" + skipped)
     assert one_answer(connection).startswith(b"HTTP/1.1 415 ")

@@ -72,7 +72,7 @@ def test_work_for_a_caller_that_left_is_dropped_and_counted_by_stage(tmp_path):
 
 
 @pytest.mark.parametrize("padding", [100_000, 1_000_000])
-def test_a_caller_with_a_large_body_may_leave_too(tmp_path, padding):
+def test_client_may_disconnect_after_a_large_body(tmp_path, padding):
     publish(Store(tmp_path / "store"), *slow_module())
     flags = ("--lanes", "1", "--request-timeout-ms", "60000")
     with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:
@@ -86,7 +86,7 @@ def test_a_caller_with_a_large_body_may_leave_too(tmp_path, padding):
         running.close()
 
 
-def test_a_caller_may_leave_with_several_requests_on_its_way(tmp_path):
+def test_client_may_disconnect_with_several_requests_in_flight(tmp_path):
     publish(Store(tmp_path / "store"), *slow_module())
     flags = ("--lanes", "1", "--request-timeout-ms", "60000")
     with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:

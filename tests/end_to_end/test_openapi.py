@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow
 KEY = "a-key-for-the-fuzzer"
 
 
-def test_no_route_answers_what_is_not_described(store, tmp_path):
+def test_no_route_responds_with_an_undocumented_status(store, tmp_path):
     keys = {"GATEHOUSE_KEYS": f"fuzzer:{KEY}"}
     flags = ("--request-timeout-ms", "60000", "--lanes", "1")
     with running_server(store.folder, tmp_path / "log", *flags, environment=keys) as server:

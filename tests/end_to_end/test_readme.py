@@ -82,7 +82,7 @@ def test_every_command_is_of_a_kind_that_is_tested():
 
 
 @pytest.mark.slow
-def test_demo_model_answers_as_printed(tmp_path):
+def test_demo_model_responds_as_printed(tmp_path):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     demo = ["-m", "models", "train", "--config", "models/configs/demo.toml", "--quiet"]

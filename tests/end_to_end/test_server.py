@@ -291,7 +291,7 @@ def test_a_signal_while_models_load_and_warm_up_exits_with_0_and_no_traceback(st
         assert "Traceback" not in log.read_text()
 
 
-def test_a_log_that_nobody_reads_does_not_stop_the_server(store):
+def test_log_that_is_not_read_does_not_block_the_server(store):
     port = free_port()
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "app", "serve", "--store", str(store.folder)]

@@ -44,7 +44,7 @@ def checked(answer: dict[str, Any]) -> tuple[str, float]:
     return answer["policy"]["version"], weight
 
 
-async def test_no_answer_mixes_two_policies_files_that_change_under_load(store, tmp_path):
+async def test_no_response_mixes_two_policies_files_that_change_under_load(store, tmp_path):
     file = tmp_path / "policies.toml"
     file.write_text(policies(0.25))
     flags = ("--policies", str(file), "--store-poll-s", "0.02", "--request-timeout-ms", "30000")

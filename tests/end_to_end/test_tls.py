@@ -115,7 +115,7 @@ def expiry(server, chain: Path) -> float:
     return float(value)
 
 
-def test_a_new_certificate_is_presented_without_a_restart(server, files, tmp_path):
+def test_new_certificate_is_used_without_a_restart(server, files, tmp_path):
     before, expired = handshake(server, trusting(files[0]))[1], expiry(server, files[0])
     for new, old in zip(certificate(tmp_path, name="newer", days=30), files, strict=True):
         shutil.copy(new, old)
@@ -208,7 +208,7 @@ def test_a_certificate_whose_key_is_not_there_yet_changes_nothing(tmp_path):
     both.prepare()()
 
 
-def test_one_file_may_hold_the_certificate_and_the_key(tmp_path):
+def test_certificate_and_key_may_be_in_one_file(tmp_path):
     chain, key = certificate(tmp_path)
     chain.write_bytes(chain.read_bytes() + key.read_bytes())
     assert Certificate(chain).files == (chain,)

@@ -126,7 +126,7 @@ def test_scores_are_those_of_the_native_api(server, client, binary, coding):
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("seven", "tiny", "1")
 
 
-def test_an_answer_worth_it_comes_compressed_and_is_read(server, client):
+def test_large_response_is_compressed_and_read_by_the_client(server, client):
     request = example_of(server, "tiny")
     rows = 2000
     request["candidates"] = {name: v[:1] * rows for name, v in request["candidates"].items()}
@@ -162,7 +162,7 @@ def test_outputs_are_chosen_each_in_its_own_form(server, client):
     assert chosen.as_numpy("click") is None
 
 
-def test_a_users_one_row_is_as_good_as_one_for_each_candidate(server, client):
+def test_single_user_row_equals_one_row_per_candidate(server, client):
     request = example_of(server, "tiny")
     once = tensors(server, "tiny", request)
     tiled = {
@@ -298,7 +298,7 @@ def test_statistics_grow_with_requests(server, client):
         lambda c: c.unload_model("tiny"),
     ],
 )
-def test_extensions_that_are_not_here_say_so(client, call):
+def test_extensions_that_are_not_supported_are_refused_as_such(client, call):
     with pytest.raises(InferenceServerException, match="not supported") as caught:
         call(client)
     assert caught.value.status() == "404"
@@ -306,7 +306,7 @@ def test_extensions_that_are_not_here_say_so(client, call):
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
 @pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
-async def test_the_asyncio_client_works_alike(server, binary, coding):
+async def test_asyncio_client_gets_equal_results(server, binary, coding):
     request = example_of(server, "tiny")
     arrays = tensors(server, "tiny", request)
     native = native_scores(server, "tiny", request)

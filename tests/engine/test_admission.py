@@ -141,7 +141,7 @@ async def test_forecast_counts_another_model_by_turns():
     await asyncio.gather(*running)
 
 
-async def test_forecast_comes_true():
+async def test_forecast_matches_the_actual_wait():
     loop = asyncio.get_running_loop()
     subject, running = await busy()
     ends: list[tuple[float, float]] = []
@@ -181,7 +181,7 @@ async def test_idle_lane_never_refuses_because_of_a_forecast():
     assert subject.queues.of(sums_model()).cost.of(1) < 0.1
 
 
-async def test_refusal_says_when_to_retry():
+async def test_refusal_has_retry_after():
     subject, running = await busy(max_queue_rows=4000)
     running.append(submit(subject, 1, [1] * 3200, timeout_s=100.0))
     await asyncio.sleep(0)
@@ -244,7 +244,7 @@ async def test_uneven_batches_widen_the_margin():
     assert late <= 0.03 * good
 
 
-async def test_refusing_lasts_a_moment():
+async def test_refusing_ends_after_a_moment():
     subject, running = await busy()
     assert not subject.is_refusing
     with pytest.raises(DeadlineUnmeetable):
@@ -255,7 +255,7 @@ async def test_refusing_lasts_a_moment():
     await asyncio.gather(*running)
 
 
-async def test_queue_limit_holds_for_each_model_and_priority():
+async def test_queue_limit_applies_to_each_model_and_priority():
     subject, running = await busy(max_queue_rows=20)
     flood: dict[str, Any] = {"timeout_s": 100.0, "priority": Priority.LOW}
     running.append(submit(subject, 1, [1] * 20, **flood))
@@ -270,7 +270,7 @@ async def test_queue_limit_holds_for_each_model_and_priority():
     await asyncio.gather(*running)
 
 
-async def test_request_that_would_be_late_gives_way_to_one_that_is_in_time():
+async def test_late_request_is_dropped_if_another_can_be_in_time():
     """The first batch takes longer than foreseen; who stood first behind it cannot be in time."""
     lane = FakeLane(a_s=0.010, b_s=0.001)
     subject = batcher([lane])

@@ -23,7 +23,7 @@ async def test_single_request_does_not_wait():
     assert lane.batches == [(0.0, [2])]
 
 
-async def test_request_knows_how_long_it_was_queued_and_its_batch_took():
+async def test_request_has_its_queue_time_and_batch_timing():
     loop = asyncio.get_running_loop()
     subject = batcher([FakeLane(a_s=0.010)])
     requests = []
@@ -50,7 +50,7 @@ async def test_requests_that_arrive_together_share_a_batch():
     assert lane.batches == [(0.0, [1] * 5)]
 
 
-async def test_second_half_of_a_burst_follows_the_first_at_once():
+async def test_second_half_of_a_burst_runs_right_after_the_first():
     lane = FakeLane(a_s=0.010)
     subject = batcher([lane], max_batch_rows=4, max_wait_s=5.0)
     await asyncio.gather(*(submit(subject, user, [1]) for user in range(8)))
@@ -223,7 +223,7 @@ async def test_more_urgent_of_two_models_runs_first():
     assert await order_of_results(tasks) == [2, 0, 1]
 
 
-async def test_repr_shows_what_waits_and_what_runs():
+async def test_repr_shows_queued_and_running_batches():
     lane = FakeLane()
     subject = batcher([lane])
     tasks = [submit(subject, 1, [1] * 40)]

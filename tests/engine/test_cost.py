@@ -51,7 +51,7 @@ def test_small_batches_correct_the_price_of_a_batch():
     assert cost.b_s == pytest.approx(0.00005, rel=0.1)
 
 
-def test_cost_follows_a_machine_that_becomes_slower():
+def test_cost_adapts_to_a_machine_that_becomes_slower():
     cost = fitted()
     for step in range(200):
         rows = (1, 30, 64, 200, 512)[step % 5]

@@ -118,7 +118,7 @@ def test_a_mount_point_with_a_space_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "100000 0"])
-def test_a_quota_that_cannot_be_read_is_no_quota(machine, text):
+def test_unreadable_quota_is_ignored(machine, text):
     machine.mount(v2=True, root="/", path="/")
     machine.mount_point.mkdir()
     (machine.mount_point / "cpu.max").write_text(text)

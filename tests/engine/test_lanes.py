@@ -90,7 +90,7 @@ async def test_error_while_ranking_fails_the_batch_and_not_the_lane(lane):
     assert (await lane.run(batch_of(chunk(1, [2])))).scores.tolist() == [[3, 2]]
 
 
-async def test_error_of_a_model_is_a_result_and_the_lane_goes_on(lane):
+async def test_error_of_a_model_is_a_result_and_the_lane_runs_on(lane):
     failed = await lane.run(batch_of(chunk(1, [POISON])))
     assert isinstance(failed.scores, Exception)
     assert "poison" in str(failed.scores)
@@ -229,7 +229,7 @@ def test_staged_columns_do_not_overlap_and_are_aligned():
         assert not any(np.shares_memory(column, other) for other in columns[i + 1 :])
 
 
-def test_staging_takes_its_memory_once():
+def test_staging_allocates_its_memory_once():
     staging = Staging()
     first = staging.collate([mixed(20, 0, 20), mixed(20, 0, 20)]).candidate["c"]
     again = staging.collate([mixed(10, 0, 10), mixed(20, 0, 20)]).candidate["c"]

@@ -312,7 +312,7 @@ def test_a_module_that_changes_its_own_state_is_refused():
     )
 
 
-def test_samples_hold_both_ends_of_each_vocabulary_and_an_empty_and_a_full_list():
+def test_samples_have_extreme_ids_and_empty_and_full_lists():
     columns = {"name": "c", "inputs": [], "tasks": [{"name": "t", "gives": "number"}]}
     lists = [
         IdListInput(
@@ -479,7 +479,7 @@ class Faint(nn.Module):
         return steps + 1e-6 * x[:, 1] + (x[:, 2] > 0.5).float()
 
 
-def test_faint_influences_and_thresholds_are_accepted():
+def test_small_influences_and_thresholds_are_accepted():
     examine(file(Faint(), script=True), strict("age", "price", "is_new"))
 
 
@@ -503,7 +503,7 @@ def test_a_list_of_ids_that_is_described_as_dense_is_refused():
     assert reason.startswith("history[0] is described as dense, but the module uses only the whole")
 
 
-def test_a_list_that_is_described_too_narrow_is_refused():
+def test_list_with_a_max_length_that_is_too_small_is_refused():
     """Its fifth position then reads the number after it as an id."""
     described = ForeignModel.model_validate(
         {
@@ -522,7 +522,7 @@ def test_a_list_that_is_described_too_narrow_is_refused():
 
 
 @pytest.mark.parametrize("script", [False, True])
-def test_an_id_out_of_range_is_never_blamed_on_the_batch_size(script):
+def test_id_out_of_range_is_not_reported_as_a_fixed_batch_size(script):
     """A single row seldom has the largest id, so that the module runs with one row only."""
     reason = refusal(file(Column(9), script=script))
     assert "batch size" not in reason

@@ -129,7 +129,7 @@ def test_value_by_value_encoder_accepts_no_more_than_the_fast_one(case_and_damag
     assert len(report.problems) == len(damages)
 
 
-def test_columns_and_objects_are_encoded_alike():
+def test_columns_and_objects_give_equal_features():
     columns = {"item": [1, 2], "quality": [[0.5, 1], [2, 3.25]], "tags": [[], [3, 4]]}
     objects = [
         {"item": 1, "quality": [0.5, 1], "tags": []},
@@ -177,7 +177,7 @@ def test_unknown_ids_become_the_unknown_row_and_are_counted():
     assert request.unknown_ids == {"item": 3, "tags": 3}
 
 
-def test_unknown_ids_are_refused_if_the_manifest_says_reject():
+def test_unknown_ids_are_refused_if_the_manifest_rejects_them():
     strict = IdInput(name="item", side="candidate", vocabulary_size=10, unknown="reject")
     assert pointers((strict,), {"item": [9, 10, 0, -1]}) == [
         "/candidates/item/1",
@@ -229,7 +229,7 @@ def test_string_with_a_lone_surrogate_is_refused():
     ]
 
 
-def test_unlisted_string_is_refused_if_the_manifest_says_reject():
+def test_unlisted_string_is_refused_if_the_manifest_rejects_it():
     strict = BRAND.model_copy(update={"unknown": "reject"})
     assert problems((strict,), {"brand": ["a", "b"]}, None, {"brand": {"a": 1}}) == [
         FieldError("/candidates/brand/1", "must be an id of the feature's vocabulary")

@@ -159,7 +159,7 @@ def parsed(body: bytes) -> dict[str, Any] | None:
 
 
 @pytest.mark.parametrize("where", ["", "candidates"])
-def test_object_with_many_members_is_left_to_orjson(where):
+def test_object_with_many_members_is_parsed_by_orjson(where):
     """simdjson finds a member by scanning all before it."""
     document: dict[str, Any] = {"candidates": {"a": [[1.5]]}}
     (document[where] if where else document).update({f"k{each}": 0 for each in range(1000)})
@@ -276,7 +276,7 @@ def test_column_that_is_not_a_matrix_is_unchanged(column):
     ],
     ids=lambda body: body[:60].decode("latin-1"),
 )
-def test_bodies_that_simdjson_reads_differently_are_left_to_orjson(body):
+def test_bodies_that_simdjson_reads_differently_are_parsed_by_orjson(body):
     assert parsed(body) is None
 
 
@@ -294,7 +294,7 @@ def encoded(case: Case, document: Any) -> tuple[RequestFeatures, ValidationRepor
 
 
 @given(cases() | damaged().map(lambda drawn: drawn[0]))
-def test_request_is_encoded_alike_after_either_parser(case):
+def test_both_parsers_give_equal_features(case):
     body = json.dumps({"user": case.user, "candidates": case.candidates}).encode()
     dense = frozenset(each.name for each in case.manifest.inputs if isinstance(each, DenseInput))
     found = read_matrices(body, dense, body.count(b"[") + body.count(b"{"))

@@ -74,7 +74,7 @@ def test_v2_error_is_one_message_with_every_field_error():
     ("path", "is_v2"),
     [("/v2", True), ("/v2/", True), ("/v2/models", True), ("/v20", False), ("/v1/v2", False)],
 )
-def test_paths_of_the_v2_protocol_are_told_from_others(path, is_v2):
+def test_paths_of_the_v2_protocol_are_recognized(path, is_v2):
     assert is_v2_path(path) == is_v2
 
 

@@ -61,7 +61,7 @@ def pointers(**changes: Any) -> list[str]:
     return [problem.pointer for problem in problems(document(**changes))]
 
 
-def test_a_request_with_features_only_takes_the_models_policy_and_positions():
+def test_request_with_features_only_uses_the_default_policy_and_positions():
     request = read()
     assert request.ranking.ranker.policy == FEED.ranking
     assert request.keys is None

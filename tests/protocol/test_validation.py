@@ -39,7 +39,7 @@ def test_user_is_one_row():
     assert (side.columns, side.rows) == ({"age": [3]}, 1)
 
 
-def test_objects_become_columns_and_gaps_are_missing_rather_than_null():
+def test_objects_become_columns_and_absent_values_are_missing():
     report = ValidationReport()
     known = frozenset(["a", "b", "c"])
     side = candidate_side([{"a": 1, "b": None}, {"a": 2}], known, report, max_rows=9)

@@ -131,7 +131,7 @@ def check_mix(sizes: Sequence[int], options: Sequence[RankingOptions], seed: int
 
 
 @given(mixes())
-def test_batch_gives_each_request_the_bits_that_it_gets_alone(mix):
+def test_batch_results_equal_single_results_bit_for_bit(mix):
     check_mix(*mix)
 
 
@@ -140,7 +140,7 @@ def test_batch_gives_each_request_the_bits_that_it_gets_alone(mix):
 @pytest.mark.parametrize(
     "sizes", [[1], [40], [1, 1, 1], [200, 300], [1, 500, 3], [7] * 100], ids=str
 )
-def test_every_policy_ranks_batches_of_every_shape_alike(policy, is_calibrated, sizes):
+def test_batches_of_every_shape_rank_as_single_requests_do(policy, is_calibrated, sizes):
     """One row each, one request, few large ones, and many small ones are sorted differently."""
     one = ranker(policy, is_calibrated=is_calibrated, is_reweighted=False)
     options = [RankingOptions(one, 3 if size % 2 else None, explain=True) for size in sizes]

@@ -111,7 +111,7 @@ def test_an_error_names_the_rule_and_the_column(text, message):
 
 
 @pytest.mark.parametrize("text", ATTACKS, ids=lambda text: ascii(text)[:40])
-def test_an_attack_is_refused(text):
+def test_expression_that_attacks_python_is_refused(text):
     with pytest.raises(ExpressionInvalid):
         parse(text)
 

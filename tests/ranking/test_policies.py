@@ -377,7 +377,7 @@ def test_looking_for_long_keys_takes_linear_time(unit):
     assert time.process_time() - began < 10
 
 
-def test_dots_outside_of_keys_are_not_counted():
+def test_only_dots_in_keys_are_counted():
     dots = "a.b.c.d.e.f.g.h.i.j.k"
     text = f"""
     # {dots}

@@ -128,7 +128,7 @@ async def test_body_must_arrive_before_the_deadline():
     assert asyncio.get_running_loop().time() == 0.1
 
 
-async def test_time_limit_holds_for_the_whole_body():
+async def test_time_limit_applies_to_the_whole_body():
     parts = [part(b"1", more=True)] * 4
     with pytest.raises(RequestTimeout):
         await read(Client(*parts, pause_s=0.5).receive, timeout_s=1.75)
@@ -204,7 +204,7 @@ async def test_body_of_unknown_length_is_counted_while_it_is_read():
 
 
 @pytest.mark.parametrize("end", ["disconnect", "stop", "cancel"])
-async def test_share_is_given_back_however_the_reading_ends(end):
+async def test_share_is_released_however_reading_ends(end):
     budget = ByteBudget(LARGE, Metrics())
     messages = [{"type": "http.disconnect"}] if end == "disconnect" else []
     client = Client(part(b"x", more=True), *messages, pause_s=0.1)

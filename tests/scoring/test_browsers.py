@@ -19,7 +19,7 @@ def shares(response: httpx.Response) -> bool:
     return any(name.startswith("access-control-") for name in response.headers)
 
 
-async def test_by_default_no_answer_is_shared_with_another_origin(client, example):
+async def test_by_default_no_other_origin_may_read_a_response(client, example):
     preflight = await client.options("/v1/score", headers=PREFLIGHT)
     assert preflight.status_code == 405
     answers = [

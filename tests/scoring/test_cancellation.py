@@ -121,7 +121,7 @@ async def test_finished_request_is_freed_before_its_deadline():
         gc.enable()
 
 
-async def test_finished_request_holds_no_columns_and_no_result():
+async def test_finished_request_keeps_no_columns_and_no_result():
     """A chunk in a queue may hold the request itself until its turn."""
     subject = batcher([FakeLane()])
     request = queued(1, [1, 2])

@@ -46,7 +46,7 @@ async def test_limit_is_that_of_the_decompressed_body(size):
         await inflate(body, max_bytes=size)
 
 
-async def test_bomb_is_decompressed_no_further_than_the_limit():
+async def test_decompression_bomb_stops_at_the_limit():
     bomb = gzip.compress(bytes(32 * MIB))
     budget = ByteBudget(64 * MIB, Metrics())
     with BodyShare(budget) as share:
@@ -167,7 +167,7 @@ async def test_members_of_a_gzip_body_are_joined(sizes, kind):
     assert await inflate(body) == b"".join(contents)
 
 
-async def test_limit_holds_for_all_members_together():
+async def test_limit_applies_to_all_gzip_members_together():
     member = gzip.compress(b" " * 1000)
     assert len(await inflate(member * 3, max_bytes=3000)) == 3000
     with pytest.raises(PayloadTooLarge):

@@ -35,14 +35,14 @@ def problem_of(response: httpx.Response) -> str:
     return slug
 
 
-async def test_plain_calls_take_their_door(door):
+async def test_plain_calls_use_the_transport_under_test(door):
     """Otherwise the tests of the direct door would test the other one."""
     assert (await door.post()).status_code == 200
     assert (await door.post(INFER, tensors())).status_code == 200
     assert door.asgi_paths == ([] if door.kind == "direct" else [SCORE, INFER])
 
 
-async def test_both_doors_answer_with_the_same_bytes(tmp_path):
+async def test_direct_and_asgi_responses_have_equal_bytes(tmp_path):
     answers = {}
     for kind in ("direct", "asgi"):
         async with open_door(kind, tmp_path) as door:
@@ -73,7 +73,7 @@ async def test_scores_and_ranking_are_those_of_the_request(door):
     assert answer["ranking"] == [1, 2, 0]
 
 
-async def test_concurrent_calls_get_their_own_answers(door):
+async def test_concurrent_calls_get_their_own_responses(door):
     sizes = [1 + number % 30 for number in range(100)]
     responses = await asyncio.gather(
         *(door.post(body=native([number] * size)) for number, size in enumerate(sizes))
@@ -192,7 +192,7 @@ async def test_body_that_is_not_json_by_its_content_type_is_v2_binary_data(door)
 # Overload
 
 
-async def test_full_queue_refuses_with_a_time_to_come_back(kind, tmp_path):
+async def test_full_queue_refuses_with_retry_after(kind, tmp_path):
     async with open_door(kind, tmp_path, max_queue_rows=1000, max_candidates=1000) as door:
         running = asyncio.ensure_future(door.post(GATE))
         await door.gate.is_entered()
@@ -265,7 +265,7 @@ async def test_nothing_is_sent_to_a_client_that_disconnects_during_the_batch(doo
 # Headers, log and metrics
 
 
-async def test_request_id_is_repeated_or_made(door):
+async def test_request_id_is_repeated_or_generated(door):
     assert (await door.post(x_request_id="abc-123")).headers["x-request-id"] == "abc-123"
     made = {(await door.post()).headers["x-request-id"] for _ in range(3)}
     assert len(made) == 3
@@ -343,7 +343,7 @@ async def test_unexpected_error_is_500_with_the_id_and_in_the_log(door, caplog, 
 # Draining
 
 
-async def test_answers_close_the_connection_while_the_server_drains(door):
+async def test_responses_close_the_connection_while_the_server_drains(door):
     before = await door.post()
     assert "connection" not in before.headers
     door.parts.service.readiness.drain()
@@ -400,7 +400,7 @@ async def test_chunked_request_is_read_through_the_asgi_application(door):
 # Pages of other origins
 
 
-async def test_allowed_origin_may_read_the_answer_and_no_other(kind, tmp_path):
+async def test_only_an_allowed_origin_may_read_the_response(kind, tmp_path):
     allowed, other = "https://example.org", "https://example.com"
     async with open_door(kind, tmp_path, cors_origins=allowed) as door:
         for body, status in ((native(), 200), (b"{", 400)):
@@ -412,13 +412,13 @@ async def test_allowed_origin_may_read_the_answer_and_no_other(kind, tmp_path):
         assert len(door.asgi_paths) == 4
 
 
-async def test_by_default_no_answer_is_shared_with_another_origin(door):
+async def test_by_default_no_other_origin_may_read_a_response(door):
     response = await door.post(origin="https://example.org")
     assert response.status_code == 200
     assert not [name for name in response.headers if name.startswith("access-control-")]
 
 
-async def test_answer_reads_as_json(door):
+async def test_response_is_valid_json(door):
     response = await door.post()
     assert response.headers["content-type"] == "application/json"
     assert orjson.loads(response.content)["model"] == "sums"

@@ -32,7 +32,7 @@ def test_without_keys_everyone_may_call():
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-def test_secret_stands_for_the_name_of_its_key(scheme):
+def test_secret_gives_the_name_of_its_key(scheme):
     keys = Keys(text=TEXT)
     assert caller(keys, f"{scheme} {ANNA}") == "anna"
     assert caller(keys, f"{scheme} {BERT}") == "bert"
@@ -43,7 +43,7 @@ def test_name_may_have_an_old_and_a_new_secret():
     assert caller(keys, f"Bearer {ANNA}") == caller(keys, f"Bearer {BERT}") == "anna"
 
 
-def test_digest_stands_for_its_secret_and_is_not_a_secret_itself():
+def test_digest_accepts_its_secret_and_is_not_a_secret_itself():
     digest = sha256(ANNA.encode()).hexdigest()
     keys = Keys(text=f"anna:sha256:{digest}")
     assert caller(keys, f"Bearer {ANNA}") == "anna"
@@ -61,7 +61,7 @@ def test_digest_stands_for_its_secret_and_is_not_a_secret_itself():
 @case(f"Bearer anna:{ANNA}")
 @case(f"Basic {ANNA}")
 @case(ANNA)
-def test_everything_else_is_refused(authorization):
+def test_other_authorization_headers_are_refused(authorization):
     with pytest.raises(Unauthorized) as caught:
         Keys(text=TEXT).name_of(authorization.encode("latin-1"))
     assert ANNA[:-1] not in str(caught.value)
@@ -105,7 +105,7 @@ def test_missing_or_huge_key_file_is_refused(tmp_path):
         Keys(file=tmp_path / "keys")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+def test_byte_order_mark_is_not_part_of_the_first_name(tmp_path):
     file = tmp_path / "keys"
     file.write_text(f"anna:{ANNA}", encoding="utf-8-sig")
     assert caller(Keys(file=file), f"Bearer {ANNA}") == "anna"

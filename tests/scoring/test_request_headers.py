@@ -94,7 +94,7 @@ def test_content_coding_is_read_in_any_case(value, coding):
     assert check_body_headers({b"content-encoding": value}, JSON, 10) == (0, coding)
 
 
-def test_identity_is_no_content_coding():
+def test_identity_is_not_a_content_coding():
     assert check_body_headers({b"content-encoding": b"Identity"}, JSON, 10) == (0, None)
 
 

@@ -60,7 +60,7 @@ async def test_candidates_as_objects_score_like_columns(client, example):
     assert as_objects.content == as_columns.content
 
 
-async def test_without_keys_the_ranking_holds_positions(client, example):
+async def test_ranking_without_candidate_keys_lists_positions(client, example):
     del example["candidate_keys"]
     answer = (await client.post(SCORE, json=example)).json()
     assert sorted(answer["ranking"]) == [0, 1, 2]

@@ -82,7 +82,7 @@ async def test_shadow_policy_is_compared_with_the_response(metrics):
     assert both(metrics, "shadow_top_10_overlap_sum") == pytest.approx(overlap(live, other, 10))
 
 
-async def test_shadow_policy_may_multiply_by_a_feature_of_its_own(metrics):
+async def test_shadow_policy_may_have_another_multiplier(metrics):
     shadow = Policy(name="next", formula="power_product", weights={"like": 0.0}, multiplier="boost")
     scores = np.array([[0.1, 0], [0.2, 0], [0.3, 0]], np.float32)
     offer(ResponseSampler(metrics.ranking), scores, shadow=shadow, boost=[3, 2, 1])

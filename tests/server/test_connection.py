@@ -379,7 +379,7 @@ def split(request_: bytes) -> tuple[bytes, bytes, bytes]:
     return head + b"\r\n\r\n", body[:10], body[10:]
 
 
-async def test_body_in_slow_parts_takes_the_direct_door(hasty):
+async def test_body_in_slow_parts_is_a_direct_call(hasty):
     client = await hasty.connect()
     for _ in range(3):
         for part in split(post(native([1.0, 2.0]))):
@@ -389,7 +389,7 @@ async def test_body_in_slow_parts_takes_the_direct_door(hasty):
     assert hasty.asgi_paths == []
 
 
-async def test_head_in_slow_parts_takes_the_direct_door(server):
+async def test_head_in_slow_parts_is_a_direct_call(server):
     client = await server.connect()
     request_ = post(native([1.0, 2.0]))
     for start in range(0, len(request_), 7):
@@ -399,7 +399,7 @@ async def test_head_in_slow_parts_takes_the_direct_door(server):
     assert server.asgi_paths == []
 
 
-async def test_body_that_stops_is_408_and_the_connection_goes_on(hasty):
+async def test_body_that_stops_is_408_and_the_connection_stays_open(hasty):
     client = await hasty.connect()
     head, first, second = split(post(native()))
     for _ in range(2):
@@ -535,7 +535,7 @@ async def test_trailer_fields_are_not_counted_as_headers(server):
     assert (await client.response()).status == 200
 
 
-async def test_trailer_cannot_hold_the_key(tmp_path):
+async def test_key_in_a_trailer_is_ignored(tmp_path):
     key = "a-key-with-more-than-20-letters"
     async with serving(tmp_path, keys=f"anna:{key}") as server:
         client = await server.connect()

@@ -146,7 +146,7 @@ async def test_waking_the_timer_looks_at_once(file):
     following.cancel()
 
 
-async def test_a_timer_woken_while_nobody_waits_ends_the_next_wait():
+async def test_wake_before_a_wait_ends_the_next_wait():
     timer = PollTimer(3600)
     timer.wake()
     async with asyncio.timeout(30):

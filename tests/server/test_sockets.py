@@ -41,7 +41,7 @@ def shared(host: str) -> socket.socket:
         ("localhost", True, False),
     ],
 )
-def test_a_host_means_the_same_for_one_process_and_several(make, host, ipv4, ipv6):
+def test_host_listens_on_the_same_addresses_with_several_processes(make, host, ipv4, ipv6):
     with make(host) as listener:
         assert (is_reachable("127.0.0.1", listener), is_reachable("::1", listener)) == (ipv4, ipv6)
 

@@ -130,7 +130,7 @@ def test_a_process_that_does_not_stop_is_killed_and_the_exit_code_is_1(tmp_path)
         assert all(map(is_gone, pids.values()))
 
 
-def test_no_process_outlives_its_supervisor(tmp_path):
+def test_processes_end_with_their_supervisor(tmp_path):
     with brood(tmp_path, "patient") as process:
         pids = starts(process, 2)
         process.kill()

@@ -59,7 +59,7 @@ def test_the_ideal_order_has_ndcg_1_for_each_of_two_goals():
         )
 
 
-def test_a_mix_is_as_good_as_its_smallest_ratio_to_a_target():
+def test_value_of_a_mix_is_its_smallest_ratio_to_a_target():
     goal = Mix({"click": 1.0, "like": 1.1}, 10)
     now = np.array([2.0, 1.0])
     good = goal.value(np.array([2.0, 1.1]), now)

@@ -25,7 +25,7 @@ def assert_equal(one, other):
         assert np.allclose(outcome, other.outcomes[name], equal_nan=True)
 
 
-def test_every_format_holds_the_same_log(tmp_path):
+def test_every_file_format_gives_the_same_log(tmp_path):
     log = worlds.log(20)
     table = worlds.columns(log)
     path = worlds.write(tmp_path / "log.parquet", table)

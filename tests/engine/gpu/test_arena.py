@@ -33,7 +33,7 @@ def filled(chunks, bucket=BUCKET):
 
 
 @given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=8), cut=st.integers(0, 2))
-def test_arena_holds_what_collate_makes_of_the_chunks_and_then_padding(sizes, cut):
+def test_arena_equals_collated_chunks_followed_by_padding(sizes, cut):
     chunks = chunks_of(sizes, cut)
     expected = collate(chunks)
     inputs, rows = filled(chunks)

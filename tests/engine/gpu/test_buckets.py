@@ -11,13 +11,13 @@ def test_rows_double_up_to_the_limit():
     assert Buckets(20).rows == [20]
 
 
-def test_there_is_one_for_few_requests_and_one_for_many_the_largest_first():
+def test_each_size_has_two_buckets_the_largest_first():
     assert list(Buckets(64)) == [Bucket(64, 64), Bucket(64, 2), Bucket(32, 32), Bucket(32, 1)]
     assert list(Buckets(1)) == [Bucket(1, 1)]
 
 
 @pytest.mark.parametrize("limit", [1, 31, 32, 33, 100, 512])
-def test_every_batch_within_the_limit_has_the_smallest_bucket_with_room(limit):
+def test_every_batch_gets_the_smallest_bucket_that_fits(limit):
     buckets = Buckets(limit)
     every = list(buckets)
     for rows in range(1, limit + 1):

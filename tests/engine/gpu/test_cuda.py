@@ -114,7 +114,7 @@ def test_lanes_capture_and_replay_beside_each_other(tiny, metrics):
     assert fallbacks(metrics, "tiny") is None
 
 
-def test_the_memory_of_graphs_goes_with_their_model(tiny, executor):
+def test_memory_of_graphs_is_freed_with_their_model(tiny, executor):
     allocated = memory_bytes(GPU)["allocated"]
     gc.collect()
     before = allocated()
@@ -139,7 +139,7 @@ except RuntimeError:
 """
 
 
-def test_a_device_that_is_lost_is_found_out():
+def test_lost_device_is_detected():
     finished = subprocess.run(
         [sys.executable, "-c", LOSES_THE_DEVICE],
         cwd=REPOSITORY,

@@ -121,7 +121,7 @@ def test_padded_replay_gives_the_scores_of_the_batch_itself(served, stream, exec
     assert stream.replays == 3  # the first is compared with the model itself
 
 
-def test_replay_leaves_nothing_behind_for_the_next(served, executor):
+def test_replay_does_not_affect_the_next_replay(served, executor):
     larger, smaller = golden_chunks(served, [32]), golden_chunks(served, [5])
     executor(served, larger)
     first = scores_of(executor(served, larger))
@@ -184,7 +184,7 @@ def test_scores_that_are_both_nan_are_equal(executor, stream, metrics):
     assert stream.replays == 2
 
 
-def test_error_of_a_model_is_a_result_and_the_executor_goes_on(executor, stream):
+def test_error_of_a_model_is_a_result_and_the_executor_runs_on(executor, stream):
     failed = executor(sums_model(), [chunk(1, [POISON])])
     assert "poison" in str(failed.scores)
     assert not failed.is_fatal
@@ -272,7 +272,9 @@ async def test_every_bucket_has_its_graph_after_warm_up(store, executor):
     lane.stop()
 
 
-async def test_service_with_graphs_answers_the_same_and_times_its_copies(store, tiny, monkeypatch):
+async def test_service_with_graphs_gives_equal_scores_and_times_its_copies(
+    store, tiny, monkeypatch
+):
     def lanes(*_, max_batch_rows, metrics, on_lost, **__):
         loop, shared = asyncio.get_running_loop(), Fallbacks(metrics)
         return [

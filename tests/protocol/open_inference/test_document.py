@@ -111,7 +111,7 @@ def test_wrong_documents_of_any_size_are_refused():
 
 
 @pytest.mark.parametrize("is_inside", [False, True])
-def test_object_with_many_members_is_left_to_orjson(is_inside):
+def test_object_with_many_members_is_parsed_by_orjson(is_inside):
     """simdjson finds a member by scanning all before it."""
     tensor: dict[str, object] = {"name": "x", "datatype": "FP32", "data": [1.5]}
     document: dict[str, object] = {"inputs": [tensor]}

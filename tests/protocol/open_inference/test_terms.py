@@ -34,5 +34,5 @@ def test_timeout_is_stated_in_microseconds():
     assert stated(timeout=600_000_000) == (600, None)
 
 
-def test_parameters_that_are_missing_or_zero_leave_it_to_the_headers():
+def test_headers_apply_if_parameters_are_missing_or_zero():
     assert stated() == stated(priority=0, timeout=0) == (None, None)
