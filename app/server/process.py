@@ -130,7 +130,7 @@ class _Process:
         except ConfigurationInvalid as error:
             self._give_up(str(error))
             return
-        if not self._parts.service.is_ready:
+        if not self._parts.service.registry.models():
             found = "has no artifacts" if self._settings.store.exists() else "does not exist"
             logger.warning('store "%s" %s; waiting for it', self._settings.store, found)
         _relieve_garbage_collector()

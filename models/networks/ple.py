@@ -2,7 +2,7 @@
 
 Tang et al., "Progressive Layered Extraction (PLE): A Novel Multi-Task Learning Model for
 Personalized Recommendations", RecSys 2020, equations 6 and 7 and figure 5. The experts of a level
-stand in the order of :mod:`models.networks.cgc`.
+are in the order of :mod:`models.networks.cgc`.
 
 Two things decide whether a network is this one. From the second level on a gate selects by the
 *previous level's output*, not by ``x``; and the gate of the shared part sees the experts of

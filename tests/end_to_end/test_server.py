@@ -289,6 +289,7 @@ def test_a_signal_while_models_load_and_warm_up_exits_with_0_and_no_traceback(st
             time.sleep(delay_s)
             assert server.terminate() == 0
         assert "Traceback" not in log.read_text()
+        assert "has no artifacts" not in log.read_text()
 
 
 def test_log_that_is_not_read_does_not_block_the_server(store):
