@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         0.0,
         ge=0,
         le=600,
-        description="after SIGTERM, how long to go on serving while not ready (s)",
+        description="after SIGTERM, how long to keep serving while not ready (s)",
     )
     drain_timeout_s: int = Field(
         30, ge=1, le=3600, description="then, how long requests may take to finish (s)"

@@ -17,7 +17,7 @@ everything else that is ready runs between two of them."""
 
 UNCOUNTED_BYTES = 64 << 10
 """Bodies up to this size are not counted: the server buffers as much for every connection anyway.
-Small requests pay nothing, and go on while large ones are refused."""
+So small requests are accepted while large ones are refused."""
 
 
 class ByteBudget:

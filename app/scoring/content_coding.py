@@ -40,7 +40,7 @@ async def decompress(
         max_bytes: more than this is refused.
 
     Raises:
-        MalformedBody: the body is not in this coding, ends too early, or goes on after its end.
+        MalformedBody: the body is not in this coding, ends too early, or has data after its end.
         PayloadTooLarge: it is larger than `max_bytes`.
         Overloaded: `reserve` refuses.
     """
@@ -56,7 +56,7 @@ async def decompress(
             if not rest and taken == len(body):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
             if coding == b"deflate":
-                raise MalformedBody("the body goes on after its deflate stream")
+                raise MalformedBody("the body has data after its deflate stream")
             inflater = zlib.decompressobj(INFLATABLE[coding])
         if not rest:  # in steps, because zlib copies the input that it does not use
             rest = body[taken : taken + _STEP_BYTES]

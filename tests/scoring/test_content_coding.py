@@ -180,5 +180,5 @@ async def test_many_empty_members_end():
 
 @pytest.mark.parametrize("more", [b"\x00", zlib.compress(b"[1]")], ids=["byte", "stream"])
 async def test_deflate_body_has_one_stream(more):
-    with pytest.raises(MalformedBody, match="goes on after its deflate stream"):
+    with pytest.raises(MalformedBody, match="has data after its deflate stream"):
         await inflate(zlib.compress(b"[1,2]") + more, b"deflate")
