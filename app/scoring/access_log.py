@@ -102,14 +102,14 @@ class AccessLogMiddleware:
         self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an HTTP request on, and log its response."""
+        """Pass an HTTP request on; log it when its response is sent."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         context = Context(request_id_of(_header(scope, b"x-request-id")))
         context.attach(scope)
 
-        async def send_logged(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start" and not context.is_logged:
                 context.status = message["status"]
                 headers = message.setdefault("headers", [])
@@ -119,12 +119,12 @@ class AccessLogMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_logged)
+            await self._app(scope, receive, send_with_headers)
         except Exception:
             logger.exception("request failed", extra={"fields": {"id": context.request_id}})
             if context.status == 499:  # nothing is sent yet
                 error = InternalError("the log has the cause under this request id")
-                await send_error(send_logged, scope, error)
+                await send_error(send_with_headers, scope, error)
         finally:
             if not context.is_logged:
                 duration_s = time.perf_counter() - context.began

@@ -87,7 +87,9 @@ def test_the_service_answers_as_printed(folder):
     assert answer.keys() == printed.keys()
     assert answer["policy"] == printed["policy"]
     assert answer["ranking"][0] == printed["ranking"][0]
-    assert wrong["errors"] == [{"pointer": "/candidates/clip_id/0", "detail": "must be a string"}]
+    assert wrong["errors"] == [
+        {"pointer": "/candidates/clip_id/0", "detail": "must be a string"}
+    ]
     assert 'gatehouse_unknown_id_total{feature="clip_id",model="clips"} 1.0' in metrics
     encodings = {each["name"]: each.get("encoding") for each in shown["inputs"]}
     assert encodings["user_id"] == {"kind": "hash", "ids": "string", "buckets": 500, "seed": 0}
