@@ -30,7 +30,9 @@ The status stands on the class; `slug` names the error in problem documents, in 
 logs. How an error becomes a response body is known to `app.api.problems` alone.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import ClassVar, Literal
 
@@ -244,3 +246,9 @@ class PoliciesInvalid(ConfigurationInvalid):
 
 class TuningError(Exception):
     """An analysis cannot be done as asked. The message is one line, written for the analyst."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean "x"?` for the known name most like `name`, or "" if none is near."""
+    nearest = get_close_matches(name[:100], known, n=1)  # the time grows with the square of a name
+    return f'; did you mean "{nearest[0]}"?' if nearest else ""
