@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from models.compare.judge import leading
-from models.compare.runs import Ledger, Run, Spread
-from models.compare.series import Planned, train_missing
+from models.compare.figures import leading
+from models.compare.runs import Run, RunStore, Spread
+from models.compare.series import PlannedRun, train_missing
 from models.training import experiment
 from models.training.experiment import Experiment, ExperimentInvalid
 
@@ -125,11 +125,11 @@ def run(
         OSError: the folder cannot be written.
     """
     planned = [
-        Planned(entry.name, seeded(entry.experiment, seed))
+        PlannedRun(entry.name, seeded(entry.experiment, seed))
         for seed in range(seeds)
         for entry in entries
     ]
-    runs = train_missing(planned, Ledger(folder / RUNS), console, quiet=quiet)
+    runs = train_missing(planned, RunStore(folder / RUNS), console, quiet=quiet)
     by_name: dict[str, list[Run]] = {entry.name: [] for entry in entries}
     for each, run_of_it in zip(planned, runs, strict=True):
         by_name[each.name].append(run_of_it)

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from models.compare import compare
 from models.compare.compare import Entry, seeded
-from models.compare.runs import Ledger, Run, Spread
-from models.compare.series import Planned, train_missing
+from models.compare.runs import Run, RunStore, Spread
+from models.compare.series import PlannedRun, train_missing
 from models.compare.tables import spread, table
 from models.data import SyntheticConfig
 from models.training.experiment import Experiment, ExperimentInvalid
@@ -71,8 +71,8 @@ def run(
         for p in correlations
         for entry in entries
     ]
-    named = [Planned(f"{name}, p = {p:g}", experiment) for name, p, experiment in planned]
-    runs = train_missing(named, Ledger(folder / compare.RUNS), console, quiet=quiet)
+    named = [PlannedRun(f"{name}, p = {p:g}", experiment) for name, p, experiment in planned]
+    runs = train_missing(named, RunStore(folder / compare.RUNS), console, quiet=quiet)
     losses: dict[str, dict[float, list[float]]] = {
         entry.name: {p: [] for p in correlations} for entry in entries
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from models.compare.compare import Comparison
 from models.compare.correlation import Sweep
-from models.compare.judge import LEADING
+from models.compare.figures import LEADING
 from models.compare.runs import Spread
 
 if TYPE_CHECKING:

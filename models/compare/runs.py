@@ -64,7 +64,7 @@ class Spread:
         )
 
 
-class Ledger:
+class RunStore:
     """The file of runs: read when opened, and appended to a run at a time."""
 
     def __init__(self, path: Path) -> None:

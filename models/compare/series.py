@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from models import data
-from models.compare.judge import LEADING, judge, leading
-from models.compare.runs import Ledger, Run, digest
+from models.compare.figures import LEADING, comparable_figures, leading
+from models.compare.runs import Run, RunStore, digest
 from models.data import DataConfig, Splits
 from models.networks.build import build
 from models.training.experiment import Experiment
@@ -23,7 +23,7 @@ from models.training.train import Diverged, fit, threads
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedRun:
     """A run to be made: an experiment, seed included, and the name that people read."""
 
     name: str
@@ -81,7 +81,7 @@ class SeriesReport:
     ) -> None:
         self._progress.stop()
 
-    def run(self, planned: Planned, rows: int) -> None:
+    def run(self, planned: PlannedRun, rows: int) -> None:
         """A run over so many training rows begins."""
         self._epochs, self._rows = planned.experiment.training.epochs, rows
         self._progress.update(
@@ -126,25 +126,25 @@ class SeriesReport:
 
 
 def train_missing(
-    planned: Sequence[Planned], ledger: Ledger, console: Console, *, quiet: bool = False
+    planned: Sequence[PlannedRun], run_store: RunStore, console: Console, *, quiet: bool = False
 ) -> list[Run]:
-    """Train what `ledger` has no run of; return the run of each planned one, in order.
+    """Train what `run_store` has no run of; return the run of each planned one, in order.
 
     Data is made once for neighbours that have the same.
 
     Raises:
         Diverged: a loss of a run is not finite; the runs before it are kept.
     """
-    missing = [each for each in planned if ledger.find(each.experiment) is None]
+    missing = [each for each in planned if run_store.find(each.experiment) is None]
     if known := len(planned) - len(missing):
         console.print(f"{known} of {len(planned)} runs are there already", highlight=False)
     if missing:
-        _train_all(missing, ledger, SeriesReport(console, runs=len(missing), quiet=quiet))
-    runs = [ledger.find(each.experiment) for each in planned]
+        _train_all(missing, run_store, SeriesReport(console, runs=len(missing), quiet=quiet))
+    runs = [run_store.find(each.experiment) for each in planned]
     return [run for run in runs if run is not None]
 
 
-def _train_all(missing: Sequence[Planned], ledger: Ledger, report: SeriesReport) -> None:
+def _train_all(missing: Sequence[PlannedRun], run_store: RunStore, report: SeriesReport) -> None:
     source: DataConfig | None = None
     splits: Splits
     with report:
@@ -153,11 +153,11 @@ def _train_all(missing: Sequence[Planned], ledger: Ledger, report: SeriesReport)
                 source = each.experiment.data
                 splits = data.generate(source)
             run = _train(each, splits, report)
-            ledger.add(run)
+            run_store.add(run)
             report.over(run)
 
 
-def _train(planned: Planned, splits: Splits, report: SeriesReport) -> Run:
+def _train(planned: PlannedRun, splits: Splits, report: SeriesReport) -> Run:
     experiment = planned.experiment
     started = time.monotonic()
     report.run(planned, splits.train.rows)
@@ -167,7 +167,7 @@ def _train(planned: Planned, splits: Splits, report: SeriesReport) -> Run:
             epochs = fit(network, splits, experiment, report)
         except Diverged as error:
             raise Diverged(f"{planned.name}, seed {planned.seed}: {error}") from error
-        evaluation = judge(network, experiment, splits.test)
+        evaluation = comparable_figures(network, experiment, splits.test)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     embedded = sum(parameter.numel() for parameter in network.columns.parameters())
     return Run(

@@ -7,10 +7,10 @@ from typing import Annotated
 from pydantic import Field
 
 from app.artifacts.encoding import Hashed, Identity, Listed
-from models.data import feed, synthetic, table_features, vocabulary
+from models.data import feed, synthetic, table_inputs
 from models.data.dataset import PADDING, UNKNOWN, Dataset, Splits, TrainingSet
+from models.data.feed import FeedConfig
 from models.data.schema import DataInvalid, FilesConfig
-from models.data.simulation import FeedConfig
 from models.data.synthetic import SyntheticConfig
 from models.networks.config import Feature, Pooling, Task, TaskKind
 
@@ -51,7 +51,7 @@ def features(config: AnyConfig, *, embedding_dim: int, pooling: Pooling) -> tupl
         case SyntheticConfig():
             return synthetic.features(config)
         case FilesConfig():
-            return table_features.features(config, embedding_dim, pooling)
+            return table_inputs.features(config, embedding_dim, pooling)
 
 
 def label_kinds(config: AnyConfig) -> dict[str, TaskKind]:
@@ -63,12 +63,12 @@ def label_kinds(config: AnyConfig) -> dict[str, TaskKind]:
 
 def encodings(config: AnyConfig) -> Mapping[str, Identity | Hashed | Listed]:
     """How the ids of each feature become rows, where the data does not have rows as it is."""
-    return vocabulary.encodings(config) if isinstance(config, FilesConfig) else {}
+    return table_inputs.encodings(config) if isinstance(config, FilesConfig) else {}
 
 
 def vocabulary_files(config: AnyConfig) -> Mapping[str, bytes]:
     """The files that `encodings` names, and what they hold."""
-    return vocabulary.vocabulary_files(config) if isinstance(config, FilesConfig) else {}
+    return table_inputs.vocabulary_files(config) if isinstance(config, FilesConfig) else {}
 
 
 def generate(config: AnyConfig, tasks: Sequence[Task] = ()) -> Splits:
@@ -102,9 +102,9 @@ def make_vocabularies(config: AnyConfig) -> dict[Path, int]:
     if not isinstance(config, FilesConfig):
         return {}
     _need_pyarrow()
-    from models.data import listing
+    from models.data import vocabularies
 
-    return listing.make_vocabularies(config)
+    return vocabularies.make(config)
 
 
 def _need_pyarrow() -> None:

@@ -11,14 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
 from app.artifacts.encoding import Hashes
+from models.data import arrow_columns
 from models.data.dataset import Dataset, Splits, joined
 from models.data.files import TableFile, find, open_file
-from models.data.fitting import check_types
-from models.data.schema import DataInvalid, FilesConfig, SplitByFile
-from models.data.table import TEST, TRAIN, VALIDATION, Rows, TableReader, needed
+from models.data.schema import (
+    DataInvalid,
+    DenseColumns,
+    FilesConfig,
+    IdentityIds,
+    IdListColumn,
+    SplitByFile,
+)
+from models.data.table import TEST, TRAIN, VALIDATION, EncodedRows, TableReader, needed
 from models.networks.config import Task
 
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
@@ -94,7 +102,7 @@ class _Scan:
     ranges: dict[tuple[int, str], _Range] = field(default_factory=dict)
     groups: dict[int, Hashes] = field(default_factory=dict)
 
-    def add(self, read: Rows) -> None:
+    def add(self, read: EncodedRows) -> None:
         self.bad_rows += len(read.problems)
         self.problems += read.problems[: SHOWN_PROBLEMS - len(self.problems)]
         if self.bad_rows > self.config.max_bad_rows:
@@ -194,6 +202,52 @@ def units_of(config: FilesConfig) -> list[Unit]:
     return units
 
 
-def _read(config: FilesConfig, reader: TableReader, unit: Unit) -> Iterator[Rows]:
+def check_types(file: TableFile, config: FilesConfig) -> None:
+    """Check that a file has the columns of the schema, each of a type that fits its use.
+
+    Raises:
+        DataInvalid: with the first that does not.
+    """
+    for column, use in needed(config).items():
+        if column not in file.kinds:
+            known = ", ".join(map(repr, file.kinds))
+            raise DataInvalid(f"{file.path}: has no column {column!r} for {use}; it has {known}")
+    for column, use, must_be, fits in _expectations(file, config):
+        if not fits and file.path.suffix != ".csv":
+            kind = file.kinds[column]
+            raise DataInvalid(f"{file.path}: column {column!r} is {kind}, {use} needs {must_be}")
+
+
+def _expectations(file: TableFile, config: FilesConfig) -> Iterator[tuple[str, str, str, bool]]:
+    """Column, what it is for, what it must be, and whether it is."""
+    kinds = file.kinds
+    for name in (config.group, config.user):
+        fits = arrow_columns.is_text(kinds[name]) or pa.types.is_integer(kinds[name])
+        yield name, "group or user", "strings or integers", fits
+    for feature in config.features:
+        use = f"feature {feature.name!r}"
+        if isinstance(feature, DenseColumns):
+            is_list = len(feature.columns) == 1 and feature.dim > 1
+            for name in feature.columns:
+                kind = arrow_columns.element_type(kinds[name]) if is_list else kinds[name]
+                must_be = f"lists of {feature.dim} numbers" if is_list else "numbers"
+                yield name, use, must_be, kind is not None and arrow_columns.is_number(kind)
+            continue
+        ids = config.ids(feature)
+        wants_text = not isinstance(ids, IdentityIds) and ids.ids == "string"
+        is_list = isinstance(feature, IdListColumn)
+        kind = kinds[feature.column]
+        kind = arrow_columns.element_type(kind) if is_list else kind
+        fits = kind is not None and (
+            arrow_columns.is_text(kind) if wants_text else pa.types.is_integer(kind)
+        )
+        must_be = ("lists of " if is_list else "") + ("strings" if wants_text else "integers")
+        yield feature.column, use, must_be, fits
+    for label in config.labels:
+        for name in filter(None, (label.column, label.mask)):
+            yield name, f"label {label.name!r}", "numbers", arrow_columns.is_number(kinds[name])
+
+
+def _read(config: FilesConfig, reader: TableReader, unit: Unit) -> Iterator[EncodedRows]:
     for chunk in unit.file.chunks(unit.number, list(needed(config))):
         yield reader.read(chunk, unit.part)

@@ -62,7 +62,7 @@ class IdentityIds(Record):
     vocabulary_size: PositiveInt
 
 
-class HashedIds(Record):
+class HashIds(Record):
     """Ids that fall into `buckets` rows by their hash (:mod:`app.artifacts.encoding`)."""
 
     kind: Literal["hash"]
@@ -71,7 +71,7 @@ class HashedIds(Record):
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
-class ListedIds(Record):
+class VocabularyIds(Record):
     """Ids that are listed in `file`, one JSON value a line; every other is unknown.
 
     `python -m models vocabulary` makes the file of the ids that the training set has at least
@@ -84,7 +84,7 @@ class ListedIds(Record):
     min_count: PositiveInt = 1
 
 
-Ids = Annotated[IdentityIds | HashedIds | ListedIds, Field(discriminator="kind")]
+Ids = Annotated[IdentityIds | HashIds | VocabularyIds, Field(discriminator="kind")]
 
 
 class DenseColumns(Record):
@@ -215,7 +215,7 @@ class FilesConfig(Record):
                 )
         return self
 
-    def ids(self, feature: IdColumn | IdListColumn) -> IdentityIds | HashedIds | ListedIds:
+    def ids(self, feature: IdColumn | IdListColumn) -> IdentityIds | HashIds | VocabularyIds:
         """The encoding of a feature: its own, or that of the one it shares."""
         if feature.encoding is not None:
             return feature.encoding

@@ -14,8 +14,8 @@ import pyarrow as pa
 import torch
 
 from app.artifacts.encoding import NO_VOCABULARY, Hashed, Hashes, Listed, Vocabulary, hash_integers
-from models.data import columns
-from models.data.columns import Flags
+from models.data import arrow_columns
+from models.data.arrow_columns import Flags
 from models.data.dataset import Dataset
 from models.data.files import Chunk
 from models.data.schema import (
@@ -28,7 +28,7 @@ from models.data.schema import (
     SplitByHash,
     TableFeature,
 )
-from models.data.vocabulary import encoding_of, read_vocabulary_of
+from models.data.table_inputs import encoding_of, read_vocabulary_of
 
 Values = npt.NDArray[Any]
 Parts = npt.NDArray[np.int8]
@@ -37,7 +37,7 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class EncodedRows:
     """The good rows of a chunk, one array a column, and what was wrong with the others."""
 
     user: Mapping[str, Values]
@@ -67,7 +67,7 @@ class Rows:
 
 
 @dataclass(slots=True)
-class _Faults:
+class _RowErrors:
     """Why rows are wrong; a row has the first reason that was found."""
 
     reasons: dict[int, str] = field(default_factory=dict)
@@ -97,18 +97,18 @@ class TableReader:
                     vocabulary = read_vocabulary_of(config, feature)
                     self._ids[feature.name] = (encoding_of(ids, feature.name), vocabulary)
 
-    def read(self, chunk: Chunk, part: int | None) -> Rows:
+    def read(self, chunk: Chunk, part: int | None) -> EncodedRows:
         """Turn a chunk into columns.
 
         Args:
             chunk: with all columns that `needed` names.
             part: of the whole file, where the split is by file.
         """
-        faults = _Faults()
+        faults = _RowErrors()
         table = chunk.table
-        group, wrong = columns.hashes(table[self._config.group])
+        group, wrong = arrow_columns.hashes(table[self._config.group])
         faults.add(wrong, f"column {self._config.group!r} is empty, so it belongs to no request")
-        owner, wrong = columns.hashes(table[self._config.user])
+        owner, wrong = arrow_columns.hashes(table[self._config.user])
         faults.add(wrong, f"column {self._config.user!r} is empty, so it belongs to no user")
         sides: dict[str, dict[str, Values]] = {"user": {}, "candidate": {}}
         for feature in self._config.features:
@@ -119,7 +119,7 @@ class TableReader:
         problems += [f"{chunk.place(row)}: {faults.reasons[row]}" for row in sorted(faults.reasons)]
         good = np.ones(len(group), dtype=np.bool_)
         good[list(faults.reasons)] = False
-        return Rows(
+        return EncodedRows(
             user={name: column[good] for name, column in sides["user"].items()},
             candidate={name: column[good] for name, column in sides["candidate"].items()},
             labels={name: label[good] for name, label in labels.items()},
@@ -129,7 +129,7 @@ class TableReader:
             problems=problems,
         )
 
-    def _feature(self, table: pa.RecordBatch, feature: TableFeature, faults: _Faults) -> Values:
+    def _feature(self, table: pa.RecordBatch, feature: TableFeature, faults: _RowErrors) -> Values:
         if isinstance(feature, DenseColumns):
             values, wrong = _dense(table, feature)
             with np.errstate(over="ignore"):
@@ -141,14 +141,14 @@ class TableReader:
         encoding, vocabulary = self._ids[feature.name]
         array = table[feature.column]
         if isinstance(feature, IdColumn):
-            rows, wrong = columns.ids(array, encoding, vocabulary)
+            rows, wrong = arrow_columns.ids(array, encoding, vocabulary)
             faults.add(wrong, f"feature {feature.name!r} is not an integer id")
             return rows
-        rows, wrong = columns.id_lists(
+        rows, wrong = arrow_columns.id_lists(
             array,
             feature.separator,
             feature.max_length,
-            lambda elements: columns.ids(elements, encoding, vocabulary),
+            lambda elements: arrow_columns.ids(elements, encoding, vocabulary),
         )
         faults.add(wrong, f"feature {feature.name!r} is not a list of integer ids")
         return rows
@@ -165,13 +165,13 @@ def parts_of(config: FilesConfig, table: pa.RecordBatch, part: int | None) -> Pa
     split = config.split
     parts = np.full(table.num_rows, TRAIN if part is None else part, np.int8)
     if isinstance(split, SplitByHash):
-        group, _ = columns.hashes(table[config.group])
+        group, _ = arrow_columns.hashes(table[config.group])
         drawn = hash_integers(group.view(np.int64), split.seed) / 2.0**64  # [n] in [0, 1)
         parts[drawn < split.validation + split.test] = TEST
         parts[drawn < split.validation] = VALIDATION
     elif isinstance(split, SplitByColumn):
         for named_part, named in ((VALIDATION, split.validation), (TEST, split.test)):
-            parts[columns.is_one_of(table[split.column], named)] = named_part
+            parts[arrow_columns.is_one_of(table[split.column], named)] = named_part
     return parts
 
 
@@ -190,17 +190,17 @@ def needed(config: FilesConfig) -> dict[str, str]:
 
 def _dense(table: pa.RecordBatch, feature: DenseColumns) -> tuple[Values, Flags]:
     if len(feature.columns) == 1 and feature.dim > 1:
-        return columns.dense_lists(table[feature.columns[0]], feature.separator, feature.dim)
-    read = [columns.numbers(table[name]) for name in feature.columns]
+        return arrow_columns.dense_lists(table[feature.columns[0]], feature.separator, feature.dim)
+    read = [arrow_columns.numbers(table[name]) for name in feature.columns]
     values = np.stack([each for each, _ in read], axis=1)  # [n, dim]
     return values, np.logical_or.reduce([wrong for _, wrong in read])
 
 
-def _label(table: pa.RecordBatch, label: Label, faults: _Faults) -> npt.NDArray[np.float32]:
-    values, wrong = columns.numbers(table[label.column])  # [n]
+def _label(table: pa.RecordBatch, label: Label, faults: _RowErrors) -> npt.NDArray[np.float32]:
+    values, wrong = arrow_columns.numbers(table[label.column])  # [n]
     faults.add(wrong, f"label {label.name!r} is not a number")
     if label.mask is not None:
-        mask, wrong = columns.numbers(table[label.mask])
+        mask, wrong = arrow_columns.numbers(table[label.mask])
         faults.add(wrong, f"column {label.mask!r} is neither true nor false")
         values = np.where(mask == 1, values, np.nan)
     undefined = np.isnan(values)

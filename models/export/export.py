@@ -29,8 +29,7 @@ from app.artifacts.store import Artifact, Store
 from app.errors import ArtifactInvalid
 from models import data
 from models.data import PADDING, UNKNOWN, Dataset
-from models.export.parity import Form, parity, refuse_unless_near
-from models.export.precision import reduced
+from models.export.precision import Form, parity, reduced, refuse_unless_near
 from models.export.torch_export import exported
 from models.networks.config import DenseFeature, Feature, IdFeature, links
 from models.training.evaluate import Evaluation, evaluate

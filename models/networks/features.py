@@ -90,11 +90,11 @@ class SideColumns(nn.Module):
         lists = [f for f in mine if isinstance(f, IdListFeature)]
         self.dense = [f.name for f in dense]
         self.lookups = nn.ModuleList(
-            IdColumns([f for f in ids if ranges[f.name].table == table], ranges)
+            IdLookup([f for f in ids if ranges[f.name].table == table], ranges)
             for table in sorted({ranges[f.name].table for f in ids})
         )
         self.lookups += [
-            IdListColumns([f for f in lists if ranges[f.name].table == table], ranges)
+            IdListLookup([f for f in lists if ranges[f.name].table == table], ranges)
             for table in sorted({ranges[f.name].table for f in lists})
         ]
         embedded = sum(f.embedding_dim for f in ids) + sum(f.embedding_dim for f in lists)
@@ -110,7 +110,7 @@ class SideColumns(nn.Module):
         return torch.cat(columns, 1)  # [., width]
 
 
-class IdColumns(nn.Module):
+class IdLookup(nn.Module):
     """The id features of one side that share a table."""
 
     names: list[str]
@@ -132,7 +132,7 @@ class IdColumns(nn.Module):
         return embed(ids, self.first, self.size, tables, self.table).flatten(1)  # [., n·width]
 
 
-class IdListColumns(nn.Module):
+class IdListLookup(nn.Module):
     """The id-list features of one side that share a table, pooled by one product."""
 
     names: list[str]

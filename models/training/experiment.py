@@ -6,7 +6,7 @@ name = "feed"                        # the model's name in the store
 [network]                            # models.networks.config.NetworkConfig
 architecture = "mmoe"
 
-[[tasks]]                            # models.networks.config.Task, one table a task, in column order
+[[tasks]]                            # models.networks.config.Task; the order is that of the outputs
 name = "click"
 kind = "binary"
 

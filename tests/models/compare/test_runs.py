@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.compare import compare
-from models.compare.runs import Ledger, Spread, digest
+from models.compare.runs import RunStore, Spread, digest
 from models.training import experiment
 from models.training.experiment import ExperimentInvalid
 from tests import TINY_EXPERIMENT
@@ -34,23 +34,23 @@ def test_too_few_values_have_no_spread():
 def test_a_run_is_found_after_the_file_is_opened_again(tiny, tmp_path):
     path = tmp_path / "new" / "runs.jsonl"
     run = a_run(0, {"click": {"auc": 0.75}}, digest=digest(tiny))
-    Ledger(path).add(run)
+    RunStore(path).add(run)
 
-    assert Ledger(path).find(tiny) == run
-    assert Ledger(path).find(compare.seeded(tiny, 1)) is None
+    assert RunStore(path).find(tiny) == run
+    assert RunStore(path).find(compare.seeded(tiny, 1)) is None
 
 
 def test_a_half_written_last_line_is_cut_off(tiny, tmp_path):
     path = tmp_path / "runs.jsonl"
     whole, lost = (a_run(seed, {}, digest=f"{seed}") for seed in range(2))
-    Ledger(path).add(whole)
+    RunStore(path).add(whole)
     with path.open("a") as file:
         file.write(lost.model_dump_json()[:40])
 
-    Ledger(path).add(lost.model_copy(update={"digest": digest(tiny)}))
+    RunStore(path).add(lost.model_copy(update={"digest": digest(tiny)}))
 
     assert len(path.read_text().splitlines()) == 2
-    assert Ledger(path).find(tiny) is not None
+    assert RunStore(path).find(tiny) is not None
 
 
 def test_a_line_that_is_no_run_is_refused(tmp_path):
@@ -58,7 +58,7 @@ def test_a_line_that_is_no_run_is_refused(tmp_path):
     path.write_text('{"digest": "0"}\n')
 
     with pytest.raises(ExperimentInvalid, match=r"runs\.jsonl: line 1 is no run"):
-        Ledger(path)
+        RunStore(path)
 
 
 def test_what_a_run_depends_on_is_in_its_digest_and_no_more(tiny):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models import data
-from models.data import PADDING, UNKNOWN, FeedConfig, feed, simulation
+from models.data import PADDING, UNKNOWN, FeedConfig, feed
 from models.networks.config import DenseFeature, IdFeature
 
 CONFIG = FeedConfig(users=300, items=200, rounds=6, candidates=10, history=5, seed=3)
@@ -16,7 +16,7 @@ def splits():
 
 @pytest.fixture(scope="module")
 def simulated():
-    return simulation.simulate(CONFIG)
+    return feed.simulate(CONFIG)
 
 
 def test_the_same_seed_gives_the_same_feed(splits):

@@ -1,6 +1,7 @@
-"""Vocabularies of a table's ids: made of the training set once, then read by every run.
+"""A table's schema as a network's features, id encodings and vocabularies.
 
-They are files of their own, so that a later training keeps the rows that ids have.
+A vocabulary is a file of its own, made from the training set once (`python -m models vocabulary`)
+and read by every run, so that a later training keeps the embedding row of every id.
 """
 
 from functools import lru_cache
@@ -12,17 +13,54 @@ from models.data.schema import (
     DataInvalid,
     DenseColumns,
     FilesConfig,
-    HashedIds,
+    HashIds,
     IdColumn,
     IdentityIds,
     IdListColumn,
-    ListedIds,
+    TableFeature,
+    VocabularyIds,
 )
+from models.networks.config import DenseFeature, Feature, IdFeature, IdListFeature, Pooling
 
 
-def encoding_of(ids: HashedIds | ListedIds, owner: str) -> Hashed | Listed:
+def features(config: FilesConfig, embedding_dim: int, pooling: Pooling) -> tuple[Feature, ...]:
+    """The table's features, the user's first, each side as the schema lists it.
+
+    Raises:
+        DataInvalid: a vocabulary is missing or wrong.
+    """
+    user_first = sorted(config.features, key=lambda feature: feature.side != "user")
+    return tuple(_feature(config, feature, embedding_dim, pooling) for feature in user_first)
+
+
+def _feature(
+    config: FilesConfig, feature: TableFeature, embedding_dim: int, pooling: Pooling
+) -> Feature:
+    if isinstance(feature, DenseColumns):
+        return DenseFeature(name=feature.name, side=feature.side, dim=feature.dim)
+    size = vocabulary_size(config, feature)
+    if isinstance(feature, IdColumn):
+        return IdFeature(
+            name=feature.name,
+            side=feature.side,
+            vocabulary_size=size,
+            embedding_dim=embedding_dim,
+            shared_with=feature.shared_with,
+        )
+    return IdListFeature(
+        name=feature.name,
+        side=feature.side,
+        vocabulary_size=size,
+        embedding_dim=embedding_dim,
+        pooling=pooling,
+        max_length=feature.max_length,
+        shared_with=feature.shared_with,
+    )
+
+
+def encoding_of(ids: HashIds | VocabularyIds, owner: str) -> Hashed | Listed:
     """The encoding that a manifest states, of the ids of the feature `owner`."""
-    if isinstance(ids, HashedIds):
+    if isinstance(ids, HashIds):
         return Hashed(ids=ids.ids, buckets=ids.buckets, seed=ids.seed)
     return Listed(ids=ids.ids, file=f"vocabulary.{owner}.jsonl")
 
@@ -44,7 +82,7 @@ def vocabulary_files(config: FilesConfig) -> dict[str, bytes]:
     """The files that travel in the artifact, by the names that `encodings` gives them."""
     files = {}
     for feature in config.features:
-        if not isinstance(feature, DenseColumns) and isinstance(feature.encoding, ListedIds):
+        if not isinstance(feature, DenseColumns) and isinstance(feature.encoding, VocabularyIds):
             files[f"vocabulary.{feature.name}.jsonl"] = _content(config, feature.encoding)
     return files
 
@@ -54,7 +92,7 @@ def vocabulary_size(config: FilesConfig, feature: IdColumn | IdListColumn) -> in
     ids = config.ids(feature)
     if isinstance(ids, IdentityIds):
         return ids.vocabulary_size
-    if isinstance(ids, HashedIds):
+    if isinstance(ids, HashIds):
         return ids.buckets + 1
     return len(read_vocabulary_of(config, feature)) + 1
 
@@ -66,7 +104,7 @@ def read_vocabulary_of(config: FilesConfig, feature: IdColumn | IdListColumn) ->
         DataInvalid: the file is missing or wrong.
     """
     ids = config.ids(feature)
-    if not isinstance(ids, ListedIds):
+    if not isinstance(ids, VocabularyIds):
         return NO_VOCABULARY
     path = config.path(ids.file)
     try:
@@ -85,5 +123,5 @@ def _read(path: Path, changed_ns: int, ids: str) -> Vocabulary:
     return read_vocabulary(path.read_bytes(), str if ids == "string" else int)
 
 
-def _content(config: FilesConfig, ids: ListedIds) -> bytes:
+def _content(config: FilesConfig, ids: VocabularyIds) -> bytes:
     return config.path(ids.file).read_bytes()

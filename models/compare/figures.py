@@ -31,7 +31,9 @@ def leading(figures: Mapping[str, float]) -> str | None:
     return next((name for name in LEADING if name in figures), None)
 
 
-def judge(network: RankingNetwork, experiment: Experiment, dataset: Dataset) -> Evaluation:
+def comparable_figures(
+    network: RankingNetwork, experiment: Experiment, dataset: Dataset
+) -> Evaluation:
     """The figures of each task, and of each product with its sample space, that data allows."""
     body = network.body.body if isinstance(network.body, ESMM) else network.body
     conditional = evaluate(

@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from app.artifacts.encoding import Id
 from app.artifacts.vocabulary import write_vocabulary
-from models.data import columns
+from models.data import arrow_columns
 from models.data.scan import units_of
-from models.data.schema import DataInvalid, DenseColumns, FilesConfig, IdListColumn, ListedIds
+from models.data.schema import DataInvalid, DenseColumns, FilesConfig, IdListColumn, VocabularyIds
 from models.data.table import TRAIN, needed, parts_of
 
 
-def make_vocabularies(config: FilesConfig) -> dict[Path, int]:
+def make(config: FilesConfig) -> dict[Path, int]:
     """Write every vocabulary that is not there yet; how many ids each holds.
 
     Ids stand in the order of how often the training set has them, then in their own.
@@ -27,7 +27,7 @@ def make_vocabularies(config: FilesConfig) -> dict[Path, int]:
     listed = {
         each.name: each.encoding
         for each in config.features
-        if not isinstance(each, DenseColumns) and isinstance(each.encoding, ListedIds)
+        if not isinstance(each, DenseColumns) and isinstance(each.encoding, VocabularyIds)
     }
     absent = {name: ids for name, ids in listed.items() if not config.path(ids.file).exists()}
     for name, counts in _count(config, absent).items():
@@ -41,7 +41,7 @@ def make_vocabularies(config: FilesConfig) -> dict[Path, int]:
     return made
 
 
-def _count(config: FilesConfig, owners: Mapping[str, ListedIds]) -> dict[str, Counter[Id]]:
+def _count(config: FilesConfig, owners: Mapping[str, VocabularyIds]) -> dict[str, Counter[Id]]:
     """How often the training set has each id, by the feature that owns the vocabulary."""
     counts: dict[str, Counter[Id]] = {name: Counter() for name in owners}
     if not owners:
@@ -59,6 +59,6 @@ def _count(config: FilesConfig, owners: Mapping[str, ListedIds]) -> dict[str, Co
                 if owner in owners:
                     array = table[feature.column]
                     if isinstance(feature, IdListColumn):
-                        array, _ = columns.lists(array, feature.separator)
-                    counts[owner].update(columns.distinct_ids(array, owners[owner].ids))
+                        array, _ = arrow_columns.lists(array, feature.separator)
+                    counts[owner].update(arrow_columns.distinct_ids(array, owners[owner].ids))
     return counts
