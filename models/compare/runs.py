@@ -1,8 +1,8 @@
-"""What training runs gave, kept as JSON lines, so that a comparison can stop and go on.
+"""Results of training runs, kept as JSON lines, so that an interrupted comparison can continue.
 
-A line is written when its run is over. A run is found again by the digest of its experiment, seed
-and data included: a changed configuration is another run. Code and data files that have changed are
-not noticed; take a new folder for them.
+A line is written when its run ends. A run is identified by a digest of its experiment, including
+seed and data: a changed configuration is another run. Changes of code or of data files are not
+detected; use a new folder for them.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ DECISIVE = {"network", "tasks", "data", "embedding", "training", "clamp"}
 
 
 class Run(Record):
-    """One trained network, by its figures.
+    """Result of one training run.
 
     Attributes:
-        digest: of the experiment that was run.
-        name: what people read: the network, and what else is varied.
+        digest: of the experiment.
+        name: shown in tables: the network, and what else is varied.
         seed: of the parameters and the batches.
-        parameters: without embedding tables.
-        embedding_parameters: those of the tables.
-        epochs: how many were run.
-        seconds: how long that took, evaluation included.
-        evaluation: the figures on the test set.
+        parameters: number of parameters without embedding tables.
+        embedding_parameters: number of parameters of the tables.
+        epochs: number of epochs trained.
+        seconds: duration, including evaluation.
+        evaluation: metrics on the test set.
     """
 
     digest: str
@@ -49,7 +49,7 @@ class Run(Record):
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and sample standard deviation of the finite values of some runs; NaN of too few."""
+    """Mean and sample standard deviation of the finite values; NaN if there are too few."""
 
     mean: float
     std: float
@@ -65,13 +65,13 @@ class Spread:
 
 
 class RunStore:
-    """The file of runs: read when opened, and appended to a run at a time."""
+    """The file of runs: read once when opened, then appended to."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file; what an interrupt left half written at its end is cut off.
+        """Open or create the file; remove an incomplete last line.
 
         Raises:
-            ExperimentInvalid: a line is no run.
+            ExperimentInvalid: a line is not a run.
             OSError: the file cannot be read or made.
         """
         self._path = path
@@ -86,21 +86,21 @@ class RunStore:
             try:
                 run = Run.model_validate_json(line)
             except ValidationError as error:
-                raise ExperimentInvalid(f"{path}: line {number} is no run") from error
+                raise ExperimentInvalid(f"{path}: line {number} is not a run") from error
             self._runs[run.digest] = run
 
     def find(self, experiment: Experiment) -> Run | None:
-        """The run of `experiment`, if there was one."""
+        """The run of `experiment`, or `None`."""
         return self._runs.get(digest(experiment))
 
     def add(self, run: Run) -> None:
-        """Keep a run, and write it at once."""
+        """Add a run and append it to the file."""
         self._runs[run.digest] = run
         with self._path.open("a", encoding="utf-8") as file:
             file.write(run.model_dump_json() + "\n")
 
 
 def digest(experiment: Experiment) -> str:
-    """What names an experiment: a hash of all in its file that a run's figures depend on."""
-    said = experiment.model_dump(mode="json", exclude_unset=True, include=DECISIVE)
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    """A hash of everything in the experiment file that the metrics of a run depend on."""
+    decisive = experiment.model_dump(mode="json", exclude_unset=True, include=DECISIVE)
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A comparison in Markdown: a table of costs, and a table of figures a task."""
+"""A comparison in Markdown: one table of metrics per task, and a table of costs."""
 
 import math
 import statistics
@@ -19,45 +19,44 @@ FIGURES = {
 }
 EXPECTATION = "true expectation"
 NOTES = """\
-A cell is the mean ± the standard deviation over {seeds} seeds, which draw the parameters and the
-order of the batches; data and split are the same for all. Calibration is Σ predicted / Σ observed.
+A cell is the mean ± the standard deviation over {seeds} seeds. A seed draws the parameters and the
+order of the batches; data and split are always the same. Calibration is Σ predicted / Σ observed.
 """
 KNOWN = """\
-The true expectation is what the simulation itself expected of each row. Nothing orders clicks and
-likes better, except by luck; a mean absolute error can be smaller, since a median minimises it.
+The true expectation is the one that the simulation used for each row. Except for sampling noise, no
+model has a higher AUC; a mean absolute error can be smaller, since a median minimises it.
 """
 SPACES = """\
-A behaviour after a click is judged twice, over the same rows for every network, whichever of the
-two it was trained for: *given click*, over clicked rows, where ESMM's value is its factor
-pCTCVR / pCTR; and *click and*, over every row, where that of the others is the product
-P(click) · P(behaviour given click).
+A behaviour after a click is evaluated twice, for every network on the same rows: *given click*, on
+clicked rows, where the value of ESMM is its factor pCTCVR / pCTR; and *click and*, on every row,
+where the value of the other networks is the product P(click) · P(behaviour given click).
 """
 COSTS = """\
-Parameters are without the {embedded} of the embedding tables. The forward pass is of one request,
-scripted and frozen as it is served, in one thread on CPU; the networks ran by turns. Times are
-medians, and in brackets the median ratio to {baseline}.
+Parameters do not include the {embedded} of the embedding tables. The forward pass scores one
+request, scripted and frozen as in serving, with one CPU thread; the networks ran in turn. Times are
+medians, with the median ratio to {baseline} in brackets.
 """
 
 
 def markdown(comparison: Comparison, times: Times) -> str:
-    """The whole document, headings from level 3."""
+    """The document, with headings from level 3."""
     parts = [NOTES.format(seeds=len(comparison.runs[comparison.baseline]))]
-    if any(" given " in task for task in comparison.judged):
+    if any(" given " in task for task in comparison.tasks):
         parts.append(SPACES)
     if any(each.startswith(ORACLE) for figures in _first(comparison).values() for each in figures):
         parts.append(KNOWN)
-    parts += [_task(comparison, task) for task in comparison.judged]
+    parts += [_task(comparison, task) for task in comparison.tasks]
     return "\n".join([*parts, _costs(comparison, times)])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its first column text and the others numbers."""
+    """A Markdown table; the first column is text, the others are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def spread(value: Spread, digits: int = 4) -> str:
-    """Mean ± standard deviation, the mean alone of one value, a dash of none."""
+    """Mean ± standard deviation; the mean only for one value, a dash for none."""
     if math.isnan(value.mean):
         return "–"
     if math.isnan(value.std):
@@ -66,7 +65,7 @@ def spread(value: Spread, digits: int = 4) -> str:
 
 
 def _first(comparison: Comparison) -> Evaluation:
-    """The figures of one run: which there are, and those that are the same in all runs."""
+    """The metrics of one run: the names, and the values that are the same in all runs."""
     return comparison.runs[comparison.baseline][0].evaluation
 
 

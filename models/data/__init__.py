@@ -1,4 +1,4 @@
-"""Where training data comes from: a configuration in, features and labelled impressions out."""
+"""Training data: from a configuration to features and labelled impressions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,10 +40,10 @@ DataConfig = Annotated[AnyConfig, Field(discriminator="source")]
 
 
 def features(config: AnyConfig, *, embedding_dim: int, pooling: Pooling) -> tuple[Feature, ...]:
-    """The features of the data that `config` describes, user's side first.
+    """The features of the data that `config` describes, user features first.
 
     Raises:
-        DataInvalid: a vocabulary, which says how many ids there are, is missing or wrong.
+        DataInvalid: a vocabulary, which gives the number of ids, is missing or invalid.
     """
     match config:
         case FeedConfig():
@@ -55,31 +55,31 @@ def features(config: AnyConfig, *, embedding_dim: int, pooling: Pooling) -> tupl
 
 
 def label_kinds(config: AnyConfig) -> dict[str, TaskKind]:
-    """The labels that the data has, and of which kind they are."""
+    """The labels of the data and their kinds."""
     if isinstance(config, FilesConfig):
         return {label.name: label.kind for label in config.labels}
     return dict(config.LABELS)
 
 
 def encodings(config: AnyConfig) -> Mapping[str, Identity | Hashed | Listed]:
-    """How the ids of each feature become rows, where the data does not have rows as it is."""
+    """How the ids of each feature become embedding rows; empty for simulated data."""
     return table_inputs.encodings(config) if isinstance(config, FilesConfig) else {}
 
 
 def vocabulary_files(config: AnyConfig) -> Mapping[str, bytes]:
-    """The files that `encodings` names, and what they hold."""
+    """The files that `encodings` names, with their content."""
     return table_inputs.vocabulary_files(config) if isinstance(config, FilesConfig) else {}
 
 
 def generate(config: AnyConfig, tasks: Sequence[Task] = ()) -> Splits:
-    """Make or read the data that `config` describes.
+    """Simulate or read the data that `config` describes.
 
     Args:
         config: the source.
-        tasks: what the data is for; of files it is checked that these can be learnt.
+        tasks: their labels are checked in files.
 
     Raises:
-        DataInvalid: files do not fit their schema, or nothing could be learnt from them.
+        DataInvalid: files do not match their schema, or a label has only one value.
     """
     match config:
         case FeedConfig():
@@ -94,10 +94,13 @@ def generate(config: AnyConfig, tasks: Sequence[Task] = ()) -> Splits:
 
 
 def make_vocabularies(config: AnyConfig) -> dict[Path, int]:
-    """Make the vocabulary files that `config` names and that are not there; ids in each.
+    """Write the vocabulary files that `config` names and that do not exist.
+
+    Returns:
+        The number of ids in each new file.
 
     Raises:
-        DataInvalid: files do not fit their schema, or hold no ids.
+        DataInvalid: files do not match their schema, or contain no ids.
     """
     if not isinstance(config, FilesConfig):
         return {}
@@ -108,10 +111,10 @@ def make_vocabularies(config: AnyConfig) -> dict[Path, int]:
 
 
 def _need_pyarrow() -> None:
-    """The reader of files is an extra: nothing else needs it."""
+    """Check that pyarrow, an extra that only files need, is installed."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:
         raise DataInvalid(
-            "Parquet and CSV files are read with pyarrow: pip install 'gatehouse[data]'"
+            "reading Parquet and CSV needs pyarrow: pip install -e '.[data]'"
         ) from None

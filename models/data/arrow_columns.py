@@ -1,7 +1,7 @@
-"""Columns of Arrow arrays become columns of numbers, and rows that are wrong are told apart.
+"""Convert Arrow arrays to NumPy columns and flag invalid rows.
 
-Every function takes an array of `n` rows, of whatever type Parquet gave it, or of strings out of
-CSV, and returns its values and which rows are wrong, bool `[n]`. A wrong row's values mean nothing.
+Every function takes an array of `n` rows (of any type from Parquet, of strings from CSV) and
+returns its values and the invalid rows, bool `[n]`. The value of an invalid row is meaningless.
 """
 
 import math
@@ -32,7 +32,7 @@ _WORDS = {"true": 1.0, "false": 0.0}
 
 
 def numbers(array: pa.Array) -> tuple[Floats, Flags]:
-    """Floats `[n]`, NaN where null; text that is no number is wrong."""
+    """Floats `[n]`, NaN for null; text that is not a number is invalid."""
     try:
         return _float64(array), np.zeros(len(array), dtype=np.bool_)
     except pa.ArrowInvalid:
@@ -56,7 +56,7 @@ def _number(text: str | None) -> float | None:
 
 
 def integers(array: pa.Array) -> tuple[Integers, Flags, Flags]:
-    """Integers `[n]`, which are null, and which are wrong: no integer, or none that fits int64."""
+    """Integers `[n]`, the null rows, and the invalid rows: not an integer, or outside int64."""
     null = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False))
     wrong = np.zeros(len(array), dtype=np.bool_)
     try:
@@ -73,7 +73,7 @@ def integers(array: pa.Array) -> tuple[Integers, Flags, Flags]:
 
 
 def hashes(array: pa.Array) -> tuple[Hashes, Flags]:
-    """A hash of each value, string or integer, uint64 `[n]`; a null is wrong."""
+    """A hash of each value, string or integer, uint64 `[n]`; null is invalid."""
     if pa.types.is_integer(array.type):
         values, null, wrong = integers(array)
         return hash_integers(values, seed=0), null | wrong
@@ -84,12 +84,12 @@ def hashes(array: pa.Array) -> tuple[Hashes, Flags]:
 def ids(
     array: pa.Array, encoding: int | Hashed | Listed, vocabulary: Vocabulary
 ) -> tuple[Integers, Flags]:
-    """Rows of an embedding table `[n]`; `UNKNOWN` where an id is null or has none.
+    """Rows of an embedding table `[n]`; `UNKNOWN` for null and for an id without a row.
 
     Args:
         array: of ids.
-        encoding: how they become rows; a number is the vocabulary size of ids that are rows.
-        vocabulary: for a `Listed`.
+        encoding: how ids become rows; a number is the vocabulary size of ids that are rows.
+        vocabulary: used by `Listed`.
     """
     if isinstance(encoding, int):
         row, null, wrong = integers(array)
@@ -108,7 +108,7 @@ def ids(
 
 
 def distinct_ids(array: pa.Array, id_type: str) -> dict[Id, int]:
-    """How often each id occurs."""
+    """Number of occurrences of each id."""
     if id_type == "int64":
         values, null, wrong = integers(array)
         array = pa.array(values, mask=null | wrong)
@@ -118,7 +118,7 @@ def distinct_ids(array: pa.Array, id_type: str) -> dict[Id, int]:
 
 
 def _distinct(array: pa.Array) -> tuple[Integers, list[Id]]:
-    """Each row's place among the distinct values, -1 where null, and those values."""
+    """The index of each row in the distinct values, -1 for null, and the distinct values."""
     if not pa.types.is_dictionary(array.type):
         array = pc.dictionary_encode(array)
     index = pc.fill_null(pc.cast(array.indices, pa.int64()), -1)
@@ -126,9 +126,9 @@ def _distinct(array: pa.Array) -> tuple[Integers, list[Id]]:
 
 
 def lists(array: pa.Array, separator: str) -> tuple[pa.Array, Integers]:
-    """The elements of lists, one behind the other, and the length of each list `[n]`.
+    """The elements of all lists in one array, and the length of each list `[n]`.
 
-    Text is taken apart at `separator`; a null is an empty list.
+    Text is split at `separator`; null is an empty list.
     """
     if _is_text(array.type):
         parts = pc.split_pattern(pc.utf8_trim(array, separator), separator)
@@ -154,10 +154,10 @@ def id_lists(
     """The first `max_length` ids of each list as rows `[n, max_length]`, padded.
 
     Args:
-        array: of lists, or of text.
-        separator: between the ids of a text.
+        array: of lists or of text.
+        separator: between ids in text.
         max_length: of a list.
-        rows: turns ids into rows.
+        rows: converts ids to rows.
     """
     elements, lengths = lists(array, separator)
     values, bad = rows(elements)  # [Σ lengths]
@@ -172,7 +172,7 @@ def id_lists(
 
 
 def dense_lists(array: pa.Array, separator: str, dim: int) -> tuple[Floats, Flags]:
-    """Lists of exactly `dim` numbers as `[n, dim]`; every other list is wrong."""
+    """Lists of exactly `dim` numbers as `[n, dim]`; every other list is invalid."""
     elements, lengths = lists(array, separator)
     values, bad = numbers(elements)  # [Σ lengths]
     wrong = lengths != dim
@@ -184,7 +184,7 @@ def dense_lists(array: pa.Array, separator: str, dim: int) -> tuple[Floats, Flag
 
 
 def is_one_of(array: pa.Array, values: Sequence[object]) -> Flags:
-    """Which rows have one of some values, each compared as text."""
+    """The rows whose value, compared as text, is one of `values`."""
     index, distinct = _distinct(array)
     chosen = [str(each) in set(map(str, values)) for each in distinct]
     return np.array([*chosen, False])[index]  # the last is for nulls
@@ -195,19 +195,19 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a type is of strings, dictionary-encoded or not."""
+    """Whether a type is a string type, dictionary-encoded or not."""
     return _is_text(kind.value_type) if pa.types.is_dictionary(kind) else _is_text(kind)
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether a type is of integers, floats or booleans."""
+    """Whether a type is an integer, float or boolean type."""
     return bool(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     )
 
 
 def element_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type of a list's elements; None where a type is of no lists."""
+    """The element type of a list type; None if it is not a list type."""
     is_list = (
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )

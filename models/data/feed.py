@@ -3,18 +3,18 @@
 Every user and every item has a vector of latent tastes. Users of one age bucket are alike, and so
 are items of one category. An item also has an *appeal*, which makes people click, and a
 *substance*, which makes them like it and stay; an item of much appeal and little substance is
-bait. For user u and item i, with the match m = ⟨taste of u, vector of i⟩ / √d:
+*bait*. For user u and item i, with the match m = ⟨taste of u, vector of i⟩ / √d:
 
     P(click)         = σ(-1.9 + 1.3 m + 0.9 appeal + 0.6 eagerness of u)
     P(like | click)  = σ(-1.0 + 0.9 m + 1.1 substance - 0.5 appeal)
     E[dwell | click] = exp(log 20 + 0.4 m + 0.5 substance - 0.3 appeal)  seconds
 
-Dwell is log-normal around that mean, 0 without a click, and `like` is NaN without one. So the
-tasks share what they need, the match, and contradict each other over appeal.
+Dwell is log-normal around that mean and 0 without a click; `like` is NaN without a click. The
+tasks share the match, and have opposite dependencies on appeal.
 
-Time runs in rounds. In each, some users make one request; what they click enters their history
-and their activity, so that features hold only what was known before. Some users are not logged in
-and some items are new: their id is *unknown*, so that a network learns what to make of it.
+Time runs in rounds. In each round, some users make one request; their clicks are added to their
+history and activity afterwards, so that features contain only earlier events. Some users are not
+logged in and some items are new: their id is *unknown*, so that a network learns that row too.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ DWELL_SIGMA = 0.8
 
 
 class FeedConfig(Record):
-    """How large a feed is; its size in rows is about users · visit_rate · rounds · candidates."""
+    """Size of a feed; it has about users · visit_rate · rounds · candidates rows."""
 
     LABELS: ClassVar[dict[str, TaskKind]] = {
         "click": "binary",
@@ -70,18 +70,18 @@ class FeedConfig(Record):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Everything that does not change: `U` users and `I` items, latent and visible."""
+    """Everything constant: `U` users and `I` items, with latent and visible attributes."""
 
-    user_id: Integers  # [U] 0 where not logged in
+    user_id: Integers  # [U] 0 if not logged in
     age_bucket: Integers  # [U]
     taste: Floats  # [U, d]
     eagerness: Floats  # [U]
-    item_id: Integers  # [I] 0 where new
+    item_id: Integers  # [I] 0 if new
     category: Integers  # [I]
     vector: Floats  # [I, d]
     appeal: Floats  # [I]
     substance: Floats  # [I]
-    quality: Floats  # [I, 2] what a content model sees of appeal and substance
+    quality: Floats  # [I, 2] appeal and substance with noise, as from a content model
     popularity: Floats  # [I] sums to 1
 
     @classmethod
@@ -112,7 +112,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the feed remembers of each user; it moves from round to round."""
+    """The past of each user, updated after every round."""
 
     recent_items: Integers  # [U, history] newest first, padded
     requests: Floats  # [U]
@@ -122,12 +122,12 @@ class Memory:
 
     @classmethod
     def empty(cls, config: FeedConfig) -> "Memory":
-        """Nobody has been here yet."""
+        """The memory before the first round."""
         recent = np.full((config.users, config.history), PADDING)
         return cls(recent, *np.zeros((4, config.users)))
 
     def activity(self, users: Integers) -> Floats:
-        """Requests, clicks, likes and dwell so far, smoothed and of the order of one: `[v, 4]`."""
+        """Requests, clicks, likes and dwell so far, smoothed and scaled to about one: `[v, 4]`."""
         requests, clicks = self.requests[users], self.clicks[users]
         return np.stack(
             [
@@ -140,7 +140,7 @@ class Memory:
         )
 
     def record(self, users: Integers, item_id: Integers, seen: "Behaviour") -> None:
-        """Remember what the visitors `[v]` did with what they were shown `[v, n]`."""
+        """Add the behaviour of the visitors `[v]` on the items shown to them `[v, n]`."""
         newest = np.where((seen.click == 1) & (item_id > 0), item_id, PADDING)  # [v, n]
         both = np.concatenate([newest, self.recent_items[users]], axis=1)  # [v, n + history]
         front = np.argsort(both == PADDING, axis=1, kind="stable")  # ids first, order kept
@@ -154,19 +154,19 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What `v` visitors did with `n` items each, `[v, n]`, and what was to be expected."""
+    """Behaviour of `v` visitors on `n` items each, `[v, n]`, and its true expectation."""
 
     click: Floats
-    like: Floats  # NaN where not clicked
-    dwell: Floats  # seconds; 0 where not clicked
+    like: Floats  # NaN without a click
+    dwell: Floats  # seconds; 0 without a click
     p_click: Floats
     p_like: Floats  # P(like | click)
-    mean_dwell: Floats  # E[dwell], over clicks and no clicks
+    mean_dwell: Floats  # E[dwell], with and without a click
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """`v` visitors, what was known of them, what they were shown, and what they did."""
+    """`v` visitors with their features, the items shown to them, and their behaviour."""
 
     users: Integers  # [v]
     items: Integers  # [v, n]
@@ -176,7 +176,7 @@ class Round:
 
 
 def simulate(config: FeedConfig) -> tuple[World, list[Round]]:
-    """Draw a world and let it run; the same configuration gives the same rounds."""
+    """Draw a world and simulate it; the same configuration gives the same rounds."""
     random = np.random.default_rng(config.seed)
     world = World.draw(config, random)
     memory = Memory.empty(config)
@@ -186,9 +186,9 @@ def simulate(config: FeedConfig) -> tuple[World, list[Round]]:
 def _simulate_round(
     config: FeedConfig, world: World, memory: Memory, random: np.random.Generator
 ) -> Round:
-    """Show every visitor some items; `memory` is read first and brought up to date after."""
+    """Simulate one round; `memory` is read first and updated afterwards."""
     visits = random.random(config.users) < config.visit_rate
-    visits[random.integers(config.users)] = True  # no round is empty
+    visits[random.integers(config.users)] = True  # at least one visitor
     users = np.flatnonzero(visits)  # [v]
     items = random.choice(
         config.items, size=(len(users), config.candidates), p=world.popularity
@@ -224,8 +224,8 @@ def _behave(
 
 
 def features(config: FeedConfig, embedding_dim: int, pooling: Pooling) -> tuple[Feature, ...]:
-    """The feed's features; the history uses the items' embedding table."""
-    items = config.items + 1  # and the unknown
+    """The features of the feed; the history shares the embedding table of the items."""
+    items = config.items + 1  # with the unknown id
 
     def an_id(name: str, side: Side, vocabulary_size: int) -> IdFeature:
         return IdFeature(
@@ -254,8 +254,8 @@ def features(config: FeedConfig, embedding_dim: int, pooling: Pooling) -> tuple[
 def generate(config: FeedConfig) -> SplitsInMemory:
     """Simulate a feed: its last round is the test set, the one before it the validation set.
 
-    `expected` holds P(click), P(like | click) and E[dwell]; `like` is NaN where not clicked, and
-    `dwell` 0. The same configuration gives the same data.
+    `expected` contains P(click), P(like | click) and E[dwell]; without a click, `like` is NaN and
+    `dwell` is 0. The same configuration gives the same data.
     """
     world, rounds = simulate(config)
     return SplitsInMemory(

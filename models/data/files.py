@@ -1,7 +1,6 @@
-"""Parquet and CSV files as chunks of rows that still know where they come from.
+"""Read Parquet and CSV files as chunks of rows, with the position of every row in its file.
 
-A chunk is as large as one read, so a file may be larger than memory. Nothing here knows what a
-column means.
+A chunk is one read, so a file may be larger than memory. This module does not interpret columns.
 """
 
 import csv
@@ -26,9 +25,9 @@ class Chunk:
 
     Attributes:
         path: of the file.
-        table: the columns that were asked for.
-        place: a row's place in the file, for a person.
-        broken: places of lines that could not be taken apart, and why; they are no rows.
+        table: the requested columns.
+        place: the position of a row in the file, as text.
+        broken: positions of lines that could not be parsed, and why; they are not in the table.
     """
 
     path: Path
@@ -39,15 +38,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """One file: `kinds` has the type of each column; a CSV column is a string."""
+    """One file; `kinds` has the type of each column, string for every CSV column."""
 
     path: Path
     kinds: Mapping[str, pa.DataType]
     units: int
-    """Parts that can be read in any order: the row groups of a Parquet file, 1 of a CSV file."""
+    """Number of parts that can be read in any order: row groups of Parquet; 1 for CSV."""
 
     def chunks(self, unit: int, columns: Sequence[str]) -> Iterator[Chunk]:
-        """Yield the rows of one unit, in the order of the file.
+        """Yield the rows of one unit in file order.
 
         Raises:
             DataInvalid: the file is damaged.
@@ -60,14 +59,14 @@ class TableFile:
 
 
 def open_file(path: Path) -> TableFile:
-    """Look at a file's columns.
+    """Read the columns of a file.
 
     Raises:
-        DataInvalid: it is neither Parquet nor CSV, or empty, or damaged.
+        DataInvalid: it is not Parquet or CSV, or it is empty or damaged.
     """
     try:
         if path.stat().st_size == 0:
-            raise DataInvalid(f"{path}: is empty")
+            raise DataInvalid(f"{path}: file is empty")
         if _is_csv(path):
             with _open_csv(path, None, []) as reader:
                 if next(iter(reader), None) is None:
@@ -84,7 +83,7 @@ def open_file(path: Path) -> TableFile:
 
 
 def find(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files that match, each once, in the order of the patterns, then of their names.
+    """The matching files, each once, in the order of the patterns, then of the file names.
 
     Raises:
         DataInvalid: a pattern matches nothing.
@@ -94,7 +93,7 @@ def find(folder: Path, patterns: Sequence[str]) -> list[Path]:
         path = Path(pattern)
         here = [path] if path.is_absolute() else sorted(folder.glob(pattern))
         if not here:
-            raise DataInvalid(f"{folder / pattern}: there is no such file")
+            raise DataInvalid(f"{folder / pattern}: no such file")
         found |= dict.fromkeys(here)
     return list(found)
 
@@ -112,7 +111,7 @@ def _parquet_chunks(path: Path, unit: int, columns: Sequence[str]) -> Iterator[C
 
 
 def _csv_chunks(path: Path, _: int, columns: Sequence[str]) -> Iterator[Chunk]:
-    broken: list[tuple[int, str]] = []  # line, why: as far as the reader has come
+    broken: list[tuple[int, str]] = []  # line number and reason, so far
     told, line = 0, 2  # the header is line 1
     with _open_csv(path, list(columns), broken) as reader:
         for batch in reader:
@@ -137,7 +136,7 @@ def _count_from(number: int) -> Iterator[int]:
 def _open_csv(
     path: Path, columns: list[str] | None, broken: list[tuple[int, str]]
 ) -> pc.CSVStreamingReader:
-    """Open a CSV file whose fields are all read as text; `broken` takes what is no row."""
+    """Open a CSV file with all fields as text; invalid lines are added to `broken`."""
 
     def note(row: pc.InvalidRow) -> str:
         why = f"has {row.actual_columns} fields, the header has {row.expected_columns}"
@@ -162,7 +161,7 @@ def _open_csv(
 def _columns(path: Path, schema: pa.Schema) -> dict[str, pa.DataType]:
     columns = dict(zip(schema.names, schema.types, strict=True))
     if len(columns) < len(schema.names):
-        raise DataInvalid(f"{path}: has two columns of one name")
+        raise DataInvalid(f"{path}: two columns have the same name")
     return columns
 
 

@@ -1,7 +1,7 @@
-"""A table in files as training data: looked through once, then streamed every epoch.
+"""A table in files as training data: checked once, then streamed in every epoch.
 
-The first pass checks every row, counts, and keeps the validation and the test set; nothing is
-trained on data that is not known to be good.
+The first pass checks every row, counts rows, and keeps the validation and the test set in memory.
+Training starts only if all data is valid.
 """
 
 import math
@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from app.artifacts.encoding import Hashes
+from app.errors import did_you_mean
 from models.data import arrow_columns
 from models.data.dataset import Dataset, Splits, joined
 from models.data.files import TableFile, find, open_file
@@ -26,7 +27,7 @@ from models.data.schema import (
     IdListColumn,
     SplitByFile,
 )
-from models.data.table import TEST, TRAIN, VALIDATION, EncodedRows, TableReader, needed
+from models.data.table import TEST, TRAIN, VALIDATION, EncodedRows, TableReader, required_columns
 from models.networks.config import Task
 
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
@@ -35,7 +36,7 @@ SHOWN_PROBLEMS = 5
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A part of a file that can be read by itself, and the part of the data it belongs to."""
+    """A part of a file that can be read separately, and the split that it belongs to."""
 
     file: TableFile
     number: int
@@ -44,7 +45,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class FileRows:
-    """The training set, read from its files again for every epoch."""
+    """The training set, read from its files in every epoch."""
 
     config: FilesConfig
     reader: TableReader
@@ -55,8 +56,8 @@ class FileRows:
     def batches(self, rows: int, shuffle: torch.Generator | None = None) -> Iterator[Dataset]:
         """Yield every request once, in batches of about `rows` rows.
 
-        A shuffled epoch draws the order of files and row groups, and shuffles the requests within
-        `shuffle_rows` rows that are next to each other then.
+        A shuffled epoch draws the order of files and row groups, then shuffles the requests within
+        every `shuffle_rows` rows of that order.
         """
         order = torch.arange(len(self.units))
         if shuffle is not None:
@@ -75,7 +76,7 @@ class FileRows:
 
 @dataclass(slots=True)
 class _Range:
-    """Where a label is defined, and between which values it lies there."""
+    """The number of rows where a label is defined, and its range."""
 
     count: int = 0
     low: float = math.inf
@@ -90,7 +91,7 @@ class _Range:
 
 @dataclass(slots=True)
 class _Scan:
-    """What the first pass finds."""
+    """State and results of the first pass."""
 
     config: FilesConfig
     tasks: Sequence[Task]
@@ -107,7 +108,7 @@ class _Scan:
         self.problems += read.problems[: SHOWN_PROBLEMS - len(self.problems)]
         if self.bad_rows > self.config.max_bad_rows:
             raise DataInvalid(
-                f"{self.bad_rows} bad rows so far, max_bad_rows is {self.config.max_bad_rows}: "
+                f"{self.bad_rows} bad rows, max_bad_rows is {self.config.max_bad_rows}: "
                 + "; ".join(self.problems)
             )
         for part in PARTS:
@@ -129,27 +130,27 @@ class _Scan:
                 found.add(dataset.labels[task.name][defined].numpy())
 
     def check(self) -> None:
-        """Check what only the whole table shows."""
+        """Check the conditions that depend on the whole table."""
         for part, name in PARTS.items():
             if part not in self.groups:
                 raise DataInvalid(f"split: the {name} set has no rows")
         for one, other in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST)):
             if common := len(np.intersect1d(self.groups[one], self.groups[other])):
                 raise DataInvalid(
-                    f"split: {common} requests (column {self.config.group!r}) are in the "
-                    f"{PARTS[one]} set and in the {PARTS[other]} set too"
+                    f"split: {common} requests (column {self.config.group!r}) are in both the "
+                    f"{PARTS[one]} set and the {PARTS[other]} set"
                 )
         for task in self.tasks:
             space = f" where {task.sample_space} is 1" if task.sample_space else ""
             for part in (TRAIN, VALIDATION):
                 if not self.ranges[part, task.name].count:
                     raise DataInvalid(
-                        f"task {task.name!r}: no row of the {PARTS[part]} set has its label{space}"
+                        f"task {task.name!r}: no row of the {PARTS[part]} set has the label{space}"
                     )
             found = self.ranges[TRAIN, task.name]
             if found.low == found.high:
                 raise DataInvalid(
-                    f"task {task.name!r}: its label is {found.low:g} on every row of the training "
+                    f"task {task.name!r}: the label is {found.low:g} on every row of the training "
                     f"set{space}; there is nothing to learn"
                 )
 
@@ -159,10 +160,10 @@ def generate(config: FilesConfig, tasks: Sequence[Task]) -> Splits:
 
     Args:
         config: the schema.
-        tasks: whose labels must vary in the training set.
+        tasks: their labels must have more than one value in the training set.
 
     Raises:
-        DataInvalid: the files do not fit the schema, or nothing could be learnt from them.
+        DataInvalid: the files do not match the schema, or a label has only one value.
     """
     units = units_of(config)
     reader = TableReader(config)
@@ -171,9 +172,9 @@ def generate(config: FilesConfig, tasks: Sequence[Task]) -> Splits:
         for read in _read(config, reader, unit):
             scan.add(read)
     scan.check()
-    notes = [f"left out: {problem}" for problem in scan.problems]
+    notes = [f"skipped: {problem}" for problem in scan.problems]
     if scan.bad_rows:
-        notes.append(f"left out {scan.bad_rows} bad rows in all")
+        notes.append(f"skipped {scan.bad_rows} bad rows in total")
     training = [unit for unit in units if unit.part in (None, TRAIN)]
     return Splits(
         train=FileRows(config, reader, training, scan.requests, scan.rows),
@@ -184,10 +185,10 @@ def generate(config: FilesConfig, tasks: Sequence[Task]) -> Splits:
 
 
 def units_of(config: FilesConfig) -> list[Unit]:
-    """Everything that is to be read, in the order of the files.
+    """All units to read, in the order of the files.
 
     Raises:
-        DataInvalid: a file is missing, is no table, or does not fit the schema.
+        DataInvalid: a file is missing, is not a table, or does not match the schema.
     """
     folder, split = Path(config.folder), config.split
     patterns: dict[int | None, tuple[str, ...]] = {None: config.files}
@@ -203,29 +204,32 @@ def units_of(config: FilesConfig) -> list[Unit]:
 
 
 def check_types(file: TableFile, config: FilesConfig) -> None:
-    """Check that a file has the columns of the schema, each of a type that fits its use.
+    """Check that a file has the columns of the schema, with suitable types.
 
     Raises:
-        DataInvalid: with the first that does not.
+        DataInvalid: for the first column that is missing or has another type.
     """
-    for column, use in needed(config).items():
+    for column, use in required_columns(config).items():
         if column not in file.kinds:
-            known = ", ".join(map(repr, file.kinds))
-            raise DataInvalid(f"{file.path}: has no column {column!r} for {use}; it has {known}")
+            known = ", ".join(f'"{name}"' for name in file.kinds)
+            raise DataInvalid(
+                f'{file.path}: no column "{column}" for {use} (columns: {known})'
+                f"{did_you_mean(column, file.kinds)}"
+            )
     for column, use, must_be, fits in _expectations(file, config):
         if not fits and file.path.suffix != ".csv":
             kind = file.kinds[column]
-            raise DataInvalid(f"{file.path}: column {column!r} is {kind}, {use} needs {must_be}")
+            raise DataInvalid(f'{file.path}: column "{column}" is {kind}, {use} needs {must_be}')
 
 
 def _expectations(file: TableFile, config: FilesConfig) -> Iterator[tuple[str, str, str, bool]]:
-    """Column, what it is for, what it must be, and whether it is."""
+    """Each column with its use, the expected type, and whether the type is right."""
     kinds = file.kinds
     for name in (config.group, config.user):
         fits = arrow_columns.is_text(kinds[name]) or pa.types.is_integer(kinds[name])
         yield name, "group or user", "strings or integers", fits
     for feature in config.features:
-        use = f"feature {feature.name!r}"
+        use = f'feature "{feature.name}"'
         if isinstance(feature, DenseColumns):
             is_list = len(feature.columns) == 1 and feature.dim > 1
             for name in feature.columns:
@@ -245,9 +249,9 @@ def _expectations(file: TableFile, config: FilesConfig) -> Iterator[tuple[str, s
         yield feature.column, use, must_be, fits
     for label in config.labels:
         for name in filter(None, (label.column, label.mask)):
-            yield name, f"label {label.name!r}", "numbers", arrow_columns.is_number(kinds[name])
+            yield name, f'label "{label.name}"', "numbers", arrow_columns.is_number(kinds[name])
 
 
 def _read(config: FilesConfig, reader: TableReader, unit: Unit) -> Iterator[EncodedRows]:
-    for chunk in unit.file.chunks(unit.number, list(needed(config))):
+    for chunk in unit.file.chunks(unit.number, list(required_columns(config))):
         yield reader.read(chunk, unit.part)

@@ -1,9 +1,9 @@
-"""What a table of Parquet or CSV files means: its features, labels and requests, and its parts.
+"""The schema of a table in Parquet or CSV files: features, labels, requests and splits.
 
 ```toml
-files = ["impressions-*.parquet"]  # beside this file; all Parquet or all CSV with a header
-group = "request_id"               # rows that share it are one request, and never in two parts
-user = "user_id"                   # whom a request belongs to, for per-user AUC; default: group
+files = ["impressions-*.parquet"]  # relative to this file; Parquet, or CSV with a header
+group = "request_id"               # rows with the same value are one request, in one split
+user = "user_id"                   # the user of a request, for the AUC per user; default: group
 
 [split]                            # by = "hash" of the group, "column", or "file"
 by = "hash"
@@ -11,7 +11,7 @@ validation = 0.1
 test = 0.1
 
 [[features]]
-name = "item_id"                   # the column is called so too, unless `column` says otherwise
+name = "item_id"                   # also the name of the column, unless `column` is given
 kind = "id"                        # id | id_list | dense
 side = "candidate"                 # user | candidate
 encoding = { kind = "vocabulary", file = "items.jsonl" }  # or hash, or identity
@@ -27,16 +27,16 @@ shared_with = "item_id"            # the same ids, the same embeddings
 name = "quality"
 kind = "dense"
 side = "candidate"
-columns = ["freshness", "length"]  # several numbers side by side; or `dim` numbers of a list column
+columns = ["freshness", "length"]  # one number per column; or `dim` numbers in a list column
 
 [[labels]]
 name = "click"
 kind = "binary"                    # binary | duration | regression
 ```
 
-A label that is empty, null or NaN, or whose `mask` column is false, is not defined on that row; it
-counts in no loss and no figure. In CSV a list is one field with a `separator`, a space by default.
-Nothing here reads a row: see :mod:`models.data.files`.
+A label that is empty, null or NaN, or whose `mask` column is false, is undefined on that row: it is
+in no loss and no metric. In CSV, a list is one field with a `separator`, by default a space. Rows
+are read by :mod:`models.data.files`.
 """
 
 from pathlib import Path
@@ -52,18 +52,18 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class DataInvalid(ValueError):
-    """Data cannot be used. The message is one line: file or column, and rule."""
+    """Data cannot be used. The message is one line with file or column, and the rule."""
 
 
 class IdentityIds(Record):
-    """Integers below `vocabulary_size` that are rows already; 0 is the unknown."""
+    """Integers below `vocabulary_size` that are embedding rows already; 0 is the unknown id."""
 
     kind: Literal["identity"]
     vocabulary_size: PositiveInt
 
 
 class HashIds(Record):
-    """Ids that fall into `buckets` rows by their hash (:mod:`app.artifacts.encoding`)."""
+    """Ids that are hashed to `buckets` rows (:mod:`app.artifacts.encoding`)."""
 
     kind: Literal["hash"]
     ids: IdType = "string"
@@ -72,10 +72,10 @@ class HashIds(Record):
 
 
 class VocabularyIds(Record):
-    """Ids that are listed in `file`, one JSON value a line; every other is unknown.
+    """Ids listed in `file`, one JSON value per line; every other id is unknown.
 
-    `python -m models vocabulary` makes the file of the ids that the training set has at least
-    `min_count` times.
+    `python -m models vocabulary` writes the file with the ids that occur at least `min_count` times
+    in the training set.
     """
 
     kind: Literal["vocabulary"]
@@ -88,7 +88,7 @@ Ids = Annotated[IdentityIds | HashIds | VocabularyIds, Field(discriminator="kind
 
 
 class DenseColumns(Record):
-    """Numbers: one for each of `columns`, or `dim` in the one list column."""
+    """Numbers: one from each of `columns`, or `dim` from one list column."""
 
     kind: Literal["dense"]
     name: Name
@@ -114,18 +114,18 @@ class _IdColumn(Record):
     @model_validator(mode="after")
     def _has_one_encoding(self) -> "_IdColumn":
         if (self.encoding is None) == (self.shared_with is None):
-            raise ValueError(f"{self.name}: needs either an encoding or shared_with")
+            raise ValueError(f"{self.name}: needs either encoding or shared_with")
         return self
 
 
 class IdColumn(_IdColumn):
-    """One id; a null is unknown."""
+    """One id; null is unknown."""
 
     kind: Literal["id"]
 
 
 class IdListColumn(_IdColumn):
-    """A list of ids, of which the first `max_length` count."""
+    """A list of ids; the first `max_length` are used."""
 
     kind: Literal["id_list"]
     max_length: PositiveInt
@@ -136,7 +136,7 @@ TableFeature = Annotated[DenseColumns | IdColumn | IdListColumn, Field(discrimin
 
 
 class Label(Record):
-    """What a user did: 0 or 1, seconds, or a number; defined where `mask`, if any, is true."""
+    """A label: 0 or 1, seconds, or a number; undefined where the `mask` column is false."""
 
     name: Name
     kind: TaskKind
@@ -145,7 +145,7 @@ class Label(Record):
 
 
 class SplitByHash(Record):
-    """A share of the requests each, drawn by the hash of their group with `seed`."""
+    """Random shares of the requests, drawn by a hash of their group with `seed`."""
 
     by: Literal["hash"] = "hash"
     validation: Share = 0.1
@@ -155,12 +155,12 @@ class SplitByHash(Record):
     @model_validator(mode="after")
     def _something_is_left(self) -> "SplitByHash":
         if self.validation + self.test >= 1:
-            raise ValueError("validation + test: must be below 1, or nothing is left to train on")
+            raise ValueError("validation + test: must be below 1, so that training rows are left")
         return self
 
 
 class SplitByColumn(Record):
-    """Rows whose `column` has one of the values; every other row is for training."""
+    """Rows by the value of `column`; every other row is for training."""
 
     by: Literal["column"]
     column: str
@@ -169,7 +169,7 @@ class SplitByColumn(Record):
 
 
 class SplitByFile(Record):
-    """Files, or patterns of files, for each part."""
+    """Files, or patterns of files, for each split."""
 
     by: Literal["file"]
     train: tuple[str, ...] = Field(min_length=1)
@@ -181,11 +181,11 @@ Split = Annotated[SplitByHash | SplitByColumn | SplitByFile, Field(discriminator
 
 
 class FilesConfig(Record):
-    """A table in files, and how it is read.
+    """A table in files, and how to read it.
 
-    `folder` is where `files` and vocabularies lie. Training holds `shuffle_rows` rows in memory at
-    a time, and shuffles within them; the validation and the test set are held whole. At most
-    `max_bad_rows` rows may be wrong; they are left out.
+    `files` and vocabularies are in `folder`. Training holds `shuffle_rows` rows in memory at a time
+    and shuffles within them; the validation and the test set are held in memory. Up to
+    `max_bad_rows` invalid rows are skipped.
     """
 
     source: Literal["files"] = "files"
@@ -204,19 +204,19 @@ class FilesConfig(Record):
         check_unique("features", (feature.name for feature in self.features))
         check_unique("labels", (label.name for label in self.labels))
         if isinstance(self.split, SplitByFile) == bool(self.files):
-            raise ValueError("files: needed, unless the split is by file, which names them itself")
+            raise ValueError("files: required, unless the split is by file")
         owners = {each.name: each for each in self.features if not isinstance(each, DenseColumns)}
         for feature in owners.values():
             owner = owners.get(feature.shared_with or feature.name)
             if owner is None or owner.encoding is None:
                 raise ValueError(
-                    f"features.{feature.name}.shared_with: {feature.shared_with!r} is no id "
-                    "feature with an encoding of its own"
+                    f"features.{feature.name}.shared_with: {feature.shared_with!r} is not an id "
+                    "feature with an encoding"
                 )
         return self
 
     def ids(self, feature: IdColumn | IdListColumn) -> IdentityIds | HashIds | VocabularyIds:
-        """The encoding of a feature: its own, or that of the one it shares."""
+        """The encoding of a feature, or of the feature that it shares."""
         if feature.encoding is not None:
             return feature.encoding
         (owner,) = (each for each in self.features if each.name == feature.shared_with)
@@ -225,5 +225,5 @@ class FilesConfig(Record):
         return owner.encoding
 
     def path(self, name: str) -> Path:
-        """Where a file that the schema names lies."""
+        """The path of a file that the schema names."""
         return Path(self.folder) / name

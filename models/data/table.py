@@ -1,7 +1,7 @@
-"""What the columns of a table mean: chunks of rows in, labelled requests out.
+"""Convert chunks of a table to labelled requests, as the schema says.
 
-A request is a run of adjacent rows with one group and the same user features, so that a user row
-stands for exactly the rows that it was written on.
+A request is a run of adjacent rows with the same group and the same user features, so that its user
+row has exactly the values of every row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """The good rows of a chunk, one array a column, and what was wrong with the others."""
+    """The valid rows of a chunk, one array per column, and the errors of the other rows."""
 
     user: Mapping[str, Values]
     candidate: Mapping[str, Values]
@@ -49,12 +49,14 @@ class EncodedRows:
     problems: Sequence[str] = ()
 
     def of(self, part: int) -> Dataset | None:
-        """The requests of one part; None where there are none."""
+        """The requests of one split; None if there are none."""
         kept = np.flatnonzero(self.part == part)
         if len(kept) == 0:
             return None
         user = {name: column[kept] for name, column in self.user.items()}
-        begins = _begins([self.group[kept], *user.values()])  # [B] where a request begins
+        begins = _begins(
+            [self.group[kept], *user.values()]
+        )  # [B] true at the first row of a request
         first = np.flatnonzero(begins)  # [R]
         return Dataset(
             user={name: torch.from_numpy(column[first]) for name, column in user.items()},
@@ -68,7 +70,7 @@ class EncodedRows:
 
 @dataclass(slots=True)
 class _RowErrors:
-    """Why rows are wrong; a row has the first reason that was found."""
+    """The error of each invalid row; the first one found."""
 
     reasons: dict[int, str] = field(default_factory=dict)
 
@@ -78,13 +80,13 @@ class _RowErrors:
 
 
 class TableReader:
-    """Reads chunks as a schema says."""
+    """Converts chunks as a schema says."""
 
     def __init__(self, config: FilesConfig) -> None:
         """Read the vocabularies.
 
         Raises:
-            DataInvalid: a vocabulary is missing or wrong.
+            DataInvalid: a vocabulary is missing or invalid.
         """
         self._config = config
         self._ids: dict[str, tuple[int | Hashed | Listed, Vocabulary]] = {}
@@ -98,18 +100,18 @@ class TableReader:
                     self._ids[feature.name] = (encoding_of(ids, feature.name), vocabulary)
 
     def read(self, chunk: Chunk, part: int | None) -> EncodedRows:
-        """Turn a chunk into columns.
+        """Convert a chunk to columns.
 
         Args:
-            chunk: with all columns that `needed` names.
-            part: of the whole file, where the split is by file.
+            chunk: with all columns of `required_columns`.
+            part: the split of the file, if the split is by file.
         """
         faults = _RowErrors()
         table = chunk.table
         group, wrong = arrow_columns.hashes(table[self._config.group])
-        faults.add(wrong, f"column {self._config.group!r} is empty, so it belongs to no request")
+        faults.add(wrong, f"column {self._config.group!r} (request) is empty")
         owner, wrong = arrow_columns.hashes(table[self._config.user])
-        faults.add(wrong, f"column {self._config.user!r} is empty, so it belongs to no user")
+        faults.add(wrong, f"column {self._config.user!r} (user) is empty")
         sides: dict[str, dict[str, Values]] = {"user": {}, "candidate": {}}
         for feature in self._config.features:
             sides[feature.side][feature.name] = self._feature(table, feature, faults)
@@ -155,12 +157,12 @@ class TableReader:
 
 
 def parts_of(config: FilesConfig, table: pa.RecordBatch, part: int | None) -> Parts:
-    """Which part of the data each row is in, `[n]`.
+    """The split of each row, `[n]`.
 
     Args:
-        config: says how the data is split.
-        table: rows with all columns that `needed` names.
-        part: of the whole file, where the split is by file.
+        config: the schema.
+        table: rows with all columns of `required_columns`.
+        part: the split of the file, if the split is by file.
     """
     split = config.split
     parts = np.full(table.num_rows, TRAIN if part is None else part, np.int8)
@@ -175,16 +177,17 @@ def parts_of(config: FilesConfig, table: pa.RecordBatch, part: int | None) -> Pa
     return parts
 
 
-def needed(config: FilesConfig) -> dict[str, str]:
-    """Every column that is read, and what for."""
+def required_columns(config: FilesConfig) -> dict[str, str]:
+    """Every column that is read, and its use."""
     uses = {config.group: "group", config.user: "user"}
     if isinstance(config.split, SplitByColumn):
         uses[config.split.column] = "split.column"
     for feature in config.features:
         names = feature.columns if isinstance(feature, DenseColumns) else (feature.column,)
-        uses |= dict.fromkeys(names, f"feature {feature.name!r}")
+        uses |= dict.fromkeys(names, f'feature "{feature.name}"')
     for label in config.labels:
-        uses |= {name: f"label {label.name!r}" for name in (label.column, label.mask) if name}
+        use = f'label "{label.name}"'
+        uses |= {name: use for name in (label.column, label.mask) if name}
     return uses
 
 
@@ -218,7 +221,7 @@ def _label(table: pa.RecordBatch, label: Label, faults: _RowErrors) -> npt.NDArr
 
 
 def _begins(keys: Sequence[Values]) -> Flags:
-    """Where a run of rows with the same keys begins."""
+    """The rows at which a run of equal keys begins."""
     begins = np.ones(len(keys[0]), dtype=np.bool_)
     begins[1:] = False
     for key in keys:

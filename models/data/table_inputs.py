@@ -24,10 +24,10 @@ from models.networks.config import DenseFeature, Feature, IdFeature, IdListFeatu
 
 
 def features(config: FilesConfig, embedding_dim: int, pooling: Pooling) -> tuple[Feature, ...]:
-    """The table's features, the user's first, each side as the schema lists it.
+    """The features of the table, user features first, each side in the order of the schema.
 
     Raises:
-        DataInvalid: a vocabulary is missing or wrong.
+        DataInvalid: a vocabulary is missing or invalid.
     """
     user_first = sorted(config.features, key=lambda feature: feature.side != "user")
     return tuple(_feature(config, feature, embedding_dim, pooling) for feature in user_first)
@@ -59,14 +59,14 @@ def _feature(
 
 
 def encoding_of(ids: HashIds | VocabularyIds, owner: str) -> Hashed | Listed:
-    """The encoding that a manifest states, of the ids of the feature `owner`."""
+    """The encoding in the manifest for the ids of the feature `owner`."""
     if isinstance(ids, HashIds):
         return Hashed(ids=ids.ids, buckets=ids.buckets, seed=ids.seed)
     return Listed(ids=ids.ids, file=f"vocabulary.{owner}.jsonl")
 
 
 def encodings(config: FilesConfig) -> dict[str, Identity | Hashed | Listed]:
-    """The encoding of every id and id-list feature, as a manifest states it."""
+    """The encoding of every id and id-list feature in the manifest."""
     found: dict[str, Identity | Hashed | Listed] = {}
     for feature in config.features:
         if not isinstance(feature, DenseColumns):
@@ -79,7 +79,7 @@ def encodings(config: FilesConfig) -> dict[str, Identity | Hashed | Listed]:
 
 
 def vocabulary_files(config: FilesConfig) -> dict[str, bytes]:
-    """The files that travel in the artifact, by the names that `encodings` gives them."""
+    """The content of the vocabulary files in the artifact, by their names in `encodings`."""
     files = {}
     for feature in config.features:
         if not isinstance(feature, DenseColumns) and isinstance(feature.encoding, VocabularyIds):
@@ -88,7 +88,7 @@ def vocabulary_files(config: FilesConfig) -> dict[str, bytes]:
 
 
 def vocabulary_size(config: FilesConfig, feature: IdColumn | IdListColumn) -> int:
-    """How many rows a feature's embedding table has, the unknown included."""
+    """Number of rows of a feature's embedding table, including the unknown id."""
     ids = config.ids(feature)
     if isinstance(ids, IdentityIds):
         return ids.vocabulary_size
@@ -98,10 +98,10 @@ def vocabulary_size(config: FilesConfig, feature: IdColumn | IdListColumn) -> in
 
 
 def read_vocabulary_of(config: FilesConfig, feature: IdColumn | IdListColumn) -> Vocabulary:
-    """The ids that a feature knows; empty where its encoding has no vocabulary.
+    """The vocabulary of a feature; empty if its encoding has none.
 
     Raises:
-        DataInvalid: the file is missing or wrong.
+        DataInvalid: the file is missing or invalid.
     """
     ids = config.ids(feature)
     if not isinstance(ids, VocabularyIds):
@@ -111,7 +111,7 @@ def read_vocabulary_of(config: FilesConfig, feature: IdColumn | IdListColumn) ->
         return _read(path, path.stat().st_mtime_ns, ids.ids)
     except FileNotFoundError:
         raise DataInvalid(
-            f"{path}: there is no such vocabulary; `python -m models vocabulary` makes it"
+            f"{path}: vocabulary does not exist; create it with `python -m models vocabulary`"
         ) from None
     except ValueError as error:
         raise DataInvalid(f"{path}: {error}") from error
@@ -119,7 +119,7 @@ def read_vocabulary_of(config: FilesConfig, feature: IdColumn | IdListColumn) ->
 
 @lru_cache(maxsize=64)
 def _read(path: Path, changed_ns: int, ids: str) -> Vocabulary:
-    del changed_ns  # a file that was changed is read again
+    del changed_ns  # a changed file is read again
     return read_vocabulary(path.read_bytes(), str if ids == "string" else int)
 
 

@@ -1,4 +1,4 @@
-"""Making vocabularies: which ids the training set has, and how often."""
+"""Write vocabularies: the ids of the training set, most frequent first."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from app.artifacts.vocabulary import write_vocabulary
 from models.data import arrow_columns
 from models.data.scan import units_of
 from models.data.schema import DataInvalid, DenseColumns, FilesConfig, IdListColumn, VocabularyIds
-from models.data.table import TRAIN, needed, parts_of
+from models.data.table import TRAIN, parts_of, required_columns
 
 
 def make(config: FilesConfig) -> dict[Path, int]:
-    """Write every vocabulary that is not there yet; how many ids each holds.
+    """Write every vocabulary that does not exist; return the number of ids in each new file.
 
-    Ids stand in the order of how often the training set has them, then in their own.
+    Ids are sorted by frequency in the training set, then by value.
 
     Raises:
-        DataInvalid: the files do not fit the schema, or a vocabulary would be empty.
+        DataInvalid: the files do not match the schema, or a vocabulary would be empty.
     """
     made = {}
     listed = {
@@ -34,7 +34,9 @@ def make(config: FilesConfig) -> dict[Path, int]:
         path, ids = config.path(absent[name].file), absent[name]
         kept = [each for each, count in counts.items() if count >= ids.min_count]
         if not kept:
-            raise DataInvalid(f"{path}: no id occurs {ids.min_count} times in the training set")
+            raise DataInvalid(
+                f"{path}: no id occurs {ids.min_count} times (min_count) in the training set"
+            )
         kept.sort(key=lambda each: (-counts[each], each))
         path.write_bytes(write_vocabulary(kept))
         made[path] = len(kept)
@@ -42,14 +44,14 @@ def make(config: FilesConfig) -> dict[Path, int]:
 
 
 def _count(config: FilesConfig, owners: Mapping[str, VocabularyIds]) -> dict[str, Counter[Id]]:
-    """How often the training set has each id, by the feature that owns the vocabulary."""
+    """Number of occurrences of each id in the training set, by the owner of the vocabulary."""
     counts: dict[str, Counter[Id]] = {name: Counter() for name in owners}
     if not owners:
         return counts
     for unit in units_of(config):
         if unit.part not in (None, TRAIN):
             continue
-        for chunk in unit.file.chunks(unit.number, list(needed(config))):
+        for chunk in unit.file.chunks(unit.number, list(required_columns(config))):
             parts = parts_of(config, chunk.table, unit.part)
             table = chunk.table.filter(pa.array(np.asarray(parts == TRAIN)))
             for feature in config.features:

@@ -4,8 +4,8 @@ bf16 and fp16 halve weights and activations; the layers keep softmax and logits 
 ``int8-embeddings`` makes the embedding tables a quarter as large and leaves everything else in
 fp32: the tables are most of a ranking network's memory, and most of what a lookup reads.
 
-Scores are compared on every held-out row. The order is compared as the service is asked for it:
-each of some held-out users ranks the same held-out candidates.
+Scores are compared on every held-out row. The order is compared as in a request: each of some
+held-out users ranks the same held-out candidates.
 """
 
 import copy
@@ -36,7 +36,7 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A network in one precision, and its held-out figures."""
+    """A network in one precision, and its held-out metrics."""
 
     network: nn.Module
     evaluation: Evaluation
@@ -97,34 +97,30 @@ def parity(
 
 
 def refuse_unless_near(parity: Parity, config: ExportConfig, outputs: Sequence[TaskOutput]) -> None:
-    """Refuse a parity that misses one of the experiment's thresholds.
+    """Refuse a parity that is outside the thresholds of the experiment.
 
     Raises:
-        ArtifactInvalid: with every figure that missed, and its threshold.
+        ArtifactInvalid: with every value outside, and its threshold.
     """
     binary = [task.name for task in outputs if task.kind == "binary"]
     most = {
-        f"the largest change of {task}": (
+        f"largest change of {task}": (
             change,
             config.max_probability_change if task in binary else config.max_number_change,
         )
         for task, change in parity.score_change.items()
     } | {
-        f"the change of {task}'s AUC": (change, config.max_auc_change)
+        f"AUC change of {task}": (change, config.max_auc_change)
         for task, change in parity.auc_change.items()
     }
     least = {
-        "the overlap of the top 50": (parity.top_50_overlap, config.min_top_50_overlap),
+        "top-50 overlap": (parity.top_50_overlap, config.min_top_50_overlap),
         "Kendall's tau": (parity.kendall_tau, config.min_kendall_tau),
     }
-    missed = [
-        f"{w} is {f:.3g}, allowed is {limit:g}" for w, (f, limit) in most.items() if f > limit
-    ]
-    missed += [
-        f"{w} is {f:.4f}, needed is {limit:g}" for w, (f, limit) in least.items() if f < limit
-    ]
+    missed = [f"{w} is {f:.3g}, maximum {limit:g}" for w, (f, limit) in most.items() if f > limit]
+    missed += [f"{w} is {f:.4f}, minimum {limit:g}" for w, (f, limit) in least.items() if f < limit]
     if missed:
-        raise ArtifactInvalid(f"{config.precision} is too far from fp32: {'; '.join(missed)}")
+        raise ArtifactInvalid(f"{config.precision} differs too much from fp32: {'; '.join(missed)}")
 
 
 def _lists(network: nn.Module, held_out: Dataset) -> list[Values]:
@@ -141,7 +137,7 @@ def _lists(network: nn.Module, held_out: Dataset) -> list[Values]:
 
 
 def _spread(count: int, most: int) -> Tensor:
-    """At most ``most`` of ``count`` positions, evenly spread."""
+    """At most ``most`` of ``count`` positions, evenly spaced."""
     return torch.arange(min(count, most)) * count // min(count, most)
 
 

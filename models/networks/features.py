@@ -1,9 +1,9 @@
-"""Feature values in, input columns out: dense values as they are, ids by their embeddings.
+"""Feature values in, input columns of the network out.
 
-Features of one embedding width share one table, in which each owns a range of rows: looking all
-of them up is then one gather, however many there are. A side's columns stand in this order: dense
-features, ids, id lists; within each as declared, ids and lists by width. A NaN in a dense value
-makes the outputs of that row NaN (of every row of that request, on the user side), and no others.
+Features with the same embedding width share one table, in which each has a range of rows, so that
+one gather looks all of them up. The columns of a side are ordered: dense features, ids, id lists;
+within each group as declared, ids and lists by width first. A NaN in a dense value makes the
+outputs of that row NaN (of every row of that request, for a user feature) and no others.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from models.networks.config import (
 
 
 class Rows(NamedTuple):
-    """The input ``x`` of every network, in two parts so that the user's is computed once.
+    """The input ``x`` of every network, in two parts: the user part is computed once per request.
 
     Row ``b`` of ``x`` is ``[user[row_to_request[b]]; candidate[b]]``.
     """
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
 
 class TableRange(NamedTuple):
-    """Where a feature's embeddings stand: ``size`` rows from ``first`` in table ``table``."""
+    """The embeddings of a feature: ``size`` rows from ``first`` on in table ``table``."""
 
     table: int
     first: int
@@ -43,14 +43,14 @@ class TableRange(NamedTuple):
 
 
 class InputColumns(nn.Module):
-    """Every feature of both sides, as one row of columns a side."""
+    """The features of both sides as input columns, one matrix per side."""
 
     def __init__(self, features: Sequence[Feature]) -> None:
         super().__init__()
         owners = embedding_owners(features)
         embedded = [f for f in features if not isinstance(f, DenseFeature)]
         widths = sorted({f.embedding_dim for f in embedded})
-        rows = [0] * len(widths)  # of each table, so far
+        rows = [0] * len(widths)  # used so far in each table
         ranges: dict[str, TableRange] = {}
         for f in embedded:
             if owners[f.name] == f.name:
@@ -111,7 +111,7 @@ class SideColumns(nn.Module):
 
 
 class IdLookup(nn.Module):
-    """The id features of one side that share a table."""
+    """Look up the id features of one side that share a table."""
 
     names: list[str]
     first: Tensor
@@ -133,7 +133,7 @@ class IdLookup(nn.Module):
 
 
 class IdListLookup(nn.Module):
-    """The id-list features of one side that share a table, pooled by one product."""
+    """Look up the id-list features of one side that share a table; one product pools them."""
 
     names: list[str]
     first: Tensor
@@ -152,7 +152,9 @@ class IdListLookup(nn.Module):
         is_mean = torch.tensor([f.pooling == "mean" for f in features])
         self.register_buffer("first", first.repeat_interleave(lengths), persistent=False)  # [ΣL]
         self.register_buffer("size", size.repeat_interleave(lengths), persistent=False)  # [ΣL]
-        self.register_buffer("member", member, persistent=False)  # [n, ΣL]: whose position it is
+        self.register_buffer(
+            "member", member, persistent=False
+        )  # [n, ΣL]: the list of each position
         self.register_buffer("is_mean", is_mean.unsqueeze(1), persistent=False)  # [n, 1]
 
     def forward(self, values: dict[str, Tensor], tables: list[Tensor]) -> Tensor:
@@ -167,11 +169,11 @@ class IdListLookup(nn.Module):
 
 
 def embedding_owners(features: Sequence[Feature]) -> dict[str, str]:
-    """For each id or id-list feature, the feature whose embedding table it uses (mostly itself).
+    """For each id or id-list feature, the feature whose embedding table it uses (often itself).
 
     Raises:
-        ValueError: two features have one name, or ``shared_with`` names a feature that has no
-            table of its own, or one of another vocabulary or width.
+        ValueError: two features have the same name, or ``shared_with`` names a feature that has
+            no table, or whose table has another size.
     """
     check_unique("features", (feature.name for feature in features))
     tables = {f.name: f for f in features if not isinstance(f, DenseFeature)}
@@ -195,9 +197,9 @@ def embedding_owners(features: Sequence[Feature]) -> dict[str, str]:
 def embed(ids: Tensor, first: Tensor, size: Tensor, tables: list[Tensor], table: int) -> Tensor:
     """Rows of ``tables[table]`` ``[rows, width]`` for ``ids`` ``[., n]``, as ``[., n, width]``.
 
-    Column ``i`` owns ``size[i]`` rows from ``first[i]``; an id outside them takes the first,
-    which means *unknown*. The row of an int8 table is multiplied by its scale: behind the tables
-    stand as many of scales, ``[rows, 1]`` (:func:`models.export.precision.quantised`).
+    Column ``i`` has ``size[i]`` rows from ``first[i]`` on; an id outside that range takes the first
+    row, the *unknown* id. A row of an int8 table is multiplied by its scale; the list then holds
+    all tables followed by their scales ``[rows, 1]`` (:func:`models.export.precision.quantised`).
     """
     known = (ids >= 0) & (ids < size)  # [., n]
     row = torch.where(known, ids, 0) + first  # [., n]

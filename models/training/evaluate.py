@@ -1,17 +1,17 @@
-"""How good the scores are, on requests that training never saw.
+"""Metrics of a network on held-out requests.
 
-The figures of a task:
+The metrics of a task:
 
-- binary: `auc`; `user_auc`, the mean of each user's own AUC, since a request ranks one user's
-  candidates; `calibration`;
-- duration: `mae`, in seconds; `xauc`, the share of row pairs that are ordered as they turned out
-  (Zhan et al., KDD 2022); `calibration`;
+- binary: `auc`; `user_auc`, the mean AUC over users, since a request ranks the candidates of one
+  user; `calibration`;
+- duration: `mae` in seconds; `xauc`, the share of row pairs in the right order (Zhan et al., KDD
+  2022); `calibration`;
 - regression: `mae` and `mse`.
 
-`calibration` is Σ predicted / Σ observed: 1 is right, 1.2 promises a fifth too much. Where the
-data knows its true expectations, `oracle_…` is the same figure for them: except by luck nobody has
-a higher AUC. (Of a skewed duration the median has the smaller `mae`.) A figure that is not defined,
-such as the AUC of one class, is left out.
+`calibration` is Σ predicted / Σ observed: 1 is perfect, 1.2 is 20 % too high. For simulated data,
+whose true expectations are known, `oracle_…` is the same metric of those: an upper bound of AUC but
+for sampling noise. (The median of a skewed duration has a smaller `mae`.) A metric that is not
+defined, such as the AUC of one class, is left out.
 """
 
 import math
@@ -37,7 +37,7 @@ ORACLE = "oracle_"
 
 
 def auc(labels: Values, scores: Values) -> float:
-    """The probability that a positive outranks a negative, ties counting half; NaN for one class.
+    """The probability that a positive ranks above a negative; ties count half, NaN for one class.
 
     Args:
         labels: `[B]`, 0 or 1.
@@ -47,7 +47,7 @@ def auc(labels: Values, scores: Values) -> float:
 
 
 def mean_group_auc(labels: Values, scores: Values, groups: Groups) -> float:
-    """The mean AUC over the groups that have both classes; NaN where none has.
+    """The mean AUC over the groups with both classes; NaN if there is none.
 
     The AUC of a group of P positives and N negatives is (Σ ranks of positives - P(P+1)/2) / PN
     (Mann and Whitney 1947), tied scores sharing their mean rank.
@@ -55,7 +55,7 @@ def mean_group_auc(labels: Values, scores: Values, groups: Groups) -> float:
     Args:
         labels: `[B]`, 0 or 1.
         scores: `[B]`, on any scale.
-        groups: int64 `[B]`, whom each row belongs to.
+        groups: int64 `[B]`, the group of each row.
     """
     if len(labels) == 0:
         return math.nan
@@ -76,15 +76,15 @@ def mean_group_auc(labels: Values, scores: Values, groups: Groups) -> float:
 
 
 def xauc(labels: Values, scores: Values, *, pairs: int = XAUC_PAIRS, seed: int = 0) -> float:
-    """The share of sampled pairs that `scores` order as `labels` do, ties in scores counting half.
+    """The share of sampled pairs that `scores` order like `labels`; ties in scores count half.
 
-    Pairs of equal labels do not count; NaN where no pair is left.
+    Pairs with equal labels are not counted; NaN if no pair is left.
 
     Args:
         labels: `[B]` numbers.
         scores: `[B]`, on any scale.
-        pairs: how many pairs are drawn, with replacement.
-        seed: draws them.
+        pairs: number of pairs to draw, with replacement.
+        seed: of the draw.
     """
     if len(labels) == 0:
         return math.nan
@@ -106,13 +106,13 @@ def mse(labels: Values, scores: Values) -> float:
 
 
 def calibration(labels: Values, scores: Values) -> float:
-    """Σ predicted / Σ observed; NaN where nothing was observed."""
+    """Σ predicted / Σ observed; NaN if Σ observed is 0."""
     observed = float(labels.sum())
     return float(scores.sum()) / observed if observed > 0 else math.nan
 
 
 def figures(kind: TaskKind, labels: Values, scores: Values, users: Groups) -> dict[str, float]:
-    """One task's defined figures, for `[B]` labels, scores and the users they belong to."""
+    """The metrics of one task that are defined, from `[B]` labels, scores and users."""
     metrics: dict[TaskKind, dict[str, Callable[[Values, Values], float]]] = {
         "binary": {
             "auc": auc,
@@ -127,7 +127,7 @@ def figures(kind: TaskKind, labels: Values, scores: Values, users: Groups) -> di
 
 
 def predict(network: nn.Module, dataset: Dataset, *, batch_rows: int = 8192) -> Tensor:
-    """The outputs for every row, `[B, K]`, before the inverse link, in evaluation mode."""
+    """Run the network in evaluation mode; outputs `[B, K]` before the inverse link."""
     network.eval()
     with torch.inference_mode():
         outputs = [
@@ -140,13 +140,13 @@ def predict(network: nn.Module, dataset: Dataset, *, batch_rows: int = 8192) -> 
 def evaluate(
     network: nn.Module, dataset: Dataset, tasks: Sequence[Task], outputs: Sequence[TaskOutput]
 ) -> Evaluation:
-    """Each task's figures over its sample space, on the scores that the service would give.
+    """Metrics of each task over its sample space, from the scores that the service would return.
 
     Args:
-        network: gives `[B, K]`, before the inverse link.
+        network: returns `[B, K]` before the inverse link.
         dataset: held-out requests.
         tasks: the K tasks, in column order.
-        outputs: how their columns become scores.
+        outputs: link and clamp of each column.
     """
     raw = predict(network, dataset).float().numpy()
     scores = link_and_clamp(raw, tuple(outputs)).astype(np.float64)  # [B, K]

@@ -27,7 +27,7 @@ def built(settings):
     return build(settings.network, settings.features, settings.tasks, seed=3)
 
 
-def test_a_network_and_the_same_network_under_esmm_have_the_same_figures(test_set):
+def test_network_and_the_same_network_under_esmm_have_the_same_figures(test_set):
     plain, product = under("mmoe"), under("esmm")
 
     assert comparable_figures(built(plain), plain, test_set) == comparable_figures(
@@ -35,7 +35,7 @@ def test_a_network_and_the_same_network_under_esmm_have_the_same_figures(test_se
     )
 
 
-def test_each_is_what_training_would_have_been_told_of_its_own(test_set):
+def test_metrics_equal_those_of_training(test_set):
     for architecture, name in (("mmoe", "like given click"), ("esmm", "click and like")):
         settings = under(architecture)
         network = built(settings)
@@ -74,7 +74,7 @@ def test_esmm_after_a_click_is_its_factor_over_clicked_rows(test_set):
     assert figures["calibration"] == pytest.approx(float(scores.sum() / labels.sum()), abs=1e-5)
 
 
-def test_tasks_without_a_sample_space_are_figures_as_they_are(test_set):
+def test_tasks_without_sample_space_keep_their_metrics(test_set):
     settings = under("mmoe").model_copy(update={"tasks": (TINY.tasks[0], TINY.tasks[2])})
 
     assert list(comparable_figures(built(settings), settings, test_set)) == ["click", "dwell"]

@@ -16,7 +16,7 @@ def tiny():
     return experiment.read(TINY_EXPERIMENT)
 
 
-def test_a_spread_is_the_naive_mean_and_sample_deviation():
+def test_spread_is_the_naive_mean_and_sample_deviation():
     values = np.array([0.1, 0.25, 0.7, -0.3])
 
     spread = Spread.of([*values, math.nan])
@@ -31,7 +31,7 @@ def test_too_few_values_have_no_spread():
     assert math.isnan(Spread.of([]).mean)
 
 
-def test_a_run_is_found_after_the_file_is_opened_again(tiny, tmp_path):
+def test_run_is_found_after_the_file_is_opened_again(tiny, tmp_path):
     path = tmp_path / "new" / "runs.jsonl"
     run = a_run(0, {"click": {"auc": 0.75}}, digest=digest(tiny))
     RunStore(path).add(run)
@@ -40,7 +40,7 @@ def test_a_run_is_found_after_the_file_is_opened_again(tiny, tmp_path):
     assert RunStore(path).find(compare.seeded(tiny, 1)) is None
 
 
-def test_a_half_written_last_line_is_cut_off(tiny, tmp_path):
+def test_half_written_last_line_is_cut_off(tiny, tmp_path):
     path = tmp_path / "runs.jsonl"
     whole, lost = (a_run(seed, {}, digest=f"{seed}") for seed in range(2))
     RunStore(path).add(whole)
@@ -53,11 +53,11 @@ def test_a_half_written_last_line_is_cut_off(tiny, tmp_path):
     assert RunStore(path).find(tiny) is not None
 
 
-def test_a_line_that_is_no_run_is_refused(tmp_path):
+def test_line_that_is_no_run_is_refused(tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_text('{"digest": "0"}\n')
 
-    with pytest.raises(ExperimentInvalid, match=r"runs\.jsonl: line 1 is no run"):
+    with pytest.raises(ExperimentInvalid, match=r"runs\.jsonl: line 1 is not a run"):
         RunStore(path)
 
 

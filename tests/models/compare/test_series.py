@@ -29,7 +29,7 @@ def planned(tiny, *seeds):
     return [PlannedRun("PLE", compare.seeded(tiny, seed)) for seed in seeds]
 
 
-def test_a_series_that_was_interrupted_goes_on_where_it_was(tiny, tmp_path, console, monkeypatch):
+def test_interrupted_series_continues(tiny, tmp_path, console, monkeypatch):
     def stop(report, planned, rows):  # noqa: ARG001
         if planned.seed == 1:
             raise KeyboardInterrupt
@@ -46,10 +46,10 @@ def test_a_series_that_was_interrupted_goes_on_where_it_was(tiny, tmp_path, cons
     assert path.read_text().startswith(before)
     assert [run.seed for run in runs] == [0, 1]
     assert len(path.read_text().splitlines()) == 2
-    assert "1 of 2 runs are there already" in console.file.getvalue()
+    assert "1 of 2 runs are already done" in console.file.getvalue()
 
 
-def test_what_is_there_is_not_trained(tiny, tmp_path, console, monkeypatch):
+def test_finished_runs_are_not_trained_again(tiny, tmp_path, console, monkeypatch):
     run_store = RunStore(tmp_path / "runs.jsonl")
     runs = train_missing(planned(tiny, 0), run_store, console)
     monkeypatch.delattr(series, "fit")
@@ -57,7 +57,7 @@ def test_what_is_there_is_not_trained(tiny, tmp_path, console, monkeypatch):
     assert train_missing(planned(tiny, 0), run_store, console) == runs
 
 
-def test_a_run_says_what_was_trained(tiny, tmp_path, console):
+def test_run_records_seed_epochs_and_parameters(tiny, tmp_path, console):
     (run,) = train_missing(planned(tiny, 4), RunStore(tmp_path / "runs.jsonl"), console)
 
     network = build(tiny.network, tiny.features, tiny.tasks)
@@ -69,7 +69,7 @@ def test_a_run_says_what_was_trained(tiny, tmp_path, console):
     assert set(run.evaluation) == {"click", "like given click", "click and like", "dwell"}
 
 
-def test_data_is_made_once_for_neighbours_that_share_it(tiny, tmp_path, console, monkeypatch):
+def test_consecutive_runs_share_their_data(tiny, tmp_path, console, monkeypatch):
     made = []
     generate = data.generate
 
@@ -84,7 +84,7 @@ def test_data_is_made_once_for_neighbours_that_share_it(tiny, tmp_path, console,
     assert made == [tiny.data]
 
 
-def test_a_run_that_diverges_is_named(tiny, tmp_path, console):
+def test_run_that_diverges_is_named(tiny, tmp_path, console):
     wild = tiny.training.model_copy(update={"learning_rate": 1e30, "seed": 3})
     planned = [PlannedRun("PLE", tiny.model_copy(update={"training": wild}))]
 
@@ -92,7 +92,7 @@ def test_a_run_that_diverges_is_named(tiny, tmp_path, console):
         train_missing(planned, RunStore(tmp_path / "runs.jsonl"), console)
 
 
-def test_the_time_left_is_what_runs_took_times_those_to_come(tiny, console):
+def test_time_left_is_mean_duration_times_runs_left(tiny, console):
     now = 0.0
     report = SeriesReport(console, runs=3, clock=lambda: now)
     report.run(planned(tiny, 0)[0], rows=100)

@@ -26,7 +26,7 @@ def rows(text: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_a_task_has_mean_and_deviation_of_every_network_and_the_true_expectation(tmp_path):
+def test_task_has_mean_and_deviation_of_every_network_and_the_true_expectation(tmp_path):
     text = tables.markdown(made_up(tmp_path, FIGURES), TIMES)
 
     assert rows(text, "click") == [
@@ -54,10 +54,10 @@ def test_costs_are_medians_with_the_ratio_to_the_baseline(tmp_path):
         ["Single-task", "1,234", "100 µs (1.00×)", "1000 µs (1.00×)"],
         ["MMoE", "1,234", "200 µs (2.00×)", "1500 µs (1.50×)"],
     ]
-    assert "without the 56 of the embedding tables" in text
+    assert "do not include the 56 of the embedding tables" in text
 
 
-def test_the_two_spaces_are_explained_where_there_are_two(tmp_path):
+def test_sample_spaces_are_explained_if_there_are_any(tmp_path):
     both = {"like given click": {"auc": 0.7}, "click and like": {"auc": 0.8}}
 
     told = tables.markdown(made_up(tmp_path, {"single_task": [both, both]}), TIMES)
@@ -67,6 +67,6 @@ def test_the_two_spaces_are_explained_where_there_are_two(tmp_path):
     assert "pCTCVR" not in untold
 
 
-def test_what_is_not_defined_is_a_dash():
+def test_undefined_metric_is_a_dash():
     assert tables.spread(Spread(math.nan, math.nan)) == "–"
     assert tables.spread(Spread(0.5, math.nan), 2) == "0.50"

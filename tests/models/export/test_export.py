@@ -38,7 +38,7 @@ def columns(batch):
     return [*batch.user.items(), *batch.candidate.items()]
 
 
-def test_a_published_artifact_passes_the_services_own_checks(tiny, tmp_path):
+def test_published_artifact_passes_the_checks_of_the_service(tiny, tmp_path):
     store = Store(tmp_path)
     artifact = train.run(tiny, store, console=Console(file=io.StringIO()))
 
@@ -66,7 +66,7 @@ def test_the_program_scores_as_the_network_did(tiny, held_out, tmp_path):
     np.testing.assert_allclose(program.run(batch), predict(network, request), atol=1e-5)
 
 
-def test_a_network_in_training_mode_is_exported_without_its_dropout(tiny, held_out, tmp_path):
+def test_network_in_training_mode_is_exported_without_its_dropout(tiny, held_out, tmp_path):
     dropout = tiny.network.model_copy(update={"dropout": 0.5})
     network = build(dropout, tiny.features, tiny.tasks, seed=0).train()
 
@@ -123,7 +123,7 @@ def test_tasks_say_how_their_columns_become_scores(tiny):
     assert (dwell.link, dwell.unit, dwell.clamp) == ("exp", "seconds", (0, 600))
 
 
-def test_an_esmm_product_is_a_probability_through_exp(tiny, held_out):
+def test_esmm_product_is_a_probability_through_exp(tiny, held_out):
     esmm = tiny.model_copy(
         update={"network": NetworkConfig(architecture="esmm", expert_hidden_units=(8,))}
     )

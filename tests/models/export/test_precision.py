@@ -49,7 +49,7 @@ def with_precision(tiny, name, **thresholds):
     return tiny.model_copy(update={"export": ExportConfig(precision=name, **thresholds)})
 
 
-def test_a_network_has_parity_with_itself(tiny, held_out, network):
+def test_network_has_parity_with_itself(tiny, held_out, network):
     same = measured(tiny, held_out, network, reduced(network, "fp32"))
     assert same.rows == held_out.rows
     for changes in (same.raw_change, same.score_change):
@@ -59,7 +59,7 @@ def test_a_network_has_parity_with_itself(tiny, held_out, network):
     assert same.kendall_tau == pytest.approx(1)
 
 
-def test_a_shift_of_one_task_is_measured_in_that_task(tiny, held_out, network):
+def test_shift_of_one_task_is_measured_in_that_task(tiny, held_out, network):
     class Shifted(torch.nn.Module):
         def forward(self, user, candidate, row_to_request):
             return network(user, candidate, row_to_request) + torch.tensor([0.0, 0.0, 0.5])
@@ -71,7 +71,7 @@ def test_a_shift_of_one_task_is_measured_in_that_task(tiny, held_out, network):
     assert found.kendall_tau == pytest.approx(1, abs=1e-3)  # every score by the same factor
 
 
-def test_a_wrong_order_is_measured(tiny, held_out, network):
+def test_wrong_order_is_measured(tiny, held_out, network):
     class Backwards(torch.nn.Module):
         def forward(self, user, candidate, row_to_request):
             return -network(user, candidate, row_to_request)
@@ -99,11 +99,13 @@ def test_reduced_precision_is_published_with_its_parity(tiny, held_out, network,
 
 
 @pytest.mark.parametrize("name", ["bf16", "int8-embeddings"])
-def test_precision_that_misses_a_threshold_is_refused_with_the_figure(
+def test_precision_outside_a_limit_is_refused_with_the_value(
     tiny, held_out, network, tmp_path, name
 ):
     chosen = with_precision(tiny, name, max_number_change=1e-9)
-    with pytest.raises(ArtifactInvalid, match=rf"{name} is too far from fp32: .* change of dwell"):
+    with pytest.raises(
+        ArtifactInvalid, match=rf"{name} differs too much from fp32: .* change of dwell"
+    ):
         export(network, chosen, held_out, {}, Store(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -118,7 +120,7 @@ GOOD = Parity(
 )
 
 
-def test_the_defaults_let_a_near_one_pass(tiny):
+def test_default_limits_accept_a_close_network(tiny):
     refuse_unless_near(GOOD, ExportConfig(precision="bf16"), task_outputs(tiny))
 
 
@@ -127,32 +129,32 @@ def test_the_defaults_let_a_near_one_pass(tiny):
     [
         (
             {"score_change": {"click": 0.02, "dwell": 0}},
-            "the largest change of click is 0.02, allowed is 0.01",
+            "largest change of click is 0.02, maximum 0.01",
         ),
         (
             {"score_change": {"click": 0, "dwell": 0.06}},
-            "the largest change of dwell is 0.06, allowed is 0.05",
+            "largest change of dwell is 0.06, maximum 0.05",
         ),
-        ({"auc_change": {"click": 0.002}}, "the change of click's AUC is 0.002, allowed is 0.001"),
-        ({"top_50_overlap": 0.97}, "the overlap of the top 50 is 0.9700, needed is 0.98"),
-        ({"kendall_tau": 0.98}, "Kendall's tau is 0.9800, needed is 0.99"),
+        ({"auc_change": {"click": 0.002}}, "AUC change of click is 0.002, maximum 0.001"),
+        ({"top_50_overlap": 0.97}, "top-50 overlap is 0.9700, minimum 0.98"),
+        ({"kendall_tau": 0.98}, "Kendall's tau is 0.9800, minimum 0.99"),
     ],
     ids=str,
 )
-def test_each_threshold_refuses_by_itself(tiny, changes, reason):
+def test_each_limit_refuses_alone(tiny, changes, reason):
     far = GOOD.model_copy(update=changes)
     with pytest.raises(ArtifactInvalid) as caught:
         refuse_unless_near(far, ExportConfig(precision="bf16"), task_outputs(tiny))
-    assert str(caught.value) == f"bf16 is too far from fp32: {reason}"
+    assert str(caught.value) == f"bf16 differs too much from fp32: {reason}"
 
 
-def test_everything_that_missed_is_said_at_once(tiny):
+def test_all_exceeded_limits_are_reported(tiny):
     far = GOOD.model_copy(update={"top_50_overlap": 0.1, "kendall_tau": 0.1})
-    with pytest.raises(ArtifactInvalid, match=r"top 50 is .*; Kendall's tau is "):
+    with pytest.raises(ArtifactInvalid, match=r"top-50 overlap is .*; Kendall's tau is "):
         refuse_unless_near(far, ExportConfig(precision="bf16"), task_outputs(tiny))
 
 
-def test_a_precision_that_does_not_run_here_is_refused(tiny, held_out, network, tmp_path):
+def test_unsupported_precision_is_refused(tiny, held_out, network, tmp_path):
     class GPUOnly(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -163,7 +165,7 @@ def test_a_precision_that_does_not_run_here_is_refused(tiny, held_out, network, 
                 raise RuntimeError("not implemented for 'Half'")
             return self.network(user, candidate, row_to_request)
 
-    with pytest.raises(ArtifactInvalid, match="fp16 does not run on the CPU here: not implemented"):
+    with pytest.raises(ArtifactInvalid, match="fp16 does not run on this CPU: not implemented"):
         export(GPUOnly(), with_precision(tiny, "fp16"), held_out, {}, Store(tmp_path))
 
 

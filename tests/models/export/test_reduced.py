@@ -49,7 +49,7 @@ def test_int8_embeddings_score_as_their_table_in_floats_would(architecture):
         torch.testing.assert_close(form(*arguments), expected, rtol=0, atol=1e-6)
 
 
-def test_a_quantised_row_is_off_by_half_a_step_at_most():
+def test_quantised_row_is_off_by_half_a_step_at_most():
     table = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
     table[7] = 0
     table[8] *= 1e-6
@@ -59,7 +59,7 @@ def test_a_quantised_row_is_off_by_half_a_step_at_most():
     assert torch.equal(numbers[7] * scale[7], table[7])
 
 
-def test_a_reduced_network_is_a_copy_in_evaluation_mode():
+def test_reduced_network_is_a_copy_in_evaluation_mode():
     full = network().train()
     half = reduced(full, "fp32")
     assert not half.training

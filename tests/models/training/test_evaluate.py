@@ -75,7 +75,7 @@ def test_errors_and_calibration():
 
 
 @pytest.mark.parametrize("metric", [auc, xauc, mae, mse, calibration])
-def test_a_metric_of_no_rows_is_not_defined(metric):
+def test_metric_of_no_rows_is_not_defined(metric):
     assert math.isnan(metric(np.array([]), np.array([])))
 
 
@@ -115,7 +115,7 @@ def tiny():
 
 
 @pytest.mark.parametrize("architecture", ["ple", "esmm"])
-def test_a_network_that_knows_what_to_expect_scores_as_the_oracle(tiny, architecture):
+def test_true_expectation_reaches_the_oracle_metrics(tiny, architecture):
     tiny = tiny.model_copy(
         update={"network": NetworkConfig(architecture=architecture), "clamp": {"dwell": (0, 1e9)}}
     )
@@ -130,7 +130,7 @@ def test_a_network_that_knows_what_to_expect_scores_as_the_oracle(tiny, architec
         assert 0.8 < figures["calibration"] < 1.25
 
 
-def test_like_is_judged_where_it_is_defined(tiny):
+def test_like_is_evaluated_on_defined_rows(tiny):
     network, test = oracle(tiny, data.generate(tiny.data).test)
     clicked = test.labels["click"] == 1
     expected = auc(test.labels["like"][clicked].numpy(), test.expected["like"][clicked].numpy())
@@ -140,14 +140,14 @@ def test_like_is_judged_where_it_is_defined(tiny):
     assert figures["auc"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_scores_are_clamped_before_they_are_judged(tiny):
+def test_scores_are_clamped_before_evaluation(tiny):
     tiny = tiny.model_copy(update={"clamp": {"dwell": (0, 0.001)}})
     network, test = oracle(tiny, data.generate(tiny.data).test)
 
     assert evaluate(network, test, tiny.tasks, task_outputs(tiny))["dwell"]["calibration"] < 0.001
 
 
-def test_a_figure_that_is_not_defined_is_left_out(tiny):
+def test_undefined_metric_is_left_out(tiny):
     network, test = oracle(tiny, data.generate(tiny.data).test)
     nobody = {**test.labels, "click": torch.zeros(test.rows)}
     test = data.Dataset(
@@ -161,7 +161,7 @@ def test_a_figure_that_is_not_defined_is_left_out(tiny):
 
 
 @pytest.mark.parametrize(("architecture", "known"), [("ple", {}), ("esmm", {"like"})])
-def test_data_that_does_not_know_what_to_expect_has_no_oracle(tiny, architecture, known):
+def test_data_without_true_expectation_has_no_oracle(tiny, architecture, known):
     tiny = tiny.model_copy(update={"network": NetworkConfig(architecture=architecture)})
     network, test = oracle(tiny, data.generate(tiny.data).test)
     expected = {name: value for name, value in test.expected.items() if name in known}
