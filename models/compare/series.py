@@ -162,6 +162,7 @@ def _train(planned: PlannedRun, splits: Splits, report: SeriesReport) -> Run:
     started = time.monotonic()
     report.run(planned, splits.train.rows)
     network = build(experiment.network, experiment.features, experiment.tasks, seed=planned.seed)
+    network.columns.fit(splits.dense_sample)
     with threads(experiment.training.threads):
         try:
             epochs = fit(network, splits, experiment, report)

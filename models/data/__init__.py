@@ -8,7 +8,7 @@ from pydantic import Field
 
 from app.artifacts.encoding import Hashed, Identity, Listed
 from models.data import feed, synthetic, table_inputs
-from models.data.dataset import PADDING, UNKNOWN, Dataset, Splits, TrainingSet
+from models.data.dataset import PADDING, ROW_WEIGHT, UNKNOWN, Dataset, Splits, TrainingSet
 from models.data.feed import FeedConfig
 from models.data.schema import DataInvalid, FilesConfig
 from models.data.synthetic import SyntheticConfig
@@ -16,6 +16,7 @@ from models.networks.config import Feature, Pooling, Task, TaskKind
 
 __all__ = [
     "PADDING",
+    "ROW_WEIGHT",
     "SOURCES",
     "UNKNOWN",
     "DataConfig",

@@ -6,7 +6,7 @@ depend on the source of the data.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 UNKNOWN = 0  # the id of everything that has no id
 PADDING = -1  # fills an id list up to its max_length
+ROW_WEIGHT = "row weight"  # the label with the weight of each row in the training loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +134,20 @@ class TrainingSet(Protocol):
 class Splits:
     """The training set, the validation set for early stopping, and the test set.
 
-    `notes` are messages about the data, shown before training.
+    Attributes:
+        train: requests to learn from.
+        validation: requests for early stopping.
+        test: requests for the final metrics.
+        notes: messages about the data, shown before training.
+        dense_sample: raw values of dense features on training rows, float32 `[n, dim]` by name,
+            from which their scaling is fitted; empty for simulated data, which is not scaled.
     """
 
     train: TrainingSet
     validation: Dataset
     test: Dataset
     notes: tuple[str, ...] = ()
+    dense_sample: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

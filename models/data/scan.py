@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from app.artifacts.encoding import Hashes
 from app.errors import did_you_mean
@@ -28,10 +29,11 @@ from models.data.schema import (
     SplitByFile,
 )
 from models.data.table import TEST, TRAIN, VALIDATION, EncodedRows, TableReader, required_columns
-from models.networks.config import Task
+from models.networks.config import Side, Task
 
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 SHOWN_PROBLEMS = 5
+SAMPLE_ROWS = 100_000  # of the training set, from which the scaling of dense features is fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,30 @@ class _Range:
 
 
 @dataclass(slots=True)
+class _Sample:
+    """A uniform sample of rows, drawn in one pass: the rows with the smallest random keys."""
+
+    keys: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def add(self, columns: dict[str, Tensor]) -> None:
+        """Add the columns of some rows, `[n, dim]` by name."""
+        if not columns:
+            return
+        new = self.random.random(len(next(iter(columns.values()))))
+        self.keys = np.concatenate([self.keys, new])
+        for name, column in columns.items():
+            before = [self.columns[name]] if name in self.columns else []
+            self.columns[name] = torch.cat([*before, column])
+        if len(self.keys) > SAMPLE_ROWS:
+            kept = np.argpartition(self.keys, SAMPLE_ROWS)[:SAMPLE_ROWS]
+            self.keys = self.keys[kept]
+            rows = torch.from_numpy(kept)
+            self.columns = {name: column[rows] for name, column in self.columns.items()}
+
+
+@dataclass(slots=True)
 class _Scan:
     """State and results of the first pass."""
 
@@ -102,6 +128,12 @@ class _Scan:
     held_out: dict[int, list[Dataset]] = field(default_factory=lambda: {VALIDATION: [], TEST: []})
     ranges: dict[tuple[int, str], _Range] = field(default_factory=dict)
     groups: dict[int, Hashes] = field(default_factory=dict)
+    training: list[Dataset] | None = field(default_factory=list)
+    samples: dict[Side, _Sample] = field(
+        default_factory=lambda: {"user": _Sample(), "candidate": _Sample()}
+    )
+    runs: int = 0
+    last_group: np.uint64 | None = None
 
     def add(self, read: EncodedRows) -> None:
         self.bad_rows += len(read.problems)
@@ -111,6 +143,7 @@ class _Scan:
                 f"{self.bad_rows} bad rows, max_bad_rows is {self.config.max_bad_rows}: "
                 + "; ".join(self.problems)
             )
+        self._count_runs(read.group)
         for part in PARTS:
             dataset = read.of(part)
             if dataset is None:
@@ -118,6 +151,7 @@ class _Scan:
             if part == TRAIN:
                 self.requests += dataset.requests
                 self.rows += dataset.rows
+                self._add_training(dataset)
             else:
                 self.held_out[part].append(dataset)
             seen = self.groups.get(part, np.zeros(0, np.uint64))
@@ -128,6 +162,37 @@ class _Scan:
                     defined &= dataset.labels[task.sample_space] == 1
                 found = self.ranges.setdefault((part, task.name), _Range())
                 found.add(dataset.labels[task.name][defined].numpy())
+
+    def _add_training(self, dataset: Dataset) -> None:
+        """Keep the training set while it is small, and a sample of its dense features."""
+        if self.training is not None:
+            self.training.append(dataset)
+            if self.rows > self.config.shuffle_rows:
+                self.training = None
+        dense = [each for each in self.config.features if isinstance(each, DenseColumns)]
+        for side, sample in self.samples.items():
+            columns = dataset.user if side == "user" else dataset.candidate
+            sample.add({each.name: columns[each.name] for each in dense if each.side == side})
+
+    def _count_runs(self, group: Hashes) -> None:
+        """Count the runs of adjacent rows of one request."""
+        if len(group):
+            self.runs += int(np.count_nonzero(group[1:] != group[:-1]))
+            self.runs += group[0] != self.last_group
+            self.last_group = group[-1]
+
+    def notes(self) -> tuple[str, ...]:
+        """Messages about the data, for the user."""
+        notes = [f"skipped: {problem}" for problem in self.problems]
+        if self.bad_rows:
+            notes.append(f"skipped {self.bad_rows} bad rows in total")
+        scattered = self.runs - sum(map(len, self.groups.values()))
+        if self.config.group is not None and scattered:
+            notes.append(
+                f"column {self.config.group!r}: the rows of some requests are not adjacent, so "
+                f"that they are split into {scattered:,} requests more; sort the table by it"
+            )
+        return tuple(notes)
 
     def check(self) -> None:
         """Check the conditions that depend on the whole table."""
@@ -172,15 +237,14 @@ def generate(config: FilesConfig, tasks: Sequence[Task]) -> Splits:
         for read in _read(config, reader, unit):
             scan.add(read)
     scan.check()
-    notes = [f"skipped: {problem}" for problem in scan.problems]
-    if scan.bad_rows:
-        notes.append(f"skipped {scan.bad_rows} bad rows in total")
     training = [unit for unit in units if unit.part in (None, TRAIN)]
+    streamed = FileRows(config, reader, training, scan.requests, scan.rows)
     return Splits(
-        train=FileRows(config, reader, training, scan.requests, scan.rows),
+        train=streamed if scan.training is None else joined(scan.training),
         validation=joined(scan.held_out[VALIDATION]),
         test=joined(scan.held_out[TEST]),
-        notes=tuple(notes),
+        notes=scan.notes(),
+        dense_sample=scan.samples["user"].columns | scan.samples["candidate"].columns,
     )
 
 
@@ -197,7 +261,7 @@ def units_of(config: FilesConfig) -> list[Unit]:
     units = []
     for part, named in patterns.items():
         for path in find(folder, named):
-            file = open_file(path)
+            file = open_file(path, delimiter=config.delimiter, header=config.header)
             check_types(file, config)
             units += [Unit(file, number, part) for number in range(file.units)]
     return units
@@ -217,7 +281,7 @@ def check_types(file: TableFile, config: FilesConfig) -> None:
                 f"{did_you_mean(column, file.kinds)}"
             )
     for column, use, must_be, fits in _expectations(file, config):
-        if not fits and file.path.suffix != ".csv":
+        if not fits and file.text is None:
             kind = file.kinds[column]
             raise DataInvalid(f'{file.path}: column "{column}" is {kind}, {use} needs {must_be}')
 
@@ -225,7 +289,7 @@ def check_types(file: TableFile, config: FilesConfig) -> None:
 def _expectations(file: TableFile, config: FilesConfig) -> Iterator[tuple[str, str, str, bool]]:
     """Each column with its use, the expected type, and whether the type is right."""
     kinds = file.kinds
-    for name in (config.group, config.user):
+    for name in filter(None, (config.group, config.user)):
         fits = arrow_columns.is_text(kinds[name]) or pa.types.is_integer(kinds[name])
         yield name, "group or user", "strings or integers", fits
     for feature in config.features:
@@ -243,12 +307,13 @@ def _expectations(file: TableFile, config: FilesConfig) -> Iterator[tuple[str, s
         kind = kinds[feature.column]
         kind = arrow_columns.element_type(kind) if is_list else kind
         fits = kind is not None and (
-            arrow_columns.is_text(kind) if wants_text else pa.types.is_integer(kind)
+            arrow_columns.is_text(kind) if wants_text else arrow_columns.may_be_integer(kind)
         )
         must_be = ("lists of " if is_list else "") + ("strings" if wants_text else "integers")
         yield feature.column, use, must_be, fits
     for label in config.labels:
-        for name in filter(None, (label.column, label.mask)):
+        names = [label.mask] if label.kind == "binary" else [label.column, label.mask]
+        for name in filter(None, names):
             yield name, f'label "{label.name}"', "numbers", arrow_columns.is_number(kinds[name])
 
 

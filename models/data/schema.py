@@ -2,7 +2,8 @@
 
 ```toml
 files = ["impressions-*.parquet"]  # relative to this file; Parquet, or CSV with a header
-group = "request_id"               # rows with the same value are one request, in one split
+group = "request_id"               # rows with the same value are one request, in one split;
+                                   # default: every row is a request
 user = "user_id"                   # the user of a request, for the AUC per user; default: group
 
 [split]                            # by = "hash" of the group, "column", or "file"
@@ -28,15 +29,23 @@ name = "quality"
 kind = "dense"
 side = "candidate"
 columns = ["freshness", "length"]  # one number per column; or `dim` numbers in a list column
+scaling = "auto"                   # in the network: auto | standard | log | none
+missing = "fill"                   # an empty value becomes the median; or "refuse" the row
 
 [[labels]]
 name = "click"
 kind = "binary"                    # binary | duration | regression
+positive = ["yes"]                 # the values of a binary label that mean 1; default: numbers
 ```
 
+Files are Parquet, or text that ends in .csv, .tsv, .txt or .data, compressed if followed by .gz.
+The `delimiter` of text is the one of , tab ; | that occurs most in the first line; a file without a
+header line needs `header = ["name", …]`.
+
 A label that is empty, null or NaN, or whose `mask` column is false, is undefined on that row: it is
-in no loss and no metric. In CSV, a list is one field with a `separator`, by default a space. Rows
-are read by :mod:`models.data.files`.
+in no loss and no metric. A binary label is 1 or 0, true or false, yes or no, or 1 or -1. A missing
+number is empty, NA, NaN, null, none or ?. In text, a list is one field with a `separator`, by
+default a space, or a JSON list. Rows are read by :mod:`models.data.files`.
 """
 
 from pathlib import Path
@@ -45,7 +54,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from app.artifacts.inputs import Name
-from models.networks.config import Record, Side, TaskKind, check_unique
+from models.networks.config import Record, Scaling, Side, TaskKind, check_unique
 
 IdType = Literal["string", "int64"]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -75,20 +84,25 @@ class VocabularyIds(Record):
     """Ids listed in `file`, one JSON value per line; every other id is unknown.
 
     `python -m models vocabulary` writes the file with the ids that occur at least `min_count` times
-    in the training set.
+    in the training set. The default leaves out ids that occur once, so that the embedding of the
+    unknown id is trained with them.
     """
 
     kind: Literal["vocabulary"]
     ids: IdType = "string"
     file: str = Field(min_length=1)
-    min_count: PositiveInt = 1
+    min_count: PositiveInt = 2
 
 
 Ids = Annotated[IdentityIds | HashIds | VocabularyIds, Field(discriminator="kind")]
 
 
 class DenseColumns(Record):
-    """Numbers: one from each of `columns`, or `dim` from one list column."""
+    """Numbers: one from each of `columns`, or `dim` from one list column.
+
+    `scaling`, `clip`, `missing` and `missing_indicator` become part of the network
+    (:class:`models.networks.config.DenseFeature`), so that requests contain raw values too.
+    """
 
     kind: Literal["dense"]
     name: Name
@@ -96,11 +110,19 @@ class DenseColumns(Record):
     columns: tuple[str, ...] = Field(default_factory=lambda data: (data["name"],), min_length=1)
     dim: PositiveInt = Field(default_factory=lambda data: len(data.get("columns", "1")))
     separator: str = Field(default=" ", min_length=1)
+    scaling: Scaling = "auto"
+    clip: tuple[float, float] | None = None
+    missing: Literal["fill", "refuse"] = "fill"
+    missing_indicator: bool = False
 
     @model_validator(mode="after")
     def _dim_fits(self) -> "DenseColumns":
         if len(self.columns) > 1 and self.dim != len(self.columns):
             raise ValueError(f"dim: is {self.dim}, but there are {len(self.columns)} columns")
+        if self.clip is not None and not self.clip[0] < self.clip[1]:
+            raise ValueError("clip: must be [low, high] with low < high")
+        if self.missing_indicator and self.missing == "refuse":
+            raise ValueError('missing_indicator: needs missing = "fill"')
         return self
 
 
@@ -136,12 +158,22 @@ TableFeature = Annotated[DenseColumns | IdColumn | IdListColumn, Field(discrimin
 
 
 class Label(Record):
-    """A label: 0 or 1, seconds, or a number; undefined where the `mask` column is false."""
+    """A label: 0 or 1, seconds, or a number; undefined where the `mask` column is false.
+
+    `positive` lists the values of the column that mean 1; every other value means 0.
+    """
 
     name: Name
     kind: TaskKind
     column: str = Field(default_factory=lambda data: data.get("name", ""))
     mask: str | None = None
+    positive: tuple[str | int, ...] = ()
+
+    @model_validator(mode="after")
+    def _only_binary_labels_have_positive_values(self) -> "Label":
+        if self.positive and self.kind != "binary":
+            raise ValueError(f"{self.name}: positive: only binary labels have it")
+        return self
 
 
 class SplitByHash(Record):
@@ -184,15 +216,19 @@ class FilesConfig(Record):
     """A table in files, and how to read it.
 
     `files` and vocabularies are in `folder`. Training holds `shuffle_rows` rows in memory at a time
-    and shuffles within them; the validation and the test set are held in memory. Up to
-    `max_bad_rows` invalid rows are skipped.
+    and shuffles within them, so a training set of up to that size is read only once; the validation
+    and the test set are held in memory. Up to `max_bad_rows` invalid rows are skipped. `weight` is
+    a column with the weight of each row in the training loss.
     """
 
     source: Literal["files"] = "files"
     folder: str = "."
     files: tuple[str, ...] = ()
-    group: str
-    user: str = Field(default_factory=lambda data: data.get("group", ""))
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    header: tuple[str, ...] = ()
+    group: str | None = None
+    user: str | None = Field(default_factory=lambda data: data.get("group"))
+    weight: str | None = None
     split: Split = SplitByHash()
     features: tuple[TableFeature, ...] = Field(min_length=1)
     labels: tuple[Label, ...] = Field(min_length=1)

@@ -16,7 +16,7 @@ import torch
 from app.artifacts.encoding import NO_VOCABULARY, Hashed, Hashes, Listed, Vocabulary, hash_integers
 from models.data import arrow_columns
 from models.data.arrow_columns import Flags
-from models.data.dataset import Dataset
+from models.data.dataset import ROW_WEIGHT, Dataset
 from models.data.files import Chunk
 from models.data.schema import (
     DenseColumns,
@@ -108,16 +108,22 @@ class TableReader:
         """
         faults = _RowErrors()
         table = chunk.table
-        group, wrong = arrow_columns.hashes(table[self._config.group])
-        faults.add(wrong, f"column {self._config.group!r} (request) is empty")
-        owner, wrong = arrow_columns.hashes(table[self._config.user])
-        faults.add(wrong, f"column {self._config.user!r} (user) is empty")
+        group = owner = chunk.row_hashes()
+        if self._config.group is not None:
+            group, wrong = arrow_columns.hashes(table[self._config.group])
+            faults.add(wrong, f"column {self._config.group!r} (request) is empty")
+            owner = group
+        if self._config.user is not None:
+            owner, wrong = arrow_columns.hashes(table[self._config.user])
+            faults.add(wrong, f"column {self._config.user!r} (user) is empty")
         sides: dict[str, dict[str, Values]] = {"user": {}, "candidate": {}}
         for feature in self._config.features:
             sides[feature.side][feature.name] = self._feature(table, feature, faults)
         labels = {each.name: _label(table, each, faults) for each in self._config.labels}
-        parts = parts_of(self._config, table, part)
-        problems = [f"{place}: {why}" for place, why in chunk.broken]
+        if self._config.weight is not None:
+            labels[ROW_WEIGHT] = _weight(table, self._config.weight, faults)
+        parts = parts_of(self._config, chunk, part)
+        problems = chunk.problems()
         problems += [f"{chunk.place(row)}: {faults.reasons[row]}" for row in sorted(faults.reasons)]
         good = np.ones(len(group), dtype=np.bool_)
         good[list(faults.reasons)] = False
@@ -133,13 +139,7 @@ class TableReader:
 
     def _feature(self, table: pa.RecordBatch, feature: TableFeature, faults: _RowErrors) -> Values:
         if isinstance(feature, DenseColumns):
-            values, wrong = _dense(table, feature)
-            with np.errstate(over="ignore"):
-                dense = values.astype(np.float32)  # [n, dim]
-            finite = np.isfinite(dense).all(axis=1)
-            what = f"{feature.dim} finite numbers" if feature.dim > 1 else "a finite number"
-            faults.add(wrong | ~finite, f"feature {feature.name!r} is not {what}")
-            return dense
+            return _dense(table, feature, faults)
         encoding, vocabulary = self._ids[feature.name]
         array = table[feature.column]
         if isinstance(feature, IdColumn):
@@ -156,18 +156,20 @@ class TableReader:
         return rows
 
 
-def parts_of(config: FilesConfig, table: pa.RecordBatch, part: int | None) -> Parts:
+def parts_of(config: FilesConfig, chunk: Chunk, part: int | None) -> Parts:
     """The split of each row, `[n]`.
 
     Args:
         config: the schema.
-        table: rows with all columns of `required_columns`.
+        chunk: with all columns of `required_columns`.
         part: the split of the file, if the split is by file.
     """
-    split = config.split
+    split, table = config.split, chunk.table
     parts = np.full(table.num_rows, TRAIN if part is None else part, np.int8)
     if isinstance(split, SplitByHash):
-        group, _ = arrow_columns.hashes(table[config.group])
+        group = chunk.row_hashes()
+        if config.group is not None:
+            group, _ = arrow_columns.hashes(table[config.group])
         drawn = hash_integers(group.view(np.int64), split.seed) / 2.0**64  # [n] in [0, 1)
         parts[drawn < split.validation + split.test] = TEST
         parts[drawn < split.validation] = VALIDATION
@@ -179,7 +181,8 @@ def parts_of(config: FilesConfig, table: pa.RecordBatch, part: int | None) -> Pa
 
 def required_columns(config: FilesConfig) -> dict[str, str]:
     """Every column that is read, and its use."""
-    uses = {config.group: "group", config.user: "user"}
+    named = {"group": config.group, "user": config.user, "weight": config.weight}
+    uses = {column: use for use, column in reversed(named.items()) if column is not None}
     if isinstance(config.split, SplitByColumn):
         uses[config.split.column] = "split.column"
     for feature in config.features:
@@ -191,17 +194,45 @@ def required_columns(config: FilesConfig) -> dict[str, str]:
     return uses
 
 
-def _dense(table: pa.RecordBatch, feature: DenseColumns) -> tuple[Values, Flags]:
+def _dense(table: pa.RecordBatch, feature: DenseColumns, faults: _RowErrors) -> Values:
+    """Float32 `[n, dim]`; NaN for a missing value that the network fills."""
+    fills = feature.missing == "fill"
     if len(feature.columns) == 1 and feature.dim > 1:
-        return arrow_columns.dense_lists(table[feature.columns[0]], feature.separator, feature.dim)
-    read = [arrow_columns.numbers(table[name]) for name in feature.columns]
-    values = np.stack([each for each, _ in read], axis=1)  # [n, dim]
-    return values, np.logical_or.reduce([wrong for _, wrong in read])
+        values, wrong = arrow_columns.dense_lists(
+            table[feature.columns[0]], feature.separator, feature.dim
+        )
+        dense, invalid = _finite(values, fills_missing=fills)  # [n, dim]
+        expected = f"a list of {feature.dim} finite numbers"
+        faults.add(wrong | invalid.any(axis=1), f"column {feature.columns[0]!r} is not {expected}")
+        return dense
+    columns = []
+    for name in feature.columns:
+        values, wrong = arrow_columns.numbers(table[name])
+        column, invalid = _finite(values, fills_missing=fills)  # [n]
+        faults.add(wrong | invalid, f"column {name!r} is not a finite number")
+        columns.append(column)
+    return np.stack(columns, axis=1)  # [n, dim]
+
+
+def _finite(values: Values, *, fills_missing: bool) -> tuple[Values, Flags]:
+    """The values as float32, and which are not finite; NaN is accepted if it is filled."""
+    with np.errstate(over="ignore"):
+        floats = values.astype(np.float32)
+    return floats, ~np.isfinite(floats) & ~(np.isnan(floats) & fills_missing)
+
+
+def _weight(table: pa.RecordBatch, column: str, faults: _RowErrors) -> npt.NDArray[np.float32]:
+    values, wrong = arrow_columns.numbers(table[column])
+    wrong = wrong | ~((values >= 0) & np.isfinite(values))
+    faults.add(wrong, f"column {column!r} (weight) is not a finite number ≥ 0")
+    return values.astype(np.float32)
 
 
 def _label(table: pa.RecordBatch, label: Label, faults: _RowErrors) -> npt.NDArray[np.float32]:
-    values, wrong = arrow_columns.numbers(table[label.column])  # [n]
+    values, wrong = arrow_columns.labels(table[label.column], label.positive)  # [n]
     faults.add(wrong, f"label {label.name!r} is not a number")
+    if label.kind == "binary":
+        values = np.where(values == -1, 0, values)
     if label.mask is not None:
         mask, wrong = arrow_columns.numbers(table[label.mask])
         faults.add(wrong, f"column {label.mask!r} is neither true nor false")

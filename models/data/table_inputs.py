@@ -37,7 +37,15 @@ def _feature(
     config: FilesConfig, feature: TableFeature, embedding_dim: int, pooling: Pooling
 ) -> Feature:
     if isinstance(feature, DenseColumns):
-        return DenseFeature(name=feature.name, side=feature.side, dim=feature.dim)
+        return DenseFeature(
+            name=feature.name,
+            side=feature.side,
+            dim=feature.dim,
+            scaling=feature.scaling,
+            clip=feature.clip,
+            fills_missing=feature.missing == "fill",
+            missing_indicator=feature.missing_indicator,
+        )
     size = vocabulary_size(config, feature)
     if isinstance(feature, IdColumn):
         return IdFeature(

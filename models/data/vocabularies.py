@@ -52,7 +52,7 @@ def _count(config: FilesConfig, owners: Mapping[str, VocabularyIds]) -> dict[str
         if unit.part not in (None, TRAIN):
             continue
         for chunk in unit.file.chunks(unit.number, list(required_columns(config))):
-            parts = parts_of(config, chunk.table, unit.part)
+            parts = parts_of(config, chunk, unit.part)
             table = chunk.table.filter(pa.array(np.asarray(parts == TRAIN)))
             for feature in config.features:
                 if isinstance(feature, DenseColumns):

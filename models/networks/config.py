@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Side = Literal["user", "candidate"]
 Pooling = Literal["mean", "sum"]
+Scaling = Literal["auto", "standard", "log", "none"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"]
 TaskKind = Literal["binary", "duration", "regression"]
 Loss = Literal["bce", "weighted_logistic", "log1p_mse", "mse", "huber"]
@@ -41,12 +42,33 @@ class Record(BaseModel):
 
 
 class DenseFeature(Record):
-    """A vector of ``dim`` floats."""
+    """A vector of ``dim`` floats, scaled inside the network (:mod:`models.networks.dense`).
+
+    ``scaling`` is ``"standard"`` (subtract the mean, divide by the standard deviation), ``"log"``
+    (the same after log1p), ``"auto"`` (``"log"`` for columns with a heavy tail) or ``"none"``.
+    Values are clipped to ``clip``, by default to the range of the training rows unless ``scaling``
+    is ``"none"``. With ``fills_missing`` a NaN becomes the median; ``missing_indicator`` adds a
+    column per value that is 1 for NaN.
+    """
 
     kind: Literal["dense"] = "dense"
     name: str = Field(min_length=1)
     side: Side
     dim: PositiveInt = 1
+    scaling: Scaling = "none"
+    clip: tuple[float, float] | None = None
+    fills_missing: bool = False
+    missing_indicator: bool = False
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the values enter the network unchanged."""
+        return self.scaling == "none" and self.clip is None and not self.fills_missing
+
+    @property
+    def width(self) -> int:
+        """Number of input columns of the network."""
+        return self.dim * (1 + self.missing_indicator)
 
 
 class IdFeature(Record):

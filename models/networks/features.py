@@ -2,11 +2,12 @@
 
 Features with the same embedding width share one table, in which each has a range of rows, so that
 one gather looks all of them up. The columns of a side are ordered: dense features, ids, id lists;
-within each group as declared, ids and lists by width first. A NaN in a dense value makes the
-outputs of that row NaN (of every row of that request, for a user feature) and no others.
+within each group as declared, ids and lists by width first. A NaN in a dense value that the scaling
+does not fill makes the outputs of that row NaN (of every row of that request, for a user feature)
+and no others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from models.networks.config import (
     Side,
     check_unique,
 )
+from models.networks.dense import DenseScaling
 
 
 class Rows(NamedTuple):
@@ -65,6 +67,20 @@ class InputColumns(nn.Module):
         self.user = SideColumns("user", features, ranges)
         self.candidate = SideColumns("candidate", features, ranges)
 
+    def fit(self, sample: Mapping[str, Tensor]) -> None:
+        """Fit the scaling of dense features on raw training rows, ``[n, dim]`` by name."""
+        for side in (self.user, self.candidate):
+            if isinstance(side.scaling, DenseScaling):
+                side.scaling.fit(sample)
+
+    def defaults(self) -> dict[str, tuple[float, ...]]:
+        """The value that stands for a missing dense feature, by name; fitted with `fit`."""
+        found: dict[str, tuple[float, ...]] = {}
+        for side in (self.user, self.candidate):
+            if isinstance(side.scaling, DenseScaling):
+                found |= side.scaling.defaults()
+        return found
+
     def forward(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -89,6 +105,8 @@ class SideColumns(nn.Module):
         ids = [f for f in mine if isinstance(f, IdFeature)]
         lists = [f for f in mine if isinstance(f, IdListFeature)]
         self.dense = [f.name for f in dense]
+        is_raw = all(f.is_raw for f in dense)
+        self.scaling: nn.Module = nn.Identity() if is_raw else DenseScaling(dense)
         self.lookups = nn.ModuleList(
             IdLookup([f for f in ids if ranges[f.name].table == table], ranges)
             for table in sorted({ranges[f.name].table for f in ids})
@@ -98,11 +116,13 @@ class SideColumns(nn.Module):
             for table in sorted({ranges[f.name].table for f in lists})
         ]
         embedded = sum(f.embedding_dim for f in ids) + sum(f.embedding_dim for f in lists)
-        self.width = sum(f.dim for f in dense) + embedded
+        self.width = sum(f.width for f in dense) + embedded
 
     def forward(self, values: dict[str, Tensor], tables: list[Tensor]) -> Tensor:
         """All columns of this side, ``[., width]``."""
-        columns = [values[name] for name in self.dense]
+        columns: list[Tensor] = []
+        if len(self.dense) > 0:
+            columns.append(self.scaling(torch.cat([values[name] for name in self.dense], 1)))
         for lookup in self.lookups:
             columns.append(lookup(values, tables))  # noqa: PERF401 (TorchScript unrolls this)
         if len(columns) == 0:

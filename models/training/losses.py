@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.data import ROW_WEIGHT
 from models.networks.config import Link, Loss, Task
 
 HUBER_DELTA = 1.0
@@ -101,7 +102,9 @@ def task_losses(
     for k, (task, link) in enumerate(zip(tasks, links, strict=True)):
         label, inside = target(task, link, labels)
         values = row_losses(task.loss, link, outputs[:, k], label)  # [B]
-        counts = inside.to(values.dtype)  # [B] how much each row counts
+        counts = inside.to(values.dtype)  # [B] the weight of each row
+        if ROW_WEIGHT in labels:
+            counts = counts * labels[ROW_WEIGHT]
         if task.behaviour_weights:
             counts = counts * row_weights(labels, task.behaviour_weights)
         kept = torch.where(inside, counts * values, torch.zeros_like(values))

@@ -69,6 +69,7 @@ def run(
     _announce(experiment, splits, console)
     rows = splits.train.rows
     network = build(experiment.network, experiment.features, tasks, seed=training.seed)
+    network.columns.fit(splits.dense_sample)
     with threads(training.threads):
         with Report(console, epochs=training.epochs, rows=rows, quiet=quiet) as report:
             state = TrainingState(network, experiment, rows, path=checkpoint)

@@ -221,10 +221,10 @@ def test_wide_integer_ids_are_hashed_and_listed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "where", "rule"),
     [
-        ({"price": [math.nan]}, 0, "feature 'quality' is not 2 finite numbers"),
-        ({"price": [0.5, math.inf]}, 1, "feature 'quality' is not 2 finite numbers"),
-        ({"age": [None]}, 0, "feature 'quality' is not 2 finite numbers"),
-        ({"age": [1e39]}, 0, "feature 'quality' is not 2 finite numbers"),
+        ({"price": [math.nan]}, 0, "column 'price' is not a finite number"),
+        ({"price": [0.5, math.inf]}, 1, "column 'price' is not a finite number"),
+        ({"age": [None]}, 0, "column 'age' is not a finite number"),
+        ({"age": [1e39]}, 0, "column 'age' is not a finite number"),
         ({"click": [0, 2]}, 1, "label 'click' is not 0 or 1"),
         ({"dwell": [-1.0]}, 0, "label 'dwell' is not a duration in seconds"),
         ({"request": [None]}, 0, "column 'request' (request) is empty"),
@@ -246,7 +246,7 @@ def test_row_keeps_its_number_in_a_row_group_that_is_read_in_pieces(tmp_path, mo
     monkeypatch.setattr("models.data.files.READ_ROWS", 30)
     price = columns()["price"]
     price[177] = math.nan
-    assert "row group 1, row 77: feature 'quality'" in refusal(tmp_path, price=price)
+    assert "row group 1, row 77: column 'price'" in refusal(tmp_path, price=price)
 
 
 def test_bad_rows_within_the_limit_are_left_out_and_counted(tmp_path):
@@ -255,8 +255,8 @@ def test_bad_rows_within_the_limit_are_left_out_and_counted(tmp_path):
     splits = generate(tmp_path, schema=("group =", "max_bad_rows = 2\ngroup ="), price=price)
     assert len(everything(splits)) == ROWS - 2
     assert [note.split(", ")[-1] for note in splits.notes[:2]] == [
-        "row 5: feature 'quality' is not 2 finite numbers",
-        "row 7: feature 'quality' is not 2 finite numbers",
+        "row 5: column 'price' is not a finite number",
+        "row 7: column 'price' is not a finite number",
     ]
     assert splits.notes[-1] == "skipped 2 bad rows in total"
 
@@ -278,11 +278,10 @@ def test_bad_lines_of_csv_are_named_by_file_and_line(tmp_path):
     splits = data.generate(settings.data, settings.tasks)
     assert [note.removeprefix(f"skipped: {rows}, ") for note in splits.notes] == [
         "line 3: has 10 fields, the header has 9",
-        "line 5: column 'request' (request) is empty",
-        "line 10: feature 'quality' is not 2 finite numbers",
-        "skipped 3 bad rows in total",
+        "line 10: column 'price' is not a finite number",
+        "skipped 2 bad rows in total",
     ]
-    assert len(everything(splits)) == ROWS - 3
+    assert len(everything(splits)) == ROWS - 3  # the blank line replaced a row
 
 
 def test_broken_lines_at_the_end_of_csv_are_bad_rows_too(tmp_path, monkeypatch):
@@ -319,7 +318,7 @@ def test_broken_lines_at_the_end_of_csv_are_bad_rows_too(tmp_path, monkeypatch):
             {"recent": ["item 1"] * ROWS},
             'column "recent" is string, feature "recent" needs lists of strings',
         ),
-        ({"click": ["yes"] * ROWS}, 'column "click" is string, label "click" needs numbers'),
+        ({"dwell": ["long"] * ROWS}, 'column "dwell" is string, label "dwell" needs numbers'),
         ({"request": [0.5] * ROWS}, 'column "request" is double, group or user needs strings'),
     ],
 )
@@ -358,7 +357,11 @@ def test_part_without_rows_is_refused(tmp_path):
         ("rows.parquet", b"no parquet at all", "cannot be read: "),
         ("rows.csv", b"", "file is empty"),
         ("rows.csv", b"request,user\n", "has no rows"),
-        ("rows.json", b"{}", "must end in .parquet or .csv"),
+        (
+            "rows.json",
+            b"{}",
+            "must end in .parquet, .csv, .tsv, .txt, .data, or one",
+        ),
     ],
 )
 def test_file_that_holds_no_table_is_refused(tmp_path, name, content, message):
@@ -416,7 +419,9 @@ def test_vocabulary_is_made_of_the_training_set_most_frequent_first(tmp_path, ca
 def test_vocabulary_contains_training_ids_only(tmp_path):
     day = [8 if row < 40 else 9 if row < 60 else 1 for row in range(ROWS)]
     item = ["late" if row < 60 else "early" for row in range(ROWS)]
-    path = folder(tmp_path, schema=("", BY_COLUMN), day=day, item=item, recent=[[]] * 239 + [["x"]])
+    path = folder(
+        tmp_path, schema=("", BY_COLUMN), day=day, item=item, recent=[[]] * 238 + [["x"]] * 2
+    )
     (tmp_path / "items.jsonl").unlink()
     settings = experiment.read(path)
     data.make_vocabularies(settings.data)
