@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEFAULT_STORE = Path("store")
+DATASETS: dict[str, Callable[[Path, Path | None], dict[str, int]]] = {
+    "census-income": data.fetch_census_income,
+}
 
 
 class ExitCode(IntEnum):
@@ -129,6 +132,14 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
             "--config models/configs/demo.toml --out build/log.parquet",
         )
     )
+    _add_fetch(
+        add(
+            "fetch",
+            _fetch,
+            "download a public data set and convert it to tables with a schema",
+            "census-income --out data/census-income",
+        )
+    )
     vocabulary = add(
         "vocabulary",
         _vocabulary,
@@ -165,6 +176,23 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         correlation.CONFIGS,
     )
     return parser, commands
+
+
+def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "dataset",
+        choices=sorted(DATASETS),
+        help="census-income: UCI Census-Income (KDD), 299,285 rows, 9 MB compressed",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default: data/NAME)"
+    )
+    parser.add_argument(
+        "--source",
+        type=Path,
+        metavar="PATH",
+        help="folder or archive (zip, tar) with the raw files (default: download them)",
+    )
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -265,6 +293,13 @@ def _log(arguments: argparse.Namespace) -> None:
     print(
         f"{path}: {written.requests:,} requests, {written.rows:,} rows, scored by {written.model}"
     )
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    folder: Path = arguments.out or Path("data") / arguments.dataset
+    for table, rows in DATASETS[arguments.dataset](folder, arguments.source).items():
+        print(f"{folder / table}.parquet: {rows:,} rows")
+    print(f"{folder / 'schema.toml'}: the schema, for schema_file in [data]")
 
 
 def _vocabulary(arguments: argparse.Namespace) -> None:

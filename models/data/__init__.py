@@ -1,5 +1,6 @@
 """Training data: from a configuration to features and labelled impressions."""
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,7 @@ __all__ = [
     "TrainingSet",
     "encodings",
     "features",
+    "fetch_census_income",
     "generate",
     "label_kinds",
     "make_vocabularies",
@@ -109,6 +111,29 @@ def make_vocabularies(config: AnyConfig) -> dict[Path, int]:
     from models.data import vocabularies
 
     return vocabularies.make(config)
+
+
+def fetch_census_income(folder: Path, source: Path | None = None) -> dict[str, int]:
+    """Write the UCI Census-Income (KDD) tables, their schema and vocabularies to `folder`.
+
+    Args:
+        folder: created if absent.
+        source: a folder or an archive with the raw files; downloaded from UCI if `None`.
+
+    Returns:
+        The number of rows of each table.
+
+    Raises:
+        DataInvalid: the source does not contain the raw files.
+        OSError: the download failed, or the folder cannot be written.
+    """
+    _need_pyarrow()
+    from models.data import census_income
+
+    rows = census_income.fetch(folder, source)
+    schema = tomllib.loads((folder / census_income.SCHEMA.name).read_text(encoding="utf-8"))
+    make_vocabularies(FilesConfig.model_validate({"folder": str(folder)} | schema))
+    return rows
 
 
 def _need_pyarrow() -> None:

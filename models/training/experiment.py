@@ -247,6 +247,9 @@ def _problem(problem: Mapping[str, Any]) -> str:
             expected = problem["ctx"]["expected"]
             near = did_you_mean(str(problem["input"]), _quoted(expected))
             return f"{where}: must be {expected}{near}"
+        case "union_tag_not_found":
+            name = problem["ctx"]["discriminator"].strip("'")
+            return f'missing key "{name}" in [{where}]'
         case "union_tag_invalid":
             tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
             name = problem["ctx"]["discriminator"].strip("'")

@@ -17,6 +17,7 @@ from tests.models.impressions import folder
         ('"age"]', '"age"]\ndim = 0', "dim: must be greater than 0"),
         ("group =", "shuffle_rows = 0\ngroup =", "shuffle_rows: must be greater than 0"),
         ("group =", "max_bad_rows = -1\ngroup =", "max_bad_rows: must be greater than or"),
+        ("", "[split]\nseed = 3", 'missing key "by" in [data.split]'),
         (
             "",
             "[split]\nby = 'hash'\nvalidation = 0.5\ntest = 0.5",
