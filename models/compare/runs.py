@@ -53,6 +53,7 @@ class Spread:
 
     mean: float
     std: float
+    count: int = 0
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
@@ -61,7 +62,42 @@ class Spread:
         return cls(
             statistics.fmean(finite) if finite else math.nan,
             statistics.stdev(finite) if len(finite) > 1 else math.nan,
+            len(finite),
         )
+
+    def difference(self, other: "Spread") -> tuple[float, float]:
+        """The difference of two means, and half the width of its 95 % interval (Welch 1947).
+
+        The interval is NaN for fewer than two values on either side.
+        """
+        own, its = self.std**2 / max(self.count, 1), other.std**2 / max(other.count, 1)
+        if not own + its > 0:
+            return self.mean - other.mean, own + its
+        freedom = (own + its) ** 2 / (
+            own**2 / max(self.count - 1, 1) + its**2 / max(other.count - 1, 1)
+        )
+        return self.mean - other.mean, t_quantile(freedom) * math.sqrt(own + its)
+
+
+def t_quantile(freedom: float, probability: float = 0.975) -> float:
+    """The quantile of Student's t distribution, for a probability of at least one half.
+
+    With t = √freedom · tan θ, the distribution function is 1/2 + c·∫cos(θ)^(freedom-1) dθ; the
+    integral is taken by Simpson's rule, and the quantile found by bisection in θ.
+    """
+    log_c = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(math.pi) / 2
+
+    def above_half(angle: float) -> float:
+        steps = 400
+        values = [math.pow(math.cos(angle * i / steps), freedom - 1) for i in range(steps + 1)]
+        weighted = values[0] + values[-1] + 4 * sum(values[1:-1:2]) + 2 * sum(values[2:-1:2])
+        return math.exp(log_c) * weighted * angle / steps / 3
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if above_half(middle) < probability - 0.5 else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
 
 
 class RunStore:

@@ -21,6 +21,8 @@ EXPECTATION = "true expectation"
 NOTES = """\
 A cell is the mean ± the standard deviation over {seeds} seeds. A seed draws the parameters and the
 order of the batches; data and split are always the same. Calibration is Σ predicted / Σ observed.
+Δ is the difference to {baseline} with its 95 % interval over the seeds (Welch's t), bold if zero is
+outside the interval. It does not contain the sampling error of the test set.
 """
 KNOWN = """\
 The true expectation is the one that the simulation used for each row. Except for sampling noise, no
@@ -40,7 +42,8 @@ medians, with the median ratio to {baseline} in brackets.
 
 def markdown(comparison: Comparison, times: Times) -> str:
     """The document, with headings from level 3."""
-    parts = [NOTES.format(seeds=len(comparison.runs[comparison.baseline]))]
+    seeds = len(comparison.runs[comparison.baseline])
+    parts = [NOTES.format(seeds=seeds, baseline=comparison.baseline)]
     if any(" given " in task for task in comparison.tasks):
         parts.append(SPACES)
     if any(each.startswith(ORACLE) for figures in _first(comparison).values() for each in figures):
@@ -64,6 +67,18 @@ def spread(value: Spread, digits: int = 4) -> str:
     return f"{value.mean:.{digits}f} ± {value.std:.{digits}f}"
 
 
+def difference(comparison: Comparison, name: str, task: str, figure: str) -> str:
+    """The difference to the baseline with its 95 % interval, bold if zero is outside."""
+    if name == comparison.baseline:
+        return ""
+    baseline = comparison.spread(comparison.baseline, task, figure)
+    mean, half = comparison.spread(name, task, figure).difference(baseline)
+    if math.isnan(half):
+        return f"{mean:+.4f}"
+    text = f"{mean:+.4f} ± {half:.4f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
 def _first(comparison: Comparison) -> Evaluation:
     """The metrics of one run: the names, and the values that are the same in all runs."""
     return comparison.runs[comparison.baseline][0].evaluation
@@ -74,6 +89,7 @@ def _task(comparison: Comparison, task: str) -> str:
     found = _first(comparison)[task]
     figures = [figure for figure in FIGURES if figure in found]
     unit = units.get(task.split(" given ")[0], "")
+    main = comparison.leading(task)
     header = [
         "network",
         *(FIGURES[each] + (f" ({unit})" if each == "mae" and unit else "") for each in figures),
@@ -82,10 +98,14 @@ def _task(comparison: Comparison, task: str) -> str:
         [entry.name, *(spread(comparison.spread(entry.name, task, each)) for each in figures)]
         for entry in comparison.entries
     ]
+    if main is not None:
+        header.append(f"Δ {FIGURES[main]} (95 %)")
+        for entry, row in zip(comparison.entries, rows, strict=True):
+            row.append(difference(comparison, entry.name, task, main))
     if any(name.startswith(ORACLE) for name in found):
         names = [ORACLE + each for each in figures]
         cells = (f"{found[name]:.4f}" if name in found else "" for name in names)
-        rows.append([EXPECTATION, *cells])
+        rows.append([EXPECTATION, *cells, *([""] if main is not None else [])])
     return f"### {task}\n\n{table(header, rows)}"
 
 

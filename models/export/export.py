@@ -31,6 +31,7 @@ from models import data
 from models.data import PADDING, UNKNOWN, Dataset
 from models.export.precision import Form, parity, reduced, refuse_unless_near
 from models.export.torch_export import exported
+from models.networks.build import RankingNetwork
 from models.networks.config import DenseFeature, Feature, IdFeature, links
 from models.training.evaluate import Evaluation, evaluate
 from models.training.experiment import Experiment
@@ -66,9 +67,10 @@ def export(
         warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
         scripted = torch.jit.script(served)
     requests = golden_requests(experiment, held_out)
+    defaults = network.columns.defaults() if isinstance(network, RankingNetwork) else {}
     return publish(
         store,
-        description(experiment, evaluation, precision),
+        description(experiment, evaluation, precision, defaults),
         scripted,
         requests,
         data.vocabulary_files(experiment.data),
@@ -101,14 +103,24 @@ def _in_precision(
 
 
 def description(
-    experiment: Experiment, evaluation: Evaluation, precision: Precision | None = None
+    experiment: Experiment,
+    evaluation: Evaluation,
+    precision: Precision | None = None,
+    defaults: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Description:
-    """Describe the network of an experiment to the service."""
+    """Describe the network of an experiment to the service.
+
+    Args:
+        experiment: its configuration.
+        evaluation: metrics for the manifest.
+        precision: of the network; fp32 if `None`.
+        defaults: values of dense features that a request may leave out.
+    """
     encodings = data.encodings(experiment.data)
     return Description(
         name=experiment.name,
         architecture=experiment.network.architecture,
-        inputs=tuple(_input(feature, encodings) for feature in experiment.features),
+        inputs=tuple(_input(each, encodings, defaults or {}) for each in experiment.features),
         call=RequestCall(),
         tasks=task_outputs(experiment),
         ranking=experiment.ranking,
@@ -147,7 +159,9 @@ def golden_requests(experiment: Experiment, held_out: Dataset) -> ModelInputs:
         columns = user if feature.side == "user" else candidate
         if isinstance(feature, IdFeature):
             columns[feature.name][0] = UNKNOWN
-        elif not isinstance(feature, DenseFeature):
+        elif isinstance(feature, DenseFeature):  # a request contains no NaN
+            columns[feature.name] = np.nan_to_num(columns[feature.name])
+        else:
             columns[feature.name][1] = PADDING
     return ModelInputs(user, candidate, row_to_request)
 
@@ -159,9 +173,18 @@ def _first_rows(columns: Mapping[str, Tensor], count: int) -> dict[str, Column]:
     }
 
 
-def _input(feature: Feature, encodings: Mapping[str, Encoding]) -> Input:
+def _input(
+    feature: Feature,
+    encodings: Mapping[str, Encoding],
+    defaults: Mapping[str, tuple[float, ...]],
+) -> Input:
     if isinstance(feature, DenseFeature):
-        return DenseInput(name=feature.name, side=feature.side, dim=feature.dim)
+        return DenseInput(
+            name=feature.name,
+            side=feature.side,
+            dim=feature.dim,
+            default=defaults.get(feature.name),
+        )
     encoding = encodings.get(feature.name, Identity())
     if isinstance(feature, IdFeature):
         return IdInput(

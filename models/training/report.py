@@ -11,6 +11,8 @@ from rich.table import Table
 
 from models.training.evaluate import ORACLE, Evaluation
 
+NO_BETTER_THAN_CHANCE = 0.52  # AUC or XAUC; 0.5 is a random order
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
@@ -132,6 +134,17 @@ def evaluation_table(evaluation: Evaluation, *, rows: int) -> Table:
             best = (_cell(figures, ORACLE + name) for name in names)
             table.add_row("  true expectation", *best, style="dim", end_section=True)
     return table
+
+
+def warnings(evaluation: Evaluation) -> list[str]:
+    """Tasks whose predictions order held-out rows no better than chance."""
+    return [
+        f'warning: task "{task}": {name.upper()} {figures[name]:.4f} on held-out rows is no better '
+        "than chance (0.5); check its label, the features and learning_rate before you serve it"
+        for task, figures in evaluation.items()
+        for name in ("auc", "xauc")
+        if figures.get(name, 1.0) < NO_BETTER_THAN_CHANCE
+    ]
 
 
 def _cell(figures: dict[str, float], name: str) -> str:

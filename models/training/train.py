@@ -26,7 +26,7 @@ from models.training.checkpoint import TrainingState
 from models.training.evaluate import evaluate, predict
 from models.training.experiment import Experiment
 from models.training.losses import task_losses, task_weights
-from models.training.report import Epoch, Listener, Report, evaluation_table
+from models.training.report import Epoch, Listener, Report, evaluation_table, warnings
 
 
 class Diverged(Exception):
@@ -79,6 +79,8 @@ def run(
             fit(network, splits, experiment, report, state)
         evaluation = evaluate(network, splits.test, tasks, task_outputs(experiment))
         console.print(evaluation_table(evaluation, rows=splits.test.rows))
+        for warning in warnings(evaluation):
+            console.print(warning, style="bold red", highlight=False, soft_wrap=True, markup=False)
         artifact = export(network, experiment, splits.test, evaluation, store)
     if checkpoint is not None:
         _discard(checkpoint)

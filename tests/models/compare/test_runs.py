@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.compare import compare
-from models.compare.runs import RunStore, Spread, digest
+from models.compare.runs import RunStore, Spread, digest, t_quantile
 from models.training import experiment
 from models.training.experiment import ExperimentInvalid
 from tests import TINY_EXPERIMENT
@@ -74,3 +74,24 @@ def test_what_a_run_depends_on_is_in_its_digest_and_no_more(tiny):
     assert len({digest(each) for each in [tiny, *others]}) == 5
     assert digest(experiment.read(TINY_EXPERIMENT)) == digest(tiny)
     assert digest(tiny.model_copy(update={"name": "other"})) == digest(tiny)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5.5, 8, 20, 1000])
+def test_t_quantile_is_that_of_scipy(freedom):
+    stats = pytest.importorskip("scipy.stats")
+    assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-6)
+
+
+def test_difference_of_two_means_has_the_interval_of_welch():
+    stats = pytest.importorskip("scipy.stats")
+    one, other = [0.951, 0.952, 0.9515, 0.9525, 0.9518], [0.949, 0.9508, 0.9495, 0.9501]
+    mean, half = Spread.of(one).difference(Spread.of(other))
+    expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+    assert mean - half == pytest.approx(expected.low, abs=1e-9)
+    assert mean + half == pytest.approx(expected.high, abs=1e-9)
+
+
+def test_difference_without_deviation_has_no_interval():
+    mean, half = Spread.of([0.9]).difference(Spread.of([0.8, 0.7]))
+    assert mean == pytest.approx(0.15)
+    assert math.isnan(half)

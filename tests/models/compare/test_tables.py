@@ -30,19 +30,30 @@ def test_task_has_mean_and_deviation_of_every_network_and_the_true_expectation(t
     text = tables.markdown(made_up(tmp_path, FIGURES), TIMES)
 
     assert rows(text, "click") == [
-        ["network", "AUC"],
-        ["---", "---:"],
-        ["Single-task", "0.7100 ± 0.0141"],
-        ["MMoE", "0.7500 ± 0.0000"],
-        ["true expectation", "0.9000"],
+        ["network", "AUC", "Δ AUC (95 %)"],
+        ["---", "---:", "---:"],
+        ["Single-task", "0.7100 ± 0.0141", ""],
+        ["MMoE", "0.7500 ± 0.0000", "+0.0400 ± 0.1271"],
+        ["true expectation", "0.9000", ""],
     ]
     assert rows(text, "dwell") == [
-        ["network", "MAE (seconds)", "XAUC"],
-        ["---", "---:", "---:"],
-        ["Single-task", "8.0000 ± 1.4142", "0.6000 ± 0.0000"],
-        ["MMoE", "7.2500 ± 0.3536", "0.5000"],
+        ["network", "MAE (seconds)", "XAUC", "Δ XAUC (95 %)"],
+        ["---", "---:", "---:", "---:"],
+        ["Single-task", "8.0000 ± 1.4142", "0.6000 ± 0.0000", ""],
+        ["MMoE", "7.2500 ± 0.3536", "0.5000", "-0.1000"],
     ]
     assert "over 2 seeds" in text
+
+
+def test_difference_beyond_the_scatter_of_the_seeds_is_bold(tmp_path):
+    figures = {
+        "single_task": [{"click": {"auc": auc}} for auc in (0.70, 0.702, 0.701)],
+        "mmoe": [{"click": {"auc": auc}} for auc in (0.71, 0.712, 0.711)],
+    }
+
+    text = tables.markdown(made_up(tmp_path, figures), TIMES)
+
+    assert rows(text, "click")[-1][-1] == "**+0.0100 ± 0.0023**"
 
 
 def test_costs_are_medians_with_the_ratio_to_the_baseline(tmp_path):

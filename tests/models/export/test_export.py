@@ -17,6 +17,9 @@ from models.networks.config import NetworkConfig, links
 from models.training import experiment, train
 from models.training.evaluate import predict
 from tests import TINY_EXPERIMENT
+from tests.models import impressions
+
+DEVICE = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +139,37 @@ def test_esmm_product_is_a_probability_through_exp(tiny, held_out):
     assert outputs[1].link == "exp"
     assert (score[:, 1] <= score[:, 0]).all()
     assert (score[:, 1] > 0).all()
+
+
+def test_dense_features_are_scaled_in_the_artifact(tmp_path):
+    price = impressions.columns()["price"]
+    price[3] = None
+    path = impressions.folder(
+        tmp_path, schema=('missing = "refuse"', "missing_indicator = true"), price=price
+    )
+    settings = experiment.read(path)
+    console = Console(file=io.StringIO())
+
+    model = load(train.run(settings, Store(tmp_path / "store"), console=console), DEVICE)
+
+    (quality,) = [each for each in model.manifest.inputs if each.name == "quality"]
+    assert quality.default is not None  # of a feature that had missing values in training
+    held_out = data.generate(settings.data, settings.tasks).test
+    raw = {name: column.numpy() for name, column in held_out.candidate.items()}
+    user = {name: column.numpy() for name, column in held_out.user.items()}
+    row_to_request = held_out.row_to_request.numpy()
+    outputs = model.program.run(ModelInputs(user, raw, row_to_request))
+    missing = raw | {"quality": np.full_like(raw["quality"], np.nan)}
+    clipped = raw | {"quality": raw["quality"] + np.float32(1e6)}
+    assert np.isfinite(model.program.run(ModelInputs(user, missing, row_to_request))).all()
+    beyond = model.program.run(ModelInputs(user, clipped, row_to_request))
+    assert np.abs(beyond - outputs).max() < 10  # clipped to the range of the training rows
+
+
+def test_complete_dense_features_are_required_in_requests(tmp_path):
+    settings = experiment.read(impressions.folder(tmp_path, schema=('missing = "refuse"', "")))
+    splits = data.generate(settings.data, settings.tasks)
+    network = build(settings.network, settings.features, settings.tasks, seed=0)
+    network.columns.fit(splits.dense_sample)
+
+    assert network.columns.defaults() == {}

@@ -14,7 +14,7 @@ from models.networks.config import links
 from models.training import experiment, train
 from models.training.evaluate import predict
 from models.training.losses import task_losses, task_weights
-from models.training.report import Report
+from models.training.report import Report, warnings
 from tests import REPOSITORY, TINY_EXPERIMENT
 
 CONFIGS = REPOSITORY / "models" / "configs"
@@ -195,3 +195,19 @@ def test_synthetic_regression_trains(tmp_path):
     figures = {name: value or 0 for name, value in read_manifest(artifact).evaluation["y1"].items()}
     assert figures["oracle_mse"] == pytest.approx(0.01, rel=0.3)
     assert figures["oracle_mse"] < figures["mse"] < 4
+
+
+def test_network_that_learned_nothing_is_published_with_a_warning(tiny, tmp_path):
+    output = io.StringIO()
+    blind = with_training(tiny, learning_rate=1e-12, epochs=1)
+
+    train.run(blind, Store(tmp_path), console=Console(file=output, width=200))
+
+    shown = output.getvalue()
+    assert re.search(r'warning: task "\w+": X?AUC 0\.[45]\d+ on held-out rows is no better', shown)
+
+
+def test_network_that_learned_something_is_published_without_a_warning():
+    learned = {"click": {"auc": 0.53, "user_auc": 0.5}, "price": {"mse": 3.0}}
+    assert warnings(learned) == []
+    assert len(warnings({"click": {"auc": 0.51}, "dwell": {"xauc": 0.5, "mae": 2.0}})) == 2
