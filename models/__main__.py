@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEFAULT_STORE = Path("store")
-DATASETS: dict[str, Callable[[Path, Path | None], dict[str, int]]] = {
-    "census-income": data.fetch_census_income,
-}
 
 
 class ExitCode(IntEnum):
@@ -140,6 +137,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
             "census-income --out data/census-income",
         )
     )
+    schema = add(
+        "schema",
+        _schema,
+        "print a draft of the schema of a table, to be edited",
+        "clips.csv > clips.schema.toml",
+    )
+    schema.add_argument("table", type=Path, metavar="TABLE", help="a Parquet or text file")
     vocabulary = add(
         "vocabulary",
         _vocabulary,
@@ -181,8 +185,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
 def _add_fetch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "dataset",
-        choices=sorted(DATASETS),
-        help="census-income: UCI Census-Income (KDD), 299,285 rows, 9 MB compressed",
+        choices=data.DATASETS,
+        help="census-income: UCI Census-Income (KDD), 299,285 rows, 9 MB compressed; "
+        "movielens-100k: GroupLens MovieLens, 100,000 ratings, 5 MB",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write (default: data/NAME)"
@@ -297,9 +302,13 @@ def _log(arguments: argparse.Namespace) -> None:
 
 def _fetch(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.out or Path("data") / arguments.dataset
-    for table, rows in DATASETS[arguments.dataset](folder, arguments.source).items():
+    for table, rows in data.fetch(arguments.dataset, folder, arguments.source).items():
         print(f"{folder / table}.parquet: {rows:,} rows")
     print(f"{folder / 'schema.toml'}: the schema, for schema_file in [data]")
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    print(data.draft_schema(arguments.table), end="")
 
 
 def _vocabulary(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from models.training.evaluate import ORACLE, Evaluation
 FIGURES = {
     "auc": "AUC",
     "user_auc": "per-user AUC",
+    "ndcg_10": "NDCG@10",
     "mae": "MAE",
     "mse": "MSE",
     "xauc": "XAUC",

@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from models.data.synthetic import SyntheticConfig
 from models.networks.config import Feature, Pooling, Task, TaskKind
 
 __all__ = [
+    "DATASETS",
     "PADDING",
     "ROW_WEIGHT",
     "SOURCES",
@@ -28,9 +29,10 @@ __all__ = [
     "Splits",
     "SyntheticConfig",
     "TrainingSet",
+    "draft_schema",
     "encodings",
     "features",
-    "fetch_census_income",
+    "fetch",
     "generate",
     "label_kinds",
     "make_vocabularies",
@@ -38,6 +40,8 @@ __all__ = [
 ]
 
 SOURCES = ("feed", "synthetic", "files")
+DatasetName = Literal["census-income", "movielens-100k"]
+DATASETS: tuple[DatasetName, ...] = ("census-income", "movielens-100k")
 AnyConfig = FeedConfig | SyntheticConfig | FilesConfig
 DataConfig = Annotated[AnyConfig, Field(discriminator="source")]
 
@@ -113,12 +117,25 @@ def make_vocabularies(config: AnyConfig) -> dict[Path, int]:
     return vocabularies.make(config)
 
 
-def fetch_census_income(folder: Path, source: Path | None = None) -> dict[str, int]:
-    """Write the UCI Census-Income (KDD) tables, their schema and vocabularies to `folder`.
+def draft_schema(path: Path) -> str:
+    """Draft the schema of a table from its first rows, in TOML.
+
+    Raises:
+        DataInvalid: the file is not a table, or it has no rows.
+    """
+    _need_pyarrow()
+    from models.data import draft
+
+    return draft.draft(path)
+
+
+def fetch(dataset: DatasetName, folder: Path, source: Path | None = None) -> dict[str, int]:
+    """Write the tables of a public data set, their schema and vocabularies to `folder`.
 
     Args:
+        dataset: one of `DATASETS`.
         folder: created if absent.
-        source: a folder or an archive with the raw files; downloaded from UCI if `None`.
+        source: a folder or an archive with the raw files; downloaded if `None`.
 
     Returns:
         The number of rows of each table.
@@ -128,10 +145,11 @@ def fetch_census_income(folder: Path, source: Path | None = None) -> dict[str, i
         OSError: the download failed, or the folder cannot be written.
     """
     _need_pyarrow()
-    from models.data import census_income
+    from models.data import census_income, movielens
 
-    rows = census_income.fetch(folder, source)
-    schema = tomllib.loads((folder / census_income.SCHEMA.name).read_text(encoding="utf-8"))
+    fetched = {"census-income": census_income.fetch, "movielens-100k": movielens.fetch}
+    rows = fetched[dataset](folder, source)
+    schema = tomllib.loads((folder / "schema.toml").read_text(encoding="utf-8"))
     make_vocabularies(FilesConfig.model_validate({"folder": str(folder)} | schema))
     return rows
 

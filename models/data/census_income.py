@@ -12,10 +12,6 @@ Source: https://archive.ics.uci.edu/dataset/117/census+income+kdd (CC BY 4.0).
 
 import io
 import shutil
-import tarfile
-import urllib.request
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +20,7 @@ import pyarrow.compute as compute
 import pyarrow.csv as pc
 import pyarrow.parquet as parquet
 
+from models.data import raw_files
 from models.data.schema import DataInvalid
 
 URL = "https://archive.ics.uci.edu/static/public/117/census+income+kdd.zip"
@@ -104,9 +101,10 @@ def fetch(folder: Path, source: Path | None = None) -> dict[str, int]:
         DataInvalid: the source does not contain the two files, or a file has other columns.
         OSError: the download failed, or the folder cannot be written.
     """
-    files = dict(_files(source if source is not None else _download(folder)))
-    train = _table(files, TRAIN_FILES)
-    held_out = _table(files, TEST_FILES)
+    source = source or raw_files.download(URL, folder / "census-income.zip")
+    files = raw_files.find(source, (*TRAIN_FILES, *TEST_FILES))
+    train = _table(*raw_files.first(files, TRAIN_FILES))
+    held_out = _table(*raw_files.first(files, TEST_FILES))
     order = np.random.default_rng(SPLIT_SEED).permutation(held_out.num_rows)
     half = held_out.num_rows // 2
     tables = {
@@ -122,72 +120,18 @@ def fetch(folder: Path, source: Path | None = None) -> dict[str, int]:
     return {name: table.num_rows for name, table in tables.items()}
 
 
-def _download(folder: Path) -> Path:
-    """Download the archive from UCI, once."""
-    path = folder / "census-income.zip"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        try:
-            with urllib.request.urlopen(URL, timeout=60) as response, partial.open("wb") as file:
-                shutil.copyfileobj(response, file)
-        except OSError as error:
-            raise OSError(
-                f"{URL}: download failed: {error}; download it yourself and use --source FILE"
-            ) from error
-        partial.replace(path)
-    return path
-
-
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The raw files in a folder or an archive, by name."""
-    if not path.is_dir():
-        if not path.exists():
-            raise DataInvalid(f"{path}: no such file or folder")
-        yield from _members(path.name, path.read_bytes())
-        return
-    for each in sorted(path.rglob("*")):
-        if each.is_file() and _is_wanted(each.name):
-            yield from _members(each.name, each.read_bytes())
-
-
-def _members(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
-    """A raw file, or those in an archive and in the archives inside it."""
-    if name in (*TRAIN_FILES, *TEST_FILES):
-        yield name, content
-    elif zipfile.is_zipfile(io.BytesIO(content)):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for member in archive.namelist():
-                if _is_wanted(Path(member).name):
-                    yield from _members(Path(member).name, archive.read(member))
-    elif name.endswith((".tar", ".tar.gz", ".tgz")):
-        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-            for entry in tar:
-                file = tar.extractfile(entry) if _is_wanted(Path(entry.name).name) else None
-                if file is not None:
-                    yield from _members(Path(entry.name).name, file.read())
-
-
-def _is_wanted(name: str) -> bool:
-    archives = (".zip", ".tar", ".tar.gz", ".tgz")
-    return name in (*TRAIN_FILES, *TEST_FILES) or name.endswith(archives)
-
-
-def _table(files: dict[str, bytes], names: tuple[str, ...]) -> pa.Table:
-    """Parse the raw file with one of the names."""
-    found = next((name for name in names if name in files), None)
-    if found is None:
-        raise DataInvalid(f"the source contains no file named {' or '.join(names)}")
+def _table(name: str, content: bytes) -> pa.Table:
+    """Parse a raw file."""
     try:
         table = pc.read_csv(
-            io.BytesIO(files[found]),
+            io.BytesIO(content),
             read_options=pc.ReadOptions(column_names=COLUMNS),
             convert_options=pc.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string())),
         )
     except pa.ArrowInvalid as error:
-        raise DataInvalid(f"{found}: {str(error).splitlines()[0]}") from error
-    columns = {name: compute.utf8_trim_whitespace(table[name]) for name in COLUMNS}
-    columns |= {name: compute.cast(columns[name], pa.float64()) for name in NUMBERS}
-    integers = [name for name in NUMBERS if name != "instance_weight"]
-    columns |= {name: compute.cast(columns[name], pa.int64()) for name in integers}
+        raise DataInvalid(f"{name}: {str(error).splitlines()[0]}") from error
+    columns = {each: compute.utf8_trim_whitespace(table[each]) for each in COLUMNS}
+    for each in NUMBERS:
+        kind = pa.float64() if each == "instance_weight" else pa.int64()
+        columns[each] = compute.cast(columns[each], kind)
     return pa.table(columns)

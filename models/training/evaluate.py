@@ -3,7 +3,7 @@
 The metrics of a task:
 
 - binary: `auc`; `user_auc`, the mean AUC over users, since a request ranks the candidates of one
-  user; `calibration`;
+  user; `ndcg_10`, the mean NDCG over requests; `calibration`;
 - duration: `mae` in seconds; `xauc`, the share of row pairs in the right order (Zhan et al., KDD
   2022); `calibration`;
 - regression: `mae` and `mse`.
@@ -33,6 +33,7 @@ Groups = npt.NDArray[np.int64]
 Evaluation = dict[str, dict[str, float]]
 
 XAUC_PAIRS = 200_000
+TOP = 10  # positions of a request that NDCG counts
 ORACLE = "oracle_"
 
 
@@ -75,6 +76,32 @@ def mean_group_auc(labels: Values, scores: Values, groups: Groups) -> float:
     return float(np.mean(above[both] / (positives * negatives)[both])) if both.any() else math.nan
 
 
+def ndcg(labels: Values, scores: Values, requests: Groups, *, top: int = TOP) -> float:
+    """The mean NDCG of the first `top` rows over the requests with a positive and two rows or more.
+
+    A positive at position i (from 1) has the gain 1/log2(i + 1); 1 is the best possible order. NaN
+    if no such request exists.
+
+    Args:
+        labels: `[B]`, 0 or 1.
+        scores: `[B]`, on any scale; ties are in the order of the rows.
+        requests: int64 `[B]`, the request of each row.
+        top: number of positions.
+    """
+    if len(labels) == 0:
+        return math.nan
+    order = np.lexsort((-scores, requests))  # by request, then the best score first
+    _, request, sizes = np.unique(requests[order], return_inverse=True, return_counts=True)
+    position = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[request]  # [B] from 0
+    gain = np.where(position < top, 1 / np.log2(position + 2), 0)  # [B]
+    found = np.bincount(request, weights=gain * labels[order])  # [R]
+    positives = np.bincount(request, weights=labels[order]).astype(np.int64)  # [R]
+    ideal = np.cumsum(1 / np.log2(np.arange(top) + 2))  # [top] with 1, 2, … positives
+    counted = (positives > 0) & (sizes > 1)
+    best = ideal[np.minimum(positives, top) - 1]
+    return float(np.mean((found / best)[counted])) if counted.any() else math.nan
+
+
 def xauc(labels: Values, scores: Values, *, pairs: int = XAUC_PAIRS, seed: int = 0) -> float:
     """The share of sampled pairs that `scores` order like `labels`; ties in scores count half.
 
@@ -111,12 +138,15 @@ def calibration(labels: Values, scores: Values) -> float:
     return float(scores.sum()) / observed if observed > 0 else math.nan
 
 
-def figures(kind: TaskKind, labels: Values, scores: Values, users: Groups) -> dict[str, float]:
-    """The metrics of one task that are defined, from `[B]` labels, scores and users."""
+def figures(
+    kind: TaskKind, labels: Values, scores: Values, users: Groups, requests: Groups
+) -> dict[str, float]:
+    """The metrics of one task that are defined, from `[B]` labels, scores, users and requests."""
     metrics: dict[TaskKind, dict[str, Callable[[Values, Values], float]]] = {
         "binary": {
             "auc": auc,
             "user_auc": lambda labels, scores: mean_group_auc(labels, scores, users),
+            "ndcg_10": lambda labels, scores: ndcg(labels, scores, requests),
             "calibration": calibration,
         },
         "duration": {"mae": mae, "xauc": xauc, "calibration": calibration},
@@ -150,15 +180,17 @@ def evaluate(
     """
     raw = predict(network, dataset).float().numpy()
     scores = link_and_clamp(raw, tuple(outputs)).astype(np.float64)  # [B, K]
-    users = dataset.users[dataset.row_to_request].numpy()  # [R] → [B]
+    requests = dataset.row_to_request.numpy()  # [B]
+    users = dataset.users.numpy()[requests]  # [R] → [B]
     evaluation = {}
     for k, (task, output) in enumerate(zip(tasks, outputs, strict=True)):
         label, inside = target(task, output.link, dataset.labels)
         rows, observed = inside.numpy(), label.double().numpy()
-        seen = figures(task.kind, observed[rows], scores[rows, k], users[rows])
+        groups = users[rows], requests[rows]
+        seen = figures(task.kind, observed[rows], scores[rows, k], *groups)
         expected = _expected(task, output.link, dataset.expected)
         if expected is not None:
-            oracle = figures(task.kind, observed[rows], expected[rows], users[rows])
+            oracle = figures(task.kind, observed[rows], expected[rows], *groups)
             seen |= {ORACLE + name: value for name, value in oracle.items()}
         evaluation[task.name] = seen
     return evaluation

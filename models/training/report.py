@@ -125,7 +125,7 @@ def evaluation_table(evaluation: Evaluation, *, rows: int) -> Table:
         if not name.startswith(ORACLE)
     ]
     table = Table(title=f"{rows:,} held-out rows", title_justify="left")
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for task, figures in evaluation.items():

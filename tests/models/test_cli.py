@@ -13,7 +13,7 @@ from tests.models import impressions
 
 TINY = TINY_EXPERIMENT
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["train", "log", "vocabulary", "show", "compare", "sweep"]
+COMMANDS = ["train", "log", "fetch", "schema", "vocabulary", "show", "compare", "sweep"]
 
 
 def test_train_ends_with_the_figures_and_the_artifact(tmp_path, capsys):
@@ -109,8 +109,8 @@ def test_missing_csv_column_names_file_column_and_the_nearest(tmp_path, capsys):
     [
         (
             ["tarin"],
-            "python -m models: unknown command tarin (commands: train, log, vocabulary, show, "
-            'compare, sweep); did you mean "train"?\n',
+            "python -m models: unknown command tarin (commands: train, log, fetch, schema, "
+            'vocabulary, show, compare, sweep); did you mean "train"?\n',
         ),
         (
             ["train", "--confg", "x"],

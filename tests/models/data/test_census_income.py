@@ -48,14 +48,14 @@ def folder(tmp_path):
     """The tables of the sample, and the configurations that read them."""
     shutil.copytree(CONFIGS[0].parent, tmp_path / "models" / "configs" / "census_income")
     out = tmp_path / "data" / "census-income"
-    assert data.fetch_census_income(out, SAMPLE) == ROWS
+    assert data.fetch("census-income", out, SAMPLE) == ROWS
     return tmp_path
 
 
 def test_archives_and_folders_give_the_same_tables(tmp_path):
     archive = nested_archive(tmp_path / "census.zip")
     for name, source in (("a", SAMPLE), ("b", archive)):
-        assert data.fetch_census_income(tmp_path / name, source) == ROWS
+        assert data.fetch("census-income", tmp_path / name, source) == ROWS
     for table in ROWS:
         one, other = (parquet.read_table(tmp_path / name / f"{table}.parquet") for name in "ab")
         assert one.equals(other)
@@ -148,6 +148,6 @@ def test_failed_download_names_the_way_without_one(tmp_path, capsys, monkeypatch
 def test_download_is_kept_for_the_next_time(tmp_path, monkeypatch):
     archive = nested_archive(tmp_path / "census.zip")
     monkeypatch.setattr(census_income, "URL", archive.as_uri())
-    assert data.fetch_census_income(tmp_path / "out") == ROWS
+    assert data.fetch("census-income", tmp_path / "out") == ROWS
     archive.unlink()
-    assert data.fetch_census_income(tmp_path / "out") == ROWS
+    assert data.fetch("census-income", tmp_path / "out") == ROWS

@@ -17,6 +17,7 @@ from models.training.evaluate import (
     mae,
     mean_group_auc,
     mse,
+    ndcg,
     predict,
     xauc,
 )
@@ -171,10 +172,32 @@ def test_data_without_true_expectation_has_no_oracle(tiny, architecture, known):
 
     figures = evaluate(network, test, tiny.tasks, task_outputs(tiny))["like"]
 
-    assert set(figures) == {"auc", "user_auc", "calibration"}
+    assert set(figures) == {"auc", "user_auc", "ndcg_10", "calibration"}
 
 
 def test_predictions_come_in_the_order_of_the_rows(tiny):
     network, test = oracle(tiny, data.generate(tiny.data).test)
 
     torch.testing.assert_close(predict(network, test, batch_rows=20), network.outputs)
+
+
+def test_ndcg_is_that_of_the_definition():
+    random = np.random.default_rng(3)
+    requests = np.repeat(np.arange(30), random.integers(1, 40, size=30))
+    labels = (random.random(len(requests)) < 0.2).astype(np.float64)
+    scores = random.permutation(len(requests)).astype(np.float64)
+    values = []
+    for request in range(30):
+        rows = requests == request
+        if rows.sum() < 2 or labels[rows].sum() == 0:
+            continue
+        gains = [1 / math.log2(i + 2) for i in range(10)]
+        ranked = labels[rows][np.argsort(-scores[rows])][:10]
+        best = np.sort(labels[rows])[::-1][:10]
+        values.append(np.dot(ranked, gains[: len(ranked)]) / np.dot(best, gains[: len(best)]))
+    assert ndcg(labels, scores, requests) == pytest.approx(np.mean(values))
+
+
+def test_ndcg_of_single_rows_is_not_defined():
+    assert math.isnan(ndcg(np.ones(3), np.zeros(3), np.arange(3)))
+    assert ndcg(np.array([0.0, 1.0]), np.array([0.1, 0.9]), np.zeros(2, np.int64)) == 1
