@@ -3,7 +3,9 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -95,90 +97,15 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         required=True, metavar="COMMAND", title="commands", parser_class=_Parser
     )
     commands: dict[str, _Parser] = {}
-
-    def add(
-        name: str,
-        run: Callable[[argparse.Namespace], None],
-        summary: str,
-        example: str,
-        interrupted: str = "nothing was written",
-    ) -> _Parser:
-        commands[name] = subparsers.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"Example: python -m models {name} {example}",
+    for each in COMMANDS:
+        commands[each.name] = subparsers.add_parser(
+            each.name,
+            help=each.summary,
+            description=f"{each.summary[0].upper()}{each.summary[1:]}.",
+            epilog=f"Example: python -m models {each.name} {each.example}",
         )
-        commands[name].set_defaults(command=run, interrupted=interrupted)
-        return commands[name]
-
-    _add_train(
-        add(
-            "train",
-            _train,
-            "train the network of an experiment and publish it as a new version",
-            "--config models/configs/demo.toml --store store",
-            "nothing was published",
-        )
-    )
-    _add_log(
-        add(
-            "log",
-            _log,
-            "score held-out requests and write scores and labels, for gatehouse tune",
-            "--config models/configs/demo.toml --out build/log.parquet",
-        )
-    )
-    _add_fetch(
-        add(
-            "fetch",
-            _fetch,
-            "download a public data set and convert it to tables with a schema",
-            "census-income --out data/census-income",
-        )
-    )
-    schema = add(
-        "schema",
-        _schema,
-        "print a draft of the schema of a table, to be edited",
-        "clips.csv > clips.schema.toml",
-    )
-    schema.add_argument("table", type=Path, metavar="TABLE", help="a Parquet or text file")
-    vocabulary = add(
-        "vocabulary",
-        _vocabulary,
-        "write the vocabularies of an experiment's table that do not exist yet",
-        "--config clips.toml",
-    )
-    _add_config(vocabulary)
-    shown = add(
-        "show",
-        _show,
-        "print the network of an experiment: parts, shapes, parameters, operations",
-        "models/configs/demo.toml",
-    )
-    shown.add_argument("config", type=Path, metavar="CONFIG", help="the experiment, a TOML file")
-    series = "finished runs are kept; the same command continues"
-    _add_series(
-        add(
-            "compare",
-            _compare,
-            "train several networks on one data set and print tables of their metrics",
-            "--seeds 5 --out build/compare",
-            series,
-        ),
-        compare.CONFIGS,
-    )
-    _add_series(
-        add(
-            "sweep",
-            _sweep,
-            "train several networks on tasks with increasing correlation",
-            "--seeds 3 --out build/sweep",
-            series,
-        ),
-        correlation.CONFIGS,
-    )
+        commands[each.name].set_defaults(command=each.run, interrupted=each.interrupted)
+        each.add_arguments(commands[each.name])
     return parser, commands
 
 
@@ -204,6 +131,14 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="the experiment, a TOML file"
     )
+
+
+def _add_schema(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", type=Path, metavar="TABLE", help="a Parquet or text file")
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="the experiment, a TOML file")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -367,6 +302,82 @@ def _plot(path: Path, draw: Callable[[], "Figure"]) -> None:
         print(error, file=sys.stderr)
     else:
         print(f"plot: {path}", file=sys.stderr)
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """One command: its help, its arguments, what runs it, and what Ctrl-C leaves."""
+
+    name: str
+    summary: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+    interrupted: str = "nothing was written"
+
+
+SERIES_INTERRUPTED = "finished runs are kept; the same command continues"
+COMMANDS = (
+    _Command(
+        "train",
+        "train the network of an experiment and publish it as a new version",
+        "--config models/configs/demo.toml --store store",
+        _add_train,
+        _train,
+        "nothing was published",
+    ),
+    _Command(
+        "log",
+        "score held-out requests and write scores and labels, for gatehouse tune",
+        "--config models/configs/demo.toml --out build/log.parquet",
+        _add_log,
+        _log,
+    ),
+    _Command(
+        "fetch",
+        "download a public data set and convert it to tables with a schema",
+        "census-income --out data/census-income",
+        _add_fetch,
+        _fetch,
+    ),
+    _Command(
+        "schema",
+        "print a draft of the schema of a table, to be edited",
+        "clips.csv > clips.schema.toml",
+        _add_schema,
+        _schema,
+    ),
+    _Command(
+        "vocabulary",
+        "write the vocabularies of an experiment's table that do not exist yet",
+        "--config clips.toml",
+        _add_config,
+        _vocabulary,
+    ),
+    _Command(
+        "show",
+        "print the network of an experiment: parts, shapes, parameters, operations",
+        "models/configs/demo.toml",
+        _add_show,
+        _show,
+    ),
+    _Command(
+        "compare",
+        "train several networks on one data set and print tables of their metrics",
+        "--seeds 5 --out build/compare",
+        partial(_add_series, configs=compare.CONFIGS),
+        _compare,
+        SERIES_INTERRUPTED,
+    ),
+    _Command(
+        "sweep",
+        "train several networks on tasks with increasing correlation",
+        "--seeds 3 --out build/sweep",
+        partial(_add_series, configs=correlation.CONFIGS),
+        _sweep,
+        SERIES_INTERRUPTED,
+    ),
+)
 
 
 if __name__ == "__main__":
