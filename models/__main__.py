@@ -247,8 +247,8 @@ def _schema(arguments: argparse.Namespace) -> None:
 
 
 def _vocabulary(arguments: argparse.Namespace) -> None:
-    for path, ids in data.make_vocabularies(experiment.read(arguments.config).data).items():
-        print(f"{path}: {ids:,} ids")
+    for path, size in data.make_vocabularies(experiment.read(arguments.config).data).items():
+        print(f"{path}: {size}")
 
 
 def _show(arguments: argparse.Namespace) -> None:

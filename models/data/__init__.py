@@ -13,6 +13,7 @@ from models.data.dataset import PADDING, ROW_WEIGHT, UNKNOWN, Dataset, Splits, T
 from models.data.feed import FeedConfig
 from models.data.schema import DataInvalid, FilesConfig
 from models.data.synthetic import SyntheticConfig
+from models.data.table_inputs import VocabularySize
 from models.networks.config import Feature, Pooling, Task, TaskKind
 
 __all__ = [
@@ -100,11 +101,11 @@ def generate(config: AnyConfig, tasks: Sequence[Task] = ()) -> Splits:
             return scan.generate(config, tasks)
 
 
-def make_vocabularies(config: AnyConfig) -> dict[Path, int]:
+def make_vocabularies(config: AnyConfig) -> Mapping[Path, VocabularySize]:
     """Write the vocabulary files that `config` names and that do not exist.
 
     Returns:
-        The number of ids in each new file.
+        The size of each new file.
 
     Raises:
         DataInvalid: files do not match their schema, or contain no ids.

@@ -4,6 +4,7 @@ A vocabulary is a file of its own, made from the training set once (`python -m m
 and read by every run, so that a later training keeps the embedding row of every id.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +22,21 @@ from models.data.schema import (
     VocabularyIds,
 )
 from models.networks.config import DenseFeature, Feature, IdFeature, IdListFeature, Pooling
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularySize:
+    """The number of ids in a vocabulary, and of the training ids that are too rare for it."""
+
+    ids: int
+    rare: int
+
+    def __str__(self) -> str:
+        if self.rare:
+            return f"{self.ids:,} ids; {self.rare:,} rarer ids train the embedding of unknown ids"
+        return (
+            f"{self.ids:,} ids; no training id is unknown, so the scores of new ids are arbitrary"
+        )
 
 
 def features(config: FilesConfig, embedding_dim: int, pooling: Pooling) -> tuple[Feature, ...]:

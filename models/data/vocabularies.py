@@ -13,10 +13,11 @@ from models.data import arrow_columns
 from models.data.scan import units_of
 from models.data.schema import DataInvalid, DenseColumns, FilesConfig, IdListColumn, VocabularyIds
 from models.data.table import TRAIN, parts_of, required_columns
+from models.data.table_inputs import VocabularySize
 
 
-def make(config: FilesConfig) -> dict[Path, int]:
-    """Write every vocabulary that does not exist; return the number of ids in each new file.
+def make(config: FilesConfig) -> dict[Path, VocabularySize]:
+    """Write every vocabulary that does not exist; return the size of each new file.
 
     Ids are sorted by frequency in the training set, then by value.
 
@@ -39,7 +40,7 @@ def make(config: FilesConfig) -> dict[Path, int]:
             )
         kept.sort(key=lambda each: (-counts[each], each))
         path.write_bytes(write_vocabulary(kept))
-        made[path] = len(kept)
+        made[path] = VocabularySize(len(kept), len(counts) - len(kept))
     return made
 
 

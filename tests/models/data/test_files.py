@@ -25,6 +25,7 @@ train = ["a.parquet"]
 validation = ["b.parquet"]
 test = ["c.parquet"]
 """
+DAYS = [8 if 40 <= row < 80 else 9 if 80 <= row < 120 else 1 for row in range(ROWS)]
 BY_COLUMN = """
 [split]
 by = "column"
@@ -414,6 +415,21 @@ def test_vocabulary_is_made_of_the_training_set_most_frequent_first(tmp_path, ca
     assert f"{len(listed)} ids" in capsys.readouterr().out
     assert cli.main(["vocabulary", "--config", str(path)]) == 0  # it is there: nothing to do
     assert capsys.readouterr().out == ""
+
+
+def test_rare_ids_are_left_to_the_unknown_id(tmp_path, capsys):
+    item = ["once", *(f"item {row % 4}" for row in range(1, ROWS))]
+    path = folder(tmp_path, item=item, recent=[["item 1"]] * ROWS, schema=("", BY_COLUMN), day=DAYS)
+    (tmp_path / "items.jsonl").unlink()
+    assert cli.main(["vocabulary", "--config", str(path)]) == 0
+    assert "4 ids; 1 rarer ids train the embedding of unknown ids" in capsys.readouterr().out
+    (tmp_path / "items.jsonl").unlink()
+    schema = (tmp_path / "schema.toml").read_text()
+    (tmp_path / "schema.toml").write_text(
+        schema.replace('"items.jsonl"', '"items.jsonl", min_count = 1')
+    )
+    assert cli.main(["vocabulary", "--config", str(path)]) == 0
+    assert "5 ids; no training id is unknown" in capsys.readouterr().out
 
 
 def test_vocabulary_contains_training_ids_only(tmp_path):
