@@ -77,6 +77,7 @@ def test_tables_hold_every_row_and_field_once(folder):
     assert sorted(weights) == sorted(float(line.split(",")[24]) for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mmoe", "ple"])
 def test_configuration_trains_on_the_tables(folder, name, capsys):
     config = folder / "models" / "configs" / "census_income" / f"{name}.toml"

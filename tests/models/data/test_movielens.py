@@ -121,6 +121,7 @@ def test_popularity_counts_training_ratings(tables):
         assert all(row["popularity"] == counts[row["movie_id"]] for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mmoe", "single_task", "shared_bottom", "ple"])
 def test_configuration_trains_on_the_tables(tmp_path, tables, name, capsys):
     assert tables

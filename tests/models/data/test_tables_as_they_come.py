@@ -249,6 +249,7 @@ def test_small_training_set_is_read_once(tmp_path):
         list(streamed.train.batches(10))
 
 
+@pytest.mark.slow
 def test_wrong_delimiter_ends_every_process_with_status_2(tmp_path):
     folder(tmp_path)
     (tmp_path / "rows.parquet").unlink()
