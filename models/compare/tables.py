@@ -75,8 +75,8 @@ def difference(comparison: Comparison, name: str, task: str, figure: str) -> str
     baseline = comparison.spread(comparison.baseline, task, figure)
     mean, half = comparison.spread(name, task, figure).difference(baseline)
     if math.isnan(half):
-        return f"{mean:+.4f}"
-    text = f"{mean:+.4f} ± {half:.4f}"
+        return f"{mean:+.5f}"
+    text = f"{mean:+.5f} ± {half:.5f}"
     return f"**{text}**" if abs(mean) > half else text
 
 

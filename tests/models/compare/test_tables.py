@@ -33,14 +33,14 @@ def test_task_has_mean_and_deviation_of_every_network_and_the_true_expectation(t
         ["network", "AUC", "Δ AUC (95 %)"],
         ["---", "---:", "---:"],
         ["Single-task", "0.7100 ± 0.0141", ""],
-        ["MMoE", "0.7500 ± 0.0000", "+0.0400 ± 0.1271"],
+        ["MMoE", "0.7500 ± 0.0000", "+0.04000 ± 0.12706"],
         ["true expectation", "0.9000", ""],
     ]
     assert rows(text, "dwell") == [
         ["network", "MAE (seconds)", "XAUC", "Δ XAUC (95 %)"],
         ["---", "---:", "---:", "---:"],
         ["Single-task", "8.0000 ± 1.4142", "0.6000 ± 0.0000", ""],
-        ["MMoE", "7.2500 ± 0.3536", "0.5000", "-0.1000"],
+        ["MMoE", "7.2500 ± 0.3536", "0.5000", "-0.10000"],
     ]
     assert "over 2 seeds" in text
 
@@ -53,7 +53,7 @@ def test_difference_beyond_the_scatter_of_the_seeds_is_bold(tmp_path):
 
     text = tables.markdown(made_up(tmp_path, figures), TIMES)
 
-    assert rows(text, "click")[-1][-1] == "**+0.0100 ± 0.0023**"
+    assert rows(text, "click")[-1][-1] == "**+0.01000 ± 0.00227**"
 
 
 def test_costs_are_medians_with_the_ratio_to_the_baseline(tmp_path):
