@@ -1,9 +1,8 @@
-"""Several networks on one data set, several seeds each.
+"""Compare several networks on one data set, with several seeds each.
 
-The data, its split, the tasks and what surrounds the network are the same for all, or there is no
-comparison; a seed draws the parameters and the order of the batches. The first network of
-architecture `single_task` is what the others are measured against, since a task that loses to a
-network of its own pays for another task's gain: the see-saw that PLE (RecSys 2020) is about.
+Data, split, tasks and embeddings are the same for all networks; a seed draws the parameters and the
+order of the batches. The baseline is the first `single_task` network: a task that is worse than in
+a network of its own pays for the gain of another task, the see-saw of the PLE paper (RecSys 2020).
 """
 
 from collections import Counter
@@ -13,9 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from models.compare.judge import leading
-from models.compare.runs import Ledger, Run, Spread
-from models.compare.series import Planned, train_missing
+from models.compare.figures import leading
+from models.compare.runs import Run, RunStore, Spread
+from models.compare.series import PlannedRun, train_missing
 from models.training import experiment
 from models.training.experiment import Experiment, ExperimentInvalid
 
@@ -24,7 +23,7 @@ CONFIGS = tuple(
     for name in ("single_task", "shared_bottom", "moe", "mmoe", "cgc", "demo", "esmm")
 )
 RUNS = "runs.jsonl"
-FEWEST_SEEDS = 2  # below, there is no deviation
+FEWEST_SEEDS = 2  # fewer have no standard deviation
 SAME = ("data", "tasks", "embedding", "clamp")
 TITLES = {
     "single_task": "Single-task",
@@ -39,7 +38,7 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A network that takes part: its name, and its experiment but for the seed."""
+    """One network of a comparison: its name, and its experiment without the seed."""
 
     name: str
     experiment: Experiment
@@ -47,39 +46,39 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came of it: the entries in order, and each one's runs, a run a seed."""
+    """Result of a comparison: the entries in order, and the runs of each, one per seed."""
 
     entries: tuple[Entry, ...]
     runs: Mapping[str, Sequence[Run]]
 
     @property
     def baseline(self) -> str:
-        """Whom the others are measured against: the first single-task network, or the first."""
+        """The network that others are compared with: the first single-task one, or the first."""
         for entry in self.entries:
             if entry.experiment.network.architecture == "single_task":
                 return entry.name
         return self.entries[0].name
 
     @property
-    def judged(self) -> list[str]:
-        """The judged tasks, in order."""
+    def tasks(self) -> list[str]:
+        """The evaluated tasks, in order."""
         return list(self.runs[self.entries[0].name][0].evaluation)
 
     def values(self, name: str, task: str, figure: str) -> list[float]:
-        """One figure of one network by seed; where it is not defined, it is left out."""
+        """One metric of one network by seed; undefined values are left out."""
         found = (run.evaluation[task].get(figure) for run in self.runs[name])
         return [value for value in found if value is not None]
 
     def spread(self, name: str, task: str, figure: str) -> Spread:
-        """Its mean and standard deviation over the seeds."""
+        """Mean and standard deviation of a metric over the seeds."""
         return Spread.of(self.values(name, task, figure))
 
     def leading(self, task: str) -> str | None:
-        """The figure that a task is measured by, if it has it."""
+        """The main metric of a task, if it is defined."""
         return leading(self.runs[self.baseline][0].evaluation[task])
 
     def gains(self, name: str, task: str) -> list[float]:
-        """By seed, how much better than the baseline's mean, in the task's leading figure."""
+        """Improvement over the baseline's mean by seed, in the main metric of the task."""
         figure = self.leading(task)
         assert figure is not None
         sign = -1 if figure == "mse" else 1
@@ -99,7 +98,7 @@ def read(paths: Sequence[Path]) -> tuple[Entry, ...]:
         for field in SAME:
             if getattr(other, field) != getattr(first, field):
                 raise ExperimentInvalid(
-                    f"{path}: {field}: is not that of {first_path}, so they cannot be compared"
+                    f"{path}: [{field}] differs from {first_path}; compared networks must share it"
                 )
     order = list(TITLES)
     experiments.sort(key=lambda each: order.index(each[1].network.architecture))
@@ -109,7 +108,7 @@ def read(paths: Sequence[Path]) -> tuple[Entry, ...]:
         architecture = each.network.architecture
         name = TITLES[architecture] + (f" ({path.stem})" if count[architecture] > 1 else "")
         if name in entries:
-            raise ExperimentInvalid(f"{path}: is named twice, or has a namesake")
+            raise ExperimentInvalid(f"{path}: given twice, or another file has the same name")
         entries[name] = Entry(name, each)
     return tuple(entries.values())
 
@@ -117,19 +116,19 @@ def read(paths: Sequence[Path]) -> tuple[Entry, ...]:
 def run(
     entries: Sequence[Entry], seeds: int, folder: Path, console: Console, *, quiet: bool = False
 ) -> Comparison:
-    """Train every network with seeds 0 to `seeds` - 1, but for the runs that `folder` has.
+    """Train every network with seeds 0 to `seeds` - 1, except for runs already in `folder`.
 
     Raises:
-        ExperimentInvalid: the file of runs is none.
+        ExperimentInvalid: the file of runs is damaged.
         Diverged: a loss is not finite; the runs before are kept.
         OSError: the folder cannot be written.
     """
     planned = [
-        Planned(entry.name, seeded(entry.experiment, seed))
+        PlannedRun(entry.name, seeded(entry.experiment, seed))
         for seed in range(seeds)
         for entry in entries
     ]
-    runs = train_missing(planned, Ledger(folder / RUNS), console, quiet=quiet)
+    runs = train_missing(planned, RunStore(folder / RUNS), console, quiet=quiet)
     by_name: dict[str, list[Run]] = {entry.name: [] for entry in entries}
     for each, run_of_it in zip(planned, runs, strict=True):
         by_name[each.name].append(run_of_it)
@@ -137,5 +136,5 @@ def run(
 
 
 def seeded(base: Experiment, seed: int) -> Experiment:
-    """The experiment with another seed of training; its data stay the same."""
+    """The experiment with another training seed and the same data."""
     return base.model_copy(update={"training": base.training.model_copy(update={"seed": seed})})

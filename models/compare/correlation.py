@@ -1,10 +1,10 @@
-"""Loss by task correlation: the question of figure 4 of the MMoE paper (KDD 2018).
+"""Loss by task correlation, as in figure 4 of the MMoE paper (KDD 2018).
 
-How much does a network lose where its tasks are less alike? The synthetic data know their
-correlation p, so it can be swept: every network learns every p, several times. A seed draws the
-functions, the examples, the parameters and the order of the batches; with one seed all networks
-have the same data, and the p differ in the second task's weights alone. So losses are compared
-within a seed, as ratios.
+How much worse is a network when its tasks are less related? The synthetic data has a task
+correlation p, so every network is trained for several p and seeds. A seed draws the functions, the
+examples, the parameters and the order of the batches. With the same seed, all networks have the
+same data, and two values of p differ only in the weights of the second task. Losses are therefore
+compared within a seed, as ratios.
 """
 
 import statistics
@@ -16,8 +16,8 @@ from rich.console import Console
 
 from models.compare import compare
 from models.compare.compare import Entry, seeded
-from models.compare.runs import Ledger, Run, Spread
-from models.compare.series import Planned, train_missing
+from models.compare.runs import Run, RunStore, Spread
+from models.compare.series import PlannedRun, train_missing
 from models.compare.tables import spread, table
 from models.data import SyntheticConfig
 from models.training.experiment import Experiment, ExperimentInvalid
@@ -31,7 +31,7 @@ CORRELATIONS = (0.0, 0.5, 0.9, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Test losses by network and correlation, a loss a seed: the tasks' mean squared error.
+    """Test losses by network and correlation, one per seed: the mean squared error of both tasks.
 
     The first network is the baseline.
     """
@@ -40,11 +40,11 @@ class Sweep:
 
     @property
     def baseline(self) -> str:
-        """Whom the others are measured against."""
+        """The network that others are compared with."""
         return next(iter(self.losses))
 
     def ratios(self, name: str, correlation: float) -> list[float]:
-        """A network's loss over the baseline's, seed by seed."""
+        """Loss divided by the loss of the baseline, for each seed."""
         own, other = self.losses[name][correlation], self.losses[self.baseline][correlation]
         return [mine / its for mine, its in zip(own, other, strict=True)]
 
@@ -61,7 +61,7 @@ def run(
     """Train every network at every correlation with seeds 0 to `seeds` - 1.
 
     Raises:
-        ExperimentInvalid: the data are not synthetic; or the file of runs is none.
+        ExperimentInvalid: the data is not synthetic, or the file of runs is damaged.
         Diverged: a loss is not finite; the runs before are kept.
         OSError: the folder cannot be written.
     """
@@ -71,8 +71,8 @@ def run(
         for p in correlations
         for entry in entries
     ]
-    named = [Planned(f"{name}, p = {p:g}", experiment) for name, p, experiment in planned]
-    runs = train_missing(named, Ledger(folder / compare.RUNS), console, quiet=quiet)
+    named = [PlannedRun(f"{name}, p = {p:g}", experiment) for name, p, experiment in planned]
+    runs = train_missing(named, RunStore(folder / compare.RUNS), console, quiet=quiet)
     losses: dict[str, dict[float, list[float]]] = {
         entry.name: {p: [] for p in correlations} for entry in entries
     }
@@ -82,26 +82,26 @@ def run(
 
 
 def correlated(base: Experiment, correlation: float, seed: int) -> Experiment:
-    """The experiment with data of that correlation, all of it drawn from `seed`.
+    """The experiment with data of that correlation, everything drawn from `seed`.
 
     Raises:
-        ExperimentInvalid: its data are not synthetic.
+        ExperimentInvalid: the data is not synthetic.
     """
     if not isinstance(base.data, SyntheticConfig):
         raise ExperimentInvalid(
-            f"{base.name}: data.source: a sweep of the correlation needs synthetic data"
+            f'{base.name}: data.source: must be "synthetic" for a sweep, not "{base.data.source}"'
         )
     data = base.data.model_copy(update={"correlation": correlation, "seed": seed})
     return seeded(base, seed).model_copy(update={"data": data})
 
 
 def loss(run: Run) -> float:
-    """The mean over the tasks of the squared error on the test set."""
+    """Mean over the tasks of the squared error on the test set."""
     return statistics.fmean(figures["mse"] for figures in run.evaluation.values())
 
 
 def markdown(sweep: Sweep) -> str:
-    """Losses, and their ratios to the baseline, by correlation: mean ± standard deviation."""
+    """Tables of losses and of ratios to the baseline by correlation: mean ± standard deviation."""
     correlations = list(sweep.losses[sweep.baseline])
     header = ["network", *(f"p = {p:g}" for p in correlations)]
     losses = [
@@ -113,6 +113,6 @@ def markdown(sweep: Sweep) -> str:
         for name in list(sweep.losses)[1:]
     ]
     return (
-        f"Mean squared error on the test set, both tasks' mean:\n\n{table(header, losses)}\n"
-        f"The same over that of {sweep.baseline} with the same data:\n\n{table(header, ratios)}"
+        f"Mean squared error on the test set, mean of both tasks:\n\n{table(header, losses)}\n"
+        f"Ratio to {sweep.baseline} on the same data:\n\n{table(header, ratios)}"
     )

@@ -1,7 +1,7 @@
-"""Plots of comparisons, as PNG files. They need matplotlib, the extra `plots`.
+"""Plots of comparisons, as PNG files; they need matplotlib, the extra `plots`.
 
-Colours are those of Okabe and Ito, which colour-blind people tell apart; shape or place always
-says the same as colour.
+The colours are those of Okabe and Ito, safe for colour-blind readers; shape or position always
+carries the same information as colour.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from models.compare.compare import Comparison
 from models.compare.correlation import Sweep
-from models.compare.judge import LEADING
+from models.compare.figures import LEADING
 from models.compare.runs import Spread
 
 if TYPE_CHECKING:
@@ -39,15 +39,19 @@ class PlotsUnavailable(Exception):
 
 
 def gains(comparison: Comparison) -> "Figure":
-    """Draw each network's gain over the baseline, a panel a task: a see-saw is right and left.
+    """Draw the gain of each network over the baseline, one panel per task.
+
+    A network that is right of zero in one panel and left of it in another shows a see-saw.
 
     Raises:
         PlotsUnavailable: matplotlib is not installed.
     """
-    tasks = [task for task in comparison.judged if comparison.leading(task) is not None]
+    tasks = [task for task in comparison.tasks if comparison.leading(task) is not None]
     names = [entry.name for entry in comparison.entries]
     figure = _figure(2.0 + 2.1 * len(tasks), 1.5 + 0.36 * len(names))
-    share = all(comparison.leading(task) in SHARES for task in tasks)  # one unit, one scale
+    share = all(
+        comparison.leading(task) in SHARES for task in tasks
+    )  # the same unit, so the same scale
     grid = figure.subplots(1, len(tasks), sharey=True, squeeze=False, sharex=share)[0]
     for axes, task in zip(grid, tasks, strict=True):
         _gain_panel(axes, comparison, task, names)
@@ -69,7 +73,7 @@ def gains(comparison: Comparison) -> "Figure":
 
 
 def correlation(sweep: Sweep) -> "Figure":
-    """Draw losses by task correlation, a line a network, and beside them the ratios.
+    """Draw losses by task correlation, one line per network, and next to it the ratios.
 
     Raises:
         PlotsUnavailable: matplotlib is not installed.
@@ -86,7 +90,7 @@ def correlation(sweep: Sweep) -> "Figure":
     }
     _lines(right, ratios, styles)
     right.axhline(1, color=styles[sweep.baseline][0], linewidth=1.5)
-    right.set_title(f"The same over that of {sweep.baseline}", loc="left", fontsize=10)
+    right.set_title(f"Ratio to {sweep.baseline}", loc="left", fontsize=10)
     figure.suptitle(
         "Loss by task correlation: lower is better; bars: ± standard error over the seeds",
         x=0.01,
@@ -102,7 +106,7 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def _lines(axes: "Axes", losses: Mapping[str, ByCorrelation], styles: Mapping[str, Style]) -> None:
-    """A line a network, named at its end."""
+    """Draw one line per network, with its name at the end."""
     ends: dict[str, float] = {}
     for name, by_p in losses.items():
         colour, marker = styles[name]
@@ -123,7 +127,7 @@ def _lines(axes: "Axes", losses: Mapping[str, ByCorrelation], styles: Mapping[st
 
 
 def _name(axes: "Axes", ends: Mapping[str, float], styles: Mapping[str, Style]) -> None:
-    """Write each name beside the end of its line, a line of text away from the next name."""
+    """Write each name at the end of its line, at least one line of text apart."""
     bottom, top = axes.get_ylim()
     lowest = -math.inf
     for name, end in sorted(ends.items(), key=lambda each: each[1]):
@@ -139,7 +143,7 @@ def _name(axes: "Axes", ends: Mapping[str, float], styles: Mapping[str, Style]) 
 
 
 def _gain_panel(axes: "Axes", comparison: Comparison, task: str, names: Sequence[str]) -> None:
-    """One task: a row a network, the baseline's own spread as a band around zero."""
+    """Draw one task: one row per network, the spread of the baseline as a band around zero."""
     figure = comparison.leading(task)
     assert figure is not None
     scale = PERCENT if figure in SHARES else 1
@@ -157,7 +161,9 @@ def _gain_panel(axes: "Axes", comparison: Comparison, task: str, names: Sequence
         axes.errorbar(
             spread.mean, row, xerr=spread.std, fmt="o", color=colour, markersize=6, capsize=3
         )
-    unit = f"{LEADING[figure]}, hundredths" if figure in SHARES else f"less {LEADING[figure]}"
+    unit = (
+        f"{LEADING[figure]}, hundredths" if figure in SHARES else f"reduction of {LEADING[figure]}"
+    )
     axes.set_title(task, loc="left", fontsize=10)
     axes.set_xlabel(unit, fontsize=9)
     axes.locator_params(axis="x", nbins=5)
@@ -172,11 +178,11 @@ def _plain(axes: "Axes") -> None:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty figure, inches wide and high."""
+    """Create an empty figure; width and height in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotsUnavailable(
-            "matplotlib is not installed, so there are no plots: pip install -e '.[plots]'"
+            "no plot: matplotlib is not installed: pip install -e '.[plots]'"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")

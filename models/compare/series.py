@@ -1,6 +1,6 @@
-"""A series of training runs: those that are missing are trained, one after the other.
+"""Train a series of runs, one after the other, skipping those that are already done.
 
-Every run is written when it is over, so an interrupted series goes on where it was.
+Every run is written when it ends, so an interrupted series continues where it stopped.
 """
 
 import time
@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from models import data
-from models.compare.judge import LEADING, judge, leading
-from models.compare.runs import Ledger, Run, digest
+from models.compare.figures import LEADING, comparable_figures, leading
+from models.compare.runs import Run, RunStore, digest
 from models.data import DataConfig, Splits
 from models.networks.build import build
 from models.training.experiment import Experiment
@@ -23,8 +23,8 @@ from models.training.train import Diverged, fit, threads
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A run to be made: an experiment, seed included, and the name that people read."""
+class PlannedRun:
+    """A run to train: an experiment, including its seed, and its name in tables."""
 
     name: str
     experiment: Experiment
@@ -36,10 +36,10 @@ class Planned:
 
 
 class SeriesReport:
-    """One progress for all runs: which one, its epoch, the loss, the time left; a line a run.
+    """A progress bar over all runs with epoch, loss and time left, and one line per run.
 
-    The time left is what the runs so far took on average, times those to come. The bar shows on a
-    terminal only; `quiet` hides it there too. Use it as a context manager.
+    The time left is the mean duration of the runs so far times the number of runs left. The bar is
+    shown on a terminal only; `quiet` hides it. Use it as a context manager.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class SeriesReport:
         self._clock = clock
         self._console = console
         self._runs = runs
-        self._done = 0.0  # runs; a fraction is the one at work
+        self._done = 0.0  # runs; the fraction is the current run
         self._over = 0
         self._epochs = self._rows = 1
         self._started = clock()
@@ -81,8 +81,8 @@ class SeriesReport:
     ) -> None:
         self._progress.stop()
 
-    def run(self, planned: Planned, rows: int) -> None:
-        """A run over so many training rows begins."""
+    def run(self, planned: PlannedRun, rows: int) -> None:
+        """Called when a run over `rows` training rows starts."""
         self._epochs, self._rows = planned.experiment.training.epochs, rows
         self._progress.update(
             self._bar,
@@ -91,17 +91,17 @@ class SeriesReport:
         )
 
     def batch(self, rows: int, loss: float) -> None:
-        """A batch was learnt from."""
+        """Called after each training batch."""
         self._done += rows / self._rows / self._epochs
         self._progress.update(self._bar, completed=self._done, loss=loss, left=self.time_left())
 
     def epoch(self, epoch: Epoch) -> None:
-        """An epoch is over."""
+        """Called after each epoch."""
         following = min(epoch.number + 1, self._epochs)
         self._progress.update(self._bar, epoch=f"{following}/{self._epochs}")
 
     def over(self, run: Run) -> None:
-        """A run is over."""
+        """Called when a run ends."""
         self._over += 1
         self._done = float(self._over)
         self._progress.update(self._bar, completed=self._over)
@@ -118,33 +118,33 @@ class SeriesReport:
         )
 
     def time_left(self) -> str:
-        """What the runs so far say of the time to come; nothing in the first epoch."""
-        if not self._over and self._done < 1 / self._epochs:  # nothing to go by yet
+        """Estimated time left as text; empty during the first epoch."""
+        if not self._over and self._done < 1 / self._epochs:  # no data yet
             return ""
         left = (self._clock() - self._started) * (self._runs - self._done) / self._done
         return f"{int(left) // 60}:{int(left) % 60:02} left"
 
 
 def train_missing(
-    planned: Sequence[Planned], ledger: Ledger, console: Console, *, quiet: bool = False
+    planned: Sequence[PlannedRun], run_store: RunStore, console: Console, *, quiet: bool = False
 ) -> list[Run]:
-    """Train what `ledger` has no run of; return the run of each planned one, in order.
+    """Train the planned runs that `run_store` does not have; return the run of each, in order.
 
-    Data is made once for neighbours that have the same.
+    Consecutive runs with the same data share it.
 
     Raises:
         Diverged: a loss of a run is not finite; the runs before it are kept.
     """
-    missing = [each for each in planned if ledger.find(each.experiment) is None]
+    missing = [each for each in planned if run_store.find(each.experiment) is None]
     if known := len(planned) - len(missing):
-        console.print(f"{known} of {len(planned)} runs are there already", highlight=False)
+        console.print(f"{known} of {len(planned)} runs are already done", highlight=False)
     if missing:
-        _train_all(missing, ledger, SeriesReport(console, runs=len(missing), quiet=quiet))
-    runs = [ledger.find(each.experiment) for each in planned]
+        _train_all(missing, run_store, SeriesReport(console, runs=len(missing), quiet=quiet))
+    runs = [run_store.find(each.experiment) for each in planned]
     return [run for run in runs if run is not None]
 
 
-def _train_all(missing: Sequence[Planned], ledger: Ledger, report: SeriesReport) -> None:
+def _train_all(missing: Sequence[PlannedRun], run_store: RunStore, report: SeriesReport) -> None:
     source: DataConfig | None = None
     splits: Splits
     with report:
@@ -153,21 +153,22 @@ def _train_all(missing: Sequence[Planned], ledger: Ledger, report: SeriesReport)
                 source = each.experiment.data
                 splits = data.generate(source)
             run = _train(each, splits, report)
-            ledger.add(run)
+            run_store.add(run)
             report.over(run)
 
 
-def _train(planned: Planned, splits: Splits, report: SeriesReport) -> Run:
+def _train(planned: PlannedRun, splits: Splits, report: SeriesReport) -> Run:
     experiment = planned.experiment
     started = time.monotonic()
     report.run(planned, splits.train.rows)
     network = build(experiment.network, experiment.features, experiment.tasks, seed=planned.seed)
+    network.columns.fit(splits.dense_sample)
     with threads(experiment.training.threads):
         try:
             epochs = fit(network, splits, experiment, report)
         except Diverged as error:
             raise Diverged(f"{planned.name}, seed {planned.seed}: {error}") from error
-        evaluation = judge(network, experiment, splits.test)
+        evaluation = comparable_figures(network, experiment, splits.test)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     embedded = sum(parameter.numel() for parameter in network.columns.parameters())
     return Run(

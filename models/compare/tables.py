@@ -1,4 +1,4 @@
-"""A comparison in Markdown: a table of costs, and a table of figures a task."""
+"""A comparison in Markdown: one table of metrics per task, and a table of costs."""
 
 import math
 import statistics
@@ -12,6 +12,7 @@ from models.training.evaluate import ORACLE, Evaluation
 FIGURES = {
     "auc": "AUC",
     "user_auc": "per-user AUC",
+    "ndcg_10": "NDCG@10",
     "mae": "MAE",
     "mse": "MSE",
     "xauc": "XAUC",
@@ -19,45 +20,47 @@ FIGURES = {
 }
 EXPECTATION = "true expectation"
 NOTES = """\
-A cell is the mean ± the standard deviation over {seeds} seeds, which draw the parameters and the
-order of the batches; data and split are the same for all. Calibration is Σ predicted / Σ observed.
+A cell is the mean ± the standard deviation over {seeds} seeds. A seed draws the parameters and the
+order of the batches; data and split are always the same. Calibration is Σ predicted / Σ observed.
+Δ is the difference to {baseline} with its 95 % interval over the seeds (Welch's t), bold if zero is
+outside the interval. It does not contain the sampling error of the test set.
 """
 KNOWN = """\
-The true expectation is what the simulation itself expected of each row. Nothing orders clicks and
-likes better, except by luck; a mean absolute error can be smaller, since a median minimises it.
+The true expectation is the one that the simulation used for each row. Except for sampling noise, no
+model has a higher AUC; a mean absolute error can be smaller, since a median minimises it.
 """
 SPACES = """\
-A behaviour after a click is judged twice, over the same rows for every network, whichever of the
-two it was trained for: *given click*, over clicked rows, where ESMM's value is its factor
-pCTCVR / pCTR; and *click and*, over every row, where that of the others is the product
-P(click) · P(behaviour given click).
+A behaviour after a click is evaluated twice, for every network on the same rows: *given click*, on
+clicked rows, where the value of ESMM is its factor pCTCVR / pCTR; and *click and*, on every row,
+where the value of the other networks is the product P(click) · P(behaviour given click).
 """
 COSTS = """\
-Parameters are without the {embedded} of the embedding tables. The forward pass is of one request,
-scripted and frozen as it is served, in one thread on CPU; the networks ran by turns. Times are
-medians, and in brackets the median ratio to {baseline}.
+Parameters do not include the {embedded} of the embedding tables. The forward pass scores one
+request, scripted and frozen as in serving, with one CPU thread; the networks ran in turn. Times are
+medians, with the median ratio to {baseline} in brackets.
 """
 
 
 def markdown(comparison: Comparison, times: Times) -> str:
-    """The whole document, headings from level 3."""
-    parts = [NOTES.format(seeds=len(comparison.runs[comparison.baseline]))]
-    if any(" given " in task for task in comparison.judged):
+    """The document, with headings from level 3."""
+    seeds = len(comparison.runs[comparison.baseline])
+    parts = [NOTES.format(seeds=seeds, baseline=comparison.baseline)]
+    if any(" given " in task for task in comparison.tasks):
         parts.append(SPACES)
     if any(each.startswith(ORACLE) for figures in _first(comparison).values() for each in figures):
         parts.append(KNOWN)
-    parts += [_task(comparison, task) for task in comparison.judged]
+    parts += [_task(comparison, task) for task in comparison.tasks]
     return "\n".join([*parts, _costs(comparison, times)])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its first column text and the others numbers."""
+    """A Markdown table; the first column is text, the others are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def spread(value: Spread, digits: int = 4) -> str:
-    """Mean ± standard deviation, the mean alone of one value, a dash of none."""
+    """Mean ± standard deviation; the mean only for one value, a dash for none."""
     if math.isnan(value.mean):
         return "–"
     if math.isnan(value.std):
@@ -65,8 +68,20 @@ def spread(value: Spread, digits: int = 4) -> str:
     return f"{value.mean:.{digits}f} ± {value.std:.{digits}f}"
 
 
+def difference(comparison: Comparison, name: str, task: str, figure: str) -> str:
+    """The difference to the baseline with its 95 % interval, bold if zero is outside."""
+    if name == comparison.baseline:
+        return ""
+    baseline = comparison.spread(comparison.baseline, task, figure)
+    mean, half = comparison.spread(name, task, figure).difference(baseline)
+    if math.isnan(half):
+        return f"{mean:+.5f}"
+    text = f"{mean:+.5f} ± {half:.5f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
 def _first(comparison: Comparison) -> Evaluation:
-    """The figures of one run: which there are, and those that are the same in all runs."""
+    """The metrics of one run: the names, and the values that are the same in all runs."""
     return comparison.runs[comparison.baseline][0].evaluation
 
 
@@ -75,6 +90,7 @@ def _task(comparison: Comparison, task: str) -> str:
     found = _first(comparison)[task]
     figures = [figure for figure in FIGURES if figure in found]
     unit = units.get(task.split(" given ")[0], "")
+    main = comparison.leading(task)
     header = [
         "network",
         *(FIGURES[each] + (f" ({unit})" if each == "mae" and unit else "") for each in figures),
@@ -83,10 +99,14 @@ def _task(comparison: Comparison, task: str) -> str:
         [entry.name, *(spread(comparison.spread(entry.name, task, each)) for each in figures)]
         for entry in comparison.entries
     ]
+    if main is not None:
+        header.append(f"Δ {FIGURES[main]} (95 %)")
+        for entry, row in zip(comparison.entries, rows, strict=True):
+            row.append(difference(comparison, entry.name, task, main))
     if any(name.startswith(ORACLE) for name in found):
         names = [ORACLE + each for each in figures]
         cells = (f"{found[name]:.4f}" if name in found else "" for name in names)
-        rows.append([EXPECTATION, *cells])
+        rows.append([EXPECTATION, *cells, *([""] if main is not None else [])])
     return f"### {task}\n\n{table(header, rows)}"
 
 

@@ -1,7 +1,7 @@
-"""How long a forward pass takes as it is served: scripted, frozen, called through a `Program`.
+"""Measure the forward pass as in serving: scripted, frozen, called through a `Program`.
 
-The networks are called by turns, so that whatever else the machine does meets all of them: a ratio
-holds where a time alone would not. Weights do not matter for it, so they are freshly drawn.
+The networks are called in turn, so that other load on the machine affects all of them alike and
+ratios are meaningful. The weights do not affect the time, so they are not trained.
 """
 
 import io
@@ -37,16 +37,16 @@ def forward_times(
     rows: Sequence[int] = ROWS,
     turns: int = TURNS,
 ) -> Times:
-    """Seconds of each network's forward pass of one request, turn by turn, in one thread on CPU.
+    """Seconds of the forward pass of one request, for each network and turn, with one CPU thread.
 
     Args:
-        experiments: what to time, by name.
-        dataset: the request is made of its first user and first candidates.
-        rows: how many candidates a request has.
-        turns: how often each is called.
+        experiments: by name.
+        dataset: the request consists of its first user and first candidates.
+        rows: numbers of candidates to measure.
+        turns: number of calls of each network.
 
     Returns:
-        By name and number of candidates, `turns` times; times of one turn were taken together.
+        By name and number of candidates, `turns` times; the same index is the same turn.
     """
     programs = {name: served(each) for name, each in experiments.items()}
     times: Times = {name: {count: [] for count in rows} for name in programs}
@@ -63,13 +63,13 @@ def forward_times(
 
 
 def ratio(times: Times, name: str, baseline: str, rows: int) -> float:
-    """The median over the turns of a network's time over the baseline's."""
+    """Median over the turns of the network's time divided by the baseline's."""
     pairs = zip(times[name][rows], times[baseline][rows], strict=True)
     return statistics.median(own / other for own, other in pairs)
 
 
 def served(experiment: Experiment) -> Program:
-    """The experiment's network, untrained, as the service would have loaded it."""
+    """The untrained network of an experiment, loaded as the service loads it."""
     network = networks.build(experiment.network, experiment.features, experiment.tasks, seed=0)
     content = io.BytesIO()
     with warnings.catch_warnings():
@@ -80,7 +80,7 @@ def served(experiment: Experiment) -> Program:
 
 
 def one_request(dataset: Dataset, rows: int) -> ModelInputs:
-    """The first user with the first `rows` candidates, from the front again if there are fewer."""
+    """The first user with the first `rows` candidates, repeated from the start if too few."""
 
     def first(columns: Mapping[str, Tensor], count: int) -> dict[str, Column]:
         return {
@@ -88,5 +88,5 @@ def one_request(dataset: Dataset, rows: int) -> ModelInputs:
             for name, column in columns.items()
         }
 
-    row_to_request = np.zeros(rows, dtype=np.int64)  # [B] all rows are the first request's
+    row_to_request = np.zeros(rows, dtype=np.int64)  # [B] all rows belong to request 0
     return ModelInputs(first(dataset.user, 1), first(dataset.candidate, rows), row_to_request)

@@ -1,34 +1,35 @@
-"""Labelled impressions in memory, grouped by request, and the batches that training takes.
+"""Labelled impressions in memory, grouped by request, and the batches for training.
 
-A request is one user row and its candidate rows. Batches are cut between requests, never through
-one, so that a batch has the layout in which the service calls the network: the user's side once
-per request. Nothing here knows where the data came from.
+A request is one user row and its candidate rows. A batch consists of whole requests and has the
+layout in which the service calls the network: one user row per request. This module does not
+depend on the source of the data.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-UNKNOWN = 0  # the id of everything that has none
+UNKNOWN = 0  # the id of everything that has no id
 PADDING = -1  # fills an id list up to its max_length
+ROW_WEIGHT = "row weight"  # the label with the weight of each row in the training loss
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`R` requests with `B` candidates between them, and what the users did.
+    """`R` requests with `B` candidates in total, and their labels.
 
     Attributes:
         user: feature columns with `R` rows: dense float32 `[R, dim]`, id int64 `[R]`, id list
             int64 `[R, max_length]`.
         candidate: feature columns with `B` rows, likewise.
         row_to_request: int64 `[B]`, ascending: the user row that each candidate row belongs to.
-        labels: float32 `[B]` by name; NaN where a label is not defined.
-        expected: float32 `[B]` by label name: the label's expectation under the process that made
-            it, where that is known. No prediction can be better.
-        users: int64 `[R]`, who made each request.
+        labels: float32 `[B]` by name; NaN for an undefined label.
+        expected: float32 `[B]` by label name: for simulated data, the true expectation of the
+            label. No prediction can be better.
+        users: int64 `[R]`, the user of each request.
     """
 
     user: Mapping[str, Tensor]
@@ -57,11 +58,11 @@ class Dataset:
     def batches(self, rows: int, shuffle: torch.Generator | None = None) -> Iterator["Dataset"]:
         """Yield every request once, in batches of about `rows` rows.
 
-        A batch is full with the request that reaches `rows`, so it holds at most one request more.
+        A batch ends with the request that reaches `rows`, so it may have some rows more.
 
         Args:
-            rows: candidates a batch.
-            shuffle: draws the order of the requests; as they stand where `None`.
+            rows: candidates per batch.
+            shuffle: draws the order of the requests; the original order if `None`.
         """
         sizes = torch.bincount(self.row_to_request, minlength=self.requests)  # [R]
         starts = sizes.cumsum(0) - sizes  # [R]
@@ -90,7 +91,7 @@ class Dataset:
 
 
 def joined(datasets: Sequence[Dataset]) -> Dataset:
-    """One or more datasets behind each other; they have the same columns."""
+    """Concatenate datasets that have the same columns."""
 
     def columns(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -112,7 +113,7 @@ def joined(datasets: Sequence[Dataset]) -> Dataset:
 
 
 class TrainingSet(Protocol):
-    """Requests to learn from, in memory (`Dataset`) or not."""
+    """Training requests, in memory (`Dataset`) or streamed."""
 
     @property
     def requests(self) -> int:
@@ -131,19 +132,26 @@ class TrainingSet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """What a network learns from, what stops the training, and what it is judged by.
+    """The training set, the validation set for early stopping, and the test set.
 
-    `notes` are lines for a person who wonders about the data.
+    Attributes:
+        train: requests to learn from.
+        validation: requests for early stopping.
+        test: requests for the final metrics.
+        notes: messages about the data, shown before training.
+        dense_sample: raw values of dense features on training rows, float32 `[n, dim]` by name,
+            from which their scaling is fitted; empty for simulated data, which is not scaled.
     """
 
     train: TrainingSet
     validation: Dataset
     test: Dataset
     notes: tuple[str, ...] = ()
+    dense_sample: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class SplitsInMemory(Splits):
-    """Splits of which the training set is in memory too."""
+    """Splits with the training set in memory."""
 
     train: Dataset

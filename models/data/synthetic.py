@@ -1,4 +1,4 @@
-"""Two regression tasks of a chosen relatedness: the MMoE paper's synthetic data.
+"""The synthetic data of the MMoE paper: two regression tasks with a chosen correlation.
 
 Ma et al., *Modeling Task Relationships in Multi-task Learning with Multi-gate
 Mixture-of-Experts*, KDD 2018, section 3.2:
@@ -8,7 +8,7 @@ Mixture-of-Experts*, KDD 2018, section 3.2:
 3. x ~ N(0, I);
 4. yₖ = wₖᵀx + Σᵢ sin(αᵢ·wₖᵀx + βᵢ) + ε, ε ~ N(0, 0.01)  (eqs. 3 and 4).
 
-The labels' correlation rises with p, though not linearly, because of the sines.
+The correlation of the labels increases with p, but not linearly, because of the sines.
 """
 
 from dataclasses import dataclass

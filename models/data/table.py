@@ -1,7 +1,7 @@
-"""What the columns of a table mean: chunks of rows in, labelled requests out.
+"""Convert chunks of a table to labelled requests, as the schema says.
 
-A request is a run of adjacent rows with one group and the same user features, so that a user row
-stands for exactly the rows that it was written on.
+A request is a run of adjacent rows with the same group and the same user features, so that its user
+row has exactly the values of every row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ import pyarrow as pa
 import torch
 
 from app.artifacts.encoding import NO_VOCABULARY, Hashed, Hashes, Listed, Vocabulary, hash_integers
-from models.data import columns
-from models.data.columns import Flags
-from models.data.dataset import Dataset
+from models.data import arrow_columns
+from models.data.arrow_columns import Flags
+from models.data.dataset import ROW_WEIGHT, Dataset
 from models.data.files import Chunk
 from models.data.schema import (
     DenseColumns,
@@ -28,7 +28,7 @@ from models.data.schema import (
     SplitByHash,
     TableFeature,
 )
-from models.data.vocabulary import encoding_of, read_vocabulary_of
+from models.data.table_inputs import encoding_of, read_vocabulary_of
 
 Values = npt.NDArray[Any]
 Parts = npt.NDArray[np.int8]
@@ -37,8 +37,8 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """The good rows of a chunk, one array a column, and what was wrong with the others."""
+class EncodedRows:
+    """The valid rows of a chunk, one array per column, and the errors of the other rows."""
 
     user: Mapping[str, Values]
     candidate: Mapping[str, Values]
@@ -49,12 +49,14 @@ class Rows:
     problems: Sequence[str] = ()
 
     def of(self, part: int) -> Dataset | None:
-        """The requests of one part; None where there are none."""
+        """The requests of one split; None if there are none."""
         kept = np.flatnonzero(self.part == part)
         if len(kept) == 0:
             return None
         user = {name: column[kept] for name, column in self.user.items()}
-        begins = _begins([self.group[kept], *user.values()])  # [B] where a request begins
+        begins = _begins(
+            [self.group[kept], *user.values()]
+        )  # [B] true at the first row of a request
         first = np.flatnonzero(begins)  # [R]
         return Dataset(
             user={name: torch.from_numpy(column[first]) for name, column in user.items()},
@@ -67,8 +69,8 @@ class Rows:
 
 
 @dataclass(slots=True)
-class _Faults:
-    """Why rows are wrong; a row has the first reason that was found."""
+class _RowErrors:
+    """The error of each invalid row; the first one found."""
 
     reasons: dict[int, str] = field(default_factory=dict)
 
@@ -78,13 +80,13 @@ class _Faults:
 
 
 class TableReader:
-    """Reads chunks as a schema says."""
+    """Converts chunks as a schema says."""
 
     def __init__(self, config: FilesConfig) -> None:
         """Read the vocabularies.
 
         Raises:
-            DataInvalid: a vocabulary is missing or wrong.
+            DataInvalid: a vocabulary is missing or invalid.
         """
         self._config = config
         self._ids: dict[str, tuple[int | Hashed | Listed, Vocabulary]] = {}
@@ -97,29 +99,35 @@ class TableReader:
                     vocabulary = read_vocabulary_of(config, feature)
                     self._ids[feature.name] = (encoding_of(ids, feature.name), vocabulary)
 
-    def read(self, chunk: Chunk, part: int | None) -> Rows:
-        """Turn a chunk into columns.
+    def read(self, chunk: Chunk, part: int | None) -> EncodedRows:
+        """Convert a chunk to columns.
 
         Args:
-            chunk: with all columns that `needed` names.
-            part: of the whole file, where the split is by file.
+            chunk: with all columns of `required_columns`.
+            part: the split of the file, if the split is by file.
         """
-        faults = _Faults()
+        faults = _RowErrors()
         table = chunk.table
-        group, wrong = columns.hashes(table[self._config.group])
-        faults.add(wrong, f"column {self._config.group!r} is empty, so it belongs to no request")
-        owner, wrong = columns.hashes(table[self._config.user])
-        faults.add(wrong, f"column {self._config.user!r} is empty, so it belongs to no user")
+        group = owner = chunk.row_hashes()
+        if self._config.group is not None:
+            group, wrong = arrow_columns.hashes(table[self._config.group])
+            faults.add(wrong, f"column {self._config.group!r} (request) is empty")
+            owner = group
+        if self._config.user is not None:
+            owner, wrong = arrow_columns.hashes(table[self._config.user])
+            faults.add(wrong, f"column {self._config.user!r} (user) is empty")
         sides: dict[str, dict[str, Values]] = {"user": {}, "candidate": {}}
         for feature in self._config.features:
             sides[feature.side][feature.name] = self._feature(table, feature, faults)
         labels = {each.name: _label(table, each, faults) for each in self._config.labels}
-        parts = parts_of(self._config, table, part)
-        problems = [f"{place}: {why}" for place, why in chunk.broken]
+        if self._config.weight is not None:
+            labels[ROW_WEIGHT] = _weight(table, self._config.weight, faults)
+        parts = parts_of(self._config, chunk, part)
+        problems = chunk.problems()
         problems += [f"{chunk.place(row)}: {faults.reasons[row]}" for row in sorted(faults.reasons)]
         good = np.ones(len(group), dtype=np.bool_)
         good[list(faults.reasons)] = False
-        return Rows(
+        return EncodedRows(
             user={name: column[good] for name, column in sides["user"].items()},
             candidate={name: column[good] for name, column in sides["candidate"].items()},
             labels={name: label[good] for name, label in labels.items()},
@@ -129,78 +137,104 @@ class TableReader:
             problems=problems,
         )
 
-    def _feature(self, table: pa.RecordBatch, feature: TableFeature, faults: _Faults) -> Values:
+    def _feature(self, table: pa.RecordBatch, feature: TableFeature, faults: _RowErrors) -> Values:
         if isinstance(feature, DenseColumns):
-            values, wrong = _dense(table, feature)
-            with np.errstate(over="ignore"):
-                dense = values.astype(np.float32)  # [n, dim]
-            finite = np.isfinite(dense).all(axis=1)
-            what = f"{feature.dim} finite numbers" if feature.dim > 1 else "a finite number"
-            faults.add(wrong | ~finite, f"feature {feature.name!r} is not {what}")
-            return dense
+            return _dense(table, feature, faults)
         encoding, vocabulary = self._ids[feature.name]
         array = table[feature.column]
         if isinstance(feature, IdColumn):
-            rows, wrong = columns.ids(array, encoding, vocabulary)
+            rows, wrong = arrow_columns.ids(array, encoding, vocabulary)
             faults.add(wrong, f"feature {feature.name!r} is not an integer id")
             return rows
-        rows, wrong = columns.id_lists(
+        rows, wrong = arrow_columns.id_lists(
             array,
             feature.separator,
             feature.max_length,
-            lambda elements: columns.ids(elements, encoding, vocabulary),
+            lambda elements: arrow_columns.ids(elements, encoding, vocabulary),
         )
         faults.add(wrong, f"feature {feature.name!r} is not a list of integer ids")
         return rows
 
 
-def parts_of(config: FilesConfig, table: pa.RecordBatch, part: int | None) -> Parts:
-    """Which part of the data each row is in, `[n]`.
+def parts_of(config: FilesConfig, chunk: Chunk, part: int | None) -> Parts:
+    """The split of each row, `[n]`.
 
     Args:
-        config: says how the data is split.
-        table: rows with all columns that `needed` names.
-        part: of the whole file, where the split is by file.
+        config: the schema.
+        chunk: with all columns of `required_columns`.
+        part: the split of the file, if the split is by file.
     """
-    split = config.split
+    split, table = config.split, chunk.table
     parts = np.full(table.num_rows, TRAIN if part is None else part, np.int8)
     if isinstance(split, SplitByHash):
-        group, _ = columns.hashes(table[config.group])
+        group = chunk.row_hashes()
+        if config.group is not None:
+            group, _ = arrow_columns.hashes(table[config.group])
         drawn = hash_integers(group.view(np.int64), split.seed) / 2.0**64  # [n] in [0, 1)
         parts[drawn < split.validation + split.test] = TEST
         parts[drawn < split.validation] = VALIDATION
     elif isinstance(split, SplitByColumn):
         for named_part, named in ((VALIDATION, split.validation), (TEST, split.test)):
-            parts[columns.is_one_of(table[split.column], named)] = named_part
+            parts[arrow_columns.is_one_of(table[split.column], named)] = named_part
     return parts
 
 
-def needed(config: FilesConfig) -> dict[str, str]:
-    """Every column that is read, and what for."""
-    uses = {config.group: "group", config.user: "user"}
+def required_columns(config: FilesConfig) -> dict[str, str]:
+    """Every column that is read, and its use."""
+    named = {"group": config.group, "user": config.user, "weight": config.weight}
+    uses = {column: use for use, column in reversed(named.items()) if column is not None}
     if isinstance(config.split, SplitByColumn):
         uses[config.split.column] = "split.column"
     for feature in config.features:
         names = feature.columns if isinstance(feature, DenseColumns) else (feature.column,)
-        uses |= dict.fromkeys(names, f"feature {feature.name!r}")
+        uses |= dict.fromkeys(names, f'feature "{feature.name}"')
     for label in config.labels:
-        uses |= {name: f"label {label.name!r}" for name in (label.column, label.mask) if name}
+        use = f'label "{label.name}"'
+        uses |= {name: use for name in (label.column, label.mask) if name}
     return uses
 
 
-def _dense(table: pa.RecordBatch, feature: DenseColumns) -> tuple[Values, Flags]:
+def _dense(table: pa.RecordBatch, feature: DenseColumns, faults: _RowErrors) -> Values:
+    """Float32 `[n, dim]`; NaN for a missing value that the network fills."""
+    fills = feature.missing == "fill"
     if len(feature.columns) == 1 and feature.dim > 1:
-        return columns.dense_lists(table[feature.columns[0]], feature.separator, feature.dim)
-    read = [columns.numbers(table[name]) for name in feature.columns]
-    values = np.stack([each for each, _ in read], axis=1)  # [n, dim]
-    return values, np.logical_or.reduce([wrong for _, wrong in read])
+        values, wrong = arrow_columns.dense_lists(
+            table[feature.columns[0]], feature.separator, feature.dim
+        )
+        dense, invalid = _finite(values, fills_missing=fills)  # [n, dim]
+        expected = f"a list of {feature.dim} finite numbers"
+        faults.add(wrong | invalid.any(axis=1), f"column {feature.columns[0]!r} is not {expected}")
+        return dense
+    columns = []
+    for name in feature.columns:
+        values, wrong = arrow_columns.numbers(table[name])
+        column, invalid = _finite(values, fills_missing=fills)  # [n]
+        faults.add(wrong | invalid, f"column {name!r} is not a finite number")
+        columns.append(column)
+    return np.stack(columns, axis=1)  # [n, dim]
 
 
-def _label(table: pa.RecordBatch, label: Label, faults: _Faults) -> npt.NDArray[np.float32]:
-    values, wrong = columns.numbers(table[label.column])  # [n]
+def _finite(values: Values, *, fills_missing: bool) -> tuple[Values, Flags]:
+    """The values as float32, and which are not finite; NaN is accepted if it is filled."""
+    with np.errstate(over="ignore"):
+        floats = values.astype(np.float32)
+    return floats, ~np.isfinite(floats) & ~(np.isnan(floats) & fills_missing)
+
+
+def _weight(table: pa.RecordBatch, column: str, faults: _RowErrors) -> npt.NDArray[np.float32]:
+    values, wrong = arrow_columns.numbers(table[column])
+    wrong = wrong | ~((values >= 0) & np.isfinite(values))
+    faults.add(wrong, f"column {column!r} (weight) is not a finite number ≥ 0")
+    return values.astype(np.float32)
+
+
+def _label(table: pa.RecordBatch, label: Label, faults: _RowErrors) -> npt.NDArray[np.float32]:
+    values, wrong = arrow_columns.labels(table[label.column], label.positive)  # [n]
     faults.add(wrong, f"label {label.name!r} is not a number")
+    if label.kind == "binary":
+        values = np.where(values == -1, 0, values)
     if label.mask is not None:
-        mask, wrong = columns.numbers(table[label.mask])
+        mask, wrong = arrow_columns.numbers(table[label.mask])
         faults.add(wrong, f"column {label.mask!r} is neither true nor false")
         values = np.where(mask == 1, values, np.nan)
     undefined = np.isnan(values)
@@ -218,7 +252,7 @@ def _label(table: pa.RecordBatch, label: Label, faults: _Faults) -> npt.NDArray[
 
 
 def _begins(keys: Sequence[Values]) -> Flags:
-    """Where a run of rows with the same keys begins."""
+    """The rows at which a run of equal keys begins."""
     begins = np.ones(len(keys[0]), dtype=np.bool_)
     begins[1:] = False
     for key in keys:

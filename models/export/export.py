@@ -1,7 +1,7 @@
-"""From a trained network to a version in the store.
+"""Publish a trained network as a version in the store.
 
-What the service must know, it is told here: the features and how to fill them, the tasks and how
-their columns become scores, the figures, and examples with known answers.
+The artifact tells the service everything that it needs: the features and how to encode them, the
+tasks and how output columns become scores, the metrics, and golden requests with known scores.
 """
 
 import warnings
@@ -29,15 +29,15 @@ from app.artifacts.store import Artifact, Store
 from app.errors import ArtifactInvalid
 from models import data
 from models.data import PADDING, UNKNOWN, Dataset
-from models.export.parity import Form, parity, refuse_unless_near
-from models.export.precision import reduced
+from models.export.precision import Form, parity, reduced, refuse_unless_near
 from models.export.torch_export import exported
+from models.networks.build import RankingNetwork
 from models.networks.config import DenseFeature, Feature, IdFeature, links
 from models.training.evaluate import Evaluation, evaluate
 from models.training.experiment import Experiment
 
 GOLDEN_SIZES = (1, 2, 3, 5, 8, 16, 32)
-"""Candidates of the golden requests; the first has an unknown id, the second empty histories."""
+"""Candidates per golden request; the first has unknown ids, the second has empty id lists."""
 
 
 def export(
@@ -50,15 +50,15 @@ def export(
     """Publish a network as the next version of the experiment's model.
 
     Args:
-        network: trained; it is left in evaluation mode, in which it is scripted.
-        experiment: what made it; all of it is written into the manifest.
-        held_out: the golden requests are made of its rows.
-        evaluation: figures for the manifest; in reduced precision, the network is judged anew.
-        store: where the version appears, whole or not at all.
+        network: trained; set to evaluation mode and scripted.
+        experiment: its configuration, which is written into the manifest.
+        held_out: the golden requests consist of its rows.
+        evaluation: metrics for the manifest; a network in reduced precision is evaluated again.
+        store: where the version is published, atomically.
 
     Raises:
-        ArtifactInvalid: the network's outputs are not what the experiment says, reduced precision
-            does not run on this machine or is too far from fp32, or `torch.export` fails.
+        ArtifactInvalid: the outputs do not match the experiment, reduced precision does not run on
+            this machine or differs too much from fp32, or `torch.export` fails.
     """
     network.eval()
     served, precision, evaluation = _in_precision(network, experiment, held_out, evaluation)
@@ -67,9 +67,10 @@ def export(
         warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
         scripted = torch.jit.script(served)
     requests = golden_requests(experiment, held_out)
+    defaults = network.columns.defaults() if isinstance(network, RankingNetwork) else {}
     return publish(
         store,
-        description(experiment, evaluation, precision),
+        description(experiment, evaluation, precision, defaults),
         scripted,
         requests,
         data.vocabulary_files(experiment.data),
@@ -80,7 +81,7 @@ def export(
 def _in_precision(
     network: nn.Module, experiment: Experiment, held_out: Dataset, evaluation: Evaluation
 ) -> tuple[nn.Module, Precision, Evaluation]:
-    """The network in the experiment's precision, what that cost, and its own figures."""
+    """The network in the precision of the experiment, its parity with fp32, and its metrics."""
     name = experiment.export.precision
     if name == "fp32":
         return network, Precision(), evaluation
@@ -89,7 +90,7 @@ def _in_precision(
     try:
         own = evaluate(served, held_out, experiment.tasks, outputs)
     except RuntimeError as error:
-        raise ArtifactInvalid(f"{name} does not run on the CPU here: {error}") from error
+        raise ArtifactInvalid(f"{name} does not run on this CPU: {error}") from error
     found = parity(
         Form(network, evaluate(network, held_out, experiment.tasks, outputs)),
         Form(served, own),
@@ -102,14 +103,24 @@ def _in_precision(
 
 
 def description(
-    experiment: Experiment, evaluation: Evaluation, precision: Precision | None = None
+    experiment: Experiment,
+    evaluation: Evaluation,
+    precision: Precision | None = None,
+    defaults: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Description:
-    """What the service must know about the experiment's network."""
+    """Describe the network of an experiment to the service.
+
+    Args:
+        experiment: its configuration.
+        evaluation: metrics for the manifest.
+        precision: of the network; fp32 if `None`.
+        defaults: values of dense features that a request may leave out.
+    """
     encodings = data.encodings(experiment.data)
     return Description(
         name=experiment.name,
         architecture=experiment.network.architecture,
-        inputs=tuple(_input(feature, encodings) for feature in experiment.features),
+        inputs=tuple(_input(each, encodings, defaults or {}) for each in experiment.features),
         call=RequestCall(),
         tasks=task_outputs(experiment),
         ranking=experiment.ranking,
@@ -120,7 +131,7 @@ def description(
 
 
 def task_outputs(experiment: Experiment) -> tuple[TaskOutput, ...]:
-    """How each column of the network's output becomes a task's score."""
+    """How each output column of the network becomes the score of a task."""
     columns = links(experiment.network, experiment.tasks)
     return tuple(
         TaskOutput(
@@ -136,10 +147,10 @@ def task_outputs(experiment: Experiment) -> tuple[TaskOutput, ...]:
 
 
 def golden_requests(experiment: Experiment, held_out: Dataset) -> ModelInputs:
-    """Requests of every size in `GOLDEN_SIZES`, made of held-out users and candidates.
+    """Requests with every size in `GOLDEN_SIZES`, from held-out users and candidates.
 
-    Request i is user i with the candidates that follow those of request i-1, so that sizes do not
-    depend on how many candidates the data shows at once.
+    Request i is user i with the candidates after those of request i-1, so that the sizes do not
+    depend on the requests of the data.
     """
     row_to_request = np.repeat(np.arange(len(GOLDEN_SIZES)), GOLDEN_SIZES)  # [B]
     user = _first_rows(held_out.user, len(GOLDEN_SIZES))
@@ -148,21 +159,32 @@ def golden_requests(experiment: Experiment, held_out: Dataset) -> ModelInputs:
         columns = user if feature.side == "user" else candidate
         if isinstance(feature, IdFeature):
             columns[feature.name][0] = UNKNOWN
-        elif not isinstance(feature, DenseFeature):
+        elif isinstance(feature, DenseFeature):  # a request contains no NaN
+            columns[feature.name] = np.nan_to_num(columns[feature.name])
+        else:
             columns[feature.name][1] = PADDING
     return ModelInputs(user, candidate, row_to_request)
 
 
 def _first_rows(columns: Mapping[str, Tensor], count: int) -> dict[str, Column]:
-    """The first `count` rows of each column, from the front again where there are fewer."""
+    """The first `count` rows of each column, repeated from the start if there are fewer."""
     return {
         name: column[torch.arange(count) % len(column)].numpy() for name, column in columns.items()
     }
 
 
-def _input(feature: Feature, encodings: Mapping[str, Encoding]) -> Input:
+def _input(
+    feature: Feature,
+    encodings: Mapping[str, Encoding],
+    defaults: Mapping[str, tuple[float, ...]],
+) -> Input:
     if isinstance(feature, DenseFeature):
-        return DenseInput(name=feature.name, side=feature.side, dim=feature.dim)
+        return DenseInput(
+            name=feature.name,
+            side=feature.side,
+            dim=feature.dim,
+            default=defaults.get(feature.name),
+        )
     encoding = encodings.get(feature.name, Identity())
     if isinstance(feature, IdFeature):
         return IdInput(

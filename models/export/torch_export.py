@@ -1,7 +1,7 @@
-"""A network as a `torch.export` program, `model.pt2`: the form that outlives TorchScript.
+"""Export a network as a `torch.export` program, `model.pt2`, next to the TorchScript one.
 
-TorchScript is deprecated upstream. The artifact's program is still `model.ts`; this one stands
-beside it for compilers (AOTInductor) and for other runtimes, and gives the same outputs.
+TorchScript is deprecated upstream. The service still runs `model.ts`; `model.pt2` is for compilers
+(AOTInductor) and other runtimes, and gives the same outputs.
 """
 
 import io
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from app.artifacts.columns import Columns, ModelInputs
 from app.errors import ArtifactInvalid
 
-TOLERANCE = 1e-5  # of outputs, relative past 1: fp32 rounding; in bf16 both forms round alike
+TOLERANCE = 1e-5  # of outputs, relative above 1: fp32 rounding; in bf16 both forms round alike
 
 
 def exported(network: nn.Module, requests: ModelInputs) -> bytes:
-    """The content of `model.pt2`, for any number of requests `R` and of rows `B`, 1 or more.
+    """Return the content of `model.pt2`, for any number of requests `R` ≥ 1 and rows `B` ≥ 1.
 
     Args:
         network: in evaluation mode, on the CPU.
-        requests: two or more, with three or more rows, to trace with and to compare with.
+        requests: at least two, with at least three rows, for tracing and for the comparison.
 
     Raises:
-        ArtifactInvalid: `torch.export` cannot express the network, or the program's outputs are
-            not the network's.
+        ArtifactInvalid: `torch.export` cannot express the network, or the program gives other
+            outputs than the network.
     """
     arguments = _tensors(requests)
     user, candidate, _ = arguments
@@ -33,10 +33,10 @@ def exported(network: nn.Module, requests: ModelInputs) -> bytes:
     shapes = ({name: {0: R} for name in user}, {name: {0: B} for name in candidate}, {0: B})
     try:
         program = torch.export.export(network, arguments, dynamic_shapes=shapes)
-    except Exception as error:  # what it raises has no common base
+    except Exception as error:  # its exceptions have no common base class
         reason = str(error).strip().partition("\n")[0]
         raise ArtifactInvalid(f"torch.export cannot express the network: {reason}") from error
-    # Sample inputs would be pickled into the file.
+    # Otherwise sample inputs are pickled into the file.
     program._example_inputs = None  # noqa: SLF001
     content = io.BytesIO()
     torch.export.save(program, content)
@@ -45,14 +45,16 @@ def exported(network: nn.Module, requests: ModelInputs) -> bytes:
 
 
 def _refuse_other_outputs(network: nn.Module, content: bytes, requests: ModelInputs) -> None:
-    """Compare the saved program with the network, all requests in company and each alone."""
+    """Compare the saved program with the network, on all requests together and on each alone."""
     program = torch.export.load(io.BytesIO(content)).module()
     close = partial(torch.allclose, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
     with torch.inference_mode():
         for batch in (requests, *requests.requests()):
             arguments = _tensors(batch)
             if not close(program(*arguments), network(*arguments)):
-                raise ArtifactInvalid(f"model.pt2 gives other outputs, with {batch.rows} rows")
+                raise ArtifactInvalid(
+                    f"model.pt2 gives other outputs than the network for {batch.rows} rows"
+                )
 
 
 def _tensors(batch: ModelInputs) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:

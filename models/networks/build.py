@@ -1,7 +1,7 @@
-"""From a configuration to a network: the shell that all architectures share.
+"""Build a network from its configuration.
 
-The shell turns feature values into the columns of ``x``; a *body*, one of the architectures, turns
-``x`` into one output a task.
+A network has two parts: the feature columns turn feature values into the input ``x``, and the
+*body*, one of the architectures, turns ``x`` into one output per task.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ BODIES: dict[BodyName, type[SingleTask | SharedBottom | MoE | MMoE | CGC | PLE]]
 
 
 class RankingNetwork(nn.Module):
-    """A body behind its feature columns."""
+    """Feature columns, then a body."""
 
     def __init__(self, columns: InputColumns, body: Body) -> None:
         super().__init__()
@@ -41,17 +41,17 @@ class RankingNetwork(nn.Module):
     def forward(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
     ) -> Tensor:
-        """Score candidates, each for the user whose request it came in.
+        """Score candidates, each for the user of its request.
 
         Args:
             user: values of the user features, ``[R, …]``: float32 ``[R, dim]`` of a dense one,
                 int64 ``[R]`` of an id, int64 ``[R, max_length]``, padded with -1, of an id list.
-            candidate: the same of the candidate features, ``[B, …]``.
+            candidate: values of the candidate features, ``[B, …]``, in the same form.
             row_to_request: int64 ``[B]``: which of the ``R`` users row ``b`` belongs to.
 
         Returns:
-            ``[B, K]``, a column a task, before the inverse link; float32, or float64 of a network
-            in float64.
+            ``[B, K]``, one column per task, before the inverse link; float32, or float64 if the
+            network is float64.
         """
         u, c = self.columns(user, candidate)  # [R, D_user], [B, D_candidate]
         return self.body(Rows(u, c, row_to_request))  # [B, K]
@@ -60,10 +60,10 @@ class RankingNetwork(nn.Module):
     def gate_weights(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
     ) -> list[Tensor]:
-        """How much each gate leans on each expert, level by level: ``[B, gates, experts]``.
+        """The weight that each gate gives to each expert, one ``[B, gates, experts]`` per level.
 
-        Gates stand in task order, a shared gate last; experts in task order, the shared ones last.
-        A row sums to 1 over the experts. An architecture without gates gives an empty list.
+        Gates are in task order, a shared gate last; experts in task order, shared ones last. The
+        weights of a gate sum to 1 over the experts. Without gates, the list is empty.
         """
         u, c = self.columns(user, candidate)  # [R, D_user], [B, D_candidate]
         return self.body.gate_weights(Rows(u, c, row_to_request))
@@ -76,17 +76,17 @@ def build(
     *,
     seed: int | None = None,
 ) -> RankingNetwork:
-    """A freshly drawn network, in training mode.
+    """Build a network with newly drawn parameters, in training mode.
 
     Args:
-        network: the architecture and its counts.
-        features: what it reads; at least one, of either side.
-        tasks: what it predicts, one output column each, in this order.
-        seed: draws the parameters, and leaves torch's own generator as it was; ``None`` draws
-            them from that generator.
+        network: the architecture and its sizes.
+        features: its inputs; at least one, on either side.
+        tasks: its outputs, one column each, in this order.
+        seed: of the parameters; torch's global generator is left unchanged. ``None`` draws from
+            the global generator.
 
     Raises:
-        ValueError: the three do not fit together; the message names the field.
+        ValueError: the arguments do not fit together; the message names the field.
     """
     if not features:
         raise ValueError("features: at least one is needed")

@@ -1,10 +1,10 @@
-"""Customized gate control: experts of each task beside shared ones.
+"""Customized gate control: task experts and shared experts.
 
 Tang et al., "Progressive Layered Extraction (PLE): A Novel Multi-Task Learning Model for
 Personalized Recommendations", RecSys 2020, equations 1 to 5 and figure 4.
 
-The experts of a level stand in one order everywhere: those of task 1, …, those of task K, then
-the shared ones.
+The experts of a level are always in this order: those of task 1, …, those of task K, then the
+shared ones.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""What a network is made of: its features, its tasks and its counts, checked on construction.
+"""Configuration of a network: features, tasks and sizes, checked on construction.
 
-Everything here is frozen and can be read from a TOML table as it stands. Nothing here knows
-PyTorch. An impossible combination is a :class:`ValueError` that names the field and the rule
-(pydantic's ``ValidationError`` is one).
+Every class is frozen and maps to a TOML table. This module does not import PyTorch. An impossible
+combination raises a :class:`ValueError` that names the field and the rule (pydantic's
+``ValidationError`` is a ``ValueError``).
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Side = Literal["user", "candidate"]
 Pooling = Literal["mean", "sum"]
+Scaling = Literal["auto", "standard", "log", "none"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"]
 TaskKind = Literal["binary", "duration", "regression"]
 Loss = Literal["bce", "weighted_logistic", "log1p_mse", "mse", "huber"]
@@ -41,18 +42,39 @@ class Record(BaseModel):
 
 
 class DenseFeature(Record):
-    """A vector of ``dim`` floats that enters the network as it is."""
+    """A vector of ``dim`` floats, scaled inside the network (:mod:`models.networks.dense`).
+
+    ``scaling`` is ``"standard"`` (subtract the mean, divide by the standard deviation), ``"log"``
+    (the same after log1p), ``"auto"`` (``"log"`` for columns with a heavy tail) or ``"none"``.
+    Values are clipped to ``clip``, by default to the range of the training rows unless ``scaling``
+    is ``"none"``. With ``fills_missing`` a NaN becomes the median; ``missing_indicator`` adds a
+    column per value that is 1 for NaN.
+    """
 
     kind: Literal["dense"] = "dense"
     name: str = Field(min_length=1)
     side: Side
     dim: PositiveInt = 1
+    scaling: Scaling = "none"
+    clip: tuple[float, float] | None = None
+    fills_missing: bool = False
+    missing_indicator: bool = False
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the values enter the network unchanged."""
+        return self.scaling == "none" and self.clip is None and not self.fills_missing
+
+    @property
+    def width(self) -> int:
+        """Number of input columns of the network."""
+        return self.dim * (1 + self.missing_indicator)
 
 
 class IdFeature(Record):
-    """One id, looked up in an embedding table; row 0 of the table means *unknown*.
+    """One id, looked up in an embedding table; row 0 of the table is the *unknown* id.
 
-    ``shared_with`` names another feature whose table this one uses.
+    ``shared_with`` names the feature whose embedding table this one uses.
     """
 
     kind: Literal["id"] = "id"
@@ -64,9 +86,9 @@ class IdFeature(Record):
 
 
 class IdListFeature(Record):
-    """Up to ``max_length`` ids, padded with -1, whose embeddings are pooled into one vector.
+    """Up to ``max_length`` ids, padded with -1; their embeddings are pooled into one vector.
 
-    ``shared_with`` names another feature whose table this one uses.
+    ``shared_with`` names the feature whose embedding table this one uses.
     """
 
     kind: Literal["id_list"] = "id_list"
@@ -86,10 +108,10 @@ class Task(Record):
     """One predicted behaviour.
 
     ``weight`` and ``weight_decay`` are ω₀ and γ of the task's loss weight ω₀·γ^epoch (PLE, RecSys
-    2020, eq. 9). ``sample_space`` names the binary label whose positives are the rows on which
-    this task's label is defined; ``None`` means every row. ``behaviour_weights`` is sample loss
-    reweighting: in the loss of a binary task a row counts 1 + Σ weight·label, over the named labels
-    of that row (:func:`models.training.losses.row_weights`).
+    2020, eq. 9). ``sample_space`` names a binary label: the task is trained and evaluated on the
+    rows where that label is 1; ``None`` means on every row. ``behaviour_weights`` is sample loss
+    reweighting: in the loss of a binary task, a row has the weight 1 + Σ weight·label over the
+    named labels of that row (:func:`models.training.losses.row_weights`).
     """
 
     name: str = Field(min_length=1)
@@ -107,40 +129,42 @@ class Task(Record):
     def _check(self) -> "Task":
         if self.loss not in LOSSES[self.kind]:
             allowed = " or ".join(LOSSES[self.kind])
-            raise ValueError(f"loss: a {self.kind} task takes {allowed}, not {self.loss}")
+            raise ValueError(f"loss: must be {allowed} for a {self.kind} task, not {self.loss}")
         if self.behaviour_weights and self.kind != "binary":
-            raise ValueError(f"behaviour_weights: is for binary tasks, not for a {self.kind}")
+            raise ValueError(
+                f"behaviour_weights: only binary tasks have them, not {self.kind} tasks"
+            )
         if self.sample_space == self.name:
             raise ValueError(f"sample_space: {self.name!r} cannot be its own sample space")
         return self
 
     @property
     def link(self) -> Link:
-        """The inverse link: takes the network's output to the task's natural scale."""
+        """The inverse link, from the network's output to the task's natural unit."""
         return LINKS[self.loss]
 
 
 class NetworkConfig(Record):
-    """Which architecture, and how many of what; fields an architecture has no use for are ignored.
+    """The architecture and its sizes; an architecture ignores the fields that it does not use.
 
     ============= ================================================================
-    architecture  counts it reads
+    architecture  fields it uses
     ============= ================================================================
-    single_task   none: one MLP and one tower a task
-    shared_bottom none: one MLP, one tower a task
+    single_task   none: one MLP and one tower per task
+    shared_bottom none: one MLP for all tasks, one tower per task
     moe, mmoe     ``num_experts``
     cgc           ``num_task_experts``, ``num_shared_experts``
     ple           ``num_task_experts``, ``num_shared_experts``, ``num_levels``
     esmm          those of ``esmm_body``
     ============= ================================================================
 
-    Expert and bottom MLPs have ``expert_hidden_units``; ``expert_output_activation`` says whether
-    the last of these layers is activated too. ``gate_hidden_units = ()`` is the linear gate of the
+    Expert and bottom MLPs have ``expert_hidden_units``; with ``expert_output_activation`` the last
+    of these layers has an activation too. ``gate_hidden_units = ()`` is the linear gate of the
     papers. A tower is an MLP of ``tower_hidden_units`` and a last linear layer of width one.
-    ``dropout`` acts on the hidden layers of experts and towers, never in a gate.
+    ``dropout`` is applied to the hidden layers of experts and towers, never in a gate.
 
-    Under ``esmm`` a binary task whose ``sample_space`` is another binary task is predicted over
-    every row, as the product of both probabilities: see :func:`links`.
+    With ``esmm``, a binary task whose ``sample_space`` is another binary task is predicted on
+    every row, as the product of the two probabilities: see :func:`links`.
     """
 
     architecture: Architecture
@@ -161,39 +185,39 @@ class NetworkConfig(Record):
 
     @property
     def body(self) -> BodyName:
-        """The architecture that makes the logits: under ESMM, the one it stands on."""
+        """The architecture that computes the logits; with ESMM, the one inside it."""
         return self.esmm_body if self.architecture == "esmm" else self.architecture
 
     @property
     def levels(self) -> int:
-        """How many extraction levels the body stacks: CGC is the PLE of one level."""
+        """Number of extraction levels; CGC is PLE with one level."""
         return self.num_levels if self.body == "ple" else 1
 
     @model_validator(mode="after")
     def _check(self) -> "NetworkConfig":
         counts = _counts(self.num_task_experts)
         if not counts or min(counts) < 0:
-            raise ValueError("num_task_experts: a count is 0 or more")
+            raise ValueError("num_task_experts: must be 0 or more")
         if self.body in ("cgc", "ple"):
             if min(counts) + self.num_shared_experts < 1:
                 raise ValueError(
                     "num_task_experts + num_shared_experts: every task needs at least 1 expert"
                 )
             if self.levels > 1 and self.num_shared_experts < 1:
-                raise ValueError("num_shared_experts: must be 1 or more where num_levels > 1")
+                raise ValueError("num_shared_experts: must be 1 or more when num_levels > 1")
         return self
 
     def task_experts(self, num_tasks: int) -> tuple[int, ...]:
-        """How many experts each of ``num_tasks`` tasks owns.
+        """Return the number of experts of each of the ``num_tasks`` tasks.
 
         Raises:
-            ValueError: ``num_task_experts`` lists another number of tasks.
+            ValueError: ``num_task_experts`` has another number of entries.
         """
         if isinstance(self.num_task_experts, int):
             return (self.num_task_experts,) * num_tasks
         if len(self.num_task_experts) != num_tasks:
             raise ValueError(
-                f"num_task_experts: {len(self.num_task_experts)} counts for {num_tasks} tasks"
+                f"num_task_experts: has {len(self.num_task_experts)} entries for {num_tasks} tasks"
             )
         return self.num_task_experts
 
@@ -203,11 +227,11 @@ def _counts(counts: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def entire_space_parents(network: NetworkConfig, tasks: Sequence[Task]) -> tuple[int | None, ...]:
-    """For each task, the column whose probability multiplies its own (ESMM), or ``None``.
+    """For each task, the column whose probability is multiplied with its own (ESMM), or ``None``.
 
     Raises:
-        ValueError: two tasks have one name; or, under ESMM, no binary task's ``sample_space`` is
-            another binary task, or one's sample space has a sample space of its own.
+        ValueError: two tasks have the same name; or, with ESMM, no binary task has another binary
+            task as ``sample_space``, or a sample space has a sample space itself.
     """
     check_unique("tasks", (task.name for task in tasks))
     if network.architecture != "esmm":
@@ -224,7 +248,7 @@ def entire_space_parents(network: NetworkConfig, tasks: Sequence[Task]) -> tuple
         if parent is not None and tasks[parent].sample_space is not None:
             raise ValueError(
                 f"sample_space: esmm multiplies two probabilities, but {task.sample_space!r}, the "
-                f"sample space of {task.name!r}, has one of its own"
+                f"sample space of {task.name!r}, has a sample space itself"
             )
     return parents
 
@@ -232,8 +256,8 @@ def entire_space_parents(network: NetworkConfig, tasks: Sequence[Task]) -> tuple
 def links(network: NetworkConfig, tasks: Sequence[Task]) -> tuple[Link, ...]:
     """The inverse link of every output column of a network.
 
-    It is the task's own, but for an ESMM column that is log pCTCVR = log(pCTR · pCVR): there it is
-    ``exp`` of a number that is never above 0.
+    An ESMM product column is log pCTCVR = log(pCTR · pCVR), a number ≤ 0: its link is ``exp``.
+    Every other column has the link of its task.
     """
     parents = entire_space_parents(network, tasks)
     return tuple(

@@ -1,8 +1,8 @@
-"""Entire space multi-task model: a behaviour after a click, learnt over all impressions.
+"""Entire space multi-task model: a behaviour after a click, learned from all impressions.
 
 Ma et al., "Entire Space Multi-Task Model: An Effective Approach for Estimating Post-Click
-Conversion Rate", SIGIR 2018, equation 1: pCTCVR = pCTR · pCVR. The product is a sum of
-log-probabilities, so that it is exact and has a gradient however small either factor is.
+Conversion Rate", SIGIR 2018, equation 1: pCTCVR = pCTR · pCVR. The product is computed as
+a sum of log-probabilities: it is exact, and has a gradient for arbitrarily small factors.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from models.networks.layers import Body
 class ESMM(nn.Module):
     """``log pCTCVR = log σ(ℓ_click) + log σ(ℓ_conversion)``, with the logits of any ``body``.
 
-    ``parents[k]`` is the column whose probability multiplies that of column ``k``; ``None`` leaves
-    column ``k`` the logit that it is.
+    ``parents[k]`` is the column whose probability is multiplied with that of column ``k``; with
+    ``None``, column ``k`` stays a logit.
     """
 
     parent: Tensor
@@ -34,12 +34,12 @@ class ESMM(nn.Module):
         self.register_buffer("is_product", is_product, persistent=False)  # [K]
 
     def forward(self, x: Rows) -> Tensor:
-        """Logits ``[B, K]``; in the product columns, log-probabilities."""
+        """Logits ``[B, K]``; product columns are log-probabilities."""
         logits = self.body(x)  # [B, K]
         log_p = functional.logsigmoid(logits)  # [B, K]
         product = log_p + log_p.index_select(1, self.parent)  # [B, K], eq. 1
         return torch.where(self.is_product, product, logits)
 
     def gate_weights(self, x: Rows) -> list[Tensor]:
-        """Those of the body."""
+        """The gate weights of the body."""
         return self.body.gate_weights(x)

@@ -1,12 +1,13 @@
-"""Feature values in, input columns out: dense values as they are, ids by their embeddings.
+"""Feature values in, input columns of the network out.
 
-Features of one embedding width share one table, in which each owns a range of rows: looking all
-of them up is then one gather, however many there are. A side's columns stand in this order: dense
-features, ids, id lists; within each as declared, ids and lists by width. A NaN in a dense value
-makes the outputs of that row NaN (of every row of that request, on the user side), and no others.
+Features with the same embedding width share one table, in which each has a range of rows, so that
+one gather looks all of them up. The columns of a side are ordered: dense features, ids, id lists;
+within each group as declared, ids and lists by width first. A NaN in a dense value that the scaling
+does not fill makes the outputs of that row NaN (of every row of that request, for a user feature)
+and no others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,10 +22,11 @@ from models.networks.config import (
     Side,
     check_unique,
 )
+from models.networks.dense import DenseScaling
 
 
 class Rows(NamedTuple):
-    """The input ``x`` of every network, in two parts so that the user's is computed once.
+    """The input ``x`` of every network, in two parts: the user part is computed once per request.
 
     Row ``b`` of ``x`` is ``[user[row_to_request[b]]; candidate[b]]``.
     """
@@ -35,7 +37,7 @@ class Rows(NamedTuple):
 
 
 class TableRange(NamedTuple):
-    """Where a feature's embeddings stand: ``size`` rows from ``first`` in table ``table``."""
+    """The embeddings of a feature: ``size`` rows from ``first`` on in table ``table``."""
 
     table: int
     first: int
@@ -43,14 +45,14 @@ class TableRange(NamedTuple):
 
 
 class InputColumns(nn.Module):
-    """Every feature of both sides, as one row of columns a side."""
+    """The features of both sides as input columns, one matrix per side."""
 
     def __init__(self, features: Sequence[Feature]) -> None:
         super().__init__()
         owners = embedding_owners(features)
         embedded = [f for f in features if not isinstance(f, DenseFeature)]
         widths = sorted({f.embedding_dim for f in embedded})
-        rows = [0] * len(widths)  # of each table, so far
+        rows = [0] * len(widths)  # used so far in each table
         ranges: dict[str, TableRange] = {}
         for f in embedded:
             if owners[f.name] == f.name:
@@ -64,6 +66,20 @@ class InputColumns(nn.Module):
         )
         self.user = SideColumns("user", features, ranges)
         self.candidate = SideColumns("candidate", features, ranges)
+
+    def fit(self, sample: Mapping[str, Tensor]) -> None:
+        """Fit the scaling of dense features on raw training rows, ``[n, dim]`` by name."""
+        for side in (self.user, self.candidate):
+            if isinstance(side.scaling, DenseScaling):
+                side.scaling.fit(sample)
+
+    def defaults(self) -> dict[str, tuple[float, ...]]:
+        """The value that stands for a missing dense feature, by name; fitted with `fit`."""
+        found: dict[str, tuple[float, ...]] = {}
+        for side in (self.user, self.candidate):
+            if isinstance(side.scaling, DenseScaling):
+                found |= side.scaling.defaults()
+        return found
 
     def forward(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor]
@@ -89,20 +105,24 @@ class SideColumns(nn.Module):
         ids = [f for f in mine if isinstance(f, IdFeature)]
         lists = [f for f in mine if isinstance(f, IdListFeature)]
         self.dense = [f.name for f in dense]
+        is_raw = all(f.is_raw for f in dense)
+        self.scaling: nn.Module = nn.Identity() if is_raw else DenseScaling(dense)
         self.lookups = nn.ModuleList(
-            IdColumns([f for f in ids if ranges[f.name].table == table], ranges)
+            IdLookup([f for f in ids if ranges[f.name].table == table], ranges)
             for table in sorted({ranges[f.name].table for f in ids})
         )
         self.lookups += [
-            IdListColumns([f for f in lists if ranges[f.name].table == table], ranges)
+            IdListLookup([f for f in lists if ranges[f.name].table == table], ranges)
             for table in sorted({ranges[f.name].table for f in lists})
         ]
         embedded = sum(f.embedding_dim for f in ids) + sum(f.embedding_dim for f in lists)
-        self.width = sum(f.dim for f in dense) + embedded
+        self.width = sum(f.width for f in dense) + embedded
 
     def forward(self, values: dict[str, Tensor], tables: list[Tensor]) -> Tensor:
         """All columns of this side, ``[., width]``."""
-        columns = [values[name] for name in self.dense]
+        columns: list[Tensor] = []
+        if len(self.dense) > 0:
+            columns.append(self.scaling(torch.cat([values[name] for name in self.dense], 1)))
         for lookup in self.lookups:
             columns.append(lookup(values, tables))  # noqa: PERF401 (TorchScript unrolls this)
         if len(columns) == 0:
@@ -110,8 +130,8 @@ class SideColumns(nn.Module):
         return torch.cat(columns, 1)  # [., width]
 
 
-class IdColumns(nn.Module):
-    """The id features of one side that share a table."""
+class IdLookup(nn.Module):
+    """Look up the id features of one side that share a table."""
 
     names: list[str]
     first: Tensor
@@ -132,8 +152,8 @@ class IdColumns(nn.Module):
         return embed(ids, self.first, self.size, tables, self.table).flatten(1)  # [., n·width]
 
 
-class IdListColumns(nn.Module):
-    """The id-list features of one side that share a table, pooled by one product."""
+class IdListLookup(nn.Module):
+    """Look up the id-list features of one side that share a table; one product pools them."""
 
     names: list[str]
     first: Tensor
@@ -152,7 +172,9 @@ class IdListColumns(nn.Module):
         is_mean = torch.tensor([f.pooling == "mean" for f in features])
         self.register_buffer("first", first.repeat_interleave(lengths), persistent=False)  # [ΣL]
         self.register_buffer("size", size.repeat_interleave(lengths), persistent=False)  # [ΣL]
-        self.register_buffer("member", member, persistent=False)  # [n, ΣL]: whose position it is
+        self.register_buffer(
+            "member", member, persistent=False
+        )  # [n, ΣL]: the list of each position
         self.register_buffer("is_mean", is_mean.unsqueeze(1), persistent=False)  # [n, 1]
 
     def forward(self, values: dict[str, Tensor], tables: list[Tensor]) -> Tensor:
@@ -167,11 +189,11 @@ class IdListColumns(nn.Module):
 
 
 def embedding_owners(features: Sequence[Feature]) -> dict[str, str]:
-    """For each id or id-list feature, the feature whose embedding table it uses (mostly itself).
+    """For each id or id-list feature, the feature whose embedding table it uses (often itself).
 
     Raises:
-        ValueError: two features have one name, or ``shared_with`` names a feature that has no
-            table of its own, or one of another vocabulary or width.
+        ValueError: two features have the same name, or ``shared_with`` names a feature that has
+            no table, or whose table has another size.
     """
     check_unique("features", (feature.name for feature in features))
     tables = {f.name: f for f in features if not isinstance(f, DenseFeature)}
@@ -195,9 +217,9 @@ def embedding_owners(features: Sequence[Feature]) -> dict[str, str]:
 def embed(ids: Tensor, first: Tensor, size: Tensor, tables: list[Tensor], table: int) -> Tensor:
     """Rows of ``tables[table]`` ``[rows, width]`` for ``ids`` ``[., n]``, as ``[., n, width]``.
 
-    Column ``i`` owns ``size[i]`` rows from ``first[i]``; an id outside them takes the first,
-    which means *unknown*. The row of an int8 table is multiplied by its scale: behind the tables
-    stand as many of scales, ``[rows, 1]`` (:func:`models.export.precision.quantised`).
+    Column ``i`` has ``size[i]`` rows from ``first[i]`` on; an id outside that range takes the first
+    row, the *unknown* id. A row of an int8 table is multiplied by its scale; the list then holds
+    all tables followed by their scales ``[rows, 1]`` (:func:`models.export.precision.quantised`).
     """
     known = (ids >= 0) & (ids < size)  # [., n]
     row = torch.where(known, ids, 0) + first  # [., n]

@@ -1,9 +1,9 @@
-"""Gates, and the mix: which experts each gate sees, how much it takes of each.
+"""Gates, and the weighted sum of experts that they select.
 
 A gate is a softmax of a linear map (or of an MLP) over the experts that it sees. All gates of a
-level give one tensor of weights ``[B, G, E]`` over all experts of that level, with zeros where a
-gate does not look, so that one batched product mixes for all of them. Gates have neither dropout
-nor normalisation, and their softmax is in full precision whatever the experts compute in.
+level give one tensor of weights ``[B, G, E]`` over all experts of that level, zero for an expert
+that a gate does not see, so that one batched product mixes for all gates. Gates have no dropout
+and no normalisation; their softmax is in full precision, whatever the precision of the experts.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from models.networks.layers import InputLinear, InputMLP, StackedLinear, Stacked
 
 
 class Softmax(nn.Module):
-    """Each gate's softmax over the experts that it sees; 0 for those that it does not.
+    """Softmax of each gate over the experts that it sees; 0 for all others.
 
     ``sees[g]`` are the experts of gate ``g``, in the order of its logits.
     """
@@ -32,14 +32,16 @@ class Softmax(nn.Module):
         self.num_experts = num_experts
         self.is_full = all(list(experts) == list(range(num_experts)) for experts in sees)
         widths = self.widths = [len(experts) for experts in sees]
-        column = torch.full((len(sees), num_experts), sum(widths))  # past the last: unseen
+        column = torch.full(
+            (len(sees), num_experts), sum(widths)
+        )  # the column after the last: not seen
         for gate, experts in enumerate(sees):
             start = sum(widths[:gate])
             column[gate, list(experts)] = torch.arange(start, start + len(experts))
         self.register_buffer("column", column.flatten(), persistent=False)  # [G·E]
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Weights ``[B, G, E]``, in full precision, of logits ``[B, Σ seen]``, gate after gate."""
+        """Weights ``[B, G, E]`` in full precision, from logits ``[B, Σ seen]`` in gate order."""
         logits = full_precision(logits)
         if not self.is_full:
             logits = functional.pad(logits, (0, 1), value=float("-inf"))  # [B, Σ seen + 1]
@@ -48,7 +50,7 @@ class Softmax(nn.Module):
 
 
 class GateHeads(nn.Module):
-    """The last linear layer of every gate; neighbours of one width run side by side."""
+    """The last linear layer of every gate; neighbouring gates of the same width run together."""
 
     counts: list[int]
 
@@ -61,7 +63,7 @@ class GateHeads(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[B, Σ widths]`` of the gates' own inputs ``[G, B, in]``."""
+        """Logits ``[B, Σ widths]`` from one input per gate, ``[G, B, in]``."""
         logits: list[Tensor] = []
         first = 0
         for i, run in enumerate(self.runs):
@@ -73,7 +75,7 @@ class GateHeads(nn.Module):
 
 
 class Gates(nn.Module):
-    """Gates that each read their own input ``[G, B, in]``: the levels above the first."""
+    """Gates with one input each, ``[G, B, in]``: those of the levels above the first."""
 
     def __init__(
         self, sees: Sequence[Sequence[int]], num_experts: int, inputs: int, config: NetworkConfig

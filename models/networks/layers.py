@@ -1,11 +1,11 @@
-"""What the architectures are made of: stacked linear maps, experts, towers.
+"""Layers of the architectures: stacked linear maps, experts, towers.
 
-The ``E`` experts of a level run side by side, one batched matrix product a layer, with the expert
-as the leading axis of weights ``[E, in, out]`` and activations ``[E, B, out]``: the layout in which
-a batched product copies neither.
+The ``E`` experts of a level run together, one batched matrix product per layer. The expert is the
+leading axis of weights ``[E, in, out]`` and activations ``[E, B, out]``: with this layout a batched
+product copies neither.
 
-The first layer of whatever reads the input ``x = [u; c]`` is split, by
-``[u; c] W + b = (u W_u + b) + c W_c``: the bracket is computed once a request and gathered to rows.
+The first layer on the input ``x = [u; c]`` is split: ``[u; c] W + b = (u W_u + b) + c W_c``. The
+term in brackets is computed once per request and gathered to rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,33 +30,33 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 
 
 class Body(Protocol):
-    """An architecture: a module from the input ``x`` to one output a task."""
+    """An architecture: a module from the input ``x`` to one output per task."""
 
     def __call__(self, x: Rows) -> Tensor:
         """Outputs ``[B, K]`` before the inverse link, in full precision."""
         ...
 
     def gate_weights(self, x: Rows) -> list[Tensor]:
-        """Each level's gate weights ``[B, gates, experts]``; empty without gates."""
+        """Gate weights ``[B, gates, experts]`` of each level; empty without gates."""
         ...
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """``x`` in float32, or float64 where it is that: the precision of softmax and of logits."""
+    """Return ``x`` in float32, or unchanged if float64: the precision of softmax and logits."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def draw(*shape: int, inputs: int) -> nn.Parameter:
-    """A parameter drawn from U(-1/√inputs, 1/√inputs), every entry its own draw."""
+    """Draw a parameter from U(-1/√inputs, 1/√inputs), every entry independently."""
     bound = inputs**-0.5
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
 def experts_at_once(count: int, rows: int, width: int, like: Tensor) -> int:
-    """How many of ``count`` experts to run side by side, so that a layer stays within a cache.
+    """How many of ``count`` experts to run together so that a layer fits in the CPU cache.
 
-    On a CPU, activations past about 1 MB cost more in memory than the batched product saves. Only
-    the scripted form asks: gradients and traced graphs want one product.
+    On a CPU, activations above about 1 MB cost more memory time than the batched product saves.
+    Only the scripted form limits the number: training and traced graphs use one product.
     """
     if not torch.jit.is_scripting() or like.is_cuda:  # type: ignore[attr-defined]
         return count
@@ -64,7 +64,7 @@ def experts_at_once(count: int, rows: int, width: int, like: Tensor) -> int:
 
 
 class StackedLinear(nn.Module):
-    """``count`` linear maps, each of its own input."""
+    """``count`` linear maps, each with its own input."""
 
     bias: Tensor
 
@@ -133,7 +133,7 @@ class InputLinear(nn.Module):
 
 
 class StackedMLP(nn.Module):
-    """``count`` MLPs of the same widths, each of its own input; the last layer may stay linear."""
+    """``count`` MLPs with equal widths, each with its own input; the last layer may be linear."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class StackedMLP(nn.Module):
 
 
 class InputMLP(nn.Module):
-    """``count`` MLPs of the one input ``x``."""
+    """``count`` MLPs that all read the input ``x``."""
 
     def __init__(
         self,
@@ -214,13 +214,13 @@ class InputMLP(nn.Module):
 
 
 def hidden_activation(activation: Activation, dropout: float) -> nn.Module:
-    """What follows the linear part of a hidden layer."""
+    """The activation of a hidden layer, followed by dropout if there is any."""
     function = ACTIVATIONS[activation]()
     return nn.Sequential(function, nn.Dropout(dropout)) if dropout > 0 else function
 
 
 class Towers(nn.Module):
-    """One tower a task: an MLP, then a linear layer of width one in full precision."""
+    """One tower per task: an MLP, then a linear layer of width one in full precision."""
 
     def __init__(self, num_tasks: int, inputs: int, config: NetworkConfig) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class Towers(nn.Module):
         self.last_bias = draw(num_tasks, 1, 1, inputs=widths[-1])  # [K, 1, 1]
 
     def forward(self, z: Tensor) -> Tensor:
-        """Logits ``[B, K]`` of the tasks' own inputs ``[K, B, d]``."""
+        """Logits ``[B, K]`` from one input per task, ``[K, B, d]``."""
         h = full_precision(self.hidden(z))  # [K, B, t]
         weight, bias = full_precision(self.last_weight), full_precision(self.last_bias)
         logits = torch.baddbmm(bias, h, weight)  # [K, B, 1]
@@ -239,7 +239,7 @@ class Towers(nn.Module):
 
 
 def input_experts(count: int, inputs: tuple[int, int], config: NetworkConfig) -> InputMLP:
-    """``count`` experts of the input ``x``, as ``config`` describes an expert."""
+    """``count`` experts that read the input ``x``, with the sizes of ``config``."""
     return InputMLP(
         count,
         inputs,

@@ -1,4 +1,4 @@
-"""Multi-gate mixture of experts: common experts, a gate for each task.
+"""Multi-gate mixture of experts: shared experts, one gate per task.
 
 Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate
 Mixture-of-Experts", KDD 2018, equations 6 to 8.

@@ -4,9 +4,9 @@ Tang et al., "Progressive Layered Extraction (PLE): A Novel Multi-Task Learning 
 Personalized Recommendations", RecSys 2020, equations 6 and 7 and figure 5. The experts of a level
 are in the order of :mod:`models.networks.cgc`.
 
-Two things decide whether a network is this one. From the second level on a gate selects by the
-*previous level's output*, not by ``x``; and the gate of the shared part sees the experts of
-*every* task beside the shared ones. The last level has no shared gate: nothing would read it.
+Two details distinguish PLE from similar networks. From the second level on, the input of a gate is
+the *previous level's output*, not ``x``; and the shared gate sees the experts of *every* task as
+well as the shared ones. The last level has no shared gate, because nothing would read its output.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def level_gates(task_experts: Sequence[int], num_shared: int, *, last: bool) -> 
 
 
 class Level(nn.Module):
-    """A level above the first: from ``X^j`` to ``X^{j+1}``, a row each for K tasks and shared."""
+    """A level above the first: from ``X^j`` to ``X^{j+1}``, one matrix per task and one shared."""
 
     owner: Tensor
 
@@ -36,7 +36,9 @@ class Level(nn.Module):
         super().__init__()
         counts = (*config.task_experts(num_tasks), config.num_shared_experts)
         owner = torch.arange(num_tasks + 1).repeat_interleave(torch.tensor(counts))
-        self.register_buffer("owner", owner, persistent=False)  # [Σm_t + m_s]: whose X it reads
+        self.register_buffer(
+            "owner", owner, persistent=False
+        )  # [Σm_t + m_s]: the X that each expert reads
         d = config.expert_hidden_units[-1]
         self.experts = StackedMLP(
             sum(counts),
@@ -50,9 +52,9 @@ class Level(nn.Module):
         self.gates = Gates(sees, sum(counts), d, config)
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """From ``X`` ``[K + 1, B, d]`` the next one, and the weights ``[B, G, Σm_t + m_s]``.
+        """Map ``X`` ``[K + 1, B, d]`` to the next ``X`` and the weights ``[B, G, Σm_t + m_s]``.
 
-        The next ``X`` has ``G`` rows: K + 1, or K after the last level.
+        The next ``X`` is ``[G, B, d]`` with G = K + 1, or K after the last level.
         """
         e = self.experts(X, self.owner)  # [Σm_t + m_s, B, d]
         g = self.gates(X[: self.num_gates])  # [B, G, Σm_t + m_s]
@@ -68,14 +70,14 @@ class PLE(nn.Module):
         num_experts = sum(task_experts) + config.num_shared_experts
         N = config.levels
         sees = level_gates(task_experts, config.num_shared_experts, last=N == 1)
-        self.experts = input_experts(num_experts, inputs, config)  # level 1: every selector is x
+        self.experts = input_experts(num_experts, inputs, config)  # level 1: every gate reads x
         self.gates = InputGates(sees, num_experts, inputs, config)
         self.levels = nn.ModuleList(Level(num_tasks, config, last=j == N) for j in range(2, N + 1))
         self.towers = Towers(num_tasks, config.expert_hidden_units[-1], config)
 
     def forward(self, x: Rows) -> Tensor:
         """Logits ``[B, K]``."""
-        X = mix(self.gates(x), self.experts(x))  # [K + 1, B, d], eq. 6 of level 1
+        X = mix(self.gates(x), self.experts(x))  # [K + 1, B, d], eq. 6 for level 1
         for level in self.levels:
             X, _ = level(X)  # [K + 1, B, d]; the last level: [K, B, d]
         logits: Tensor = self.towers(X)  # [B, K], eq. 7

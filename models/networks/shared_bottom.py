@@ -1,4 +1,4 @@
-"""Shared-Bottom: one MLP for all tasks, a tower for each (Caruana, "Multitask Learning", 1997).
+"""Shared-Bottom: one MLP for all tasks, one tower per task (Caruana, "Multitask Learning", 1997).
 
 The form is equation 1 of Ma et al., "Modeling Task Relationships in Multi-task Learning with
 Multi-gate Mixture-of-Experts", KDD 2018.

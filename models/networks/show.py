@@ -1,7 +1,7 @@
-"""A network as a table: its parts, their shapes, parameters and floating-point operations.
+"""A network as a table: parts, shapes, parameters and floating-point operations.
 
-An operation count is of the matrix products alone, two operations a weight and row: what a forward
-pass is bound by. The user's part of the first layer counts once a request, all else once a row.
+Only matrix products are counted, two operations per weight and row. The user part of the first
+layer counts once per request, everything else once per row.
 """
 
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ class Part:
 
 
 def parts(network: RankingNetwork) -> list[Part]:
-    """The parts of a network in the order in which a row meets them."""
+    """The parts of a network in the order of the forward pass."""
     return [
         part for name, module in network.named_modules() for part in parts_of(name, module, network)
     ]
 
 
 def parts_of(name: str, module: nn.Module, network: RankingNetwork) -> Iterator[Part]:
-    """The lines of one module: none for a module that only holds others."""
+    """The table lines of one module; none for a module that only contains others."""
     if isinstance(module, nn.ParameterList):
         for i, table in enumerate(module):
             yield Part(f"{name}.{i}", "{} ids × {}".format(*table.shape), table.numel())
@@ -62,17 +62,17 @@ def parts_of(name: str, module: nn.Module, network: RankingNetwork) -> Iterator[
 
 
 def own_parameters(module: nn.Module) -> int:
-    """How many numbers the module itself holds, without its children's."""
+    """Number of parameters of the module itself, without its children."""
     return sum(parameter.numel() for parameter in module.parameters(recurse=False))
 
 
 def expert_width(network: RankingNetwork) -> int:
-    """The width of what gates mix and towers read."""
+    """The output width of an expert, which is the input width of a tower."""
     return next(module.inputs for module in network.modules() if isinstance(module, Towers))
 
 
 def render(network: RankingNetwork) -> Table:
-    """A table to print with ``rich.console.Console().print``; its last line sums the others up."""
+    """The table, for ``rich.console.Console().print``; the last line is the sum."""
     lines = parts(network)
     total = Part(
         "total",
@@ -84,7 +84,7 @@ def render(network: RankingNetwork) -> Table:
     table = Table(title=type(network.body).__name__)
     for heading in ("part", "shape"):
         table.add_column(heading)
-    for heading in ("parameters", "FLOPs a row", "FLOPs a request"):
+    for heading in ("parameters", "FLOPs per row", "FLOPs per request"):
         table.add_column(heading, justify="right")
     for part in [*lines, total]:
         if part is total:

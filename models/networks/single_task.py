@@ -1,7 +1,7 @@
-"""A network of its own for every task, over shared embeddings: what sharing is measured against.
+"""One network per task over shared embeddings: the baseline that sharing is measured against.
 
-No source; with the tasks' losses added it trains all of them at once and shares no weight but the
-embeddings'. Notation: :mod:`models.networks.mmoe`.
+It has no paper. The sum of the task losses trains all networks at once; they share no weights
+except the embeddings. Notation: :mod:`models.networks.mmoe`.
 """
 
 from torch import Tensor, nn

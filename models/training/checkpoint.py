@@ -1,7 +1,7 @@
-"""Checkpoints: a training run that was stopped goes on as if it had not been.
+"""Checkpoints: an interrupted training run resumes and ends with the same result.
 
-A checkpoint is one safetensors file: tensors for weights, moments and random states, and JSON in
-its metadata for everything else. It holds no code, so nothing in it is run when it is read.
+A checkpoint is one safetensors file: tensors for weights, moments and random states, JSON in its
+metadata for everything else. It contains no code, so reading one runs nothing.
 """
 
 import copy
@@ -20,24 +20,24 @@ from models import data
 from models.training.experiment import Experiment, TrainingConfig
 from models.training.report import Epoch
 
-FREE = {"epochs", "patience", "threads"}  # of the training table: a run may go on with others
+MAY_CHANGE = {"epochs", "patience", "threads"}  # keys of [training] that a resumed run may change
 
 
 class CheckpointInvalid(ValueError):
-    """A checkpoint cannot be gone on from. The message is one line."""
+    """Training cannot resume from a checkpoint. The message is one line."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run has come.
+    """Progress of a training run.
 
     Attributes:
-        rows: of the training set, by which it is known again.
-        epoch: the running one, from 1.
-        batches: of that epoch, learnt from.
+        rows: size of the training set, to detect other data.
+        epoch: the current one, from 1.
+        batches: done in the current epoch.
         loss_sum: over those batches.
         best_loss: the lowest validation loss, of epoch `best_epoch`.
-        epochs: those that are over.
+        epochs: results of the finished epochs.
     """
 
     rows: int
@@ -49,24 +49,24 @@ class Progress:
     epochs: list[Epoch] = field(default_factory=list)
 
     def is_over(self, training: TrainingConfig) -> bool:
-        """Whether no epoch is to come."""
+        """Whether training has ended: all epochs done, or no improvement for `patience` epochs."""
         stale = self.epoch - 1 - self.best_epoch >= training.patience and self.best_epoch > 0
         return self.epoch > training.epochs or stale
 
 
 class TrainingState:
-    """Everything that a training run changes."""
+    """Everything that a training run changes: weights, optimiser, random states, progress."""
 
     def __init__(
         self, network: nn.Module, experiment: Experiment, rows: int, *, path: Path | None = None
     ) -> None:
-        """Stand at the beginning.
+        """Create the state of a new run.
 
         Args:
-            network: as it was built.
-            experiment: what is run.
-            rows: of the training set.
-            path: of the checkpoint; `None` where none is wanted.
+            network: as built.
+            experiment: the configuration.
+            rows: number of training rows.
+            path: of the checkpoint; `None` for none.
         """
         training = experiment.training
         self.path = path
@@ -81,15 +81,15 @@ class TrainingState:
         self.shuffle = torch.Generator().manual_seed(training.seed)
         self.dropout = _random_state(training.seed)  # of torch's own generator
         self.progress = Progress(rows)
-        self._epoch_shuffle = self.shuffle.get_state()  # as the running epoch found it
+        self._epoch_shuffle = self.shuffle.get_state()  # at the start of the current epoch
         self._best = copy.deepcopy(network.state_dict())
 
     def begin_epoch(self) -> None:
-        """Remember from where the running epoch's batches are drawn."""
+        """Remember the random state from which the batches of this epoch are drawn."""
         self._epoch_shuffle = self.shuffle.get_state()
 
     def end_epoch(self, epoch: Epoch) -> None:
-        """An epoch is over; its weights are kept if they are the best so far."""
+        """Record a finished epoch; keep its weights if they are the best so far."""
         progress = self.progress
         if epoch.is_best:
             progress.best_loss, progress.best_epoch = epoch.validation_loss, epoch.number
@@ -99,11 +99,11 @@ class TrainingState:
         self._epoch_shuffle = self.shuffle.get_state()
 
     def keep_best(self) -> None:
-        """Give the network the weights of the best epoch."""
+        """Load the weights of the best epoch into the network."""
         self.network.load_state_dict(self._best)
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, whole or not at all; torch's random state now is part of it."""
+        """Write a checkpoint atomically, with the current random state of torch."""
         tensors = {
             **{f"network.{name}": value for name, value in self.network.state_dict().items()},
             **{f"best.{name}": value for name, value in self._best.items()},
@@ -122,24 +122,26 @@ class TrainingState:
         written.replace(path)
 
     def restore(self) -> None:
-        """Take everything from the checkpoint.
+        """Load everything from the checkpoint.
 
         Raises:
-            CheckpointInvalid: there is none, or it is of another experiment or other data.
+            CheckpointInvalid: there is none, or it belongs to another experiment or other data.
         """
         path = self.path
         if path is None:
-            raise CheckpointInvalid("there is no checkpoint to resume from")
+            raise CheckpointInvalid("no checkpoint to resume from")
         tensors, metadata = _read(path)
         was, now = json.loads(metadata["experiment"]), _fixed(self._experiment)
         if differing := sorted(name for name in was | now if was.get(name) != now.get(name)):
-            raise CheckpointInvalid(f"{path}: was made with another {', '.join(differing)}")
+            raise CheckpointInvalid(
+                f"{path}: cannot resume: changed since the checkpoint: {', '.join(differing)}"
+            )
         fields = json.loads(metadata["progress"])
         fields["epochs"] = [Epoch(**each) for each in fields["epochs"]]
         progress = Progress(**fields)
         if progress.rows != self.progress.rows:
             raise CheckpointInvalid(
-                f"{path}: was made with {progress.rows} rows to learn from, now there are "
+                f"{path}: cannot resume: the training set had {progress.rows} rows and now has "
                 f"{self.progress.rows}"
             )
         self.progress = progress
@@ -166,16 +168,16 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if not {"progress", "experiment"} <= metadata.keys():
-                raise CheckpointInvalid(f"{path}: is no checkpoint")
+                raise CheckpointInvalid(f"{path}: not a checkpoint")
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError:
-        raise CheckpointInvalid(f"{path}: there is no checkpoint to resume from") from None
+        raise CheckpointInvalid(f"{path}: no checkpoint to resume from") from None
     except SafetensorError as error:
         raise CheckpointInvalid(f"{path}: cannot be read: {error}") from error
 
 
 def _fixed(experiment: Experiment) -> dict[str, object]:
-    """What of an experiment may not change between a checkpoint and its resumption."""
+    """The part of an experiment that must not change between a checkpoint and its resumption."""
     fields: dict[str, object] = experiment.model_dump(
         mode="json", include={"name", "network", "tasks", "data", "embedding"}
     )
@@ -183,8 +185,8 @@ def _fixed(experiment: Experiment) -> dict[str, object]:
         name: sha256(content).hexdigest()
         for name, content in data.vocabulary_files(experiment.data).items()
     }
-    fields["vocabulary"] = vocabularies  # it is a file, which may have been made anew
-    return fields | {"training": experiment.training.model_dump(mode="json", exclude=FREE)}
+    fields["vocabulary"] = vocabularies  # files, which may have been rewritten
+    return fields | {"training": experiment.training.model_dump(mode="json", exclude=MAY_CHANGE)}
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

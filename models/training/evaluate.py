@@ -1,17 +1,17 @@
-"""How good the scores are, on requests that training never saw.
+"""Metrics of a network on held-out requests.
 
-The figures of a task:
+The metrics of a task:
 
-- binary: `auc`; `user_auc`, the mean of each user's own AUC, since a request ranks one user's
-  candidates; `calibration`;
-- duration: `mae`, in seconds; `xauc`, the share of row pairs that are ordered as they turned out
-  (Zhan et al., KDD 2022); `calibration`;
+- binary: `auc`; `user_auc`, the mean AUC over users, since a request ranks the candidates of one
+  user; `ndcg_10`, the mean NDCG over requests; `calibration`;
+- duration: `mae` in seconds; `xauc`, the share of row pairs in the right order (Zhan et al., KDD
+  2022); `calibration`;
 - regression: `mae` and `mse`.
 
-`calibration` is Σ predicted / Σ observed: 1 is right, 1.2 promises a fifth too much. Where the
-data knows its true expectations, `oracle_…` is the same figure for them: except by luck nobody has
-a higher AUC. (Of a skewed duration the median has the smaller `mae`.) A figure that is not defined,
-such as the AUC of one class, is left out.
+`calibration` is Σ predicted / Σ observed: 1 is perfect, 1.2 is 20 % too high. For simulated data,
+whose true expectations are known, `oracle_…` is the same metric of those: an upper bound of AUC but
+for sampling noise. (The median of a skewed duration has a smaller `mae`.) A metric that is not
+defined, such as the AUC of one class, is left out.
 """
 
 import math
@@ -33,11 +33,12 @@ Groups = npt.NDArray[np.int64]
 Evaluation = dict[str, dict[str, float]]
 
 XAUC_PAIRS = 200_000
+TOP = 10  # positions of a request that NDCG counts
 ORACLE = "oracle_"
 
 
 def auc(labels: Values, scores: Values) -> float:
-    """The probability that a positive outranks a negative, ties counting half; NaN for one class.
+    """The probability that a positive ranks above a negative; ties count half, NaN for one class.
 
     Args:
         labels: `[B]`, 0 or 1.
@@ -47,7 +48,7 @@ def auc(labels: Values, scores: Values) -> float:
 
 
 def mean_group_auc(labels: Values, scores: Values, groups: Groups) -> float:
-    """The mean AUC over the groups that have both classes; NaN where none has.
+    """The mean AUC over the groups with both classes; NaN if there is none.
 
     The AUC of a group of P positives and N negatives is (Σ ranks of positives - P(P+1)/2) / PN
     (Mann and Whitney 1947), tied scores sharing their mean rank.
@@ -55,7 +56,7 @@ def mean_group_auc(labels: Values, scores: Values, groups: Groups) -> float:
     Args:
         labels: `[B]`, 0 or 1.
         scores: `[B]`, on any scale.
-        groups: int64 `[B]`, whom each row belongs to.
+        groups: int64 `[B]`, the group of each row.
     """
     if len(labels) == 0:
         return math.nan
@@ -75,16 +76,42 @@ def mean_group_auc(labels: Values, scores: Values, groups: Groups) -> float:
     return float(np.mean(above[both] / (positives * negatives)[both])) if both.any() else math.nan
 
 
-def xauc(labels: Values, scores: Values, *, pairs: int = XAUC_PAIRS, seed: int = 0) -> float:
-    """The share of sampled pairs that `scores` order as `labels` do, ties in scores counting half.
+def ndcg(labels: Values, scores: Values, requests: Groups, *, top: int = TOP) -> float:
+    """The mean NDCG of the first `top` rows over the requests with a positive and two rows or more.
 
-    Pairs of equal labels do not count; NaN where no pair is left.
+    A positive at position i (from 1) has the gain 1/log2(i + 1); 1 is the best possible order. NaN
+    if no such request exists.
+
+    Args:
+        labels: `[B]`, 0 or 1.
+        scores: `[B]`, on any scale; ties are in the order of the rows.
+        requests: int64 `[B]`, the request of each row.
+        top: number of positions.
+    """
+    if len(labels) == 0:
+        return math.nan
+    order = np.lexsort((-scores, requests))  # by request, then the best score first
+    _, request, sizes = np.unique(requests[order], return_inverse=True, return_counts=True)
+    position = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[request]  # [B] from 0
+    gain = np.where(position < top, 1 / np.log2(position + 2), 0)  # [B]
+    found = np.bincount(request, weights=gain * labels[order])  # [R]
+    positives = np.bincount(request, weights=labels[order]).astype(np.int64)  # [R]
+    ideal = np.cumsum(1 / np.log2(np.arange(top) + 2))  # [top] with 1, 2, … positives
+    counted = (positives > 0) & (sizes > 1)
+    best = ideal[np.minimum(positives, top) - 1]
+    return float(np.mean((found / best)[counted])) if counted.any() else math.nan
+
+
+def xauc(labels: Values, scores: Values, *, pairs: int = XAUC_PAIRS, seed: int = 0) -> float:
+    """The share of sampled pairs that `scores` order like `labels`; ties in scores count half.
+
+    Pairs with equal labels are not counted; NaN if no pair is left.
 
     Args:
         labels: `[B]` numbers.
         scores: `[B]`, on any scale.
-        pairs: how many pairs are drawn, with replacement.
-        seed: draws them.
+        pairs: number of pairs to draw, with replacement.
+        seed: of the draw.
     """
     if len(labels) == 0:
         return math.nan
@@ -106,17 +133,20 @@ def mse(labels: Values, scores: Values) -> float:
 
 
 def calibration(labels: Values, scores: Values) -> float:
-    """Σ predicted / Σ observed; NaN where nothing was observed."""
+    """Σ predicted / Σ observed; NaN if Σ observed is 0."""
     observed = float(labels.sum())
     return float(scores.sum()) / observed if observed > 0 else math.nan
 
 
-def figures(kind: TaskKind, labels: Values, scores: Values, users: Groups) -> dict[str, float]:
-    """One task's defined figures, for `[B]` labels, scores and the users they belong to."""
+def figures(
+    kind: TaskKind, labels: Values, scores: Values, users: Groups, requests: Groups
+) -> dict[str, float]:
+    """The metrics of one task that are defined, from `[B]` labels, scores, users and requests."""
     metrics: dict[TaskKind, dict[str, Callable[[Values, Values], float]]] = {
         "binary": {
             "auc": auc,
             "user_auc": lambda labels, scores: mean_group_auc(labels, scores, users),
+            "ndcg_10": lambda labels, scores: ndcg(labels, scores, requests),
             "calibration": calibration,
         },
         "duration": {"mae": mae, "xauc": xauc, "calibration": calibration},
@@ -127,7 +157,7 @@ def figures(kind: TaskKind, labels: Values, scores: Values, users: Groups) -> di
 
 
 def predict(network: nn.Module, dataset: Dataset, *, batch_rows: int = 8192) -> Tensor:
-    """The outputs for every row, `[B, K]`, before the inverse link, in evaluation mode."""
+    """Run the network in evaluation mode; outputs `[B, K]` before the inverse link."""
     network.eval()
     with torch.inference_mode():
         outputs = [
@@ -140,25 +170,27 @@ def predict(network: nn.Module, dataset: Dataset, *, batch_rows: int = 8192) -> 
 def evaluate(
     network: nn.Module, dataset: Dataset, tasks: Sequence[Task], outputs: Sequence[TaskOutput]
 ) -> Evaluation:
-    """Each task's figures over its sample space, on the scores that the service would give.
+    """Metrics of each task over its sample space, from the scores that the service would return.
 
     Args:
-        network: gives `[B, K]`, before the inverse link.
+        network: returns `[B, K]` before the inverse link.
         dataset: held-out requests.
         tasks: the K tasks, in column order.
-        outputs: how their columns become scores.
+        outputs: link and clamp of each column.
     """
     raw = predict(network, dataset).float().numpy()
     scores = link_and_clamp(raw, tuple(outputs)).astype(np.float64)  # [B, K]
-    users = dataset.users[dataset.row_to_request].numpy()  # [R] → [B]
+    requests = dataset.row_to_request.numpy()  # [B]
+    users = dataset.users.numpy()[requests]  # [R] → [B]
     evaluation = {}
     for k, (task, output) in enumerate(zip(tasks, outputs, strict=True)):
         label, inside = target(task, output.link, dataset.labels)
         rows, observed = inside.numpy(), label.double().numpy()
-        seen = figures(task.kind, observed[rows], scores[rows, k], users[rows])
+        groups = users[rows], requests[rows]
+        seen = figures(task.kind, observed[rows], scores[rows, k], *groups)
         expected = _expected(task, output.link, dataset.expected)
         if expected is not None:
-            oracle = figures(task.kind, observed[rows], expected[rows], users[rows])
+            oracle = figures(task.kind, observed[rows], expected[rows], *groups)
             seen |= {ORACLE + name: value for name, value in oracle.items()}
         evaluation[task.name] = seen
     return evaluation

@@ -1,4 +1,4 @@
-"""One TOML file, one experiment: network, tasks, data, training and ranking, checked when read.
+"""An experiment: one TOML file with network, tasks, data, training and ranking.
 
 ```toml
 name = "feed"                        # the model's name in the store
@@ -6,14 +6,14 @@ name = "feed"                        # the model's name in the store
 [network]                            # models.networks.config.NetworkConfig
 architecture = "mmoe"
 
-[[tasks]]                            # models.networks.config.Task, one table each, in order
+[[tasks]]                            # models.networks.config.Task; the order is that of the outputs
 name = "click"
 kind = "binary"
 
-[data]                               # models.data: source = "feed" or "synthetic", and its size;
-source = "feed"                      # or "files" and a schema_file: models.data.schema
+[data]                               # models.data: source = "feed" or "synthetic", with its size,
+source = "feed"                      # or "files" with a schema_file: models.data.schema
 
-[embedding]                          # of every id and id list; the data says which there are
+[embedding]                          # the embeddings of every id and id list
 dim = 16
 
 [training]                           # TrainingConfig
@@ -22,51 +22,70 @@ epochs = 5
 [ranking]                            # app.ranking.policy.Policy: how task scores are fused
 weights = { click = 1.0 }
 
-[export]                             # ExportConfig: precision, and what it may cost; left out,
-precision = "bf16"                   # fp32; else bf16, fp16 or int8-embeddings, if near enough
+[export]                             # ExportConfig: precision, and how far scores may change;
+precision = "bf16"                   # fp32 (default), bf16, fp16 or int8-embeddings
 
-[clamp]                              # per task: the interval that scores are cut to
+[clamp]                              # per task: the interval to which scores are clamped
 dwell = [0, 600]
 ```
 
-`extends = "other.toml"`, a path beside the file, takes every table that the file itself does not
-have from that other one, whole; so experiments that differ in one table are one table long.
+`extends = "other.toml"`, relative to the file, takes every table that the file does not have from
+the other file. A table is replaced as a whole.
 """
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from app.artifacts.manifest import Float32, Name, PrecisionName
+from app.errors import did_you_mean
 from app.ranking.policy import Policy
 from models import data
 from models.data import SOURCES, DataConfig
 from models.networks.config import Feature, NetworkConfig, Pooling, Record, Task, links
 
-LONGEST_UNIT = 32  # that a manifest holds
+MAX_UNIT_LENGTH = 32  # limit of the manifest
+SHOWN_KEYS = 12
+USUAL_NAMES = {
+    "lr": "learning_rate",
+    "batch_size": "batch_rows",
+    "early_stopping": "patience",
+    "embedding_dim": "dim",
+    "hidden_units": "expert_hidden_units",
+}
+"""Keys of other libraries, and what they are called here."""
 
 
 class ExperimentInvalid(ValueError):
-    """An experiment file cannot be used. The message is one line: file, field, rule."""
+    """An experiment file cannot be used. The message is one line with file, key and rule."""
 
 
 class EmbeddingConfig(Record):
-    """The embedding tables: `dim` columns each; `pooling` makes one vector of an id list."""
+    """Embedding tables with `dim` columns; `pooling` combines the embeddings of an id list."""
 
     dim: PositiveInt = 16
     pooling: Pooling = "mean"
 
 
 class TrainingConfig(Record):
-    """How the network learns.
+    """Optimisation.
 
-    A batch has about `batch_rows` candidates, cut between requests. Training stops after `epochs`,
-    or when the validation loss has not improved for `patience` epochs; the best epoch's weights
-    are kept either way. The optimiser is AdamW, which is Adam where `weight_decay` is 0.
+    A batch has about `batch_rows` candidates, in whole requests. Training stops after `epochs`, or
+    when the validation loss has not improved for `patience` epochs; the weights of the best epoch
+    are kept. The optimiser is AdamW, which is Adam if `weight_decay` is 0.
 
-    `threads` work within an operator. One is the default, because operators of this size gain
-    little from a second thread, and lose much where it has to wait for a busy core.
+    `threads` is the number of threads within an operator. The default is 1, because operators of
+    this size gain little from a second thread and lose much when it waits for a busy core.
     """
 
     epochs: PositiveInt = 10
@@ -79,15 +98,15 @@ class TrainingConfig(Record):
 
 
 class ExportConfig(Record):
-    """What is published: fp32 as trained, or reduced precision where it stays near to that.
+    """Precision of the published network, and the limits of the parity gate.
 
-    The thresholds of the parity gate, on held-out rows (:class:`app.artifacts.manifest.Parity`):
-    no probability may change by more than `max_probability_change`, no seconds or other number by
-    more than the share `max_number_change`, no AUC (XAUC of durations) by more than
-    `max_auc_change`; of a user's 50 best of 500 candidates at least `min_top_50_overlap` must stay
-    among the 50 best, and Kendall's τ of their order must reach `min_kendall_tau`.
+    The limits apply to held-out rows (:class:`app.artifacts.manifest.Parity`): the largest change
+    of a probability (`max_probability_change`), the largest relative change of seconds or another
+    number (`max_number_change`), the largest change of an AUC, or XAUC of durations
+    (`max_auc_change`), the share of a user's 50 best of 500 candidates that stay among the 50 best
+    (`min_top_50_overlap`), and Kendall's τ of their order (`min_kendall_tau`).
 
-    With `torch_export`, the artifact holds the network as a `torch.export` program too.
+    With `torch_export`, the artifact also contains the network as a `torch.export` program.
     """
 
     precision: PrecisionName = "fp32"
@@ -100,7 +119,7 @@ class ExportConfig(Record):
 
 
 class Experiment(Record):
-    """Everything that decides what a training run makes."""
+    """The complete configuration of a training run."""
 
     name: Name
     network: NetworkConfig
@@ -114,7 +133,7 @@ class Experiment(Record):
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """What the network reads: the features of the data, in call order."""
+        """The inputs of the network: the features of the data, in call order."""
         return data.features(
             self.data, embedding_dim=self.embedding.dim, pooling=self.embedding.pooling
         )
@@ -129,8 +148,12 @@ class Experiment(Record):
         names = {task.name for task in self.tasks}
         reads = "expression" if self.ranking.formula == "expression" else "weights"
         for field, used in ((f"ranking.{reads}", self.ranking.tasks), ("clamp", self.clamp)):
-            if strangers := sorted(set(used) - names):
-                raise ValueError(f"{field}: there is no task {strangers[0]!r}")
+            for unknown in sorted(set(used) - names)[:1]:
+                known = ", ".join(task.name for task in self.tasks)
+                raise ValueError(
+                    f'{field}: unknown task "{unknown}" (tasks: {known})'
+                    f"{did_you_mean(unknown, names)}"
+                )
         for name, (low, high) in self.clamp.items():
             if not low < high:
                 raise ValueError(f"clamp.{name}: must be [low, high] with low < high")
@@ -141,13 +164,13 @@ def read(path: Path) -> Experiment:
     """Read and check an experiment file.
 
     Raises:
-        ExperimentInvalid: the file cannot be read, or breaks a rule.
+        ExperimentInvalid: the file cannot be read, or it breaks a rule.
     """
     tables = _tables(path)
     extends = tables.pop("extends", None)
     if extends is not None:
         if not isinstance(extends, str):
-            raise ExperimentInvalid(f"{path}: extends: must be the name of a file")
+            raise ExperimentInvalid(f"{path}: extends: must be a file name")
         tables = _tables(path.parent / extends) | tables
     try:
         return Experiment.model_validate(tables)
@@ -172,7 +195,7 @@ def _toml(path: Path) -> dict[str, object]:
     except OSError as error:
         raise ExperimentInvalid(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ExperimentInvalid(f"{path}: is not TOML: {error}") from error
+        raise ExperimentInvalid(f"{path}: not valid TOML: {error}") from error
 
 
 def _check_labels(task: Task, source: DataConfig) -> None:
@@ -180,27 +203,92 @@ def _check_labels(task: Task, source: DataConfig) -> None:
     if kinds.get(task.name) != task.kind:
         known = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise ValueError(
-            f"tasks: {source.source} has no {task.kind} label {task.name!r}, it has {known}"
+            f'tasks: the data has no {task.kind} label "{task.name}" (labels: {known})'
+            f"{did_you_mean(task.name, kinds.keys() - {task.name})}"
         )
     if task.sample_space is not None and kinds.get(task.sample_space) != "binary":
         raise ValueError(
-            f"tasks.{task.name}.sample_space: {source.source} has no binary label "
-            f"{task.sample_space!r}"
+            f"tasks.{task.name}.sample_space: the data has no binary label "
+            f'"{task.sample_space}"'
+            f"{did_you_mean(task.sample_space, kinds.keys() - {task.sample_space})}"
         )
     for name in task.behaviour_weights:
         if name not in kinds:
             raise ValueError(
-                f"tasks.{task.name}.behaviour_weights: {source.source} has no label {name!r}"
+                f'tasks.{task.name}.behaviour_weights: the data has no label "{name}"'
+                f"{did_you_mean(name, kinds)}"
             )
-    if len(task.unit) > LONGEST_UNIT:
-        raise ValueError(f"tasks.{task.name}.unit: has more than {LONGEST_UNIT} characters")
+    if len(task.unit) > MAX_UNIT_LENGTH:
+        raise ValueError(f"tasks.{task.name}.unit: longer than {MAX_UNIT_LENGTH} characters")
 
 
 def _first_problem(error: ValidationError) -> str:
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
-    # The tag of a data source stands in the location, but not in the file.
-    place = [part for i, part in enumerate(problems[0]["loc"]) if i != 1 or part not in SOURCES]
-    where = ".".join(map(str, place))
-    rule = problems[0]["msg"].removeprefix("Value error, ")
+    """The first problem of a file as one line, with the number of further problems."""
+    problems = error.errors(include_url=False)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where}: {rule}{more}" if where else f"{rule}{more}"
+    return f"{_problem(problems[0])}{more}"
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    place = tuple(problem["loc"])
+    key = str(place[-1]) if place else ""
+    table, where = _shown(place[:-1]), _shown(place)
+    in_table = f" in [{table}]" if table else ""
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _keys_at(Experiment, place[:-1])
+            usual = USUAL_NAMES.get(key)
+            near = f'; did you mean "{usual}"?' if usual in known else did_you_mean(key, known)
+            return f'unknown key "{key}"{in_table}{near or _known_keys(known)}'
+        case "missing":
+            return f'missing key "{key}"{in_table}'
+        case "literal_error":
+            expected = problem["ctx"]["expected"]
+            near = did_you_mean(str(problem["input"]), _quoted(expected))
+            return f"{where}: must be {expected}{near}"
+        case "union_tag_not_found":
+            name = problem["ctx"]["discriminator"].strip("'")
+            return f'missing key "{name}" in [{where}]'
+        case "union_tag_invalid":
+            tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+            name = problem["ctx"]["discriminator"].strip("'")
+            near = did_you_mean(tag, _quoted(expected))
+            return f"{where}.{name}: must be {expected}{near}"
+    rule = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{where}: {rule}" if where else rule
+
+
+def _shown(place: tuple[str | int, ...]) -> str:
+    """The dotted name of a place, without the tag that pydantic adds for a data source."""
+    return ".".join(str(part) for i, part in enumerate(place) if i != 1 or part not in SOURCES)
+
+
+def _quoted(expected: str) -> list[str]:
+    """The names in a text such as `'user' or 'candidate'`."""
+    return expected.split("'")[1::2]
+
+
+def _known_keys(known: list[str]) -> str:
+    shown = ", ".join(known[:SHOWN_KEYS])
+    return f"; keys: {shown}{', …' if len(known) > SHOWN_KEYS else ''}" if known else ""
+
+
+def _keys_at(annotation: Any, place: tuple[str | int, ...]) -> list[str]:  # noqa: ANN401
+    """The keys of the table at `place`, where a union is followed by the tag of one member."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not place:
+            return list(annotation.model_fields)
+        field = annotation.model_fields.get(str(place[0]))
+        return _keys_at(field.annotation, place[1:]) if field else []
+    members = get_args(annotation)
+    models = [each for each in members if isinstance(each, type) and issubclass(each, BaseModel)]
+    if place and len(models) > 1:
+        tagged = [each for each in models if _has_tag(each, place[0])]
+        return _keys_at(tagged[0], place[1:]) if tagged else []
+    if place and isinstance(place[0], int):  # an array of tables
+        return _keys_at(members[0], place[1:])
+    return _keys_at(members[0], place) if members else []
+
+
+def _has_tag(model: type[BaseModel], tag: str | int) -> bool:
+    return any(tag in get_args(field.annotation) for field in model.model_fields.values())

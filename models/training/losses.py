@@ -1,11 +1,11 @@
-"""What training minimises: one loss a task, each over the rows on which its label is defined.
+"""Loss functions: one loss per task, over the rows where its label is defined.
 
-Three mechanisms weigh behaviours against each other, and they are not the same:
+Three mechanisms weigh behaviours against each other:
 
-- **task weights** ω₀·γ^epoch multiply the tasks' losses (:func:`task_weights`);
+- **task weights** ω₀·γ^epoch multiply the losses of the tasks (:func:`task_weights`);
 - **sample loss reweighting** multiplies the *rows* of one output's loss: `behaviour_weights` of a
   task (:func:`row_weights`);
-- **fusion** weighs finished scores, when a request is ranked. It is no part of training.
+- **fusion** weighs the scores when a request is ranked. It is not part of training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.data import ROW_WEIGHT
 from models.networks.config import Link, Loss, Task
 
 HUBER_DELTA = 1.0
@@ -22,8 +23,8 @@ HUBER_DELTA = 1.0
 def bce_with_log_probability(log_p: Tensor, label: Tensor) -> Tensor:
     """Binary cross-entropy of log-probabilities (≤ 0), row by row: -y·log p - (1-y)·log(1-p).
 
-    It is what ESMM's pCTCVR column needs: a product of probabilities has no logit. 1-p is computed
-    as -expm1(log p), which keeps the digits that 1-exp(log p) would lose near p = 1.
+    ESMM's pCTCVR column needs it, since a product of probabilities has no logit. 1-p is computed as
+    -expm1(log p), which is accurate near p = 1 where 1-exp(log p) is not.
     """
     below_one = log_p.clamp(max=-torch.finfo(log_p.dtype).tiny)  # log 0 is not finite
     return -(label * log_p + (1 - label) * torch.log(-torch.expm1(below_one)))
@@ -33,18 +34,18 @@ def weighted_logistic(output: Tensor, seconds: Tensor) -> Tensor:
     """Weighted logistic regression of a duration T, row by row: (T+1)·softplus(z) - T·z.
 
     Covington et al., RecSys 2016, section 4.2, weigh each positive by its watch time, so that the
-    odds e^z come near E[T]. Here every row counts as one negative and T positives, which makes it
-    exact: the derivative (T+1)·σ(z) - T vanishes in expectation where e^z = E[T | x].
+    odds e^z approximate E[T]. Here every row counts as one negative and T positives, which makes
+    it exact: the expected derivative (T+1)·σ(z) - T is zero at e^z = E[T | x].
     """
     return (seconds + 1) * functional.softplus(output) - seconds * output
 
 
 def row_losses(loss: Loss, link: Link, output: Tensor, label: Tensor) -> Tensor:
-    """One task's loss on every row, `[B]`.
+    """The loss of one task on every row, `[B]`.
 
     Args:
-        loss: the task's.
-        link: the column's; `exp` tells a `bce` that the output is a log-probability.
+        loss: of the task.
+        link: of the column; for `bce`, `exp` means that the output is a log-probability.
         output: `[B]`, before the inverse link.
         label: `[B]`, finite: 0 or 1, seconds, or a number.
     """
@@ -64,11 +65,11 @@ def row_losses(loss: Loss, link: Link, output: Tensor, label: Tensor) -> Tensor:
 
 
 def target(task: Task, link: Link, labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What a column is to predict, and where: labels `[B]`, and a mask, bool `[B]`.
+    """The target of an output column: labels `[B]` and the mask of defined rows, bool `[B]`.
 
-    Outside the task's sample space, and where the label is NaN, the label is 0, whatever it was,
-    and the mask is false. An ESMM product column (a binary task whose link is `exp`) is defined on
-    every row whose labels are: its label is 1 where both behaviours happened, else 0.
+    Outside the task's sample space, and where the label is NaN, the mask is false and the label is
+    0. An ESMM product column (a binary task with the link `exp`) is defined on every row that has
+    both labels: its label is 1 where both behaviours happened, else 0.
     """
     label = labels[task.name]
     defined = ~label.isnan()  # [B]
@@ -84,12 +85,12 @@ def target(task: Task, link: Link, labels: Mapping[str, Tensor]) -> tuple[Tensor
 def task_losses(
     outputs: Tensor, labels: Mapping[str, Tensor], tasks: Sequence[Task], links: Sequence[Link]
 ) -> Tensor:
-    """Each task's mean loss over its sample space, `[K]` (PLE, RecSys 2020, eq. 8).
+    """Mean loss of each task over its sample space, `[K]` (PLE, RecSys 2020, eq. 8).
 
-    A label outside its task's sample space, NaN included, touches neither value nor gradient: it
-    is replaced before the loss is taken, since 0 · NaN is still NaN in the backward pass. The mean
-    divides by the number of rows inside, or by 1 where there are none. A task with
-    `behaviour_weights` has the mean weighted by :func:`row_weights`.
+    A label outside the sample space of its task affects neither value nor gradient, even if NaN: it
+    is replaced before the loss is computed, since 0 · NaN is NaN in the backward pass. The sum is
+    divided by the number of rows inside, at least 1. With `behaviour_weights`, the mean is weighted
+    by :func:`row_weights`.
 
     Args:
         outputs: `[B, K]`, before the inverse link.
@@ -101,7 +102,9 @@ def task_losses(
     for k, (task, link) in enumerate(zip(tasks, links, strict=True)):
         label, inside = target(task, link, labels)
         values = row_losses(task.loss, link, outputs[:, k], label)  # [B]
-        counts = inside.to(values.dtype)  # [B] how much each row counts
+        counts = inside.to(values.dtype)  # [B] the weight of each row
+        if ROW_WEIGHT in labels:
+            counts = counts * labels[ROW_WEIGHT]
         if task.behaviour_weights:
             counts = counts * row_weights(labels, task.behaviour_weights)
         kept = torch.where(inside, counts * values, torch.zeros_like(values))
@@ -115,15 +118,14 @@ def task_weights(tasks: Sequence[Task], epoch: int = 0) -> Tensor:
 
 
 def row_weights(behaviours: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """How much each row counts in a task's loss, `[B]`: 1 + Σ weight·behaviour.
+    """Weight of each row in a task's loss, `[B]`: 1 + Σ weight·behaviour.
 
-    So an impression that was clicked *and* liked pulls more than one that was only clicked. One
-    score then serves for all behaviours, in place of a task for each; it is no longer a calibrated
-    probability.
+    An impression that was clicked *and* liked then counts more than one that was only clicked. One
+    score serves all behaviours, instead of one task for each; it is not a calibrated probability.
 
     Args:
-        behaviours: `[B]` by name, such as liked, or seconds; NaN counts as none.
-        weights: of at least one of them, not negative.
+        behaviours: `[B]` by name, for example liked, or seconds; NaN counts as 0.
+        weights: by name, at least one, none negative.
     """
     weighted = [weight * behaviours[name].nan_to_num(nan=0.0) for name, weight in weights.items()]
     return 1 + torch.stack(weighted).sum(0)  # [B]

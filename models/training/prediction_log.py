@@ -1,7 +1,7 @@
-"""A log of held-out requests, as a service would have written it: scores, and what came of them.
+"""Write a log of held-out requests: the scores of a published version, and the labels.
 
-`gatehouse fit-calibration` and `gatehouse tune` read such tables; here they are made of a data set
-with labels, of which a published artifact scores the requests that its training never learnt from.
+`gatehouse fit-calibration` and `gatehouse tune` read such tables. A service would log them from its
+traffic; here a published version scores the held-out part of a labelled data set.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import Model, load
 from app.artifacts.program import scores
 from app.artifacts.store import Store
+from app.errors import did_you_mean
 from models import data
 from models.data import DataInvalid, Dataset
 from models.training.experiment import Experiment, ExperimentInvalid
@@ -25,37 +26,43 @@ ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What a log holds."""
+class LogSummary:
+    """What was written to a log."""
 
     model: str
     requests: int
     rows: int
 
 
-def write(experiment: Experiment, store: Store, path: Path, *, validation: bool = False) -> Written:
+def write(
+    experiment: Experiment, store: Store, path: Path, *, validation: bool = False
+) -> LogSummary:
     """Score held-out requests with the newest version of a model and write them as Parquet.
 
     Args:
-        experiment: whose data and model.
-        store: where the model is.
-        path: of the table; columns `request_id`, and for each task `score_<task>` and, where the
-            data has it, `outcome_<task>`, null where it is not defined.
-        validation: take the requests too that only decided when training stopped.
+        experiment: names the model and the data.
+        store: contains the model.
+        path: of the table; columns `request_id`, and for each task `score_<task>` and, if the data
+            has the label, `outcome_<task>`, null where it is not defined.
+        validation: include the validation requests, which were used for early stopping only.
 
     Raises:
         ExperimentInvalid: the store has no version of the model.
         DataInvalid: the data cannot be read, or pyarrow is not installed.
-        ArtifactInvalid: the version is not fit to run.
+        ArtifactInvalid: the version cannot be loaded.
     """
     try:
         import pyarrow as pa
         import pyarrow.parquet as parquet
     except ImportError:
-        raise DataInvalid("logs are written with pyarrow: pip install -e '.[data]'") from None
+        raise DataInvalid("writing a log needs pyarrow: pip install -e '.[data]'") from None
     versions = [each for each in store.artifacts() if each.model == experiment.name]
     if not versions:
-        raise ExperimentInvalid(f"{store.folder}: there is no model {experiment.name}")
+        known = sorted({each.model for each in store.artifacts()})
+        raise ExperimentInvalid(
+            f'{store.folder}: model "{experiment.name}" not found '
+            f"(models: {', '.join(known) or 'none'}){did_you_mean(experiment.name, known)}"
+        )
     model = load(versions[-1], torch.device("cpu"))
     splits = data.generate(experiment.data, experiment.tasks)
     parts = {"validation": splits.validation} if validation else {}
@@ -64,7 +71,7 @@ def write(experiment: Experiment, store: Store, path: Path, *, validation: bool 
     whole = pa.concat_tables(tables)
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(whole, path)
-    return Written(str(model), sum(part.requests for part in parts.values()), whole.num_rows)
+    return LogSummary(str(model), sum(part.requests for part in parts.values()), whole.num_rows)
 
 
 def _columns(model: Model, name: str, dataset: Dataset) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a person sees while a network trains: the progress, then the figures."""
+"""Console output of a training run: progress bar, one line per epoch, table of metrics."""
 
 import time
 from dataclasses import dataclass
@@ -11,18 +11,20 @@ from rich.table import Table
 
 from models.training.evaluate import ORACLE, Evaluation
 
+NO_BETTER_THAN_CHANCE = 0.52  # AUC or XAUC; 0.5 is a random order
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """How one epoch went.
+    """Result of one epoch.
 
     Attributes:
         number: from 1.
-        train_loss: the mean over the batches, with this epoch's task weights.
-        validation_loss: over the whole validation set, with the first epoch's task weights, so
+        train_loss: mean over the batches, with the task weights of this epoch.
+        validation_loss: on the whole validation set, with the task weights of the first epoch, so
             that epochs can be compared.
-        validation_losses: the same by task, unweighted.
-        is_best: no epoch before had a validation loss as low.
+        validation_losses: the same for each task, unweighted.
+        is_best: lower validation loss than in every earlier epoch.
     """
 
     number: int
@@ -33,19 +35,19 @@ class Epoch:
 
 
 class Listener(Protocol):
-    """Who is told how a training goes while it goes."""
+    """Receives the progress of a training run."""
 
     def batch(self, rows: int, loss: float) -> None:
-        """A batch was learnt from."""
+        """Called after each training batch."""
 
     def epoch(self, epoch: Epoch) -> None:
-        """An epoch is over."""
+        """Called after each epoch."""
 
 
 class Report:
-    """A progress bar with loss, rows per second and time left, and a line an epoch.
+    """A progress bar with loss, rows per second and time left, and one line per epoch.
 
-    The bar shows on a terminal only; `quiet` hides it there too. Use it as a context manager.
+    The bar is shown on a terminal only; `quiet` hides it. Use it as a context manager.
     """
 
     def __init__(self, console: Console, *, epochs: int, rows: int, quiet: bool = False) -> None:
@@ -82,7 +84,7 @@ class Report:
         self._progress.stop()
 
     def resumed(self, epoch: int, rows: int) -> None:
-        """The epochs before this one are over already, and about so many rows of this one."""
+        """Start from `rows` rows into `epoch`; what is before was done by an earlier process."""
         self._console.print(f"resuming in epoch {epoch}/{self._epochs}", highlight=False)
         self._progress.update(
             self._bar,
@@ -91,17 +93,17 @@ class Report:
         )
 
     def batch(self, rows: int, loss: float) -> None:
-        """A batch was learnt from."""
+        """Called after each training batch."""
         self._seen += rows
         self._progress.update(self._bar, advance=rows, loss=loss, rate=self._rate())
 
     def epoch(self, epoch: Epoch) -> None:
-        """An epoch is over."""
+        """Called after each epoch."""
         by_task = " ".join(f"{name} {loss:.4f}" for name, loss in epoch.validation_losses.items())
         self._console.print(
             f"epoch {epoch.number}/{self._epochs}  train {epoch.train_loss:.4f}  "
             f"validation {epoch.validation_loss:.4f} ({by_task})  {self._rate():,.0f} rows/s"
-            f"{'' if epoch.is_best else '  no better'}",
+            f"{'' if epoch.is_best else '  no improvement'}",
             highlight=False,
             soft_wrap=True,
         )
@@ -116,14 +118,14 @@ class Report:
 
 
 def evaluation_table(evaluation: Evaluation, *, rows: int) -> Table:
-    """A row a task, a column a figure; beneath a task, what the data's true expectation gets."""
+    """One row per task, one column per metric; below a task, those of its true expectation."""
     names = [
         name
         for name in dict.fromkeys(name for figures in evaluation.values() for name in figures)
         if not name.startswith(ORACLE)
     ]
     table = Table(title=f"{rows:,} held-out rows", title_justify="left")
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for task, figures in evaluation.items():
@@ -132,6 +134,17 @@ def evaluation_table(evaluation: Evaluation, *, rows: int) -> Table:
             best = (_cell(figures, ORACLE + name) for name in names)
             table.add_row("  true expectation", *best, style="dim", end_section=True)
     return table
+
+
+def warnings(evaluation: Evaluation) -> list[str]:
+    """Tasks whose predictions order held-out rows no better than chance."""
+    return [
+        f'warning: task "{task}": {name.upper()} {figures[name]:.4f} on held-out rows is no better '
+        "than chance (0.5); check its label, the features and learning_rate before you serve it"
+        for task, figures in evaluation.items()
+        for name in ("auc", "xauc")
+        if figures.get(name, 1.0) < NO_BETTER_THAN_CHANCE
+    ]
 
 
 def _cell(figures: dict[str, float], name: str) -> str:

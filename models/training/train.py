@@ -1,7 +1,7 @@
-"""Training: an experiment in, a version in the store out.
+"""Train the network of an experiment and publish it as a new version in the store.
 
-:func:`run` is the whole way; :func:`fit` is the loop in it. The loop takes batches of whole
-requests, so the network is called as the service calls it: users `[R]`, candidates `[B]`.
+:func:`run` does everything; :func:`fit` is the training loop. Batches consist of whole requests,
+so the network is called as the service calls it: users `[R]`, candidates `[B]`.
 """
 
 import math
@@ -26,15 +26,15 @@ from models.training.checkpoint import TrainingState
 from models.training.evaluate import evaluate, predict
 from models.training.experiment import Experiment
 from models.training.losses import task_losses, task_weights
-from models.training.report import Epoch, Listener, Report, evaluation_table
+from models.training.report import Epoch, Listener, Report, evaluation_table, warnings
 
 
 class Diverged(Exception):
-    """A loss is not finite any more; nothing was published."""
+    """A loss is not finite; nothing was published."""
 
 
 class Interrupted(Exception):
-    """Training was stopped by Ctrl-C, and can go on from its checkpoint."""
+    """Training was stopped by Ctrl-C and can resume from its checkpoint."""
 
 
 def run(
@@ -46,18 +46,18 @@ def run(
     checkpoint: Path | None = None,
     resume: bool = False,
 ) -> Artifact:
-    """Make the data, train, evaluate on the test set, and publish.
+    """Load the data, train, evaluate on the test set, and publish.
 
     Args:
-        experiment: what to do.
-        store: where the artifact appears, whole or not at all.
-        quiet: no progress bar, only a line an epoch; so it is on a console that is no terminal.
-        console: where progress and figures are shown; standard output where `None`.
-        checkpoint: a file that keeps what was learnt until it is published.
-        resume: go on from that file.
+        experiment: the configuration.
+        store: where the artifact is published, atomically.
+        quiet: no progress bar, one line per epoch; always so if the console is not a terminal.
+        console: for progress and metrics; standard output if `None`.
+        checkpoint: a file that keeps the training state until the artifact is published.
+        resume: start from that file.
 
     Raises:
-        CheckpointInvalid: it cannot be resumed from.
+        CheckpointInvalid: training cannot resume from the checkpoint.
         Interrupted: by Ctrl-C; the checkpoint is kept.
         DataInvalid: the data cannot be used.
         Diverged: a loss is not finite.
@@ -69,6 +69,7 @@ def run(
     _announce(experiment, splits, console)
     rows = splits.train.rows
     network = build(experiment.network, experiment.features, tasks, seed=training.seed)
+    network.columns.fit(splits.dense_sample)
     with threads(training.threads):
         with Report(console, epochs=training.epochs, rows=rows, quiet=quiet) as report:
             state = TrainingState(network, experiment, rows, path=checkpoint)
@@ -78,6 +79,8 @@ def run(
             fit(network, splits, experiment, report, state)
         evaluation = evaluate(network, splits.test, tasks, task_outputs(experiment))
         console.print(evaluation_table(evaluation, rows=splits.test.rows))
+        for warning in warnings(evaluation):
+            console.print(warning, style="bold red", highlight=False, soft_wrap=True, markup=False)
         artifact = export(network, experiment, splits.test, evaluation, store)
     if checkpoint is not None:
         _discard(checkpoint)
@@ -89,13 +92,13 @@ def _announce(experiment: Experiment, splits: Splits, console: Console) -> None:
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"[bold]{experiment.name}[/]: {experiment.network.architecture}, "
-        f"{splits.train.rows:,} rows of {splits.train.requests:,} requests to learn from"
+        f"{splits.train.rows:,} training rows of {splits.train.requests:,} requests"
     )
 
 
 def _discard(checkpoint: Path) -> None:
     checkpoint.unlink(missing_ok=True)
-    with suppress(OSError):  # there are others in its folder
+    with suppress(OSError):  # not empty: other checkpoints
         checkpoint.parent.rmdir()
 
 
@@ -106,22 +109,23 @@ def fit(
     listener: Listener,
     state: TrainingState | None = None,
 ) -> list[Epoch]:
-    """Train `network` in place and say how each epoch went.
+    """Train `network` in place; return the result of each epoch.
 
-    It ends when the validation loss has not improved for `patience` epochs, with the weights of
-    the best one. The same seed gives the same batches. The test set is not looked at.
+    Training stops when the validation loss has not improved for `patience` epochs, and the network
+    gets the weights of the best epoch. The same seed gives the same batches. The test set is not
+    used.
 
     Args:
-        network: to be trained.
-        splits: the training set to learn from, the validation set to stop by.
-        experiment: how.
-        listener: is told of every batch and epoch.
-        state: from where to go on; the beginning where `None`. Where it has a path, it is saved
-            there after every epoch and on Ctrl-C.
+        network: changed in place.
+        splits: the training set, and the validation set for early stopping.
+        experiment: the configuration.
+        listener: called after every batch and epoch.
+        state: where to start; the beginning if `None`. If it has a path, it is saved there after
+            every epoch and on Ctrl-C.
 
     Raises:
         Diverged: a loss is not finite.
-        Interrupted: by Ctrl-C, where the state has a path; it is saved.
+        Interrupted: by Ctrl-C, if the state has a path; the state is saved.
     """
     training = experiment.training
     state = state or TrainingState(network, experiment, splits.train.rows)
@@ -136,17 +140,21 @@ def fit(
             if state.path is not None:
                 state.save(state.path)
             if asked_to_stop():
-                raise Interrupted(f"interrupted in epoch {progress.epoch}; {state.path} is kept")
+                raise Interrupted(
+                    f"interrupted in epoch {progress.epoch}; checkpoint: {state.path}"
+                )
     state.keep_best()
     return progress.epochs
 
 
 def _end_epoch(state: TrainingState, validation: Dataset, experiment: Experiment) -> None:
-    """Judge the epoch by the validation set, and note how it went."""
+    """Evaluate the epoch on the validation set and record the result."""
     progress = state.progress
     by_task, loss = _validate(state.network, validation, experiment)
     if not math.isfinite(loss):
-        raise Diverged(f"epoch {progress.epoch}: the validation loss is {loss}")
+        raise Diverged(
+            f"epoch {progress.epoch}: the validation loss is {loss}; try a smaller learning_rate"
+        )
     train_loss = progress.loss_sum / progress.batches
     is_best = loss < progress.best_loss
     state.end_epoch(Epoch(progress.epoch, train_loss, loss, by_task, is_best=is_best))
@@ -159,7 +167,7 @@ def _learn(
     listener: Listener,
     asked_to_stop: Callable[[], bool],
 ) -> None:
-    """The rest of an epoch; a batch's loss is Σₖ ω₀γ^epoch · lossₖ (PLE, eq. 7)."""
+    """Train for the rest of an epoch; the loss of a batch is Σₖ ω₀γ^epoch · lossₖ (PLE, eq. 7)."""
     progress, network = state.progress, state.network
     columns = links(experiment.network, experiment.tasks)
     weights = task_weights(experiment.tasks, progress.epoch - 1)  # [K]
@@ -167,14 +175,16 @@ def _learn(
     network.train()
     batches = training_set.batches(experiment.training.batch_rows, state.shuffle)
     for number, batch in enumerate(batches):
-        if number < progress.batches:  # learnt from before the run was stopped
+        if number < progress.batches:  # trained on before the run was interrupted
             continue
         outputs = network(batch.user, batch.candidate, batch.row_to_request)  # [B, K]
         losses = task_losses(outputs, batch.labels, experiment.tasks, columns)  # [K]
         loss = weights @ losses
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise Diverged(f"epoch {progress.epoch}: the training loss is {value}")
+            raise Diverged(
+                f"epoch {progress.epoch}: the training loss is {value}; try a smaller learning_rate"
+            )
         state.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimizer.step()
@@ -187,10 +197,10 @@ def _learn(
 
 @contextmanager
 def _interrupts(are_kept: bool) -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C only be noted, and yield what says so; a second one acts at once.
+    """Record the first Ctrl-C instead of raising, and yield a function that reports it.
 
-    Python gives signals to its main thread only; in any other, and where they are not to be kept,
-    nothing changes.
+    A second Ctrl-C raises at once. Python delivers signals to its main thread only: in any other
+    thread, and without `are_kept`, nothing changes.
     """
     noted: list[int] = []
     if not are_kept or threading.current_thread() is not threading.main_thread():
@@ -211,7 +221,7 @@ def _interrupts(are_kept: bool) -> Iterator[Callable[[], bool]]:
 def _validate(
     network: nn.Module, validation: Dataset, experiment: Experiment
 ) -> tuple[dict[str, float], float]:
-    """Each task's loss over the validation set, and their sum weighted with ω₀."""
+    """Loss of each task on the validation set, and their sum weighted with ω₀."""
     columns = links(experiment.network, experiment.tasks)
     outputs = predict(network, validation)  # [B, K]
     losses = task_losses(outputs, validation.labels, experiment.tasks, columns)  # [K]
@@ -221,7 +231,7 @@ def _validate(
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads within an operator, and give it back its own number after."""
+    """Set torch's number of threads within an operator; restore the former number on exit."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

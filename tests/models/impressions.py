@@ -43,6 +43,7 @@ name = "quality"
 kind = "dense"
 side = "candidate"
 columns = ["price", "age"]
+missing = "refuse"
 
 [[labels]]
 name = "click"

@@ -1,6 +1,6 @@
 """What makes a network the one of its paper, as functions of whatever builds it.
 
-Each takes a factory, `models.networks.build.build` or a deliberately wrong one, and asserts one
+Each takes a factory (`models.networks.build.build` or a deliberately wrong one) and asserts one
 property. A wrong network must fail at least one of them: see the mutants.
 """
 

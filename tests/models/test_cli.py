@@ -9,9 +9,11 @@ import pytest
 from app.artifacts.store import Store
 from models import __main__ as cli
 from tests import TINY_EXPERIMENT
+from tests.models import impressions
 
 TINY = TINY_EXPERIMENT
 ROOT = Path(__file__).parents[2]
+COMMANDS = ["train", "log", "fetch", "schema", "vocabulary", "show", "compare", "sweep"]
 
 
 def test_train_ends_with_the_figures_and_the_artifact(tmp_path, capsys):
@@ -32,7 +34,7 @@ def test_training_again_makes_the_next_version(tmp_path, capsys):
     assert Store(tmp_path).versions("tiny") == [1, 2]
 
 
-def test_a_wrong_file_is_one_line_and_status_2(tmp_path, capsys):
+def test_wrong_file_is_one_line_and_status_2(tmp_path, capsys):
     wrong = tmp_path / "wrong.toml"
     wrong.write_text(TINY.read_text().replace("epochs = 2", "epochs = 0"))
 
@@ -40,12 +42,12 @@ def test_a_wrong_file_is_one_line_and_status_2(tmp_path, capsys):
 
     shown = capsys.readouterr()
     assert status == 2
-    assert shown.err == f"{wrong}: training.epochs: Input should be greater than 0\n"
+    assert shown.err == f"{wrong}: training.epochs: must be greater than 0\n"
     assert shown.out == ""
     assert not (tmp_path / "store").exists()
 
 
-def test_a_diverging_run_is_one_line_and_status_1(tmp_path, capsys):
+def test_diverging_run_is_one_line_and_status_1(tmp_path, capsys):
     wild = tmp_path / "wild.toml"
     wild.write_text(TINY.read_text().replace("learning_rate = 0.01", "learning_rate = 1e30"))
 
@@ -55,7 +57,7 @@ def test_a_diverging_run_is_one_line_and_status_1(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("epoch 1: the ")
 
 
-def test_a_store_that_cannot_be_written_is_one_line_and_status_1(tmp_path, capsys):
+def test_store_that_cannot_be_written_is_one_line_and_status_1(tmp_path, capsys):
     (tmp_path / "file").touch()
 
     status = cli.main(["train", "--config", str(TINY), "--store", str(tmp_path / "file")])
@@ -75,6 +77,79 @@ def test_show_prints_the_network(capsys):
     assert "total" in shown
 
 
+def test_misspelt_config_key_names_the_right_one(tmp_path, capsys):
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(TINY.read_text().replace("learning_rate", "lr"))
+
+    status = cli.main(["train", "--config", str(wrong), "--store", str(tmp_path / "store")])
+
+    assert status == 2
+    assert capsys.readouterr().err == (
+        f'{wrong}: unknown key "lr" in [training]; did you mean "learning_rate"?\n'
+    )
+
+
+def test_missing_csv_column_names_file_column_and_the_nearest(tmp_path, capsys):
+    path = impressions.folder(tmp_path, schema=('"price"', '"prices"'))
+    (tmp_path / "rows.parquet").unlink()
+    impressions.write_csv(tmp_path / "rows.csv", impressions.table())
+
+    status = cli.main(["train", "--config", str(path), "--store", str(tmp_path / "store")])
+
+    assert status == 2
+    assert capsys.readouterr().err == (
+        f'{tmp_path / "rows.csv"}: no column "prices" for feature "quality" (columns: "request", '
+        '"user", "recent", "item", "price", "age", "click", "like", "dwell"); '
+        'did you mean "price"?\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["tarin"],
+            "python -m models: unknown command tarin (commands: train, log, fetch, schema, "
+            'vocabulary, show, compare, sweep); did you mean "train"?\n',
+        ),
+        (
+            ["train", "--confg", "x"],
+            'python -m models train: unknown option --confg; did you mean "--config"?\n',
+        ),
+        (
+            ["compare", "--sedes=3"],
+            'python -m models compare: unknown option --sedes; did you mean "--seeds"?\n',
+        ),
+        (["show"], "python -m models show: the following arguments are required: CONFIG\n"),
+    ],
+)
+def test_misspelt_command_or_option_suggests_the_nearest(capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert message in error
+    assert error.splitlines()[-1].endswith(" --help")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(capsys, command):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+
+    assert f"Example: python -m models {command} " in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+
+    shown = capsys.readouterr().out
+    listed = [each for each in COMMANDS if re.search(rf"^    {each}\s", shown, re.MULTILINE)]
+    assert listed == COMMANDS
+
+
 def test_help_names_defaults(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["train", "--help"])
@@ -82,8 +157,7 @@ def test_help_names_defaults(capsys):
     assert "(default: store)" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_an_interrupt_keeps_a_checkpoint_and_says_how_to_resume(tmp_path, capsys):
+def test_interrupt_keeps_a_checkpoint_and_says_how_to_resume(tmp_path, capsys):
     endless = tmp_path / "endless.toml"
     endless.write_text(TINY.read_text().replace("epochs = 2", "epochs = 100000\npatience = 100000"))
     process = subprocess.Popen(
@@ -105,7 +179,8 @@ def test_an_interrupt_keeps_a_checkpoint_and_says_how_to_resume(tmp_path, capsys
     assert process.returncode == 130
     kept = tmp_path / "store" / ".checkpoints" / "tiny.safetensors"
     assert re.fullmatch(
-        rf"interrupted in epoch \d+; {kept} is kept; the same command with --resume goes on\n",
+        rf"interrupted in epoch \d+; checkpoint: {kept}; "
+        r"continue with the same command and --resume\n",
         error,
     )
     assert list(Store(tmp_path / "store").artifacts()) == []
@@ -124,5 +199,5 @@ def test_resuming_without_a_checkpoint_is_one_line_and_status_2(tmp_path, capsys
 
     error = capsys.readouterr().err
     assert status == 2
-    assert error.endswith("tiny.safetensors: there is no checkpoint to resume from\n")
+    assert error.endswith("tiny.safetensors: no checkpoint to resume from\n")
     assert error.count("\n") == 1

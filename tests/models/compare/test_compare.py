@@ -33,7 +33,7 @@ def test_every_architecture_has_a_configuration_to_compare():
     assert [entry.name for entry in entries] == list(compare.TITLES.values())
 
 
-def test_two_of_one_architecture_are_told_apart_by_their_files(tmp_path):
+def test_same_architecture_is_named_by_its_file(tmp_path):
     (small,) = tiny_files(tmp_path, "mmoe")
     large = tmp_path / "large.toml"
     large.write_text(small.read_text().replace("[8, 4]", "[16, 8]"))
@@ -41,7 +41,7 @@ def test_two_of_one_architecture_are_told_apart_by_their_files(tmp_path):
     names = [entry.name for entry in compare.read([small, large])]
 
     assert names == ["MMoE (mmoe)", "MMoE (large)"]
-    with pytest.raises(ExperimentInvalid, match=r"mmoe\.toml: is named twice"):
+    with pytest.raises(ExperimentInvalid, match=r"mmoe\.toml: given twice"):
         compare.read([small, small])
 
 
@@ -54,12 +54,12 @@ def test_two_of_one_architecture_are_told_apart_by_their_files(tmp_path):
         ("clamp", ("[0, 600]", "[0, 60]")),
     ],
 )
-def test_what_differs_in_more_than_the_network_is_not_compared(tmp_path, field, changed):
+def test_experiments_with_other_data_are_not_compared(tmp_path, field, changed):
     first = tiny_files(tmp_path, "ple")
     other = tiny_files(tmp_path, "mmoe", text=TINY.replace(*changed))
 
     with pytest.raises(
-        ExperimentInvalid, match=rf"mmoe\.toml: {field}: is not that of .*ple\.toml"
+        ExperimentInvalid, match=rf"mmoe\.toml: \[{field}\] differs from .*ple\.toml"
     ):
         compare.read(first + other)
 

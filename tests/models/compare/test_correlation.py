@@ -52,11 +52,11 @@ def test_every_network_learns_every_correlation_from_the_same_draw(entries, tmp_
         assert {p: len(losses) for p, losses in by_p.items()} == {0.0: 2, 1.0: 2}
         assert len({loss for losses in by_p.values() for loss in losses}) == 4
     assert again.losses["MMoE"][1.0] == swept.losses["MMoE"][1.0]
-    assert "6 of 6 runs are there already" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "6 of 6 runs are already done" in console.file.getvalue()  # type: ignore[attr-defined]
     assert "MMoE, p = 0, seed 1" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_seed_draws_data_and_parameters(entries):
+def test_seed_draws_data_and_parameters(entries):
     settings = correlation.correlated(entries[0].experiment, 0.5, seed=3)
 
     assert isinstance(settings.data, SyntheticConfig)
@@ -64,10 +64,10 @@ def test_a_seed_draws_data_and_parameters(entries):
     assert settings.data.rows == 400
 
 
-def test_a_feed_has_no_correlation_to_sweep(tmp_path):
+def test_sweep_of_a_feed_is_refused(tmp_path):
     entries = compare.read(tiny_files(tmp_path, "ple"))
 
-    with pytest.raises(ExperimentInvalid, match=r"tiny: data\.source: .* needs synthetic data"):
+    with pytest.raises(ExperimentInvalid, match='must be "synthetic" for a sweep'):
         correlation.run(entries, 2, tmp_path, Console(file=io.StringIO()))
 
 

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from models import data
 from models.compare import compare, series
-from models.compare.runs import Ledger
-from models.compare.series import Planned, SeriesReport, train_missing
+from models.compare.runs import RunStore
+from models.compare.series import PlannedRun, SeriesReport, train_missing
 from models.networks.build import build
 from models.training import experiment
 from models.training.train import Diverged
@@ -26,10 +26,10 @@ def console():
 
 
 def planned(tiny, *seeds):
-    return [Planned("PLE", compare.seeded(tiny, seed)) for seed in seeds]
+    return [PlannedRun("PLE", compare.seeded(tiny, seed)) for seed in seeds]
 
 
-def test_a_series_that_was_interrupted_goes_on_where_it_was(tiny, tmp_path, console, monkeypatch):
+def test_interrupted_series_continues(tiny, tmp_path, console, monkeypatch):
     def stop(report, planned, rows):  # noqa: ARG001
         if planned.seed == 1:
             raise KeyboardInterrupt
@@ -38,27 +38,27 @@ def test_a_series_that_was_interrupted_goes_on_where_it_was(tiny, tmp_path, cons
     with monkeypatch.context() as patch:
         patch.setattr(SeriesReport, "run", stop)
         with pytest.raises(KeyboardInterrupt):
-            train_missing(planned(tiny, 0, 1), Ledger(path), console)
+            train_missing(planned(tiny, 0, 1), RunStore(path), console)
     before = path.read_text()
-    runs = train_missing(planned(tiny, 0, 1), Ledger(path), console)
+    runs = train_missing(planned(tiny, 0, 1), RunStore(path), console)
 
     assert [json.loads(line)["seed"] for line in before.splitlines()] == [0]
     assert path.read_text().startswith(before)
     assert [run.seed for run in runs] == [0, 1]
     assert len(path.read_text().splitlines()) == 2
-    assert "1 of 2 runs are there already" in console.file.getvalue()
+    assert "1 of 2 runs are already done" in console.file.getvalue()
 
 
-def test_what_is_there_is_not_trained(tiny, tmp_path, console, monkeypatch):
-    ledger = Ledger(tmp_path / "runs.jsonl")
-    runs = train_missing(planned(tiny, 0), ledger, console)
+def test_finished_runs_are_not_trained_again(tiny, tmp_path, console, monkeypatch):
+    run_store = RunStore(tmp_path / "runs.jsonl")
+    runs = train_missing(planned(tiny, 0), run_store, console)
     monkeypatch.delattr(series, "fit")
 
-    assert train_missing(planned(tiny, 0), ledger, console) == runs
+    assert train_missing(planned(tiny, 0), run_store, console) == runs
 
 
-def test_a_run_says_what_was_trained(tiny, tmp_path, console):
-    (run,) = train_missing(planned(tiny, 4), Ledger(tmp_path / "runs.jsonl"), console)
+def test_run_records_seed_epochs_and_parameters(tiny, tmp_path, console):
+    (run,) = train_missing(planned(tiny, 4), RunStore(tmp_path / "runs.jsonl"), console)
 
     network = build(tiny.network, tiny.features, tiny.tasks)
     everything, embedded = (
@@ -69,7 +69,7 @@ def test_a_run_says_what_was_trained(tiny, tmp_path, console):
     assert set(run.evaluation) == {"click", "like given click", "click and like", "dwell"}
 
 
-def test_data_is_made_once_for_neighbours_that_share_it(tiny, tmp_path, console, monkeypatch):
+def test_consecutive_runs_share_their_data(tiny, tmp_path, console, monkeypatch):
     made = []
     generate = data.generate
 
@@ -79,20 +79,20 @@ def test_data_is_made_once_for_neighbours_that_share_it(tiny, tmp_path, console,
 
     monkeypatch.setattr(data, "generate", counted)
 
-    train_missing(planned(tiny, 0, 1, 2), Ledger(tmp_path / "runs.jsonl"), console)
+    train_missing(planned(tiny, 0, 1, 2), RunStore(tmp_path / "runs.jsonl"), console)
 
     assert made == [tiny.data]
 
 
-def test_a_run_that_diverges_is_named(tiny, tmp_path, console):
+def test_run_that_diverges_is_named(tiny, tmp_path, console):
     wild = tiny.training.model_copy(update={"learning_rate": 1e30, "seed": 3})
-    planned = [Planned("PLE", tiny.model_copy(update={"training": wild}))]
+    planned = [PlannedRun("PLE", tiny.model_copy(update={"training": wild}))]
 
     with pytest.raises(Diverged, match=r"^PLE, seed 3: epoch 1: "):
-        train_missing(planned, Ledger(tmp_path / "runs.jsonl"), console)
+        train_missing(planned, RunStore(tmp_path / "runs.jsonl"), console)
 
 
-def test_the_time_left_is_what_runs_took_times_those_to_come(tiny, console):
+def test_time_left_is_mean_duration_times_runs_left(tiny, console):
     now = 0.0
     report = SeriesReport(console, runs=3, clock=lambda: now)
     report.run(planned(tiny, 0)[0], rows=100)

@@ -43,13 +43,13 @@ def test_networks_take_turns_in_one_thread(test_set, monkeypatch):
     assert calls == [("tiny", 2, 1), ("other", 2, 1)] * (timing.WARM_UP_TURNS + 3)
 
 
-def test_a_ratio_is_the_median_over_the_turns():
+def test_ratio_is_the_median_over_the_turns():
     times = {"a": {1: [2.0, 9.0, 4.0]}, "b": {1: [1.0, 3.0, 1.0]}}
 
     assert timing.ratio(times, "a", "b", 1) == 3.0
 
 
-def test_what_is_timed_is_the_network_in_evaluation_mode(test_set):
+def test_timed_network_is_in_evaluation_mode(test_set):
     network = networks.build(TINY.network, TINY.features, TINY.tasks, seed=0).eval()
     request = timing.one_request(test_set, 100)
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models import data
-from models.data import PADDING, UNKNOWN, FeedConfig, feed, simulation
+from models.data import PADDING, UNKNOWN, FeedConfig, feed
 from models.networks.config import DenseFeature, IdFeature
 
 CONFIG = FeedConfig(users=300, items=200, rounds=6, candidates=10, history=5, seed=3)
@@ -16,7 +16,7 @@ def splits():
 
 @pytest.fixture(scope="module")
 def simulated():
-    return simulation.simulate(CONFIG)
+    return feed.simulate(CONFIG)
 
 
 def test_the_same_seed_gives_the_same_feed(splits):
@@ -29,7 +29,7 @@ def test_the_same_seed_gives_the_same_feed(splits):
     )
 
 
-def test_only_what_was_clicked_is_liked_or_dwelt_on(splits):
+def test_likes_and_dwell_need_a_click(splits):
     labels = splits.train.labels
     clicked = labels["click"] == 1
 
@@ -39,7 +39,7 @@ def test_only_what_was_clicked_is_liked_or_dwelt_on(splits):
     assert torch.equal(labels["dwell"] > 0, clicked)
 
 
-def test_behaviour_is_what_was_expected(splits):
+def test_behaviour_matches_its_expectation(splits):
     labels, expected = splits.train.labels, splits.train.expected
     clicked = labels["click"] == 1
     for name, rows in (("click", clicked >= 0), ("like", clicked), ("dwell", clicked >= 0)):
@@ -99,7 +99,7 @@ def test_the_history_holds_earlier_clicks_newest_first(simulated):
     assert lengths == set(range(CONFIG.history + 1))
 
 
-def test_activity_tells_only_of_earlier_rounds(simulated):
+def test_activity_contains_earlier_rounds_only(simulated):
     _, rounds = simulated
     first = rounds[0].activity
 

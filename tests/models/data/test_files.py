@@ -25,6 +25,7 @@ train = ["a.parquet"]
 validation = ["b.parquet"]
 test = ["c.parquet"]
 """
+DAYS = [8 if 40 <= row < 80 else 9 if 80 <= row < 120 else 1 for row in range(ROWS)]
 BY_COLUMN = """
 [split]
 by = "column"
@@ -87,7 +88,7 @@ def test_every_row_is_read_as_it_was_written(tmp_path):
     assert splits.notes == ()
 
 
-def test_csv_says_the_same_as_parquet(tmp_path):
+def test_csv_equals_parquet(tmp_path):
     path = folder(tmp_path, schema=("max_length = 2", 'max_length = 2\nseparator = "|"'))
     (tmp_path / "rows.parquet").unlink()
     impressions.write_csv(tmp_path / "rows.csv", table())
@@ -115,7 +116,7 @@ def test_requests_are_whole_and_in_one_part_only(tmp_path):
     assert splits.train.rows == splits.train.requests * CANDIDATES
 
 
-def test_another_seed_splits_otherwise_and_the_same_seed_alike(tmp_path):
+def test_split_depends_on_the_seed_only(tmp_path):
     again, other = (
         generate(tmp_path / "a"),
         generate(tmp_path / "b", schema=("", "[split]\nby='hash'\nseed=1")),
@@ -125,7 +126,7 @@ def test_another_seed_splits_otherwise_and_the_same_seed_alike(tmp_path):
     assert list(map(repr, plain(first.test))) != list(map(repr, plain(other.test)))
 
 
-def test_a_user_whose_features_change_within_a_group_gets_a_row_for_each(tmp_path):
+def test_user_whose_features_change_within_a_group_gets_a_row_for_each(tmp_path):
     recent = [[f"item {row % 3}"] for row in range(ROWS)]
     splits = generate(tmp_path, recent=recent)
     assert splits.train.requests == splits.train.rows
@@ -133,7 +134,7 @@ def test_a_user_whose_features_change_within_a_group_gets_a_row_for_each(tmp_pat
         assert row["recent"][0] in (1, 2, 3)
 
 
-def test_an_epoch_streams_every_row_once_whatever_it_holds_in_memory(tmp_path):
+def test_epoch_streams_every_row_once_whatever_it_holds_in_memory(tmp_path):
     settings = read(tmp_path)
     assert isinstance(settings.data, FilesConfig)
     small = settings.data.model_copy(update={"shuffle_rows": 20})
@@ -150,7 +151,7 @@ def test_an_epoch_streams_every_row_once_whatever_it_holds_in_memory(tmp_path):
     assert max(batch.rows for batch in one) <= 10 + CANDIDATES
 
 
-def test_a_part_can_be_chosen_by_file(tmp_path):
+def test_part_can_be_chosen_by_file(tmp_path):
     path = folder(tmp_path, schema=('files = ["rows.*"]', ""))
     (tmp_path / "schema.toml").write_text((tmp_path / "schema.toml").read_text() + BY_FILE)
     for name, first, last in (("a", 0, 40), ("b", 40, 50), ("c", 50, 60)):
@@ -162,19 +163,21 @@ def test_a_part_can_be_chosen_by_file(tmp_path):
     assert everything(splits) == sorted(expected())
 
 
-def test_a_part_can_be_chosen_by_column(tmp_path):
+def test_part_can_be_chosen_by_column(tmp_path):
     day = [8 if row < 40 else 9 if row < 60 else row % 7 for row in range(ROWS)]
     splits = generate(tmp_path, schema=("", BY_COLUMN), day=day)
     assert [splits.validation.rows, splits.test.rows, splits.train.rows] == [40, 20, ROWS - 60]
 
 
-def test_a_request_in_two_parts_is_refused(tmp_path):
+def test_request_in_two_parts_is_refused(tmp_path):
     day = [8 if row % 4 == 0 else 9 if row % 9 == 1 else 1 for row in range(ROWS)]
     message = refusal(tmp_path, schema=("", BY_COLUMN), day=day)
-    assert message.startswith("split: 60 requests (column 'request') are in the training set and")
+    assert message.startswith(
+        "split: 60 requests (column 'request') are in both the training set and"
+    )
 
 
-def test_a_masked_label_is_not_defined_where_the_mask_is_false(tmp_path):
+def test_masked_label_is_not_defined_where_the_mask_is_false(tmp_path):
     seen = [row % 4 != 0 for row in range(ROWS)]
     masked = ('name = "dwell"', 'name = "dwell"\nmask = "seen"')
     splits = generate(tmp_path, schema=masked, seen=seen)
@@ -185,7 +188,7 @@ def test_a_masked_label_is_not_defined_where_the_mask_is_false(tmp_path):
         assert not batch.labels["click"].isnan().any()
 
 
-def test_ids_that_are_not_listed_or_null_are_unknown(tmp_path):
+def test_null_and_unlisted_ids_are_unknown(tmp_path):
     item = ["item 0", "item 9", None, ""] * REQUESTS
     splits = generate(tmp_path, item=item, items="0")
     assert splits.test.candidate["item"].reshape(-1, 4).unique(dim=0).tolist() == [[1, 0, 0, 0]]
@@ -219,17 +222,17 @@ def test_wide_integer_ids_are_hashed_and_listed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "where", "rule"),
     [
-        ({"price": [math.nan]}, 0, "feature 'quality' is not 2 finite numbers"),
-        ({"price": [0.5, math.inf]}, 1, "feature 'quality' is not 2 finite numbers"),
-        ({"age": [None]}, 0, "feature 'quality' is not 2 finite numbers"),
-        ({"age": [1e39]}, 0, "feature 'quality' is not 2 finite numbers"),
+        ({"price": [math.nan]}, 0, "column 'price' is not a finite number"),
+        ({"price": [0.5, math.inf]}, 1, "column 'price' is not a finite number"),
+        ({"age": [None]}, 0, "column 'age' is not a finite number"),
+        ({"age": [1e39]}, 0, "column 'age' is not a finite number"),
         ({"click": [0, 2]}, 1, "label 'click' is not 0 or 1"),
         ({"dwell": [-1.0]}, 0, "label 'dwell' is not a duration in seconds"),
-        ({"request": [None]}, 0, "column 'request' is empty, so it belongs to no request"),
-        ({"user": [None]}, 0, "column 'user' is empty, so it belongs to no user"),
+        ({"request": [None]}, 0, "column 'request' (request) is empty"),
+        ({"user": [None]}, 0, "column 'user' (user) is empty"),
     ],
 )
-def test_a_bad_row_is_named_with_file_row_group_and_row(tmp_path, changes, where, rule):
+def test_bad_row_is_named_with_file_row_group_and_row(tmp_path, changes, where, rule):
     ((name, front),) = changes.items()
     bad = [0] * 103 + front
     path = tmp_path / "rows.parquet"
@@ -237,14 +240,14 @@ def test_a_bad_row_is_named_with_file_row_group_and_row(tmp_path, changes, where
     changed[103 : 103 + len(front)] = front
     message = refusal(tmp_path, **{name: changed})
     place = f"{path}, row group 1, row {len(bad) - len(front) - 100 + where}"
-    assert message == f"1 bad rows so far, max_bad_rows is 0: {place}: {rule}"
+    assert message == f"1 bad rows, max_bad_rows is 0: {place}: {rule}"
 
 
-def test_a_row_keeps_its_number_in_a_row_group_that_is_read_in_pieces(tmp_path, monkeypatch):
+def test_row_keeps_its_number_in_a_row_group_that_is_read_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr("models.data.files.READ_ROWS", 30)
     price = columns()["price"]
     price[177] = math.nan
-    assert "row group 1, row 77: feature 'quality'" in refusal(tmp_path, price=price)
+    assert "row group 1, row 77: column 'price'" in refusal(tmp_path, price=price)
 
 
 def test_bad_rows_within_the_limit_are_left_out_and_counted(tmp_path):
@@ -253,10 +256,10 @@ def test_bad_rows_within_the_limit_are_left_out_and_counted(tmp_path):
     splits = generate(tmp_path, schema=("group =", "max_bad_rows = 2\ngroup ="), price=price)
     assert len(everything(splits)) == ROWS - 2
     assert [note.split(", ")[-1] for note in splits.notes[:2]] == [
-        "row 5: feature 'quality' is not 2 finite numbers",
-        "row 7: feature 'quality' is not 2 finite numbers",
+        "row 5: column 'price' is not a finite number",
+        "row 7: column 'price' is not a finite number",
     ]
-    assert splits.notes[-1] == "left out 2 bad rows in all"
+    assert splits.notes[-1] == "skipped 2 bad rows in total"
 
 
 def test_bad_lines_of_csv_are_named_by_file_and_line(tmp_path):
@@ -274,13 +277,12 @@ def test_bad_lines_of_csv_are_named_by_file_and_line(tmp_path):
     rows.write_text("\n".join(lines) + "\n")
     settings = experiment.read(path)
     splits = data.generate(settings.data, settings.tasks)
-    assert [note.removeprefix(f"left out: {rows}, ") for note in splits.notes] == [
+    assert [note.removeprefix(f"skipped: {rows}, ") for note in splits.notes] == [
         "line 3: has 10 fields, the header has 9",
-        "line 5: column 'request' is empty, so it belongs to no request",
-        "line 10: feature 'quality' is not 2 finite numbers",
-        "left out 3 bad rows in all",
+        "line 10: column 'price' is not a finite number",
+        "skipped 2 bad rows in total",
     ]
-    assert len(everything(splits)) == ROWS - 3
+    assert len(everything(splits)) == ROWS - 3  # the blank line replaced a row
 
 
 def test_broken_lines_at_the_end_of_csv_are_bad_rows_too(tmp_path, monkeypatch):
@@ -298,50 +300,53 @@ def test_broken_lines_at_the_end_of_csv_are_bad_rows_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"like": None}, "has no column 'like' for label 'like'; it has 'request', 'user'"),
-        ({"price": None}, "has no column 'price' for feature 'quality'"),
-        ({"request": None}, "has no column 'request' for group"),
-        ({"schema": ('"price"', '"prize"')}, "has no column 'prize' for feature 'quality'"),
+        ({"like": None}, 'no column "like" for label "like" (columns: "request", "user"'),
+        ({"price": None}, 'no column "price" for feature "quality"'),
+        ({"request": None}, 'no column "request" for group'),
+        (
+            {"schema": ('"price"', '"prize"')},
+            'no column "prize" for feature "quality" (columns: "request"',
+        ),
         (
             {"price": ["cheap"] * ROWS},
-            "column 'price' is string, feature 'quality' needs numbers",
+            'column "price" is string, feature "quality" needs numbers',
         ),
         (
             {"item": list(range(ROWS))},
-            "column 'item' is int64, feature 'item' needs strings",
+            'column "item" is int64, feature "item" needs strings',
         ),
         (
             {"recent": ["item 1"] * ROWS},
-            "column 'recent' is string, feature 'recent' needs lists of strings",
+            'column "recent" is string, feature "recent" needs lists of strings',
         ),
-        ({"click": ["yes"] * ROWS}, "column 'click' is string, label 'click' needs numbers"),
-        ({"request": [0.5] * ROWS}, "column 'request' is double, group or user needs strings"),
+        ({"dwell": ["long"] * ROWS}, 'column "dwell" is string, label "dwell" needs numbers'),
+        ({"request": [0.5] * ROWS}, 'column "request" is double, group or user needs strings'),
     ],
 )
-def test_a_schema_that_does_not_fit_the_file_is_refused(tmp_path, changes, message):
+def test_schema_that_does_not_fit_the_file_is_refused(tmp_path, changes, message):
     assert f"{tmp_path / 'rows.parquet'}: {message}" in refusal(tmp_path, **changes)
 
 
-def test_a_task_without_a_single_label_is_refused(tmp_path):
-    message = "task 'like': no row of the training set has its label where click is 1"
+def test_task_without_a_single_label_is_refused(tmp_path):
+    message = "task 'like': no row of the training set has the label where click is 1"
     assert refusal(tmp_path, like=pa.nulls(ROWS, pa.float64())) == message
 
 
-def test_a_task_whose_sample_space_is_never_entered_is_refused(tmp_path):
+def test_task_whose_sample_space_is_never_entered_is_refused(tmp_path):
     clicks = columns()["click"]
     like = [None if each else 1 for each in clicks]
-    assert "no row of the training set has its label where click is 1" in refusal(
+    assert "no row of the training set has the label where click is 1" in refusal(
         tmp_path, like=like
     )
 
 
 @pytest.mark.parametrize(("label", "value"), [("click", 1), ("like", 0)])
-def test_a_label_that_never_changes_is_refused(tmp_path, label, value):
+def test_label_that_never_changes_is_refused(tmp_path, label, value):
     message = refusal(tmp_path, **{label: [value] * ROWS})
-    assert message.startswith(f"task {label!r}: its label is {value} on every row of the training")
+    assert message.startswith(f"task {label!r}: the label is {value} on every row of the training")
 
 
-def test_a_part_without_rows_is_refused(tmp_path):
+def test_part_without_rows_is_refused(tmp_path):
     message = refusal(tmp_path, schema=("", BY_COLUMN), day=[1] * ROWS)
     assert message == "split: the validation set has no rows"
 
@@ -349,14 +354,18 @@ def test_a_part_without_rows_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.parquet", b"", "is empty"),
+        ("rows.parquet", b"", "file is empty"),
         ("rows.parquet", b"no parquet at all", "cannot be read: "),
-        ("rows.csv", b"", "is empty"),
+        ("rows.csv", b"", "file is empty"),
         ("rows.csv", b"request,user\n", "has no rows"),
-        ("rows.json", b"{}", "must end in .parquet or .csv"),
+        (
+            "rows.json",
+            b"{}",
+            "must end in .parquet, .csv, .tsv, .txt, .data, or one",
+        ),
     ],
 )
-def test_a_file_that_holds_no_table_is_refused(tmp_path, name, content, message):
+def test_file_that_holds_no_table_is_refused(tmp_path, name, content, message):
     path = folder(tmp_path)
     (tmp_path / "rows.parquet").unlink()
     (tmp_path / name).write_bytes(content)
@@ -366,7 +375,7 @@ def test_a_file_that_holds_no_table_is_refused(tmp_path, name, content, message)
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
 
 
-def test_a_table_of_no_rows_is_refused(tmp_path):
+def test_table_of_no_rows_is_refused(tmp_path):
     path = folder(tmp_path)
     impressions.write_parquet(tmp_path / "rows.parquet", table().slice(0, 0))
     settings = experiment.read(path)
@@ -379,23 +388,23 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     twice = table().append_column("click", [columns()["click"]])
     impressions.write_parquet(tmp_path / "rows.parquet", twice)
     settings = experiment.read(path)
-    with pytest.raises(data.DataInvalid, match=r"rows.parquet: has two columns of one name$"):
+    with pytest.raises(data.DataInvalid, match=r"rows.parquet: two columns have the same name$"):
         data.generate(settings.data, settings.tasks)
 
 
-def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
+def test_pattern_that_matches_nothing_is_refused(tmp_path):
     message = refusal(tmp_path, schema=('"rows.*"', '"absent-*.parquet"'))
-    assert message == f"{tmp_path / 'absent-*.parquet'}: there is no such file"
+    assert message == f"{tmp_path / 'absent-*.parquet'}: no such file"
 
 
-def test_a_missing_vocabulary_says_how_to_make_it(tmp_path):
+def test_missing_vocabulary_says_how_to_make_it(tmp_path):
     path = folder(tmp_path)
     (tmp_path / "items.jsonl").unlink()
-    with pytest.raises(data.DataInvalid, match="`python -m models vocabulary` makes it"):
+    with pytest.raises(data.DataInvalid, match="create it with `python -m models vocabulary`"):
         _ = experiment.read(path).features
 
 
-def test_a_vocabulary_is_made_of_the_training_set_most_frequent_first(tmp_path, capsys):
+def test_vocabulary_is_made_of_the_training_set_most_frequent_first(tmp_path, capsys):
     path = folder(tmp_path, item=["item 7", "item 2", "item 7", "rare"] * REQUESTS)
     (tmp_path / "items.jsonl").unlink()
     assert cli.main(["vocabulary", "--config", str(path)]) == 0
@@ -408,17 +417,34 @@ def test_a_vocabulary_is_made_of_the_training_set_most_frequent_first(tmp_path, 
     assert capsys.readouterr().out == ""
 
 
-def test_a_vocabulary_knows_nothing_of_the_held_out_parts(tmp_path):
+def test_rare_ids_are_left_to_the_unknown_id(tmp_path, capsys):
+    item = ["once", *(f"item {row % 4}" for row in range(1, ROWS))]
+    path = folder(tmp_path, item=item, recent=[["item 1"]] * ROWS, schema=("", BY_COLUMN), day=DAYS)
+    (tmp_path / "items.jsonl").unlink()
+    assert cli.main(["vocabulary", "--config", str(path)]) == 0
+    assert "4 ids; 1 rarer ids train the embedding of unknown ids" in capsys.readouterr().out
+    (tmp_path / "items.jsonl").unlink()
+    schema = (tmp_path / "schema.toml").read_text()
+    (tmp_path / "schema.toml").write_text(
+        schema.replace('"items.jsonl"', '"items.jsonl", min_count = 1')
+    )
+    assert cli.main(["vocabulary", "--config", str(path)]) == 0
+    assert "5 ids; no training id is unknown" in capsys.readouterr().out
+
+
+def test_vocabulary_contains_training_ids_only(tmp_path):
     day = [8 if row < 40 else 9 if row < 60 else 1 for row in range(ROWS)]
     item = ["late" if row < 60 else "early" for row in range(ROWS)]
-    path = folder(tmp_path, schema=("", BY_COLUMN), day=day, item=item, recent=[[]] * 239 + [["x"]])
+    path = folder(
+        tmp_path, schema=("", BY_COLUMN), day=day, item=item, recent=[[]] * 238 + [["x"]] * 2
+    )
     (tmp_path / "items.jsonl").unlink()
     settings = experiment.read(path)
     data.make_vocabularies(settings.data)
     assert (tmp_path / "items.jsonl").read_text() == '"early"\n"x"\n'
 
 
-def test_a_missing_pyarrow_is_one_clear_line(tmp_path, monkeypatch):
+def test_missing_pyarrow_is_reported_in_one_line(tmp_path, monkeypatch):
     settings = read(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(data.DataInvalid, match=r"pip install -e '\.\[data\]'$"):
@@ -430,7 +456,7 @@ def test_bad_data_is_one_line_and_status_2_and_nothing_is_published(tmp_path, ca
     status = cli.main(["train", "--config", str(path), "--store", str(tmp_path / "store")])
     shown = capsys.readouterr()
     assert status == 2
-    assert shown.err.startswith("task 'click': its label is 1 on every row")
+    assert shown.err.startswith("task 'click': the label is 1 on every row")
     assert shown.err.count("\n") == 1
     assert not (tmp_path / "store").exists()
 

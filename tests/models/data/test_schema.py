@@ -10,40 +10,45 @@ from tests.models.impressions import folder
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("buckets = 50", "buckets = 0", "buckets: Input should be greater than or equal to 1"),
-        ("max_length = 2", "max_length = 0", "max_length: Input should be greater than 0"),
-        ("max_length = 2", "max_length = -3", "max_length: Input should be greater than 0"),
+        ("buckets = 50", "buckets = 0", "buckets: must be greater than or equal to 1"),
+        ("max_length = 2", "max_length = 0", "max_length: must be greater than 0"),
+        ("max_length = 2", "max_length = -3", "max_length: must be greater than 0"),
         ('"age"]', '"age"]\ndim = 3', "dim: is 3, but there are 2 columns"),
-        ('"age"]', '"age"]\ndim = 0', "dim: Input should be greater than 0"),
-        ("group =", "shuffle_rows = 0\ngroup =", "shuffle_rows: Input should be greater than 0"),
-        ("group =", "max_bad_rows = -1\ngroup =", "max_bad_rows: Input should be greater than or"),
+        ('"age"]', '"age"]\ndim = 0', "dim: must be greater than 0"),
+        ("group =", "shuffle_rows = 0\ngroup =", "shuffle_rows: must be greater than 0"),
+        ("group =", "max_bad_rows = -1\ngroup =", "max_bad_rows: must be greater than or"),
+        ("", "[split]\nseed = 3", 'missing key "by" in [data.split]'),
         (
             "",
             "[split]\nby = 'hash'\nvalidation = 0.5\ntest = 0.5",
             "validation + test: must be below 1",
         ),
-        ("", "[split]\nby = 'hash'\nvalidation = 0", "validation: Input should be greater than 0"),
-        ('shared_with = "item"', 'shared_with = "thing"', "'thing' is no id feature"),
-        ('shared_with = "item"', 'shared_with = "quality"', "'quality' is no id feature"),
-        ('shared_with = "item"', "", "needs either an encoding or shared_with"),
+        ("", "[split]\nby = 'hash'\nvalidation = 0", "validation: must be greater than 0"),
+        ('shared_with = "item"', 'shared_with = "thing"', "'thing' is not an id feature"),
+        ('shared_with = "item"', 'shared_with = "quality"', "'quality' is not an id feature"),
+        ('shared_with = "item"', "", "needs either encoding or shared_with"),
         ('name = "quality"', 'name = "item"', "features: the name 'item' is used twice"),
         ('name = "like"', 'name = "click"', "labels: the name 'click' is used twice"),
-        ('kind = "duration"', 'kind = "time"', "labels.2.kind: Input should be 'binary'"),
-        ('group = "request"', "", "group: Field required"),
-        ('files = ["rows.*"]', "", "files: needed, unless the split is by file"),
-        ('side = "user"', 'side = "left"', "side: Input should be 'user' or 'candidate'"),
-        ('kind = "dense"', 'kind = "text"', "Input tag 'text'"),
+        ('kind = "duration"', 'kind = "time"', "labels.2.kind: must be 'binary'"),
+        ('name = "quality"', "", 'missing key "name" in [data.features.3.dense]'),
+        ('"age"]', '"age"]\nclip = [2, 1]', "clip: must be [low, high] with low < high"),
+        ('"age"]', '"age"]\nmissing_indicator = true', 'missing_indicator: needs missing = "fill"'),
+        ('"age"]', '"age"]\nscaling = "logs"', "or 'none'; did you mean \"log\"?"),
+        ('kind = "duration"', 'kind = "duration"\npositive = [1]', "positive: only binary labels"),
+        ('files = ["rows.*"]', "", "files: required, unless the split is by file"),
+        ('side = "user"', 'side = "left"', "side: must be 'user' or 'candidate'"),
+        ('kind = "dense"', 'kind = "text"', "kind: must be 'dense', 'id', 'id_list'"),
         ('name = "quality"', 'name = "our quality"', "name: String should match pattern"),
         ('name = "like"', 'name = "../like"', "name: String should match pattern"),
-        ("group =", "groups = 1\ngroup =", "groups: Extra inputs are not permitted"),
+        ("group =", "groups = 1\ngroup =", 'unknown key "groups" in [data]; did you mean "group"?'),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(tmp_path, old, new, message):
+def test_invalid_schema_is_reported_in_one_line(tmp_path, old, new, message):
     path = folder(tmp_path, schema=(old, new))
     with pytest.raises(experiment.ExperimentInvalid) as caught:
         experiment.read(path)
     text = str(caught.value)
-    assert text.startswith(f"{path}: data")
+    assert text.startswith(f"{path}: ")
     assert message in text
     assert "\n" not in text
 
@@ -51,23 +56,27 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, old, new, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"like"\nkind', '"love"\nkind', "files has no binary label 'love', it has click (binary)"),
-        ('"like"\nkind = "binary"', '"like"\nkind = "duration"', "no duration label 'like'"),
-        ('space = "click"', 'space = "dwell"', "files has no binary label 'dwell'"),
+        (
+            '"like"\nkind',
+            '"love"\nkind',
+            'the data has no binary label "love" (labels: click (binary)',
+        ),
+        ('"like"\nkind = "binary"', '"like"\nkind = "duration"', 'no duration label "like"'),
+        ('space = "click"', 'space = "dwell"', 'the data has no binary label "dwell"'),
         ('"schema.toml"', '"absent.toml"', "absent.toml: No such file"),
         (
             'space = "click"',
             'space = "click"\nbehaviour_weights = { love = 1.0 }',
-            "tasks.like.behaviour_weights: files has no label 'love'",
+            'tasks.like.behaviour_weights: the data has no label "love"',
         ),
         (
             'space = "click"',
             'space = "click"\nbehaviour_weights = { dwell = -1.0 }',
-            "behaviour_weights.dwell: Input should be greater than or equal to 0",
+            "behaviour_weights.dwell: must be greater than or equal to 0",
         ),
     ],
 )
-def test_an_experiment_that_does_not_fit_its_schema_is_refused(tmp_path, old, new, message):
+def test_experiment_that_does_not_fit_its_schema_is_refused(tmp_path, old, new, message):
     path = folder(tmp_path, tasks=(old, new))
     with pytest.raises(experiment.ExperimentInvalid) as caught:
         experiment.read(path)
@@ -94,7 +103,7 @@ def test_the_experiment_overrides_its_schema(tmp_path):
     assert settings.data.max_bad_rows == 7
 
 
-def test_an_experiment_survives_its_trip_through_the_manifest(tmp_path):
+def test_experiment_survives_its_trip_through_the_manifest(tmp_path):
     settings = experiment.read(folder(tmp_path))
     dumped = settings.model_dump(mode="json")
     assert experiment.Experiment.model_validate(dumped) == settings

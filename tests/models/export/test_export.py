@@ -17,6 +17,9 @@ from models.networks.config import NetworkConfig, links
 from models.training import experiment, train
 from models.training.evaluate import predict
 from tests import TINY_EXPERIMENT
+from tests.models import impressions
+
+DEVICE = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def columns(batch):
     return [*batch.user.items(), *batch.candidate.items()]
 
 
-def test_a_published_artifact_passes_the_services_own_checks(tiny, tmp_path):
+def test_published_artifact_passes_the_checks_of_the_service(tiny, tmp_path):
     store = Store(tmp_path)
     artifact = train.run(tiny, store, console=Console(file=io.StringIO()))
 
@@ -66,7 +69,7 @@ def test_the_program_scores_as_the_network_did(tiny, held_out, tmp_path):
     np.testing.assert_allclose(program.run(batch), predict(network, request), atol=1e-5)
 
 
-def test_a_network_in_training_mode_is_exported_without_its_dropout(tiny, held_out, tmp_path):
+def test_network_in_training_mode_is_exported_without_its_dropout(tiny, held_out, tmp_path):
     dropout = tiny.network.model_copy(update={"dropout": 0.5})
     network = build(dropout, tiny.features, tiny.tasks, seed=0).train()
 
@@ -123,7 +126,7 @@ def test_tasks_say_how_their_columns_become_scores(tiny):
     assert (dwell.link, dwell.unit, dwell.clamp) == ("exp", "seconds", (0, 600))
 
 
-def test_an_esmm_product_is_a_probability_through_exp(tiny, held_out):
+def test_esmm_product_is_a_probability_through_exp(tiny, held_out):
     esmm = tiny.model_copy(
         update={"network": NetworkConfig(architecture="esmm", expert_hidden_units=(8,))}
     )
@@ -136,3 +139,37 @@ def test_an_esmm_product_is_a_probability_through_exp(tiny, held_out):
     assert outputs[1].link == "exp"
     assert (score[:, 1] <= score[:, 0]).all()
     assert (score[:, 1] > 0).all()
+
+
+def test_dense_features_are_scaled_in_the_artifact(tmp_path):
+    price = impressions.columns()["price"]
+    price[3] = None
+    path = impressions.folder(
+        tmp_path, schema=('missing = "refuse"', "missing_indicator = true"), price=price
+    )
+    settings = experiment.read(path)
+    console = Console(file=io.StringIO())
+
+    model = load(train.run(settings, Store(tmp_path / "store"), console=console), DEVICE)
+
+    (quality,) = [each for each in model.manifest.inputs if each.name == "quality"]
+    assert quality.default is not None  # of a feature that had missing values in training
+    held_out = data.generate(settings.data, settings.tasks).test
+    raw = {name: column.numpy() for name, column in held_out.candidate.items()}
+    user = {name: column.numpy() for name, column in held_out.user.items()}
+    row_to_request = held_out.row_to_request.numpy()
+    outputs = model.program.run(ModelInputs(user, raw, row_to_request))
+    missing = raw | {"quality": np.full_like(raw["quality"], np.nan)}
+    clipped = raw | {"quality": raw["quality"] + np.float32(1e6)}
+    assert np.isfinite(model.program.run(ModelInputs(user, missing, row_to_request))).all()
+    beyond = model.program.run(ModelInputs(user, clipped, row_to_request))
+    assert np.abs(beyond - outputs).max() < 10  # clipped to the range of the training rows
+
+
+def test_complete_dense_features_are_required_in_requests(tmp_path):
+    settings = experiment.read(impressions.folder(tmp_path, schema=('missing = "refuse"', "")))
+    splits = data.generate(settings.data, settings.tasks)
+    network = build(settings.network, settings.features, settings.tasks, seed=0)
+    network.columns.fit(splits.dense_sample)
+
+    assert network.columns.defaults() == {}

@@ -45,6 +45,6 @@ KILLS = [(mutant, proof) for mutant, killers in KILLED_BY.items() for proof in k
     KILLS,
     ids=[f"{mutant.__name__.rpartition('.')[2]}-{proof.__name__}" for mutant, proof in KILLS],
 )
-def test_a_wrong_ple_fails_the_proof(mutant: Any, proof: Any):
+def test_wrong_ple_fails_a_proof(mutant: Any, proof: Any):
     with pytest.raises(AssertionError):
         proof(factory(mutant.Body))

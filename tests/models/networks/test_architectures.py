@@ -43,7 +43,7 @@ def test_the_options_of_a_network_equal_the_loops(architecture):
 
 
 @pytest.mark.parametrize("proof", proofs.PLE_PROOFS, ids=lambda proof: proof.__name__)
-def test_ple_is_the_papers(proof):
+def test_ple_has_every_property_of_the_paper(proof):
     proof(build)
 
 
@@ -109,7 +109,7 @@ def test_cgc_without_shared_experts_is_a_network_for_each_task():
 
 
 @pytest.mark.parametrize("architecture", ["moe", "mmoe", "cgc", "ple"])
-def test_experts_may_change_places_with_their_gate_columns(architecture):
+def test_permuted_experts_with_their_gate_columns_change_nothing(architecture):
     config = small(architecture, num_experts=4, num_task_experts=1, num_shared_experts=4)
     network = build(config, FEATURES, tasks(3), seed=1).double()
     arguments = values(3, 17)

@@ -41,7 +41,7 @@ def rows(arguments: tuple[Values, Values, Tensor], which: Any) -> tuple[Values, 
 
 
 @pytest.mark.parametrize("case", GRID, ids=str)
-def test_a_row_scores_alone_as_it_does_in_company(case: Case):
+def test_row_scores_alone_as_in_any_batch(case: Case):
     module, arguments = network(case), values(2, case.num_rows)
     together = module(*arguments)
     assert together.shape == (case.num_rows, case.num_tasks)
@@ -52,7 +52,7 @@ def test_a_row_scores_alone_as_it_does_in_company(case: Case):
 
 
 @pytest.mark.parametrize("case", GRID, ids=str)
-def test_a_user_computed_once_equals_the_user_tiled(case: Case):
+def test_user_computed_once_equals_the_user_tiled(case: Case):
     module, arguments = network(case), values(3, case.num_rows)
     tiled = rows(arguments, slice(None))
     assert_close(module(*arguments), module(*tiled), TOLERANCE[case.dtype])
@@ -93,7 +93,7 @@ def test_no_rows_give_no_scores(architecture, num_requests):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_state_dict_makes_another_network_the_same(architecture):
+def test_state_dict_makes_another_network_the_same(architecture):
     source, target = example(architecture), copy.deepcopy(example(architecture))
     for parameter in target.parameters():
         torch.nn.init.normal_(parameter)
@@ -116,7 +116,7 @@ def test_one_step_changes_every_parameter(architecture):
         assert not torch.equal(parameter, before[name]), name
 
 
-def test_a_seed_draws_the_same_network_and_leaves_the_generator_alone():
+def test_seed_draws_the_same_network_and_leaves_the_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -139,7 +139,7 @@ def test_dropout_acts_in_training_only_and_never_in_a_gate():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_nan_stays_in_its_row(architecture):
+def test_nan_stays_in_its_row(architecture):
     user, candidate, row_to_request = values(2, 9)
     clean = loaded(architecture)(user, candidate, row_to_request)
     candidate["price"][4] = torch.nan
@@ -150,7 +150,7 @@ def test_a_nan_stays_in_its_row(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_users_nan_stays_in_its_request(architecture):
+def test_users_nan_stays_in_its_request(architecture):
     user, candidate, row_to_request = values(2, 9)
     clean = loaded(architecture)(user, candidate, row_to_request)
     user["age"][0, 1] = torch.nan
@@ -160,7 +160,7 @@ def test_a_users_nan_stays_in_its_request(architecture):
     assert torch.equal(dirty[~mine], clean[~mine])
 
 
-def test_a_row_of_a_request_that_is_not_there_is_refused():
+def test_row_of_a_request_that_is_not_there_is_refused():
     user, candidate, row_to_request = values(2, 9)
     with pytest.raises((IndexError, RuntimeError), match="out of"):
         example("mmoe")(user, candidate, row_to_request + 2)
@@ -173,9 +173,9 @@ def test_a_row_of_a_request_that_is_not_there_is_refused():
         (FEATURES, [], "tasks: at least one"),
         (FEATURES, tasks(2) + tasks(1), "tasks: the name 'click' is used twice"),
         ([*FEATURES, DenseFeature(name="city", side="user")], tasks(1), "'city' is used twice"),
-        (FEATURES, tasks(4), "num_task_experts: 3 counts for 4 tasks"),
+        (FEATURES, tasks(4), "num_task_experts: has 3 entries for 4 tasks"),
     ],
 )
-def test_what_does_not_fit_together_is_named(features, task_list, message):
+def test_inconsistent_arguments_are_named(features, task_list, message):
     with pytest.raises(ValueError, match=message):
         build(small("ple", num_task_experts=(1, 2, 1)), features, task_list)

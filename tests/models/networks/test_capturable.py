@@ -74,7 +74,7 @@ def waiting(module: torch.jit.ScriptModule, program: Program, requests: ModelInp
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_network_asks_the_host_for_nothing(architecture):
+def test_network_does_not_synchronise_with_the_host(architecture):
     tiny = experiment.read(TINY_EXPERIMENT)
     network = NetworkConfig.model_validate(
         tiny.network.model_dump() | {"architecture": architecture}
@@ -118,6 +118,6 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize(("module", "found"), [(Masks(), {"nonzero"}), (Branches(), {"Bool"})])
-def test_a_module_that_does_is_found_out(module, found):
+def test_synchronising_module_is_detected(module, found):
     script = scripted(module)
     assert waiting(script, Program(script, small_description(), CPU), batch()) == found

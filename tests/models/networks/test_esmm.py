@@ -70,10 +70,10 @@ def test_the_links_say_which_columns_are_log_probabilities():
         (tasks(4)[2:], "esmm needs a binary task whose sample_space is another"),
         (
             [*tasks(2), Task(name="share", kind="binary", sample_space="like")],
-            "'like', the sample space of 'share', has one of its own",
+            "'like', the sample space of 'share', has a sample space itself",
         ),
     ],
 )
-def test_a_chain_that_is_none_is_refused(task_list: Any, message: str):
+def test_invalid_sample_space_chain_is_refused(task_list: Any, message: str):
     with pytest.raises(ValueError, match=message):
         build(NetworkConfig(architecture="esmm"), FEATURES, task_list)

@@ -45,7 +45,7 @@ def test_every_id_finds_its_own_row():
 
 
 @pytest.mark.parametrize("unknown", [4, 5, -1, -7, 2**62, -(2**63)])
-def test_an_id_outside_the_vocabulary_is_unknown(unknown):
+def test_id_outside_the_vocabulary_is_unknown(unknown):
     columns = InputColumns([item(), history(pooling="sum")])
     ids = {"item": torch.tensor([unknown, 0])}
     lists = {"history": torch.tensor([[unknown, -1, -1, -1], [0, -1, -1, -1]])}
@@ -69,7 +69,7 @@ def test_lists_pool_what_is_present(pooling):
     assert torch.equal(u[3], torch.zeros(3))
 
 
-def test_an_empty_list_has_no_gradient_and_no_nan():
+def test_empty_list_has_no_gradient_and_no_nan():
     columns = InputColumns([history()])
     u, _ = columns({"history": torch.full((2, 4), -1)}, {})
     u.sum().backward()
@@ -87,7 +87,7 @@ def test_lists_of_one_table_do_not_mix():
     torch.testing.assert_close(u, expected.unsqueeze(0))
 
 
-def test_a_shared_table_is_one_table():
+def test_shared_table_is_one_table():
     columns = InputColumns([history(shared_with="item"), item()])
     assert [table.shape for table in columns.parameters()] == [(4, 3)]
     u, c = columns({"history": torch.tensor([[2, -1, -1, -1]])}, {"item": torch.tensor([2])})
@@ -116,6 +116,6 @@ def test_pooling_in_float64_is_exact():
         ([history(shared_with="item", vocabulary_size=5), item()], "must agree in vocabulary_size"),
     ],
 )
-def test_features_that_do_not_fit_together_are_named(features, message):
+def test_inconsistent_features_are_named(features, message):
     with pytest.raises(ValueError, match=message):
         InputColumns(features)

@@ -39,7 +39,7 @@ def test_every_form_of_a_network_gives_the_same_scores(architecture, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["mmoe", "ple"])
-def test_many_rows_run_fewer_experts_at_a_time_and_score_the_same(architecture, dtype):
+def test_chunked_experts_give_the_same_scores(architecture, dtype):
     config = small(architecture, expert_hidden_units=(128, 16), num_experts=5)
     module = build(config, FEATURES, tasks(3), seed=1).to(dtype).eval().requires_grad_(False)
     arguments = values(4, 1500)  # 1500 rows of 128 units in float32 are 0.75 of a megabyte
@@ -81,7 +81,7 @@ def test_eight_threads_score_as_one_does(architecture):
         ("esmm", [(9, 4, 6), (9, 4, 6), (9, 3, 6)]),
     ],
 )
-def test_gate_weights_can_be_watched_and_sum_to_one(architecture, shapes, dtype):
+def test_gate_weights_sum_to_one(architecture, shapes, dtype):
     arguments = values(2, 9)
     weights = loaded(architecture, dtype).gate_weights(*arguments)
     assert [tuple(level.shape) for level in weights] == shapes
@@ -97,7 +97,7 @@ def test_gate_weights_can_be_watched_and_sum_to_one(architecture, shapes, dtype)
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_gpu_scores_as_the_cpu_does(architecture):
+def test_gpu_scores_as_the_cpu_does(architecture):
     served = copy.deepcopy(example(architecture)).requires_grad_(False).cuda()
     frozen = torch.jit.freeze(torch.jit.script(served))
     for size in [(1, 0), *SIZES]:

@@ -38,7 +38,7 @@ def test_the_mix_is_a_weighted_sum():
 
 @pytest.mark.parametrize("gate_bias", [True, False])
 @pytest.mark.parametrize("hidden", [(), (6,), (6, 3)])
-def test_gates_of_the_input_and_of_a_level_weigh_alike(hidden, gate_bias):
+def test_input_gates_and_level_gates_give_equal_weights(hidden, gate_bias):
     config = small("ple", gate_hidden_units=hidden, gate_bias=gate_bias)
     x = Rows(torch.randn(2, 4), torch.randn(9, 4), torch.arange(9) % 2)
     assert InputGates(SEES, 5, (4, 4), config)(x).shape == (9, 3, 5)

@@ -14,7 +14,7 @@ def rows(num_requests: int = 3, num_rows: int = 7) -> Rows:
     return Rows(torch.randn(num_requests, 4), torch.randn(num_rows, 5), which)
 
 
-def test_a_stack_maps_each_input_by_its_own_weights():
+def test_stack_maps_each_input_by_its_own_weights():
     linear, x = StackedLinear(3, 4, 2), torch.randn(3, 6, 4)
     y = linear(x)
     for e in range(3):
@@ -41,7 +41,7 @@ def test_the_user_is_computed_once_a_request():
 @pytest.mark.parametrize(
     "module", [StackedLinear(3, 4, 2, bias=False), InputLinear(3, 4, 0, 2, bias=False)]
 )
-def test_a_map_without_bias_takes_zero_to_zero(module):
+def test_map_without_bias_maps_zero_to_zero(module):
     zero = torch.zeros(3, 6, 4)
     x = (
         zero
@@ -73,7 +73,7 @@ def test_dropout_follows_hidden_layers_only():
 @pytest.mark.parametrize(
     ("num_rows", "expected"), [(0, 8), (1, 8), (128, 8), (256, 4), (512, 2), (2048, 1), (10**6, 1)]
 )
-def test_as_many_experts_run_at_once_as_a_cache_holds(num_rows, expected):
+def test_number_of_experts_at_once_fits_the_cache(num_rows, expected):
     scripted = torch.jit.script(experts_at_once)
     assert min(8, scripted(8, num_rows, 256, torch.zeros(1))) == expected
     assert experts_at_once(8, num_rows, 256, torch.zeros(1)) == 8

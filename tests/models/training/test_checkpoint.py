@@ -77,7 +77,7 @@ def fit(settings, splits, path, listener, *, resume=False):
     return network, train.fit(network, splits, settings, listener, state)
 
 
-def test_a_run_stopped_anywhere_and_resumed_ends_as_one_that_was_not(tiny, splits, tmp_path):
+def test_resumed_run_equals_an_uninterrupted_run(tiny, splits, tmp_path):
     whole, epochs = fit(tiny, splits, None, counter := Stopper())
     each = counter.seen // 3
     for number, stop in enumerate(
@@ -93,7 +93,7 @@ def test_a_run_stopped_anywhere_and_resumed_ends_as_one_that_was_not(tiny, split
         torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
-def test_a_streamed_table_is_resumed_in_the_middle_of_an_epoch(tmp_path):
+def test_streamed_table_is_resumed_in_the_middle_of_an_epoch(tmp_path):
     settings = read(tmp_path)
     splits = data.generate(settings.data, settings.tasks)
     whole, epochs = fit(settings, splits, None, Stopper())
@@ -104,7 +104,7 @@ def test_a_streamed_table_is_resumed_in_the_middle_of_an_epoch(tmp_path):
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
-def test_a_run_that_was_over_can_be_given_more_epochs(tiny, splits, tmp_path):
+def test_finished_run_can_resume_with_more_epochs(tiny, splits, tmp_path):
     longer = with_training(tiny, epochs=5)
     whole, epochs = fit(longer, splits, None, Stopper())
     fit(tiny, splits, tmp_path / "run", Stopper())
@@ -113,7 +113,7 @@ def test_a_run_that_was_over_can_be_given_more_epochs(tiny, splits, tmp_path):
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
-def test_a_run_that_stopped_early_stays_stopped(tiny, splits, tmp_path):
+def test_run_that_stopped_early_stays_stopped(tiny, splits, tmp_path):
     restless = with_training(tiny, epochs=50, learning_rate=0.3, patience=1)
     network, epochs = fit(restless, splits, tmp_path / "run", Stopper())
     resumed, again = fit(restless, splits, tmp_path / "run", idle := Stopper(), resume=True)
@@ -122,17 +122,17 @@ def test_a_run_that_stopped_early_stays_stopped(tiny, splits, tmp_path):
     torch.testing.assert_close(resumed.state_dict(), network.state_dict(), rtol=0, atol=0)
 
 
-def test_a_second_interrupt_acts_at_once(tiny, splits, tmp_path):
+def test_second_interrupt_raises_at_once(tiny, splits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(tiny, splits, tmp_path / "run", Stopper(batches=2, presses=2))
 
 
-def test_without_a_checkpoint_an_interrupt_acts_at_once(tiny, splits):
+def test_interrupt_without_checkpoint_raises_at_once(tiny, splits):
     with pytest.raises(KeyboardInterrupt):
         fit(tiny, splits, None, Stopper(batches=1))
 
 
-def test_interrupts_are_given_back(tiny, splits, tmp_path):
+def test_signal_handler_is_restored(tiny, splits, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(train.Interrupted):
         fit(tiny, splits, tmp_path / "run", Stopper(batches=1))
@@ -149,45 +149,45 @@ def test_interrupts_are_given_back(tiny, splits, tmp_path):
         ({"embedding": {"dim": 3}, "data": {"items": 9}}, "data, embedding"),
     ],
 )
-def test_another_experiment_cannot_go_on_from_it(tiny, splits, tmp_path, changes, named):
+def test_checkpoint_of_another_experiment_is_refused(tiny, splits, tmp_path, changes, named):
     fit(tiny, splits, tmp_path / "run", Stopper())
     parts = {name: getattr(tiny, name).model_copy(update=part) for name, part in changes.items()}
     other = tiny.model_copy(update=parts)
-    with pytest.raises(CheckpointInvalid, match=f"was made with another {named}$"):
+    with pytest.raises(CheckpointInvalid, match=f"changed since the checkpoint: {named}$"):
         fit(other, splits, tmp_path / "run", Stopper(), resume=True)
 
 
-def test_other_data_cannot_go_on_from_it(tiny, splits, tmp_path):
+def test_checkpoint_of_other_data_is_refused(tiny, splits, tmp_path):
     fit(tiny, splits, tmp_path / "run", Stopper())
     network = build(tiny.network, tiny.features, tiny.tasks, seed=0)
     state = TrainingState(network, tiny, splits.train.rows + 1, path=tmp_path / "run")
-    with pytest.raises(CheckpointInvalid, match=rf"{splits.train.rows} rows to learn from, now"):
+    with pytest.raises(CheckpointInvalid, match=rf"had {splits.train.rows} rows and now"):
         state.restore()
 
 
-def test_another_vocabulary_cannot_go_on_from_it(tmp_path):
+def test_checkpoint_of_another_vocabulary_is_refused(tmp_path):
     settings = read(tmp_path)
     splits = data.generate(settings.data, settings.tasks)
     fit(settings, splits, tmp_path / "run", Stopper())
     listed = (tmp_path / "items.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "items.jsonl").write_text("".join(listed[::-1]))
-    with pytest.raises(CheckpointInvalid, match=r"was made with another vocabulary$"):
+    with pytest.raises(CheckpointInvalid, match=r"changed since the checkpoint: vocabulary$"):
         fit(settings, splits, tmp_path / "run", Stopper(), resume=True)
 
 
-def test_what_is_no_checkpoint_is_refused(tiny, splits, tmp_path):
+def test_invalid_checkpoint_is_refused(tiny, splits, tmp_path):
     path = tmp_path / "run"
-    with pytest.raises(CheckpointInvalid, match="there is no checkpoint to resume from"):
+    with pytest.raises(CheckpointInvalid, match="no checkpoint to resume from"):
         fit(tiny, splits, path, Stopper(), resume=True)
     path.write_bytes(b"something else")
     with pytest.raises(CheckpointInvalid, match="cannot be read"):
         fit(tiny, splits, path, Stopper(), resume=True)
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointInvalid, match="is no checkpoint"):
+    with pytest.raises(CheckpointInvalid, match="not a checkpoint"):
         fit(tiny, splits, path, Stopper(), resume=True)
 
 
-def test_a_checkpoint_is_tensors_and_json(tiny, splits, tmp_path):
+def test_checkpoint_is_tensors_and_json(tiny, splits, tmp_path):
     fit(tiny, splits, tmp_path / "run", Stopper())
     with safe_open(tmp_path / "run", framework="np") as file:
         assert {name.split(".")[0] for name in file.keys()} == {  # noqa: SIM118
@@ -200,7 +200,7 @@ def test_a_checkpoint_is_tensors_and_json(tiny, splits, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_run_that_was_published_leaves_no_checkpoint(tiny, tmp_path):
+def test_published_run_deletes_its_checkpoint(tiny, tmp_path):
     path = tmp_path / ".checkpoints" / "tiny.safetensors"
     console = Console(file=io.StringIO())
     artifact = train.run(tiny, Store(tmp_path), console=console, checkpoint=path)
@@ -208,7 +208,7 @@ def test_a_run_that_was_published_leaves_no_checkpoint(tiny, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["tiny"]
 
 
-def test_a_resumed_run_says_from_where(tiny, splits, tmp_path):
+def test_resumed_run_reports_its_epoch(tiny, splits, tmp_path):
     path = tmp_path / ".checkpoints" / "tiny.safetensors"
     with pytest.raises(train.Interrupted):
         fit(tiny, splits, path, Stopper(epochs=2))

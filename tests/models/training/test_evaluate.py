@@ -17,6 +17,7 @@ from models.training.evaluate import (
     mae,
     mean_group_auc,
     mse,
+    ndcg,
     predict,
     xauc,
 )
@@ -75,7 +76,7 @@ def test_errors_and_calibration():
 
 
 @pytest.mark.parametrize("metric", [auc, xauc, mae, mse, calibration])
-def test_a_metric_of_no_rows_is_not_defined(metric):
+def test_metric_of_no_rows_is_not_defined(metric):
     assert math.isnan(metric(np.array([]), np.array([])))
 
 
@@ -115,7 +116,7 @@ def tiny():
 
 
 @pytest.mark.parametrize("architecture", ["ple", "esmm"])
-def test_a_network_that_knows_what_to_expect_scores_as_the_oracle(tiny, architecture):
+def test_true_expectation_reaches_the_oracle_metrics(tiny, architecture):
     tiny = tiny.model_copy(
         update={"network": NetworkConfig(architecture=architecture), "clamp": {"dwell": (0, 1e9)}}
     )
@@ -130,7 +131,7 @@ def test_a_network_that_knows_what_to_expect_scores_as_the_oracle(tiny, architec
         assert 0.8 < figures["calibration"] < 1.25
 
 
-def test_like_is_judged_where_it_is_defined(tiny):
+def test_like_is_evaluated_on_defined_rows(tiny):
     network, test = oracle(tiny, data.generate(tiny.data).test)
     clicked = test.labels["click"] == 1
     expected = auc(test.labels["like"][clicked].numpy(), test.expected["like"][clicked].numpy())
@@ -140,14 +141,14 @@ def test_like_is_judged_where_it_is_defined(tiny):
     assert figures["auc"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_scores_are_clamped_before_they_are_judged(tiny):
+def test_scores_are_clamped_before_evaluation(tiny):
     tiny = tiny.model_copy(update={"clamp": {"dwell": (0, 0.001)}})
     network, test = oracle(tiny, data.generate(tiny.data).test)
 
     assert evaluate(network, test, tiny.tasks, task_outputs(tiny))["dwell"]["calibration"] < 0.001
 
 
-def test_a_figure_that_is_not_defined_is_left_out(tiny):
+def test_undefined_metric_is_left_out(tiny):
     network, test = oracle(tiny, data.generate(tiny.data).test)
     nobody = {**test.labels, "click": torch.zeros(test.rows)}
     test = data.Dataset(
@@ -161,7 +162,7 @@ def test_a_figure_that_is_not_defined_is_left_out(tiny):
 
 
 @pytest.mark.parametrize(("architecture", "known"), [("ple", {}), ("esmm", {"like"})])
-def test_data_that_does_not_know_what_to_expect_has_no_oracle(tiny, architecture, known):
+def test_data_without_true_expectation_has_no_oracle(tiny, architecture, known):
     tiny = tiny.model_copy(update={"network": NetworkConfig(architecture=architecture)})
     network, test = oracle(tiny, data.generate(tiny.data).test)
     expected = {name: value for name, value in test.expected.items() if name in known}
@@ -171,10 +172,32 @@ def test_data_that_does_not_know_what_to_expect_has_no_oracle(tiny, architecture
 
     figures = evaluate(network, test, tiny.tasks, task_outputs(tiny))["like"]
 
-    assert set(figures) == {"auc", "user_auc", "calibration"}
+    assert set(figures) == {"auc", "user_auc", "ndcg_10", "calibration"}
 
 
 def test_predictions_come_in_the_order_of_the_rows(tiny):
     network, test = oracle(tiny, data.generate(tiny.data).test)
 
     torch.testing.assert_close(predict(network, test, batch_rows=20), network.outputs)
+
+
+def test_ndcg_is_that_of_the_definition():
+    random = np.random.default_rng(3)
+    requests = np.repeat(np.arange(30), random.integers(1, 40, size=30))
+    labels = (random.random(len(requests)) < 0.2).astype(np.float64)
+    scores = random.permutation(len(requests)).astype(np.float64)
+    values = []
+    for request in range(30):
+        rows = requests == request
+        if rows.sum() < 2 or labels[rows].sum() == 0:
+            continue
+        gains = [1 / math.log2(i + 2) for i in range(10)]
+        ranked = labels[rows][np.argsort(-scores[rows])][:10]
+        best = np.sort(labels[rows])[::-1][:10]
+        values.append(np.dot(ranked, gains[: len(ranked)]) / np.dot(best, gains[: len(best)]))
+    assert ndcg(labels, scores, requests) == pytest.approx(np.mean(values))
+
+
+def test_ndcg_of_single_rows_is_not_defined():
+    assert math.isnan(ndcg(np.ones(3), np.zeros(3), np.arange(3)))
+    assert ndcg(np.array([0.0, 1.0]), np.array([0.1, 0.9]), np.zeros(2, np.int64)) == 1

@@ -7,7 +7,7 @@ from tests import TINY_EXPERIMENT
 GOOD = TINY_EXPERIMENT.read_text()
 
 
-def test_a_file_becomes_one_checked_object():
+def test_file_becomes_one_checked_object():
     tiny = experiment.read(TINY_EXPERIMENT)
 
     assert tiny.name == "tiny"
@@ -29,38 +29,77 @@ def test_features_come_from_the_data():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('name = "tiny"\n', "", "name: Field required"),
+        ('name = "tiny"\n', "", 'missing key "name"'),
         ('name = "tiny"', 'name = "../up"', "name: String should match pattern"),
-        ('"ple"', '"plee"', "network.architecture: Input should be"),
-        ("num_levels = 2", "num_level = 2", "network.num_level: Extra inputs are not permitted"),
+        ('"ple"', '"plee"', "network.architecture: must be"),
+        (
+            "num_levels = 2",
+            "num_level = 2",
+            'unknown key "num_level" in [network]; did you mean "num_levels"?',
+        ),
         ("num_shared_experts = 1", "num_shared_experts = 0", "network: num_shared_experts: must"),
-        ("num_task_experts = 1", "num_task_experts = [1, 2]", "num_task_experts: 2 counts for 3"),
-        ('kind = "duration"', 'kind = "binary"', "tasks: feed has no binary label 'dwell'"),
+        (
+            "num_task_experts = 1",
+            "num_task_experts = [1, 2]",
+            "num_task_experts: has 2 entries for 3",
+        ),
+        ('kind = "duration"', 'kind = "binary"', 'tasks: the data has no binary label "dwell"'),
         (
             '"like"\nkind = "binary"\nsample_space = "click"',
             '"click"\nkind = "binary"',
             "tasks: the name 'click' is used twice",
         ),
-        ('"like"\nkind', '"love"\nkind', "tasks: feed has no binary label 'love', it has click"),
-        ('space = "click"', 'space = "dwell"', "tasks.like.sample_space: feed has no binary label"),
-        ("weight = 0.05", "weight = -1", "tasks.2.weight: Input should be greater than or equal"),
-        ("weight = 0.05", f"unit = '{'x' * 33}'", "tasks.dwell.unit: has more than 32 characters"),
-        ("[0, 600]", "[0, 1e39]", "clamp.dwell.1: Input should be less than or equal to"),
-        ('source = "feed"', 'source = "food"', "data: Input tag 'food'"),
+        (
+            '"like"\nkind',
+            '"love"\nkind',
+            'tasks: the data has no binary label "love" (labels: click',
+        ),
+        (
+            'space = "click"',
+            'space = "dwell"',
+            "tasks.like.sample_space: the data has no binary label",
+        ),
+        ("weight = 0.05", "weight = -1", "tasks.2.weight: must be greater than or equal"),
+        ("weight = 0.05", f"unit = '{'x' * 33}'", "tasks.dwell.unit: longer than 32 characters"),
+        ("[0, 600]", "[0, 1e39]", "clamp.dwell.1: must be less than or equal to"),
+        ('source = "feed"', 'source = "food"', "data.source: must be 'feed', 'synthetic', 'files'"),
         (
             "rounds = 5",
             "rounds = 2",
-            "data.rounds: Input should be greater than or equal to 3",
+            "data.rounds: must be greater than or equal to 3",
         ),
-        ("epochs = 2", "epochs = 0", "training.epochs: Input should be greater than 0"),
-        ("like = 0.5", "likes = 0.5", "ranking.weights: there is no task 'likes'"),
-        ("dwell = [0, 600]", "watch = [0, 600]", "clamp: there is no task 'watch'"),
+        ("epochs = 2", "epochs = 0", "training.epochs: must be greater than 0"),
+        (
+            "like = 0.5",
+            "likes = 0.5",
+            'ranking.weights: unknown task "likes" (tasks: click, like, dwell); did you mean',
+        ),
+        ("dwell = [0, 600]", "watch = [0, 600]", 'clamp: unknown task "watch"'),
         ("dwell = [0, 600]", "dwell = [9, 9]", "clamp.dwell: must be [low, high] with low < high"),
-        ("epochs = 2", "epochs = ", "is not TOML: Invalid value"),
-        ("epochs = 2", "epochs = -1\npatience = 0", "training.epochs: Input should be greater"),
+        ("epochs = 2", "epochs = ", "not valid TOML: Invalid value"),
+        ("epochs = 2", "epochs = -1\npatience = 0", "training.epochs: must be greater"),
+        (
+            "epochs = 2",
+            "epochs = 2\nlr = 0.1",
+            'unknown key "lr" in [training]; did you mean "learning_rate"?',
+        ),
+        ("[training]", "[trainig]", 'unknown key "trainig"; did you mean "training"?'),
+        ("rounds = 5", "round = 5", 'unknown key "round" in [data]; did you mean "rounds"?'),
+        (
+            "weight = 0.05",
+            "wieght = 0.05",
+            'unknown key "wieght" in [tasks.2]; did you mean "weight"?',
+        ),
+        (
+            "epochs = 2",
+            "epochs = 2\nxyz = 1",
+            'unknown key "xyz" in [training]; keys: epochs, batch_rows, learning_rate, ',
+        ),
+        ('"ple"', '"plee"', "'ple' or 'esmm'; did you mean \"ple\"?"),
+        ('source = "feed"', 'source = "fed"', "'files'; did you mean \"feed\"?"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path, old, new, message):
+def test_invalid_experiment_is_reported_in_one_line(tmp_path, old, new, message):
     path = tmp_path / "wrong.toml"
     assert old in GOOD
     path.write_text(GOOD.replace(old, new))
@@ -74,7 +113,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, old, new, message):
     assert "\n" not in text
 
 
-def test_the_number_of_further_problems_is_said(tmp_path):
+def test_error_counts_further_problems(tmp_path):
     path = tmp_path / "wrong.toml"
     path.write_text(GOOD.replace("epochs = 2", "epochs = -1\npatience = 0"))
 
@@ -82,12 +121,12 @@ def test_the_number_of_further_problems_is_said(tmp_path):
         experiment.read(path)
 
 
-def test_a_missing_file_is_said(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(experiment.ExperimentInvalid, match=r"absent.toml: No such file"):
         experiment.read(tmp_path / "absent.toml")
 
 
-def test_an_extending_file_replaces_whole_tables(tmp_path):
+def test_extending_file_replaces_whole_tables(tmp_path):
     (tmp_path / "base.toml").write_text(GOOD)
     path = tmp_path / "mmoe.toml"
     path.write_text('extends = "base.toml"\n[network]\narchitecture = "mmoe"\n')
@@ -102,9 +141,9 @@ def test_an_extending_file_replaces_whole_tables(tmp_path):
 
 @pytest.mark.parametrize(
     ("extends", "message"),
-    [('"absent.toml"', "absent.toml: No such file"), ("3", "extends: must be the name of a file")],
+    [('"absent.toml"', "absent.toml: No such file"), ("3", "extends: must be a file name")],
 )
-def test_an_extended_file_that_is_not_there_is_said(tmp_path, extends, message):
+def test_missing_extended_file_is_reported(tmp_path, extends, message):
     path = tmp_path / "mmoe.toml"
     path.write_text(f"extends = {extends}\n")
 

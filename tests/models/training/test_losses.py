@@ -28,7 +28,7 @@ TASKS = [CLICK, LIKE, DWELL]
 LINKS = [task.link for task in TASKS]
 
 
-def test_labels_outside_the_sample_space_touch_neither_value_nor_gradient():
+def test_labels_outside_the_sample_space_have_no_effect():
     outputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     losses = task_losses(outputs, LABELS, TASKS, LINKS)
@@ -45,7 +45,7 @@ def test_labels_outside_the_sample_space_touch_neither_value_nor_gradient():
     torch.testing.assert_close(losses[1:], torch.stack([like, dwell]))
 
 
-def test_a_task_without_a_row_in_its_sample_space_loses_nothing():
+def test_task_without_rows_in_its_sample_space_has_zero_loss():
     outputs = torch.zeros(4, 3, requires_grad=True)
     labels = LABELS | {"click": torch.zeros(4)}
 
@@ -57,28 +57,28 @@ def test_a_task_without_a_row_in_its_sample_space_loses_nothing():
     assert (outputs.grad[:, 1:] == 0).all()
 
 
-def test_an_esmm_column_learns_from_every_row_that_both_behaviours_happened_or_not():
+def test_esmm_column_learns_from_every_row():
     label, inside = target(LIKE, "exp", LABELS)
 
     assert label.tolist() == [1, 0, 0, 0]
     assert inside.all()
 
 
-def test_other_columns_learn_from_their_sample_space_only():
+def test_conditional_column_learns_from_its_sample_space_only():
     label, inside = target(LIKE, "sigmoid", LABELS)
 
     assert label.tolist() == [1, 0, 0, 0]
     assert inside.tolist() == [True, False, True, False]
 
 
-def test_a_duration_task_with_an_exp_link_is_no_esmm_column():
+def test_duration_task_with_an_exp_link_is_no_esmm_column():
     _, inside = target(DWELL, "exp", LABELS)
 
     assert inside.tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize("start", [-3.0, 0.0, 5.0])
-def test_the_duration_loss_of_a_constant_is_least_at_the_mean(start):
+def test_duration_loss_of_a_constant_is_minimal_at_the_mean(start):
     seconds = torch.tensor([0.0, 0.0, 1.5, 40.0, 7.0], dtype=torch.float64)
     z = torch.tensor(start, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([z], max_iter=100, line_search_fn="strong_wolfe")
@@ -112,7 +112,7 @@ def test_the_duration_loss_is_one_negative_and_t_positives():
         ("mse", "identity", 6.0),
     ],
 )
-def test_a_constant_output_is_best_where_its_link_says(loss, link, best):
+def test_best_constant_output_matches_the_link(loss, link, best):
     large = 1.0 if loss == "bce" else 8.0
     labels = torch.tensor([large, large, large, 0.0], dtype=torch.float64)
     z = torch.tensor(best, dtype=torch.float64, requires_grad=True)
@@ -123,7 +123,7 @@ def test_a_constant_output_is_best_where_its_link_says(loss, link, best):
     assert z.grad.item() == pytest.approx(0, abs=1e-12)
 
 
-def test_huber_is_linear_far_out():
+def test_huber_is_linear_for_large_errors():
     zero = torch.zeros(1)
 
     near = row_losses("huber", "identity", torch.tensor([0.5]), zero)
@@ -163,7 +163,7 @@ def test_bce_of_a_product_is_stable_where_logits_are_large(a, b, label):
     assert single == pytest.approx(double, rel=1e-4, abs=1e-6)
 
 
-def test_a_certain_and_wrong_log_probability_costs_much_but_not_everything():
+def test_certain_and_wrong_log_probability_has_a_finite_loss():
     loss = bce_with_log_probability(torch.zeros(1), torch.zeros(1))
 
     assert 80 < loss.item() < 100
@@ -176,7 +176,7 @@ def test_task_weights_decay_with_the_epoch():
     assert task_weights(tasks, epoch=3).tolist() == [1, 0.25]
 
 
-def test_a_row_of_weight_two_counts_like_two_rows():
+def test_row_of_weight_two_counts_like_two_rows():
     logit, label = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([1.0, 0.0, 1.0])
     behaviours = {"like": torch.tensor([1.0, NAN, 0.0])}
 
@@ -188,7 +188,7 @@ def test_a_row_of_weight_two_counts_like_two_rows():
     torch.testing.assert_close(weighted, expected)
 
 
-def test_a_reweighted_task_counts_rows_of_its_sample_space_only():
+def test_reweighted_task_counts_rows_of_its_sample_space_only():
     task = LIKE.model_copy(update={"behaviour_weights": {"dwell": 0.5}})
     logit = torch.tensor([0.3, 5.0, -1.0, 7.0])
 
@@ -200,7 +200,7 @@ def test_a_reweighted_task_counts_rows_of_its_sample_space_only():
     torch.testing.assert_close(loss, (rows * torch.tensor([7.0, 2.5])).sum() / 9.5)
 
 
-def test_an_undefined_label_touches_neither_value_nor_gradient_without_a_sample_space():
+def test_undefined_label_without_sample_space_has_no_effect():
     outputs = torch.zeros(3, 1, requires_grad=True)
 
     (loss,) = task_losses(outputs, {"click": torch.tensor([1.0, NAN, 1.0])}, [CLICK], ["sigmoid"])
@@ -211,7 +211,7 @@ def test_an_undefined_label_touches_neither_value_nor_gradient_without_a_sample_
     assert outputs.grad[1] == 0
 
 
-def test_a_product_is_defined_where_both_its_labels_are():
+def test_product_is_defined_where_both_its_labels_are():
     labels = {"click": torch.tensor([1.0, 1.0, 0.0, NAN]), "like": torch.tensor([1.0, NAN, NAN, 1])}
 
     label, inside = target(LIKE, "exp", labels)

@@ -13,7 +13,7 @@ from tests import TINY_EXPERIMENT
 KINDS = {"click": "binary", "like": "binary", "dwell": "duration"}
 
 
-def test_scores_and_labels_of_held_out_rows_stand_side_by_side(store, tmp_path, capsys):
+def test_log_has_scores_and_labels_of_held_out_rows(store, tmp_path, capsys):
     path = tmp_path / "logs" / "log.parquet"
     flags = ["--config", str(TINY_EXPERIMENT), "--store", str(store.folder), "--out", str(path)]
     assert cli.main(["log", *flags]) == 0
@@ -60,7 +60,7 @@ def test_the_validation_rows_come_on_request(store, tmp_path):
     )
 
 
-def test_a_model_that_is_not_in_the_store_is_one_line(tmp_path, capsys):
+def test_model_that_is_not_in_the_store_is_reported(tmp_path, capsys):
     flags = ["--config", str(TINY_EXPERIMENT), "--store", str(tmp_path)]
     assert cli.main(["log", *flags, "--out", str(tmp_path / "log.parquet")]) == 2
-    assert capsys.readouterr().err == f"{tmp_path}: there is no model tiny\n"
+    assert capsys.readouterr().err == f'{tmp_path}: model "tiny" not found (models: none)\n'

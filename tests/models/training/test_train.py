@@ -14,7 +14,7 @@ from models.networks.config import links
 from models.training import experiment, train
 from models.training.evaluate import predict
 from models.training.losses import task_losses, task_weights
-from models.training.report import Report
+from models.training.report import Report, warnings
 from tests import REPOSITORY, TINY_EXPERIMENT
 
 CONFIGS = REPOSITORY / "models" / "configs"
@@ -89,7 +89,7 @@ def test_training_leaves_the_callers_random_numbers_alone(tiny, splits):
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best_weights(tiny, splits):
+def test_training_stops_early_and_keeps_the_best_weights(tiny, splits):
     restless = with_training(tiny, epochs=50, learning_rate=0.3, patience=2)
 
     network, epochs = fit(restless, splits)
@@ -112,18 +112,19 @@ def test_later_epochs_weigh_tasks_by_their_decay(tiny, splits):
 
 
 @pytest.mark.parametrize(("batch_rows", "which"), [(128, "training"), (10**6, "validation")])
-def test_a_loss_that_is_not_finite_stops_the_run_and_publishes_nothing(
-    tiny, tmp_path, batch_rows, which
-):
+def test_non_finite_loss_stops_the_run_without_publishing(tiny, tmp_path, batch_rows, which):
     wild = with_training(tiny, learning_rate=1e30, batch_rows=batch_rows)
 
-    with pytest.raises(train.Diverged, match=rf"^epoch 1: the {which} loss is (nan|inf)$"):
+    with pytest.raises(
+        train.Diverged,
+        match=rf"^epoch 1: the {which} loss is (nan|inf); try a smaller learning_rate$",
+    ):
         train.run(wild, Store(tmp_path), console=Console(file=io.StringIO()))
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_shows_its_epochs_and_figures_and_publishes_them(tiny, tmp_path):
+def test_run_shows_its_epochs_and_figures_and_publishes_them(tiny, tmp_path):
     shown = io.StringIO()
     before = torch.get_num_threads()
     two_threads = with_training(tiny, threads=before + 1)
@@ -144,7 +145,7 @@ def test_a_run_shows_its_epochs_and_figures_and_publishes_them(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("quiet", "shows_a_bar"), [(False, True), (True, False)])
-def test_a_terminal_gets_a_progress_bar_unless_quiet(tiny, tmp_path, quiet, shows_a_bar):
+def test_terminal_gets_a_progress_bar_unless_quiet(tiny, tmp_path, quiet, shows_a_bar):
     shown = io.StringIO()
     terminal = Console(file=shown, force_terminal=True, width=100)
 
@@ -195,3 +196,19 @@ def test_synthetic_regression_trains(tmp_path):
     figures = {name: value or 0 for name, value in read_manifest(artifact).evaluation["y1"].items()}
     assert figures["oracle_mse"] == pytest.approx(0.01, rel=0.3)
     assert figures["oracle_mse"] < figures["mse"] < 4
+
+
+def test_network_that_learned_nothing_is_published_with_a_warning(tiny, tmp_path):
+    output = io.StringIO()
+    blind = with_training(tiny, learning_rate=1e-12, epochs=1)
+
+    train.run(blind, Store(tmp_path), console=Console(file=output, width=200))
+
+    shown = output.getvalue()
+    assert re.search(r'warning: task "\w+": X?AUC 0\.[45]\d+ on held-out rows is no better', shown)
+
+
+def test_network_that_learned_something_is_published_without_a_warning():
+    learned = {"click": {"auc": 0.53, "user_auc": 0.5}, "price": {"mse": 3.0}}
+    assert warnings(learned) == []
+    assert len(warnings({"click": {"auc": 0.51}, "dwell": {"xauc": 0.5, "mae": 2.0}})) == 2

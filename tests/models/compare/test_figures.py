@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models import data
-from models.compare.judge import judge
+from models.compare.figures import comparable_figures
 from models.export.export import task_outputs
 from models.networks.build import build
 from models.training import experiment
@@ -27,24 +27,26 @@ def built(settings):
     return build(settings.network, settings.features, settings.tasks, seed=3)
 
 
-def test_a_network_and_the_same_network_under_esmm_have_the_same_figures(test_set):
+def test_network_and_the_same_network_under_esmm_have_the_same_figures(test_set):
     plain, product = under("mmoe"), under("esmm")
 
-    assert judge(built(plain), plain, test_set) == judge(built(product), product, test_set)
+    assert comparable_figures(built(plain), plain, test_set) == comparable_figures(
+        built(product), product, test_set
+    )
 
 
-def test_each_is_what_training_would_have_been_told_of_its_own(test_set):
+def test_metrics_equal_those_of_training(test_set):
     for architecture, name in (("mmoe", "like given click"), ("esmm", "click and like")):
         settings = under(architecture)
         network = built(settings)
 
         own = evaluate(network, test_set, settings.tasks, task_outputs(settings))
 
-        judged = judge(network, settings, test_set)
-        assert list(judged) == ["click", "like given click", "click and like", "dwell"]
-        assert judged["click"] == own["click"]
-        assert judged[name] == pytest.approx(own["like"], abs=1e-6)
-        assert judged["dwell"] == own["dwell"]
+        figures = comparable_figures(network, settings, test_set)
+        assert list(figures) == ["click", "like given click", "click and like", "dwell"]
+        assert figures["click"] == own["click"]
+        assert figures[name] == pytest.approx(own["like"], abs=1e-6)
+        assert figures["dwell"] == own["dwell"]
 
 
 def test_the_product_is_of_both_probabilities_over_every_row(test_set):
@@ -54,9 +56,9 @@ def test_the_product_is_of_both_probabilities_over_every_row(test_set):
     click, like = torch.sigmoid(predict(network, test_set)[:, :2].double()).numpy().T
     both = np.nan_to_num(test_set.labels["like"].numpy()).astype(np.float64)
 
-    judged = judge(network, settings, test_set)["click and like"]
-    assert judged["auc"] == pytest.approx(auc(both, click * like), abs=1e-4)
-    assert judged["calibration"] == pytest.approx(calibration(both, click * like), abs=1e-5)
+    figures = comparable_figures(network, settings, test_set)["click and like"]
+    assert figures["auc"] == pytest.approx(auc(both, click * like), abs=1e-4)
+    assert figures["calibration"] == pytest.approx(calibration(both, click * like), abs=1e-5)
 
 
 def test_esmm_after_a_click_is_its_factor_over_clicked_rows(test_set):
@@ -67,12 +69,12 @@ def test_esmm_after_a_click_is_its_factor_over_clicked_rows(test_set):
     conditional = torch.exp(outputs[:, 1]) / torch.sigmoid(outputs[:, 0])
     clicked = test_set.labels["click"] == 1
 
-    judged = judge(network, settings, test_set)["like given click"]
+    figures = comparable_figures(network, settings, test_set)["like given click"]
     labels, scores = test_set.labels["like"][clicked].double(), conditional[clicked]
-    assert judged["calibration"] == pytest.approx(float(scores.sum() / labels.sum()), abs=1e-5)
+    assert figures["calibration"] == pytest.approx(float(scores.sum() / labels.sum()), abs=1e-5)
 
 
-def test_tasks_without_a_sample_space_are_judged_as_they_are(test_set):
+def test_tasks_without_sample_space_keep_their_metrics(test_set):
     settings = under("mmoe").model_copy(update={"tasks": (TINY.tasks[0], TINY.tasks[2])})
 
-    assert list(judge(built(settings), settings, test_set)) == ["click", "dwell"]
+    assert list(comparable_figures(built(settings), settings, test_set)) == ["click", "dwell"]

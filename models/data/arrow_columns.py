@@ -1,9 +1,10 @@
-"""Columns of Arrow arrays become columns of numbers, and rows that are wrong are told apart.
+"""Convert Arrow arrays to NumPy columns and flag invalid rows.
 
-Every function takes an array of `n` rows, of whatever type Parquet gave it, or of strings out of
-CSV, and returns its values and which rows are wrong, bool `[n]`. A wrong row's values mean nothing.
+Every function takes an array of `n` rows (of any type from Parquet, of strings from CSV) and
+returns its values and the invalid rows, bool `[n]`. The value of an invalid row is meaningless.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -28,11 +29,20 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-_WORDS = {"true": 1.0, "false": 0.0}
+MISSING_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
+"""Text that stands for a missing number, in lower case."""
+TRUE_WORDS, FALSE_WORDS = ("true", "t", "yes", "y"), ("false", "f", "no", "n")
+"""Text that stands for a label, in lower case."""
+_WORDS = dict.fromkeys(TRUE_WORDS, 1.0) | dict.fromkeys(FALSE_WORDS, 0.0)
+_EXACT = 2.0**53  # float64 holds every integer up to here
 
 
 def numbers(array: pa.Array) -> tuple[Floats, Flags]:
-    """Floats `[n]`, NaN where null; text that is no number is wrong."""
+    """Floats `[n]`, NaN for null and `MISSING_WORDS`; text that is not a number is invalid."""
+    if is_text(array.type):
+        array = pc.utf8_trim_whitespace(pc.cast(array, pa.string()))
+        missing = pc.is_in(pc.utf8_lower(array), value_set=pa.array(MISSING_WORDS))
+        array = pc.if_else(missing, pa.scalar(None, pa.string()), array)
     try:
         return _float64(array), np.zeros(len(array), dtype=np.bool_)
     except pa.ArrowInvalid:
@@ -56,24 +66,50 @@ def _number(text: str | None) -> float | None:
 
 
 def integers(array: pa.Array) -> tuple[Integers, Flags, Flags]:
-    """Integers `[n]`, which are null, and which are wrong: no integer, or none that fits int64."""
+    """Integers `[n]`, the null rows, and the invalid rows: not an integer, or outside int64."""
     null = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False))
     wrong = np.zeros(len(array), dtype=np.bool_)
+    if pa.types.is_floating(array.type):  # pandas stores integers with missing values as floats
+        null |= np.isnan(_float64(array))
+    values = np.zeros(len(array), dtype=np.int64)
     try:
-        whole = pc.fill_null(pc.cast(array, pa.int64()), 0)
-        return np.asarray(whole.to_numpy(zero_copy_only=False)), null, wrong
+        whole = pc.cast(array.filter(pa.array(~null)), pa.int64())
+        values[~null] = whole.to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
-        values = np.zeros(len(array), dtype=np.int64)
-    for row, each in enumerate(array.to_pylist()):
-        try:
-            values[row] = 0 if each is None else int(each)
-        except (ValueError, OverflowError):
-            wrong[row] = True
+        for row, each in enumerate(array.to_pylist()):
+            try:
+                values[row] = 0 if null[row] else _integer(each)
+            except (ValueError, OverflowError):
+                wrong[row] = True
     return values, null, wrong
 
 
+def _integer(value: str | float) -> int:
+    """The integer of `12`, `"12"`, `12.0` or `"12.0"`.
+
+    Raises:
+        ValueError: the value is not an integer, or it is a float too large to be exact.
+    """
+    try:
+        return int(value) if isinstance(value, str) else int(str(value))
+    except ValueError:
+        number = float(value)
+    if not number.is_integer() or abs(number) > _EXACT:
+        raise ValueError(value)
+    return int(number)
+
+
+def labels(array: pa.Array, positive: Sequence[str | int]) -> tuple[Floats, Flags]:
+    """Labels `[n]`, NaN for null: 1 for one of `positive`, else 0; without any, numbers."""
+    if not positive:
+        return numbers(array)
+    null = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False))
+    values = np.where(null, math.nan, is_one_of(array, positive))
+    return values, np.zeros(len(array), dtype=np.bool_)
+
+
 def hashes(array: pa.Array) -> tuple[Hashes, Flags]:
-    """A hash of each value, string or integer, uint64 `[n]`; a null is wrong."""
+    """A hash of each value, string or integer, uint64 `[n]`; null is invalid."""
     if pa.types.is_integer(array.type):
         values, null, wrong = integers(array)
         return hash_integers(values, seed=0), null | wrong
@@ -84,12 +120,12 @@ def hashes(array: pa.Array) -> tuple[Hashes, Flags]:
 def ids(
     array: pa.Array, encoding: int | Hashed | Listed, vocabulary: Vocabulary
 ) -> tuple[Integers, Flags]:
-    """Rows of an embedding table `[n]`; `UNKNOWN` where an id is null or has none.
+    """Rows of an embedding table `[n]`; `UNKNOWN` for null and for an id without a row.
 
     Args:
         array: of ids.
-        encoding: how they become rows; a number is the vocabulary size of ids that are rows.
-        vocabulary: for a `Listed`.
+        encoding: how ids become rows; a number is the vocabulary size of ids that are rows.
+        vocabulary: used by `Listed`.
     """
     if isinstance(encoding, int):
         row, null, wrong = integers(array)
@@ -108,7 +144,7 @@ def ids(
 
 
 def distinct_ids(array: pa.Array, id_type: str) -> dict[Id, int]:
-    """How often each id occurs."""
+    """Number of occurrences of each id."""
     if id_type == "int64":
         values, null, wrong = integers(array)
         array = pa.array(values, mask=null | wrong)
@@ -118,7 +154,7 @@ def distinct_ids(array: pa.Array, id_type: str) -> dict[Id, int]:
 
 
 def _distinct(array: pa.Array) -> tuple[Integers, list[Id]]:
-    """Each row's place among the distinct values, -1 where null, and those values."""
+    """The index of each row in the distinct values, -1 for null, and the distinct values."""
     if not pa.types.is_dictionary(array.type):
         array = pc.dictionary_encode(array)
     index = pc.fill_null(pc.cast(array.indices, pa.int64()), -1)
@@ -126,11 +162,14 @@ def _distinct(array: pa.Array) -> tuple[Integers, list[Id]]:
 
 
 def lists(array: pa.Array, separator: str) -> tuple[pa.Array, Integers]:
-    """The elements of lists, one behind the other, and the length of each list `[n]`.
+    """The elements of all lists in one array, and the length of each list `[n]`.
 
-    Text is taken apart at `separator`; a null is an empty list.
+    Text is split at `separator`, or read as JSON if it starts with a bracket; null is an empty
+    list. Invalid JSON is one element.
     """
     if _is_text(array.type):
+        if pc.any(pc.starts_with(array, "[")).as_py():
+            return _json_lists(array, separator)
         parts = pc.split_pattern(pc.utf8_trim(array, separator), separator)
         lengths = _lengths(parts)
         flat = parts.flatten()
@@ -138,6 +177,21 @@ def lists(array: pa.Array, separator: str) -> tuple[pa.Array, Integers]:
         owner = np.repeat(np.arange(len(array)), lengths)[filled]
         return flat.filter(pa.array(filled)), np.bincount(owner, minlength=len(array))
     return array.flatten(), _lengths(array)
+
+
+def _json_lists(array: pa.Array, separator: str) -> tuple[pa.Array, Integers]:
+    found = [_json_list(each or "", separator) for each in array.to_pylist()]
+    flat = [each for elements in found for each in elements]
+    return pa.array(flat, pa.string()), np.array([len(elements) for elements in found])
+
+
+def _json_list(text: str, separator: str) -> list[str]:
+    if text.startswith("["):
+        try:
+            return [str(each) for each in json.loads(text)]
+        except json.JSONDecodeError:
+            return [text]
+    return [each for each in text.split(separator) if each]
 
 
 def _lengths(array: pa.Array) -> Integers:
@@ -154,10 +208,10 @@ def id_lists(
     """The first `max_length` ids of each list as rows `[n, max_length]`, padded.
 
     Args:
-        array: of lists, or of text.
-        separator: between the ids of a text.
+        array: of lists or of text.
+        separator: between ids in text.
         max_length: of a list.
-        rows: turns ids into rows.
+        rows: converts ids to rows.
     """
     elements, lengths = lists(array, separator)
     values, bad = rows(elements)  # [Σ lengths]
@@ -172,7 +226,7 @@ def id_lists(
 
 
 def dense_lists(array: pa.Array, separator: str, dim: int) -> tuple[Floats, Flags]:
-    """Lists of exactly `dim` numbers as `[n, dim]`; every other list is wrong."""
+    """Lists of exactly `dim` numbers as `[n, dim]`; every other list is invalid."""
     elements, lengths = lists(array, separator)
     values, bad = numbers(elements)  # [Σ lengths]
     wrong = lengths != dim
@@ -184,7 +238,7 @@ def dense_lists(array: pa.Array, separator: str, dim: int) -> tuple[Floats, Flag
 
 
 def is_one_of(array: pa.Array, values: Sequence[object]) -> Flags:
-    """Which rows have one of some values, each compared as text."""
+    """The rows whose value, compared as text, is one of `values`."""
     index, distinct = _distinct(array)
     chosen = [str(each) in set(map(str, values)) for each in distinct]
     return np.array([*chosen, False])[index]  # the last is for nulls
@@ -195,19 +249,24 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a type is of strings, dictionary-encoded or not."""
+    """Whether a type is a string type, dictionary-encoded or not."""
     return _is_text(kind.value_type) if pa.types.is_dictionary(kind) else _is_text(kind)
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether a type is of integers, floats or booleans."""
+    """Whether a type is an integer, float or boolean type."""
     return bool(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     )
 
 
+def may_be_integer(kind: pa.DataType) -> bool:
+    """Whether values of a type may be integers: integers, or floats that are whole numbers."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
 def element_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type of a list's elements; None where a type is of no lists."""
+    """The element type of a list type; None if it is not a list type."""
     is_list = (
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )

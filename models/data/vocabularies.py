@@ -1,4 +1,4 @@
-"""Making vocabularies: which ids the training set has, and how often."""
+"""Write vocabularies: the ids of the training set, most frequent first."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,48 +8,51 @@ import numpy as np
 import pyarrow as pa
 
 from app.artifacts.encoding import Id, write_vocabulary
-from models.data import columns
+from models.data import arrow_columns
 from models.data.scan import units_of
-from models.data.schema import DataInvalid, DenseColumns, FilesConfig, IdListColumn, ListedIds
-from models.data.table import TRAIN, needed, parts_of
+from models.data.schema import DataInvalid, DenseColumns, FilesConfig, IdListColumn, VocabularyIds
+from models.data.table import TRAIN, parts_of, required_columns
+from models.data.table_inputs import VocabularySize
 
 
-def make_vocabularies(config: FilesConfig) -> dict[Path, int]:
-    """Write every vocabulary that is not there yet; how many ids each holds.
+def make(config: FilesConfig) -> dict[Path, VocabularySize]:
+    """Write every vocabulary that does not exist; return the size of each new file.
 
-    Ids stand in the order of how often the training set has them, then in their own.
+    Ids are sorted by frequency in the training set, then by value.
 
     Raises:
-        DataInvalid: the files do not fit the schema, or a vocabulary would be empty.
+        DataInvalid: the files do not match the schema, or a vocabulary would be empty.
     """
     made = {}
     listed = {
         each.name: each.encoding
         for each in config.features
-        if not isinstance(each, DenseColumns) and isinstance(each.encoding, ListedIds)
+        if not isinstance(each, DenseColumns) and isinstance(each.encoding, VocabularyIds)
     }
     absent = {name: ids for name, ids in listed.items() if not config.path(ids.file).exists()}
     for name, counts in _count(config, absent).items():
         path, ids = config.path(absent[name].file), absent[name]
         kept = [each for each, count in counts.items() if count >= ids.min_count]
         if not kept:
-            raise DataInvalid(f"{path}: no id occurs {ids.min_count} times in the training set")
+            raise DataInvalid(
+                f"{path}: no id occurs {ids.min_count} times (min_count) in the training set"
+            )
         kept.sort(key=lambda each: (-counts[each], each))
         path.write_bytes(write_vocabulary(kept))
-        made[path] = len(kept)
+        made[path] = VocabularySize(len(kept), len(counts) - len(kept))
     return made
 
 
-def _count(config: FilesConfig, owners: Mapping[str, ListedIds]) -> dict[str, Counter[Id]]:
-    """How often the training set has each id, by the feature that owns the vocabulary."""
+def _count(config: FilesConfig, owners: Mapping[str, VocabularyIds]) -> dict[str, Counter[Id]]:
+    """Number of occurrences of each id in the training set, by the owner of the vocabulary."""
     counts: dict[str, Counter[Id]] = {name: Counter() for name in owners}
     if not owners:
         return counts
     for unit in units_of(config):
         if unit.part not in (None, TRAIN):
             continue
-        for chunk in unit.file.chunks(unit.number, list(needed(config))):
-            parts = parts_of(config, chunk.table, unit.part)
+        for chunk in unit.file.chunks(unit.number, list(required_columns(config))):
+            parts = parts_of(config, chunk, unit.part)
             table = chunk.table.filter(pa.array(np.asarray(parts == TRAIN)))
             for feature in config.features:
                 if isinstance(feature, DenseColumns):
@@ -58,6 +61,6 @@ def _count(config: FilesConfig, owners: Mapping[str, ListedIds]) -> dict[str, Co
                 if owner in owners:
                     array = table[feature.column]
                     if isinstance(feature, IdListColumn):
-                        array, _ = columns.lists(array, feature.separator)
-                    counts[owner].update(columns.distinct_ids(array, owners[owner].ids))
+                        array, _ = arrow_columns.lists(array, feature.separator)
+                    counts[owner].update(arrow_columns.distinct_ids(array, owners[owner].ids))
     return counts

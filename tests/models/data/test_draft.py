@@ -1,0 +1,90 @@
+"""A drafted schema can be used as it is, and says what each column was taken for."""
+
+import tomllib
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from models import __main__ as cli, data
+from models.data.schema import FilesConfig
+from tests.models import impressions
+from tests.models.impressions import columns
+
+
+def drafted(path):
+    return tomllib.loads(data.draft_schema(path))
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "rows.parquet"
+    kept = {name: each for name, each in columns().items() if name != "request"}
+    kept["request_id"] = columns()["request"]
+    kept["wage per hour"] = [row * 1.5 if row % 3 else None for row in range(len(kept["user"]))]
+    parquet.write_table(pa.table(kept), path)
+    return path
+
+
+def test_every_column_has_one_entry(table):
+    schema = drafted(table)
+    features = {each["name"]: each for each in schema["features"]}
+    assert schema["group"] == "request_id"
+    assert [each["name"] for each in schema["labels"]] == ["click", "like"]
+    assert {name: each["kind"] for name, each in features.items()} == {
+        "user": "id",
+        "recent": "id_list",
+        "item": "id",
+        "price": "dense",
+        "age": "id",  # fewer than 50 integers
+        "dwell": "dense",
+        "wage_per_hour": "dense",
+    }
+    assert features["user"]["side"] == "user"
+    assert features["item"]["encoding"]["ids"] == "string"
+    assert features["age"]["encoding"]["ids"] == "int64"
+    assert features["wage_per_hour"]["columns"] == ["wage per hour"]
+
+
+def test_draft_reads_its_own_table(table):
+    config = FilesConfig.model_validate({"folder": str(table.parent)} | drafted(table))
+    data.make_vocabularies(config)
+    splits = data.generate(config)
+    assert splits.train.rows + splits.validation.rows + splits.test.rows == len(columns()["click"])
+
+
+def test_text_is_drafted_by_its_values(tmp_path):
+    path = tmp_path / "people.tsv"
+    path.write_text("name\tbought\tscore\nanna\tyes\t1.5\nb\u00f6rn\tno\tNA\n")
+    schema = drafted(path)
+    assert [each["name"] for each in schema["labels"]] == ["bought"]
+    assert {each["name"]: each["kind"] for each in schema["features"]} == {
+        "name": "id",
+        "score": "dense",
+    }
+    assert "group" not in schema
+
+
+def test_table_without_a_label_says_how_to_add_one(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('a,"b ""quoted"" name"\n1.5,x\n2.5,y\n')
+    text = data.draft_schema(path)
+    assert "# No label was found" in text
+    assert tomllib.loads(text)["features"][1]["column"] == 'b "quoted" name'
+
+
+def test_schema_command_prints_the_draft(table, capsys):
+    assert cli.main(["schema", str(table)]) == 0
+    assert capsys.readouterr().out == data.draft_schema(table)
+    assert cli.main(["schema", str(table.parent / "absent.csv")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_schema_of_csv_is_that_of_parquet_except_for_lists(tmp_path):
+    impressions.write_csv(tmp_path / "rows.csv", impressions.table())
+    parquet.write_table(impressions.table(), tmp_path / "rows.parquet")
+    a, b = (drafted(tmp_path / f"rows.{ending}") for ending in ("csv", "parquet"))
+    kinds = [[(f["name"], f["kind"]) for f in schema["features"]] for schema in (a, b)]
+    assert [each for each in kinds[0] if each[0] != "recent"] == [
+        each for each in kinds[1] if each[0] != "recent"
+    ]
