@@ -170,9 +170,9 @@ def test_unsupported_precision_is_refused(tiny, held_out, network, tmp_path):
 
 def test_full_precision_states_no_parity_and_reduced_precision_must():
     assert Precision().parity is None
-    with pytest.raises(ValueError, match="parity is stated where precision is reduced"):
+    with pytest.raises(ValueError, match="parity is required for reduced precision"):
         Precision(name="bf16")
-    with pytest.raises(ValueError, match="parity is stated where precision is reduced"):
+    with pytest.raises(ValueError, match="parity is required for reduced precision"):
         Precision(parity=GOOD)
 
 
