@@ -100,8 +100,8 @@ def test_labels_and_inputs_follow_the_papers(folder):
     assert len(names) == 42 - 4 + 1  # a number is an id too, and all numbers are one dense feature
 
 
-def test_every_configuration_differs_in_the_network_only():
-    first, *others = (experiment.read(path) for path in CONFIGS)
+def test_every_configuration_differs_in_the_network_only(folder):
+    first, *others = (experiment.read(folder / path.relative_to(REPOSITORY)) for path in CONFIGS)
     for other in others:
         assert other.model_copy(update={"network": first.network}) == first
 
