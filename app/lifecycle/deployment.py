@@ -1,4 +1,4 @@
-"""Deployment: load the newest good version of each model in the store, and activate it.
+"""Deployment: load the versions of each model that its traffic file asks for, and give them roles.
 
 A version is verified, loaded, warmed up, and only then activated. If any of that fails, the version
 that was active stays active, and other models are not affected. Once something is served, all of it
@@ -18,7 +18,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from app.artifacts.loader import Model, load
+from app.artifacts.loader import Model, load, verify
 from app.artifacts.store import Artifact, Store, StoreListing
 from app.engine.batch import Batch, Chunk
 from app.engine.lanes import BatchResult, Lane, run
@@ -27,6 +27,8 @@ from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
 from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.registry import Registry
+from app.lifecycle.traffic import TRAFFIC, Traffic
+from app.lifecycle.traffic_files import TrafficFiles
 from app.ranking.policies import NO_POLICIES
 from app.telemetry.metrics import Metrics
 
@@ -34,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 BatchTimings = Sequence[tuple[int, float]]
 """Batches that ran: `(rows, seconds)` each."""
+
+Fingerprint = frozenset[tuple[str, int, int]]
+"""Name, size and modification time of every file of a version."""
 
 _WARM_UP_PASSES = 3  # the TorchScript executor profiles, then compiles, then runs
 
@@ -48,7 +53,7 @@ class _Refusal:
             somebody copies it, is reported when they have stopped changing.
     """
 
-    fingerprint: frozenset[tuple[str, int, int]] | None
+    fingerprint: Fingerprint | None
     reason: str
     is_reported: bool
 
@@ -86,16 +91,18 @@ class Deployment:
         self._background = BackgroundThread()
         self._warm_up_sizes = warm_up
         self._on_warm = on_warm
+        self._traffic = TrafficFiles(store.folder, registry, metrics)
         self._refusals: dict[Artifact, _Refusal] = {}
+        self._loaded: dict[str, tuple[Artifact, Fingerprint]] = {}  # by `name/version`
         self._store_error = ""  # the last one that was logged
         registry.has_started = False
 
     async def refresh(self) -> None:
-        """Activate, for each model in the store, the newest good version above the active one.
+        """Give every model in the store the versions and roles that its traffic file asks for.
 
-        A refused version is tried again when its files have changed. Removing the active version
-        from the store changes nothing until the server starts again: publish an older model anew to
-        go back to it.
+        By default that is the newest good version above the active one. A refused version is tried
+        again when its files have changed. Removing the active version from the store is reported,
+        and changes nothing until the server starts again.
 
         Raises:
             ArtifactInvalid: the store has artifacts, but nothing is active and nothing can be.
@@ -105,24 +112,149 @@ class Deployment:
         self._report_ignored(listing.ignored)
         self._forget_all_but(listing.artifacts)
         for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
-            versions = [each for each in listing.artifacts if each.model == name]
-            await self._activate_newest(versions)
+            await self._traffic.read(name)
+            self._switch(name)
+        for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
+            await self._follow(name, [each for each in listing.artifacts if each.model == name])
+        await self._check_files()
+        self._metrics.keep_only({model.label for model in self._registry.loaded()})
         if self._registry.models():
             self._registry.has_started = True
         elif listing.artifacts:
-            reasons = [f"{artifact}: {why}" for artifact, why in self._registry.refused.items()]
-            raise ArtifactInvalid("; ".join(reasons))
+            raise ArtifactInvalid("; ".join(self._reasons()))
+
+    def _reasons(self) -> list[str]:
+        """Say why nothing is active."""
+        registry = self._registry
+        reasons = [f"{artifact}: {why}" for artifact, why in registry.refused.items()]
+        for problems in (registry.traffic_problems, registry.unmet):
+            reasons += [f"{name}: {why}" for name, why in problems.items()]
+        return reasons
 
     async def follow(self, timer: PollTimer) -> NoReturn:
-        """Refresh at intervals: a version that is published later is served without a restart."""
-        while True:
-            await timer.wait()
+        """Look at the store whenever the timer says so.
+
+        A version that is loaded already is activated at once, also while others are being loaded.
+        """
+        refreshing: asyncio.Task[None] | None = None
+        is_due = False
+
+        def go_on(_: asyncio.Task[None]) -> None:
+            if is_due:  # something may have changed behind the refresh that ended
+                timer.wake()
+
+        try:
+            while True:
+                await timer.wait()
+                is_due = refreshing is not None and not refreshing.done()
+                if is_due:
+                    await self._switch_all()
+                else:
+                    refreshing = asyncio.ensure_future(self._refresh_and_log())
+                    refreshing.add_done_callback(go_on)
+        finally:
+            if refreshing is not None:
+                refreshing.cancel()
+
+    async def _refresh_and_log(self) -> None:
+        try:
+            await self.refresh()
+        except (ArtifactInvalid, OSError):
+            pass  # both are in the log, and both may pass
+        except Exception:  # an error of ours; the active versions go on serving
+            logger.exception("refreshing from the store failed")
+
+    async def _switch_all(self) -> None:
+        """Activate what traffic files ask for and is loaded."""
+        for model in self._registry.models():
+            await self._traffic.read(model.manifest.name)
+            self._switch(model.manifest.name)
+
+    def _switch(self, name: str) -> None:
+        """Activate the version of a model that its traffic file names, if it is loaded."""
+        traffic = self._traffic.of(name)
+        if traffic is None or traffic.active in ("latest", self._registry.active_version(name)):
+            return
+        model = self._registry.version(name, int(traffic.active))
+        if model is not None:
+            self._registry.switch(model)
+
+    async def _follow(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Load, activate and free versions of one model as its traffic file says."""
+        traffic = self._traffic.of(name)
+        if traffic is None:  # the file was wrong from the start
+            return
+        if traffic.active == "latest":
+            await self._activate_newest(versions)
+        elif traffic.active != self._registry.active_version(name):
+            for artifact in versions:
+                if artifact.version == traffic.active:
+                    await self._try(artifact)
+        self._report_unmet(name, versions)
+        self._free_others(name)
+
+    def _free_others(self, name: str) -> None:
+        """Free the versions of a model that have no role."""
+        traffic = self._traffic.of(name) or Traffic()
+        self._registry.free_all_but(name, self._registry.previous(name)[: traffic.keep])
+        loaded = {model.label for model in self._registry.versions(name)}
+        for label, (artifact, _) in list(self._loaded.items()):
+            if artifact.model == name and label not in loaded:
+                del self._loaded[label]
+
+    def _report_unmet(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Say why a version that the traffic file names is not active; log it once."""
+        traffic = self._traffic.of(name) or Traffic()
+        wanted = traffic.active
+        reason = ""
+        if wanted not in ("latest", self._registry.active_version(name)):
+            artifact = next((each for each in versions if each.version == wanted), None)
+            if artifact is None:
+                known = ", ".join(str(each.version) for each in versions[-20:])
+                reason = f"version {wanted} is not in the store (versions: {known})"
+            else:
+                reason = self._registry.refused.get(artifact, f"version {wanted} is not loaded")
+            reason = f"{TRAFFIC}: active = {wanted}: {reason}"
+        if not reason:
+            self._registry.unmet.pop(name, None)
+        elif self._registry.unmet.get(name) != reason:
+            self._registry.unmet[name] = reason
+            logger.error("model %s: %s", name, reason)
+
+    async def _check_files(self) -> None:
+        """Report loaded versions whose files in the store are missing or damaged."""
+        registry = self._registry
+        for model in registry.loaded():
+            if (known := self._loaded.get(model.label)) is None:
+                continue
+            artifact, fingerprint = known
+            problem = ""
             try:
-                await self.refresh()
-            except (ArtifactInvalid, OSError):
-                continue  # both are in the log, and both may pass
-            except Exception:  # an error of ours; the active versions go on serving
-                logger.exception("refreshing from the store failed")
+                found = await asyncio.to_thread(artifact.fingerprint)
+                if not found:
+                    problem = "was removed from the store"
+                elif found != fingerprint:
+                    await self._background.run(partial(verify, artifact, model.manifest))
+                    self._loaded[model.label] = artifact, found
+            except ArtifactInvalid as error:
+                problem = f"its files in the store have changed: {error}"
+            except OSError as error:
+                problem = f"its files in the store cannot be read: {_os_reason(error)}"
+            if problem and registry.damaged.get(model.label) != problem:
+                logger.error(
+                    "model %s (%s) %s; it goes on serving until the server stops",
+                    model,
+                    registry.role(model),
+                    problem,
+                )
+            elif not problem and model.label in registry.damaged:
+                logger.info("model %s: its files in the store are intact again", model)
+            registry.damaged.pop(model.label, None)
+            if problem:
+                registry.damaged[model.label] = problem
+        for model in registry.models():
+            is_intact = model.label not in registry.damaged
+            self._metrics.intact(model.manifest.name, is_intact=is_intact)
 
     async def _scan(self) -> StoreListing:
         """List the store. While nothing is active yet, a store that does not exist is empty."""
@@ -169,15 +301,30 @@ class Deployment:
                 return
 
     async def _try(self, artifact: Artifact) -> bool:
-        """Activate an artifact if it is good and was not refused with the same files."""
+        """Load an artifact and activate it, if it is good and its traffic file still asks for it.
+
+        Returns False if it was refused, now or with the same files before.
+        """
+        model = self._registry.version(artifact.model, artifact.version)
+        if model is None:
+            model = await self._load(artifact)
+        if model is None:
+            return False
+        traffic = self._traffic.of(artifact.model)
+        if traffic is not None and traffic.active in ("latest", artifact.version):
+            self._registry.activate(artifact, model)
+        return True
+
+    async def _load(self, artifact: Artifact) -> Model | None:
+        """Load and warm up an artifact; None if it is refused, now or with these files before."""
         fingerprint = None
         try:
             fingerprint = await asyncio.to_thread(artifact.fingerprint)
             refusal = self._refusals.get(artifact)
             if refusal is not None and refusal.fingerprint == fingerprint:
                 self._report(artifact, refusal)
-                return False
-            model = await self._load(artifact)
+                return None
+            model = await self._load_in_thread(artifact)
             await self._warm_up(model)
         except ArtifactInvalid as error:
             self._refuse(artifact, fingerprint, str(error))
@@ -189,13 +336,11 @@ class Deployment:
             self._refuse(artifact, fingerprint, f"{type(error).__name__}: {error}")
         else:
             self._refusals.pop(artifact, None)
-            self._registry.activate(artifact, model)
-            return True
-        return False
+            self._loaded[model.label] = artifact, fingerprint
+            return model
+        return None
 
-    def _refuse(
-        self, artifact: Artifact, fingerprint: frozenset[tuple[str, int, int]] | None, reason: str
-    ) -> None:
+    def _refuse(self, artifact: Artifact, fingerprint: Fingerprint | None, reason: str) -> None:
         former = self._refusals.get(artifact)
         is_same = former is not None and former.is_reported and former.reason == reason
         refusal = _Refusal(fingerprint, reason, is_reported=is_same)
@@ -209,7 +354,7 @@ class Deployment:
             refusal.is_reported = True
             self._registry.refuse(artifact, refusal.reason)
 
-    async def _load(self, artifact: Artifact) -> Model:
+    async def _load_in_thread(self, artifact: Artifact) -> Model:
         if self._registry.has_started:
             return await self._background.run(partial(load, artifact, self._device))
         return await asyncio.to_thread(load, artifact, self._device)

@@ -27,12 +27,14 @@ class ParseContext:
         policies: the model's policies, all of one policy set.
         headers: of the request.
         max_candidates: the most candidates of one request.
+        role: the version's role in traffic, which the response states.
     """
 
     model: Model
     policies: ModelPolicies
     headers: Headers
     max_candidates: int
+    role: str = "active"
 
 
 class ResponseWriter(Protocol):

@@ -54,7 +54,7 @@ class Native:
         document = decode_request(body, manifest, max_candidates=context.max_candidates)
         decoded_at = time.perf_counter()
         features, ranking, keys = read_request(document, context)
-        writer = ScoreResponseWriter(manifest, ranking.ranker, keys)
+        writer = ScoreResponseWriter(manifest, ranking.ranker, keys, context.role)
         return ParsedRequest(features, ranking, writer, decoded_at)
 
 
@@ -92,11 +92,13 @@ class ScoreResponseWriter:
         manifest: of the model.
         ranker: whose policy was applied.
         keys: the candidates' keys; None for positions.
+        role: of the version.
     """
 
     manifest: Manifest
     ranker: Ranker
     keys: Keys | None
+    role: str = "active"
 
     def write(self, ranked: RankedRequest) -> Content:
         """Return the response's content."""
@@ -108,6 +110,7 @@ class ScoreResponseWriter:
         document: dict[str, object] = {
             "model": manifest.name,
             "version": manifest.version,
+            "role": self.role,
             "scores": dict(zip(manifest.task_names, by_task, strict=True)),
             "rank_score": ranked.rank_score,
             "ranking": ranking,

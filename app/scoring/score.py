@@ -171,6 +171,7 @@ class Scorer:
         self._metrics = metrics
         self._sampler = ResponseSampler(metrics.ranking)
         self._row_sizes = RowSizes()
+        service.registry.on_freed.append(self._row_sizes.forget)
         self._routes: dict[str, Route | None] = {}
 
     @property
@@ -270,7 +271,8 @@ class Scorer:
         assert model is not None
         assert policies is not None
         assert head is not None
-        context = ParseContext(model, policies, head.headers, self._limits.max_candidates)
+        role = self._service.registry.role(model)
+        context = ParseContext(model, policies, head.headers, self._limits.max_candidates, role)
         call.parsed = parsed = call.route.dialect.parse(body, context)
         call.decode_s = parsed.decoded_at - began
         call.encode_s = time.perf_counter() - parsed.decoded_at
@@ -438,6 +440,10 @@ class RowSizes:
         row_bytes = body_bytes / rows
         known = self._bytes.get(model.label, 0.0) * 0.999  # large rows are forgotten slowly
         self._bytes[model.label] = row_bytes if row_bytes > known else known
+
+    def forget(self, model: Model) -> None:
+        """Forget a version that is no longer loaded."""
+        self._bytes.pop(model.label, None)
 
     def min_rows(self, model: Model, body_bytes: int) -> int:
         """Return how many rows a body has at least."""

@@ -7,7 +7,7 @@ fifteen of them. Here a request appends one record (0.3 µs); records are counte
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import NamedTuple
@@ -133,6 +133,11 @@ class RequestCounter:
         """Drop the statistics of a version that is no longer loaded."""
         with self._lock:
             self._versions.pop(version, None)
+
+    def keep_only(self, versions: Collection[str]) -> None:
+        """Drop the statistics of all other versions, which late requests brought back."""
+        with self._lock:
+            self._versions = {v: each for v, each in self._versions.items() if v in versions}
 
     def drain(self) -> None:
         """Count what was appended since the last time."""

@@ -102,6 +102,7 @@ class ScoreResponse(BaseModel):
 
     model: str
     version: int
+    role: str = Field(description="role of the version: active or previous")
     scores: dict[str, list[float]] = Field(description="task to scores, one per candidate")
     rank_score: list[float] = Field(description="one fused score per candidate; higher ranks first")
     ranking: list[str | int] = Field(description="candidate keys or positions, best first")
@@ -148,11 +149,39 @@ class PolicyState(BaseModel):
     )
 
 
+class LoadedVersion(BaseModel):
+    """A loaded version of a model. It answers requests that name it."""
+
+    version: int
+    role: str = Field(
+        description="active: answers requests that name no version; previous: was active before, "
+        "and is kept for a rollback"
+    )
+    created: datetime
+    score_url: str
+    problem: str | None = Field(
+        description="what is wrong with its files in the store, so that it could not be loaded "
+        "again; null if they are intact"
+    )
+
+
+class TrafficState(BaseModel):
+    """What the model's traffic.toml says, as it was last valid."""
+
+    active: int | str = Field(description="the version that should be active, or latest")
+    keep: int = Field(description="how many previous versions stay loaded")
+    problems: list[str] = Field(
+        description="why the file cannot be used, or a version in it is not active"
+    )
+
+
 class ModelCard(BaseModel):
     """An active model: inputs, tasks, policies and evaluation."""
 
     name: str
     version: int
+    versions: list[LoadedVersion] = Field(description="the loaded versions, the newest first")
+    traffic: TrafficState
     architecture: str
     created: datetime
     device: str

@@ -57,6 +57,7 @@ class OpenInference:
             document is None
             or document.policies is not context.policies
             or document.binary_bytes != len(binary)
+            or document.role != context.role
         ):
             document = _read_document(text, len(binary), context, report)
             if not report.problems:
@@ -100,6 +101,7 @@ class _Document:
         inputs: names, shapes and datatypes of its inputs.
         rows: n, the number of candidates.
         binary_bytes: how many bytes of binary data follow it.
+        role: of the version.
         response_head: the JSON document of the response, once written, if all outputs are binary.
     """
 
@@ -111,6 +113,7 @@ class _Document:
     inputs: Sequence[InputHead]
     rows: int
     binary_bytes: int
+    role: str
     response_head: bytes | None = None
 
     def write(self, ranked: RankedRequest) -> Content:
@@ -118,7 +121,9 @@ class _Document:
         if self.response_head is not None:
             head, binary = self.response_head, binary_outputs(self.manifest, self.outputs, ranked)
         else:
-            head, binary = write_outputs(self.manifest, self.request_id, self.outputs, ranked)
+            head, binary = write_outputs(
+                self.manifest, self.role, self.request_id, self.outputs, ranked
+            )
             if not binary:
                 return _JSON, head
             if all(each.is_binary for each in self.outputs):
@@ -158,7 +163,15 @@ def _read_document(
         max_candidates=context.max_candidates,
     )
     return _Document(
-        manifest, context.policies, request_id, parameters, outputs, heads, rows, binary_bytes
+        manifest,
+        context.policies,
+        request_id,
+        parameters,
+        outputs,
+        heads,
+        rows,
+        binary_bytes,
+        context.role,
     )
 
 
