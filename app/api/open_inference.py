@@ -206,7 +206,7 @@ def _add_repository(
 
     @router.post(
         "/repository/index",
-        summary="Active and refused versions of every model",
+        summary="Loaded and refused versions of every model",
         responses=errors(
             MalformedBody, RequestTimeout, PayloadTooLarge, UnsupportedMediaType, Overloaded
         ),
