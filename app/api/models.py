@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from app.api.examples import example_request
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import (
+    CanaryState,
     IgnoredFolder,
     LoadedVersion,
     ModelCard,
@@ -102,7 +103,17 @@ def _traffic(name: str, registry: Registry) -> TrafficState:
         for each in (registry.traffic_problems, registry.unmet)
         if (problem := each.get(name))
     ]
-    return TrafficState(active=traffic.active, keep=traffic.keep, problems=problems)
+    canary = registry.last_canaries.get(name)
+    state = None
+    if canary is not None:
+        state = CanaryState(
+            version=canary.settings.version,
+            share=canary.settings.share,
+            state=canary.state,
+            reason=canary.reason,
+            **canary.report()._asdict(),
+        )
+    return TrafficState(active=traffic.active, keep=traffic.keep, canary=state, problems=problems)
 
 
 def _offered(ranker: Ranker) -> OfferedPolicy:

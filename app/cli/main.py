@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "versions": "show the versions in the store and their roles",
     "activate": "choose the version of a model that answers",
     "rollback": "return to the previous version of a model",
+    "canary": "let a version answer a share of the traffic for a while",
     "publish": "copy a version's folder into the store, as the next version",
     "prune": "remove old versions of a model from the store",
     "import": "make an artifact from a TorchScript file",
@@ -156,7 +157,7 @@ def _command(name: str) -> Command:
         from app.cli import check
 
         return check
-    if name in ("versions", "activate", "rollback", "publish", "prune"):
+    if name in ("versions", "activate", "rollback", "canary", "publish", "prune"):
         command: Command = import_module(f"app.cli.{name}")
         return command
     if name == "import":

@@ -54,6 +54,8 @@ def _named(versions: list[Artifact]) -> set[int]:
     """Return the versions that servers need, now or after a restart."""
     traffic = traffic_of(versions)
     named = set() if traffic.previous is None else {traffic.previous}
+    if traffic.canary is not None:
+        named.add(traffic.canary.version)
     if traffic.active != "latest":
         return named | {traffic.active}
     with importing():

@@ -142,6 +142,7 @@ def nudge_and_wait(
     began: float,
     *,
     version: int | None = None,
+    canary: int | None = None,
 ) -> int:
     """Send SIGHUP and wait until a server has followed, if asked to; return the exit code.
 
@@ -150,6 +151,7 @@ def nudge_and_wait(
         active: what its traffic file says.
         options: of the command.
         began: when the change was made (`time.monotonic`, s).
+        canary: the version that must be the canary, if there must be one.
         version: the version that must be active; any, if it is None and `active` is "latest".
     """
     if version is None and active != "latest":
@@ -176,6 +178,8 @@ def nudge_and_wait(
             if traffic["problems"]:
                 state += f"; {'; '.join(traffic['problems'])}"
             is_followed = traffic["active"] == active
+            running = traffic["canary"] or {"version": None}
+            is_followed = is_followed and canary in (None, running["version"])
             if is_followed and version in (None, card["version"]):
                 waited_s = time.monotonic() - began
                 Output().print_line(

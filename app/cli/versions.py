@@ -94,6 +94,8 @@ def _wanted(versions: list[Artifact]) -> Mapping[str, tuple[str, str]]:
     active = active_of(versions, traffic)
     name = versions[0].model
     roles = {f"{name}/{active}": ("active", "")}
+    if traffic.canary is not None:
+        roles.setdefault(f"{name}/{traffic.canary.version}", ("canary", ""))
     if traffic.active != "latest" and traffic.previous is not None:
         roles.setdefault(f"{name}/{traffic.previous}", ("previous", ""))
     return roles

@@ -25,8 +25,9 @@ from app.engine.lanes import BatchResult, Lane, run
 from app.engine.request import QueuedRequest, RequestFeatures
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
+from app.lifecycle.canary import Canary
 from app.lifecycle.poll_timer import PollTimer
-from app.lifecycle.registry import Registry
+from app.lifecycle.registry import Registry, Role
 from app.lifecycle.traffic import TRAFFIC, Traffic
 from app.lifecycle.traffic_files import TrafficFiles
 from app.ranking.policies import NO_POLICIES
@@ -114,6 +115,7 @@ class Deployment:
         for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
             await self._traffic.read(name)
             self._switch(name)
+            self._evaluate(name)
         for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
             await self._follow(name, [each for each in listing.artifacts if each.model == name])
         await self._check_files()
@@ -169,57 +171,155 @@ class Deployment:
         for model in self._registry.models():
             await self._traffic.read(model.manifest.name)
             self._switch(model.manifest.name)
+            self._evaluate(model.manifest.name)
 
     def _switch(self, name: str) -> None:
         """Activate the version of a model that its traffic file names, if it is loaded."""
         traffic = self._traffic.of(name)
-        if traffic is None or traffic.active in ("latest", self._registry.active_version(name)):
+        if traffic is None:
             return
-        model = self._registry.version(name, int(traffic.active))
+        canary = self._registry.last_canaries.get(name)
+        if canary is not None and canary.settings != traffic.canary:
+            self._stop_canary(name)
+        wanted = self._wanted(name)
+        if wanted in ("latest", self._registry.active_version(name)):
+            return
+        model = self._registry.version(name, int(wanted))
         if model is not None:
             self._registry.switch(model)
+        self._registry.canaries.pop(name, None)  # it compared with another version
+
+    def _wanted(self, name: str) -> int | str:
+        """Return the version of a model that should be active, or "latest"."""
+        traffic = self._traffic.of(name) or Traffic()
+        canary = self._registry.last_canaries.get(name)
+        if canary is not None and canary.state == "promoted":
+            return canary.settings.version
+        return traffic.active
+
+    def _stop_canary(self, name: str) -> None:
+        """Send no more traffic to a canary, and forget how it went."""
+        self._registry.last_canaries.pop(name, None)
+        self._registry.canaries.pop(name, None)
+
+    def _evaluate(self, name: str) -> None:
+        """Evaluate the gates of a model's canary; promote or end it, and log the figures."""
+        canary = self._registry.last_canaries.get(name)
+        if canary is None or canary.state != "running":
+            return
+        canary.evaluate()
+        if canary.state == "running":
+            return
+        self._registry.canaries.pop(name, None)
+        if canary.state == "promoted":
+            logger.info("canary %s is promoted: %s", canary.model, canary.report())
+            self._registry.switch(canary.model)
+        else:
+            self._registry.assign(canary.model, Role.PREVIOUS)
+            logger.error("canary %s is ended: %s: %s", canary.model, canary.reason, canary.report())
+        self._metrics.canary_over(name, canary.state)
+
+    async def _follow_canary(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Load the canary that a traffic file asks for, and let it have its share."""
+        traffic = self._traffic.of(name)
+        settings = None if traffic is None else traffic.canary
+        active = self._registry.active_version(name)
+        canary = self._registry.last_canaries.get(name)
+        if settings is None or not active:
+            return
+        if canary is not None and (
+            canary.state != "running" or canary.active is self._registry.active(name)
+        ):
+            return
+        if settings.version == active:
+            if canary is not None and canary.state == "running":  # another one activated it
+                self._stop_canary(name)
+            return
+        model = await self._load_beside(name, settings.version, versions)
+        traffic = self._traffic.of(name)
+        if model is None or traffic is None or traffic.canary != settings:
+            return
+        canary = Canary(settings, self._registry.active(name), model)
+        if canary.key_feature and canary.key_feature not in model.manifest.user_names:
+            self._unmet(name, f"{TRAFFIC}: canary.key: the model has no such user feature")
+            return
+        self._registry.last_canaries[name] = self._registry.canaries[name] = canary
+        self._registry.assign(model, Role.CANARY)
+        logger.info(
+            "canary %s gets %g of the traffic of %s for %s, by %s",
+            model,
+            settings.share,
+            canary.active,
+            settings.for_,
+            canary.key_feature or "request id",
+        )
+
+    async def _load_beside(
+        self, name: str, version: int, versions: Sequence[Artifact]
+    ) -> Model | None:
+        """Return a version that is not to be active, loaded if need be; None if it cannot be."""
+        model = self._registry.version(name, version)
+        artifact = next((each for each in versions if each.version == version), None)
+        if model is None and artifact is not None:
+            model = await self._load(artifact)
+            if model is not None:
+                self._registry.add(artifact, model)
+        if model is None:
+            reason = f"version {version} is not in the store"
+            if artifact is not None:
+                reason = self._registry.refused.get(artifact, f"version {version} is not loaded")
+            self._unmet(name, f"{TRAFFIC}: version {version} does not get its role: {reason}")
+        return model
+
+    def _unmet(self, name: str, reason: str) -> None:
+        if self._registry.unmet.get(name) != reason:
+            self._registry.unmet[name] = reason
+            logger.error("model %s: %s", name, reason)
 
     async def _follow(self, name: str, versions: Sequence[Artifact]) -> None:
         """Load, activate and free versions of one model as its traffic file says."""
         traffic = self._traffic.of(name)
         if traffic is None:  # the file was wrong from the start
             return
-        if traffic.active == "latest":
-            await self._activate_newest(versions)
-        elif traffic.active != self._registry.active_version(name):
+        wanted = self._wanted(name)
+        if wanted == "latest":
+            beside = set() if traffic.canary is None else {traffic.canary.version}
+            await self._activate_newest([each for each in versions if each.version not in beside])
+        elif wanted != self._registry.active_version(name):
             for artifact in versions:
-                if artifact.version == traffic.active:
+                if artifact.version == wanted:
                     await self._try(artifact)
-        self._report_unmet(name, versions)
+        if not self._report_unmet(name, versions):
+            await self._follow_canary(name, versions)
         self._free_others(name)
 
     def _free_others(self, name: str) -> None:
         """Free the versions of a model that have no role."""
         traffic = self._traffic.of(name) or Traffic()
-        self._registry.free_all_but(name, self._registry.previous(name)[: traffic.keep])
+        kept = self._registry.previous(name)[: traffic.keep]
+        canary = self._registry.last_canaries.get(name)
+        if canary is not None and canary.state == "running":
+            kept.append(canary.settings.version)
+        self._registry.free_all_but(name, kept)
         loaded = {model.label for model in self._registry.versions(name)}
         for label, (artifact, _) in list(self._loaded.items()):
             if artifact.model == name and label not in loaded:
                 del self._loaded[label]
 
-    def _report_unmet(self, name: str, versions: Sequence[Artifact]) -> None:
-        """Say why a version that the traffic file names is not active; log it once."""
-        traffic = self._traffic.of(name) or Traffic()
-        wanted = traffic.active
-        reason = ""
-        if wanted not in ("latest", self._registry.active_version(name)):
-            artifact = next((each for each in versions if each.version == wanted), None)
-            if artifact is None:
-                known = ", ".join(str(each.version) for each in versions[-20:])
-                reason = f"version {wanted} is not in the store (versions: {known})"
-            else:
-                reason = self._registry.refused.get(artifact, f"version {wanted} is not loaded")
-            reason = f"{TRAFFIC}: active = {wanted}: {reason}"
-        if not reason:
+    def _report_unmet(self, name: str, versions: Sequence[Artifact]) -> bool:
+        """Say why the version that the traffic file names is not active; return whether that is."""
+        wanted = self._wanted(name)
+        if wanted in ("latest", self._registry.active_version(name)):
             self._registry.unmet.pop(name, None)
-        elif self._registry.unmet.get(name) != reason:
-            self._registry.unmet[name] = reason
-            logger.error("model %s: %s", name, reason)
+            return False
+        artifact = next((each for each in versions if each.version == wanted), None)
+        if artifact is None:
+            known = ", ".join(str(each.version) for each in versions[-20:])
+            reason = f"version {wanted} is not in the store (versions: {known})"
+        else:
+            reason = self._registry.refused.get(artifact, f"version {wanted} is not loaded")
+        self._unmet(name, f"{TRAFFIC}: active = {wanted}: {reason}")
+        return True
 
     async def _check_files(self) -> None:
         """Report loaded versions whose files in the store are missing or damaged."""
@@ -293,6 +393,8 @@ class Deployment:
             self._refusals.pop(gone, None)
 
     async def _activate_newest(self, versions: Sequence[Artifact]) -> None:
+        if not versions:
+            return
         active = self._registry.active_version(versions[0].model)
         for artifact in reversed(versions):
             if artifact.version <= active:
@@ -310,8 +412,7 @@ class Deployment:
             model = await self._load(artifact)
         if model is None:
             return False
-        traffic = self._traffic.of(artifact.model)
-        if traffic is not None and traffic.active in ("latest", artifact.version):
+        if self._wanted(artifact.model) in ("latest", artifact.version):
             self._registry.activate(artifact, model)
         return True
 

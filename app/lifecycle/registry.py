@@ -11,6 +11,7 @@ from enum import StrEnum
 from app.artifacts.loader import Model
 from app.artifacts.store import PROGRAM, Artifact
 from app.errors import ModelNotFound, NotReady, VersionNotFound, did_you_mean
+from app.lifecycle.canary import Canary
 from app.lifecycle.traffic import Traffic
 from app.telemetry.metrics import Metrics
 
@@ -25,10 +26,12 @@ class Role(StrEnum):
     Attributes:
         ACTIVE: answers the requests that name no version.
         PREVIOUS: was active before; kept for a rollback.
+        CANARY: answers a share of these requests.
     """
 
     ACTIVE = "active"
     PREVIOUS = "previous"
+    CANARY = "canary"
 
 
 class Registry:
@@ -46,6 +49,8 @@ class Registry:
         traffic: what the traffic file of a model says, as it was last valid, by name.
         traffic_problems: why the traffic file of a model cannot be used, by name.
         unmet: why a version that a traffic file names does not have its role, by name.
+        canaries: the canaries that get traffic, by name of their model.
+        last_canaries: the same, and those that are over.
         on_freed: called with each version that is not loaded any more.
     """
 
@@ -58,6 +63,8 @@ class Registry:
         self.traffic: dict[str, Traffic] = {}
         self.traffic_problems: dict[str, str] = {}
         self.unmet: dict[str, str] = {}
+        self.canaries: dict[str, Canary] = {}
+        self.last_canaries: dict[str, Canary] = {}
         self.on_freed: list[Callable[[Model], None]] = []
         self._active: dict[str, Model] = {}
         self._loaded: dict[str, dict[int, Model]] = {}
@@ -148,10 +155,20 @@ class Registry:
 
     def activate(self, artifact: Artifact, model: Model) -> None:
         """Make the model of an artifact, just loaded, the active version of its name."""
+        self.add(artifact, model)
+        self.switch(model)
+
+    def add(self, artifact: Artifact, model: Model) -> None:
+        """Add the model of an artifact, just loaded, without a role in traffic."""
         self.refused.pop(artifact, None)
         self._loaded.setdefault(artifact.model, {})[artifact.version] = model
         self._metrics.tried(artifact.model, activated=True)
-        self.switch(model)
+
+    def assign(self, model: Model, role: Role) -> None:
+        """Give a loaded version a role other than that of the active one."""
+        if self._roles.get(model) != role:
+            self._roles[model] = role
+            self._show_roles(model.manifest.name)
 
     def switch(self, model: Model) -> None:
         """Make a loaded version the active one; the one that was active becomes a previous one."""

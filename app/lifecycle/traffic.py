@@ -4,6 +4,16 @@
     keep = 1             # previous versions that stay loaded, for an instant rollback
     previous = 6         # written by `gatehouse activate`: where `gatehouse rollback` goes
 
+    [canary]
+    version = 8
+    share = 0.05         # of the requests, by a stable hash of a key (see `Canary`)
+    for = "30m"          # then it becomes active, unless a gate fails
+    key = "user_id"      # user feature that is hashed; by default, the one with the most ids
+
+    [canary.gates]       # each compares the canary with the active version; all are optional
+    error_ratio = 0.001  # failed share of the canary, less that of the active version, at most
+    p99_ratio = 1.2      # 99th percentile of the latency, as a multiple of the active version's
+
 Without a file, `active` is "latest" and `keep` is 1. A file applies as a whole or not at all.
 """
 
@@ -26,6 +36,34 @@ MAX_FILE_BYTES = 64 * 1024
 MAX_KEEP = 16
 
 
+class Gates(BaseModel):
+    """What a canary must keep to; see the example above."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    error_ratio: float | None = Field(default=None, ge=0, le=1)
+    p99_ratio: float | None = Field(default=None, gt=0, le=1000)
+
+
+class CanarySettings(BaseModel):
+    """A version that gets a share of the traffic for a while; see the example above."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True
+    )
+
+    version: int = Field(ge=1, le=LARGEST_VERSION)
+    share: float = Field(gt=0, le=1)
+    for_: str = Field(alias="for", pattern=r"^[1-9][0-9]{0,5}[smhd]$")
+    key: str | None = Field(default=None, min_length=1, max_length=256)
+    gates: Gates = Gates()
+
+    @property
+    def seconds(self) -> float:
+        """How long it runs."""
+        return int(self.for_[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[self.for_[-1]]
+
+
 class Traffic(BaseModel):
     """What a traffic file says.
 
@@ -33,6 +71,7 @@ class Traffic(BaseModel):
         active: the version that answers, or "latest".
         keep: how many previous versions stay loaded.
         previous: the version that a rollback returns to; None for the next lower one.
+        canary: the version that gets a share of the traffic.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -40,6 +79,7 @@ class Traffic(BaseModel):
     active: Literal["latest"] | int = "latest"
     keep: int = Field(default=1, ge=0, le=MAX_KEEP)
     previous: int | None = Field(default=None, ge=1, le=LARGEST_VERSION)
+    canary: CanarySettings | None = None
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
@@ -52,6 +92,15 @@ class Traffic(BaseModel):
             document = parse_toml(content)
         except ValueError as error:  # both what is not UTF-8 and what is not TOML
             raise ConfigurationInvalid(f"not valid TOML: {error}") from error
+        return cls.of(document)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """Read a parsed document.
+
+        Raises:
+            ConfigurationInvalid: with every problem.
+        """
         problems = _active_problem(document)
         try:
             traffic = cls.model_validate(document)
@@ -110,11 +159,18 @@ def _active_problem(document: Mapping[str, Any]) -> list[str]:
     return ['active: must be "latest" or a version number, such as 7']
 
 
+_TABLES: Mapping[tuple[str, ...], type[BaseModel]] = {
+    (): Traffic,
+    ("canary",): CanarySettings,
+    ("canary", "gates"): Gates,
+}
+
 _RULES = {
     "int_type": "must be a whole number",
     "float_type": "must be a number",
     "string_type": "must be a string",
     "model_type": "must be a table",
+    "string_pattern_mismatch": 'must be a number and s, m, h or d, such as "30m"',
     "missing": "required key is missing",
 }
 
@@ -122,7 +178,8 @@ _RULES = {
 def _problem(error: ErrorDetails) -> str:
     place = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        known: list[str] = list(Traffic.model_fields)
+        table = _TABLES[tuple(map(str, error["loc"][:-1]))]
+        known = [field.alias or name for name, field in table.model_fields.items()]
         hint = did_you_mean(str(error["loc"][-1]), known)
         return f'unknown key "{place[:64]}"{hint} (known: {", ".join(known)})'
     rule = _RULES.get(error["type"]) or error["msg"].removeprefix("Value error, ")

@@ -55,7 +55,10 @@ class Native:
         decoded_at = time.perf_counter()
         features, ranking, keys = read_request(document, context)
         writer = ScoreResponseWriter(manifest, ranking.ranker, keys, context.role)
-        return ParsedRequest(features, ranking, writer, decoded_at)
+        parsed = ParsedRequest(features, ranking, writer, decoded_at)
+        if context.key_feature and isinstance(document, dict):
+            parsed.routing_key = document["user"].get(context.key_feature)
+        return parsed
 
 
 def read_request(

@@ -271,9 +271,18 @@ class Scorer:
         assert model is not None
         assert policies is not None
         assert head is not None
-        role = self._service.registry.role(model)
+        registry = self._service.registry
+        parsed = None
+        if registry.canaries and call.route.version is None:
+            parsed = self._split(call, body)
+            model, policies = call.model, call.policies
+            assert model is not None
+            assert policies is not None
+        role = registry.role(model)
         context = ParseContext(model, policies, head.headers, self._limits.max_candidates, role)
-        call.parsed = parsed = call.route.dialect.parse(body, context)
+        if parsed is None:
+            parsed = call.route.dialect.parse(body, context)
+        call.parsed = parsed
         call.decode_s = parsed.decoded_at - began
         call.encode_s = time.perf_counter() - parsed.decoded_at
         features = parsed.features
@@ -296,6 +305,35 @@ class Scorer:
         else:
             empty = np.empty((0, len(model.manifest.tasks)), np.float32)
             request.succeed(rank_alone(empty, parsed.ranking), BatchTiming())
+
+    def _split(self, call: ScoreCall, body: bytes) -> ParsedRequest | None:
+        """Hand a call to the canary of its model if its key says so.
+
+        The key is the header `x-routing-key`, else the user's id, else the request's id. Finding
+        the user's id means reading the body; returns what was read, if the call stays.
+        """
+        model, policies, head = call.model, call.policies, call.head
+        assert model is not None
+        assert policies is not None
+        assert head is not None
+        registry = self._service.registry
+        canary = registry.canaries.get(model.manifest.name)
+        if canary is None or canary.active is not model:
+            return None
+        parsed = None
+        key = head.headers.get(b"x-routing-key")
+        if key is None and canary.key_feature:
+            most = self._limits.max_candidates
+            role = registry.role(model)
+            context = ParseContext(model, policies, head.headers, most, role, canary.key_feature)
+            parsed = call.route.dialect.parse(body, context)
+            if parsed.routing_key is not None:
+                key = str(parsed.routing_key).encode()
+        if not canary.takes(key or call.request_id.encode()):
+            return parsed
+        call.model = canary.model
+        call.policies = self._service.policies.of(canary.model)
+        return None
 
     def refuse(self, call: ScoreCall, error: GatehouseError) -> None:
         """Send an error response, unless the call is done."""
@@ -421,7 +459,13 @@ class Scorer:
             policy,
             candidates,
             stages,
+            "" if model is None else self._service.registry.role(model),
         )
+        canaries = self._service.registry.canaries
+        if canaries and model is not None and call.route.version is None:
+            canary = canaries.get(model.manifest.name)
+            if canary is not None:
+                canary.observe(model, status, record.duration_s)
         self._log.add(record, call.method, call.request_id, problem, left)
 
 

@@ -95,6 +95,11 @@ class Metrics:
             self._durations,
             stages,
             candidates,
+            self._counter(
+                "requests_by_role_total",
+                "Scoring requests answered, by model, role of the version and status code.",
+                ("model", "role", "status"),
+            ),
         )
         self.record = self.requests.append
         self._shed = self._counter(
@@ -165,6 +170,11 @@ class Metrics:
         self._swaps = self._counter(
             "model_swaps_total",
             "Attempts to load a model version, by result: activated or refused.",
+            ("model", "result"),
+        )
+        self._canaries = self._counter(
+            "canaries_total",
+            "Canaries that are over, by result: promoted, or ended by a gate.",
             ("model", "result"),
         )
         self._store_errors = self._counter(
@@ -286,6 +296,10 @@ class Metrics:
     def retired(self, model: str, version: int, sha256: str) -> None:
         """Show a version as the active one no longer."""
         self._model_info.remove(model, str(version), sha256[:12])
+
+    def canary_over(self, model: str, result: str) -> None:
+        """Count a canary that was promoted, or ended by a gate."""
+        self._canaries.labels(model, result).inc()
 
     def show_versions(self, model: str, roles: Iterable[tuple[str, str]]) -> None:
         """Show these loaded versions of a model, each with its role, and no others."""

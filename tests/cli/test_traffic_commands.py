@@ -78,6 +78,10 @@ def test_rollback_returns_to_the_version_before(store):
         (["activate", "feed", "1", "--keep", "99"], "--keep must be a number between 0 and 16"),
         (["activate", "feed", "1", "--wait", "host"], "must begin with http:// or https://"),
         (["rollback", "feed", "--to", "9"], "feed has no version 9"),
+        (["canary", "feed"], "VERSION feed: must be a version number"),
+        (["canary", "feed", "3", "--share", "2"], "canary.share: input should be less than or"),
+        (["canary", "feed", "3", "--for", "soon"], "canary.for: must be a number and s, m, h or d"),
+        (["canary", "feed", "9"], "feed has no version 9 (versions: 1, 2, 3)"),
         (["prune", "feed", "--keep", "0"], "--keep must be 1 or more"),
     ],
 )
@@ -101,6 +105,22 @@ def test_a_wrong_traffic_file_is_not_overwritten(store, capsys):
     assert main(["rollback", "feed"]) == ExitCode.USAGE
     assert 'unknown key "aktive"; did you mean "active"?' in capsys.readouterr().err
     assert traffic(store) == {"aktive": 1}
+
+
+def test_canary_is_written_with_its_gates_and_ended(store, capsys):
+    command = ["canary", "feed", "3", "--share", "0.1", "--for", "2h", "--p99-ratio", "1.2"]
+    assert main(command) == ExitCode.OK
+    assert traffic(store) == {
+        "active": 2,  # the newest other version
+        "keep": 1,
+        "canary": {"version": 3, "share": 0.1, "for": "2h", "gates": {"p99_ratio": 1.2}},
+    }
+    main(["versions"])
+    assert " canary " in capsys.readouterr().out
+    assert main(["prune", "--keep", "1"]) == ExitCode.OK
+    assert Store(store).versions("feed") == [2, 3]
+    assert main(["canary", "feed", "--end"]) == ExitCode.OK
+    assert traffic(store) == {"active": 2, "keep": 1}
 
 
 def test_versions_lists_roles_sizes_and_problems(store, capsys):

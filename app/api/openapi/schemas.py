@@ -102,7 +102,7 @@ class ScoreResponse(BaseModel):
 
     model: str
     version: int
-    role: str = Field(description="role of the version: active or previous")
+    role: str = Field(description="role of the version: active, canary or previous")
     scores: dict[str, list[float]] = Field(description="task to scores, one per candidate")
     rank_score: list[float] = Field(description="one fused score per candidate; higher ranks first")
     ranking: list[str | int] = Field(description="candidate keys or positions, best first")
@@ -154,8 +154,8 @@ class LoadedVersion(BaseModel):
 
     version: int
     role: str = Field(
-        description="active: answers requests that name no version; previous: was active before, "
-        "and is kept for a rollback"
+        description="active: answers requests that name no version; canary: answers a share of "
+        "them; previous: was active before, and is kept for a rollback"
     )
     created: datetime
     score_url: str
@@ -165,11 +165,28 @@ class LoadedVersion(BaseModel):
     )
 
 
+class CanaryState(BaseModel):
+    """A version that gets a share of the traffic, and how it goes."""
+
+    version: int
+    share: float
+    state: str = Field(description="running, promoted, or ended by a gate")
+    reason: str = Field(description="which gate ended it, or what it waits for")
+    running_s: float
+    requests: int
+    failed: int
+    p99_ms: float
+    active_requests: int
+    active_failed: int
+    active_p99_ms: float
+
+
 class TrafficState(BaseModel):
     """What the model's traffic.toml says, as it was last valid."""
 
     active: int | str = Field(description="the version that should be active, or latest")
     keep: int = Field(description="how many previous versions stay loaded")
+    canary: CanaryState | None = Field(description="null without a canary that has begun")
     problems: list[str] = Field(
         description="why the file cannot be used, or a version in it is not active"
     )

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from app.artifacts.manifest import Manifest
 from app.errors import FieldError, InvalidRequest, MalformedBody
 from app.protocol.dialect import Content, Headers, ParseContext, ParsedRequest
@@ -70,6 +72,7 @@ class OpenInference:
         )
         report.raise_any()
         parameters = document.parameters
+        key = tensors.get(context.key_feature)
         return ParsedRequest(
             features,
             parameters.ranking,
@@ -77,6 +80,8 @@ class OpenInference:
             decoded_at,
             parameters.timeout_s,
             parameters.priority,
+            # As the native API has it: an int or a str.
+            None if key is None or not key.rows else np.asarray(key.values).reshape(-1)[0].item(),
         )
 
     def _remember(self, text: bytes, document: "_Document") -> None:
