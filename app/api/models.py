@@ -13,6 +13,7 @@ from app.api.openapi.schemas import (
     OfferedPolicy,
     PolicyState,
     RefusedArtifact,
+    ShadowState,
     TrafficState,
 )
 from app.artifacts.loader import Model
@@ -113,7 +114,30 @@ def _traffic(name: str, registry: Registry) -> TrafficState:
             reason=canary.reason,
             **canary.report()._asdict(),
         )
-    return TrafficState(active=traffic.active, keep=traffic.keep, canary=state, problems=problems)
+    return TrafficState(
+        active=traffic.active,
+        keep=traffic.keep,
+        canary=state,
+        shadow=_shadow(name, registry),
+        problems=problems,
+    )
+
+
+def _shadow(name: str, registry: Registry) -> ShadowState | None:
+    shadow = registry.shadows.get(name)
+    if shadow is None:
+        return None
+    compared = shadow.compared
+    return ShadowState(
+        version=shadow.other.manifest.version,
+        share=shadow.share,
+        compared=compared,
+        dropped=shadow.dropped,
+        failed=shadow.failed,
+        kendall_tau=shadow.kendall_tau,
+        top_10_overlap=shadow.overlap_sum / compared if compared else None,
+        score_difference={task: total / compared for task, total in shadow.difference_sums.items()},
+    )
 
 
 def _offered(ranker: Ranker) -> OfferedPolicy:

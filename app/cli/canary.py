@@ -6,13 +6,14 @@ import time
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage
 from app.cli.traffic_changes import (
+    active_besides,
     add_model,
     add_waiting,
     check_version,
     chosen,
     nudge_and_wait,
+    number_of,
     traffic_of,
-    version_number,
 )
 from app.errors import ConfigurationInvalid
 from app.lifecycle.traffic import TRAFFIC, Traffic
@@ -21,9 +22,9 @@ _DESCRIPTION = """\
 Write a canary into <store>/<model>/traffic.toml. Each server loads the version, and sends it a
 share of the requests, chosen by a stable hash: of the header x-routing-key, else of the user's id,
 else of the request id. When its time is over it becomes active, unless a gate fails: then it gets
-no more traffic. Each server decides for itself and logs the figures; `gatehouse activate` makes the result
-permanent. While the traffic file says "latest", the command names the newest other version as the
-active one."""
+no more traffic. Each server decides for itself and logs the figures; `gatehouse activate` makes
+the result permanent. While the traffic file says "latest", the command names the newest other
+version as the active one."""
 _EPILOG = """\
 exit codes: 0 done; 1 the server has not followed in time; 2 wrong usage or files
 
@@ -63,6 +64,12 @@ def add_arguments(parser: Parser) -> None:
         metavar="X",
         help="gate: p99 of the latency, at most X times that of the active version",
     )
+    parser.add_argument(
+        "--kendall-tau",
+        type=float,
+        metavar="X",
+        help="gate: mean agreement of the orders of the two versions, at least X (-1 to 1)",
+    )
     parser.add_argument("--end", action="store_true", help="end the canary")
     add_waiting(parser)
 
@@ -81,17 +88,14 @@ def run(options: argparse.Namespace) -> int:
     if options.end:
         traffic = traffic.model_copy(update={"canary": None})
     else:
-        version = _number(options.version)
+        version = number_of(options.version)
         check_version(versions, version)
-        active = traffic.active
-        if active == "latest":
-            others = [each.version for each in versions if each.version != version]
-            if not others:
-                raise WrongUsage(f"{versions[0].model} has no other version to compare it with")
-            active = others[-1]
-        if active == version:
-            raise WrongUsage(f"version {version} is the active one")
-        gates = {"error_ratio": options.error_ratio, "p99_ratio": options.p99_ratio}
+        active = active_besides(versions, traffic, version)
+        gates = {
+            "error_ratio": options.error_ratio,
+            "p99_ratio": options.p99_ratio,
+            "kendall_tau": options.kendall_tau,
+        }
         canary = {
             "version": version,
             "share": options.share,
@@ -108,10 +112,3 @@ def run(options: argparse.Namespace) -> int:
     traffic.write(folder)
     Output().print_line(f"{folder / TRAFFIC}: active = {traffic.active}, canary = {version}")
     return nudge_and_wait(versions[0].model, traffic.active, options, began, canary=version)
-
-
-def _number(text: str) -> int:
-    try:
-        return version_number(text)
-    except argparse.ArgumentTypeError as error:
-        raise WrongUsage(f"VERSION {text}: {error}") from None

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "activate": "choose the version of a model that answers",
     "rollback": "return to the previous version of a model",
     "canary": "let a version answer a share of the traffic for a while",
+    "shadow": "let a version score requests without answering them",
     "publish": "copy a version's folder into the store, as the next version",
     "prune": "remove old versions of a model from the store",
     "import": "make an artifact from a TorchScript file",
@@ -157,7 +158,7 @@ def _command(name: str) -> Command:
         from app.cli import check
 
         return check
-    if name in ("versions", "activate", "rollback", "canary", "publish", "prune"):
+    if name in ("versions", "activate", "rollback", "canary", "shadow", "publish", "prune"):
         command: Command = import_module(f"app.cli.{name}")
         return command
     if name == "import":

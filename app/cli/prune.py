@@ -54,8 +54,7 @@ def _named(versions: list[Artifact]) -> set[int]:
     """Return the versions that servers need, now or after a restart."""
     traffic = traffic_of(versions)
     named = set() if traffic.previous is None else {traffic.previous}
-    if traffic.canary is not None:
-        named.add(traffic.canary.version)
+    named |= {each.version for each in (traffic.canary, traffic.shadow) if each is not None}
     if traffic.active != "latest":
         return named | {traffic.active}
     with importing():

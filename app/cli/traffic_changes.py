@@ -114,6 +114,34 @@ def active_of(versions: Sequence[Artifact], traffic: Traffic) -> int:
     return versions[-1].version if traffic.active == "latest" else traffic.active
 
 
+def active_besides(versions: Sequence[Artifact], traffic: Traffic, version: int) -> int:
+    """Return the version that should be active while `version` is on trial.
+
+    Raises:
+        WrongUsage: there is none.
+    """
+    if traffic.active == "latest":
+        others = [each.version for each in versions if each.version != version]
+        if not others:
+            raise WrongUsage(f"{versions[0].model} has no other version to compare it with")
+        return others[-1]
+    if traffic.active == version:
+        raise WrongUsage(f"version {version} is the active one")
+    return traffic.active
+
+
+def number_of(text: str) -> int:
+    """Return the number of a VERSION.
+
+    Raises:
+        WrongUsage: it is not a number.
+    """
+    try:
+        return version_number(text)
+    except argparse.ArgumentTypeError as error:
+        raise WrongUsage(f"VERSION {text}: {error}") from None
+
+
 def check_version(versions: Sequence[Artifact], version: int) -> None:
     """Refuse a version that the store does not have.
 
@@ -143,6 +171,7 @@ def nudge_and_wait(
     *,
     version: int | None = None,
     canary: int | None = None,
+    shadow: int | None = None,
 ) -> int:
     """Send SIGHUP and wait until a server has followed, if asked to; return the exit code.
 
@@ -152,6 +181,7 @@ def nudge_and_wait(
         options: of the command.
         began: when the change was made (`time.monotonic`, s).
         canary: the version that must be the canary, if there must be one.
+        shadow: the version that must be the shadow, if there must be one.
         version: the version that must be active; any, if it is None and `active` is "latest".
     """
     if version is None and active != "latest":
@@ -178,8 +208,9 @@ def nudge_and_wait(
             if traffic["problems"]:
                 state += f"; {'; '.join(traffic['problems'])}"
             is_followed = traffic["active"] == active
-            running = traffic["canary"] or {"version": None}
-            is_followed = is_followed and canary in (None, running["version"])
+            for role, wanted in (("canary", canary), ("shadow", shadow)):
+                running = traffic[role] or {"version": None}
+                is_followed = is_followed and wanted in (None, running["version"])
             if is_followed and version in (None, card["version"]):
                 waited_s = time.monotonic() - began
                 Output().print_line(

@@ -96,6 +96,8 @@ def _wanted(versions: list[Artifact]) -> Mapping[str, tuple[str, str]]:
     roles = {f"{name}/{active}": ("active", "")}
     if traffic.canary is not None:
         roles.setdefault(f"{name}/{traffic.canary.version}", ("canary", ""))
+    if traffic.shadow is not None:
+        roles.setdefault(f"{name}/{traffic.shadow.version}", ("shadow", ""))
     if traffic.active != "latest" and traffic.previous is not None:
         roles.setdefault(f"{name}/{traffic.previous}", ("previous", ""))
     return roles

@@ -15,10 +15,13 @@ import numpy as np
 
 from app.artifacts.loader import Model
 from app.artifacts.manifest import IdInput
+from app.lifecycle.comparison import Comparison
 from app.lifecycle.traffic import CanarySettings
 
 MIN_REQUESTS = 100
 """So many requests each version needs before its errors or its latency are compared."""
+MIN_COMPARISONS = 30
+"""So many requests both versions must have scored before their orders are compared."""
 _KEPT = 20_000  # durations
 _SURELY = 1e-4
 """A gate fails when chance would explain the figures less often; it is evaluated many times."""
@@ -64,12 +67,15 @@ class CanaryReport(NamedTuple):
     active_requests: int
     active_failed: int
     active_p99_ms: float
+    compared: int
+    kendall_tau: float | None
 
     def __str__(self) -> str:
+        tau = "" if self.kendall_tau is None else f"; Kendall tau {self.kendall_tau:.3f}"
         return (
             f"{self.requests} requests, {self.failed} failed, p99 {self.p99_ms:.1f} ms; active: "
             f"{self.active_requests} requests, {self.active_failed} failed, "
-            f"p99 {self.active_p99_ms:.1f} ms; {self.running_s:.0f} s"
+            f"p99 {self.active_p99_ms:.1f} ms{tau}; {self.running_s:.0f} s"
         )
 
 
@@ -78,10 +84,9 @@ class Canary:
 
     Attributes:
         settings: what the traffic file says.
-        active: the version that it is compared with.
-        model: the canary's version.
         state: whether it still gets traffic, and if not, how it ended.
         reason: why it was ended, or what it waits for.
+        comparison: of the canary with the active version, if a gate needs it.
         key_feature: the user feature that identifies the user, or an empty string.
     """
 
@@ -95,16 +100,37 @@ class Canary:
     ) -> None:
         """Begin now; `clock` counts seconds."""
         self.settings = settings
-        self.active = active
-        self.model = model
+        self._versions: tuple[Model, Model] | None = (active, model)
         self.state: State = "running"
         self.reason = ""
         self.key_feature = settings.key or _user_id(active)
+        needed = settings.gates.kendall_tau is not None
+        self.comparison = Comparison(model, active, 1.0, "canary") if needed else None
         self._clock = clock
         self._began = clock()
         self._salt = model.label.encode()[:64]
         self._below = int(settings.share * 2**64)
-        self._figures = {model: _Figures(), active: _Figures()}
+        self._active_figures, self._figures = _Figures(), _Figures()
+        self._final: CanaryReport | None = None
+
+    @property
+    def active(self) -> Model:
+        """The version that it is compared with; only until it is closed."""
+        assert self._versions is not None
+        return self._versions[0]
+
+    @property
+    def model(self) -> Model:
+        """The canary's version; only until it is closed."""
+        assert self._versions is not None
+        return self._versions[1]
+
+    def close(self) -> None:
+        """Let go of both versions and keep the figures: the versions may be freed."""
+        self._final = self.report()
+        self._versions = self.comparison = None
+        self._figures.durations.clear()
+        self._active_figures.durations.clear()
 
     def takes(self, key: bytes) -> bool:
         """Whether the requests with this key go to the canary."""
@@ -113,13 +139,16 @@ class Canary:
 
     def observe(self, model: Model, status: int, duration_s: float) -> None:
         """Count a request that one of the two versions answered."""
-        figures = self._figures.get(model)
-        if figures is not None:
-            figures.add(status, duration_s)
+        if model is self.model:
+            self._figures.add(status, duration_s)
+        elif model is self.active:
+            self._active_figures.add(status, duration_s)
 
     def report(self) -> CanaryReport:
         """Return the figures."""
-        canary, active = self._figures[self.model], self._figures[self.active]
+        if self._final is not None:
+            return self._final
+        canary, active = self._figures, self._active_figures
         return CanaryReport(
             self._clock() - self._began,
             canary.requests,
@@ -128,6 +157,8 @@ class Canary:
             active.requests,
             active.failed,
             active.p99_s * 1e3,
+            0 if self.comparison is None else self.comparison.compared,
+            None if self.comparison is None else self.comparison.kendall_tau,
         )
 
     def evaluate(self) -> None:
@@ -145,11 +176,7 @@ class Canary:
 
     def _failure(self, level: float) -> str:
         """Return which gate fails, or an empty string."""
-        gates, canary, active = (
-            self.settings.gates,
-            self._figures[self.model],
-            self._figures[self.active],
-        )
+        gates, canary, active = self.settings.gates, self._figures, self._active_figures
         if gates.error_ratio is not None and canary.requests >= MIN_REQUESTS:
             allowed = active.failed_ratio + gates.error_ratio
             if tail(canary.failed, canary.requests, allowed) < level:
@@ -164,13 +191,23 @@ class Canary:
             if tail(slower, len(canary.durations), 0.01) < level:
                 ratio = canary.p99_s / active.p99_s
                 return f"p99_ratio: {ratio:.2f}, allowed {gates.p99_ratio:g}"
+        if (
+            self.comparison is not None
+            and gates.kendall_tau is not None
+            and self.comparison.compared >= MIN_COMPARISONS
+        ):
+            tau = self.comparison.tau_sum / self.comparison.compared
+            if tau < gates.kendall_tau:
+                return f"kendall_tau: {tau:.3f}, at least {gates.kendall_tau:g} is required"
         return ""
 
     def _missing(self) -> str:
         """Return what the gates need to pass, or an empty string."""
-        canary = self._figures[self.model]
+        canary = self._figures
         if canary.requests < MIN_REQUESTS:
             return f"waiting for {MIN_REQUESTS} requests to the canary, {canary.requests} so far"
+        if self.comparison is not None and self.comparison.compared < MIN_COMPARISONS:
+            return f"waiting for {MIN_COMPARISONS} comparisons, {self.comparison.compared} so far"
         return ""
 
 

@@ -26,6 +26,7 @@ from app.engine.request import QueuedRequest, RequestFeatures
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
 from app.lifecycle.canary import Canary
+from app.lifecycle.comparison import Comparison
 from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.registry import Registry, Role
 from app.lifecycle.traffic import TRAFFIC, Traffic
@@ -187,7 +188,8 @@ class Deployment:
         model = self._registry.version(name, int(wanted))
         if model is not None:
             self._registry.switch(model)
-        self._registry.canaries.pop(name, None)  # it compared with another version
+        if canary is not None and canary.state == "running":
+            self._stop_canary(name)  # it was compared with another version
 
     def _wanted(self, name: str) -> int | str:
         """Return the version of a model that should be active, or "latest"."""
@@ -211,12 +213,14 @@ class Deployment:
         if canary.state == "running":
             return
         self._registry.canaries.pop(name, None)
+        self._registry.compare(name)
         if canary.state == "promoted":
             logger.info("canary %s is promoted: %s", canary.model, canary.report())
             self._registry.switch(canary.model)
         else:
             self._registry.assign(canary.model, Role.PREVIOUS)
             logger.error("canary %s is ended: %s: %s", canary.model, canary.reason, canary.report())
+        canary.close()
         self._metrics.canary_over(name, canary.state)
 
     async def _follow_canary(self, name: str, versions: Sequence[Artifact]) -> None:
@@ -254,6 +258,35 @@ class Deployment:
             canary.key_feature or "request id",
         )
 
+    async def _follow_shadow(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Load the shadow that a traffic file asks for, and compare it with the active version."""
+        registry = self._registry
+        traffic = self._traffic.of(name)
+        settings = None if traffic is None else traffic.shadow
+        shadow = registry.shadows.get(name)
+        active = registry.version(name, registry.active_version(name))
+        if shadow is not None and active is not None and settings is not None:
+            wanted = (active, settings.version, settings.share)
+            if (shadow.live, shadow.other.manifest.version, shadow.share) == wanted:
+                return
+        if shadow is not None:
+            del registry.shadows[name]
+            if registry.role(shadow.other) == Role.SHADOW:
+                registry.assign(shadow.other, Role.PREVIOUS)
+        if settings is None or active is None or settings.version == active.manifest.version:
+            return
+        model = await self._load_beside(name, settings.version, versions)
+        traffic = self._traffic.of(name)
+        if model is None or traffic is None or traffic.shadow != settings:
+            return
+        active = registry.active(name)
+        if model is active:
+            return
+        registry.shadows[name] = Comparison(active, model, settings.share, "shadow")
+        if registry.role(model) != Role.CANARY:
+            registry.assign(model, Role.SHADOW)
+        logger.info("shadow %s scores %g of the traffic of %s", model, settings.share, active)
+
     async def _load_beside(
         self, name: str, version: int, versions: Sequence[Artifact]
     ) -> Model | None:
@@ -283,7 +316,7 @@ class Deployment:
             return
         wanted = self._wanted(name)
         if wanted == "latest":
-            beside = set() if traffic.canary is None else {traffic.canary.version}
+            beside = {each.version for each in (traffic.canary, traffic.shadow) if each}
             await self._activate_newest([each for each in versions if each.version not in beside])
         elif wanted != self._registry.active_version(name):
             for artifact in versions:
@@ -291,6 +324,8 @@ class Deployment:
                     await self._try(artifact)
         if not self._report_unmet(name, versions):
             await self._follow_canary(name, versions)
+            await self._follow_shadow(name, versions)
+            self._registry.compare(name)
         self._free_others(name)
 
     def _free_others(self, name: str) -> None:
@@ -300,6 +335,8 @@ class Deployment:
         canary = self._registry.last_canaries.get(name)
         if canary is not None and canary.state == "running":
             kept.append(canary.settings.version)
+        if name in self._registry.shadows:
+            kept.append(self._registry.shadows[name].other.manifest.version)
         self._registry.free_all_but(name, kept)
         loaded = {model.label for model in self._registry.versions(name)}
         for label, (artifact, _) in list(self._loaded.items()):

@@ -12,6 +12,7 @@ from app.artifacts.loader import Model
 from app.artifacts.store import PROGRAM, Artifact
 from app.errors import ModelNotFound, NotReady, VersionNotFound, did_you_mean
 from app.lifecycle.canary import Canary
+from app.lifecycle.comparison import Comparison
 from app.lifecycle.traffic import Traffic
 from app.telemetry.metrics import Metrics
 
@@ -27,11 +28,13 @@ class Role(StrEnum):
         ACTIVE: answers the requests that name no version.
         PREVIOUS: was active before; kept for a rollback.
         CANARY: answers a share of these requests.
+        SHADOW: scores a share of them, too, without answering.
     """
 
     ACTIVE = "active"
     PREVIOUS = "previous"
     CANARY = "canary"
+    SHADOW = "shadow"
 
 
 class Registry:
@@ -51,6 +54,8 @@ class Registry:
         unmet: why a version that a traffic file names does not have its role, by name.
         canaries: the canaries that get traffic, by name of their model.
         last_canaries: the same, and those that are over.
+        shadows: the active version and its shadow, by name of their model.
+        comparisons: which version scores the requests that a version answers, too.
         on_freed: called with each version that is not loaded any more.
     """
 
@@ -65,6 +70,8 @@ class Registry:
         self.unmet: dict[str, str] = {}
         self.canaries: dict[str, Canary] = {}
         self.last_canaries: dict[str, Canary] = {}
+        self.shadows: dict[str, Comparison] = {}
+        self.comparisons: dict[Model, Comparison] = {}
         self.on_freed: list[Callable[[Model], None]] = []
         self._active: dict[str, Model] = {}
         self._loaded: dict[str, dict[int, Model]] = {}
@@ -169,6 +176,16 @@ class Registry:
         if self._roles.get(model) != role:
             self._roles[model] = role
             self._show_roles(model.manifest.name)
+
+    def compare(self, name: str) -> None:
+        """Start the comparisons that a model's canary and shadow need, and stop all others."""
+        self.comparisons = {
+            live: each for live, each in self.comparisons.items() if live.manifest.name != name
+        }
+        found = [self.shadows.get(name)]
+        if (canary := self.canaries.get(name)) is not None:
+            found.append(canary.comparison)
+        self.comparisons |= {each.live: each for each in found if each is not None}
 
     def switch(self, model: Model) -> None:
         """Make a loaded version the active one; the one that was active becomes a previous one."""

@@ -13,6 +13,11 @@
     [canary.gates]       # each compares the canary with the active version; all are optional
     error_ratio = 0.001  # failed share of the canary, less that of the active version, at most
     p99_ratio = 1.2      # 99th percentile of the latency, as a multiple of the active version's
+    kendall_tau = 0.8    # mean agreement of the two orders of the same candidates, at least
+
+    [shadow]
+    version = 9
+    share = 0.1          # of the requests, which it scores after they are answered
 
 Without a file, `active` is "latest" and `keep` is 1. A file applies as a whole or not at all.
 """
@@ -43,6 +48,7 @@ class Gates(BaseModel):
 
     error_ratio: float | None = Field(default=None, ge=0, le=1)
     p99_ratio: float | None = Field(default=None, gt=0, le=1000)
+    kendall_tau: float | None = Field(default=None, ge=-1, le=1)
 
 
 class CanarySettings(BaseModel):
@@ -64,6 +70,15 @@ class CanarySettings(BaseModel):
         return int(self.for_[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[self.for_[-1]]
 
 
+class ShadowSettings(BaseModel):
+    """A version that scores requests without answering them; see the example above."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    version: int = Field(ge=1, le=LARGEST_VERSION)
+    share: float = Field(gt=0, le=1)
+
+
 class Traffic(BaseModel):
     """What a traffic file says.
 
@@ -72,6 +87,7 @@ class Traffic(BaseModel):
         keep: how many previous versions stay loaded.
         previous: the version that a rollback returns to; None for the next lower one.
         canary: the version that gets a share of the traffic.
+        shadow: the version that scores a share of it without answering.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -80,6 +96,7 @@ class Traffic(BaseModel):
     keep: int = Field(default=1, ge=0, le=MAX_KEEP)
     previous: int | None = Field(default=None, ge=1, le=LARGEST_VERSION)
     canary: CanarySettings | None = None
+    shadow: ShadowSettings | None = None
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
@@ -163,6 +180,7 @@ _TABLES: Mapping[tuple[str, ...], type[BaseModel]] = {
     (): Traffic,
     ("canary",): CanarySettings,
     ("canary", "gates"): Gates,
+    ("shadow",): ShadowSettings,
 }
 
 _RULES = {

@@ -29,6 +29,7 @@ from app.errors import (
     InternalError,
     MethodNotAllowed,
 )
+from app.lifecycle.comparison import Comparison
 from app.protocol.dialect import Dialect, Headers, ParseContext, ParsedRequest
 from app.protocol.problems import error_response, is_v2_path
 from app.ranking.batch import rank_alone
@@ -39,6 +40,7 @@ from app.scoring.keys import Keys
 from app.scoring.request_headers import check_body_headers, priority, timeout_s
 from app.scoring.score_distributions import ResponseSampler
 from app.scoring.service import Service
+from app.scoring.version_comparer import VersionComparer
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import RequestRecord
 
@@ -130,6 +132,7 @@ class ScoreCall:
         decode_s: how long parsing its body took.
         encode_s: how long encoding its features took.
         is_done: whether it has its response.
+        compared: the comparison that uses this call, and the call's body.
     """
 
     route: Route
@@ -147,6 +150,7 @@ class ScoreCall:
     decode_s: float = 0.0
     encode_s: float = 0.0
     is_done: bool = False
+    compared: tuple[Comparison, bytes] | None = None
 
 
 class Scorer:
@@ -170,6 +174,9 @@ class Scorer:
         self._log = log
         self._metrics = metrics
         self._sampler = ResponseSampler(metrics.ranking)
+        self._comparer = VersionComparer(
+            service, metrics.ranking, max_candidates=limits.max_candidates
+        )
         self._row_sizes = RowSizes()
         service.registry.on_freed.append(self._row_sizes.forget)
         self._routes: dict[str, Route | None] = {}
@@ -283,6 +290,10 @@ class Scorer:
         if parsed is None:
             parsed = call.route.dialect.parse(body, context)
         call.parsed = parsed
+        if registry.comparisons and call.route.version is None:
+            comparison = registry.comparisons.get(model)
+            if comparison is not None and comparison.takes_next():
+                call.compared = comparison, body
         call.decode_s = parsed.decoded_at - began
         call.encode_s = time.perf_counter() - parsed.decoded_at
         features = parsed.features
@@ -393,6 +404,12 @@ class Scorer:
         if now >= self._sampler.next_at:
             name = request.model.manifest.name
             self._sampler.sample(now, name, request.features, ranker, ranked)
+        if call.compared is not None:
+            assert call.head is not None
+            comparison, request_body = call.compared
+            self._comparer.compare_soon(
+                comparison, call.route.dialect, call.head.headers, request_body, ranked
+            )
         respond_s = time.perf_counter() - began
         head += _SERVER_TIMING % (
             call.decode_s * 1e3,

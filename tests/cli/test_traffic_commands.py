@@ -81,6 +81,8 @@ def test_rollback_returns_to_the_version_before(store):
         (["canary", "feed"], "VERSION feed: must be a version number"),
         (["canary", "feed", "3", "--share", "2"], "canary.share: input should be less than or"),
         (["canary", "feed", "3", "--for", "soon"], "canary.for: must be a number and s, m, h or d"),
+        (["shadow", "feed", "3", "--share", "0"], "shadow.share: input should be greater than 0"),
+        (["shadow"], "missing VERSION"),
         (["canary", "feed", "9"], "feed has no version 9 (versions: 1, 2, 3)"),
         (["prune", "feed", "--keep", "0"], "--keep must be 1 or more"),
     ],
@@ -120,6 +122,15 @@ def test_canary_is_written_with_its_gates_and_ended(store, capsys):
     assert main(["prune", "--keep", "1"]) == ExitCode.OK
     assert Store(store).versions("feed") == [2, 3]
     assert main(["canary", "feed", "--end"]) == ExitCode.OK
+    assert traffic(store) == {"active": 2, "keep": 1}
+
+
+def test_shadow_is_written_and_ended(store, capsys):
+    assert main(["shadow", "feed", "3", "--share", "0.5"]) == ExitCode.OK
+    assert traffic(store) == {"active": 2, "keep": 1, "shadow": {"version": 3, "share": 0.5}}
+    main(["versions"])
+    assert " shadow " in capsys.readouterr().out
+    assert main(["shadow", "--end"]) == ExitCode.OK
     assert traffic(store) == {"active": 2, "keep": 1}
 
 

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import weakref
 
 import httpx
 import pytest
@@ -106,6 +107,32 @@ def test_a_slow_canary_is_ended_and_a_few_slow_requests_are_chance():
     one.evaluate()
     assert one.state == "ended"
     assert one.reason.startswith("p99_ratio: 10.00, allowed 1.2")
+
+
+def test_a_canary_whose_order_differs_is_ended():
+    one = canary(kendall_tau=0.8)
+    assert one.comparison is not None
+    assert (one.comparison.live, one.comparison.other) == (one.model, one.active)
+    for tau in [0.9] * 20 + [0.5] * 9:
+        one.comparison.add(tau, 1.0, {})
+    one.evaluate()
+    assert one.state == "running"
+    one.comparison.add(0.5, 1.0, {})
+    one.evaluate()
+    assert (one.state, one.reason) == (
+        "ended",
+        "kendall_tau: 0.767, at least 0.8 is required",
+    )
+
+
+def test_a_canary_that_is_over_lets_go_of_its_versions():
+    one = canary(kendall_tau=0.8)
+    answered(one, requests=150)
+    versions = [weakref.ref(one.active), weakref.ref(one.model)]
+    before = str(one.report())
+    one.close()
+    assert [each() for each in versions] == [None, None]
+    assert str(one.report()) == before
 
 
 def test_a_canary_without_enough_requests_is_not_promoted():

@@ -102,7 +102,7 @@ class ScoreResponse(BaseModel):
 
     model: str
     version: int
-    role: str = Field(description="role of the version: active, canary or previous")
+    role: str = Field(description="role of the version: active, canary, previous or shadow")
     scores: dict[str, list[float]] = Field(description="task to scores, one per candidate")
     rank_score: list[float] = Field(description="one fused score per candidate; higher ranks first")
     ranking: list[str | int] = Field(description="candidate keys or positions, best first")
@@ -155,7 +155,8 @@ class LoadedVersion(BaseModel):
     version: int
     role: str = Field(
         description="active: answers requests that name no version; canary: answers a share of "
-        "them; previous: was active before, and is kept for a rollback"
+        "them; previous: was active before, and is kept for a rollback; shadow: scores requests "
+        "without answering them"
     )
     created: datetime
     score_url: str
@@ -179,6 +180,23 @@ class CanaryState(BaseModel):
     active_requests: int
     active_failed: int
     active_p99_ms: float
+    compared: int = Field(description="requests that both versions have scored")
+    kendall_tau: float | None = Field(description="mean agreement of their orders, -1 to 1")
+
+
+class ShadowState(BaseModel):
+    """A version that scores requests without answering them, and how far it differs."""
+
+    version: int
+    share: float
+    compared: int
+    dropped: int = Field(description="not compared, because lanes had other work")
+    failed: int
+    kendall_tau: float | None = Field(description="mean agreement of the orders, -1 to 1")
+    top_10_overlap: float | None = Field(description="mean share of the 10 best in common")
+    score_difference: dict[str, float] = Field(
+        description="task to mean absolute difference of the scores"
+    )
 
 
 class TrafficState(BaseModel):
@@ -187,6 +205,7 @@ class TrafficState(BaseModel):
     active: int | str = Field(description="the version that should be active, or latest")
     keep: int = Field(description="how many previous versions stay loaded")
     canary: CanaryState | None = Field(description="null without a canary that has begun")
+    shadow: ShadowState | None = Field(description="null without a shadow that is loaded")
     problems: list[str] = Field(
         description="why the file cannot be used, or a version in it is not active"
     )
