@@ -174,6 +174,7 @@ class Scorer:
         self._log = log
         self._metrics = metrics
         self._sampler = ResponseSampler(metrics.ranking)
+        self._registry = service.registry
         self._comparer = VersionComparer(
             service, metrics.ranking, max_candidates=limits.max_candidates
         )
@@ -278,7 +279,7 @@ class Scorer:
         assert model is not None
         assert policies is not None
         assert head is not None
-        registry = self._service.registry
+        registry = self._registry
         parsed = None
         if registry.canaries and call.route.version is None:
             parsed = self._split(call, body)
@@ -327,7 +328,7 @@ class Scorer:
         assert model is not None
         assert policies is not None
         assert head is not None
-        registry = self._service.registry
+        registry = self._registry
         canary = registry.canaries.get(model.manifest.name)
         if canary is None or canary.active is not model:
             return None
@@ -476,9 +477,9 @@ class Scorer:
             policy,
             candidates,
             stages,
-            "" if model is None else self._service.registry.role(model),
+            "" if model is None else self._registry.role(model),
         )
-        canaries = self._service.registry.canaries
+        canaries = self._registry.canaries
         if canaries and model is not None and call.route.version is None:
             canary = canaries.get(model.manifest.name)
             if canary is not None:

@@ -177,6 +177,8 @@ def test_gatehouse_commands_run(store, tmp_path):
     (tmp_path / "build").mkdir()
     worlds.write(tmp_path / "build" / "log.parquet", worlds.columns(worlds.log()))
     for command in commands("gatehouse"):
+        if command.split()[1] in ("versions", "rollback", "activate", "prune"):
+            continue  # they change versions: the test of these commands is below
         output = run([sys.executable, "-m", "app", *command.split()[1:]], tmp_path)
         assert re.search(r"\bok\b|published ctr/1|rank score|judged on|held-out", output)
 
