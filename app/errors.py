@@ -119,7 +119,7 @@ class ModelNotFound(GatehouseError):
 
 
 class VersionNotFound(GatehouseError):
-    """The model is active, but in another version."""
+    """The model is active, but this version of it is not loaded."""
 
     status = HTTPStatus.NOT_FOUND
     slug = "version-not-found"

@@ -5,16 +5,22 @@ from fastapi import APIRouter
 from app.api.examples import example_request
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import (
+    CanaryState,
     IgnoredFolder,
+    LoadedVersion,
     ModelCard,
     ModelList,
     OfferedPolicy,
     PolicyState,
     RefusedArtifact,
+    ShadowState,
+    TrafficState,
 )
 from app.artifacts.loader import Model
 from app.errors import ModelNotFound, NotReady
 from app.lifecycle.policies import Policies
+from app.lifecycle.registry import Registry
+from app.lifecycle.traffic import Traffic
 from app.ranking.ranker import Ranker
 from app.scoring.service import Service
 
@@ -27,7 +33,7 @@ def routes(service: Service) -> APIRouter:
     async def list_models() -> ModelList:
         registry = service.registry
         return ModelList(
-            models=[_card(model, service.policies) for model in registry.models()],
+            models=[_card(model, service.policies, registry) for model in registry.models()],
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()
@@ -48,18 +54,21 @@ def routes(service: Service) -> APIRouter:
         responses=problems(ModelNotFound, NotReady),
     )
     async def show_model(model: str) -> ModelCard:
-        return _card(service.registry.active(model), service.policies)
+        registry = service.registry
+        return _card(registry.active(model), service.policies, registry)
 
     return router
 
 
-def _card(model: Model, policies: Policies) -> ModelCard:
+def _card(model: Model, policies: Policies, registry: Registry) -> ModelCard:
     manifest = model.manifest
     own = policies.of(model)
     calibrations = zip(own.default.tasks, own.default.calibrations, strict=True)
     return ModelCard(
         name=manifest.name,
         version=manifest.version,
+        versions=[_loaded(each, registry) for each in registry.versions(manifest.name)],
+        traffic=_traffic(manifest.name, registry),
         architecture=manifest.architecture,
         created=manifest.created,
         device=str(model.program.device),
@@ -74,6 +83,60 @@ def _card(model: Model, policies: Policies) -> ModelCard:
         evaluation=manifest.evaluation,
         score_url=f"/v1/models/{manifest.name}/score",
         example_request=example_request(model),
+    )
+
+
+def _loaded(model: Model, registry: Registry) -> LoadedVersion:
+    manifest = model.manifest
+    return LoadedVersion(
+        version=manifest.version,
+        role=registry.role(model),
+        created=manifest.created,
+        score_url=f"/v1/models/{manifest.name}/versions/{manifest.version}/score",
+        problem=registry.damaged.get(model.label),
+    )
+
+
+def _traffic(name: str, registry: Registry) -> TrafficState:
+    traffic = registry.traffic.get(name) or Traffic()
+    problems = [
+        problem
+        for each in (registry.traffic_problems, registry.unmet)
+        if (problem := each.get(name))
+    ]
+    canary = registry.last_canaries.get(name)
+    state = None
+    if canary is not None:
+        state = CanaryState(
+            version=canary.settings.version,
+            share=canary.settings.share,
+            state=canary.state,
+            reason=canary.reason,
+            **canary.report()._asdict(),
+        )
+    return TrafficState(
+        active=traffic.active,
+        keep=traffic.keep,
+        canary=state,
+        shadow=_shadow(name, registry),
+        problems=problems,
+    )
+
+
+def _shadow(name: str, registry: Registry) -> ShadowState | None:
+    shadow = registry.shadows.get(name)
+    if shadow is None:
+        return None
+    compared = shadow.compared
+    return ShadowState(
+        version=shadow.other.manifest.version,
+        share=shadow.share,
+        compared=compared,
+        dropped=shadow.dropped,
+        failed=shadow.failed,
+        kendall_tau=shadow.kendall_tau,
+        top_10_overlap=shadow.overlap_sum / compared if compared else None,
+        score_difference={task: total / compared for task, total in shadow.difference_sums.items()},
     )
 
 

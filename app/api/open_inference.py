@@ -5,7 +5,7 @@ Triton's extensions define them.
 """
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -126,6 +126,10 @@ def _add_health(router: APIRouter, service: Service, lane_hang_s: float) -> None
 def _add_metadata(
     router: APIRouter, service: Service, metrics: Metrics, serving: ServingSettings
 ) -> None:
+    def metadata(model: Model) -> ModelMetadata:
+        loaded = service.registry.versions(model.manifest.name)
+        return model_metadata(model, [each.manifest.version for each in loaded])
+
     def add(path: str, summary: str, describe: Callable[[Model], Any], schema: Any) -> None:  # noqa: ANN401
         """Add a route for the active version, and one for a version by its number."""
 
@@ -153,7 +157,7 @@ def _add_metadata(
 
     @router.get("/models/stats", summary="Statistics of every model since it was loaded")
     async def statistics_of_all() -> Statistics:
-        each = [model_statistics(model, metrics) for model in service.registry.models()]
+        each = [model_statistics(model, metrics) for model in service.registry.loaded()]
         return Statistics(model_stats=each)
 
     def statistics(model: Model) -> Statistics:
@@ -162,7 +166,7 @@ def _add_metadata(
     def config(model: Model) -> dict[str, Any]:
         return model_config(model, serving)
 
-    add("", "Inputs and outputs of a model", model_metadata, ModelMetadata)
+    add("", "Inputs and outputs of a model", metadata, ModelMetadata)
     add("/config", "Model configuration, as Triton's ModelConfig", config, dict[str, Any])
     add("/stats", "Statistics of a model since it was loaded", statistics, Statistics)
 
@@ -202,7 +206,7 @@ def _add_repository(
 
     @router.post(
         "/repository/index",
-        summary="Active and refused versions of every model",
+        summary="Loaded and refused versions of every model",
         responses=errors(
             MalformedBody, RequestTimeout, PayloadTooLarge, UnsupportedMediaType, Overloaded
         ),
@@ -251,15 +255,17 @@ def _refuse_extensions(router: APIRouter) -> None:
             router.add_api_route(path, refusal(what), methods=methods, include_in_schema=False)
 
 
-def model_metadata(model: Model) -> ModelMetadata:
-    """Return a model's inputs and outputs; the first dimension is the number of candidates.
+def model_metadata(model: Model, versions: Sequence[int]) -> ModelMetadata:
+    """Return a model's inputs, outputs and loaded versions.
+
+    The first dimension is the number of candidates.
 
     User inputs accept a single row too, which the protocol cannot express.
     """
     manifest = model.manifest
     return ModelMetadata(
         name=manifest.name,
-        versions=[str(manifest.version)],
+        versions=[str(each) for each in versions],
         platform=PLATFORM,
         inputs=[
             TensorMetadata(name=each.name, datatype=datatypes_of(each)[0], shape=[-1, _width(each)])
@@ -352,12 +358,16 @@ def model_statistics(model: Model, metrics: Metrics) -> ModelStatistics:
 
 
 def repository_index(registry: Registry, *, ready_only: bool) -> list[RepositoryEntry]:
-    """Return the active versions and, unless `ready_only`, the refused ones."""
+    """Return the loaded versions with their roles and, unless `ready_only`, the refused ones."""
     entries = [
         RepositoryEntry(
-            name=model.manifest.name, version=str(model.manifest.version), state="READY", reason=""
+            name=model.manifest.name,
+            version=str(model.manifest.version),
+            state="READY",
+            reason=registry.damaged.get(model.label, ""),
+            parameters={"role": registry.role(model)},
         )
-        for model in registry.models()
+        for model in registry.loaded()
     ]
     if not ready_only:
         entries += [

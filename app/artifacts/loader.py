@@ -93,6 +93,19 @@ def _load(artifact: Artifact, device: torch.device) -> Model:
     return Model(manifest, program, golden, vocabularies)
 
 
+def verify(artifact: Artifact, manifest: Manifest) -> None:
+    """Check that an artifact still has the files of a version that was loaded from it.
+
+    Raises:
+        ArtifactInvalid: a file is missing or differs.
+        OSError: a file cannot be read now.
+    """
+    if read_manifest(artifact).files != manifest.files:
+        raise ArtifactInvalid(f"{MANIFEST}: lists other files")
+    for name in manifest.files:
+        _read_verified(artifact, name, manifest)
+
+
 def read_manifest(artifact: Artifact) -> Manifest:
     """Read and validate `model.json`.
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from pydantic import ValidationError
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
-from app.artifacts.loader import load_program, read_vocabularies
-from app.artifacts.manifest import Description, FileDigest, Manifest
+from app.artifacts.loader import load, load_program, read_vocabularies
+from app.artifacts.manifest import Description, FileDigest, Manifest, first_problem
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact, Store
 from app.errors import ArtifactInvalid
 
@@ -65,6 +66,61 @@ def publish(
     return _write_version(store, description, files)
 
 
+def publish_copy(store: Store, folder: Path) -> Artifact:
+    """Copy a version's folder into the store as a new version, and return it.
+
+    Only the files that its manifest lists are copied. The copy is loaded on the CPU, and its golden
+    examples are run, before it gets its name.
+
+    Raises:
+        ArtifactInvalid: the folder is not a valid version.
+        OSError: it cannot be read, or the store cannot be written.
+    """
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise ArtifactInvalid(f"{MANIFEST}: is missing") from None
+    except ValidationError as error:
+        raise ArtifactInvalid(f"{MANIFEST}: {first_problem(error)}") from error
+    target = store.folder / manifest.name
+    target.mkdir(parents=True, exist_ok=True)
+    _remove_left_over(target)
+    with tempfile.TemporaryDirectory(dir=target, prefix=_TEMPORARY) as temporary:
+        written = Path(temporary) / "artifact"
+        written.mkdir()
+        _write(written / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+        for name in manifest.files:
+            _copy(folder / name, written / name)
+        load(Artifact(manifest.name, manifest.version, written), torch.device("cpu"))
+        return _name_version(store, manifest, written)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except FileNotFoundError:
+        raise ArtifactInvalid(f"{source.name}: is missing") from None
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _name_version(store: Store, manifest: Manifest, written: Path) -> Artifact:
+    """Give a complete folder the next version's number and its name in the store."""
+    folder = store.folder / manifest.name
+    version = max(store.versions(manifest.name), default=0)
+    while True:
+        version += 1
+        numbered = manifest.model_copy(update={"version": version})
+        _write(written / MANIFEST, numbered.model_dump_json(indent=2).encode() + b"\n")
+        try:
+            written.rename(folder / str(version))
+        except OSError:
+            if not (folder / str(version)).exists():
+                raise
+            continue  # another publisher or an incomplete version has this number
+        return Artifact(manifest.name, version, folder / str(version))
+
+
 def _write_version(store: Store, description: Description, files: Mapping[str, bytes]) -> Artifact:
     """Write files and manifest under a temporary name, and rename that to the next version."""
     folder = store.folder / description.name
@@ -75,24 +131,14 @@ def _write_version(store: Store, description: Description, files: Mapping[str, b
         written.mkdir()
         for name, content in files.items():
             _write(written / name, content)
-        version = max(store.versions(description.name), default=0)
-        while True:
-            version += 1
-            manifest = Manifest(
-                **{name: getattr(description, name) for name in Description.model_fields},
-                version=version,
-                created=datetime.now(UTC).replace(microsecond=0),
-                torch_version=torch.__version__,
-                files={name: _digest(content) for name, content in files.items()},
-            )
-            _write(written / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
-            try:
-                written.rename(folder / str(version))
-            except OSError:
-                if not (folder / str(version)).exists():
-                    raise
-                continue  # another publisher or an incomplete version has this number
-            return Artifact(description.name, version, folder / str(version))
+        manifest = Manifest(
+            **{name: getattr(description, name) for name in Description.model_fields},
+            version=1,
+            created=datetime.now(UTC).replace(microsecond=0),
+            torch_version=torch.__version__,
+            files={name: _digest(content) for name, content in files.items()},
+        )
+        return _name_version(store, manifest, written)
 
 
 def _remove_left_over(folder: Path) -> None:

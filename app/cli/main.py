@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Protocol
 
 from app.cli.parser import Parser, WrongUsage, complain
@@ -20,6 +21,13 @@ from app.errors import ExitCode, TuningError, did_you_mean
 COMMANDS: Mapping[str, str] = {
     "serve": "serve the newest valid version of every model in the store",
     "check": "verify every artifact in the store and print a table",
+    "versions": "show the versions in the store and their roles",
+    "activate": "choose the version of a model that answers",
+    "rollback": "return to the previous version of a model",
+    "canary": "let a version answer a share of the traffic for a while",
+    "shadow": "let a version score requests without answering them",
+    "publish": "copy a version's folder into the store, as the next version",
+    "prune": "remove old versions of a model from the store",
     "import": "make an artifact from a TorchScript file",
     "rank": "answer requests from a file, as the server would",
     "fit-calibration": "fit calibrated scores on logged outcomes",
@@ -150,6 +158,9 @@ def _command(name: str) -> Command:
         from app.cli import check
 
         return check
+    if name in ("versions", "activate", "rollback", "canary", "shadow", "publish", "prune"):
+        command: Command = import_module(f"app.cli.{name}")
+        return command
     if name == "import":
         from app.cli import import_
 

@@ -1,4 +1,4 @@
-"""Deployment: load the newest good version of each model in the store, and activate it.
+"""Deployment: load the versions of each model that its traffic file asks for, and give them roles.
 
 A version is verified, loaded, warmed up, and only then activated. If any of that fails, the version
 that was active stays active, and other models are not affected. Once something is served, all of it
@@ -18,15 +18,19 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from app.artifacts.loader import Model, load
+from app.artifacts.loader import Model, load, verify
 from app.artifacts.store import Artifact, Store, StoreListing
 from app.engine.batch import Batch, Chunk
 from app.engine.lanes import BatchResult, Lane, run
 from app.engine.request import QueuedRequest, RequestFeatures
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
+from app.lifecycle.canary import Canary
+from app.lifecycle.comparison import Comparison
 from app.lifecycle.poll_timer import PollTimer
-from app.lifecycle.registry import Registry
+from app.lifecycle.registry import Registry, Role
+from app.lifecycle.traffic import TRAFFIC, Traffic
+from app.lifecycle.traffic_files import TrafficFiles
 from app.ranking.policies import NO_POLICIES
 from app.telemetry.metrics import Metrics
 
@@ -34,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 BatchTimings = Sequence[tuple[int, float]]
 """Batches that ran: `(rows, seconds)` each."""
+
+Fingerprint = frozenset[tuple[str, int, int]]
+"""Name, size and modification time of every file of a version."""
 
 _WARM_UP_PASSES = 3  # the TorchScript executor profiles, then compiles, then runs
 
@@ -48,7 +55,7 @@ class _Refusal:
             somebody copies it, is reported when they have stopped changing.
     """
 
-    fingerprint: frozenset[tuple[str, int, int]] | None
+    fingerprint: Fingerprint | None
     reason: str
     is_reported: bool
 
@@ -86,16 +93,18 @@ class Deployment:
         self._background = BackgroundThread()
         self._warm_up_sizes = warm_up
         self._on_warm = on_warm
+        self._traffic = TrafficFiles(store.folder, registry, metrics)
         self._refusals: dict[Artifact, _Refusal] = {}
+        self._loaded: dict[str, tuple[Artifact, Fingerprint]] = {}  # by `name/version`
         self._store_error = ""  # the last one that was logged
         registry.has_started = False
 
     async def refresh(self) -> None:
-        """Activate, for each model in the store, the newest good version above the active one.
+        """Give every model in the store the versions and roles that its traffic file asks for.
 
-        A refused version is tried again when its files have changed. Removing the active version
-        from the store changes nothing until the server starts again: publish an older model anew to
-        go back to it.
+        By default that is the newest good version above the active one. A refused version is tried
+        again when its files have changed. Removing the active version from the store is reported,
+        and changes nothing until the server starts again.
 
         Raises:
             ArtifactInvalid: the store has artifacts, but nothing is active and nothing can be.
@@ -105,24 +114,284 @@ class Deployment:
         self._report_ignored(listing.ignored)
         self._forget_all_but(listing.artifacts)
         for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
-            versions = [each for each in listing.artifacts if each.model == name]
-            await self._activate_newest(versions)
+            await self._traffic.read(name)
+            self._switch(name)
+            self._evaluate(name)
+        for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
+            await self._follow(name, [each for each in listing.artifacts if each.model == name])
+        await self._check_files()
+        self._metrics.keep_only({model.label for model in self._registry.loaded()})
         if self._registry.models():
             self._registry.has_started = True
         elif listing.artifacts:
-            reasons = [f"{artifact}: {why}" for artifact, why in self._registry.refused.items()]
-            raise ArtifactInvalid("; ".join(reasons))
+            raise ArtifactInvalid("; ".join(self._reasons()))
+
+    def _reasons(self) -> list[str]:
+        """Say why nothing is active."""
+        registry = self._registry
+        reasons = [f"{artifact}: {why}" for artifact, why in registry.refused.items()]
+        for problems in (registry.traffic_problems, registry.unmet):
+            reasons += [f"{name}: {why}" for name, why in problems.items()]
+        return reasons
 
     async def follow(self, timer: PollTimer) -> NoReturn:
-        """Refresh at intervals: a version that is published later is served without a restart."""
-        while True:
-            await timer.wait()
+        """Look at the store whenever the timer says so.
+
+        A version that is loaded already is activated at once, also while others are being loaded.
+        """
+        refreshing: asyncio.Task[None] | None = None
+        is_due = False
+
+        def go_on(_: asyncio.Task[None]) -> None:
+            if is_due:  # something may have changed behind the refresh that ended
+                timer.wake()
+
+        try:
+            while True:
+                await timer.wait()
+                is_due = refreshing is not None and not refreshing.done()
+                if is_due:
+                    await self._switch_all()
+                else:
+                    refreshing = asyncio.ensure_future(self._refresh_and_log())
+                    refreshing.add_done_callback(go_on)
+        finally:
+            if refreshing is not None:
+                refreshing.cancel()
+
+    async def _refresh_and_log(self) -> None:
+        try:
+            await self.refresh()
+        except (ArtifactInvalid, OSError):
+            pass  # both are in the log, and both may pass
+        except Exception:  # an error of ours; the active versions go on serving
+            logger.exception("refreshing from the store failed")
+
+    async def _switch_all(self) -> None:
+        """Activate what traffic files ask for and is loaded."""
+        for model in self._registry.models():
+            await self._traffic.read(model.manifest.name)
+            self._switch(model.manifest.name)
+            self._evaluate(model.manifest.name)
+
+    def _switch(self, name: str) -> None:
+        """Activate the version of a model that its traffic file names, if it is loaded."""
+        traffic = self._traffic.of(name)
+        if traffic is None:
+            return
+        canary = self._registry.last_canaries.get(name)
+        if canary is not None and canary.settings != traffic.canary:
+            self._stop_canary(name)
+        wanted = self._wanted(name)
+        if wanted in ("latest", self._registry.active_version(name)):
+            return
+        model = self._registry.version(name, int(wanted))
+        if model is not None:
+            self._registry.switch(model)
+        if canary is not None and canary.state == "running":
+            self._stop_canary(name)  # it was compared with another version
+
+    def _wanted(self, name: str) -> int | str:
+        """Return the version of a model that should be active, or "latest"."""
+        traffic = self._traffic.of(name) or Traffic()
+        canary = self._registry.last_canaries.get(name)
+        if canary is not None and canary.state == "promoted":
+            return canary.settings.version
+        return traffic.active
+
+    def _stop_canary(self, name: str) -> None:
+        """Send no more traffic to a canary, and forget how it went."""
+        self._registry.last_canaries.pop(name, None)
+        self._registry.canaries.pop(name, None)
+
+    def _evaluate(self, name: str) -> None:
+        """Evaluate the gates of a model's canary; promote or end it, and log the figures."""
+        canary = self._registry.last_canaries.get(name)
+        if canary is None or canary.state != "running":
+            return
+        canary.evaluate()
+        if canary.state == "running":
+            return
+        self._registry.canaries.pop(name, None)
+        self._registry.compare(name)
+        if canary.state == "promoted":
+            logger.info("canary %s is promoted: %s", canary.model, canary.report())
+            self._registry.switch(canary.model)
+        else:
+            self._registry.assign(canary.model, Role.PREVIOUS)
+            logger.error("canary %s is ended: %s: %s", canary.model, canary.reason, canary.report())
+        canary.close()
+        self._metrics.canary_over(name, canary.state)
+
+    async def _follow_canary(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Load the canary that a traffic file asks for, and let it have its share."""
+        traffic = self._traffic.of(name)
+        settings = None if traffic is None else traffic.canary
+        active = self._registry.active_version(name)
+        canary = self._registry.last_canaries.get(name)
+        if settings is None or not active:
+            return
+        if canary is not None and (
+            canary.state != "running" or canary.active is self._registry.active(name)
+        ):
+            return
+        if settings.version == active:
+            if canary is not None and canary.state == "running":  # another one activated it
+                self._stop_canary(name)
+            return
+        model = await self._load_beside(name, settings.version, versions)
+        traffic = self._traffic.of(name)
+        if model is None or traffic is None or traffic.canary != settings:
+            return
+        canary = Canary(settings, self._registry.active(name), model)
+        if canary.key_feature and canary.key_feature not in model.manifest.user_names:
+            self._unmet(name, f"{TRAFFIC}: canary.key: the model has no such user feature")
+            return
+        self._registry.last_canaries[name] = self._registry.canaries[name] = canary
+        self._registry.assign(model, Role.CANARY)
+        logger.info(
+            "canary %s gets %g of the traffic of %s for %s, by %s",
+            model,
+            settings.share,
+            canary.active,
+            settings.for_,
+            canary.key_feature or "request id",
+        )
+
+    async def _follow_shadow(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Load the shadow that a traffic file asks for, and compare it with the active version."""
+        registry = self._registry
+        traffic = self._traffic.of(name)
+        settings = None if traffic is None else traffic.shadow
+        shadow = registry.shadows.get(name)
+        active = registry.version(name, registry.active_version(name))
+        if shadow is not None and active is not None and settings is not None:
+            wanted = (active, settings.version, settings.share)
+            if (shadow.live, shadow.other.manifest.version, shadow.share) == wanted:
+                return
+        if shadow is not None:
+            del registry.shadows[name]
+            if registry.role(shadow.other) == Role.SHADOW:
+                registry.assign(shadow.other, Role.PREVIOUS)
+        if settings is None or active is None or settings.version == active.manifest.version:
+            return
+        model = await self._load_beside(name, settings.version, versions)
+        traffic = self._traffic.of(name)
+        if model is None or traffic is None or traffic.shadow != settings:
+            return
+        active = registry.active(name)
+        if model is active:
+            return
+        registry.shadows[name] = Comparison(active, model, settings.share, "shadow")
+        if registry.role(model) != Role.CANARY:
+            registry.assign(model, Role.SHADOW)
+        logger.info("shadow %s scores %g of the traffic of %s", model, settings.share, active)
+
+    async def _load_beside(
+        self, name: str, version: int, versions: Sequence[Artifact]
+    ) -> Model | None:
+        """Return a version that is not to be active, loaded if need be; None if it cannot be."""
+        model = self._registry.version(name, version)
+        artifact = next((each for each in versions if each.version == version), None)
+        if model is None and artifact is not None:
+            model = await self._load(artifact)
+            if model is not None:
+                self._registry.add(artifact, model)
+        if model is None:
+            reason = f"version {version} is not in the store"
+            if artifact is not None:
+                reason = self._registry.refused.get(artifact, f"version {version} is not loaded")
+            self._unmet(name, f"{TRAFFIC}: version {version} does not get its role: {reason}")
+        return model
+
+    def _unmet(self, name: str, reason: str) -> None:
+        if self._registry.unmet.get(name) != reason:
+            self._registry.unmet[name] = reason
+            logger.error("model %s: %s", name, reason)
+
+    async def _follow(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Load, activate and free versions of one model as its traffic file says."""
+        traffic = self._traffic.of(name)
+        if traffic is None:  # the file was wrong from the start
+            return
+        wanted = self._wanted(name)
+        if wanted == "latest":
+            beside = {each.version for each in (traffic.canary, traffic.shadow) if each}
+            await self._activate_newest([each for each in versions if each.version not in beside])
+        elif wanted != self._registry.active_version(name):
+            for artifact in versions:
+                if artifact.version == wanted:
+                    await self._try(artifact)
+        if not self._report_unmet(name, versions):
+            await self._follow_canary(name, versions)
+            await self._follow_shadow(name, versions)
+            self._registry.compare(name)
+        self._free_others(name)
+
+    def _free_others(self, name: str) -> None:
+        """Free the versions of a model that have no role."""
+        traffic = self._traffic.of(name) or Traffic()
+        kept = self._registry.previous(name)[: traffic.keep]
+        canary = self._registry.last_canaries.get(name)
+        if canary is not None and canary.state == "running":
+            kept.append(canary.settings.version)
+        if name in self._registry.shadows:
+            kept.append(self._registry.shadows[name].other.manifest.version)
+        self._registry.free_all_but(name, kept)
+        loaded = {model.label for model in self._registry.versions(name)}
+        for label, (artifact, _) in list(self._loaded.items()):
+            if artifact.model == name and label not in loaded:
+                del self._loaded[label]
+
+    def _report_unmet(self, name: str, versions: Sequence[Artifact]) -> bool:
+        """Say why the version that the traffic file names is not active; return whether that is."""
+        wanted = self._wanted(name)
+        if wanted in ("latest", self._registry.active_version(name)):
+            self._registry.unmet.pop(name, None)
+            return False
+        artifact = next((each for each in versions if each.version == wanted), None)
+        if artifact is None:
+            known = ", ".join(str(each.version) for each in versions[-20:])
+            reason = f"version {wanted} is not in the store (versions: {known})"
+        else:
+            reason = self._registry.refused.get(artifact, f"version {wanted} is not loaded")
+        self._unmet(name, f"{TRAFFIC}: active = {wanted}: {reason}")
+        return True
+
+    async def _check_files(self) -> None:
+        """Report loaded versions whose files in the store are missing or damaged."""
+        registry = self._registry
+        for model in registry.loaded():
+            if (known := self._loaded.get(model.label)) is None:
+                continue
+            artifact, fingerprint = known
+            problem = ""
             try:
-                await self.refresh()
-            except (ArtifactInvalid, OSError):
-                continue  # both are in the log, and both may pass
-            except Exception:  # an error of ours; the active versions go on serving
-                logger.exception("refreshing from the store failed")
+                found = await asyncio.to_thread(artifact.fingerprint)
+                if not found:
+                    problem = "was removed from the store"
+                elif found != fingerprint:
+                    await self._background.run(partial(verify, artifact, model.manifest))
+                    self._loaded[model.label] = artifact, found
+            except ArtifactInvalid as error:
+                problem = f"its files in the store have changed: {error}"
+            except OSError as error:
+                problem = f"its files in the store cannot be read: {_os_reason(error)}"
+            if problem and registry.damaged.get(model.label) != problem:
+                logger.error(
+                    "model %s (%s) %s; it goes on serving until the server stops",
+                    model,
+                    registry.role(model),
+                    problem,
+                )
+            elif not problem and model.label in registry.damaged:
+                logger.info("model %s: its files in the store are intact again", model)
+            registry.damaged.pop(model.label, None)
+            if problem:
+                registry.damaged[model.label] = problem
+        for model in registry.models():
+            is_intact = model.label not in registry.damaged
+            self._metrics.intact(model.manifest.name, is_intact=is_intact)
 
     async def _scan(self) -> StoreListing:
         """List the store. While nothing is active yet, a store that does not exist is empty."""
@@ -161,6 +430,8 @@ class Deployment:
             self._refusals.pop(gone, None)
 
     async def _activate_newest(self, versions: Sequence[Artifact]) -> None:
+        if not versions:
+            return
         active = self._registry.active_version(versions[0].model)
         for artifact in reversed(versions):
             if artifact.version <= active:
@@ -169,15 +440,29 @@ class Deployment:
                 return
 
     async def _try(self, artifact: Artifact) -> bool:
-        """Activate an artifact if it is good and was not refused with the same files."""
+        """Load an artifact and activate it, if it is good and its traffic file still asks for it.
+
+        Returns False if it was refused, now or with the same files before.
+        """
+        model = self._registry.version(artifact.model, artifact.version)
+        if model is None:
+            model = await self._load(artifact)
+        if model is None:
+            return False
+        if self._wanted(artifact.model) in ("latest", artifact.version):
+            self._registry.activate(artifact, model)
+        return True
+
+    async def _load(self, artifact: Artifact) -> Model | None:
+        """Load and warm up an artifact; None if it is refused, now or with these files before."""
         fingerprint = None
         try:
             fingerprint = await asyncio.to_thread(artifact.fingerprint)
             refusal = self._refusals.get(artifact)
             if refusal is not None and refusal.fingerprint == fingerprint:
                 self._report(artifact, refusal)
-                return False
-            model = await self._load(artifact)
+                return None
+            model = await self._load_in_thread(artifact)
             await self._warm_up(model)
         except ArtifactInvalid as error:
             self._refuse(artifact, fingerprint, str(error))
@@ -189,13 +474,11 @@ class Deployment:
             self._refuse(artifact, fingerprint, f"{type(error).__name__}: {error}")
         else:
             self._refusals.pop(artifact, None)
-            self._registry.activate(artifact, model)
-            return True
-        return False
+            self._loaded[model.label] = artifact, fingerprint
+            return model
+        return None
 
-    def _refuse(
-        self, artifact: Artifact, fingerprint: frozenset[tuple[str, int, int]] | None, reason: str
-    ) -> None:
+    def _refuse(self, artifact: Artifact, fingerprint: Fingerprint | None, reason: str) -> None:
         former = self._refusals.get(artifact)
         is_same = former is not None and former.is_reported and former.reason == reason
         refusal = _Refusal(fingerprint, reason, is_reported=is_same)
@@ -209,7 +492,7 @@ class Deployment:
             refusal.is_reported = True
             self._registry.refuse(artifact, refusal.reason)
 
-    async def _load(self, artifact: Artifact) -> Model:
+    async def _load_in_thread(self, artifact: Artifact) -> Model:
         if self._registry.has_started:
             return await self._background.run(partial(load, artifact, self._device))
         return await asyncio.to_thread(load, artifact, self._device)

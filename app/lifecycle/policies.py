@@ -54,6 +54,10 @@ class Policies:
             self._compiled[manifest.name, manifest.version] = compiled
         return compiled
 
+    def forget(self, model: Model) -> None:
+        """Drop the policies of a version that is no longer loaded."""
+        self._compiled.pop((model.manifest.name, model.manifest.version), None)
+
     def activate(self, policies: PolicySet, models: Iterable[Model]) -> None:
         """Activate a policy set, if it fits the active models.
 

@@ -1,15 +1,19 @@
-"""The registry: the active version of each model.
+"""The registry: the loaded versions of each model, and the role of each.
 
-Owned by the event loop. Activation is one assignment: a request takes its model from the registry
-once and keeps it, so that exactly one version computes its answer.
+Owned by the event loop. A change of roles is one assignment: a request takes its model from the
+registry once and keeps it, so that exactly one version computes its answer.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
 
 from app.artifacts.loader import Model
 from app.artifacts.store import PROGRAM, Artifact
 from app.errors import ModelNotFound, NotReady, VersionNotFound, did_you_mean
+from app.lifecycle.canary import Canary
+from app.lifecycle.comparison import Comparison
+from app.lifecycle.traffic import Traffic
 from app.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -17,14 +21,42 @@ logger = logging.getLogger(__name__)
 _SHOWN = 64  # characters of a name, and names, in a message
 
 
+class Role(StrEnum):
+    """What a loaded version does in traffic.
+
+    Attributes:
+        ACTIVE: answers the requests that name no version.
+        PREVIOUS: was active before; kept for a rollback.
+        CANARY: answers a share of these requests.
+        SHADOW: scores a share of them, too, without answering.
+    """
+
+    ACTIVE = "active"
+    PREVIOUS = "previous"
+    CANARY = "canary"
+    SHADOW = "shadow"
+
+
 class Registry:
-    """Active models by name, and the versions that were refused.
+    """Loaded versions by name, with their roles, and the versions that were refused.
+
+    Every loaded version answers requests that name it.
 
     Attributes:
         has_started: whether every model that the store had at the start is active or refused. A
             deployment sets it to False while it loads them.
         refused: the reason, by artifact.
         ignored: folders of the store that are not artifacts, with the reason, by path in the store.
+        damaged: what is wrong with the files of a loaded version in the store, by `name/version`:
+            it serves, but could not be loaded again.
+        traffic: what the traffic file of a model says, as it was last valid, by name.
+        traffic_problems: why the traffic file of a model cannot be used, by name.
+        unmet: why a version that a traffic file names does not have its role, by name.
+        canaries: the canaries that get traffic, by name of their model.
+        last_canaries: the same, and those that are over.
+        shadows: the active version and its shadow, by name of their model.
+        comparisons: which version scores the requests that a version answers, too.
+        on_freed: called with each version that is not loaded any more.
     """
 
     def __init__(self, metrics: Metrics, *, default_model: str | None = None) -> None:
@@ -32,7 +64,19 @@ class Registry:
         self.has_started = True
         self.refused: dict[Artifact, str] = {}
         self.ignored: Mapping[str, str] = {}
+        self.damaged: dict[str, str] = {}
+        self.traffic: dict[str, Traffic] = {}
+        self.traffic_problems: dict[str, str] = {}
+        self.unmet: dict[str, str] = {}
+        self.canaries: dict[str, Canary] = {}
+        self.last_canaries: dict[str, Canary] = {}
+        self.shadows: dict[str, Comparison] = {}
+        self.comparisons: dict[Model, Comparison] = {}
+        self.on_freed: list[Callable[[Model], None]] = []
         self._active: dict[str, Model] = {}
+        self._loaded: dict[str, dict[int, Model]] = {}
+        self._former: dict[str, list[int]] = {}  # that were active, the latest first
+        self._roles: dict[Model, Role] = {}
         self._default_model = default_model
         self._metrics = metrics
 
@@ -43,18 +87,39 @@ class Registry:
         """Return the active models, by name."""
         return [self._active[name] for name in sorted(self._active)]
 
+    def versions(self, name: str) -> list[Model]:
+        """Return the loaded versions of a model, the newest first."""
+        loaded = self._loaded.get(name, {})
+        return [loaded[version] for version in sorted(loaded, reverse=True)]
+
+    def loaded(self) -> list[Model]:
+        """Return every loaded version, by name, the newest first."""
+        return [model for name in sorted(self._loaded) for model in self.versions(name)]
+
+    def version(self, name: str, version: int) -> Model | None:
+        """Return a version if it is loaded."""
+        return self._loaded.get(name, {}).get(version)
+
+    def role(self, model: Model) -> Role:
+        """Return the role of a version; one that was freed a moment ago was a previous one."""
+        return self._roles.get(model, Role.PREVIOUS)
+
     def active_version(self, name: str) -> int:
         """Return the active version of a model, or 0."""
         model = self._active.get(name)
         return 0 if model is None else model.manifest.version
 
     def active(self, name: str | None, version: int | None = None) -> Model:
-        """Return the active model `name`; None means the default model.
+        """Return the active version of a model, or the loaded version that is asked for.
+
+        Args:
+            name: of the model; None means the default model.
+            version: None means the active one.
 
         Raises:
             NotReady: no model is active, or this one may still be loading.
             ModelNotFound: no model of this name is active, or none is named and there are several.
-            VersionNotFound: `version` is not the active one.
+            VersionNotFound: `version` is not loaded.
         """
         if not self._active:
             raise NotReady("no model is active yet")
@@ -68,11 +133,15 @@ class Registry:
                 f'model "{name[:_SHOWN]}" not found; active models: {self._names()}'
                 f"{did_you_mean(name[:_SHOWN], self._active)}"
             )
-        active = model.manifest.version
-        if version is not None and version != active:
-            raise VersionNotFound(
-                f'version {version} of model "{name}" is not active; active version: {active}'
-            )
+        if version is not None:
+            model = self._loaded[name].get(version)
+            if model is None:
+                known = ", ".join(
+                    f"{each.manifest.version} ({self.role(each)})" for each in self.versions(name)
+                )
+                raise VersionNotFound(
+                    f'version {version} of model "{name}" is not loaded; loaded versions: {known}'
+                )
         return model
 
     def _default(self) -> str:
@@ -82,7 +151,8 @@ class Registry:
             raise NotReady("no model is named, and the store is still loading")
         if len(self._active) > 1:
             raise ModelNotFound(
-                f"no model is named, and there is no default model; active models: {self._names()}"
+                f"no model is named, and there is no default model; active models: {self._names()};"
+                " name one in the path, or set GATEHOUSE_DEFAULT_MODEL (--default-model)"
             )
         return next(iter(self._active))
 
@@ -91,17 +161,103 @@ class Registry:
         return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
     def activate(self, artifact: Artifact, model: Model) -> None:
-        """Make the model of an artifact the active version of its name."""
-        manifest = model.manifest
+        """Make the model of an artifact, just loaded, the active version of its name."""
+        self.add(artifact, model)
+        self.switch(model)
+
+    def add(self, artifact: Artifact, model: Model) -> None:
+        """Add the model of an artifact, just loaded, without a role in traffic."""
         self.refused.pop(artifact, None)
-        former = self._active.get(manifest.name)
-        self._active[manifest.name] = model
-        if former is not None:
+        self._loaded.setdefault(artifact.model, {})[artifact.version] = model
+        self._metrics.tried(artifact.model, activated=True)
+
+    def assign(self, model: Model, role: Role) -> None:
+        """Give a loaded version a role other than that of the active one."""
+        if self._roles.get(model) != role:
+            self._roles[model] = role
+            self._show_roles(model.manifest.name)
+
+    def compare(self, name: str) -> None:
+        """Start the comparisons that a model's canary and shadow need, and stop all others."""
+        self.comparisons = {
+            live: each for live, each in self.comparisons.items() if live.manifest.name != name
+        }
+        found = [self.shadows.get(name)]
+        if (canary := self.canaries.get(name)) is not None:
+            found.append(canary.comparison)
+        self.comparisons |= {each.live: each for each in found if each is not None}
+
+    def switch(self, model: Model) -> None:
+        """Make a loaded version the active one; the one that was active becomes a previous one."""
+        name = model.manifest.name
+        self._keep_default(name)
+        former = self._active.get(name)
+        self._active[name] = model
+        self._roles[model] = Role.ACTIVE
+        if former is not None and former is not model:
+            self._roles[former] = Role.PREVIOUS
             old = former.manifest
-            self._metrics.retired(old.name, old.version, old.files[PROGRAM].sha256)
-        self._metrics.activated(manifest.name, manifest.version, manifest.files[PROGRAM].sha256)
-        self._metrics.tried(manifest.name, activated=True)
-        logger.info("model %s is active", model)
+            self._metrics.retired(name, old.version, old.files[PROGRAM].sha256)
+            self._former.setdefault(name, []).insert(0, old.version)
+            if old.version == model.manifest.version:
+                self._roles.pop(former)
+        self._former[name] = [
+            each
+            for each in dict.fromkeys(self._former.get(name, ()))
+            if each != model.manifest.version
+        ]
+        manifest = model.manifest
+        self._metrics.activated(name, manifest.version, manifest.files[PROGRAM].sha256)
+        self._show_roles(name)
+        after = "" if former is None or former is model else f", after {former}"
+        logger.info("model %s is active%s", model, after)
+
+    def _keep_default(self, name: str) -> None:
+        """Let the only model stay the default when a second one, `name`, becomes active."""
+        if self._default_model is None and self.has_started and len(self._active) == 1:
+            (only,) = self._active
+            if name != only:
+                self._default_model = only
+                logger.warning(
+                    "model %s is the second model: /v1/score stays with %s until the server starts "
+                    "again; set GATEHOUSE_DEFAULT_MODEL to keep it",
+                    name,
+                    only,
+                )
+
+    def previous(self, name: str) -> list[int]:
+        """Return the versions that were active before, the latest first."""
+        return list(self._former.get(name, ()))
+
+    def free_all_but(self, name: str, versions: Iterable[int]) -> None:
+        """Free the versions of a model except these and the active one.
+
+        Requests that hold a freed version finish with it.
+        """
+        kept = {*versions, self.active_version(name)}
+        loaded = self._loaded.get(name, {})
+        freed = [model for version, model in loaded.items() if version not in kept]
+        if not freed:
+            return
+        self._loaded[name] = {v: model for v, model in loaded.items() if v in kept}
+        self._former[name] = [each for each in self._former.get(name, ()) if each in kept]
+        for model in freed:
+            self._roles.pop(model, None)
+            self.damaged.pop(model.label, None)
+            self._metrics.freed(model.label)
+            for call in self.on_freed:
+                call(model)
+            logger.info("model %s is freed", model)
+        self._show_roles(name)
+
+    def _show_roles(self, name: str) -> None:
+        self._metrics.show_versions(
+            name,
+            {
+                (str(version), str(self.role(model)))
+                for version, model in self._loaded.get(name, {}).items()
+            },
+        )
 
     def refuse(self, artifact: Artifact, reason: str) -> None:
         """Record that an artifact cannot serve, log it and count it."""

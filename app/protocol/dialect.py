@@ -27,12 +27,16 @@ class ParseContext:
         policies: the model's policies, all of one policy set.
         headers: of the request.
         max_candidates: the most candidates of one request.
+        role: the version's role in traffic, which the response states.
+        key_feature: the user feature whose value is wanted as the routing key, or empty.
     """
 
     model: Model
     policies: ModelPolicies
     headers: Headers
     max_candidates: int
+    role: str = "active"
+    key_feature: str = ""
 
 
 class ResponseWriter(Protocol):
@@ -54,6 +58,7 @@ class ParsedRequest:
             encoded (s).
         timeout_s: counted from the request's arrival, if the body states it.
         priority: if the body states it.
+        routing_key: the value of the user feature that the context asks for, if it is there.
     """
 
     features: RequestFeatures
@@ -62,6 +67,7 @@ class ParsedRequest:
     decoded_at: float
     timeout_s: float | None = None
     priority: Priority | None = None
+    routing_key: object = None
 
 
 class Dialect(Protocol):

@@ -54,8 +54,11 @@ class Native:
         document = decode_request(body, manifest, max_candidates=context.max_candidates)
         decoded_at = time.perf_counter()
         features, ranking, keys = read_request(document, context)
-        writer = ScoreResponseWriter(manifest, ranking.ranker, keys)
-        return ParsedRequest(features, ranking, writer, decoded_at)
+        writer = ScoreResponseWriter(manifest, ranking.ranker, keys, context.role)
+        parsed = ParsedRequest(features, ranking, writer, decoded_at)
+        if context.key_feature and isinstance(document, dict):
+            parsed.routing_key = document["user"].get(context.key_feature)
+        return parsed
 
 
 def read_request(
@@ -92,11 +95,13 @@ class ScoreResponseWriter:
         manifest: of the model.
         ranker: whose policy was applied.
         keys: the candidates' keys; None for positions.
+        role: of the version.
     """
 
     manifest: Manifest
     ranker: Ranker
     keys: Keys | None
+    role: str = "active"
 
     def write(self, ranked: RankedRequest) -> Content:
         """Return the response's content."""
@@ -108,6 +113,7 @@ class ScoreResponseWriter:
         document: dict[str, object] = {
             "model": manifest.name,
             "version": manifest.version,
+            "role": self.role,
             "scores": dict(zip(manifest.task_names, by_task, strict=True)),
             "rank_score": ranked.rank_score,
             "ranking": ranking,

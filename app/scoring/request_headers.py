@@ -25,6 +25,7 @@ _READ = frozenset(
         b"x-request-id",
         b"x-request-priority",
         b"x-request-timeout-ms",
+        b"x-routing-key",
     )
 )
 

@@ -29,6 +29,7 @@ from app.errors import (
     InternalError,
     MethodNotAllowed,
 )
+from app.lifecycle.comparison import Comparison
 from app.protocol.dialect import Dialect, Headers, ParseContext, ParsedRequest
 from app.protocol.problems import error_response, is_v2_path
 from app.ranking.batch import rank_alone
@@ -39,6 +40,7 @@ from app.scoring.keys import Keys
 from app.scoring.request_headers import check_body_headers, priority, timeout_s
 from app.scoring.score_distributions import ResponseSampler
 from app.scoring.service import Service
+from app.scoring.version_comparer import VersionComparer
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import RequestRecord
 
@@ -130,6 +132,7 @@ class ScoreCall:
         decode_s: how long parsing its body took.
         encode_s: how long encoding its features took.
         is_done: whether it has its response.
+        compared: the comparison that uses this call, and the call's body.
     """
 
     route: Route
@@ -147,6 +150,7 @@ class ScoreCall:
     decode_s: float = 0.0
     encode_s: float = 0.0
     is_done: bool = False
+    compared: tuple[Comparison, bytes] | None = None
 
 
 class Scorer:
@@ -170,7 +174,12 @@ class Scorer:
         self._log = log
         self._metrics = metrics
         self._sampler = ResponseSampler(metrics.ranking)
+        self._registry = service.registry
+        self._comparer = VersionComparer(
+            service, metrics.ranking, max_candidates=limits.max_candidates
+        )
         self._row_sizes = RowSizes()
+        service.registry.on_freed.append(self._row_sizes.forget)
         self._routes: dict[str, Route | None] = {}
 
     @property
@@ -270,8 +279,22 @@ class Scorer:
         assert model is not None
         assert policies is not None
         assert head is not None
-        context = ParseContext(model, policies, head.headers, self._limits.max_candidates)
-        call.parsed = parsed = call.route.dialect.parse(body, context)
+        registry = self._registry
+        parsed = None
+        if registry.canaries and call.route.version is None:
+            parsed = self._split(call, body)
+            model, policies = call.model, call.policies
+            assert model is not None
+            assert policies is not None
+        role = registry.role(model)
+        context = ParseContext(model, policies, head.headers, self._limits.max_candidates, role)
+        if parsed is None:
+            parsed = call.route.dialect.parse(body, context)
+        call.parsed = parsed
+        if registry.comparisons and call.route.version is None:
+            comparison = registry.comparisons.get(model)
+            if comparison is not None and comparison.takes_next():
+                call.compared = comparison, body
         call.decode_s = parsed.decoded_at - began
         call.encode_s = time.perf_counter() - parsed.decoded_at
         features = parsed.features
@@ -294,6 +317,35 @@ class Scorer:
         else:
             empty = np.empty((0, len(model.manifest.tasks)), np.float32)
             request.succeed(rank_alone(empty, parsed.ranking), BatchTiming())
+
+    def _split(self, call: ScoreCall, body: bytes) -> ParsedRequest | None:
+        """Hand a call to the canary of its model if its key says so.
+
+        The key is the header `x-routing-key`, else the user's id, else the request's id. Finding
+        the user's id means reading the body; returns what was read, if the call stays.
+        """
+        model, policies, head = call.model, call.policies, call.head
+        assert model is not None
+        assert policies is not None
+        assert head is not None
+        registry = self._registry
+        canary = registry.canaries.get(model.manifest.name)
+        if canary is None or canary.active is not model:
+            return None
+        parsed = None
+        key = head.headers.get(b"x-routing-key")
+        if key is None and canary.key_feature:
+            most = self._limits.max_candidates
+            role = registry.role(model)
+            context = ParseContext(model, policies, head.headers, most, role, canary.key_feature)
+            parsed = call.route.dialect.parse(body, context)
+            if parsed.routing_key is not None:
+                key = str(parsed.routing_key).encode()
+        if not canary.takes(key or call.request_id.encode()):
+            return parsed
+        call.model = canary.model
+        call.policies = self._service.policies.of(canary.model)
+        return None
 
     def refuse(self, call: ScoreCall, error: GatehouseError) -> None:
         """Send an error response, unless the call is done."""
@@ -353,6 +405,12 @@ class Scorer:
         if now >= self._sampler.next_at:
             name = request.model.manifest.name
             self._sampler.sample(now, name, request.features, ranker, ranked)
+        if call.compared is not None:
+            assert call.head is not None
+            comparison, request_body = call.compared
+            self._comparer.compare_soon(
+                comparison, call.route.dialect, call.head.headers, request_body, ranked
+            )
         respond_s = time.perf_counter() - began
         head += _SERVER_TIMING % (
             call.decode_s * 1e3,
@@ -419,7 +477,13 @@ class Scorer:
             policy,
             candidates,
             stages,
+            "" if model is None else self._registry.role(model),
         )
+        canaries = self._registry.canaries
+        if canaries and model is not None and call.route.version is None:
+            canary = canaries.get(model.manifest.name)
+            if canary is not None:
+                canary.observe(model, status, record.duration_s)
         self._log.add(record, call.method, call.request_id, problem, left)
 
 
@@ -438,6 +502,10 @@ class RowSizes:
         row_bytes = body_bytes / rows
         known = self._bytes.get(model.label, 0.0) * 0.999  # large rows are forgotten slowly
         self._bytes[model.label] = row_bytes if row_bytes > known else known
+
+    def forget(self, model: Model) -> None:
+        """Forget a version that is no longer loaded."""
+        self._bytes.pop(model.label, None)
 
     def min_rows(self, model: Model, body_bytes: int) -> int:
         """Return how many rows a body has at least."""

@@ -24,6 +24,7 @@ class Service:
         """Serve the models of `registry` on the lanes of `batcher`."""
         self.registry = registry
         self.policies = Policies()
+        registry.on_freed.append(self.policies.forget)
         self.readiness = Readiness(registry)
         self.batcher = batcher
         self._lanes = lanes

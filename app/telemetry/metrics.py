@@ -5,7 +5,7 @@ exist from the start with the value 0, so that `rate()` sees the first increment
 and thread-safe; rendering takes milliseconds and should not run on the event loop.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -95,6 +95,11 @@ class Metrics:
             self._durations,
             stages,
             candidates,
+            self._counter(
+                "requests_by_role_total",
+                "Scoring requests answered, by model, role of the version and status code.",
+                ("model", "role", "status"),
+            ),
         )
         self.record = self.requests.append
         self._shed = self._counter(
@@ -138,6 +143,7 @@ class Metrics:
             "Largest batch, in rows, of a model version that ran out of memory with larger ones.",
             ("model",),
         )
+        self._limited: set[str] = set()  # `name/version` of the series above
 
     def _create_for_models(self) -> None:
         self._unknown_ids = self._counter(
@@ -150,9 +156,25 @@ class Metrics:
             "The active version of each model. The value is always 1.",
             ("model", "version", "sha"),
         )
+        self._version_info = self._gauge(
+            "version_info",
+            "The loaded versions of each model, with their roles. The value is always 1.",
+            ("model", "version", "role"),
+        )
+        self._shown_roles: dict[str, set[tuple[str, str]]] = {}
+        self._intact = self._gauge(
+            "active_version_intact",
+            "1 if the store has the files of the active version as they were loaded, else 0.",
+            ("model",),
+        )
         self._swaps = self._counter(
             "model_swaps_total",
             "Attempts to load a model version, by result: activated or refused.",
+            ("model", "result"),
+        )
+        self._canaries = self._counter(
+            "canaries_total",
+            "Canaries that are over, by result: promoted, or ended by a gate.",
             ("model", "result"),
         )
         self._store_errors = self._counter(
@@ -252,6 +274,7 @@ class Metrics:
     def batch_limit(self, model: str, rows: int) -> None:
         """Set the largest batch of a model version (`name/version`) after memory ran out."""
         self._batch_limit.labels(model).set(rows)
+        self._limited.add(model)
 
     def unknown(self, model: str, counts: Mapping[str, int]) -> None:
         """Count ids that are not in their vocabulary, by feature."""
@@ -271,10 +294,38 @@ class Metrics:
         self._model_info.labels(model, str(version), sha256[:12]).set(1)
 
     def retired(self, model: str, version: int, sha256: str) -> None:
-        """Remove the series that describe a version which is not active any more."""
+        """Show a version as the active one no longer."""
         self._model_info.remove(model, str(version), sha256[:12])
-        self._batch_limit.remove(f"{model}/{version}")
-        self.requests.forget(f"{model}/{version}")
+
+    def canary_over(self, model: str, result: str) -> None:
+        """Count a canary that was promoted, or ended by a gate."""
+        self._canaries.labels(model, result).inc()
+
+    def show_versions(self, model: str, roles: Iterable[tuple[str, str]]) -> None:
+        """Show these loaded versions of a model, each with its role, and no others."""
+        shown, roles = self._shown_roles.get(model, set()), set(roles)
+        for each in shown - roles:
+            self._version_info.remove(model, *each)
+        for each in roles:
+            self._version_info.labels(model, *each).set(1)
+        self._shown_roles[model] = roles
+
+    def intact(self, model: str, *, is_intact: bool) -> None:
+        """Show whether the store still has the active version of a model as it was loaded."""
+        self._intact.labels(model).set(is_intact)
+
+    def freed(self, version: str) -> None:
+        """Remove the series and sums of a version, `name/version`, that is no longer loaded."""
+        self._batch_limit.remove(version)
+        self._limited.discard(version)
+        self.requests.forget(version)
+
+    def keep_only(self, versions: Collection[str]) -> None:
+        """Remove what requests that finished late left of versions that were freed before."""
+        for version in self._limited.difference(versions):
+            self._batch_limit.remove(version)
+        self._limited.intersection_update(versions)
+        self.requests.keep_only(versions)
 
     def graph_fallback(self, model: str) -> None:
         """Count a version that runs without CUDA graphs."""

@@ -4,7 +4,7 @@ Scores are counted many at a time: one `observe` for each of the 1 500 scores of
 cost a microsecond each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,38 @@ class RankingMetrics:
             RANK_SCORE_BUCKETS,
             ("model",),
         )
+        trial = ("model", "role")
+        self._comparisons = Counter(
+            "gatehouse_version_comparisons_total",
+            "Requests to be scored by two versions of a model, by the role of the one on trial and "
+            "result: compared, dropped while lanes were busy, or failed.",
+            (*trial, "result"),
+            registry=registry,
+        )
+        self._version_tau = Histogram(
+            "gatehouse_version_kendall_tau",
+            "Kendall rank correlation, -1 to 1, of the orders of the active version and of the one "
+            "on trial, shadow or canary.",
+            trial,
+            buckets=TAU_BUCKETS,
+            registry=registry,
+        )
+        self._version_overlap = Histogram(
+            "gatehouse_version_top_10_overlap",
+            "Share, 0 to 1, of the 10 best candidates of one version that are among the 10 best of "
+            "the other, for the active version and the one on trial.",
+            trial,
+            buckets=OVERLAP_BUCKETS,
+            registry=registry,
+        )
+        self._version_differences = Histogram(
+            "gatehouse_version_score_difference",
+            "Mean absolute difference of a task's scores in one request, between the active "
+            "version and the one on trial.",
+            (*trial, "task"),
+            buckets=SCORE_BUCKETS,
+            registry=registry,
+        )
         registry.register(self._scores)
         registry.register(self._rank_scores)
 
@@ -107,6 +139,19 @@ class RankingMetrics:
         """Record how well the order of a shadow agrees with that of the response."""
         self._tau.labels(policy, shadow).observe(tau)
         self._overlap.labels(policy, shadow).observe(overlap)
+
+    def version_compared(self, model: str, role: str, result: str) -> None:
+        """Count a request that two versions score, or should have scored."""
+        self._comparisons.labels(model, role, result).inc()
+
+    def versions_differed(
+        self, model: str, role: str, *, tau: float, overlap: float, differences: Mapping[str, float]
+    ) -> None:
+        """Record how far two versions differ on one request; `differences` are by task."""
+        self._version_tau.labels(model, role).observe(tau)
+        self._version_overlap.labels(model, role).observe(overlap)
+        for task, difference in differences.items():
+            self._version_differences.labels(model, role, task).observe(difference)
 
     def scores_sampled(
         self, model: str, tasks: Sequence[str], scores: Numbers, rank_score: Numbers

@@ -7,7 +7,7 @@ fifteen of them. Here a request appends one record (0.3 µs); records are counte
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import NamedTuple
@@ -35,6 +35,7 @@ class RequestRecord(NamedTuple):
         policy: the policy that ranked it, or empty.
         candidates: how many were scored.
         stages: seconds by stage, in the order of `STAGES` or `GPU_STAGES`; empty without scores.
+        role: of the version in traffic, or empty.
     """
 
     route: str
@@ -46,6 +47,7 @@ class RequestRecord(NamedTuple):
     policy: str = ""
     candidates: int = 0
     stages: Sequence[float] = ()
+    role: str = ""
 
 
 @dataclass(slots=True)
@@ -106,6 +108,7 @@ class RequestCounter:
         durations: BulkHistogram,
         stages: BulkHistogram,
         candidates: BulkHistogram,
+        roles: Counter,
     ) -> None:
         """Count into these series."""
         self._requests = requests
@@ -114,6 +117,7 @@ class RequestCounter:
         self._durations = durations
         self._stages = {stage: stages.observer(stage) for stage in GPU_STAGES}
         self._candidates = candidates.observer()
+        self._roles = roles
         self._records: deque[RequestRecord] = deque()
         self._versions: dict[str, VersionStatistics] = {}
         self._lock = Lock()
@@ -134,6 +138,11 @@ class RequestCounter:
         with self._lock:
             self._versions.pop(version, None)
 
+    def keep_only(self, versions: Collection[str]) -> None:
+        """Drop the statistics of all other versions, which late requests brought back."""
+        with self._lock:
+            self._versions = {v: each for v, each in self._versions.items() if v in versions}
+
     def drain(self) -> None:
         """Count what was appended since the last time."""
         with self._lock:
@@ -146,6 +155,7 @@ class RequestCounter:
         by_response: dict[tuple[str, str, int], list[float]] = {}
         calls: dict[tuple[str, int], int] = {}
         applied: dict[str, int] = {}
+        roles: dict[tuple[str, str, int], int] = {}
         for record in records:
             response = record.route, record.model, record.status
             by_response.setdefault(response, []).append(record.duration_s)
@@ -154,6 +164,9 @@ class RequestCounter:
                 calls[call] = calls.get(call, 0) + 1
             if record.policy:
                 applied[record.policy] = applied.get(record.policy, 0) + 1
+            if record.role:
+                role = record.model, record.role, record.status
+                roles[role] = roles.get(role, 0) + 1
             if record.version:
                 self._statistics(record.version).add(record, now_unix_s)
             if record.stages:
@@ -168,6 +181,8 @@ class RequestCounter:
                 observe(duration_s)
         for (key, status), number in calls.items():
             self._calls.labels(key, str(status)).inc(number)
+        for (model, name, status), number in roles.items():
+            self._roles.labels(model, name, str(status)).inc(number)
         for policy, number in applied.items():
             self._applied.labels(policy).inc(number)
 

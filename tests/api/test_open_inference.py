@@ -131,7 +131,9 @@ def test_every_kind_of_feature_has_a_datatype_and_a_shape():
         DenseInput(name="quality", side="candidate", dim=2),
     )
     described = replace(sums_model(), manifest=manifest(inputs=inputs))
-    tensors = [(each.name, each.datatype, each.shape) for each in model_metadata(described).inputs]
+    tensors = [
+        (each.name, each.datatype, each.shape) for each in model_metadata(described, [1]).inputs
+    ]
     assert tensors == [
         ("age", "FP32", [-1, 1]),
         ("recent", "BYTES", [-1, 3]),

@@ -28,7 +28,7 @@ def wide(monkeypatch):
     [
         ([], "missing COMMAND; see gatehouse --help"),
         (["sevre"], 'unknown command "sevre"; did you mean "serve"?'),
-        (["zzz"], 'unknown command "zzz" (commands: serve, check, import, rank, fit-calibration'),
+        (["zzz"], 'unknown command "zzz" (commands: serve, check, versions, activate, rollback'),
         (["--verison"], "unknown option --verison; did you mean --version?"),
         (["-x"], "unknown option -x; see gatehouse --help"),
         (["check", "a", "b"], "too many arguments; see gatehouse check --help"),

@@ -1,10 +1,13 @@
 """Run a short soak, and test that its checks can fail."""
 
+import math
 import random
 
+import httpx
 import orjson
 import pytest
 
+from tests.soak import versions
 from tests.soak.__main__ import growth_mib, soak
 from tests.soak.requests import Sent, draw, fault
 
@@ -12,6 +15,22 @@ from tests.soak.requests import Sent, draw, fault
 @pytest.mark.slow
 def test_server_answers_a_mixed_load_correctly():
     assert soak(requests=2000, connections=16, seed=1, most_growth_mib=32) == []
+
+
+@pytest.mark.slow
+def test_versions_change_under_load_without_a_failed_or_mixed_answer():
+    # Latency depends on what else the machine does; `make soak` checks it.
+    failed = versions.soak(4, 2, 1, most_growth_mib=32, most_p99_ratio=math.inf)
+    assert failed == []
+
+
+def test_answers_of_two_versions_are_found():
+    calls, sums = versions.Calls(), [1.0, 2.0]
+    for scores, expected in (([3, 3], ""), ([3, 4], "mixed answer"), ([4, 4], "mixed")):
+        document = {"version": 3, "scores": {"version": scores, "sum": sums}}
+        assert expected in calls._fault(httpx.Response(200, json=document), sums)
+        assert bool(expected) == bool(calls._fault(httpx.Response(200, json=document), sums))
+    assert "status 503" in calls._fault(httpx.Response(503, text="no"), sums)
 
 
 def valid_request(number=7) -> Sent:

@@ -257,6 +257,15 @@ async def test_version_that_fails_at_warm_up_is_refused(store):
         assert (registry.models(), told) == ([], [])
 
 
+async def test_a_second_model_does_not_change_the_default(folder):
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        add_version(folder, "other", 1, name="other")
+        await parts.deployment.refresh()
+        assert active(parts) == ["other/1", "tiny/1"]
+        assert str(parts.service.registry.active(None)) == "tiny/1"
+
+
 async def test_several_models_are_served_by_name(folder):
     add_version(folder, "other", 1, name="other")
     async with gatehouse(settings(folder)) as parts:
@@ -282,6 +291,195 @@ async def test_the_default_model_answers_requests_that_name_none(folder):
             example = (await client.get("/v1/models/other")).json()["example_request"]
             answer = await client.post("/v1/score", json=example)
             assert answer.json()["model"] == "tiny"
+
+
+def traffic(folder, text, model="tiny"):
+    (folder / model / "traffic.toml").write_text(text)
+
+
+def roles(parts, model="tiny"):
+    registry = parts.service.registry
+    return {each.manifest.version: str(registry.role(each)) for each in registry.versions(model)}
+
+
+def gauge(parts, name, **labels):
+    return parts.metrics.registry.get_sample_value(f"gatehouse_{name}", labels)
+
+
+async def test_a_previous_version_is_kept_and_a_rollback_loads_nothing(folder, monkeypatch):
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        for version in (2, 3):
+            add_version(folder, "tiny", version)
+            await parts.deployment.refresh()
+        assert roles(parts) == {3: "active", 2: "previous"}
+        monkeypatch.setattr("app.lifecycle.deployment.load", None)  # a call would be refused
+        traffic(folder, "active = 2")
+        await parts.deployment.refresh()
+        assert roles(parts) == {3: "previous", 2: "active"}
+        assert parts.service.registry.refused == {}
+        traffic(folder, 'active = "latest"')
+        await parts.deployment.refresh()
+        assert roles(parts) == {3: "active", 2: "previous"}
+
+
+async def test_a_named_version_stays_active_when_a_newer_one_is_published(folder):
+    traffic(folder, "active = 1")
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        add_version(folder, "tiny", 2)
+        await parts.deployment.refresh()
+        assert roles(parts) == {1: "active"}
+        traffic(folder, "active = 2\nkeep = 0")
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active"}
+
+
+async def test_every_loaded_version_answers_by_its_number_with_its_role(folder):
+    add_version(folder, "tiny", 2)
+    traffic(folder, "active = 1")
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        traffic(folder, 'active = "latest"')
+        await parts.deployment.refresh()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            card = (await client.get("/v1/models/tiny")).json()
+            assert [(each["version"], each["role"]) for each in card["versions"]] == [
+                (2, "active"),
+                (1, "previous"),
+            ]
+            found = {}
+            for url in ("/v1/score", *(each["score_url"] for each in card["versions"])):
+                answer = (await client.post(url, json=card["example_request"])).json()
+                found[url] = (answer["version"], answer["role"])
+            assert found == {
+                "/v1/score": (2, "active"),
+                "/v1/models/tiny/versions/2/score": (2, "active"),
+                "/v1/models/tiny/versions/1/score": (1, "previous"),
+            }
+            missing = await client.post(
+                "/v1/models/tiny/versions/7/score", json=card["example_request"]
+            )
+            assert missing.status_code == 404
+            assert "loaded versions: 2 (active), 1 (previous)" in missing.json()["detail"]
+            index = (await client.post("/v2/repository/index")).json()
+            assert [(each["version"], each["parameters"]) for each in index] == [
+                ("2", {"role": "active"}),
+                ("1", {"role": "previous"}),
+            ]
+            metadata = (await client.get("/v2/models/tiny/versions/1")).json()
+            assert metadata["versions"] == ["2", "1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["active = 0", "active = true", "activ = 1", "active = 1\nkeep = 17", "active = [", "\xff"],
+)
+async def test_a_wrong_traffic_file_changes_nothing_and_is_reported_once(folder, text, caplog):
+    add_version(folder, "tiny", 2)
+    traffic(folder, "active = 1")
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        (folder / "tiny" / "traffic.toml").write_bytes(text.encode("latin-1"))
+        for _ in range(3):
+            await parts.deployment.refresh()
+        assert roles(parts) == {1: "active"}
+        assert caplog.text.count("tiny/traffic.toml cannot be used") == 1
+        assert "traffic.toml: " in parts.service.registry.traffic_problems["tiny"]
+        assert gauge(parts, "reload_successful", file="traffic") == 0
+        (folder / "tiny" / "traffic.toml").unlink()
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}
+        assert parts.service.registry.traffic_problems == {}
+        assert gauge(parts, "reload_successful", file="traffic") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("active = 7", r"version 7 is not in the store \(versions: 1, 2\)"),
+        ("active = 2", r"active = 2: model\.ts: its SHA-256"),
+        ("aktive = 1", r"unknown key \"aktive\"; did you mean \"active\"\?"),
+    ],
+)
+async def test_a_start_serves_what_the_traffic_file_says_or_nothing(folder, text, reason):
+    corrupt(add_version(folder, "tiny", 2) / "model.ts")
+    traffic(folder, text)
+    async with gatehouse(settings(folder)) as parts:
+        with pytest.raises(ArtifactInvalid, match=reason):
+            await parts.deployment.refresh()
+        assert active(parts) == []
+
+
+async def test_a_named_version_that_cannot_serve_leaves_the_active_one(folder, caplog):
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        traffic(folder, "active = 7")
+        for _ in range(2):
+            await parts.deployment.refresh()
+        assert roles(parts) == {1: "active"}
+        assert caplog.text.count("active = 7: version 7 is not in the store") == 1
+        assert "version 7" in parts.service.registry.unmet["tiny"]
+        add_version(folder, "tiny", 7)
+        await parts.deployment.refresh()
+        assert roles(parts) == {7: "active", 1: "previous"}
+        assert parts.service.registry.unmet == {}
+
+
+async def test_a_rollback_does_not_wait_for_a_version_that_is_being_loaded(folder, monkeypatch):
+    release, loaded = threading.Event(), []
+
+    def slow(artifact, device):
+        assert artifact.version < 3 or release.wait(30)
+        loaded.append(artifact.version)
+        return load(artifact, device)
+
+    monkeypatch.setattr("app.lifecycle.deployment.load", slow)
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        add_version(folder, "tiny", 2)
+        await parts.deployment.refresh()
+        add_version(folder, "tiny", 3)
+        following = asyncio.ensure_future(parts.deployment.follow(PollTimer(0.01)))
+        await asyncio.sleep(0.1)
+        traffic(folder, "active = 1")
+        async with asyncio.timeout(20):
+            while active(parts) != ["tiny/1"]:  # noqa: ASYNC110  (as an operator does)
+                await asyncio.sleep(0.01)
+        assert loaded == [1, 2]
+        release.set()
+        await asyncio.sleep(0.5)
+        assert loaded == [1, 2, 3]
+        assert roles(parts) == {2: "previous", 1: "active"}  # version 3 is not wanted any more
+        following.cancel()
+
+
+async def test_a_removed_or_damaged_active_version_is_reported(folder, caplog):
+    newer = add_version(folder, "tiny", 2)
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        assert gauge(parts, "active_version_intact", model="tiny") == 1
+        newer.rename(folder / "elsewhere")
+        for _ in range(2):
+            await parts.deployment.refresh()
+        assert caplog.text.count("model tiny/2 (active) was removed from the store") == 1
+        assert gauge(parts, "active_version_intact", model="tiny") == 0
+        (folder / "elsewhere").rename(newer)
+        await parts.deployment.refresh()
+        assert gauge(parts, "active_version_intact", model="tiny") == 1
+        os.utime(newer / "model.ts")  # a new time, the same content
+        await parts.deployment.refresh()
+        assert parts.service.registry.damaged == {}
+        corrupt(newer / "model.ts")
+        await parts.deployment.refresh()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            (version,) = (await client.get("/v1/models/tiny")).json()["versions"]
+        assert version["problem"] == (
+            "its files in the store have changed: model.ts: its SHA-256 differs from the manifest's"
+        )
+        assert gauge(parts, "active_version_intact", model="tiny") == 0
 
 
 def swaps(parts, result: str, model: str = "tiny") -> float:

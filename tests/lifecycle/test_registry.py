@@ -1,5 +1,6 @@
 """The registry: the active version of each model, and the refused versions."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from app.artifacts.store import Artifact
 from app.errors import ModelNotFound, NotReady, VersionNotFound
 from app.lifecycle.registry import Registry
 from app.telemetry.metrics import Metrics
+from app.telemetry.requests import RequestRecord
 from tests.support.builders import Request, batch, manifest, program
 
 FOLDER = Path("store")  # the registry does not look into it
@@ -41,6 +43,16 @@ def shown(metrics: Metrics) -> list[str]:
     return [f"{labels['model']}/{labels['version']}" for labels in info]
 
 
+def roles(metrics: Metrics) -> dict[str, str]:
+    samples = [
+        s.labels
+        for family in metrics.registry.collect()
+        for s in family.samples
+        if s.name == "gatehouse_version_info"
+    ]
+    return {f"{each['model']}/{each['version']}": each["role"] for each in samples}
+
+
 def test_without_an_active_model_the_registry_is_not_ready(registry):
     with pytest.raises(NotReady):
         registry.active("feed")
@@ -53,7 +65,9 @@ def test_an_active_model_is_found_by_name_and_by_version(registry):
     assert registry.active("feed") is registry.active("feed", 3) is feed
     with pytest.raises(VersionNotFound) as wrong_version:
         registry.active("feed", 2)
-    assert str(wrong_version.value) == 'version 2 of model "feed" is not active; active version: 3'
+    assert str(wrong_version.value) == (
+        'version 2 of model "feed" is not loaded; loaded versions: 3 (active)'
+    )
     with pytest.raises(ModelNotFound) as wrong_name:
         registry.active("search")
     assert str(wrong_name.value) == 'model "search" not found; active models: feed'
@@ -98,8 +112,47 @@ def test_a_newer_version_replaces_the_older(registry, metrics):
     assert registry.active("feed") is newer
     assert registry.models() == [newer]
     assert shown(metrics) == ["feed/2"]
+    assert str(registry.active("feed", 1)) == "feed/1"
+    assert roles(metrics) == {"feed/1": "previous", "feed/2": "active"}
+    registry.free_all_but("feed", [])
     with pytest.raises(VersionNotFound):
         registry.active("feed", 1)
+    assert roles(metrics) == {"feed/2": "active"}
+
+
+def test_a_switch_back_makes_the_newer_version_a_previous_one(registry, metrics):
+    older, newer = model(version=1), model(version=2)
+    for each in (older, newer):
+        activate(registry, each)
+    registry.switch(older)
+    assert registry.active("feed") is older
+    assert (registry.role(older), registry.role(newer)) == ("active", "previous")
+    assert registry.previous("feed") == [2]
+    assert (shown(metrics), roles(metrics)) == (
+        ["feed/1"],
+        {"feed/1": "active", "feed/2": "previous"},
+    )
+    assert [str(each) for each in registry.versions("feed")] == ["feed/2", "feed/1"]
+
+
+def test_series_and_memory_of_freed_versions_go_away_over_100_swaps(registry, metrics):
+    freed = []
+    registry.on_freed.append(lambda each: freed.append(weakref.ref(each)))
+    sizes = set()
+    for version in range(1, 101):
+        activate(registry, model(version=version))
+        metrics.record(RequestRecord("/v1/score", "feed", 200, 0.01, f"feed/{version}"))
+        metrics.batch_limit(f"feed/{version}", 64)
+        metrics.drain()
+        registry.free_all_but("feed", registry.previous("feed")[:1])
+        if version > 1:
+            sizes.add(sum(1 for line in metrics.render().splitlines() if b"feed" in line))
+            assert set(roles(metrics)) == {f"feed/{version - 1}", f"feed/{version}"}
+    assert len(sizes) == 1
+    assert len(freed) == 98
+    assert all(each() is None for each in freed)
+    assert set(metrics.requests._versions) == {"feed/99", "feed/100"}
+    assert [len(each) for each in (registry._roles, registry._former["feed"])] == [2, 1]
 
 
 def test_a_version_that_is_activated_twice_is_exported_once(registry, metrics):
@@ -117,14 +170,28 @@ def test_the_only_model_is_the_default(registry):
 def test_of_several_models_one_must_be_named_or_be_the_default(metrics):
     named, unnamed = Registry(metrics, default_model="search"), Registry(Metrics())
     for registry in (named, unnamed):
+        registry.has_started = False  # as while the store is loading
         for name in ("search", "feed"):
             activate(registry, model(name))
+        registry.has_started = True
     assert str(named.active(None)) == "search/1"
-    with pytest.raises(
-        ModelNotFound, match="there is no default model; active models: feed, search"
-    ):
+    with pytest.raises(ModelNotFound) as wrong:
         unnamed.active(None)
+    assert str(wrong.value) == (
+        "no model is named, and there is no default model; active models: feed, search; "
+        "name one in the path, or set GATEHOUSE_DEFAULT_MODEL (--default-model)"
+    )
     assert repr(unnamed) == "<Registry active ['feed/1', 'search/1']>"
+
+
+def test_the_default_model_stays_when_a_second_one_appears(registry, caplog):
+    feed = model("feed")
+    activate(registry, feed)
+    activate(registry, model("ads"))
+    assert registry.active(None) is feed
+    assert "set GATEHOUSE_DEFAULT_MODEL to keep it" in caplog.text
+    activate(registry, model("search"))
+    assert registry.active(None) is feed
 
 
 def test_a_default_that_is_not_active_is_not_found(metrics):

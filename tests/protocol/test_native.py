@@ -19,7 +19,7 @@ REQUEST = {
     "ranking": {"top_k": 4},
 }
 ANSWER = (
-    '{"model":"sums","version":1,'
+    '{"model":"sums","version":1,"role":"active",'
     '"scores":{"sum":[1.1,16777216.0,3.0,1.0000001,1.0],"own":[0.1,16777216.0,2.0,1e-7,0.0]},'
     '"rank_score":[1.1,16777216.0,3.0,1.0000001,1.0],"ranking":[7,"\\"","é","d"],'
     '"policy":{"name":"default","formula":"weighted_sum","weights":{"sum":1.0}}}'

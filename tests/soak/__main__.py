@@ -149,9 +149,9 @@ def _left_over(server: Server, store: Store) -> list[str]:
     failed = []
     if engine["queued_rows"] or engine["idle_lanes"] != len(engine["lanes"]):
         failed.append(f"the engine is not idle: {engine}")
-    active = f"{NAME}/{max(store.versions(NAME))}"
-    if [queue["model"] for queue in engine["queues"]] != [active]:
-        failed.append(f"queues other than that of {active}: {engine['queues']}")
+    loaded = {f"{NAME}/{version}" for version in store.versions(NAME)[-2:]}  # active, previous
+    if {queue["model"] for queue in engine["queues"]} != loaded:
+        failed.append(f"queues other than those of {loaded}: {engine['queues']}")
     return failed
 
 

@@ -148,12 +148,24 @@ def test_statistics_of_a_version_are_sums_over_its_requests_and_batches(metrics)
     assert before <= found.last_unix_s <= time.time()
 
 
-def test_statistics_of_a_retired_version_are_dropped(metrics):
+def test_statistics_of_a_freed_version_are_dropped(metrics):
     metrics.record(RequestRecord("/v1/score", "feed", 422, 0.5, "feed/1"))
     assert metrics.requests.version("feed/1").failed == 1
     metrics.activated("feed", 1, "a" * 64)
     metrics.retired("feed", 1, "a" * 64)
+    assert metrics.requests.version("feed/1").failed == 1  # it may be kept for a rollback
+    metrics.freed("feed/1")
     assert metrics.requests.version("feed/1") == VersionStatistics()
+
+
+def test_what_late_requests_leave_of_a_freed_version_is_removed(metrics):
+    metrics.freed("feed/1")
+    metrics.record(RequestRecord("/v1/score", "feed", 200, 0.5, "feed/1"))
+    metrics.batch_limit("feed/1", 64)
+    metrics.drain()
+    metrics.keep_only({"feed/2"})
+    assert metrics.requests._versions == {}
+    assert b"gatehouse_batch_limit_rows{" not in metrics.render()
 
 
 def test_batch_counts_its_rows_requests_and_time(metrics):

@@ -63,6 +63,9 @@ class RepositoryEntry(BaseModel):
     version: str
     state: str
     reason: str
+    parameters: dict[str, str] = Field(
+        default_factory=dict, description="`role`: what a loaded version does in traffic"
+    )
 
 
 class Duration(BaseModel):
@@ -175,5 +178,6 @@ class InferResponse(BaseModel):
 
     model_name: str
     model_version: str
+    parameters: dict[str, str] = Field(description="`role`: of the version in traffic")
     id: str | None = None
     outputs: list[ResponseOutput]

@@ -102,6 +102,7 @@ class ScoreResponse(BaseModel):
 
     model: str
     version: int
+    role: str = Field(description="role of the version: active, canary, previous or shadow")
     scores: dict[str, list[float]] = Field(description="task to scores, one per candidate")
     rank_score: list[float] = Field(description="one fused score per candidate; higher ranks first")
     ranking: list[str | int] = Field(description="candidate keys or positions, best first")
@@ -148,11 +149,75 @@ class PolicyState(BaseModel):
     )
 
 
+class LoadedVersion(BaseModel):
+    """A loaded version of a model. It answers requests that name it."""
+
+    version: int
+    role: str = Field(
+        description="active: answers requests that name no version; canary: answers a share of "
+        "them; previous: was active before, and is kept for a rollback; shadow: scores requests "
+        "without answering them"
+    )
+    created: datetime
+    score_url: str
+    problem: str | None = Field(
+        description="what is wrong with its files in the store, so that it could not be loaded "
+        "again; null if they are intact"
+    )
+
+
+class CanaryState(BaseModel):
+    """A version that gets a share of the traffic, and how it goes."""
+
+    version: int
+    share: float
+    state: str = Field(description="running, promoted, or ended by a gate")
+    reason: str = Field(description="which gate ended it, or what it waits for")
+    running_s: float
+    requests: int
+    failed: int
+    p99_ms: float
+    active_requests: int
+    active_failed: int
+    active_p99_ms: float
+    compared: int = Field(description="requests that both versions have scored")
+    kendall_tau: float | None = Field(description="mean agreement of their orders, -1 to 1")
+
+
+class ShadowState(BaseModel):
+    """A version that scores requests without answering them, and how far it differs."""
+
+    version: int
+    share: float
+    compared: int
+    dropped: int = Field(description="not compared, because lanes had other work")
+    failed: int
+    kendall_tau: float | None = Field(description="mean agreement of the orders, -1 to 1")
+    top_10_overlap: float | None = Field(description="mean share of the 10 best in common")
+    score_difference: dict[str, float] = Field(
+        description="task to mean absolute difference of the scores"
+    )
+
+
+class TrafficState(BaseModel):
+    """What the model's traffic.toml says, as it was last valid."""
+
+    active: int | str = Field(description="the version that should be active, or latest")
+    keep: int = Field(description="how many previous versions stay loaded")
+    canary: CanaryState | None = Field(description="null without a canary that has begun")
+    shadow: ShadowState | None = Field(description="null without a shadow that is loaded")
+    problems: list[str] = Field(
+        description="why the file cannot be used, or a version in it is not active"
+    )
+
+
 class ModelCard(BaseModel):
     """An active model: inputs, tasks, policies and evaluation."""
 
     name: str
     version: int
+    versions: list[LoadedVersion] = Field(description="the loaded versions, the newest first")
+    traffic: TrafficState
     architecture: str
     created: datetime
     device: str

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from app.artifacts.manifest import Manifest
 from app.errors import FieldError, InvalidRequest, MalformedBody
 from app.protocol.dialect import Content, Headers, ParseContext, ParsedRequest
@@ -57,6 +59,7 @@ class OpenInference:
             document is None
             or document.policies is not context.policies
             or document.binary_bytes != len(binary)
+            or document.role != context.role
         ):
             document = _read_document(text, len(binary), context, report)
             if not report.problems:
@@ -69,6 +72,7 @@ class OpenInference:
         )
         report.raise_any()
         parameters = document.parameters
+        key = tensors.get(context.key_feature)
         return ParsedRequest(
             features,
             parameters.ranking,
@@ -76,6 +80,8 @@ class OpenInference:
             decoded_at,
             parameters.timeout_s,
             parameters.priority,
+            # As the native API has it: an int or a str.
+            None if key is None or not key.rows else np.asarray(key.values).reshape(-1)[0].item(),
         )
 
     def _remember(self, text: bytes, document: "_Document") -> None:
@@ -100,6 +106,7 @@ class _Document:
         inputs: names, shapes and datatypes of its inputs.
         rows: n, the number of candidates.
         binary_bytes: how many bytes of binary data follow it.
+        role: of the version.
         response_head: the JSON document of the response, once written, if all outputs are binary.
     """
 
@@ -111,6 +118,7 @@ class _Document:
     inputs: Sequence[InputHead]
     rows: int
     binary_bytes: int
+    role: str
     response_head: bytes | None = None
 
     def write(self, ranked: RankedRequest) -> Content:
@@ -118,7 +126,9 @@ class _Document:
         if self.response_head is not None:
             head, binary = self.response_head, binary_outputs(self.manifest, self.outputs, ranked)
         else:
-            head, binary = write_outputs(self.manifest, self.request_id, self.outputs, ranked)
+            head, binary = write_outputs(
+                self.manifest, self.role, self.request_id, self.outputs, ranked
+            )
             if not binary:
                 return _JSON, head
             if all(each.is_binary for each in self.outputs):
@@ -158,7 +168,15 @@ def _read_document(
         max_candidates=context.max_candidates,
     )
     return _Document(
-        manifest, context.policies, request_id, parameters, outputs, heads, rows, binary_bytes
+        manifest,
+        context.policies,
+        request_id,
+        parameters,
+        outputs,
+        heads,
+        rows,
+        binary_bytes,
+        context.role,
     )
 
 

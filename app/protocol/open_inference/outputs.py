@@ -73,7 +73,11 @@ def _is_binary(
 
 
 def write_outputs(
-    manifest: Manifest, request_id: str | None, outputs: Sequence[Output], ranked: RankedRequest
+    manifest: Manifest,
+    role: str,
+    request_id: str | None,
+    outputs: Sequence[Output],
+    ranked: RankedRequest,
 ) -> tuple[bytes, list[bytes]]:
     """Return the response's JSON document, and the bytes of each binary output after it."""
     written: list[dict[str, Any]] = []
@@ -89,6 +93,7 @@ def write_outputs(
     document: dict[str, Any] = {
         "model_name": manifest.name,
         "model_version": str(manifest.version),
+        "parameters": {"role": role},
         "outputs": written,
     }
     if request_id is not None:

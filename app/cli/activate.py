@@ -1,0 +1,66 @@
+"""`gatehouse activate`: choose the version of a model that answers."""
+
+import argparse
+
+from app.cli.parser import Parser, WrongUsage
+from app.cli.traffic_changes import (
+    active_of,
+    add_model,
+    add_waiting,
+    apply,
+    check_version,
+    chosen,
+    traffic_of,
+    version_number,
+)
+
+_DESCRIPTION = """\
+Write the version that should be active into <store>/<model>/traffic.toml. Servers follow within
+their poll interval (GATEHOUSE_STORE_POLL_S), or at once on SIGHUP. A version that they keep loaded
+is activated by one assignment; another one is loaded first."""
+_EPILOG = """\
+exit codes: 0 done; 1 the server has not followed in time; 2 wrong usage or files
+
+examples:
+  gatehouse activate feed 7
+  gatehouse activate feed latest --keep 2
+  gatehouse activate feed 7 --wait http://127.0.0.1:8000
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    add_model(parser)
+    parser.add_argument(
+        "version", nargs="?", metavar="VERSION", help='a version number, or "latest"'
+    )
+    parser.add_argument(
+        "--keep", type=int, metavar="N", help="how many previous versions stay loaded"
+    )
+    add_waiting(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the traffic file of a model; return the exit code."""
+    if options.version is None:  # `activate 7`, in a store with one model
+        options.model, options.version = None, options.model
+    if options.version is None:
+        raise WrongUsage("missing VERSION; see gatehouse activate --help")
+    versions = chosen(options)
+    traffic = traffic_of(versions)
+    changes: dict[str, object] = {"active": "latest", "previous": None}
+    if options.version != "latest":
+        try:
+            version = version_number(options.version)
+        except argparse.ArgumentTypeError as error:
+            raise WrongUsage(f'VERSION {options.version}: {error}, or "latest"') from None
+        check_version(versions, version)
+        former = active_of(versions, traffic)
+        previous = traffic.previous if former == version else former
+        changes = {"active": version, "previous": previous}
+    if options.keep is not None:
+        if not 0 <= options.keep <= 16:
+            raise WrongUsage("--keep must be a number between 0 and 16")
+        changes["keep"] = options.keep
+    return apply(versions, traffic.model_copy(update=changes), options)

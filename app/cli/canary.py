@@ -1,0 +1,114 @@
+"""`gatehouse canary`: let a version answer a share of the traffic, before it becomes active."""
+
+import argparse
+import time
+
+from app.cli.output import Output
+from app.cli.parser import Parser, WrongUsage
+from app.cli.traffic_changes import (
+    active_besides,
+    add_model,
+    add_waiting,
+    check_version,
+    chosen,
+    nudge_and_wait,
+    number_of,
+    traffic_of,
+)
+from app.errors import ConfigurationInvalid
+from app.lifecycle.traffic import TRAFFIC, Traffic
+
+_DESCRIPTION = """\
+Write a canary into <store>/<model>/traffic.toml. Each server loads the version, and sends it a
+share of the requests, chosen by a stable hash: of the header x-routing-key, else of the user's id,
+else of the request id. When its time is over it becomes active, unless a gate fails: then it gets
+no more traffic. Each server decides for itself and logs the figures; `gatehouse activate` makes
+the result permanent. While the traffic file says "latest", the command names the newest other
+version as the active one."""
+_EPILOG = """\
+exit codes: 0 done; 1 the server has not followed in time; 2 wrong usage or files
+
+examples:
+  gatehouse canary feed 8 --share 0.05 --for 30m --error-ratio 0.001 --p99-ratio 1.2
+  gatehouse canary feed --end
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    add_model(parser)
+    parser.add_argument("version", nargs="?", metavar="VERSION", help="the version to try")
+    parser.add_argument(
+        "--share", type=float, default=0.05, help="share of the requests (default: 0.05)"
+    )
+    parser.add_argument(
+        "--for",
+        dest="duration",
+        default="30m",
+        metavar="TIME",
+        help='how long, as a number and s, m, h or d (default: "30m")',
+    )
+    parser.add_argument(
+        "--key", metavar="FEATURE", help="user feature to hash (default: the one with the most ids)"
+    )
+    parser.add_argument(
+        "--error-ratio",
+        type=float,
+        metavar="X",
+        help="gate: failed share of the canary, less that of the active version, at most X",
+    )
+    parser.add_argument(
+        "--p99-ratio",
+        type=float,
+        metavar="X",
+        help="gate: p99 of the latency, at most X times that of the active version",
+    )
+    parser.add_argument(
+        "--kendall-tau",
+        type=float,
+        metavar="X",
+        help="gate: mean agreement of the orders of the two versions, at least X (-1 to 1)",
+    )
+    parser.add_argument("--end", action="store_true", help="end the canary")
+    add_waiting(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the traffic file of a model; return the exit code."""
+    began = time.monotonic()
+    if options.version is None and not options.end:  # `canary 8`, in a store with one model
+        options.model, options.version = None, options.model
+    if options.version is None and not options.end:
+        raise WrongUsage("missing VERSION; see gatehouse canary --help")
+    versions = chosen(options)
+    traffic = traffic_of(versions)
+    folder = versions[0].folder.parent
+    version = None
+    if options.end:
+        traffic = traffic.model_copy(update={"canary": None})
+    else:
+        version = number_of(options.version)
+        check_version(versions, version)
+        active = active_besides(versions, traffic, version)
+        gates = {
+            "error_ratio": options.error_ratio,
+            "p99_ratio": options.p99_ratio,
+            "kendall_tau": options.kendall_tau,
+        }
+        canary = {
+            "version": version,
+            "share": options.share,
+            "for": options.duration,
+            "gates": {name: value for name, value in gates.items() if value is not None},
+        }
+        if options.key is not None:
+            canary["key"] = options.key
+        document = traffic.model_dump(by_alias=True, exclude_none=True)
+        try:
+            traffic = Traffic.of(document | {"active": active, "canary": canary})
+        except ConfigurationInvalid as error:
+            raise WrongUsage(str(error)) from None
+    traffic.write(folder)
+    Output().print_line(f"{folder / TRAFFIC}: active = {traffic.active}, canary = {version}")
+    return nudge_and_wait(versions[0].model, traffic.active, options, began, canary=version)

@@ -1,0 +1,243 @@
+"""What the commands share that change which versions of a model serve."""
+
+import argparse
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from app.artifacts.store import Artifact, Store
+from app.cli.output import Output
+from app.cli.parser import Parser, WrongUsage, complain
+from app.cli.settings_options import add_store, existing_store, store_of
+from app.errors import ConfigurationInvalid, ExitCode, did_you_mean
+from app.lifecycle.traffic import TRAFFIC, Traffic
+
+_ASK_EVERY_S = 0.02
+_ASK_TIMEOUT_S = 5.0
+
+
+def add_model(parser: Parser) -> None:
+    """Add the argument MODEL, `--store`, and the options of waiting for a server."""
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="name of the model (default: the only one)"
+    )
+    add_store(parser)
+
+
+def add_waiting(parser: Parser) -> None:
+    """Add `--wait`, `--timeout` and `--hup`."""
+    parser.add_argument(
+        "--wait", type=server_url, metavar="URL", help="wait until the server at URL has followed"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for the server (default: 60)",
+    )
+    parser.add_argument(
+        "--hup",
+        type=int,
+        metavar="PID",
+        help="send SIGHUP to the server's process, so that it looks at the store now",
+    )
+
+
+def server_url(text: str) -> str:
+    """Convert the URL of a server."""
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError("must begin with http:// or https://")
+    return text.rstrip("/")
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e6:
+        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
+    return number
+
+
+def version_number(text: str) -> int:
+    """Convert a version."""
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) < 10**16):
+        raise argparse.ArgumentTypeError("must be a version number, such as 7")
+    return int(text)
+
+
+def chosen(options: argparse.Namespace) -> list[Artifact]:
+    """Return the complete versions of the model that the options choose, ascending.
+
+    Raises:
+        WrongUsage: there is no such store or model, or there are several and none is named.
+    """
+    store = Store(existing_store(store_of(options)))
+    artifacts = list(store.artifacts())
+    names = sorted({each.model for each in artifacts})
+    known = f"(models: {', '.join(names) or 'none'})"
+    name: str | None = options.model
+    if name is None:
+        if len(names) != 1:
+            raise WrongUsage(f'name a model: store "{store.folder}" has {len(names)} {known}')
+        (name,) = names
+    elif name not in names:
+        hint = did_you_mean(name, names)
+        raise WrongUsage(f'store "{store.folder}" has no model "{name}"{hint} {known}')
+    return [each for each in artifacts if each.model == name]
+
+
+def traffic_of(versions: Sequence[Artifact]) -> Traffic:
+    """Return what the traffic file of a model says.
+
+    Raises:
+        WrongUsage: it cannot be used.
+    """
+    folder = versions[0].folder.parent
+    try:
+        return Traffic.read(folder)
+    except ConfigurationInvalid as error:
+        raise WrongUsage(f"{folder / TRAFFIC}: {error}") from None
+
+
+def active_of(versions: Sequence[Artifact], traffic: Traffic) -> int:
+    """Return the version that should be active: the newest one for "latest"."""
+    return versions[-1].version if traffic.active == "latest" else traffic.active
+
+
+def active_besides(versions: Sequence[Artifact], traffic: Traffic, version: int) -> int:
+    """Return the version that should be active while `version` is on trial.
+
+    Raises:
+        WrongUsage: there is none.
+    """
+    if traffic.active == "latest":
+        others = [each.version for each in versions if each.version != version]
+        if not others:
+            raise WrongUsage(f"{versions[0].model} has no other version to compare it with")
+        return others[-1]
+    if traffic.active == version:
+        raise WrongUsage(f"version {version} is the active one")
+    return traffic.active
+
+
+def number_of(text: str) -> int:
+    """Return the number of a VERSION.
+
+    Raises:
+        WrongUsage: it is not a number.
+    """
+    try:
+        return version_number(text)
+    except argparse.ArgumentTypeError as error:
+        raise WrongUsage(f"VERSION {text}: {error}") from None
+
+
+def check_version(versions: Sequence[Artifact], version: int) -> None:
+    """Refuse a version that the store does not have.
+
+    Raises:
+        WrongUsage: naming those that it has.
+    """
+    numbers = [each.version for each in versions]
+    if version not in numbers:
+        known = ", ".join(map(str, numbers[-20:]))
+        raise WrongUsage(f"{versions[0].model} has no version {version} (versions: {known})")
+
+
+def apply(versions: Sequence[Artifact], traffic: Traffic, options: argparse.Namespace) -> int:
+    """Write a traffic file, nudge and wait as the options say; return the exit code."""
+    began = time.monotonic()
+    model, folder = versions[0].model, versions[0].folder.parent
+    traffic.write(folder)
+    Output().print_line(f"{folder / TRAFFIC}: active = {traffic.active}, keep = {traffic.keep}")
+    return nudge_and_wait(model, traffic.active, options, began)
+
+
+def nudge_and_wait(
+    model: str,
+    active: int | str,
+    options: argparse.Namespace,
+    began: float,
+    *,
+    version: int | None = None,
+    canary: int | None = None,
+    shadow: int | None = None,
+) -> int:
+    """Send SIGHUP and wait until a server has followed, if asked to; return the exit code.
+
+    Args:
+        model: name of the model.
+        active: what its traffic file says.
+        options: of the command.
+        began: when the change was made (`time.monotonic`, s).
+        canary: the version that must be the canary, if there must be one.
+        shadow: the version that must be the shadow, if there must be one.
+        version: the version that must be active; any, if it is None and `active` is "latest".
+    """
+    if version is None and active != "latest":
+        version = int(active)
+    if options.hup is not None:
+        try:
+            os.kill(options.hup, signal.SIGHUP)
+        except OSError as error:
+            complain(f"--hup {options.hup}: {error.strerror}")
+            return ExitCode.FAILED
+    if options.wait is None:
+        return ExitCode.OK
+    url = f"{options.wait}/v1/models/{quote(model)}"
+    deadline = began + options.timeout
+    state = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            card = ask(url)
+        except OSError as error:
+            state = f"no answer: {error}"
+        else:
+            traffic = card["traffic"]
+            state = f"version {card['version']} is active"
+            if traffic["problems"]:
+                state += f"; {'; '.join(traffic['problems'])}"
+            is_followed = traffic["active"] == active
+            for role, wanted in (("canary", canary), ("shadow", shadow)):
+                running = traffic[role] or {"version": None}
+                is_followed = is_followed and wanted in (None, running["version"])
+            if is_followed and version in (None, card["version"]):
+                waited_s = time.monotonic() - began
+                Output().print_line(
+                    f"{options.wait}: version {card['version']} of {model} is active "
+                    f"({waited_s:.2f} s)"
+                )
+                return ExitCode.OK
+        time.sleep(_ASK_EVERY_S)
+    complain(f"{options.wait} has not followed within {options.timeout:g} s: {state}")
+    return ExitCode.FAILED
+
+
+def ask(url: str) -> Any:  # noqa: ANN401  (JSON)
+    """Return the JSON document at a URL.
+
+    Raises:
+        OSError: there is no answer, or it is an error.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=_ASK_TIMEOUT_S) as response:  # noqa: S310
+            return json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        raise OSError(f"status {error.code}") from None
+    except ValueError as error:
+        raise OSError(f"not JSON: {error}") from None
+
+
+def size_of(folder: Path) -> int:
+    """Return how many bytes the files in a folder have."""
+    return sum(each.stat().st_size for each in folder.iterdir() if each.is_file())

@@ -1,0 +1,219 @@
+"""`<store>/<model>/traffic.toml`: which versions of a model serve.
+
+    active = "latest"    # the newest good version, or a number: 7
+    keep = 1             # previous versions that stay loaded, for an instant rollback
+    previous = 6         # written by `gatehouse activate`: where `gatehouse rollback` goes
+
+    [canary]
+    version = 8
+    share = 0.05         # of the requests, by a stable hash of a key (see `Canary`)
+    for = "30m"          # then it becomes active, unless a gate fails
+    key = "user_id"      # user feature that is hashed; by default, the one with the most ids
+
+    [canary.gates]       # each compares the canary with the active version; all are optional
+    error_ratio = 0.001  # failed share of the canary, less that of the active version, at most
+    p99_ratio = 1.2      # 99th percentile of the latency, as a multiple of the active version's
+    kendall_tau = 0.8    # mean agreement of the two orders of the same candidates, at least
+
+    [shadow]
+    version = 9
+    share = 0.1          # of the requests, which it scores after they are answered
+
+Without a file, `active` is "latest" and `keep` is 1. A file applies as a whole or not at all.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from app.artifacts.store import LARGEST_VERSION
+from app.errors import ConfigurationInvalid, did_you_mean
+from app.files import parse_toml, read_small_file
+
+TRAFFIC = "traffic.toml"
+MAX_FILE_BYTES = 64 * 1024
+MAX_KEEP = 16
+
+
+class Gates(BaseModel):
+    """What a canary must keep to; see the example above."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    error_ratio: float | None = Field(default=None, ge=0, le=1)
+    p99_ratio: float | None = Field(default=None, gt=0, le=1000)
+    kendall_tau: float | None = Field(default=None, ge=-1, le=1)
+
+
+class CanarySettings(BaseModel):
+    """A version that gets a share of the traffic for a while; see the example above."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True
+    )
+
+    version: int = Field(ge=1, le=LARGEST_VERSION)
+    share: float = Field(gt=0, le=1)
+    for_: str = Field(alias="for", pattern=r"^[1-9][0-9]{0,5}[smhd]$")
+    key: str | None = Field(default=None, min_length=1, max_length=256)
+    gates: Gates = Gates()
+
+    @property
+    def seconds(self) -> float:
+        """How long it runs."""
+        return int(self.for_[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[self.for_[-1]]
+
+
+class ShadowSettings(BaseModel):
+    """A version that scores requests without answering them; see the example above."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    version: int = Field(ge=1, le=LARGEST_VERSION)
+    share: float = Field(gt=0, le=1)
+
+
+class Traffic(BaseModel):
+    """What a traffic file says.
+
+    Attributes:
+        active: the version that answers, or "latest".
+        keep: how many previous versions stay loaded.
+        previous: the version that a rollback returns to; None for the next lower one.
+        canary: the version that gets a share of the traffic.
+        shadow: the version that scores a share of it without answering.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    active: Literal["latest"] | int = "latest"
+    keep: int = Field(default=1, ge=0, le=MAX_KEEP)
+    previous: int | None = Field(default=None, ge=1, le=LARGEST_VERSION)
+    canary: CanarySettings | None = None
+    shadow: ShadowSettings | None = None
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Read a file's content.
+
+        Raises:
+            ConfigurationInvalid: with every problem.
+        """
+        try:
+            document = parse_toml(content)
+        except ValueError as error:  # both what is not UTF-8 and what is not TOML
+            raise ConfigurationInvalid(f"not valid TOML: {error}") from error
+        return cls.of(document)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """Read a parsed document.
+
+        Raises:
+            ConfigurationInvalid: with every problem.
+        """
+        problems = _active_problem(document)
+        try:
+            traffic = cls.model_validate(document)
+        except ValidationError as error:
+            for each in error.errors():
+                if each["loc"][:1] != ("active",):
+                    problems.append(_problem(each))
+        if problems:
+            raise ConfigurationInvalid("; ".join(problems))
+        return traffic
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the traffic file in a model's folder; the defaults if there is none.
+
+        Raises:
+            ConfigurationInvalid: the file cannot be used.
+            OSError: it cannot be read now.
+        """
+        try:
+            content = read_small_file(folder / TRAFFIC, max_bytes=MAX_FILE_BYTES)
+        except FileNotFoundError:
+            return cls()
+        return cls.parse(content)
+
+    def to_toml(self) -> str:
+        """Return the file's content."""
+        return _toml(self.model_dump(exclude_none=True, by_alias=True))
+
+    def write(self, folder: Path) -> None:
+        """Replace the traffic file in a model's folder: readers see the old or the new one.
+
+        Raises:
+            OSError: it cannot be written; the old file stays.
+        """
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{TRAFFIC}-")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(self.to_toml())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)  # the server may run as another user
+            temporary.replace(folder / TRAFFIC)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _active_problem(document: Mapping[str, Any]) -> list[str]:
+    """Check `active` here: pydantic would report each of its two types."""
+    active = document.get("active", "latest")
+    is_number = isinstance(active, int) and not isinstance(active, bool)
+    if active == "latest" or (is_number and 1 <= active <= LARGEST_VERSION):
+        return []
+    return ['active: must be "latest" or a version number, such as 7']
+
+
+_TABLES: Mapping[tuple[str, ...], type[BaseModel]] = {
+    (): Traffic,
+    ("canary",): CanarySettings,
+    ("canary", "gates"): Gates,
+    ("shadow",): ShadowSettings,
+}
+
+_RULES = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "string_type": "must be a string",
+    "model_type": "must be a table",
+    "string_pattern_mismatch": 'must be a number and s, m, h or d, such as "30m"',
+    "missing": "required key is missing",
+}
+
+
+def _problem(error: ErrorDetails) -> str:
+    place = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        table = _TABLES[tuple(map(str, error["loc"][:-1]))]
+        known = [field.alias or name for name, field in table.model_fields.items()]
+        hint = did_you_mean(str(error["loc"][-1]), known)
+        return f'unknown key "{place[:64]}"{hint} (known: {", ".join(known)})'
+    rule = _RULES.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+    return f"{place}: {rule[0].lower()}{rule[1:]}"
+
+
+def _toml(document: Mapping[str, Any], table: str = "") -> str:
+    """Write numbers, strings, and tables of them as TOML."""
+    lines = [
+        f"{key} = {json.dumps(value)}"
+        for key, value in document.items()
+        if not isinstance(value, dict)
+    ]
+    text = "".join(f"{line}\n" for line in lines)
+    for key, value in document.items():
+        if isinstance(value, dict):
+            name = f"{table}{key}"
+            text += f"\n[{name}]\n{_toml(value, f'{name}.')}"
+    return text

@@ -1,0 +1,267 @@
+"""`gatehouse versions`, `activate`, `rollback`, `publish` and `prune` on a store."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+
+import httpx
+import pytest
+
+from app.artifacts.store import Store
+from app.cli.main import main
+from app.errors import ExitCode
+from app.settings import Settings
+from tests import REPOSITORY
+from tests.support.artifacts import add_version, corrupt
+from tests.support.builders import published
+from tests.support.server import clean_environment, running_server
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal wide enough for a table, and no setting from outside."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"GATEHOUSE_{name.upper()}", raising=False)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A store with the versions 1, 2 and 3 of `feed`; it is the default one."""
+    store = tmp_path / "store"
+    for _ in range(3):
+        published(store)
+    monkeypatch.setenv("GATEHOUSE_STORE", str(store))
+    return store
+
+
+def traffic(store):
+    return tomllib.loads((store / "feed" / "traffic.toml").read_text())
+
+
+def test_activate_names_a_version_and_remembers_the_former_one(store, capsys):
+    assert main(["activate", "feed", "1"]) == ExitCode.OK
+    assert traffic(store) == {"active": 1, "keep": 1, "previous": 3}
+    assert main(["activate", "2", "--keep", "2"]) == ExitCode.OK  # the only model
+    assert traffic(store) == {"active": 2, "keep": 2, "previous": 1}
+    assert main(["activate", "feed", "latest"]) == ExitCode.OK
+    assert traffic(store) == {"active": "latest", "keep": 2}
+    assert "traffic.toml: active = latest, keep = 2" in capsys.readouterr().out
+    assert [each.name for each in (store / "feed").iterdir() if each.name.startswith(".")] == []
+
+
+def test_rollback_returns_to_the_version_before(store):
+    assert main(["rollback", "feed"]) == ExitCode.OK
+    assert traffic(store) == {"active": 2, "keep": 1}
+    assert main(["rollback"]) == ExitCode.OK
+    assert traffic(store) == {"active": 1, "keep": 1}
+    assert main(["activate", "feed", "3"]) == ExitCode.OK
+    assert main(["rollback", "feed"]) == ExitCode.OK  # to the version that 3 replaced
+    assert traffic(store)["active"] == 1
+    assert main(["rollback", "feed", "--to", "2"]) == ExitCode.OK
+    assert traffic(store)["active"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["activate", "feed", "7"], "feed has no version 7 (versions: 1, 2, 3)"),
+        (["activate", "feed", "x"], 'must be a version number, such as 7, or "latest"'),
+        (["activate", "fed", "1"], 'has no model "fed"; did you mean "feed"? (models: feed)'),
+        (["activate"], "missing VERSION"),
+        (["activate", "feed", "1", "--keep", "99"], "--keep must be a number between 0 and 16"),
+        (["activate", "feed", "1", "--wait", "host"], "must begin with http:// or https://"),
+        (["rollback", "feed", "--to", "9"], "feed has no version 9"),
+        (["canary", "feed"], "VERSION feed: must be a version number"),
+        (["canary", "feed", "3", "--share", "2"], "canary.share: input should be less than or"),
+        (["canary", "feed", "3", "--for", "soon"], "canary.for: must be a number and s, m, h or d"),
+        (["shadow", "feed", "3", "--share", "0"], "shadow.share: input should be greater than 0"),
+        (["shadow"], "missing VERSION"),
+        (["canary", "feed", "9"], "feed has no version 9 (versions: 1, 2, 3)"),
+        (["prune", "feed", "--keep", "0"], "--keep must be 1 or more"),
+    ],
+)
+def test_a_mistake_is_one_line_and_changes_nothing(store, capsys, arguments, message):
+    assert main(arguments) == ExitCode.USAGE
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (store / "feed" / "traffic.toml").exists()
+
+
+def test_a_rollback_below_the_first_version_is_refused(store, capsys):
+    main(["activate", "feed", "1"])
+    (store / "feed" / "traffic.toml").write_text("active = 1")
+    assert main(["rollback", "feed"]) == ExitCode.USAGE
+    assert "feed has no version below 1" in capsys.readouterr().err
+
+
+def test_a_wrong_traffic_file_is_not_overwritten(store, capsys):
+    (store / "feed" / "traffic.toml").write_text("aktive = 1")
+    assert main(["rollback", "feed"]) == ExitCode.USAGE
+    assert 'unknown key "aktive"; did you mean "active"?' in capsys.readouterr().err
+    assert traffic(store) == {"aktive": 1}
+
+
+def test_canary_is_written_with_its_gates_and_ended(store, capsys):
+    command = ["canary", "feed", "3", "--share", "0.1", "--for", "2h", "--p99-ratio", "1.2"]
+    assert main(command) == ExitCode.OK
+    assert traffic(store) == {
+        "active": 2,  # the newest other version
+        "keep": 1,
+        "canary": {"version": 3, "share": 0.1, "for": "2h", "gates": {"p99_ratio": 1.2}},
+    }
+    main(["versions"])
+    assert " canary " in capsys.readouterr().out
+    assert main(["prune", "--keep", "1"]) == ExitCode.OK
+    assert Store(store).versions("feed") == [2, 3]
+    assert main(["canary", "feed", "--end"]) == ExitCode.OK
+    assert traffic(store) == {"active": 2, "keep": 1}
+
+
+def test_shadow_is_written_and_ended(store, capsys):
+    assert main(["shadow", "feed", "3", "--share", "0.5"]) == ExitCode.OK
+    assert traffic(store) == {"active": 2, "keep": 1, "shadow": {"version": 3, "share": 0.5}}
+    main(["versions"])
+    assert " shadow " in capsys.readouterr().out
+    assert main(["shadow", "--end"]) == ExitCode.OK
+    assert traffic(store) == {"active": 2, "keep": 1}
+
+
+def test_versions_lists_roles_sizes_and_problems(store, capsys):
+    main(["activate", "feed", "2"])
+    (store / "feed" / "1" / "model.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["versions", "feed"]) == ExitCode.OK
+    first, second, third = [line for line in capsys.readouterr().out.splitlines() if "feed" in line]
+    assert "model.json: " in first
+    assert " active " in second
+    assert " MB " in second
+    assert " previous " in third
+
+
+def test_publish_copies_a_folder_as_the_next_version(store, tmp_path, capsys):
+    folder = tmp_path / "built"
+    shutil.copytree(store / "feed" / "1", folder)
+    (folder / "notes.txt").write_text("not listed in the manifest")
+    assert main(["publish", str(folder)]) == ExitCode.OK
+    assert "published feed/4" in capsys.readouterr().out
+    assert main(["check", str(store)]) == ExitCode.OK
+    assert not (store / "feed" / "4" / "notes.txt").exists()
+    created = [
+        json.loads((p / "model.json").read_text())["created"]
+        for p in (folder, store / "feed" / "4")
+    ]
+    assert created[0] == created[1]
+
+
+def test_publish_refuses_a_damaged_folder_and_leaves_nothing(store, tmp_path, capsys):
+    folder = tmp_path / "built"
+    shutil.copytree(store / "feed" / "1", folder)
+    corrupt(folder / "model.ts")
+    assert main(["publish", str(folder)]) == ExitCode.USAGE
+    assert "model.ts: its SHA-256 differs" in capsys.readouterr().err
+    assert main(["publish", str(tmp_path)]) == ExitCode.USAGE
+    assert "model.json: is missing" in capsys.readouterr().err
+    assert Store(store).versions("feed") == [1, 2, 3]
+    assert [each.name for each in (store / "feed").iterdir() if each.name.startswith(".")] == []
+
+
+def test_publishers_at_once_get_different_versions(store, tmp_path):
+    from app.artifacts.publish import publish_copy
+
+    folder = tmp_path / "built"
+    shutil.copytree(store / "feed" / "1", folder)
+    artifacts = []
+    threads = [
+        threading.Thread(target=lambda: artifacts.append(publish_copy(Store(store), folder)))
+        for _ in range(4)
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert sorted(each.version for each in artifacts) == [4, 5, 6, 7]
+
+
+def test_a_publisher_that_is_killed_leaves_no_version(store, tmp_path):
+    folder = tmp_path / "built"
+    shutil.copytree(store / "feed" / "1", folder)
+    program = (
+        "import os, signal\n"
+        "from app.artifacts import publish\n"
+        "publish.load = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from app.cli.main import main\n"
+        f"main(['publish', {str(folder)!r}])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env={**clean_environment(), "GATEHOUSE_STORE": str(store)},
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert any(each.name.startswith(".publishing-") for each in (store / "feed").iterdir())
+    assert Store(store).scan().ignored == {}
+    assert Store(store).versions("feed") == [1, 2, 3]
+    assert main(["publish", str(folder)]) == ExitCode.OK
+    assert Store(store).versions("feed") == [1, 2, 3, 4]
+
+
+def test_prune_keeps_the_newest_and_those_that_traffic_names(store, capsys):
+    for _ in range(3):
+        published(store)
+    main(["activate", "feed", "2"])  # version 6 was active
+    assert main(["prune", "feed", "--keep", "2", "--dry-run"]) == ExitCode.OK
+    assert "would remove feed/1" in capsys.readouterr().out
+    assert Store(store).versions("feed") == [1, 2, 3, 4, 5, 6]
+    assert main(["prune", "feed", "--keep", "2"]) == ExitCode.OK
+    assert Store(store).versions("feed") == [2, 5, 6]
+    assert main(["rollback", "feed"]) == ExitCode.OK
+    assert traffic(store)["active"] == 6
+
+
+def test_prune_keeps_the_newest_version_that_can_be_loaded(store):
+    for version in (2, 3):
+        corrupt(store / "feed" / str(version) / "model.ts")
+    assert main(["prune", "--keep", "1"]) == ExitCode.OK
+    assert Store(store).versions("feed") == [1, 3]
+
+
+def test_a_running_server_follows_a_rollback_and_keeps_to_it_after_a_restart(
+    tmp_path, tiny, capsys
+):
+    store = tmp_path / "store"
+    shutil.copytree(tiny.folder, store / "tiny" / "1")
+    add_version(store, "tiny", 2)
+    flags = ("--store-poll-s", "60", "--lanes", "1")
+    with running_server(store, tmp_path / "log", *flags) as server:
+        nudge = ["--store", str(store), "--wait", server.url, "--hup", str(server.process.pid)]
+        assert main(["activate", "tiny", "1", *nudge]) == ExitCode.OK
+        assert main(["activate", "tiny", "2", *nudge]) == ExitCode.OK
+        began = time.monotonic()
+        assert main(["rollback", "tiny", *nudge]) == ExitCode.OK
+        assert time.monotonic() - began < 2  # nothing is loaded, and the poll is not waited for
+        assert "version 1 of tiny is active" in capsys.readouterr().out
+        card = httpx.get(f"{server.url}/v1/models/tiny").json()
+        assert [(each["version"], each["role"]) for each in card["versions"]] == [
+            (2, "previous"),
+            (1, "active"),
+        ]
+        capsys.readouterr()
+        command = ["versions", "tiny", "--store", str(store), "--url", server.url]
+        assert main(command) == ExitCode.OK
+        assert " previous " in capsys.readouterr().out
+        late = ["--wait", server.url, "--timeout", "0.3", "--store", str(store)]
+        assert main(["activate", "tiny", "latest", *late]) == ExitCode.FAILED
+        assert "has not followed within 0.3 s: version 1 is active" in capsys.readouterr().err
+        assert main(["activate", "tiny", "1", "--store", str(store)]) == ExitCode.OK
+        os.kill(server.process.pid, signal.SIGKILL)
+    with running_server(store, tmp_path / "log", *flags) as server:
+        assert httpx.get(f"{server.url}/v1/models/tiny").json()["version"] == 1

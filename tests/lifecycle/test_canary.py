@@ -1,0 +1,311 @@
+"""Canaries: which requests they get, and how they end."""
+
+import math
+import shutil
+import weakref
+
+import httpx
+import pytest
+
+from app.errors import ConfigurationInvalid
+from app.lifecycle.canary import MIN_REQUESTS, Canary, tail
+from app.lifecycle.traffic import CanarySettings, Traffic
+from app.main import gatehouse
+from app.settings import Settings
+from tests.lifecycle.test_registry import model
+from tests.support.artifacts import add_version, corrupt
+
+
+class Clock:
+    """A clock that stands still; tests move it."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def canary(share=0.05, clock=None, **gates):
+    settings = CanarySettings.model_validate(
+        {"version": 2, "share": share, "for": "10m", "gates": gates}
+    )
+    clock = {} if clock is None else {"clock": clock}
+    return Canary(settings, model(version=1), model(version=2), **clock)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.5])
+def test_share_of_keys_is_right_by_the_binomial_test(share):
+    one, keys = canary(share), 20_000
+    taken = sum(one.takes(b"user-%d" % number) for number in range(keys))
+    assert tail(taken, keys, share) > 1e-4
+    assert tail(keys - taken, keys, 1 - share) > 1e-4
+
+
+def test_a_key_stays_with_its_version_and_canaries_differ():
+    keys = [b"%d" % number for number in range(2000)]
+    first, again = canary(0.5), canary(0.5)
+    assert [first.takes(key) for key in keys] == [again.takes(key) for key in keys]
+    settings = first.settings.model_copy(update={"version": 3})
+    other = Canary(settings, model(version=1), model(version=3))
+    both = sum(first.takes(key) and other.takes(key) for key in keys)
+    assert 400 < both < 600  # independent: a quarter
+
+
+def test_binomial_tail_is_exact():
+    exact = sum(math.comb(50, k) * 0.1**k * 0.9 ** (50 - k) for k in range(9, 51))
+    assert tail(9, 50, 0.1) == pytest.approx(exact, rel=1e-9)
+    assert (tail(0, 10, 0.5), tail(1, 10, 0.0), tail(10, 10, 1.0)) == (1.0, 0.0, 1.0)
+
+
+def answered(one, *, requests, failed=0, slow=0, active_s=0.01, factor=1.0):
+    for number in range(requests):
+        one.observe(one.active, 200, active_s)
+        status = 500 if number < failed else 200
+        slower = 10.0 if number < slow else factor
+        one.observe(one.model, status, active_s * slower)
+
+
+def test_a_good_canary_is_promoted_when_its_time_is_over():
+    clock = Clock()
+    one = canary(clock=clock, error_ratio=0.001, p99_ratio=1.2)
+    answered(one, requests=1000, factor=1.1)
+    one.evaluate()
+    assert one.state == "running"
+    clock.now += 601
+    one.evaluate()
+    assert one.state == "promoted"
+
+
+@pytest.mark.parametrize("status", [500, 504, 422])
+def test_a_canary_that_fails_is_ended_with_the_figures(status):
+    one = canary(error_ratio=0.001)
+    for _ in range(300):
+        one.observe(one.active, 200, 0.01)
+    for number in range(200):
+        one.observe(one.model, status if number % 10 == 0 else 200, 0.01)
+    one.evaluate()
+    assert one.state == "ended"
+    assert one.reason == ("error_ratio: 0.1000, allowed 0.0010 (active 0.0000 + 0.001)")
+    assert "200 requests, 20 failed" in str(one.report())
+
+
+def test_errors_that_the_active_version_has_too_do_not_end_a_canary():
+    one = canary(error_ratio=0.001)
+    for number in range(500):
+        for each in (one.active, one.model):
+            one.observe(each, 500 if number % 10 == 0 else 200, 0.01)
+    one.evaluate()
+    assert one.state == "running"
+
+
+def test_a_slow_canary_is_ended_and_a_few_slow_requests_are_chance():
+    one = canary(p99_ratio=1.2)
+    answered(one, requests=500, slow=7)
+    one.evaluate()
+    assert one.state == "running"
+    answered(one, requests=500, slow=60)
+    one.evaluate()
+    assert one.state == "ended"
+    assert one.reason.startswith("p99_ratio: 10.00, allowed 1.2")
+
+
+def test_a_canary_whose_order_differs_is_ended():
+    one = canary(kendall_tau=0.8)
+    assert one.comparison is not None
+    assert (one.comparison.live, one.comparison.other) == (one.model, one.active)
+    for tau in [0.9] * 20 + [0.5] * 9:
+        one.comparison.add(tau, 1.0, {})
+    one.evaluate()
+    assert one.state == "running"
+    one.comparison.add(0.5, 1.0, {})
+    one.evaluate()
+    assert (one.state, one.reason) == (
+        "ended",
+        "kendall_tau: 0.767, at least 0.8 is required",
+    )
+
+
+def test_a_canary_that_is_over_lets_go_of_its_versions():
+    one = canary(kendall_tau=0.8)
+    answered(one, requests=150)
+    versions = [weakref.ref(one.active), weakref.ref(one.model)]
+    before = str(one.report())
+    one.close()
+    assert [each() for each in versions] == [None, None]
+    assert str(one.report()) == before
+
+
+def test_a_canary_without_enough_requests_is_not_promoted():
+    clock = Clock()
+    one = canary(clock=clock)
+    answered(one, requests=MIN_REQUESTS - 1)
+    clock.now += 3600
+    one.evaluate()
+    assert (one.state, one.reason) == (
+        "running",
+        "waiting for 100 requests to the canary, 99 so far",
+    )
+
+
+def test_a_traffic_file_with_a_canary_is_written_and_read_back():
+    text = CANARY.replace("1s", "30m")
+    traffic = Traffic.parse(text.encode())
+    assert traffic.canary is not None
+    assert traffic.canary.seconds == 1800
+    assert Traffic.parse(traffic.to_toml().encode()) == traffic
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("shar = 0.1", 'unknown key "canary.shar"; did you mean "share"?'),
+        ("share = 2.0", "canary.share: input should be less than or equal to 1"),
+        ('for = "soon"', 'canary.for: must be a number and s, m, h or d, such as "30m"'),
+        (
+            "gates = { p99_rato = 1 }",
+            'unknown key "canary.gates.p99_rato"; did you mean "p99_ratio"?',
+        ),
+    ],
+)
+def test_a_wrong_canary_is_refused_with_its_place(line, problem):
+    lines = {"version": "version = 8", "share": "share = 0.1", "for": 'for = "30m"'}
+    lines[line.split()[0]] = line
+    with pytest.raises(ConfigurationInvalid) as wrong:
+        Traffic.parse(("[canary]\n" + "\n".join(lines.values())).encode())
+    assert problem in str(wrong.value)
+
+
+@pytest.fixture
+def folder(tmp_path, tiny):
+    shutil.copytree(tiny.folder, tmp_path / "tiny" / "1")
+    add_version(tmp_path, "tiny", 2)
+    return tmp_path
+
+
+def write(folder, text):
+    (folder / "tiny" / "traffic.toml").write_text(text)
+
+
+CANARY = """\
+active = 1
+
+[canary]
+version = 2
+share = 0.5
+for = "1s"
+
+[canary.gates]
+error_ratio = 0.01
+"""
+
+
+async def test_a_canary_gets_its_share_by_key_is_sticky_and_is_promoted(folder, caplog):
+    caplog.set_level("INFO")
+    write(folder, CANARY)
+    async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
+        await parts.deployment.refresh()
+        registry = parts.service.registry
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            card = (await client.get("/v1/models/tiny")).json()
+            assert card["traffic"]["canary"]["state"] == "running"
+            example = card["example_request"]
+
+            async def versions(**headers):
+                answer = await client.post("/v1/score", json=example, headers=headers)
+                assert answer.status_code == 200
+                document = answer.json()
+                assert document["role"] == {1: "active", 2: "canary"}[document["version"]]
+                return document["version"]
+
+            by_key = [await versions(**{"x-routing-key": f"u{each}"}) for each in range(300)]
+            again = [await versions(**{"x-routing-key": f"u{each}"}) for each in range(20)]
+            assert again == by_key[:20]
+            assert tail(by_key.count(2), 300, 0.5) > 1e-4
+            assert tail(by_key.count(1), 300, 0.5) > 1e-4
+            named = await client.post("/v1/models/tiny/versions/1/score", json=example)
+            assert named.json()["version"] == 1
+            registry.canaries["tiny"]._began -= 1  # its second is over
+            await parts.deployment.refresh()
+            assert [str(each) for each in registry.models()] == ["tiny/2"]
+            assert str(registry.role(registry.active("tiny", 1))) == "previous"
+            assert "canary tiny/2 is promoted: " in caplog.text
+            await parts.deployment.refresh()  # and it stays so
+            assert [str(each) for each in registry.models()] == ["tiny/2"]
+            assert registry.canaries == {}
+            write(folder, "active = 1")
+            await parts.deployment.refresh()
+            assert [str(each) for each in registry.models()] == ["tiny/1"]
+            text = (await client.get("/metrics")).text
+        assert 'gatehouse_canaries_total{model="tiny",result="promoted"} 1.0' in text
+        assert 'gatehouse_requests_by_role_total{model="tiny",role="canary",status="200"}' in text
+
+
+async def test_a_canary_that_fails_its_gate_is_ended_and_freed(folder, caplog):
+    write(folder, CANARY)
+    async with gatehouse(Settings(store=folder, lanes=1)) as parts:
+        await parts.deployment.refresh()
+        registry = parts.service.registry
+        one = registry.canaries["tiny"]
+        for number in range(200):
+            one.observe(one.active, 200, 0.01)
+            one.observe(one.model, 500 if number < 50 else 200, 0.01)
+        for _ in range(2):
+            await parts.deployment.refresh()
+        assert caplog.text.count("canary tiny/2 is ended: error_ratio: 0.2500") == 1
+        assert [str(each) for each in registry.loaded()] == ["tiny/1"]
+        assert registry.canaries == {}
+
+
+def as_tensors(card):
+    """The example request of a model as a V2 document."""
+    example, inputs = card["example_request"], []
+    for each in card["inputs"]:
+        if each["side"] == "user":
+            rows = [example["user"][each["name"]]]
+        elif isinstance(example["candidates"], dict):
+            rows = example["candidates"][each["name"]]
+        else:
+            rows = [candidate[each["name"]] for candidate in example["candidates"]]
+        rows = [row if isinstance(row, list) else [row] for row in rows]
+        width = max(map(len, rows))
+        data = [value for row in rows for value in row + [-1] * (width - len(row))]
+        datatype = "FP32" if each["kind"] == "dense" else "INT64"
+        shape = [len(rows), width]
+        inputs.append({"name": each["name"], "datatype": datatype, "shape": shape, "data": data})
+    return {"inputs": inputs}
+
+
+async def test_a_user_stays_with_one_version_in_both_protocols(folder):
+    write(folder, CANARY.replace("share = 0.5", 'share = 0.5\nkey = "user_id"'))
+    async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
+        await parts.deployment.refresh()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            card = (await client.get("/v1/models/tiny")).json()
+            example = card["example_request"]
+            seen = set()
+            for user in range(40):
+                example["user"]["user_id"] = user
+                found = {
+                    (await client.post("/v1/score", json=example)).json()["version"]
+                    for _ in range(3)
+                }
+                v2 = await client.post("/v2/models/tiny/infer", json=as_tensors(card))
+                assert v2.status_code == 200, v2.text
+                assert v2.json()["parameters"]["role"] in ("active", "canary")
+                found.add(int(v2.json()["model_version"]))
+                assert len(found) == 1
+                seen |= found
+            assert seen == {1, 2}
+
+
+async def test_a_canary_that_cannot_be_loaded_leaves_the_traffic_alone(folder):
+    corrupt(folder / "tiny" / "2" / "model.ts")
+    write(folder, CANARY)
+    async with gatehouse(Settings(store=folder, lanes=1)) as parts:
+        await parts.deployment.refresh()
+        registry = parts.service.registry
+        assert [str(each) for each in registry.loaded()] == ["tiny/1"]
+        assert "version 2 does not get its role: model.ts: its SHA-256" in registry.unmet["tiny"]
+        assert registry.canaries == {}
