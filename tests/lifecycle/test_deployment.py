@@ -455,6 +455,23 @@ async def test_a_rollback_does_not_wait_for_a_version_that_is_being_loaded(folde
         following.cancel()
 
 
+async def test_a_traffic_file_behind_links_is_followed_as_kubernetes_mounts_it(folder):
+    add_version(folder, "tiny", 2)
+    for number in (1, 2):
+        (folder / "tiny" / f"..{number}").mkdir()
+        (folder / "tiny" / f"..{number}" / "traffic.toml").write_text(f"active = {number}")
+    (folder / "tiny" / "..data").symlink_to("..1")
+    (folder / "tiny" / "traffic.toml").symlink_to("..data/traffic.toml")
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        assert active(parts) == ["tiny/1"]
+        (folder / "tiny" / "..next").symlink_to("..2")
+        (folder / "tiny" / "..next").rename(folder / "tiny" / "..data")
+        await parts.deployment.refresh()
+        assert active(parts) == ["tiny/2"]
+        assert parts.service.registry.ignored == {}
+
+
 async def test_a_removed_or_damaged_active_version_is_reported(folder, caplog):
     newer = add_version(folder, "tiny", 2)
     async with gatehouse(settings(folder)) as parts:

@@ -194,10 +194,11 @@ def _command(server: Server, store: Store, name: str, *arguments: str) -> None:
 
 def _until(server: Server, is_so: Callable[[Any], bool]) -> None:
     deadline = time.monotonic() + _PATIENCE_S
-    while not is_so(httpx.get(f"{server.url}/v1/models/{NAME}").json()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not followed: {server.log.read_text()[-2000:]}")
-        time.sleep(0.02)
+    with httpx.Client(base_url=server.url) as client:
+        while not is_so(client.get(f"/v1/models/{NAME}").json()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not followed: {server.log.read_text()[-2000:]}")
+            time.sleep(0.05)
 
 
 def _table(calls: Calls, took: dict[str, list[float]], most_p99_ratio: float) -> list[str]:
