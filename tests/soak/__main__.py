@@ -149,9 +149,10 @@ def _left_over(server: Server, store: Store) -> list[str]:
     failed = []
     if engine["queued_rows"] or engine["idle_lanes"] != len(engine["lanes"]):
         failed.append(f"the engine is not idle: {engine}")
-    loaded = {f"{NAME}/{version}" for version in store.versions(NAME)[-2:]}  # active, previous
-    if {queue["model"] for queue in engine["queues"]} != loaded:
-        failed.append(f"queues other than those of {loaded}: {engine['queues']}")
+    active = f"{NAME}/{max(store.versions(NAME))}"
+    models = [queue["model"] for queue in engine["queues"]]
+    if active not in models or len(models) > 2:  # one previous version is kept; some are skipped
+        failed.append(f"queues other than those of {active} and one more: {engine['queues']}")
     return failed
 
 
