@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 from fastapi_offline import FastAPIOffline
@@ -89,6 +90,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     try:
         batcher = _batcher(settings, lanes, metrics)
         service = Service(registry, batcher, lanes)
+        _watch(service, lanes, metrics, lane_hang_s=settings.lane_hang_s)
         policy_file = PolicyFile(settings.policies, service.policies, registry, metrics.ranking)
         deployment = Deployment(
             Store(settings.store),
@@ -145,6 +147,19 @@ def _batcher(settings: Settings, lanes: Sequence[Lane], metrics: Metrics) -> Bat
     metrics.watch("queue_rows", "Candidates that wait for a lane.", lambda: queues.rows)
     metrics.watch("queue_requests", "Requests, or parts of one, that wait.", lambda: queues.chunks)
     return batcher
+
+
+def _watch(
+    service: Service, lanes: Sequence[Lane], metrics: Metrics, *, lane_hang_s: float
+) -> None:
+    """Export what alerts are about and nothing else counts; read at each scrape."""
+    metrics.watch("ready", "1 while /readyz answers 200.", lambda: service.is_ready)
+    metrics.watch(
+        "refused_versions",
+        "Versions in the store that were refused: they do not serve.",
+        lambda: len(service.registry.refused),
+    )
+    metrics.watch_lanes({lane.name: partial(lane.is_alive, lane_hang_s) for lane in lanes})
 
 
 def _limits(settings: Settings) -> Limits:
