@@ -26,7 +26,7 @@ from app.settings import Settings
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker/compose.yaml"
 ON_GPU = ROOT / "docker/compose.gpu.yaml"
-PROMETHEUS = ROOT / "docker/prometheus.yml"
+PROMETHEUS = ROOT / "docker/prometheus/prometheus.yml"
 
 
 @dataclass(frozen=True)
@@ -387,7 +387,7 @@ def test_prometheus_version_is_pinned_and_reads_the_configuration_file():
     prometheus = compose()["services"]["prometheus"]
     assert re.fullmatch(r"prom/prometheus:v\d+\.\d+\.\d+", prometheus["image"])
     mounts = [mount.split(":") for mount in prometheus["volumes"]]
-    assert ["./prometheus.yml", "/etc/prometheus/prometheus.yml", "ro"] in mounts
+    assert ["./prometheus", "/etc/prometheus", "ro"] in mounts
 
 
 def test_every_named_volume_is_declared():

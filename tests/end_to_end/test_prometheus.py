@@ -21,10 +21,11 @@ def test_prometheus_scrapes_the_request_count_of_the_server(store, tmp_path):
         example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
         for _ in range(3):
             httpx.post(f"{server.url}/v1/score", json=example)
-        config = (REPOSITORY / "docker" / "prometheus.yml").read_text()
+        config = (REPOSITORY / "docker" / "prometheus" / "prometheus.yml").read_text()
         assert "gatehouse:8000" in config
         config = config.replace("gatehouse:8000", server.url.removeprefix("http://"))
         (tmp_path / "prometheus.yml").write_text(config)
+        shutil.copy(REPOSITORY / "docker" / "prometheus" / "rules.yml", tmp_path)
         port = free_port()
         prometheus = subprocess.Popen(
             [
