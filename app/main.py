@@ -124,7 +124,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             budget=ByteBudget(settings.max_bodies_bytes, metrics),
         )
         app = create_app(settings, service, scorer, bodies, log, metrics, keys)
-        with closing(EventLoopMonitor(metrics)):
+        with closing(EventLoopMonitor(metrics)), closing(log):
             yield Gatehouse(
                 app, scorer, bodies, service, deployment, keys, policy_file, metrics, lost
             )
