@@ -10,7 +10,7 @@ from importlib.metadata import version
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import models, open_inference as v2, operations, problems
+from app.api import console, models, open_inference as v2, operations, problems
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
 from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
@@ -196,6 +196,7 @@ def create_app(
         operations.routes(
             service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         ),
+        console.routes(),
         problems.router,
         v2.routes(service, bodies, metrics, serving, lane_hang_s=lane_hang_s),
     ]

@@ -14,16 +14,19 @@ from app.artifacts.encoding import Hashed, Id, Identity, Listed, Vocabularies
 from app.artifacts.loader import Model
 from app.artifacts.manifest import IdInput, IdListInput, Input
 
-MOST_CANDIDATES = 3
+DEFAULT_CANDIDATES = 3
+MOST_CANDIDATES = 100
+"""What a caller may ask for; a golden request may have fewer."""
 LONGEST_LIST = 5
 
 
-def example_request(model: Model) -> dict[str, Any]:
-    """Return a score request: a golden user and up to three of its candidates."""
+def example_request(model: Model, candidates: int = DEFAULT_CANDIDATES) -> dict[str, Any]:
+    """Return a score request: a golden user and up to `candidates` of its candidates."""
     manifest = model.manifest
     requests = list(model.golden.batch.requests())
-    batch = next((each for each in requests if each.rows >= MOST_CANDIDATES), requests[0])
-    rows = min(batch.rows, MOST_CANDIDATES)
+    largest = max(requests, key=lambda each: each.rows)
+    batch = next((each for each in requests if each.rows >= candidates), largest)
+    rows = min(batch.rows, candidates)
     ids = _Ids(model.vocabularies)
     request = {
         "user": {f.name: _values(f, batch.user, 1, ids)[0] for f in manifest.user_inputs},

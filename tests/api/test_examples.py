@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.api.examples import MOST_CANDIDATES, example_request
+from app.api.examples import DEFAULT_CANDIDATES, example_request
 from app.artifacts.golden import Golden
 from app.artifacts.loader import Model
 from app.artifacts.manifest import IdListInput, Input
@@ -32,7 +32,7 @@ def test_example_request_is_valid_after_a_json_round_trip():
     sent = json.loads(json.dumps(example_request(served)))
     features, ranking, keys = read(sent, served, max_candidates=100)
     golden = served.golden.batch
-    assert features.rows == MOST_CANDIDATES == 3
+    assert features.rows == DEFAULT_CANDIDATES == 3
     assert keys == ["item-1", "item-2", "item-3"]
     assert ranking.top_k == 3
     for name, column in features.user.items():
