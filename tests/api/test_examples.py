@@ -1,6 +1,8 @@
 """Example requests: valid as they are."""
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import numpy as np
@@ -83,3 +85,17 @@ def test_example_does_not_change_the_golden_request():
     before = served.golden.to_bytes()
     example_request(served)["user"]["age"] = 99
     assert served.golden.to_bytes() == before
+
+
+def test_example_is_made_once_and_goes_away_with_its_model(monkeypatch):
+    served = model()
+    first = example_request(served)
+    monkeypatch.setattr("app.api.examples._make", None)  # cannot be called again
+    again = example_request(served)
+    assert again == first
+    again["user"].clear()
+    assert example_request(served) == first
+    gone = weakref.ref(served)
+    del served
+    gc.collect()
+    assert gone() is None
