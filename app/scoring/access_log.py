@@ -104,6 +104,8 @@ class AccessLog:
             model = record.version or record.model
             optional = {"model": model, "problem": problem, "left": left, "key": record.key}
             line |= {name: value for name, value in optional.items() if value}
+            if is_slow and record.role:
+                line["role"] = record.role
             if is_slow and timeout_s:
                 line["deadline_ms"] = round(timeout_s * 1e3, 3)
             if is_slow and record.stages:

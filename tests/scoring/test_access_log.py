@@ -86,11 +86,19 @@ def test_slow_request_is_logged_with_version_stages_and_deadline(caplog):
     log = AccessLog(Metrics(), log_sample=0, slow_request_s=0.1)
     stages = (0.001, 0.002, 0.003, 0.004, 0.5, 0.006, 0.007)
     record = RequestRecord(
-        "/v1/score", "feed", 200, 0.523, version="feed/7", candidates=500, stages=stages
+        "/v1/score",
+        "feed",
+        200,
+        0.523,
+        version="feed/7",
+        candidates=500,
+        stages=stages,
+        role="canary",
     )
     log.add(record, "POST", "the-id", timeout_s=0.6)
     line = fields(lines(caplog)[0])
-    assert (line["model"], line["candidates"], line["deadline_ms"]) == ("feed/7", 500, 600.0)
+    assert (line["model"], line["role"], line["candidates"]) == ("feed/7", "canary", 500)
+    assert line["deadline_ms"] == 600.0
     assert line["stages_ms"] == {
         "decode": 1.0,
         "encode": 2.0,
