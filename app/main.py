@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import models, open_inference as v2, operations, problems
+from app.api import console, models, open_inference as v2, operations, problems
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
 from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
@@ -89,6 +90,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     try:
         batcher = _batcher(settings, lanes, metrics)
         service = Service(registry, batcher, lanes)
+        _watch(service, lanes, metrics, lane_hang_s=settings.lane_hang_s)
         policy_file = PolicyFile(settings.policies, service.policies, registry, metrics.ranking)
         deployment = Deployment(
             Store(settings.store),
@@ -122,7 +124,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             budget=ByteBudget(settings.max_bodies_bytes, metrics),
         )
         app = create_app(settings, service, scorer, bodies, log, metrics, keys)
-        with closing(EventLoopMonitor(metrics)):
+        with closing(EventLoopMonitor(metrics)), closing(log):
             yield Gatehouse(
                 app, scorer, bodies, service, deployment, keys, policy_file, metrics, lost
             )
@@ -145,6 +147,19 @@ def _batcher(settings: Settings, lanes: Sequence[Lane], metrics: Metrics) -> Bat
     metrics.watch("queue_rows", "Candidates that wait for a lane.", lambda: queues.rows)
     metrics.watch("queue_requests", "Requests, or parts of one, that wait.", lambda: queues.chunks)
     return batcher
+
+
+def _watch(
+    service: Service, lanes: Sequence[Lane], metrics: Metrics, *, lane_hang_s: float
+) -> None:
+    """Export what alerts are about and nothing else counts; read at each scrape."""
+    metrics.watch("ready", "1 while /readyz answers 200.", lambda: service.is_ready)
+    metrics.watch(
+        "refused_versions",
+        "Versions in the store that were refused: they do not serve.",
+        lambda: len(service.registry.refused),
+    )
+    metrics.watch_lanes({lane.name: partial(lane.is_alive, lane_hang_s) for lane in lanes})
 
 
 def _limits(settings: Settings) -> Limits:
@@ -181,6 +196,7 @@ def create_app(
         operations.routes(
             service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         ),
+        console.routes(),
         problems.router,
         v2.routes(service, bodies, metrics, serving, lane_hang_s=lane_hang_s),
     ]

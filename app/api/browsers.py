@@ -16,10 +16,12 @@ _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:
 _REQUEST_HEADERS = (
     *("authorization", "content-type", "content-encoding", "inference-header-content-length"),
     *("x-request-id", "x-request-priority", "x-request-timeout-ms", "x-routing-key"),
+    "traceparent",
 )
 _RESPONSE_HEADERS = (
     "retry-after",
     "server-timing",
+    "traceparent",
     "x-request-id",
     "inference-header-content-length",
 )

@@ -6,6 +6,7 @@ made-up id of the right type, and its scores differ from the golden ones.
 
 import itertools
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import orjson
 
@@ -14,16 +15,34 @@ from app.artifacts.encoding import Hashed, Id, Identity, Listed, Vocabularies
 from app.artifacts.loader import Model
 from app.artifacts.manifest import IdInput, IdListInput, Input
 
-MOST_CANDIDATES = 3
+DEFAULT_CANDIDATES = 3
+MOST_CANDIDATES = 100
+"""What a caller may ask for; a golden request may have fewer."""
 LONGEST_LIST = 5
 
+_made: WeakKeyDictionary[Model, dict[int, bytes]] = WeakKeyDictionary()
+"""Examples as JSON, by model and number of candidates; they go away with their model."""
 
-def example_request(model: Model) -> dict[str, Any]:
-    """Return a score request: a golden user and up to three of its candidates."""
+
+def example_request(model: Model, candidates: int = DEFAULT_CANDIDATES) -> dict[str, Any]:
+    """Return a score request: a golden user and up to `candidates` of its candidates.
+
+    It is made once per model and size: it searches the vocabularies, which can be large, and the
+    console asks for it every few seconds.
+    """
+    made = _made.setdefault(model, {})
+    if candidates not in made:
+        made[candidates] = _make(model, candidates)
+    request: dict[str, Any] = orjson.loads(made[candidates])  # a copy: callers may change it
+    return request
+
+
+def _make(model: Model, candidates: int) -> bytes:
     manifest = model.manifest
     requests = list(model.golden.batch.requests())
-    batch = next((each for each in requests if each.rows >= MOST_CANDIDATES), requests[0])
-    rows = min(batch.rows, MOST_CANDIDATES)
+    largest = max(requests, key=lambda each: each.rows)
+    batch = next((each for each in requests if each.rows >= candidates), largest)
+    rows = min(batch.rows, candidates)
     ids = _Ids(model.vocabularies)
     request = {
         "user": {f.name: _values(f, batch.user, 1, ids)[0] for f in manifest.user_inputs},
@@ -33,9 +52,8 @@ def example_request(model: Model) -> dict[str, Any]:
         "candidate_keys": [f"item-{position}" for position in range(1, rows + 1)],
         "ranking": {"top_k": rows},
     }
-    # Through orjson, which writes float32 0.1 as 0.1 and not as 0.10000000149011612.
-    plain: dict[str, Any] = orjson.loads(orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY))
-    return plain
+    # orjson writes float32 0.1 as 0.1 and not as 0.10000000149011612.
+    return orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 class _Ids:

@@ -28,12 +28,14 @@ _PAGE = """<!doctype html>
 <h1>Gatehouse</h1>
 <p>Online ranking: one user, many candidates, a score per task, one rank score.</p>
 <nav>
+  <a href="/console">Console</a>
   <a href="/docs">API documentation</a>
   <a href="/v1/models">Models</a>
   <a href="/v1/engine">Engine</a>
   <a href="/metrics">Metrics</a>
   <a href="/readyz">Readiness</a>
 </nav>
+{refused}
 {models}
 </html>
 """
@@ -59,7 +61,17 @@ _AUTHORIZATION = """
 def home_page(registry: Registry, origin: str, *, needs_key: bool = False) -> str:
     """Return the page as HTML; `origin` is this server's address as the browser uses it."""
     models = "".join(_model(model, origin, needs_key) for model in registry.models())
-    return _PAGE.format(models=models or "<section><p>No model is active yet.</p></section>")
+    return _PAGE.format(
+        refused=_refused(len(registry.refused)),
+        models=models or "<section><p>No model is active yet.</p></section>",
+    )
+
+
+def _refused(count: int) -> str:
+    if not count:
+        return ""
+    versions = "One version is" if count == 1 else f"{count} versions are"
+    return f'<p><strong>{versions} refused.</strong> <a href="/console#models">See why.</a></p>'
 
 
 def _model(model: Model, origin: str, needs_key: bool) -> str:

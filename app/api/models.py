@@ -1,8 +1,10 @@
 """`GET /v1/models`: the active models, each with an example request, and refused versions."""
 
-from fastapi import APIRouter
+from typing import Any
 
-from app.api.examples import example_request
+from fastapi import APIRouter, Request
+
+from app.api.examples import DEFAULT_CANDIDATES, MOST_CANDIDATES, example_request
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import (
     CanaryState,
@@ -17,12 +19,24 @@ from app.api.openapi.schemas import (
     TrafficState,
 )
 from app.artifacts.loader import Model
-from app.errors import ModelNotFound, NotReady
+from app.errors import FieldError, InvalidRequest, ModelNotFound, NotReady
 from app.lifecycle.policies import Policies
 from app.lifecycle.registry import Registry
 from app.lifecycle.traffic import Traffic
 from app.ranking.ranker import Ranker
 from app.scoring.service import Service
+
+_CANDIDATES = {
+    "name": "candidates",
+    "in": "query",
+    "description": "how many candidates the example may have",
+    "schema": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MOST_CANDIDATES,
+        "default": DEFAULT_CANDIDATES,
+    },
+}
 
 
 def routes(service: Service) -> APIRouter:
@@ -57,7 +71,26 @@ def routes(service: Service) -> APIRouter:
         registry = service.registry
         return _card(registry.active(model), service.policies, registry)
 
+    @router.get(
+        "/{model}/example",
+        summary="An example request of a model, with up to that many candidates",
+        responses=problems(ModelNotFound, NotReady, InvalidRequest),
+        openapi_extra={"parameters": [_CANDIDATES]},
+    )
+    async def show_example(model: str, request: Request) -> dict[str, Any]:
+        candidates = _candidates(request.query_params.get("candidates"))
+        return example_request(service.registry.active(model), candidates)
+
     return router
+
+
+def _candidates(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_CANDIDATES
+    if text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= MOST_CANDIDATES:
+        return int(text)
+    detail = f"query parameter candidates must be a whole number from 1 to {MOST_CANDIDATES}"
+    raise InvalidRequest([FieldError("", detail)])
 
 
 def _card(model: Model, policies: Policies, registry: Registry) -> ModelCard:

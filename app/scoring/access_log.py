@@ -1,28 +1,44 @@
 """The access log: every request is counted, and some are logged, one line each.
 
-All slow requests, all server errors, and a random share of the others are logged. Requests that
-are refused with 503, as under overload, are logged at a limited rate: a few per second.
+All slow requests, all server errors, and a random share of the others are logged. Two kinds have no
+lines of their own: requests that were refused or late are summed up each second, and health probes
+are only counted.
 """
 
+import asyncio
 import logging
 import random
 import re
 import time
-from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InternalError
+from app.errors import (
+    DeadlineExceeded,
+    DeadlineUnmeetable,
+    Draining,
+    InternalError,
+    NotReady,
+    Overloaded,
+)
 from app.lifecycle.readiness import Readiness
 from app.scoring.context import Context, send_error
+from app.scoring.trace import Trace
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import RequestRecord
+from app.telemetry.requests import RequestRecord, stage_names
 
 logger = logging.getLogger("app.access")
 
-REFUSALS_PER_S = 10
-"""The most log lines for status 503 in a second. The next line says how many were not logged."""
-
+SHED_INTERVAL_S = 1.0
+_SUMMED_UP = frozenset(
+    each.slug for each in (Overloaded, DeadlineUnmeetable, DeadlineExceeded, NotReady, Draining)
+)
+_PROBES = frozenset(
+    (
+        *("/livez", "/readyz", "/v2/health/live", "/v2/health/ready"),
+        *("/v2/models/{model}/ready", "/v2/models/{model}/versions/{version}/ready"),
+    )
+)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -34,9 +50,15 @@ class AccessLog:
         self._append = metrics.record
         self._log_sample = log_sample
         self._slow_request_s = slow_request_s
-        self._second = 0  # of the monotonic clock, in which `_refusals` were seen
-        self._refusals = 0
-        self._not_logged = 0  # refusals since the last one that was logged
+        self._shed: dict[str, int] = {}
+        self._shed_id = ""
+        self._shed_timer: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        """Log what is summed up so far."""
+        if self._shed_timer is not None:
+            self._shed_timer.cancel()
+            self._log_shed()
 
     def add(
         self,
@@ -45,6 +67,9 @@ class AccessLog:
         request_id: str,
         problem: str = "",
         left: str = "",
+        *,
+        timeout_s: float = 0.0,
+        trace: Trace | None = None,
     ) -> None:
         """Count a request, and log it if it is slow, failed, or sampled.
 
@@ -54,11 +79,17 @@ class AccessLog:
             request_id: of the request.
             problem: the slug of its error, or empty.
             left: the stage at which its client disconnected, or empty.
+            timeout_s: from its arrival to its deadline, or 0 if that is not known.
+            trace: its place in the caller's trace.
         """
         self._append(record)
         status, duration_s = record.status, record.duration_s
-        is_notable = status >= 499 or duration_s >= self._slow_request_s
-        if status == HTTPStatus.SERVICE_UNAVAILABLE and not self._logs_refusal():
+        if problem in _SUMMED_UP:
+            self._add_shed(problem, request_id)
+            return
+        is_slow = duration_s >= self._slow_request_s
+        is_notable = status >= 499 or is_slow
+        if record.route in _PROBES and status != 500:
             return
         if is_notable or random.random() < self._log_sample:  # noqa: S311  (no secret)
             line: dict[str, object] = {
@@ -70,22 +101,38 @@ class AccessLog:
             }
             if record.stages:
                 line["candidates"] = record.candidates
-            optional = {"problem": problem, "left": left, "key": record.key}
-            if status == HTTPStatus.SERVICE_UNAVAILABLE and self._not_logged:
-                line["not_logged"], self._not_logged = self._not_logged, 0
+            model = record.version or record.model
+            optional = {"model": model, "problem": problem, "left": left, "key": record.key}
             line |= {name: value for name, value in optional.items() if value}
-            level = logging.ERROR if status == 500 else logging.INFO
-            logger.log(level, "request", extra={"fields": line})
+            if is_slow and record.role:
+                line["role"] = record.role
+            if is_slow and timeout_s:
+                line["deadline_ms"] = round(timeout_s * 1e3, 3)
+            if is_slow and record.stages:
+                stages = stage_names(record.stages).items()
+                line["stages_ms"] = {name: round(stage_s * 1e3, 3) for name, stage_s in stages}
+            if trace is not None:
+                ids = {"trace_id": trace.trace_id, "span_id": trace.span_id}
+                line |= ids | {"parent_id": trace.parent_id}
+            logger.log(_level(status), "request", extra={"fields": line})
 
-    def _logs_refusal(self) -> bool:
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._refusals = second, 0
-        self._refusals += 1
-        if self._refusals <= REFUSALS_PER_S:
-            return True
-        self._not_logged += 1
-        return False
+    def _add_shed(self, problem: str, request_id: str) -> None:
+        if self._shed_timer is None:
+            self._shed_id = request_id
+            loop = asyncio.get_running_loop()
+            self._shed_timer = loop.call_later(SHED_INTERVAL_S, self._log_shed)
+        self._shed[problem] = self._shed.get(problem, 0) + 1
+
+    def _log_shed(self) -> None:
+        fields = {"requests": sum(self._shed.values()), **self._shed, "first_id": self._shed_id}
+        self._shed, self._shed_timer = {}, None
+        logger.warning("requests refused or late", extra={"fields": fields})
+
+
+def _level(status: int) -> int:
+    if status == 500:
+        return logging.ERROR
+    return logging.WARNING if status > 500 else logging.INFO
 
 
 class AccessLogMiddleware:

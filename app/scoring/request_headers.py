@@ -22,6 +22,7 @@ _READ = frozenset(
         b"content-length",
         b"content-type",
         b"inference-header-content-length",
+        b"traceparent",
         b"x-request-id",
         b"x-request-priority",
         b"x-request-timeout-ms",

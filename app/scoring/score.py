@@ -40,6 +40,7 @@ from app.scoring.keys import Keys
 from app.scoring.request_headers import check_body_headers, priority, timeout_s
 from app.scoring.score_distributions import ResponseSampler
 from app.scoring.service import Service
+from app.scoring.trace import Trace, parse_traceparent
 from app.scoring.version_comparer import VersionComparer
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import RequestRecord
@@ -133,6 +134,7 @@ class ScoreCall:
         encode_s: how long encoding its features took.
         is_done: whether it has its response.
         compared: the comparison that uses this call, and the call's body.
+        trace: its place in the caller's trace, if it names one.
     """
 
     route: Route
@@ -151,6 +153,7 @@ class ScoreCall:
     encode_s: float = 0.0
     is_done: bool = False
     compared: tuple[Comparison, bytes] | None = None
+    trace: Trace | None = None
 
 
 class Scorer:
@@ -235,6 +238,8 @@ class Scorer:
             time.monotonic(),
             head,
         )
+        if (traceparent := headers.get(b"traceparent")) is not None:
+            call.trace = parse_traceparent(traceparent)
         try:
             self._check_head(call, headers)
         except GatehouseError as error:
@@ -453,6 +458,8 @@ class Scorer:
             call.request_id.encode(),
             _CLOSE if closes else b"",
         )
+        if call.trace is not None:
+            head += call.trace.header_line
         call.client.respond(status, head, body, closes=closes)
         self._record(call, status, policy, candidates, stages, problem)
 
@@ -484,7 +491,16 @@ class Scorer:
             canary = canaries.get(model.manifest.name)
             if canary is not None:
                 canary.observe(model, status, record.duration_s)
-        self._log.add(record, call.method, call.request_id, problem, left)
+        timeout_s = call.deadline - call.arrival if call.deadline else 0.0
+        self._log.add(
+            record,
+            call.method,
+            call.request_id,
+            problem,
+            left,
+            timeout_s=timeout_s,
+            trace=call.trace,
+        )
 
 
 class RowSizes:

@@ -1,4 +1,4 @@
-"""Logs as JSON: one object a line on standard error, with time, level, logger and message.
+"""Logs on standard error: one JSON object a line, or readable lines if it is a terminal.
 
 A pipe holds 64 kB. When its reader stops reading, a write blocks, and must not block the service:
 records go through a bounded queue to a thread that writes them. While the queue is full, records
@@ -35,6 +35,24 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
         return json.dumps(document, ensure_ascii=False)
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record for people: local time, level, message, then the fields as name=value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line, and the traceback below it."""
+        at = datetime.fromtimestamp(record.created).astimezone()
+        line = f"{at:%H:%M:%S}.{at.microsecond // 1000:03d} {record.levelname:<7} "
+        line += f"{record.name}: {record.getMessage()}"
+        for name, value in getattr(record, "fields", {}).items():
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            line += f" {name}={shown}"
+        # Names in requests must not move the cursor or end the line.
+        line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+        if record.exc_info:
+            line += f"\n{self.formatException(record.exc_info)}"
+        return line
 
 
 class QueuedHandler(logging.Handler):
@@ -144,7 +162,7 @@ class UnqueuedHandler(logging.Handler):
 
 
 def configure(level: str, *, threaded: bool = False) -> None:
-    """Send every logger's records to standard error as JSON.
+    """Send every logger's records to standard error, as JSON unless it is a terminal.
 
     With `threaded`, through a queue. A process that forks must have no threads; it logs little.
     """
@@ -153,7 +171,8 @@ def configure(level: str, *, threaded: bool = False) -> None:
         handler = logging.NullHandler()
     else:
         handler = QueuedHandler(_STDERR) if threaded else UnqueuedHandler(_STDERR)
-    handler.setFormatter(JsonFormatter())
+    is_terminal = sys.stderr is not None and os.isatty(_STDERR)
+    handler.setFormatter(LineFormatter() if is_terminal else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Gatehouse logs start and stop itself.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

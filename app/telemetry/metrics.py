@@ -7,7 +7,14 @@ and thread-safe; rendering takes milliseconds and should not run on the event lo
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -187,6 +194,7 @@ class Metrics:
         )
 
     def _create_for_process(self) -> None:
+        ProcessCollector(registry=self.registry)  # CPU, memory, files and start time, on Linux
         self._loop_lag = self._histogram(
             "event_loop_lag_seconds",
             "How late a timer of the event loop fires, in seconds.",
@@ -215,6 +223,16 @@ class Metrics:
     def watch_total(self, name: str, help_: str, read: Callable[[], float]) -> None:
         """Export a counter that is read at each scrape; its name ends in `_total`."""
         self.registry.register(_ExternalCounter(f"gatehouse_{name}", help_, read))
+
+    def watch_lanes(self, reads: Mapping[str, Callable[[], bool]]) -> None:
+        """Export whether each lane is alive, by its name; each is read at each scrape."""
+        alive = self._gauge(
+            "lane_alive",
+            "1 while the lane takes batches; 0 if it is dead, or one batch keeps it too long.",
+            ("lane",),
+        )
+        for lane, read in reads.items():
+            alive.labels(lane).set_function(read)
 
     def watch_file(self, file: str) -> None:
         """Create the series of a file that is reloaded when it changes."""

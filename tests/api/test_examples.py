@@ -1,12 +1,14 @@
 """Example requests: valid as they are."""
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 
-from app.api.examples import MOST_CANDIDATES, example_request
+from app.api.examples import DEFAULT_CANDIDATES, example_request
 from app.artifacts.golden import Golden
 from app.artifacts.loader import Model
 from app.artifacts.manifest import IdListInput, Input
@@ -32,7 +34,7 @@ def test_example_request_is_valid_after_a_json_round_trip():
     sent = json.loads(json.dumps(example_request(served)))
     features, ranking, keys = read(sent, served, max_candidates=100)
     golden = served.golden.batch
-    assert features.rows == MOST_CANDIDATES == 3
+    assert features.rows == DEFAULT_CANDIDATES == 3
     assert keys == ["item-1", "item-2", "item-3"]
     assert ranking.top_k == 3
     for name, column in features.user.items():
@@ -83,3 +85,17 @@ def test_example_does_not_change_the_golden_request():
     before = served.golden.to_bytes()
     example_request(served)["user"]["age"] = 99
     assert served.golden.to_bytes() == before
+
+
+def test_example_is_made_once_and_goes_away_with_its_model(monkeypatch):
+    served = model()
+    first = example_request(served)
+    monkeypatch.setattr("app.api.examples._make", None)  # cannot be called again
+    again = example_request(served)
+    assert again == first
+    again["user"].clear()
+    assert example_request(served) == first
+    gone = weakref.ref(served)
+    del served
+    gc.collect()
+    assert gone() is None

@@ -72,7 +72,7 @@ async def test_head_requests_are_counted_by_route(client):
 
 async def test_home_page_links_to_every_page(client):
     page = (await client.get("/")).text
-    for target in ("/docs", "/v1/models", "/metrics", "/v1/models/tiny"):
+    for target in ("/console", "/docs", "/v1/models", "/metrics", "/v1/models/tiny"):
         assert f'href="{target}"' in page
         assert (await client.get(target)).status_code == 200
 

@@ -26,7 +26,7 @@ from app.settings import Settings
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker/compose.yaml"
 ON_GPU = ROOT / "docker/compose.gpu.yaml"
-PROMETHEUS = ROOT / "docker/prometheus.yml"
+PROMETHEUS = ROOT / "docker/prometheus/prometheus.yml"
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ def status_of(store: Path, path: str) -> int:
 # Compose
 
 
-@pytest.mark.parametrize("service", ["gatehouse", "prometheus"])
+@pytest.mark.parametrize("service", ["gatehouse", "prometheus", "grafana"])
 def test_services_run_with_few_rights_and_listen_on_loopback(service):
     confined = compose()["services"][service]
     assert confined["read_only"] is True
@@ -387,7 +387,28 @@ def test_prometheus_version_is_pinned_and_reads_the_configuration_file():
     prometheus = compose()["services"]["prometheus"]
     assert re.fullmatch(r"prom/prometheus:v\d+\.\d+\.\d+", prometheus["image"])
     mounts = [mount.split(":") for mount in prometheus["volumes"]]
-    assert ["./prometheus.yml", "/etc/prometheus/prometheus.yml", "ro"] in mounts
+    assert ["./prometheus", "/etc/prometheus", "ro"] in mounts
+
+
+def test_grafana_is_pinned_and_provisioned_with_the_dashboard():
+    grafana = compose()["services"]["grafana"]
+    assert re.fullmatch(r"grafana/grafana:\d+\.\d+\.\d+", grafana["image"])
+    mounts = {
+        mount.split(":")[1]: COMPOSE.parent / mount.split(":")[0] for mount in grafana["volumes"]
+    }
+    provisioning = mounts["/etc/grafana/provisioning"]
+    [source] = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    assert source["url"] == "http://prometheus:9090"
+    [provider] = yaml.safe_load((provisioning / "dashboards/gatehouse.yaml").read_text())[
+        "providers"
+    ]
+    folder = mounts[provider["options"]["path"]]
+    board = json.loads((folder / "gatehouse.json").read_text())
+    used = {panel["datasource"]["uid"] for panel in board["panels"] if "datasource" in panel}
+    assert used == {source["uid"]}
+    assert (folder / "gatehouse.json").is_file()
 
 
 def test_every_named_volume_is_declared():

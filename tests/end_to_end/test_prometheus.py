@@ -1,7 +1,10 @@
-"""A real Prometheus scrapes a real server, with the configuration in docker/."""
+"""A real Prometheus, with the configuration in docker/, scrapes a real server under load."""
 
+import json
+import math
 import shutil
 import subprocess
+import threading
 import time
 
 import httpx
@@ -10,51 +13,102 @@ import pytest
 from tests import REPOSITORY
 from tests.support.server import free_port, running_server
 
+FOLDER = REPOSITORY / "docker"
+DASHBOARD = json.loads((FOLDER / "grafana/dashboards/gatehouse.json").read_text())
+QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+PATIENCE_S = 60.0
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed"),
 ]
 
 
-def test_prometheus_scrapes_the_request_count_of_the_server(store, tmp_path):
-    with running_server(store.folder, tmp_path / "log") as server:
+@pytest.fixture(scope="module")
+def prometheus(store, tmp_path_factory):
+    """Return the URL of a Prometheus that scrapes a server; the server scores all the time."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    policies = folder / "policies.toml"
+    policies.touch()
+    with running_server(store.folder, folder / "log", "--policies", str(policies)) as server:
         example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
         for _ in range(3):
             httpx.post(f"{server.url}/v1/score", json=example)
-        config = (REPOSITORY / "docker" / "prometheus.yml").read_text()
+        config = (FOLDER / "prometheus/prometheus.yml").read_text()
         assert "gatehouse:8000" in config
         config = config.replace("gatehouse:8000", server.url.removeprefix("http://"))
-        (tmp_path / "prometheus.yml").write_text(config)
+        config = config.replace("scrape_interval: 5s", "scrape_interval: 1s")
+        config = config.replace("evaluation_interval: 15s", "evaluation_interval: 1s")
+        (folder / "prometheus.yml").write_text(config)
+        shutil.copy(FOLDER / "prometheus/rules.yml", folder)
         port = free_port()
-        prometheus = subprocess.Popen(
+        process = subprocess.Popen(
             [
                 "prometheus",
-                f"--config.file={tmp_path / 'prometheus.yml'}",
-                f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
                 f"--web.listen-address=127.0.0.1:{port}",
             ],
             stderr=subprocess.DEVNULL,
         )
+        url = f"http://127.0.0.1:{port}"
+        stopped = threading.Event()
+
+        def load() -> None:
+            with httpx.Client() as client:
+                while not stopped.wait(0.05):
+                    client.post(f"{server.url}/v1/models/tiny/score", json=example)
+
+        thread = threading.Thread(target=load)
         try:
             query = 'gatehouse_requests_total{route="/v1/score",status="200"}'
-            prometheus_url = f"http://127.0.0.1:{port}"
-            assert eventual_value(prometheus_url, query) == "3"
-            assert eventual_value(prometheus_url, 'up{job="gatehouse"}') == "1"
+            assert eventual_value(url, query) == "3"
+            thread.start()
+            yield url
         finally:
-            prometheus.kill()
-            prometheus.wait()
+            stopped.set()
+            if thread.ident:
+                thread.join()
+            process.kill()
+            process.wait()
+
+
+def test_prometheus_finds_the_server_up(prometheus):
+    assert eventual_value(prometheus, 'up{job="gatehouse"}') == "1"
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_query_of_the_dashboard_returns_data(prometheus, query):
+    query = query.replace("$instance", ".*").replace("$__rate_interval", "20s")
+    assert "$" not in query
+    assert float(eventual_value(prometheus, query)) >= 0
+
+
+def test_dashboard_has_no_query_that_is_left_out_of_the_test():
+    assert len(QUERIES) >= 30
+    assert json.dumps(DASHBOARD["panels"]).count('"expr"') == len(QUERIES)
+
+
+def test_no_alert_fires_at_a_healthy_server(prometheus):
+    eventual_value(prometheus, "gatehouse:lane_busy:ratio_rate5m")  # the rules were evaluated
+    alerts = httpx.get(f"{prometheus}/api/v1/alerts").json()["data"]["alerts"]
+    assert [each["labels"]["alertname"] for each in alerts if each["state"] == "firing"] == []
+    groups = httpx.get(f"{prometheus}/api/v1/rules").json()["data"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert {rule["health"] for rule in rules} == {"ok"}, [rule.get("lastError") for rule in rules]
 
 
 def eventual_value(url: str, query: str) -> str:
-    """Wait until a query has a result, and return the value of its first series."""
-    deadline = time.monotonic() + 60
+    """Wait until a query has a result that is a number, and return its first one."""
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
             answer = httpx.get(f"{url}/api/v1/query", params={"query": query}).json()
-        except httpx.TransportError:
+        except (httpx.TransportError, json.JSONDecodeError):  # it is still starting
             answer = {"data": {"result": []}}
-        if result := answer["data"]["result"]:
-            value: str = result[0]["value"][1]
-            return value
+        for series in answer["data"]["result"]:
+            value: str = series["value"][1]
+            if not math.isnan(float(value)):
+                return value
         time.sleep(0.2)
     raise AssertionError(f"{query} has no value")

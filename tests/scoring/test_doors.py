@@ -303,8 +303,8 @@ async def test_each_call_is_one_log_line(door, caplog):
     assert all(float(str(line.pop("ms"))) > 0 for line in lines)
     route = {"method": "POST", "route": "/v1/models/{model}/score"}
     assert lines == [
-        {"id": "one", **route, "status": 200, "candidates": 3},
-        {"id": "two", **route, "status": 422, "problem": "invalid-request"},
+        {"id": "one", **route, "status": 200, "candidates": 3, "model": "sums/1"},
+        {"id": "two", **route, "status": 422, "model": "sums/1", "problem": "invalid-request"},
         {
             "id": "three",
             **route | {"method": "GET"},

@@ -15,7 +15,9 @@ from tests import REPOSITORY
 
 GUIDE = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
 ROWS = re.findall(
-    r"^\| `(gatehouse_\w+)` \| (\w+) \| (.*?) \| (.+?) \| (.+?) \| (.+?) \|$", GUIDE, flags=re.M
+    r"^\| `((?:gatehouse|process)_\w+)` \| (\w+) \| (.*?) \| (.+?) \| (.+?) \| (.+?) \|$",
+    GUIDE,
+    flags=re.M,
 )
 QUERIES = re.findall(r"`([^`\n]*\bgatehouse_[^`\n]*)`", GUIDE)
 """Series and PromQL: those of the table, and those of the runbook."""
@@ -52,7 +54,7 @@ async def test_table_of_metrics_lists_every_series_with_type_labels_and_help(ser
 
 def test_table_of_metrics_states_the_unit_of_the_name():
     for name, _, _, unit, _, _ in ROWS:
-        if "timestamp" in name:
+        if "timestamp" in name or name.endswith("_time_seconds"):
             assert unit == "Unix time"
         elif re.search(r"_seconds(_total)?$", name):
             assert unit == "seconds"

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,7 +13,13 @@ from typing import Any
 
 import pytest
 
-from app.telemetry.json_logs import JsonFormatter, QueuedHandler, UnqueuedHandler, configure
+from app.telemetry.json_logs import (
+    JsonFormatter,
+    LineFormatter,
+    QueuedHandler,
+    UnqueuedHandler,
+    configure,
+)
 from tests import REPOSITORY
 
 
@@ -75,6 +82,35 @@ def test_a_process_logs_json_to_standard_error_from_its_level_up():
     assert (done.returncode, done.stdout) == (0, "")
     (written,) = [json.loads(each) for each in done.stderr.splitlines()]
     assert (written["message"], written["level"], written["lane"]) == ("loud", "warning", "lane-0")
+
+
+def test_a_process_logs_readable_lines_to_a_terminal():
+    terminal, stderr = os.openpty()
+    command = [sys.executable, "-c", PROGRAM]
+    subprocess.run(command, stderr=stderr, check=True, cwd=REPOSITORY)
+    os.close(stderr)
+    written = os.read(terminal, 65536).decode()
+    os.close(terminal)
+    time_of_day, rest = written.split(" ", 1)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}", time_of_day)
+    assert rest == "WARNING app.engine: loud lane=lane-0\r\n"
+
+
+def test_readable_line_has_the_fields_and_a_traceback():
+    plain = LineFormatter().format(record("request", fields={"ms": 1.5, "stages_ms": {"rank": 2}}))
+    assert plain.endswith('INFO    app.access: request ms=1.5 stages_ms={"rank": 2}')
+    try:
+        raise ValueError("poison")
+    except ValueError:
+        text = LineFormatter().format(record("failed", exc_info=sys.exc_info()))
+    assert "app.access: failed\nTraceback" in text
+    assert text.endswith("ValueError: poison")
+
+
+def test_readable_line_has_no_control_characters_of_a_caller():
+    plain = LineFormatter().format(record("%s", "a\x1b[2Jb\nc", fields={"id": "é\r"}))
+    assert plain.endswith("a\\x1b[2Jb\\nc id=é\\r")
+    assert "\x1b" not in plain
 
 
 CROWDED = """

@@ -37,7 +37,7 @@ def test_every_metric_has_its_name_and_a_help_text(metrics):
         "gatehouse_model_swaps",
     }
     for name, family in families.items():
-        assert name.startswith("gatehouse_")
+        assert name.startswith(("gatehouse_", "process_"))
         assert family.documentation.endswith(".")
 
 

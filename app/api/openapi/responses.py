@@ -52,6 +52,13 @@ REQUEST_HEADERS: Sequence[Mapping[str, Any]] = (
         "replaced). The response, problem documents and the log repeat it.",
         "schema": {"type": "string"},
     },
+    {
+        "in": "header",
+        "name": "traceparent",
+        "description": "The caller's trace (W3C Trace Context). The response has one with the id "
+        "of this call's span; the log has the ids. A malformed value is ignored.",
+        "schema": {"type": "string"},
+    },
 )
 """Headers of scoring requests."""
 RESPONSE_HEADERS: Mapping[str, Any] = {

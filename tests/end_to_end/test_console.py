@@ -1,0 +1,257 @@
+"""The console in a real, headless Chromium, against a real server."""
+
+import shutil
+import tomllib
+
+import httpx
+import pytest
+
+from tests import REPOSITORY
+from tests.support.server import running_server
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SECRET = "0123456789abcdef0123456789abcdef"
+POLICIES = """
+[default]
+tiny = "home"
+[policy.home]
+formula = "power_product"
+weights = { click = 1.0, like = 0.5, dwell = 0.5 }
+bounds = { click = [-3.0, 3.0], like = [0.0, 3.0] }
+shadow = "likes"
+[policy.likes]
+formula = "weighted_sum"
+weights = { click = 0.3, like = 1.0 }
+"""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def server(store, tiny, tmp_path_factory):
+    """A server with two policies; the second version in its store is damaged."""
+    folder = tmp_path_factory.mktemp("console")
+    shutil.copytree(store.folder, folder / "store")
+    version = folder / "store" / tiny.model / str(tiny.version)
+    damaged = version.with_name(str(tiny.version + 1))
+    shutil.copytree(version, damaged)
+    (damaged / "model.json").write_text(
+        (version / "model.json")
+        .read_text()
+        .replace(f'"version": {tiny.version},', f'"version": {tiny.version + 1},')
+    )
+    with (damaged / "golden.safetensors").open("ab") as file:
+        file.write(b"x")
+    policies = folder / "policies.toml"
+    policies.write_text(POLICIES)
+    with running_server(folder / "store", folder / "log", "--policies", str(policies)) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser, server):
+    """The console, opened; the test fails if its script reports an error."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = open_console(context, server.url)
+    yield opened
+    assert opened.errors == []
+    context.close()
+
+
+def open_console(context, url):
+    page = context.new_page()
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on(
+        "console",
+        lambda line: page.errors.append(line.text) if line.type in ("error", "warning") else None,
+    )
+    page.goto(f"{url}/console")
+    page.wait_for_selector("[data-side=A] tr[data-key]")
+    page.wait_for_selector("[data-side=B] tr[data-key]")
+    return page
+
+
+def order(page, side):
+    return page.eval_on_selector_all(
+        f"[data-side={side}] tr[data-key]", "rows => rows.map(row => row.dataset.key)"
+    )
+
+
+def ranking(server, example, **wanted):
+    answer = httpx.post(f"{server.url}/v1/score", json={**example, "ranking": wanted})
+    return answer.json()["ranking"]
+
+
+@pytest.fixture
+def example(server):
+    answer = httpx.get(f"{server.url}/v1/models/tiny/example", params={"candidates": 12}).json()
+    del answer["ranking"]
+    assert len(answer["candidate_keys"]) == 12
+    return answer
+
+
+def test_refused_version_and_its_reason_are_shown(page, server):
+    [refused] = httpx.get(f"{server.url}/v1/models").json()["refused"]
+    assert page.inner_text("#status") == "ready; 1 version refused"
+    assert f"version {refused['version']} is refused" in page.inner_text("#refused")
+    assert refused["reason"] in page.inner_text("#refused")
+
+
+def test_playground_shows_the_orders_of_the_api(page, server, example):
+    assert order(page, "A") == ranking(server, example, policy="home")
+    assert order(page, "B") == ranking(server, example, policy="likes")
+    assert "Kendall's tau" in page.inner_text("#agreement")
+
+
+def test_slider_changes_the_order_as_the_api_does(page, server, example):
+    before = order(page, "A")
+    slider = page.get_by_label("Weight of click, policy A")
+    slider.focus()
+    slider.press("Home")  # the lowest weight that the bounds allow, by keyboard
+    expected = ranking(server, example, policy="home", weights={"click": -3.0})
+    assert expected != before
+    page.wait_for_function(
+        "expected => [...document.querySelectorAll('[data-side=A] tr[data-key]')]"
+        ".map(row => row.dataset.key).join() === expected",
+        arg=",".join(expected),
+    )
+    assert page.get_by_label("Weight of dwell, policy A").is_disabled()  # has no bounds
+    assert "click^-3" in page.inner_text("[data-side=A] .formula")
+
+
+def test_choosing_a_policy_ranks_with_it(page, server, example):
+    page.get_by_label("Policy A", exact=True).select_option("likes")
+    page.wait_for_function(
+        "() => document.querySelector('#agreement').textContent.includes('tau 1.00')"
+    )
+    assert order(page, "A") == order(page, "B") == ranking(server, example, policy="likes")
+
+
+def test_candidate_shows_the_explanation_of_the_api(page, server, example):
+    wanted = {"policy": "home", "explain": True}
+    answer = httpx.post(f"{server.url}/v1/score", json={**example, "ranking": wanted}).json()
+    first = answer["explanation"]["candidates"][0]
+    lead = first["tasks"]["like"]["lead"]
+    shown = page.inner_text(f"[data-side=A] tr[data-key={first['candidate']}] td:nth-child(4)")
+    text = shown.split()[-1].replace("−", "-")
+    assert float(text) == pytest.approx(lead, rel=1e-2)
+
+
+def test_copied_policy_is_valid_toml_with_the_weights_of_the_sliders(page):
+    page.get_by_label("Weight of like, policy A").press("End")
+    page.wait_for_function(
+        "() => document.querySelector('[data-side=A] .formula').textContent.includes('like^3')"
+    )
+    text = page.evaluate("policyToml(play.sides[0])")
+    policy = tomllib.loads(text)["policy"]["home"]
+    assert policy["formula"] == "power_product"
+    assert policy["weights"] == {"click": 1.0, "like": 3.0, "dwell": 0.5}
+    assert policy["bounds"] == {"click": [-3.0, 3.0], "like": [0.0, 3.0]}
+
+
+def test_charts_move_under_load(page, server, example):
+    page.wait_for_function("() => document.querySelectorAll('#tiles b').length > 0")
+    for _ in range(30):
+        httpx.post(f"{server.url}/v1/score", json=example).raise_for_status()
+    page.wait_for_function("() => parseFloat(document.querySelector('#tiles b').textContent) > 0")
+    page.wait_for_selector("#stages .stack")
+    page.wait_for_selector("#cards svg rect:not([height='0'])")
+    assert "compute" in page.inner_text("#stages")
+    assert page.get_attribute("#latency svg", "aria-label").startswith("Latency: p50 ")
+
+
+def test_request_that_is_wrong_shows_the_problems_of_the_api(page):
+    page.locator("summary").click()
+    page.fill("#request", '{"user": {}, "candidates": {"nothing": [1]}}')
+    page.wait_for_selector("#playproblem .message")
+    assert "Invalid request" in page.inner_text("#playproblem")
+    assert "/candidates/nothing" in page.inner_text("#playproblem")
+    page.fill("#request", "{")
+    page.wait_for_function(
+        "() => document.querySelector('#playproblem').textContent.includes('not JSON')"
+    )
+    page.errors[:] = [each for each in page.errors if "422" not in each]
+
+
+def test_server_that_stops_is_reported_and_the_page_stays(page):
+    page.context.set_offline(True)
+    page.wait_for_function(
+        "() => document.querySelector('#status').textContent === 'not reachable'"
+    )
+    assert "does not answer" in page.inner_text("#problems")
+    assert order(page, "A")
+    page.context.set_offline(False)
+    page.wait_for_function(
+        "() => document.querySelector('#status').textContent.startsWith('ready')"
+    )
+    page.errors[:] = [each for each in page.errors if "ERR_INTERNET_DISCONNECTED" not in each]
+
+
+def test_page_loads_nothing_from_another_host(browser, server):
+    context = browser.new_context()
+    requested = []
+    context.on("request", lambda request: requested.append(request.url))
+    page = open_console(context, server.url)
+    assert page.errors == []
+    assert {url.split("/")[0] for url in requested} <= {"http:", "data:"}
+    assert all(url.startswith((server.url, "data:")) for url in requested)
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_a_phone_in_light_and_dark(browser, server, scheme):
+    context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    page = open_console(context, server.url)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    red, green, blue = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)"
+    )
+    assert (red + green + blue < 200) == (scheme == "dark")
+    assert page.errors == []
+    context.close()
+
+
+def test_playground_asks_for_a_key_where_keys_are_set(browser, store, tmp_path):
+    with running_server(
+        store.folder, tmp_path / "log", environment={"GATEHOUSE_KEYS": f"console:{SECRET}"}
+    ) as server:
+        page = browser.new_page()
+        page.goto(f"{server.url}/console")
+        page.wait_for_selector("#keyfield:not([hidden])")
+        assert "API key" in page.inner_text("#playproblem")
+        page.fill("#key", SECRET)
+        page.press("#key", "Enter")
+        page.wait_for_selector("[data-side=A] tr[data-key]")
+        page.close()
+
+
+def test_console_of_an_empty_store_says_what_to_do(browser, tmp_path):
+    (tmp_path / "store").mkdir()
+    with running_server(tmp_path / "store", tmp_path / "log", ready=False) as server:
+        page = browser.new_page()
+        page.goto(f"{server.url}/console")
+        page.wait_for_selector("#cards .message")
+        assert "No model is active" in page.inner_text("#cards")
+        assert "not ready" in page.inner_text("#status")
+        assert "needs an active model" in page.inner_text("#sides")
+        page.close()
+
+
+def test_readme_shows_a_picture_of_the_console():
+    picture = REPOSITORY / "docker" / "console.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size < 200_000
+    assert "docker/console.png" in (REPOSITORY / "README.md").read_text()
