@@ -12,6 +12,7 @@ continue in HTTP/1.1).
 """
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -38,7 +39,9 @@ MOST_PIPELINED = 16  # requests; reading pauses while so many wait
 HEAD_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0
 PROBE_AFTER_S = 0.02  # of a half-closed connection; most requests are answered before
-_HOP_BY_HOP = (b"upgrade", b"http2-settings", b"connection")
+_UPGRADE = (b"upgrade", b"http2-settings")
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
+"""Characters of a host and its port (RFC 3986, section 3.2); a few senseless orders pass."""
 _INDIRECT = frozenset((b"content-encoding", b"expect", b"origin", b"transfer-encoding"))
 """Requests with one of these headers go through the ASGI application."""
 _SLICE_BYTES = 16 << 10  # parsed at a time, so that pipelined requests are counted in between
@@ -110,6 +113,7 @@ class Connection(HttpToolsProtocol):
         self._is_upgrade = False
         self._is_half_closed = False
         self._refusal = HTTPStatus.BAD_REQUEST
+        self._late_refusal: HTTPStatus | None = None  # written after the responses before it
         self._direct = _DirectExchange()
         self._is_direct = False  # whether the current request is
         self._call: ScoreCall | None = None  # a direct call without its response
@@ -154,6 +158,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; refuse a request that exceeds a limit."""
+        if self._late_refusal is not None:
+            return
         if self._unparsed:  # reading is paused; this was received before
             self._unparsed += data
             return
@@ -199,7 +205,8 @@ class Connection(HttpToolsProtocol):
         interim response shows which it is: a client that is gone resets the connection, and
         `is_disconnected` notices that.
         """
-        if not self._cycle_is_open() or self._waits_for_body or self.scheme == "https":
+        is_incomplete = not self._is_in_head and not self.pipeline
+        if not self._cycle_is_open() or is_incomplete or self.scheme == "https":
             return False
         self._is_half_closed = True
         self.cycle.keep_alive = False
@@ -254,8 +261,11 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the request: as a direct call, or as uvicorn does."""
+        self._start_request()  # may raise: then it is the head that cannot be parsed
         self._is_in_head = False
         self._pending_bytes = 0
+
+    def _start_request(self) -> None:
         is_open = self._cycle_is_open()
         known = self._known_head
         if known is not None and not is_open and known.matches(self):
@@ -275,13 +285,21 @@ class Connection(HttpToolsProtocol):
     def _check_headers(self) -> None:
         if len(self.headers) > MOST_HEADERS:
             self._end_parsing(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):  # the parser also takes 0.9 and 2.0
+            self._end_parsing(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
         hosts = 0
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
-            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-                self._end_parsing(HTTPStatus.NOT_IMPLEMENTED)
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+                if not _HOST.fullmatch(value.strip()):
+                    self._end_parsing(HTTPStatus.BAD_REQUEST)
+            elif name == b"transfer-encoding":
+                if version == "1.0":  # its framing is not certain (RFC 9112, section 6.1)
+                    self._end_parsing(HTTPStatus.BAD_REQUEST)
+                if value.strip().lower() != b"chunked":
+                    self._end_parsing(HTTPStatus.NOT_IMPLEMENTED)
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
             self._end_parsing(HTTPStatus.BAD_REQUEST)  # RFC 9112, section 3.2
 
     def on_body(self, body: bytes) -> None:
@@ -303,6 +321,8 @@ class Connection(HttpToolsProtocol):
             self._submit_direct()
         elif not self._is_direct:
             super().on_message_complete()
+            if self.expect_100_continue:
+                self.cycle.keep_alive = self.parser.should_keep_alive()
             if not self.cycle.response_complete and not self.pipeline:
                 self.flow.resume_reading()  # a large body has paused it
 
@@ -319,7 +339,12 @@ class Connection(HttpToolsProtocol):
         super().on_url(target)
         for name, value in headers:
             super().on_header(name, value)
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # RFC 9110, section 10.1.1
         super().on_headers_complete()
+        if self.expect_100_continue:
+            # A client whose body is refused may send it or not: what follows would be ambiguous.
+            self.cycle.keep_alive = False
         waiting = [each for each in self._cycles if not each.response_complete]
         self._cycles = (*waiting, self.cycle)
         self.scope[IS_DISCONNECTED] = self.is_disconnected  # type: ignore[literal-required]
@@ -333,6 +358,9 @@ class Connection(HttpToolsProtocol):
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
+        elif self._late_refusal is not None:
+            self._end_with(self._late_refusal)
+            return
         if self._unparsed and len(self.pipeline) < MOST_PIPELINED:
             self.loop.call_soon(self._parse_rest)
         elif not self.pipeline and not self.flow.write_paused:
@@ -348,6 +376,8 @@ class Connection(HttpToolsProtocol):
     def _direct_route(self) -> Route | None:
         """Return the route if this is the head of a plain score call."""
         if self.parser.get_method() != b"POST" or not self.target.startswith(b"/v"):
+            return None
+        if b"%" in self.target:  # percent-encoded, which the ASGI application decodes
             return None
         try:
             route = self._scorer.route(self.target.decode("ascii"))
@@ -487,28 +517,47 @@ class Connection(HttpToolsProtocol):
         if method == b"CONNECT":  # an upgrade whatever its headers say
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED)
             return
-        lines = [b"%b %b HTTP/1.1" % (method, self.target)]
-        lines += [b"%b: %b" % each for each in self.headers if each[0] not in _HOP_BY_HOP]
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (method, self.target, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                lines.append(b"connection: " + _without_upgrade(value))
+            elif name not in _UPGRADE:
+                lines.append(b"%b: %b" % (name, value))
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*lines, b"", rest]))
 
     def _refuse(self, status: HTTPStatus) -> None:
-        """Respond with an error, unless a response is being written, and close the connection."""
-        if self.transport.is_closing():
+        """End the connection with an error, after the responses to the requests before it."""
+        if self.transport.is_closing() or self._late_refusal is not None:
             return
-        cycle: RequestResponseCycle | None = None if self._is_direct else self.cycle
-        can_answer = not self._cycle_is_open() or (
-            cycle is not None and not cycle.response_started and len(self.pipeline) == 0
+        cycle: RequestResponseCycle | None = self.cycle
+        if not self._cycle_is_open() or cycle is None:
+            self._end_with(status)
+        elif self._is_in_head:
+            self._late_refusal = status
+        elif self.pipeline:  # the error is in the body of the last request, which has not begun
+            self.pipeline.popleft()
+            self._late_refusal = status
+        elif self._is_direct or cycle.response_started:
+            self.transport.close()
+        else:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            self._end_with(status)
+
+    def _end_with(self, status: HTTPStatus) -> None:
+        body = f"{status.phrase}\n".encode()
+        self._on_refusal(status)
+        self.transport.write(
+            b"HTTP/1.1 %d %b\r\ncontent-type: text/plain; charset=utf-8\r\n"
+            b"content-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (status, status.phrase.encode(), len(body), body)
         )
-        if can_answer:
-            if cycle is not None:
-                cycle.disconnected = True
-                cycle.message_event.set()
-            body = f"{status.phrase}\n".encode()
-            self._on_refusal(status)
-            self.transport.write(
-                b"HTTP/1.1 %d %b\r\ncontent-type: text/plain; charset=utf-8\r\n"
-                b"content-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (status, status.phrase.encode(), len(body), body)
-            )
         self.transport.close()
+
+
+def _without_upgrade(connection: bytes) -> bytes:
+    """Return the options of a `connection` header that are not of an offer to upgrade."""
+    options = (each.strip() for each in connection.split(b","))
+    return b", ".join(each for each in options if each.lower() not in _UPGRADE)

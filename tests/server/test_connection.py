@@ -244,6 +244,55 @@ async def test_connection_of_http_1_0_is_closed_after_its_response(server):
     assert server.asgi_paths == []
 
 
+# Requests that cannot be parsed, behind others
+
+BAD_HEADS = [
+    b"GARBAGE\r\n\r\n",
+    b"GET /livez HTTP/2.0\r\nhost: x\r\n\r\n",
+    b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-length: +5\r\n\r\n",
+    b"POST /v1/score HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+]
+
+
+@pytest.mark.parametrize("bad", BAD_HEADS)
+@pytest.mark.parametrize("make", [post, post_chunked])
+async def test_requests_before_a_malformed_one_are_answered(server, make, bad):
+    client = await server.connect()
+    await client.send(make(native([1.0]), GATE), *map(mixed, range(6)), bad)
+    await server.gate.is_entered()
+    await client.send(LIVE * 100)  # is never read as a request
+    server.gate.open()
+    assert own_scores(await client.response()) == [1]
+    for number in range(6):
+        check_order(number, await client.response())
+    assert (await client.response()).status in (400, 505)
+    assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("make", [post, post_chunked])
+async def test_request_before_an_incomplete_head_is_answered(server, monkeypatch, make):
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.1)
+    client = await server.connect()
+    await client.send(make(native([1.0]), GATE), b"GET /livez HTT")
+    await server.gate.is_entered()
+    await asyncio.sleep(0.2)
+    server.gate.open()
+    assert own_scores(await client.response()) == [1]
+    assert (await client.response()).status == 408
+    assert await client.rest() == b""
+
+
+async def test_request_before_a_half_closed_body_is_answered(server):
+    client = await server.connect()
+    await client.send(post(native([1.0]), GATE), post_chunked(native())[:-20])
+    await server.gate.is_entered()
+    client.writer.write_eof()
+    await asyncio.sleep(0.02)
+    server.gate.open()
+    assert own_scores(await client.response()) == [1]
+    assert await client.rest() == b""
+
+
 # Half-closed connections
 
 
@@ -436,9 +485,10 @@ async def test_client_that_disconnects_in_its_body_is_counted(server):
     assert server.value("requests_total", **labels) == 1
 
 
-async def test_client_that_half_closes_in_its_body_is_disconnected(server):
+@pytest.mark.parametrize("make", [post, post_chunked])
+async def test_client_that_half_closes_in_its_body_is_disconnected(server, make):
     client = await server.connect()
-    head, first, _ = split(post(native()))
+    head, first, _ = split(make(native()))
     await client.send(head, first)
     client.writer.write_eof()
     assert await client.rest() == b""
@@ -629,6 +679,135 @@ async def test_http_1_0_needs_no_host(server):
     client = await server.connect()
     await client.send(b"GET /livez HTTP/1.0\r\n\r\n")
     assert (await client.response()).status == 200
+
+
+@pytest.mark.parametrize("host", [b"a b", b"a/b", b"a@b", b"a?b", b"a\\b"])
+async def test_host_with_characters_of_no_host_is_400(server, host):
+    client = await server.connect()
+    await client.send(LIVE.replace(b"host: x", b"host: " + host))
+    assert (await client.response()).status == 400
+
+
+@pytest.mark.parametrize(
+    "host", [b"", b"x:80", b"[::1]:8000", b"10.0.0.1", b"a_b.svc.cluster.local", b"xn--bcher-kva.x"]
+)
+async def test_host_is_a_name_or_an_address(server, host):
+    client = await server.connect()
+    await client.send(LIVE.replace(b"host: x", b"host: " + host))
+    assert (await client.response()).status == 200
+
+
+# Other versions and forms of HTTP
+
+
+@pytest.mark.parametrize("version", ["0.9", "2.0"])
+@pytest.mark.parametrize("request_", [LIVE, post(native())], ids=["asgi", "direct"])
+async def test_other_versions_of_http_are_505(server, version, request_):
+    client = await server.connect()
+    await client.send(request_.replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
+    assert (await client.rest()).startswith(b"HTTP/1.1 505 ")
+
+
+async def test_request_line_without_a_version_is_505(server):
+    client = await server.connect()
+    await client.send(b"GET /livez\r\n\r\n")
+    assert (await client.rest()).startswith(b"HTTP/1.1 505 ")
+
+
+async def test_chunked_body_of_http_1_0_is_400(server):
+    client = await server.connect()
+    request = post_chunked(native(), SCORE, b"connection: keep-alive")
+    await client.send(request.replace(b"HTTP/1.1", b"HTTP/1.0"), LIVE)
+    received = await client.rest()
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [b"content-length: 3", b"content-length: 3"],
+        [b"content-length: 3", b"content-length: 4"],
+        [b"content-length: 3, 3"],
+        [b"content-length: 3", b"transfer-encoding: chunked"],
+        [b"transfer-encoding: chunked", b"content-length: 3"],
+        [b"content-length: +3"],
+        [b"content-length: -3"],
+        [b"content-length: 0x3"],
+        [b"content-length: 3\x00"],
+        [b"content-length: 3_0"],
+        [b"content-length:"],
+        [b"content-length: 99999999999999999999"],
+        [b"transfer-encoding : chunked"],
+        [b"transfer-encoding:\r\n chunked"],
+        [b"x: a\r\n b"],
+        [b"x: a\x00b"],
+        [b"x\x00: a"],
+        [b"x: a\rb"],
+    ],
+)
+@pytest.mark.parametrize("path", [SCORE, "/livez"])
+async def test_ambiguous_framing_is_400_and_the_connection_ends(server, path, lengths):
+    client = await server.connect()
+    lines = [b"POST %b HTTP/1.1" % path.encode(), b"host: x", *lengths, b"", b"0\r\n\r\n"]
+    await client.send(b"\r\n".join(lines), LIVE)
+    received = await client.rest()
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/models/%73ums/score", "/v2/models/sums/%69nfer"])
+async def test_percent_encoded_paths_are_decoded(server, path):
+    client = await server.connect()
+    await client.send(post(b"{}", path))
+    assert (await client.response()).status == 422  # the model is found
+
+
+async def test_offer_to_upgrade_keeps_the_other_connection_options(server):
+    client = await server.connect()
+    offer = b"connection: Upgrade, close, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: AAMA"
+    await client.send(post(native(), SCORE, *offer))
+    assert (await client.response()).headers["connection"] == "close"
+    assert await client.rest() == b""
+
+
+async def test_offer_to_upgrade_of_http_1_0_is_answered_as_http_1_0(server):
+    client = await server.connect()
+    offer = b"connection: upgrade", b"upgrade: h2c"
+    await client.send(post(native(), SCORE, *offer, version=b"1.0"))
+    assert (await client.response()).headers["connection"] == "close"
+    assert await client.rest() == b""
+
+
+# Expect: 100-continue
+
+
+async def test_connection_goes_on_after_an_expected_body(server):
+    client = await server.connect()
+    body = native([1.0])
+    for _ in range(3):
+        await client.send(post(body, SCORE, b"expect: 100-continue")[: -len(body)])
+        assert await client.reader.readexactly(len(CONTINUE)) == CONTINUE
+        await client.send(body)
+        assert own_scores(await client.response()) == [1]
+
+
+@pytest.mark.parametrize(
+    ("path", "header"), [(SCORE, b"content-type: text/plain"), ("/nowhere", b"x: y")]
+)
+async def test_refused_expectation_closes_the_connection(server, path, header):
+    client = await server.connect()
+    await client.send(post(b"", path, header, b"expect: 100-continue").replace(b": 0", b": 20"))
+    response = await client.response()
+    assert response.status in (404, 415)
+    assert response.headers["connection"] == "close"
+    assert await client.rest() == b""
+
+
+async def test_client_of_http_1_0_gets_no_interim_response(server):
+    client = await server.connect()
+    await client.send(post(native(), SCORE, b"expect: 100-continue", version=b"1.0"))
+    assert (await client.rest()).startswith(b"HTTP/1.1 200 ")
 
 
 # Clients that do not read
