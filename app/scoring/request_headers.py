@@ -3,7 +3,13 @@
 from collections.abc import Iterable
 
 from app.engine.request import Priority
-from app.errors import FieldError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from app.errors import (
+    FieldError,
+    InvalidRequest,
+    MalformedBody,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+)
 from app.protocol.dialect import Headers
 from app.protocol.validation import LARGEST_TIMEOUT_S
 from app.scoring.content_coding import INFLATABLE
@@ -13,6 +19,9 @@ PRIORITIES = {
     b"normal": Priority.NORMAL,
     b"low": Priority.LOW,
 }
+
+_LONGEST_LENGTH = 18  # digits; Python limits how many it converts
+_HUGE = 10**_LONGEST_LENGTH
 
 _READ = frozenset(
     (
@@ -86,6 +95,7 @@ def check_body_headers(
 
     Raises:
         UnsupportedMediaType: the content type or the content coding is not supported.
+        MalformedBody: the length is not a number.
         PayloadTooLarge: the length is over `max_bytes`.
     """
     media_type = headers.get(b"content-type")
@@ -94,7 +104,7 @@ def check_body_headers(
         if essence not in media_types:
             expected = b" or ".join(sorted(media_types)).decode()
             raise UnsupportedMediaType(f"content-type must be {expected}")
-    length = int(headers.get(b"content-length", b"0"))
+    length = _body_length(headers)
     check_size(length, max_bytes)
     coding = headers.get(b"content-encoding")
     if coding is None:
@@ -106,6 +116,18 @@ def check_body_headers(
         detail = "content-encoding must be gzip, deflate or identity"
         raise UnsupportedMediaType(detail, is_coding=True)
     return length, coding
+
+
+def _body_length(headers: Headers) -> int:
+    """Return the announced length of the body, or 0. This server's parser has checked it before.
+
+    Raises:
+        MalformedBody: it is not a number, or there are several.
+    """
+    value = headers.get(b"content-length", b"0").strip()
+    if not value.isdigit():
+        raise MalformedBody("header content-length must be one whole number")
+    return int(value[-_LONGEST_LENGTH:]) if value[:-_LONGEST_LENGTH].strip(b"0") == b"" else _HUGE
 
 
 def check_size(size: int, max_bytes: int) -> None:

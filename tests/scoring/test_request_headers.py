@@ -3,7 +3,7 @@
 import pytest
 
 from app.engine.request import Priority
-from app.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from app.errors import InvalidRequest, MalformedBody, PayloadTooLarge, UnsupportedMediaType
 from app.scoring.request_headers import check_body_headers, priority, read_headers, timeout_s
 
 JSON = frozenset((b"application/json",))
@@ -112,3 +112,21 @@ def test_announced_length_may_be_as_large_as_the_limit():
     assert check_body_headers({b"content-length": b"10"}, JSON, 10) == (10, None)
     with pytest.raises(PayloadTooLarge, match="larger than 10 bytes"):
         check_body_headers({b"content-length": b"11"}, JSON, 10)
+
+
+@pytest.mark.parametrize(
+    "value", [b"+5", b"-5", b"5, 5", b"0x5", b"", b"5_0", b"5.0", b"five", b"\xb2"]
+)
+def test_content_length_that_is_not_a_number_is_refused(value):
+    with pytest.raises(MalformedBody, match="content-length must be one whole number"):
+        check_body_headers({b"content-length": value}, JSON, 10)
+
+
+@pytest.mark.parametrize("value", [b"5", b" 5 ", b"05", b"0" * 10_000 + b"5"])
+def test_content_length_may_have_zeros_and_spaces_around_it(value):
+    assert check_body_headers({b"content-length": value}, JSON, 10) == (5, None)
+
+
+def test_content_length_of_any_size_is_too_large():
+    with pytest.raises(PayloadTooLarge):
+        check_body_headers({b"content-length": b"9" * 10_000}, JSON, 10)
