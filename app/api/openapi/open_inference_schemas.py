@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from app.protocol.open_inference.infer import LONGEST_ID
+
 Parameter = str | int | float | bool
 
 
@@ -153,7 +155,7 @@ class InferRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    id: str | None = None
+    id: str | None = Field(None, max_length=LONGEST_ID, description="repeated in the response")
     model_name: JsonValue = Field(None, description="ignored: the path names it")
     model_version: JsonValue = Field(None, description="ignored: the path names it")
     parameters: RequestParameters | None = None

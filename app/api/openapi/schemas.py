@@ -15,6 +15,7 @@ from app.protocol.validation import LONGEST_KEY
 from app.ranking.policy import Formula, Policy
 
 Key = Annotated[str, Field(max_length=LONGEST_KEY)]
+Keys = Annotated[list[Key | int], Field(json_schema_extra={"uniqueItems": True})]
 
 
 class Ranking(BaseModel):
@@ -43,10 +44,9 @@ class ScoreRequest(BaseModel):
     candidates: dict[str, list[JsonValue]] | list[dict[str, JsonValue]] = Field(
         description="an object of columns (feature name to n values), or a list of n objects"
     )
-    candidate_keys: list[Key | int] | None = Field(
+    candidate_keys: Keys | None = Field(
         None,
         description="n different keys, one per candidate, for `ranking`; default: positions from 0",
-        json_schema_extra={"uniqueItems": True},
     )
     ranking: Ranking | None = None
 

@@ -25,6 +25,7 @@ ROUTES = {
 }
 HEADER_LENGTH = b"inference-header-content-length"
 _MEMBERS = frozenset(("id", "parameters", "inputs", "outputs", "model_name", "model_version"))
+LONGEST_ID = 256  # characters; a response repeats it
 _LONGEST_KNOWN = 4096  # bytes
 _MOST_KNOWN = 256  # documents
 _JSON = b"content-type: application/json\r\n"
@@ -156,6 +157,8 @@ def _read_document(
     request_id = document.get("id")
     if request_id is not None and not isinstance(request_id, str):
         report.add("/id", "must be a string")
+    elif request_id is not None and len(request_id) > LONGEST_ID:
+        report.add("/id", f"must have at most {LONGEST_ID} characters, has {len(request_id)}")
     parameters = read_parameters(document.get("parameters"), context.policies, report)
     outputs = read_outputs(
         document.get("outputs"), manifest, report, is_binary=parameters.is_binary

@@ -80,8 +80,9 @@ async def test_json_and_binary_give_the_native_scores_bit_for_bit(client, card, 
 
 
 async def test_response_names_model_and_version_and_repeats_the_id(client, inputs):
-    answer = (await post(client, inputs, id="mine")).json()
-    assert answer["id"] == "mine"
+    for mine in ("mine", "", "x" * 256):
+        answer = (await post(client, inputs, id=mine)).json()
+        assert answer["id"] == mine
     assert (answer["model_name"], answer["model_version"]) == ("tiny", "1")
     assert [output["name"] for output in answer["outputs"]] == OUTPUTS
     assert "id" not in (await post(client, inputs)).json()
@@ -272,6 +273,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an input that is not an object": ({"inputs": [1]}, "/inputs/0: must be an object"),
     "no features": ({"inputs": []}, "/inputs: required input item_id is missing"),
     "an id that is not a string": ({"id": 7}, "/id: must be a string"),
+    "an id that is too long": (
+        {"id": "x" * 257},
+        "/id: must have at most 256 characters, has 257",
+    ),
     "an unknown member": (
         {"output": []},
         '/output: unknown key "output"; did you mean "outputs"? (known: ',
