@@ -59,6 +59,7 @@ class Command(Protocol):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    _open_closed_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given[:1] == ["serve"]:
@@ -79,6 +80,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _open_closed_streams() -> None:
+    """Let standard streams that were closed before the start lead to nowhere.
+
+    Otherwise Python has None in their place, and the next file or connection gets their number.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.dup2(nowhere, descriptor)
+        setattr(sys, name, os.fdopen(nowhere, "r" if name == "stdin" else "w"))
+
+
 def _failed(error: OSError) -> int:
     """Report that a file or the output cannot be read or written; return the exit code.
 
@@ -91,10 +108,10 @@ def _failed(error: OSError) -> int:
         complain(f"{error.filename}: {error.strerror}")
         return ExitCode.FAILED
     if isinstance(error, BrokenPipeError):
-        discard()
+        discard(sys.stdout)
         return ExitCode.PIPE_CLOSED
     if error.errno in _FULL:
-        discard()
+        discard(sys.stdout)
         complain(f"cannot write the output: {error.strerror}")
         return ExitCode.FAILED
     raise error

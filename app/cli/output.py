@@ -3,7 +3,7 @@
 import os
 import sys
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 
@@ -47,9 +47,9 @@ def escape_unencodable() -> None:
         reconfigure(errors="backslashreplace")
 
 
-def discard() -> None:
+def discard(stream: TextIO) -> None:
     """Discard buffered output, so that the interpreter writes nothing when it exits."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -6,6 +6,7 @@ import logging
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import prometheus_client
 import torch
@@ -166,5 +167,6 @@ def _relieve_garbage_collector() -> None:
 
 def _unusable(reason: str) -> ExitCode:
     json_logs.flush()  # the reason is the last line
-    sys.stderr.write(f"gatehouse: {reason}\n")
+    with suppress(OSError):  # its reader may be gone; the exit code still tells
+        sys.stderr.write(f"gatehouse: {reason}\n")
     return ExitCode.USAGE

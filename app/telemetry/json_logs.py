@@ -156,9 +156,12 @@ class UnqueuedHandler(logging.Handler):
         """Write a record as far as there is room."""
         line = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
         for start in range(0, len(line), _PIPE_BUF):
-            if not select.select([], [self._descriptor], [], 0)[1]:
+            try:
+                if not select.select([], [self._descriptor], [], 0)[1]:
+                    return
+                os.write(self._descriptor, line[start : start + _PIPE_BUF])
+            except OSError:  # its reader is gone, or its disk is full: not the caller's problem
                 return
-            os.write(self._descriptor, line[start : start + _PIPE_BUF])
 
 
 def configure(level: str, *, threaded: bool = False) -> None:

@@ -187,3 +187,39 @@ def test_help_into_a_closed_pipe_or_a_full_disk_has_no_traceback(arguments, sink
     )
     assert "Traceback" not in finished.stderr
     assert "Exception ignored" not in finished.stderr
+
+
+@pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("--version", ExitCode.OK),
+        ("serve --help", ExitCode.OK),
+        ("sevre", ExitCode.USAGE),
+        ("check none", ExitCode.USAGE),
+        ("serve --port -1", ExitCode.USAGE),
+    ],
+)
+def test_standard_streams_that_are_closed_or_full_change_no_exit_code(arguments, code, streams):
+    finished = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m app {arguments} {streams}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        check=False,
+    )
+    assert finished.returncode == code
+    assert "Traceback" not in finished.stderr
+    assert "Exception ignored" not in finished.stderr
+
+
+def test_file_gets_no_number_of_a_closed_standard_stream(tmp_path):
+    code = (
+        "from app.cli.main import main; main(['--version'])\n"
+        f"print(open({str(tmp_path / 'file')!r}, 'w').fileno(), file=open(9, 'w'))"
+    )
+    line = f'exec {sys.executable} -c "$CODE" <&- >&- 2>&- 9>{tmp_path / "number"}'
+    environment = clean_environment() | {"CODE": code}
+    subprocess.run(["sh", "-c", line], cwd=REPOSITORY, env=environment, check=True)
+    assert int((tmp_path / "number").read_text()) > 2

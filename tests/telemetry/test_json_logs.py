@@ -203,6 +203,16 @@ def test_without_a_thread_a_full_pipe_drops_records(pipe):
     assert os.read(reader, 1 << 20).endswith(b"again\n")
 
 
+def test_without_a_thread_a_log_that_cannot_be_written_fails_nobody():
+    reader, pipe = os.pipe()
+    os.close(reader)
+    for writer in (pipe, os.open("/dev/full", os.O_WRONLY)):
+        handler = UnqueuedHandler(writer)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.emit(record("x" * 10_000))
+        os.close(writer)
+
+
 def test_record_that_cannot_be_formatted_does_not_raise(pipe, capsys):
     handler = QueuedHandler(pipe[1])
     handler.handle(record("%d", "no number"))
