@@ -25,6 +25,8 @@ def read_small_file(path: Path, *, max_bytes: int) -> bytes:
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(max_bytes + 1)
+            if content is None:  # a file of the kernel that has nothing to say now
+                raise OSError(errno.EAGAIN, "has no content yet", str(path))
     finally:
         os.close(descriptor)
     if len(content) > max_bytes:

@@ -1,9 +1,11 @@
 """Small files: bounded, regular, with or without a byte order mark."""
 
+import io
 import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,21 @@ def test_a_fifo_a_device_and_a_folder_are_refused_without_waiting(tmp_path):
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
         with pytest.raises(OSError, match="not a regular file"):
             read_small_file(path, max_bytes=5)
+
+
+class WithoutContent(io.BytesIO):
+    """What /proc/kmsg is like while there are no messages."""
+
+    def read(self, _size: int | None = -1) -> Any:
+        return None
+
+
+def test_a_file_of_the_kernel_without_content_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    reader = WithoutContent()
+    monkeypatch.setattr(os, "fdopen", lambda *_, **__: reader)
+    with pytest.raises(BlockingIOError, match="no content yet"):
+        read_small_file(tmp_path / "file", max_bytes=5)
 
 
 def test_missing_file_is_reported_as_missing(tmp_path):

@@ -89,7 +89,7 @@ def not_empty(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def complain(message: str) -> None:
     """Write a message to standard error as one line."""
-    sys.stderr.write(f"gatehouse: {' '.join(message.split())}\n")
+    try:
         sys.stderr.write(f"gatehouse: {' '.join(message.split())}\n")
         sys.stderr.flush()
     except OSError:  # its reader is gone, or its disk is full; the exit code still tells
