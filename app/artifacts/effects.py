@@ -33,14 +33,20 @@ _CONTAINERS = frozenset(("ListType", "DictType", "TupleType"))
 _TAKE_APART = frozenset(
     ("prim::ListUnpack", "prim::TupleUnpack", "prim::TupleIndex", "prim::TupleSlice")
 )
+# Their schemas do not say that the result is the argument, or a part of it.
+_REARRANGE = _TAKE_APART | frozenset(
+    ("prim::unchecked_cast", "prim::awaitable_wait", "prim::ModuleContainerIndex")
+)
 # Operators that may return their argument, or a view of it, though their schema does not say so.
 _UNDECLARED_VIEWS = frozenset(
     f"aten::{name}"
     for name in (
         *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as"),
         *("einsum", "broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"),
+        *("cartesian_prod", "conj_physical", "unsafe_chunk"),
     )
 )
+# And every operator that takes a generator of random numbers.
 _RANDOM = frozenset(
     f"aten::{name}"
     for name in (
@@ -58,6 +64,7 @@ _DROPS_OUT = frozenset(
         *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
         *("dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_"),
         *("native_dropout", "_fused_dropout", "rrelu", "rrelu_", "rrelu_with_noise"),
+        *("rrelu_with_noise_", "rrelu_with_noise_functional"),
         *("lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention"),
     )
 )
@@ -196,7 +203,7 @@ class _Analysis:
                 self._loop(node)
             elif node.hasAttribute("Subgraph") and node.kindOf("Subgraph") == "g":
                 self._subgraph(node)
-            elif node.schema() == "(no schema)":
+            elif kind in _REARRANGE or node.schema() == "(no schema)":
                 self._rearrange(node, kind)
             else:
                 self._operator(node, kind)
@@ -284,7 +291,7 @@ class _Analysis:
 
     def _is_random(self, kind: str, arguments: Mapping[str, Any]) -> bool:
         if kind not in _DROPS_OUT:
-            return kind in _RANDOM
+            return kind in _RANDOM or "generator" in arguments
         flag = arguments.get("train", arguments.get("training"))
         probabilities = [
             arguments[each] for each in ("p", "dropout", "dropout_p") if each in arguments

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Protocol
 
 from app.cli.parser import Parser, WrongUsage, complain
-from app.cli.signals import ending_the_process, importing
+from app.cli.signals import ending_the_process, ignoring, importing
 from app.errors import ExitCode, TuningError, did_you_mean
 
 COMMANDS: Mapping[str, str] = {
@@ -63,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given[:1] == ["serve"]:
-            # Until the server has handlers of its own: no request is accepted yet, so none is lost.
-            with ending_the_process(ExitCode.OK, signal.SIGTERM, signal.SIGINT):
+            # Until the server has handlers of its own: nothing is accepted yet, nothing to drain,
+            # and every file that SIGHUP asks to read again will be read.
+            ends = ending_the_process(ExitCode.OK, signal.SIGTERM, signal.SIGINT)
+            with ends, ignoring(signal.SIGHUP):
                 code = _run(given)
         else:
             code = _run(given)

@@ -7,7 +7,6 @@ processes does not need torch.
 import argparse
 import logging
 import os
-import signal
 
 from app.cli.parser import Parser, WrongUsage
 from app.cli.settings_options import (
@@ -50,7 +49,6 @@ def run(options: argparse.Namespace) -> int:
         WrongUsage: a setting cannot be used.
     """
     settings = read_settings(given_settings(options))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it means reload, and the files are read next
     json_logs.configure(settings.log_level)
     if settings.processes == 1:
         _log_start(settings)

@@ -36,6 +36,19 @@ def ending_the_process(
 
 
 @contextmanager
+def ignoring(ignored: signal.Signals) -> Iterator[None]:
+    """Ignore a signal as long as the block runs and sets no handler."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(ignored, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(ignored, before)
+
+
+@contextmanager
 def importing() -> Iterator[None]:
     """Let Ctrl-C end a command at once while the block imports libraries; `serve` does already."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

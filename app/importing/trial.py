@@ -5,7 +5,9 @@ rows of many requests. So a module must take any number of rows, and what it ret
 not depend on the others.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,6 +264,11 @@ def _runs(program: Program, batch: ModelInputs) -> bool:
 def _refuse_dependent_rows(program: Program, batch: ModelInputs, raw: Raw) -> None:
     """Compare the program as it is served, frozen, with the raw outputs of the file itself."""
     tolerance = program.description.precision.tolerance["cpu"]
+    with _new_memory_is_nan():
+        if np.isnan(program.run(batch)).any():
+            raise ArtifactInvalid(
+                "its outputs depend on memory that it has not written to, such as torch.empty gives"
+            )
     again = program.run(batch)
     if not (np.abs(again - raw) <= tolerance * (1 + np.abs(raw))).all():
         raise ArtifactInvalid("the same rows give other outputs when they are run again")
@@ -276,6 +283,20 @@ def _refuse_dependent_rows(program: Program, batch: ModelInputs, raw: Raw) -> No
                 f"{program.description.tasks[k].name} gives {alone[0, k]:g} for a row alone, and "
                 f"{raw[row, k]:g} for the same row in a batch"
             )
+
+
+@contextmanager
+def _new_memory_is_nan() -> Iterator[None]:
+    """Let `torch.empty` and its like give NaN, on every thread, instead of whatever is there."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # operators that have no deterministic form on a GPU
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warns_only)
 
 
 def _refuse_meaningless_outputs(model: ForeignModel, raw: Raw) -> None:

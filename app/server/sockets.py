@@ -4,6 +4,7 @@ An IPv6 address also listens on IPv4 if it can: `::` means every address of the 
 process, for several and for metrics alike.
 """
 
+import errno
 import logging
 import socket
 from collections.abc import Sequence
@@ -74,6 +75,9 @@ def _bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
         if is_ipv6:  # set in any case: the default is a setting of the kernel
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.bind((host, port))
+    except TypeError:  # bytes that are no text in an environment variable
+        bound.close()
+        raise OSError(errno.EINVAL, "not a host name") from None
     except OSError:
         bound.close()
         raise

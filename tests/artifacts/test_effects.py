@@ -100,6 +100,53 @@ class KeptDict(nn.Module):
         return x + before
 
 
+class KeptTuple(nn.Module):
+    kept: tuple[Tensor, Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = (torch.zeros(3), torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept[0].add_(1)
+        return x + self.kept[0]
+
+
+class UnpackedTuple(KeptTuple):
+    def forward(self, x: Tensor) -> Tensor:
+        first, _second = self.kept
+        return x + first.add_(1)
+
+
+class TupleInList(nn.Module):
+    kept: list[tuple[Tensor, Tensor]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = [(torch.zeros(3), torch.zeros(3))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for first, second in self.kept:
+            first.add_(1)
+            x = x + first + second
+        return x
+
+
+class OptionalTensor(nn.Module):
+    kept: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = torch.zeros(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.kept
+        if kept is not None:
+            kept.add_(1)
+            x = x + kept
+        return x
+
+
 class Renormed(nn.Module):
     """`max_norm` rescales rows of the table when they are looked up; a script leaves that out."""
 
@@ -156,6 +203,10 @@ class Statistics(nn.Module):
         (KeptList(), "kept (aten::append)"),
         (ListElement(), "kept (aten::add_)"),
         (KeptDict(), "kept (aten::_set_item)"),
+        (KeptTuple(), "kept (aten::add_)"),
+        (UnpackedTuple(), "kept (aten::add_)"),
+        (TupleInList(), "kept (aten::add_)"),
+        (OptionalTensor(), "kept (aten::add_)"),
         (InBranch(), "room (aten::copy_)"),
         (InLoop(), "room (aten::add_)"),
         (Statistics(), "aten::batch_norm in training mode"),
@@ -256,7 +307,21 @@ class AlwaysDropout(nn.Module):
         return nn.functional.dropout(x, 0.5, training=True)
 
 
-@pytest.mark.parametrize("module", [Noise(), NoiseInPlace(), AlwaysDropout()], ids=str)
+class NoiseOfAnInitializer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + nn.init.normal_(torch.empty(3))
+
+
+class Dirichlet(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch._sample_dirichlet(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [Noise(), NoiseInPlace(), AlwaysDropout(), NoiseOfAnInitializer(), Dirichlet()],
+    ids=lambda each: type(each).__name__,
+)
 def test_random_numbers_are_found(module):
     result = found(module)
     assert result.random

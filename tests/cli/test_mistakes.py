@@ -254,6 +254,19 @@ def test_signal_while_serve_imports_exits_with_0_and_no_traceback(tmp_path, proc
     process.stderr.close()
 
 
+def test_a_reload_while_serve_imports_is_ignored():
+    code = (
+        "import os, signal, sys\n"
+        "from app.cli import main as command\n"
+        "command.importing = lambda: os.kill(os.getpid(), signal.SIGHUP) or sys.exit(7)\n"
+        "command.main(['serve', '--port', '0'])"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=clean_environment(), check=False
+    )
+    assert finished.returncode == 7  # and not -SIGHUP
+
+
 @pytest.mark.slow
 def test_ctrl_c_while_a_command_imports_torch_exits_with_130(tmp_path):
     published(tmp_path)

@@ -103,6 +103,19 @@ class Random(nn.Module):
         return x[:, 0] + torch.randn_like(x[:, 0])
 
 
+class Unwritten(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0] + 0 * torch.empty(x.size(0))
+
+
+class Overwritten(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        room = torch.empty_like(x)
+        room[:, 0] = x[:, 0]
+        room[:, 1] = x[:, 1]
+        return room.sum(1)
+
+
 class Several(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return x[:, 0], x[:, 1:], x
@@ -143,6 +156,7 @@ class Logarithm(nn.Module):
         (Ranked(), "a row's output depends on the other rows: task click gives 1 for a row alone"),
         (Positioned(), "a row's output depends on the other rows: task click gives "),
         (Random(), "its outputs are random: it calls aten::randn_like"),
+        (Unwritten(), "its outputs depend on memory that it has not written to"),
         (
             Fixed(),
             "a fixed batch size is part of its graph: it runs with 4 rows, but fails with 1: ",
@@ -161,6 +175,11 @@ class Logarithm(nn.Module):
 )
 def test_a_module_that_cannot_serve_is_refused_with_the_reason(module, reason):
     assert reason in refusal(file(module))
+
+
+def test_a_module_that_writes_to_all_its_memory_can_serve():
+    assert examine(file(Overwritten()), model())
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("rows", [7, 1, 257, 1024])
