@@ -29,6 +29,9 @@ _VERSION = re.compile(r"[1-9][0-9]{0,15}")
 _TEMPORARY = "."  # names of files and folders that are being written
 
 
+Fingerprint = frozenset[tuple[str, int, int, int, int]]
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """One version of one model in the store; its files are not read yet."""
@@ -40,10 +43,11 @@ class Artifact:
     def __str__(self) -> str:
         return f"{self.model}/{self.version}"
 
-    def fingerprint(self) -> frozenset[tuple[str, int, int]]:
-        """Return name, size and modification time (ns) of every file.
+    def fingerprint(self) -> Fingerprint:
+        """Return what tells a changed file apart: of every file its name, inode, size and times.
 
-        It is empty if the folder has been removed.
+        Size and modification time can both stay the same, as with `cp -p`; the time of the last
+        change of the inode (ctime) cannot. It is empty if the folder has been removed.
 
         Raises:
             OSError: the folder or a file in it cannot be read.
@@ -52,7 +56,10 @@ class Artifact:
             files = [(each.name, each.stat()) for each in self.folder.iterdir()]
         except FileNotFoundError:
             return frozenset()
-        return frozenset((name, status.st_size, status.st_mtime_ns) for name, status in files)
+        return frozenset(
+            (name, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
+            for name, each in files
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +94,23 @@ class Store:
         """
         artifacts: list[Artifact] = []
         ignored: dict[str, str] = {}
-        for model in _folders(self.folder, ignored, ""):
+        for model in self._folders(self.folder, ignored):
             try:
-                versions = _folders(model, ignored, f"{model.name}/")
+                versions = self._folders(model, ignored)
             except (FileNotFoundError, NotADirectoryError):  # removed since it was listed
                 continue
             except OSError as error:
-                ignored[model.name] = f"cannot be read: {error.strerror}"
+                ignored[self._place(model)] = f"cannot be read: {error.strerror}"
                 continue
-            complete = [each for each in versions if _is_complete(each, ignored)]
+            complete = [each for each in versions if self._is_complete(each, ignored)]
             if complete and not _MODEL_NAME.fullmatch(model.name):
-                ignored[model.name] = NOT_A_MODEL
+                ignored[self._place(model)] = NOT_A_MODEL
                 continue
             for folder in complete:
                 if _VERSION.fullmatch(folder.name) and int(folder.name) <= LARGEST_VERSION:
                     artifacts.append(Artifact(model.name, int(folder.name), folder))
                 else:
-                    ignored[f"{model.name}/{folder.name}"] = NOT_A_VERSION
+                    ignored[self._place(folder)] = NOT_A_VERSION
         artifacts.sort(key=lambda each: (each.model, each.version))
         return StoreListing(artifacts, ignored)
 
@@ -122,28 +129,37 @@ class Store:
         """Return the complete versions of a model, ascending."""
         return [each.version for each in self.artifacts() if each.model == model]
 
+    def _folders(self, parent: Path, ignored: dict[str, str]) -> list[Path]:
+        """Return the folders in a folder, by name; note those that cannot be looked at."""
+        found = []
+        with os.scandir(parent) as entries:
+            for each in entries:
+                if each.name.startswith(_TEMPORARY):
+                    continue
+                try:
+                    if each.is_dir():
+                        found.append(Path(each.path))
+                except OSError as error:  # such as a link that leads to itself
+                    ignored[self._place(Path(each.path))] = f"cannot be read: {error.strerror}"
+        return sorted(found)
 
-def _folders(parent: Path, ignored: dict[str, str], prefix: str) -> list[Path]:
-    """Return the folders in a folder, by name; add unreadable ones to `ignored`."""
-    found = []
-    with os.scandir(parent) as entries:
-        for each in entries:
-            if each.name.startswith(_TEMPORARY):
-                continue
-            try:
-                if each.is_dir():
-                    found.append(Path(each.path))
-            except OSError as error:  # such as a link that leads to itself
-                ignored[f"{prefix}{each.name}"] = f"cannot be read: {error.strerror}"
-    return sorted(found)
-
-
-def _is_complete(version: Path, ignored: dict[str, str]) -> bool:
-    try:
-        manifest = (version / MANIFEST).stat()
-    except (FileNotFoundError, NotADirectoryError):
+    def _is_complete(self, version: Path, ignored: dict[str, str]) -> bool:
+        try:
+            manifest = (version / MANIFEST).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            ignored[self._place(version)] = f"cannot be read: {error.strerror}"
+            return False
+        if stat.S_ISREG(manifest.st_mode):
+            return True
+        ignored[self._place(version)] = f"{MANIFEST} is not a regular file"
         return False
-    except OSError as error:
-        ignored[f"{version.parent.name}/{version.name}"] = f"cannot be read: {error.strerror}"
-        return False
-    return stat.S_ISREG(manifest.st_mode)
+
+    def _place(self, folder: Path) -> str:
+        """Return a path in the store as logs and JSON can show it: any bytes can be a name."""
+        place = str(folder.relative_to(self.folder))
+        text = os.fsencode(place).decode("utf-8", "backslashreplace")
+        return "".join(
+            each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+        )

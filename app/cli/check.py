@@ -59,8 +59,11 @@ def run(options: argparse.Namespace) -> int:
     for artifact in listing.artifacts:
         try:
             network, tasks = _load(artifact)
-        except (ArtifactInvalid, OSError) as error:
+        except ArtifactInvalid as error:
             refuse(str(artifact), str(error))
+        except OSError as error:
+            file = "" if error.filename is None else f"{Path(str(error.filename)).name}: "
+            refuse(str(artifact), f"cannot be read now: {file}{error.strerror or error}")
         except Exception as error:  # noqa: BLE001  (whatever it is, the others are checked)
             refuse(str(artifact), f"{type(error).__name__}: {error}")
         else:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from app.artifacts.loader import Model, load, verify
-from app.artifacts.store import Artifact, Store, StoreListing
+from app.artifacts.store import Artifact, Fingerprint, Store, StoreListing
 from app.engine.batch import Batch, Chunk
 from app.engine.lanes import BatchResult, Lane, run
 from app.engine.request import QueuedRequest, RequestFeatures

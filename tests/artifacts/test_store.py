@@ -1,12 +1,13 @@
 """The store lists complete artifacts in order, and says why other folders are ignored."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from app.artifacts.store import MANIFEST, Artifact, Store
+from app.artifacts.store import MANIFEST, NOT_A_MODEL, NOT_A_VERSION, Artifact, Store
 
 
 def complete(folder: Path) -> Path:
@@ -79,7 +80,7 @@ def test_a_folder_that_is_not_named_as_a_version_is_ignored_with_a_reason(tmp_pa
     complete(tmp_path / "feed" / version)
     assert names(Store(tmp_path)) == ["feed/7"]
     assert Store(tmp_path).scan().ignored == {
-        f"feed/{version}": "not a version: a whole number from 1 to 9007199254740991, "
+        "feed/" + version.replace("\n", "\\n"): "not a version: a whole number from 1 to 9007199254740991, "
         "without zeros before it"
     }
 
@@ -121,6 +122,33 @@ def test_what_cannot_be_read_is_ignored_with_a_reason_and_costs_the_others_nothi
     assert listing.ignored == dict.fromkeys(
         ("other", "feed/2", "search/2"), "cannot be read: Too many levels of symbolic links"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"\xff\xfe", "\\xff\\xfe"),
+        (b"a\nb", "a\\nb"),
+        (b"a\x1b[2Jb", "a\\x1b[2Jb"),
+        ("a\u202eb".encode(), "a\\u202eb"),
+        ("\u00e9".encode(), "\u00e9"),
+        (b"a b", "a b"),
+    ],
+)
+def test_a_name_of_any_bytes_is_shown_in_printable_characters(tmp_path, name, shown):
+    complete(tmp_path / os.fsdecode(name) / "1")
+    complete(tmp_path / "feed" / os.fsdecode(name))
+    assert Store(tmp_path).scan().ignored == {shown: NOT_A_MODEL, f"feed/{shown}": NOT_A_VERSION}
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_manifest_that_is_not_a_regular_file_is_reported(tmp_path, make):
+    complete(tmp_path / "feed" / "1")
+    (tmp_path / "feed" / "2").mkdir()
+    make(tmp_path / "feed" / "2" / MANIFEST)
+    listing = Store(tmp_path).scan()
+    assert [str(each) for each in listing.artifacts] == ["feed/1"]
+    assert listing.ignored == {"feed/2": "model.json is not a regular file"}
 
 
 def test_unreadable_model_folder_does_not_affect_the_others(tmp_path, monkeypatch):
@@ -172,6 +200,21 @@ def test_a_fingerprint_changes_with_the_files(tmp_path, change: Callable[[Path],
     before = artifact.fingerprint()
     assert artifact.fingerprint() == before
     change(folder)
+    assert artifact.fingerprint() != before
+
+
+@pytest.mark.parametrize("is_same_file", [True, False])
+def test_a_fingerprint_changes_when_size_and_time_stay_the_same(tmp_path, is_same_file):
+    file = complete(tmp_path / "feed" / "1") / "model.ts"
+    file.write_bytes(b"short")
+    (artifact,) = Store(tmp_path).artifacts()
+    before, status = artifact.fingerprint(), file.stat()
+    time.sleep(0.02)  # the kernel's clock of files ticks every few milliseconds
+    if not is_same_file:
+        file.unlink()
+    file.write_bytes(b"SHORT")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (5, status.st_mtime_ns)
     assert artifact.fingerprint() != before
 
 
