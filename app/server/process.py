@@ -138,8 +138,8 @@ class _Process:
         if self._settings.processes > 1:
             # Only now: the kernel sends connections to every process that listens.
             listener = shared_socket(self._settings.host, self._settings.port)
-            await self._server.listen_also(listener)
-            log_address(listener, self._settings.scheme)
+            if await self._server.listen_also(listener):
+                log_address(listener, self._settings.scheme)
         await self._parts.deployment.follow(self._store_timer)
 
     async def _end_when_lost(self) -> None:

@@ -85,13 +85,20 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         self._listening += zip(sockets or [], self.servers, strict=True)
 
-    async def listen_also(self, listener: socket.socket) -> None:
-        """Accept connections on one more bound socket, unless the server is ending."""
+    async def listen_also(self, listener: socket.socket) -> bool:
+        """Accept connections on one more bound socket; return whether the server does.
+
+        A server that is ending closes the socket.
+        """
+        if self._readiness.is_draining:
+            listener.close()
+            return False
         former = self.servers
         await self.startup([listener])
         self.servers += former
         if self._readiness.is_draining:
             self._stop(asyncio.get_running_loop())
+        return not self._readiness.is_draining
 
     def end(self) -> None:
         """Drain without a delay: finish open requests and return from `serve`."""
