@@ -39,9 +39,6 @@ logger = logging.getLogger(__name__)
 BatchTimings = Sequence[tuple[int, float]]
 """Batches that ran: `(rows, seconds)` each."""
 
-Fingerprint = frozenset[tuple[str, int, int]]
-"""Name, size and modification time of every file of a version."""
-
 _WARM_UP_PASSES = 3  # the TorchScript executor profiles, then compiles, then runs
 
 

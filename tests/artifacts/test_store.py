@@ -80,7 +80,8 @@ def test_a_folder_that_is_not_named_as_a_version_is_ignored_with_a_reason(tmp_pa
     complete(tmp_path / "feed" / version)
     assert names(Store(tmp_path)) == ["feed/7"]
     assert Store(tmp_path).scan().ignored == {
-        "feed/" + version.replace("\n", "\\n"): "not a version: a whole number from 1 to 9007199254740991, "
+        "feed/"
+        + version.replace("\n", "\\n"): "not a version: a whole number from 1 to 9007199254740991, "
         "without zeros before it"
     }
 

@@ -69,7 +69,9 @@ def test_a_port_in_use_is_a_configuration_error_that_names_it(host):
             listen(host, [port])
 
 
-@pytest.mark.parametrize("host", ["\udcff", "a\0b", "a" * 300, "a..b", "[::1]", "127.0.0.1:80", "*"])
+@pytest.mark.parametrize(
+    "host", ["\udcff", "a\0b", "a" * 300, "a..b", "[::1]", "127.0.0.1:80", "*"]
+)
 def test_a_host_that_is_not_one_is_refused_with_a_reason(host):
     with pytest.raises(ConfigurationInvalid, match="cannot listen on"):
         listen(host, [0])
