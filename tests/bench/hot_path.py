@@ -166,7 +166,8 @@ def mosec_server(python: Path, program: Path, folder: Path) -> Iterator[tuple[st
         process = subprocess.Popen(
             [python, script, "--port", str(port), "--timeout", "60000"],
             cwd=folder,
-            env={"PATH": os.environ["PATH"], "MODEL": str(program)},
+            # This folder has an http.py, which must not hide the standard library's.
+            env={"PATH": os.environ["PATH"], "PYTHONSAFEPATH": "1", "MODEL": str(program)},
             stdout=log,
             stderr=log,
         )

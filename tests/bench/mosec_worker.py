@@ -1,6 +1,6 @@
 """mosec with the model of `tests.bench.http`: raw float32 rows in, float32 scores out.
 
-    MODEL=store/reference/1/model.ts python tests/bench/mosec_worker.py --port 8000
+    MODEL=store/reference/1/model.ts python -P tests/bench/mosec_worker.py --port 8000
 
 `tests.bench.hot_path --mosec PYTHON` starts it, with the Python of an environment that has mosec,
 numpy and torch. It imports nothing of this project. Two workers, batches of up to 32 requests, and
