@@ -5,10 +5,10 @@
 Every cell is measured once a round, server after server, and the medians are shown: on a shared
 machine rates swing by a factor of three, CPU time per request hardly. It is the user and system
 time of all processes of a server, from /proc, divided by the requests that wrk counted. The model
-and the requests are those of `tests.bench.http`. "ASGI door" is the same server with a header that
-keeps requests from the direct door. With `--checkout`, another working tree is measured beside this
-one; with `--mosec`, mosec with the same TorchScript file (`tests.bench.mosec_worker`), run by that
-Python. Needs wrk.
+and the requests are those of `tests.bench.http`. "Through ASGI" is the same server with a header
+that keeps requests from the direct path. With `--checkout`, another working tree is measured beside
+this one; with `--mosec`, mosec with the same TorchScript file (`tests.bench.mosec_worker`), run by
+that Python. Needs wrk.
 """
 
 import argparse
@@ -230,7 +230,7 @@ def _subjects(
         subjects = [
             Subject("JSON", ours.url, pid, native),
             Subject("binary", ours.url, pid, v2_binary),
-            Subject("JSON, ASGI door", ours.url, pid, native, {"origin": "http://bench"}),
+            Subject("JSON, through ASGI", ours.url, pid, native, {"origin": "http://bench"}),
         ]
         if checkout is not None:
             other = stack.enter_context(_server_of(checkout, folder))
