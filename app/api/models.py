@@ -134,7 +134,7 @@ def _traffic(name: str, registry: Registry) -> TrafficState:
     traffic = registry.traffic.get(name) or Traffic()
     problems = [
         problem
-        for each in (registry.traffic_problems, registry.unmet)
+        for each in (registry.traffic_problems, registry.unassigned)
         if (problem := each.get(name))
     ]
     canary = registry.last_canaries.get(name)

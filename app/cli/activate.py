@@ -17,7 +17,8 @@ from app.cli.traffic_changes import (
 _DESCRIPTION = """\
 Write the version that should be active into <store>/<model>/traffic.toml. Servers follow within
 their poll interval (GATEHOUSE_STORE_POLL_S), or at once on SIGHUP. A version that they keep loaded
-is activated by one assignment; another one is loaded first."""
+is activated by one assignment; another one is loaded first. If there is a canary, running or
+promoted, it is removed."""
 _EPILOG = """\
 exit codes: 0 done; 1 the server has not followed in time; 2 wrong usage or files
 
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
         former = active_of(versions, traffic)
         previous = traffic.previous if former == version else former
         changes = {"active": version, "previous": previous}
+    changes["canary"] = None
     if options.keep is not None:
         if not 0 <= options.keep <= 16:
             raise WrongUsage("--keep must be a number between 0 and 16")

@@ -22,9 +22,9 @@ _DESCRIPTION = """\
 Write a canary into <store>/<model>/traffic.toml. Each server loads the version, and sends it a
 share of the requests, chosen by a stable hash: of the header x-routing-key, else of the user's id,
 else of the request id. When its time is over it becomes active, unless a gate fails: then it gets
-no more traffic. Each server decides for itself and logs the figures; `gatehouse activate` makes
-the result permanent. While the traffic file says "latest", the command names the newest other
-version as the active one."""
+no more traffic. Each server decides for itself and logs the figures. Afterwards `gatehouse
+activate` keeps the new version, and `gatehouse rollback` returns to the one before. While the
+traffic file says "latest", the command names the newest other version as the active one."""
 _EPILOG = """\
 exit codes: 0 done; 1 the server has not followed in time; 2 wrong usage or files
 

@@ -38,8 +38,7 @@ _DESCRIPTION = "Online ranking: one user, many candidates, a score per task and 
 _EPILOG = """\
 Each command has its own help, with defaults and an example: gatehouse serve --help
 
-Training is a program of its own: python -m models train|compare|sweep|show|log|vocabulary
-(python -m models --help)
+Training is a program of its own: python -m models --help
 
 exit codes: 0 success; 1 the command ran and found a failure; 2 wrong usage, settings or files;
 130 interrupted by Ctrl-C; 141 the reader of the output went away

@@ -4,6 +4,7 @@ import argparse
 
 from app.cli.parser import Parser, WrongUsage
 from app.cli.traffic_changes import (
+    active_besides,
     active_of,
     add_model,
     add_waiting,
@@ -16,10 +17,11 @@ from app.cli.traffic_changes import (
 
 _DESCRIPTION = """\
 Write the previous version into <store>/<model>/traffic.toml as the active one: the version that the
-last `gatehouse activate` replaced, else the one below the active version in the store. Servers keep
-it loaded (`keep`), so they return to it by one assignment, within their poll interval
-(GATEHOUSE_STORE_POLL_S) or at once on SIGHUP. Newer versions are not activated any more until
-`gatehouse activate MODEL latest`."""
+last `gatehouse activate` replaced, else the one below the active version in the store. If there is
+a canary, running or promoted, it is removed instead, and the version before it answers all
+requests. Servers keep the previous version loaded (`keep`), so they return to it by one assignment,
+within their poll interval (GATEHOUSE_STORE_POLL_S) or at once on SIGHUP. Newer versions are not
+activated any more until `gatehouse activate MODEL latest`."""
 _EPILOG = """\
 exit codes: 0 done; 1 the server has not followed in time; 2 wrong usage or files, or there is no
 previous version
@@ -48,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     active = active_of(versions, traffic)
     below = [each.version for each in versions if each.version < active]
     target: int | None = options.to
+    if target is None and traffic.canary is not None:
+        target = active_besides(versions, traffic, traffic.canary.version)
     if target is None and traffic.active != "latest":
         target = traffic.previous
     if target is None:
@@ -57,4 +61,5 @@ def run(options: argparse.Namespace) -> int:
             )
         target = below[-1]
     check_version(versions, target)
-    return apply(versions, traffic.model_copy(update={"active": target, "previous": None}), options)
+    changes = {"active": target, "previous": None, "canary": None}
+    return apply(versions, traffic.model_copy(update=changes), options)

@@ -70,7 +70,7 @@ def _seconds(text: str) -> float:
 
 def version_number(text: str) -> int:
     """Convert a version."""
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) < 10**16):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 16 and int(text) >= 1):
         raise argparse.ArgumentTypeError("must be a version number, such as 7")
     return int(text)
 

@@ -23,9 +23,9 @@ MIN_REQUESTS = 100
 MIN_COMPARISONS = 30
 """So many requests both versions must have scored before their orders are compared."""
 _KEPT = 20_000  # durations
-_SURELY = 1e-4
-"""A gate fails when chance would explain the figures less often; it is evaluated many times."""
-_PROBABLY = 0.01
+_REPEATED_TEST_LEVEL = 1e-4
+"""A gate fails if the figures have a smaller p-value than this; it is evaluated many times."""
+_FINAL_TEST_LEVEL = 0.01
 """The same at the end, when it is evaluated once more."""
 _MIN_USERS = 1000
 """A user feature with fewer ids, such as a country, is not the user's id."""
@@ -166,7 +166,7 @@ class Canary:
         if self.state != "running":
             return
         is_over = self._clock() - self._began >= self.settings.seconds
-        failure = self._failure(_PROBABLY if is_over else _SURELY)
+        failure = self._failure(_FINAL_TEST_LEVEL if is_over else _REPEATED_TEST_LEVEL)
         if failure:
             self.state, self.reason = "ended", failure
         elif is_over:
@@ -179,7 +179,7 @@ class Canary:
         gates, canary, active = self.settings.gates, self._figures, self._active_figures
         if gates.error_ratio is not None and canary.requests >= MIN_REQUESTS:
             allowed = active.failed_ratio + gates.error_ratio
-            if tail(canary.failed, canary.requests, allowed) < level:
+            if binomial_p_value(canary.failed, canary.requests, allowed) < level:
                 return (
                     f"error_ratio: {canary.failed_ratio:.4f}, allowed {allowed:.4f} "
                     f"(active {active.failed_ratio:.4f} + {gates.error_ratio:g})"
@@ -188,7 +188,7 @@ class Canary:
         if gates.p99_ratio is not None and enough:
             limit_s = active.p99_s * gates.p99_ratio
             slower = sum(1 for each in canary.durations if each > limit_s)
-            if tail(slower, len(canary.durations), 0.01) < level:
+            if binomial_p_value(slower, len(canary.durations), 0.01) < level:
                 ratio = canary.p99_s / active.p99_s
                 return f"p99_ratio: {ratio:.2f}, allowed {gates.p99_ratio:g}"
         if (
@@ -203,15 +203,19 @@ class Canary:
 
     def _missing(self) -> str:
         """Return what the gates need to pass, or an empty string."""
-        canary = self._figures
+        canary, active = self._figures, self._active_figures
         if canary.requests < MIN_REQUESTS:
             return f"waiting for {MIN_REQUESTS} requests to the canary, {canary.requests} so far"
+        if self.settings.gates.p99_ratio is not None:
+            answered = min(len(canary.durations), len(active.durations))
+            if answered < MIN_REQUESTS:
+                return f"waiting for {MIN_REQUESTS} answers of both versions, {answered} so far"
         if self.comparison is not None and self.comparison.compared < MIN_COMPARISONS:
             return f"waiting for {MIN_COMPARISONS} comparisons, {self.comparison.compared} so far"
         return ""
 
 
-def tail(successes: int, trials: int, probability: float) -> float:
+def binomial_p_value(successes: int, trials: int, probability: float) -> float:
     """Return the probability of at least so many successes: the one-sided binomial test."""
     if successes <= trials * probability or probability >= 1:
         return 1.0

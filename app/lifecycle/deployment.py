@@ -127,7 +127,7 @@ class Deployment:
         """Say why nothing is active."""
         registry = self._registry
         reasons = [f"{artifact}: {why}" for artifact, why in registry.refused.items()]
-        for problems in (registry.traffic_problems, registry.unmet):
+        for problems in (registry.traffic_problems, registry.unassigned):
             reasons += [f"{name}: {why}" for name, why in problems.items()]
         return reasons
 
@@ -242,7 +242,7 @@ class Deployment:
             return
         canary = Canary(settings, self._registry.active(name), model)
         if canary.key_feature and canary.key_feature not in model.manifest.user_names:
-            self._unmet(name, f"{TRAFFIC}: canary.key: the model has no such user feature")
+            self._unassigned(name, f"{TRAFFIC}: canary.key: the model has no such user feature")
             return
         self._registry.last_canaries[name] = self._registry.canaries[name] = canary
         self._registry.assign(model, Role.CANARY)
@@ -298,12 +298,12 @@ class Deployment:
             reason = f"version {version} is not in the store"
             if artifact is not None:
                 reason = self._registry.refused.get(artifact, f"version {version} is not loaded")
-            self._unmet(name, f"{TRAFFIC}: version {version} does not get its role: {reason}")
+            self._unassigned(name, f"{TRAFFIC}: version {version} does not get its role: {reason}")
         return model
 
-    def _unmet(self, name: str, reason: str) -> None:
-        if self._registry.unmet.get(name) != reason:
-            self._registry.unmet[name] = reason
+    def _unassigned(self, name: str, reason: str) -> None:
+        if self._registry.unassigned.get(name) != reason:
+            self._registry.unassigned[name] = reason
             logger.error("model %s: %s", name, reason)
 
     async def _follow(self, name: str, versions: Sequence[Artifact]) -> None:
@@ -319,7 +319,7 @@ class Deployment:
             for artifact in versions:
                 if artifact.version == wanted:
                     await self._try(artifact)
-        if not self._report_unmet(name, versions):
+        if not self._report_unassigned(name, versions):
             await self._follow_canary(name, versions)
             await self._follow_shadow(name, versions)
             self._registry.compare(name)
@@ -340,11 +340,11 @@ class Deployment:
             if artifact.model == name and label not in loaded:
                 del self._loaded[label]
 
-    def _report_unmet(self, name: str, versions: Sequence[Artifact]) -> bool:
+    def _report_unassigned(self, name: str, versions: Sequence[Artifact]) -> bool:
         """Say why the version that the traffic file names is not active; return whether that is."""
         wanted = self._wanted(name)
         if wanted in ("latest", self._registry.active_version(name)):
-            self._registry.unmet.pop(name, None)
+            self._registry.unassigned.pop(name, None)
             return False
         artifact = next((each for each in versions if each.version == wanted), None)
         if artifact is None:
@@ -352,7 +352,7 @@ class Deployment:
             reason = f"version {wanted} is not in the store (versions: {known})"
         else:
             reason = self._registry.refused.get(artifact, f"version {wanted} is not loaded")
-        self._unmet(name, f"{TRAFFIC}: active = {wanted}: {reason}")
+        self._unassigned(name, f"{TRAFFIC}: active = {wanted}: {reason}")
         return True
 
     async def _check_files(self) -> None:

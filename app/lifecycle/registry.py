@@ -51,7 +51,7 @@ class Registry:
             it serves, but could not be loaded again.
         traffic: what the traffic file of a model says, as it was last valid, by name.
         traffic_problems: why the traffic file of a model cannot be used, by name.
-        unmet: why a version that a traffic file names does not have its role, by name.
+        unassigned: why a version that a traffic file names does not have its role, by name.
         canaries: the canaries that get traffic, by name of their model.
         last_canaries: the same, and those that are over.
         shadows: the active version and its shadow, by name of their model.
@@ -67,7 +67,7 @@ class Registry:
         self.damaged: dict[str, str] = {}
         self.traffic: dict[str, Traffic] = {}
         self.traffic_problems: dict[str, str] = {}
-        self.unmet: dict[str, str] = {}
+        self.unassigned: dict[str, str] = {}
         self.canaries: dict[str, Canary] = {}
         self.last_canaries: dict[str, Canary] = {}
         self.shadows: dict[str, Comparison] = {}

@@ -69,4 +69,4 @@ def _read(path: Path) -> tuple[bytes | str | None, bytes | str]:
 
 
 def _summary(traffic: Traffic) -> str:
-    return traffic.to_toml().strip().replace("\n", ", ")
+    return ", ".join([line for line in traffic.to_toml().splitlines() if line])

@@ -57,7 +57,7 @@ class Native:
         writer = ScoreResponseWriter(manifest, ranking.ranker, keys, context.role)
         parsed = ParsedRequest(features, ranking, writer, decoded_at)
         if context.key_feature and isinstance(document, dict):
-            parsed.routing_key = document["user"].get(context.key_feature)
+            parsed.routing_key = document.get("user", {}).get(context.key_feature)
         return parsed
 
 

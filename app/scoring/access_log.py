@@ -1,8 +1,8 @@
 """The access log: every request is counted, and some are logged, one line each.
 
-All slow requests, all server errors, and a random share of the others are logged. Two kinds have no
-lines of their own: requests that were refused or late are summed up each second, and health probes
-are only counted.
+All slow requests, all server errors, and a random share of the others are logged. Two kinds are not
+logged one by one: requests that were refused or late are summed up each second, and health
+probes are only counted.
 """
 
 import asyncio

@@ -133,6 +133,7 @@ class ScoreCall:
         decode_s: how long parsing its body took.
         encode_s: how long encoding its features took.
         is_done: whether it has its response.
+        is_assigned: whether it was assigned to a canary or to the active version beside it.
         compared: the comparison that uses this call, and the call's body.
         trace: its place in the caller's trace, if it names one.
     """
@@ -152,6 +153,7 @@ class ScoreCall:
     decode_s: float = 0.0
     encode_s: float = 0.0
     is_done: bool = False
+    is_assigned: bool = False
     compared: tuple[Comparison, bytes] | None = None
     trace: Trace | None = None
 
@@ -327,7 +329,8 @@ class Scorer:
         """Hand a call to the canary of its model if its key says so.
 
         The key is the header `x-routing-key`, else the user's id, else the request's id. Finding
-        the user's id means reading the body; returns what was read, if the call stays.
+        the user's id means reading the body; returns what was read, if the call stays. Each version
+        gets its share of the bodies that cannot be read, too: the errors of both are compared.
         """
         model, policies, head = call.model, call.policies, call.head
         assert model is not None
@@ -339,14 +342,22 @@ class Scorer:
             return None
         parsed = None
         key = head.headers.get(b"x-routing-key")
-        if key is None and canary.key_feature:
+        error: GatehouseError | None = None
+        if not key and canary.key_feature:
             most = self._limits.max_candidates
             role = registry.role(model)
             context = ParseContext(model, policies, head.headers, most, role, canary.key_feature)
-            parsed = call.route.dialect.parse(body, context)
-            if parsed.routing_key is not None:
-                key = str(parsed.routing_key).encode()
+            try:
+                parsed = call.route.dialect.parse(body, context)
+            except GatehouseError as caught:
+                error = caught
+            else:
+                if parsed.routing_key is not None:
+                    key = str(parsed.routing_key).encode()
+        call.is_assigned = True
         if not canary.takes(key or call.request_id.encode()):
+            if error is not None:
+                raise error
             return parsed
         call.model = canary.model
         call.policies = self._service.policies.of(canary.model)
@@ -487,7 +498,7 @@ class Scorer:
             "" if model is None else self._registry.role(model),
         )
         canaries = self._registry.canaries
-        if canaries and model is not None and call.route.version is None:
+        if canaries and model is not None and call.is_assigned:
             canary = canaries.get(model.manifest.name)
             if canary is not None:
                 canary.observe(model, status, record.duration_s)

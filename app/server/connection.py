@@ -41,7 +41,7 @@ WRITE_TIMEOUT_S = 30.0
 PROBE_AFTER_S = 0.02  # of a half-closed connection; most requests are answered before
 _UPGRADE = (b"upgrade", b"http2-settings")
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
-"""Characters of a host and its port (RFC 3986, section 3.2); a few senseless orders pass."""
+"""Characters of a host and its port (RFC 3986, section 3.2). Some invalid orders are accepted."""
 _INDIRECT = frozenset((b"content-encoding", b"expect", b"origin", b"transfer-encoding"))
 """Requests with one of these headers go through the ASGI application."""
 _SLICE_BYTES = 16 << 10  # parsed at a time, so that pipelined requests are counted in between
@@ -168,12 +168,19 @@ class Connection(HttpToolsProtocol):
             return
         view = memoryview(data)
         for start in range(0, len(data), _SLICE_BYTES):
-            if len(self.pipeline) >= MOST_PIPELINED:
-                self._unparsed = bytes(view[start:])
+            if self._must_wait():
+                self._unparsed += bytes(view[start:])
                 return
             self._parse(view[start : start + _SLICE_BYTES])
             if self.transport.is_closing():
                 return
+
+    def _must_wait(self) -> bool:
+        """Whether what follows must not be parsed yet, or follows what waits for that.
+
+        A request for an upgrade is parsed twice, and may leave something behind.
+        """
+        return len(self.pipeline) >= MOST_PIPELINED or bool(self._unparsed)
 
     def _parse(self, data: bytes | memoryview) -> None:
         self._pending_bytes += len(data)

@@ -83,6 +83,7 @@ def test_rollback_returns_to_the_version_before(store):
         (["canary", "feed", "3", "--for", "soon"], "canary.for: must be a number and s, m, h or d"),
         (["shadow", "feed", "3", "--share", "0"], "shadow.share: input should be greater than 0"),
         (["shadow"], "missing VERSION"),
+        (["canary", "feed", "9" * 5000], ": must be a version number"),
         (["canary", "feed", "9"], "feed has no version 9 (versions: 1, 2, 3)"),
         (["prune", "feed", "--keep", "0"], "--keep must be 1 or more"),
     ],
@@ -93,6 +94,25 @@ def test_a_mistake_is_one_line_and_changes_nothing(store, capsys, arguments, mes
     assert message in error
     assert error.count("\n") == 1
     assert not (store / "feed" / "traffic.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "active"),
+    [(["rollback"], 2), (["rollback", "--to", "1"], 1), (["activate", "3"], 3)],
+)
+def test_rollback_and_activate_remove_a_canary(store, command, active):
+    assert main(["activate", "2"]) == ExitCode.OK
+    assert main(["canary", "feed", "3"]) == ExitCode.OK
+    assert main([command[0], "feed", *command[1:]]) == ExitCode.OK
+    assert traffic(store)["active"] == active
+    assert "canary" not in traffic(store)
+
+
+def test_rollback_of_a_canary_beside_the_latest_version_returns_to_the_one_before(store):
+    document = 'active = "latest"\n[canary]\nversion = 3\nshare = 0.5\nfor = "1h"\n'
+    (store / "feed" / "traffic.toml").write_text(document)
+    assert main(["rollback", "feed"]) == ExitCode.OK
+    assert traffic(store) == {"active": 2, "keep": 1}
 
 
 def test_a_rollback_below_the_first_version_is_refused(store, capsys):

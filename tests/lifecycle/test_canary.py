@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.errors import ConfigurationInvalid
-from app.lifecycle.canary import MIN_REQUESTS, Canary, tail
+from app.lifecycle.canary import MIN_REQUESTS, Canary, binomial_p_value
 from app.lifecycle.traffic import CanarySettings, Traffic
 from app.main import gatehouse
 from app.settings import Settings
@@ -37,8 +37,8 @@ def canary(share=0.05, clock=None, **gates):
 def test_share_of_keys_is_right_by_the_binomial_test(share):
     one, keys = canary(share), 20_000
     taken = sum(one.takes(b"user-%d" % number) for number in range(keys))
-    assert tail(taken, keys, share) > 1e-4
-    assert tail(keys - taken, keys, 1 - share) > 1e-4
+    assert binomial_p_value(taken, keys, share) > 1e-4
+    assert binomial_p_value(keys - taken, keys, 1 - share) > 1e-4
 
 
 def test_a_key_stays_with_its_version_and_canaries_differ():
@@ -53,8 +53,12 @@ def test_a_key_stays_with_its_version_and_canaries_differ():
 
 def test_binomial_tail_is_exact():
     exact = sum(math.comb(50, k) * 0.1**k * 0.9 ** (50 - k) for k in range(9, 51))
-    assert tail(9, 50, 0.1) == pytest.approx(exact, rel=1e-9)
-    assert (tail(0, 10, 0.5), tail(1, 10, 0.0), tail(10, 10, 1.0)) == (1.0, 0.0, 1.0)
+    assert binomial_p_value(9, 50, 0.1) == pytest.approx(exact, rel=1e-9)
+    assert (
+        binomial_p_value(0, 10, 0.5),
+        binomial_p_value(1, 10, 0.0),
+        binomial_p_value(10, 10, 1.0),
+    ) == (1.0, 0.0, 1.0)
 
 
 def answered(one, *, requests, failed=0, slow=0, active_s=0.01, factor=1.0):
@@ -221,8 +225,8 @@ async def test_a_canary_gets_its_share_by_key_is_sticky_and_is_promoted(folder, 
             by_key = [await versions(**{"x-routing-key": f"u{each}"}) for each in range(300)]
             again = [await versions(**{"x-routing-key": f"u{each}"}) for each in range(20)]
             assert again == by_key[:20]
-            assert tail(by_key.count(2), 300, 0.5) > 1e-4
-            assert tail(by_key.count(1), 300, 0.5) > 1e-4
+            assert binomial_p_value(by_key.count(2), 300, 0.5) > 1e-4
+            assert binomial_p_value(by_key.count(1), 300, 0.5) > 1e-4
             named = await client.post("/v1/models/tiny/versions/1/score", json=example)
             assert named.json()["version"] == 1
             registry.canaries["tiny"]._began -= 1  # its second is over
@@ -233,12 +237,71 @@ async def test_a_canary_gets_its_share_by_key_is_sticky_and_is_promoted(folder, 
             await parts.deployment.refresh()  # and it stays so
             assert [str(each) for each in registry.models()] == ["tiny/2"]
             assert registry.canaries == {}
-            write(folder, "active = 1")
+            write(folder, "active = 1")  # as `gatehouse rollback` does
             await parts.deployment.refresh()
             assert [str(each) for each in registry.models()] == ["tiny/1"]
             text = (await client.get("/metrics")).text
         assert 'gatehouse_canaries_total{model="tiny",result="promoted"} 1.0' in text
         assert 'gatehouse_requests_by_role_total{model="tiny",role="canary",status="200"}' in text
+
+
+async def test_both_versions_get_their_share_of_invalid_requests(folder):
+    write(folder, CANARY)
+    async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
+        await parts.deployment.refresh()
+        canary = parts.service.registry.canaries["tiny"]
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            for _ in range(100):
+                answer = await client.post("/v1/score", json={"candidates": {"nonsense": [1]}})
+                assert answer.status_code == 422
+            refused = await client.post("/v1/score", json={}, headers={"content-type": "text/html"})
+            assert refused.status_code == 415
+        report = canary.report()
+        assert report.failed + report.active_failed == 100
+        assert report.requests + report.active_requests == 100
+        assert binomial_p_value(report.failed, 100, 0.5) > 1e-4
+        assert binomial_p_value(report.active_failed, 100, 0.5) > 1e-4
+
+
+async def test_empty_routing_key_counts_as_absent_and_a_request_needs_no_user(folder):
+    write(folder, CANARY)
+    async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
+        await parts.deployment.refresh()
+        canary = parts.service.registry.canaries["tiny"]
+        user = next(iter(canary.model.manifest.user_names))
+        canary.key_feature = user
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            example = (await client.get("/v1/models/tiny")).json()["example_request"]
+            versions = set()
+            for _ in range(20):
+                answer = await client.post("/v1/score", json=example, headers={"x-routing-key": ""})
+                versions.add(answer.json()["version"])
+            assert len(versions) == 1
+            del example["user"]
+            answer = await client.post("/v1/score", json=example)
+            assert answer.status_code != 500
+
+
+async def test_p99_gate_waits_for_answers_of_both_versions(folder):
+    text = CANARY.replace("error_ratio = 0.01", "p99_ratio = 1.5")
+    write(folder, text)
+    async with gatehouse(Settings(store=folder, lanes=1)) as parts:
+        await parts.deployment.refresh()
+        one = parts.service.registry.canaries["tiny"]
+        one._began -= 10
+        for _ in range(200):
+            one.observe(one.model, 200, 0.01)
+        one.evaluate()
+        assert (one.state, one.reason) == (
+            "running",
+            "waiting for 100 answers of both versions, 0 so far",
+        )
+        for _ in range(100):
+            one.observe(one.active, 200, 0.01)
+        one.evaluate()
+        assert one.state == "promoted"
 
 
 async def test_a_canary_that_fails_its_gate_is_ended_and_freed(folder, caplog):
@@ -307,5 +370,7 @@ async def test_a_canary_that_cannot_be_loaded_leaves_the_traffic_alone(folder):
         await parts.deployment.refresh()
         registry = parts.service.registry
         assert [str(each) for each in registry.loaded()] == ["tiny/1"]
-        assert "version 2 does not get its role: model.ts: its SHA-256" in registry.unmet["tiny"]
+        assert (
+            "version 2 does not get its role: model.ts: its SHA-256" in registry.unassigned["tiny"]
+        )
         assert registry.canaries == {}

@@ -420,11 +420,11 @@ async def test_a_named_version_that_cannot_serve_leaves_the_active_one(folder, c
             await parts.deployment.refresh()
         assert roles(parts) == {1: "active"}
         assert caplog.text.count("active = 7: version 7 is not in the store") == 1
-        assert "version 7" in parts.service.registry.unmet["tiny"]
+        assert "version 7" in parts.service.registry.unassigned["tiny"]
         add_version(folder, "tiny", 7)
         await parts.deployment.refresh()
         assert roles(parts) == {7: "active", 1: "previous"}
-        assert parts.service.registry.unmet == {}
+        assert parts.service.registry.unassigned == {}
 
 
 async def test_a_rollback_does_not_wait_for_a_version_that_is_being_loaded(folder, monkeypatch):
