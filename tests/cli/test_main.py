@@ -93,7 +93,7 @@ def test_help_lists_every_command_and_names_the_training_program(capsys, option)
     assert main([option]) == ExitCode.OK
     out = capsys.readouterr().out
     assert all(f"    {name}" in out and text in out for name, text in COMMANDS.items())
-    assert "python -m models train|compare" in out
+    assert "python -m models --help" in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
