@@ -10,6 +10,7 @@ from app.cli.traffic_changes import (
     apply,
     check_version,
     chosen,
+    require_version,
     traffic_of,
     version_number,
 )
@@ -44,10 +45,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the traffic file of a model; return the exit code."""
-    if options.version is None:  # `activate 7`, in a store with one model
-        options.model, options.version = None, options.model
-    if options.version is None:
-        raise WrongUsage("missing VERSION; see gatehouse activate --help")
+    require_version(options, "activate")
     versions = chosen(options)
     traffic = traffic_of(versions)
     changes: dict[str, object] = {"active": "latest", "previous": None}

@@ -13,6 +13,7 @@ from app.cli.traffic_changes import (
     chosen,
     nudge_and_wait,
     number_of,
+    require_version,
     traffic_of,
 )
 from app.errors import ConfigurationInvalid
@@ -77,10 +78,8 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the traffic file of a model; return the exit code."""
     began = time.monotonic()
-    if options.version is None and not options.end:  # `canary 8`, in a store with one model
-        options.model, options.version = None, options.model
-    if options.version is None and not options.end:
-        raise WrongUsage("missing VERSION; see gatehouse canary --help")
+    if not options.end:
+        require_version(options, "canary")
     versions = chosen(options)
     traffic = traffic_of(versions)
     folder = versions[0].folder.parent

@@ -75,6 +75,18 @@ def version_number(text: str) -> int:
     return int(text)
 
 
+def require_version(options: argparse.Namespace, command: str) -> None:
+    """Take the only argument, as in `activate 7`, as the version of the only model.
+
+    Raises:
+        WrongUsage: there is no argument.
+    """
+    if options.version is None:
+        options.model, options.version = None, options.model
+    if options.version is None:
+        raise WrongUsage(f"missing VERSION; see gatehouse {command} --help")
+
+
 def chosen(options: argparse.Namespace) -> list[Artifact]:
     """Return the complete versions of the model that the options choose, ascending.
 

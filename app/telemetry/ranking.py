@@ -36,6 +36,7 @@ class RankingMetrics:
         """Create every metric on `registry`."""
         self._create_for_policies(registry)
         self._create_for_scores(registry)
+        self._create_for_versions(registry)
 
     def _create_for_policies(self, registry: CollectorRegistry) -> None:
         self._set = Gauge(
@@ -90,6 +91,10 @@ class RankingMetrics:
             RANK_SCORE_BUCKETS,
             ("model",),
         )
+        registry.register(self._scores)
+        registry.register(self._rank_scores)
+
+    def _create_for_versions(self, registry: CollectorRegistry) -> None:
         trial = ("model", "role")
         self._comparisons = Counter(
             "gatehouse_version_comparisons_total",
@@ -122,8 +127,6 @@ class RankingMetrics:
             buckets=SCORE_BUCKETS,
             registry=registry,
         )
-        registry.register(self._scores)
-        registry.register(self._rank_scores)
 
     def followed(self, version: str) -> None:
         """Show this policy set as the one in use."""
