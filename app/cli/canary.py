@@ -2,7 +2,9 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 
+from app.artifacts.store import Artifact
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage
 from app.cli.traffic_changes import (
@@ -16,7 +18,7 @@ from app.cli.traffic_changes import (
     require_version,
     traffic_of,
 )
-from app.errors import ConfigurationInvalid
+from app.errors import ArtifactInvalid, ConfigurationInvalid, did_you_mean
 from app.lifecycle.traffic import TRAFFIC, Traffic
 
 _DESCRIPTION = """\
@@ -102,6 +104,7 @@ def run(options: argparse.Namespace) -> int:
             "gates": {name: value for name, value in gates.items() if value is not None},
         }
         if options.key is not None:
+            _check_key(versions, version, options.key)
             canary["key"] = options.key
         document = traffic.model_dump(by_alias=True, exclude_none=True)
         try:
@@ -111,3 +114,21 @@ def run(options: argparse.Namespace) -> int:
     traffic.write(folder)
     Output().print_line(f"{folder / TRAFFIC}: active = {traffic.active}, canary = {version}")
     return nudge_and_wait(versions[0].model, traffic.active, options, began, canary=version)
+
+
+def _check_key(versions: Sequence[Artifact], version: int, key: str) -> None:
+    """Refuse a key that is no user feature of the version.
+
+    Raises:
+        WrongUsage: naming those that it has.
+    """
+    from app.artifacts.loader import read_manifest  # and with it torch
+
+    artifact = next(each for each in versions if each.version == version)
+    try:
+        known = sorted(read_manifest(artifact).user_names)
+    except (ArtifactInvalid, OSError) as error:
+        raise WrongUsage(f"{artifact}: {error}") from None
+    if key not in known:
+        hint = did_you_mean(key, known)
+        raise WrongUsage(f'--key: unknown user feature "{key}"{hint} (known: {", ".join(known)})')

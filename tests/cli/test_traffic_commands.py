@@ -83,6 +83,10 @@ def test_rollback_returns_to_the_version_before(store):
         (["canary", "feed", "3", "--for", "soon"], "canary.for: must be a number and s, m, h or d"),
         (["shadow", "feed", "3", "--share", "0"], "shadow.share: input should be greater than 0"),
         (["shadow"], "missing VERSION"),
+        (
+            ["canary", "feed", "3", "--key", "agee"],
+            'feature "agee"; did you mean "age"? (known: age',
+        ),
         (["canary", "feed", "9" * 5000], ": must be a version number"),
         (["canary", "feed", "9"], "feed has no version 9 (versions: 1, 2, 3)"),
         (["prune", "feed", "--keep", "0"], "--keep must be 1 or more"),
