@@ -13,7 +13,7 @@ import torch
 from app.engine.gpu.buckets import Buckets
 from app.engine.gpu.cuda import CudaStream, memory_bytes
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor, Stream
-from app.engine.lanes import Lane, Staging, run
+from app.engine.lanes import Lane, Staging, run, use_threads
 from app.telemetry.metrics import Metrics
 
 _GPU_LANES = 2  # one copies while the other computes
@@ -49,8 +49,14 @@ def start_lanes(
     loop = asyncio.get_running_loop()
     if device.type == "cpu":
         share = max(1, usable_cores() // processes)
+        use_threads(1)  # by batches that run on the event loop
         return [
-            Lane(f"lane-{i}", loop, executor=partial(run, collate_into=Staging().collate))
+            Lane(
+                f"lane-{i}",
+                loop,
+                executor=partial(run, collate_into=Staging().collate),
+                runs_inline=True,
+            )
             for i in range(count or share)
         ]
     metrics.watch_device_memory(memory_bytes(device))

@@ -2,7 +2,8 @@
 
 TorchScript releases the GIL while it computes, so lanes run beside the event loop and beside each
 other. A lane collates a batch, runs the model once, and ranks all requests of the batch together.
-The event loop hands it batches and gets results back through `call_soon_threadsafe`.
+The event loop hands it batches and gets results back through `call_soon_threadsafe`. While nothing
+else runs, the event loop may run a short batch itself, with the memory of an idle lane.
 """
 
 import asyncio
@@ -67,6 +68,7 @@ class Lane:
         *,
         threads: int = 1,
         executor: Executor | None = None,
+        runs_inline: bool = False,
         on_lost: Callable[[], None] | None = None,
     ) -> None:
         """Start the thread.
@@ -76,9 +78,11 @@ class Lane:
             loop: the event loop that results are reported to.
             threads: how many cores one operator may use.
             executor: runs a batch; by default `run`, on CPU cores.
+            runs_inline: whether the executor may also run on the event loop's thread.
             on_lost: called on the event loop, once, after a fatal result.
         """
         self.name = name
+        self.runs_inline = runs_inline
         self._loop = loop
         self._run = executor or run
         self._on_lost = on_lost
@@ -112,6 +116,12 @@ class Lane:
         self.submit(batch, resolve)
         return await done
 
+    def run_inline(self, batch: Batch) -> BatchResult:
+        """Run a batch in the calling thread, the event loop's, while the lane is idle."""
+        result = self._run(batch.model, batch.chunks)
+        rank(batch.chunks, result)
+        return result
+
     def is_alive(self, hang_s: float) -> bool:
         """Whether the thread lives and no batch has kept it busy for longer than `hang_s`."""
         hangs = self._outstanding > 0 and time.monotonic() - self._progress_at > hang_s
@@ -123,8 +133,7 @@ class Lane:
         self._thread.join(_JOIN_S)
 
     def _main(self) -> None:
-        torch.get_num_threads()  # else the first operator uses what any thread set last
-        torch.set_num_threads(self._threads)  # holds for the calling thread only
+        use_threads(self._threads)
         while (work := self._inbox.get()) is not None:
             batch, on_result = work
             result = self._run(batch.model, batch.chunks)
@@ -140,6 +149,12 @@ class Lane:
             self._is_lost = True
             if self._on_lost is not None:
                 self._on_lost()
+
+
+def use_threads(count: int) -> None:
+    """Let operators that the calling thread runs use so many cores."""
+    torch.get_num_threads()  # else the first operator uses what any thread set last
+    torch.set_num_threads(count)  # holds for the calling thread only
 
 
 def run(model: Model, chunks: Sequence[Chunk], collate_into: Collate | None = None) -> BatchResult:

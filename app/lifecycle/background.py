@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
+from app.engine.lanes import use_threads
 
 T = TypeVar("T")
 
@@ -35,5 +35,4 @@ def _give_way() -> None:
     thread = threading.get_native_id()
     niceness = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
     os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))
-    torch.get_num_threads()  # else the first operator would take what any thread set last
-    torch.set_num_threads(1)  # holds for the calling thread only
+    use_threads(1)

@@ -119,7 +119,8 @@ class FakeLane:
     """Run real batches that take `a_s + b_s · rows` seconds of loop time each.
 
     Batches of more than `memory_rows` rows fail with an out-of-memory error. `batches` records the
-    start time (loop clock) and the rows of each chunk for every batch.
+    start time (loop clock) and the rows of each chunk for every batch. `inline_rows` records the
+    rows of batches that ran on the event loop, in no time.
     """
 
     def __init__(
@@ -129,8 +130,11 @@ class FakeLane:
         a_s: float = 0.010,
         b_s: float = 0.0,
         memory_rows: int | None = None,
+        runs_inline: bool = False,
     ) -> None:
         self.name = name
+        self.runs_inline = runs_inline
+        self.inline_rows: list[int] = []
         self.batches: list[tuple[float, list[int]]] = []
         self.busy = False
         self._a_s = a_s
@@ -150,6 +154,14 @@ class FakeLane:
         if self._memory_rows is not None and sum(rows) > self._memory_rows:
             result = BatchResult(torch.OutOfMemoryError("no memory"))
         loop.call_later(duration_s, self._report, on_result, result)
+
+    def run_inline(self, batch: Batch) -> BatchResult:
+        assert not self.busy, "one batch at a time"
+        self.inline_rows.append(batch.rows)
+        result = run(batch.model, batch.chunks)
+        rank(batch.chunks, result)
+        result.timing = BatchTiming(compute_s=self._a_s + self._b_s * batch.rows)
+        return result
 
     def _report(self, on_result: OnResult, result: BatchResult) -> None:
         self.busy = False
