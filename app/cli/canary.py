@@ -1,25 +1,12 @@
 """`gatehouse canary`: let a version answer a share of the traffic, before it becomes active."""
 
 import argparse
-import time
 from collections.abc import Sequence
 
 from app.artifacts.store import Artifact
-from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage
-from app.cli.traffic_changes import (
-    active_besides,
-    add_model,
-    add_waiting,
-    check_version,
-    chosen,
-    nudge_and_wait,
-    number_of,
-    require_version,
-    traffic_of,
-)
-from app.errors import ArtifactInvalid, ConfigurationInvalid, did_you_mean
-from app.lifecycle.traffic import TRAFFIC, Traffic
+from app.cli.traffic_changes import add_model, add_waiting, put_on_trial
+from app.errors import ArtifactInvalid, did_you_mean
 
 _DESCRIPTION = """\
 Write a canary into <store>/<model>/traffic.toml. Each server loads the version, and sends it a
@@ -79,26 +66,14 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the traffic file of a model; return the exit code."""
-    began = time.monotonic()
-    if not options.end:
-        require_version(options, "canary")
-    versions = chosen(options)
-    traffic = traffic_of(versions)
-    folder = versions[0].folder.parent
-    version = None
-    if options.end:
-        traffic = traffic.model_copy(update={"canary": None})
-    else:
-        version = number_of(options.version)
-        check_version(versions, version)
-        active = active_besides(versions, traffic, version)
+
+    def section(versions: Sequence[Artifact], version: int) -> dict[str, object]:
         gates = {
             "error_ratio": options.error_ratio,
             "p99_ratio": options.p99_ratio,
             "kendall_tau": options.kendall_tau,
         }
-        canary = {
-            "version": version,
+        canary: dict[str, object] = {
             "share": options.share,
             "for": options.duration,
             "gates": {name: value for name, value in gates.items() if value is not None},
@@ -106,14 +81,9 @@ def run(options: argparse.Namespace) -> int:
         if options.key is not None:
             _check_key(versions, version, options.key)
             canary["key"] = options.key
-        document = traffic.model_dump(by_alias=True, exclude_none=True)
-        try:
-            traffic = Traffic.of(document | {"active": active, "canary": canary})
-        except ConfigurationInvalid as error:
-            raise WrongUsage(str(error)) from None
-    traffic.write(folder)
-    Output().print_line(f"{folder / TRAFFIC}: active = {traffic.active}, canary = {version}")
-    return nudge_and_wait(versions[0].model, traffic.active, options, began, canary=version)
+        return canary
+
+    return put_on_trial(options, "canary", section)
 
 
 def _check_key(versions: Sequence[Artifact], version: int, key: str) -> None:

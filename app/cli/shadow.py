@@ -1,23 +1,9 @@
 """`gatehouse shadow`: let a version score live requests without answering them."""
 
 import argparse
-import time
 
-from app.cli.output import Output
-from app.cli.parser import Parser, WrongUsage
-from app.cli.traffic_changes import (
-    active_besides,
-    add_model,
-    add_waiting,
-    check_version,
-    chosen,
-    nudge_and_wait,
-    number_of,
-    require_version,
-    traffic_of,
-)
-from app.errors import ConfigurationInvalid
-from app.lifecycle.traffic import TRAFFIC, Traffic
+from app.cli.parser import Parser
+from app.cli.traffic_changes import add_model, add_waiting, put_on_trial
 
 _DESCRIPTION = """\
 Write a shadow into <store>/<model>/traffic.toml. Each server loads the version, and lets it score a
@@ -47,25 +33,4 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the traffic file of a model; return the exit code."""
-    began = time.monotonic()
-    if not options.end:
-        require_version(options, "shadow")
-    versions = chosen(options)
-    traffic = traffic_of(versions)
-    folder = versions[0].folder.parent
-    version = None
-    if options.end:
-        traffic = traffic.model_copy(update={"shadow": None})
-    else:
-        version = number_of(options.version)
-        check_version(versions, version)
-        document = traffic.model_dump(by_alias=True, exclude_none=True)
-        document["active"] = active_besides(versions, traffic, version)
-        document["shadow"] = {"version": version, "share": options.share}
-        try:
-            traffic = Traffic.of(document)
-        except ConfigurationInvalid as error:
-            raise WrongUsage(str(error)) from None
-    traffic.write(folder)
-    Output().print_line(f"{folder / TRAFFIC}: active = {traffic.active}, shadow = {version}")
-    return nudge_and_wait(versions[0].model, traffic.active, options, began, shadow=version)
+    return put_on_trial(options, "shadow", lambda *_: {"share": options.share})

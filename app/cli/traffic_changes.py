@@ -7,9 +7,10 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 from urllib.parse import quote
 
 from app.artifacts.store import Artifact, Store
@@ -175,6 +176,50 @@ def apply(versions: Sequence[Artifact], traffic: Traffic, options: argparse.Name
     return nudge_and_wait(model, traffic.active, options, began)
 
 
+def put_on_trial(
+    options: argparse.Namespace,
+    role: Literal["canary", "shadow"],
+    section: Callable[[Sequence[Artifact], int], Mapping[str, object]],
+) -> int:
+    """Give a version a role beside the active one, or with `--end` take it away.
+
+    Args:
+        options: of the command.
+        role: also the section of the traffic file.
+        section: returns what the section says besides the version, from the model's versions and
+            the version on trial.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        WrongUsage: an argument or a file is wrong.
+    """
+    began = time.monotonic()
+    if not options.end:
+        require_version(options, role)
+    versions = chosen(options)
+    traffic = traffic_of(versions)
+    version = None
+    if options.end:
+        traffic = traffic.model_copy(update={role: None})
+    else:
+        version = number_of(options.version)
+        check_version(versions, version)
+        document = traffic.model_dump(by_alias=True, exclude_none=True)
+        document["active"] = active_besides(versions, traffic, version)
+        document[role] = {"version": version, **section(versions, version)}
+        try:
+            traffic = Traffic.of(document)
+        except ConfigurationInvalid as error:
+            raise WrongUsage(str(error)) from None
+    folder = versions[0].folder.parent
+    traffic.write(folder)
+    Output().print_line(f"{folder / TRAFFIC}: active = {traffic.active}, {role} = {version}")
+    trial: dict[str, int | None] = {role: version}
+    return nudge_and_wait(versions[0].model, traffic.active, options, began, trial=trial)
+
+
 def nudge_and_wait(
     model: str,
     active: int | str,
@@ -182,8 +227,7 @@ def nudge_and_wait(
     began: float,
     *,
     version: int | None = None,
-    canary: int | None = None,
-    shadow: int | None = None,
+    trial: Mapping[str, int | None] = MappingProxyType({}),
 ) -> int:
     """Send SIGHUP and wait until a server has followed, if asked to; return the exit code.
 
@@ -192,9 +236,8 @@ def nudge_and_wait(
         active: what its traffic file says.
         options: of the command.
         began: when the change was made (`time.monotonic`, s).
-        canary: the version that must be the canary, if there must be one.
-        shadow: the version that must be the shadow, if there must be one.
         version: the version that must be active; any, if it is None and `active` is "latest".
+        trial: the version that must have the role `canary` or `shadow`; None if none may have it.
     """
     if version is None and active != "latest":
         version = int(active)
@@ -219,10 +262,10 @@ def nudge_and_wait(
             state = f"version {card['version']} is active"
             if traffic["problems"]:
                 state += f"; {'; '.join(traffic['problems'])}"
-            is_followed = traffic["active"] == active
-            for role, wanted in (("canary", canary), ("shadow", shadow)):
-                running = traffic[role] or {"version": None}
-                is_followed = is_followed and wanted in (None, running["version"])
+            is_followed = traffic["active"] == active and all(
+                (traffic[role] or {"version": None})["version"] == wanted
+                for role, wanted in trial.items()
+            )
             if is_followed and version in (None, card["version"]):
                 waited_s = time.monotonic() - began
                 Output().print_line(
