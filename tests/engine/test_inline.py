@@ -55,14 +55,6 @@ async def test_batch_of_unknown_cost_runs_on_a_lane():
     assert (lane.inline_rows, lane.rows) == ([], [1])
 
 
-async def test_batch_whose_cost_is_uncertain_runs_on_a_lane():
-    lane = cheap_lane()
-    subject = with_known_cost(lane)
-    subject.queues.of(sums_model()).cost.deviation = 1.0
-    await submit(subject, 1, [1, 2])
-    assert (lane.inline_rows, lane.rows) == ([], [2])
-
-
 async def test_small_batch_does_not_hold_up_the_event_loop_while_a_lane_runs():
     lanes = [cheap_lane("lane-0"), cheap_lane("lane-1")]
     subject = with_known_cost(*lanes)
