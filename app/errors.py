@@ -23,6 +23,7 @@
     ClientDisconnected           no response is sent: the connection is closed
 
     ArtifactInvalid              an artifact cannot be served; operators see it, clients do not
+    └── TableIncomplete          files of a table are missing or short: a copy may be under way
     ConfigurationInvalid         a setting cannot be used; operators see it
     └── PoliciesInvalid          a policies file cannot be used
     TuningError                  an analysis cannot be done; analysts see it
@@ -278,6 +279,10 @@ class ClientDisconnected(Exception):
 
 class ArtifactInvalid(Exception):
     """An artifact cannot be served. The message names the file and the rule that it breaks."""
+
+
+class TableIncomplete(ArtifactInvalid):
+    """Files of a table are missing or too short. A copy may be under way: try again later."""
 
 
 class ConfigurationInvalid(Exception):

@@ -44,22 +44,31 @@ class Artifact:
         return f"{self.model}/{self.version}"
 
     def fingerprint(self) -> Fingerprint:
-        """Return what tells a changed file apart: of every file its name, inode, size and times.
-
-        Size and modification time can both stay the same, as with `cp -p`; the time of the last
-        change of the inode (ctime) cannot. It is empty if the folder has been removed.
+        """Return what tells changed files apart; empty if the folder has been removed.
 
         Raises:
             OSError: the folder or a file in it cannot be read.
         """
-        try:
-            files = [(each.name, each.stat()) for each in self.folder.iterdir()]
-        except FileNotFoundError:
-            return frozenset()
-        return frozenset(
-            (name, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
-            for name, each in files
-        )
+        return fingerprint(self.folder)
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Return what tells a changed file apart: of every file its name, inode, size and times.
+
+    Size and modification time can both stay the same, as with `cp -p`; the time of the last
+    change of the inode (ctime) cannot. It is empty if the folder has been removed.
+
+    Raises:
+        OSError: the folder or a file in it cannot be read.
+    """
+    try:
+        files = [(each.name, each.stat()) for each in folder.iterdir()]
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(
+        (name, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
+        for name, each in files
+    )
 
 
 @dataclass(frozen=True, slots=True)
