@@ -6,11 +6,11 @@ A table has these files, all little-endian:
 | --- | --- |
 | `table.json` | one `TableDescription` |
 | `rows` | `rows + 1` records of one size; the last one is the row of the defaults |
-| `keys` | the keys in the order of their hashes: int64, or UTF-8 without separators |
+| `keys` | the keys in the order of their hashes: int64, or UTF-8 in 64-bit words |
 | `keys.rows` | int32: the row of each key in `keys`; -1 in a delta: the key is removed |
 | `keys.starts` | uint32 `[2^bits + 1]`: where the keys of each bucket start in `keys` |
 | `keys.hashes` | string keys only, uint64: the hash of each key |
-| `keys.offsets` | string keys only, int64 `[keys + 1]`: where each key starts in `keys` |
+| `keys.places` | string keys only, int64: the first word of each key · 2^16 + its bytes |
 
 A record holds the id features (int64), then the dense features (float32), each in the order of
 `columns`, and zeros up to a multiple of 8 bytes. Values are stored as the model takes them: ids
@@ -51,7 +51,7 @@ KEYS: Final = "keys"
 KEY_ROWS: Final = "keys.rows"
 KEY_STARTS: Final = "keys.starts"
 KEY_HASHES: Final = "keys.hashes"
-KEY_OFFSETS: Final = "keys.offsets"
+KEY_PLACES: Final = "keys.places"
 
 PIECE = 64 * 2**20
 """Bytes of a file that have a digest of their own, so that several threads can hash one file."""
@@ -64,7 +64,7 @@ UnknownPolicy = Literal["error", "default", "drop"]
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Version = Annotated[int, Field(ge=1, le=LARGEST_VERSION)]
-FileName = Literal["rows", "keys", "keys.rows", "keys.starts", "keys.hashes", "keys.offsets"]
+FileName = Literal["rows", "keys", "keys.rows", "keys.starts", "keys.hashes", "keys.places"]
 
 
 class Pieces(Value):
@@ -183,7 +183,7 @@ class TableDescription(Value):
         }
         if self.key.type == "int64":
             return {**sizes, "keys": 8 * entries}
-        return {**sizes, "keys": None, "keys.hashes": 8 * entries, "keys.offsets": 8 * entries + 8}
+        return {**sizes, "keys": None, "keys.hashes": 8 * entries, "keys.places": 8 * entries}
 
     @property
     def entries(self) -> int:

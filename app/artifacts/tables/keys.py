@@ -5,10 +5,10 @@ each bucket starts among the sorted keys: there are two to four times as many bu
 bucket has a few keys. A lookup hashes n keys, reads the keys of their buckets side by side,
 `[n, w]` with w the most keys of one of them, and compares.
 
-The hash of an int64 is SplitMix64, which is a bijection. The hash of a string of the UTF-8 bytes
-b₀ … bₙ₋₁ is SplitMix64 of n + Σ (bᵢ + 1) · rⁱ mod 2⁶⁴, r odd and drawn by the seed. The sum over a
-substring of all keys, written one after the other, is a difference of two prefix sums, so it takes
-no loop over keys. A string is found only if its bytes are equal, not only its hash.
+The hash of an int64 is SplitMix64, which is a bijection. The hash of a string is SplitMix64 of
+n + Σ wᵢ·aᵢ mod 2⁶⁴: n is the number of its UTF-8 bytes, wᵢ are those bytes as 32-bit words, padded
+with zeros, and aᵢ are odd numbers drawn by the seed (multilinear hashing, Lemire and Kaser 2014).
+A string is found only if its bytes are equal, not only its hash.
 
 Each index has a random seed, so nobody can choose keys that share a bucket.
 """
@@ -29,18 +29,19 @@ Int64 = npt.NDArray[np.int64]
 Uint64 = npt.NDArray[np.uint64]
 Int32 = npt.NDArray[np.int32]
 Uint32 = npt.NDArray[np.uint32]
-Bytes = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
 
 LONGEST_KEY = 256
 """The most characters of a string key; also the limit of a key in a request."""
+LONGEST_KEY_BYTES = 4 * LONGEST_KEY
+"""The most bytes of a string key in UTF-8."""
 
 MOST_IN_BUCKET = 64
 """Keys of one bucket. Half a million tables of a billion keys would have one with 20."""
 _MOST_BITS = 28  # of a bucket's number: its starts take 1 GiB
 _SEEDS = 8  # that are tried until no bucket has too many keys
-_AT_ONCE = 2**16  # bytes of keys that are hashed together, so that the powers of r stay small
 _PIECE = 2**20  # entries that are checked together
-_RANGE = np.arange(_AT_ONCE)
+_RANGE = np.arange(256)
 
 
 class KeyIndex(Protocol):
@@ -114,8 +115,9 @@ class StringIndex:
     Attributes:
         seed: of the hash.
         bits: there are `2^bits` buckets.
-        text: UTF-8 of the keys in the order of their hashes.
-        offsets: `[m + 1]` where each starts.
+        words: the keys in the order of their hashes, UTF-8, each padded with zeros to 64-bit words;
+            one word more at the end.
+        places: `[m]` where each key is: the number of its first word · 2^16 + its bytes.
         hashes: `[m]` ascending.
         rows: `[m]` the row of each; -1 for a key that is removed.
         starts: `[2^bits + 1]`.
@@ -123,8 +125,8 @@ class StringIndex:
 
     seed: int
     bits: int
-    text: Bytes
-    offsets: Int64
+    words: Uint64
+    places: Int64
     hashes: Uint64
     rows: Int32
     starts: Uint32
@@ -133,63 +135,65 @@ class StringIndex:
         """Return the row of each key, int64 `[n]`; -1 for a key that is not there."""
         if len(keys) == 0 or len(self.hashes) == 0:
             return np.full(len(keys), -1)
-        wanted: Sequence[str] = keys  # type: ignore[assignment]
-        packed = pack(wanted)
-        if len(packed.text) > _AT_ONCE:
-            if len(wanted) == 1:  # no key is as long as this
-                return np.full(1, -1)
-            middle = len(wanted) // 2
-            return np.concatenate([self.find(wanted[:middle]), self.find(wanted[middle:])])
-        hashes = hash_packed(packed, self.seed)
+        wanted = pad(keys)  # type: ignore[arg-type]
+        hashes = hash_strings(wanted, self.seed)
         first, slots = _slots(self.starts, hashes, self.bits)
         if slots.shape[1] == 0:
-            return np.full(len(wanted), -1)
+            return np.full(len(keys), -1)
         match = self.hashes.take(slots, mode="clip") == hashes[:, None]  # [n, w]
         while True:
             best = match.argmax(axis=1)
             found = match.any(axis=1)
             slot = first + best
-            differs = found & ~self._equal(slot, packed)
-            if not differs.any():
+            equal = self._equal(slot, wanted)
+            if not (differs := found & ~equal).any():
                 return _rows_at(self.rows, slot, found)
             match[differs, best[differs]] = False  # another key with this hash; try the next
 
-    def _equal(self, slot: Int64, packed: "Packed") -> npt.NDArray[np.bool_]:
-        """Return whether the keys at `slot` have the bytes of the keys that are looked up."""
-        start = self.offsets.take(slot, mode="clip")
-        same: npt.NDArray[np.bool_]
-        same = self.offsets.take(slot + 1, mode="clip") - start == packed.length
-        place = np.repeat(start - packed.start, packed.length)
-        place += _RANGE[: len(place)]
-        wrong = self.text.take(place, mode="clip") != packed.text if len(self.text) else place >= 0
-        if wrong.any():
-            same[np.repeat(np.arange(len(slot)), packed.length)[wrong]] = False
+    def _equal(self, slot: Int64, wanted: "PaddedStrings") -> Flags:
+        """Return whether the keys at `slot` are the strings that are looked up, `[n]`."""
+        place = self.places.take(slot, mode="clip")
+        width = wanted.words.shape[1]
+        at = (place >> 16)[:, None] + _RANGE[:width]  # [n, k]
+        equal = np.equal(self.words.take(at, mode="clip"), wanted.words)
+        needed = (wanted.length + 7) >> 3  # [n] words; behind them is the next key
+        if needed.min() < width:
+            equal |= needed[:, None] <= _RANGE[:width]
+        same: Flags = equal.all(axis=1) & ((place & 0xFFFF) == wanted.length)
         return same
 
     def check(self) -> None:
         """Check the arrays; see `KeyIndex.check`."""
-        lengths = np.diff(self.offsets)
-        if self.offsets[0] != 0 or self.offsets[-1] != len(self.text) or (lengths < 0).any():
-            raise ArtifactInvalid("keys.offsets: do not fit to keys")
-        if len(lengths) and lengths.max() > 4 * LONGEST_KEY:
-            raise ArtifactInvalid(f"keys: a key has {lengths.max()} bytes")
+        length = self.places & 0xFFFF
+        words = (length + 7) >> 3
+        expected = np.cumsum(words) - words
+        if (self.places >> 16 != expected).any() or len(self.words) != words.sum() + 1:
+            raise ArtifactInvalid("keys.places: do not fit to keys")
+        if len(length) and length.max() > LONGEST_KEY_BYTES:
+            raise ArtifactInvalid(f"keys: a key has {length.max()} bytes")
         _check_order(self.starts, self.bits, len(self.hashes), self.hashes.__getitem__)
 
     def keys_at(self, entries: Int64) -> list[str]:
         """Return the keys at places of the index."""
-        starts, ends = self.offsets[entries].tolist(), self.offsets[entries + 1].tolist()
+        text = self.words.view(np.uint8).data
+        place = self.places[entries]
+        starts, lengths = ((place >> 16) * 8).tolist(), (place & 0xFFFF).tolist()
         return [
-            self.text[start:end].tobytes().decode("utf-8", "replace")
-            for start, end in zip(starts, ends, strict=True)
+            str(text[start : start + length], "utf-8", "replace")
+            for start, length in zip(starts, lengths, strict=True)
         ]
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """Strings as UTF-8, one after the other: `text` uint8, `start` and `length` int64 `[n]`."""
+class PaddedStrings:
+    """Strings as rows of UTF-8 bytes, padded with zeros.
 
-    text: Bytes
-    start: Int64
+    Attributes:
+        words: uint64 `[n, k]`, little-endian.
+        length: int64 `[n]` bytes.
+    """
+
+    words: Uint64
     length: Int64
 
     def __len__(self) -> int:
@@ -197,55 +201,59 @@ class Packed:
         return len(self.length)
 
 
-def pack(keys: Sequence[str]) -> Packed:
-    """Return strings as UTF-8, one after the other.
+def pad(keys: Sequence[str]) -> PaddedStrings:
+    """Return strings as UTF-8 bytes. One that is no key gets the length -1: it is nowhere found.
 
-    A lone surrogate, which has no UTF-8 form, gets bytes that are those of no string.
+    Such are strings of more than `LONGEST_KEY` characters, and lone surrogates, which have no UTF-8
+    form.
     """
-    joined = "".join(keys)
-    content = joined.encode("utf-8", "surrogatepass")
-    if len(content) == len(joined):
-        length = np.fromiter(map(len, keys), np.int64, len(keys))  # [n]
-    else:
+    length = np.fromiter(map(len, keys), np.int64, len(keys))  # [n]
+    if len(keys) and length.max() > LONGEST_KEY:
+        found = pad([each if len(each) <= LONGEST_KEY else "" for each in keys])
+        found.length[length > LONGEST_KEY] = -1
+        return found
+    try:
+        text = np.array(keys, _bytes_type(length))  # [n]; fails unless all are ASCII
+    except UnicodeEncodeError:
         encoded = [each.encode("utf-8", "surrogatepass") for each in keys]
-        content = b"".join(encoded)  # two halves of a pair must not join
-        length = np.fromiter(map(len, encoded), np.int64, len(keys))  # [n]
-    return Packed(np.frombuffer(content, np.uint8), np.cumsum(length) - length, length)
+        length = np.fromiter(map(len, encoded), np.int64, len(keys))
+        text = np.array(encoded, _bytes_type(length))
+    words = np.frombuffer(text.data, "<u8").reshape(len(keys), text.itemsize // 8)
+    return PaddedStrings(words, length)
 
 
-def hash_packed(packed: Packed, seed: int) -> Uint64:
-    """Return the hashes of at most `_AT_ONCE` bytes of strings, uint64 `[n]`."""
-    powers, inverse = _powers(seed)
-    total = len(packed.text)
-    sums = np.zeros(total + 1, np.uint64)
-    np.cumsum((packed.text + np.uint64(1)) * powers[:total], out=sums[1:])
-    own = sums.take(packed.start + packed.length) - sums.take(packed.start)  # [n], times r^start
-    return hash_integers(
-        (own * inverse.take(packed.start) + packed.length.view(np.uint64)).view(np.int64), seed
-    )
+def _bytes_type(length: Int64) -> str:
+    """Return the type of byte strings that has room for these, in whole 64-bit words."""
+    return f"S{max(8, -(-int(length.max(initial=0)) // 8) * 8)}"
+
+
+def hash_strings(keys: PaddedStrings, seed: int) -> Uint64:
+    """Return the hashes of strings, uint64 `[n]`."""
+    halves = keys.words.view("<u4")  # [n, 2k]
+    factors = _factors(seed)[: halves.shape[1]]
+    sums = halves.astype(np.uint64) @ factors + keys.length.view(np.uint64)
+    return hash_integers(sums.view(np.int64), seed)
 
 
 @lru_cache(maxsize=32)
-def _powers(seed: int) -> tuple[Uint64, Uint64]:
-    """Return r⁰, r¹, … and r⁻⁰, r⁻¹, … mod 2⁶⁴, `[_AT_ONCE + 1]` each."""
-    r = int(hash_integers(np.array([seed]), 1)[0]) & ~7 | 5  # odd, of the largest order
-    both = []
-    for each in (r, pow(r, -1, 2**64)):
-        factors = np.full(_AT_ONCE + 1, each, np.uint64)
-        factors[0] = 1
-        both.append(np.multiply.accumulate(factors))
-    return both[0], both[1]
+def _factors(seed: int) -> Uint64:
+    """Return the factors of the words of a string, `[words]`: odd, and different for each seed."""
+    return hash_integers(np.arange(LONGEST_KEY_BYTES // 4), seed) | np.uint64(1)
 
 
 def _slots(starts: Uint32, hashes: Uint64, bits: int) -> tuple[Int64, Int64]:
     """Return where the buckets of hashes start, `[n]`, and the places to look at, `[n, w]`."""
-    bucket = (hashes >> np.uint64(64 - bits)).view(np.int64)
+    bucket = _bucket(hashes, bits)
     first = starts.take(bucket).astype(np.int64)  # [n]
     widest = int((starts.take(bucket + 1) - first).max())
     return first, first[:, None] + _RANGE[:widest]
 
 
-def _rows_at(rows: Int32, slot: Int64, found: npt.NDArray[np.bool_]) -> Int64:
+def _bucket(hashes: Uint64, bits: int) -> Int64:
+    return (hashes >> np.uint64(64 - bits)).view(np.int64)
+
+
+def _rows_at(rows: Int32, slot: Int64, found: Flags) -> Int64:
     at = rows.take(slot, mode="clip").astype(np.int64)  # [n]
     if not found.all():
         at[~found] = -1
@@ -273,7 +281,7 @@ def _check_order(
     last = np.uint64(0)
     for begin in range(0, entries, _PIECE):
         hashes = hashes_of(slice(begin, begin + _PIECE))
-        bucket = (hashes >> np.uint64(64 - bits)).view(np.int64)
+        bucket = _bucket(hashes, bits)
         place = np.arange(begin, begin + len(hashes))
         inside = (starts.take(bucket) <= place) & (place < starts.take(bucket + 1))
         if hashes[0] < last or (hashes[1:] < hashes[:-1]).any() or not inside.all():
@@ -295,8 +303,12 @@ class BuiltIndex:
     same: Int64
 
 
-def build(keys: Int64 | Packed, rows: Int32) -> BuiltIndex:
-    """Return an index of keys, `[m]`, and the row of each.
+def build(parts: Sequence[Int64 | PaddedStrings], rows: Int32) -> BuiltIndex:
+    """Return an index of keys and the row of each, `[m]`.
+
+    Args:
+        parts: the keys, in parts of any size; all int64, or all strings.
+        rows: one per key.
 
     Raises:
         ArtifactInvalid: too many keys share a bucket with every seed that was tried.
@@ -305,12 +317,11 @@ def build(keys: Int64 | Packed, rows: Int32) -> BuiltIndex:
     bits = min(_MOST_BITS, max(1, (2 * count - 1).bit_length()))
     for _ in range(_SEEDS):
         seed = secrets.randbits(32)
-        hashes = hash_integers(keys, seed) if isinstance(keys, np.ndarray) else _hash(keys, seed)
+        hashes = np.concatenate([np.zeros(0, np.uint64), *(_hash(each, seed) for each in parts)])
         order = np.argsort(hashes, kind="stable")
         sorted_hashes = hashes[order]
-        same = _same(keys, order, sorted_hashes)
-        bucket = (sorted_hashes >> np.uint64(64 - bits)).view(np.int64)
-        sizes = np.bincount(bucket, minlength=2**bits)
+        same = _same(parts, order, sorted_hashes)
+        sizes = np.bincount(_bucket(sorted_hashes, bits), minlength=2**bits)
         if sizes.max() <= MOST_IN_BUCKET or len(same):
             break
     else:
@@ -318,61 +329,71 @@ def build(keys: Int64 | Packed, rows: Int32) -> BuiltIndex:
     starts = np.zeros(2**bits + 1, np.uint32)
     np.cumsum(sizes, out=starts[1:])
     ordered = rows[order]
-    if isinstance(keys, np.ndarray):
-        return BuiltIndex(Int64Index(seed, bits, keys[order], ordered, starts), same)
-    length = keys.length[order]
-    offsets = np.zeros(count + 1, np.int64)
-    np.cumsum(length, out=offsets[1:])
-    text = _gathered(keys, order)
-    index = StringIndex(seed, bits, text, offsets, sorted_hashes, ordered, starts)
-    return BuiltIndex(index, same)
+    if strings := [each for each in parts if isinstance(each, PaddedStrings)]:
+        words, places = _packed(strings, order)
+        index = StringIndex(seed, bits, words, places, sorted_hashes, ordered, starts)
+        return BuiltIndex(index, same)
+    integers = [each for each in parts if not isinstance(each, PaddedStrings)]
+    keys = np.concatenate([np.zeros(0, np.int64), *integers])[order]
+    return BuiltIndex(Int64Index(seed, bits, keys, ordered, starts), same)
 
 
-def _hash(keys: Packed, seed: int) -> Uint64:
-    """Return the hashes of any number of strings, uint64 `[n]`."""
-    hashes = np.zeros(len(keys.length), np.uint64)
-    ends = keys.start + keys.length
-    begin = 0
-    while begin < len(hashes):
-        offset = keys.start[begin]
-        end = max(begin + 1, int(np.searchsorted(ends, offset + _AT_ONCE, side="right")))
-        part = Packed(
-            keys.text[offset : ends[end - 1]],
-            keys.start[begin:end] - offset,
-            keys.length[begin:end],
-        )
-        hashes[begin:end] = hash_packed(part, seed)
-        begin = end
-    return hashes
+def _hash(keys: Int64 | PaddedStrings, seed: int) -> Uint64:
+    if isinstance(keys, PaddedStrings):
+        return hash_strings(keys, seed)
+    return hash_integers(keys, seed)
 
 
-def _same(keys: Int64 | Packed, order: Int64, hashes: Uint64) -> Int64:
-    """Return pairs of entries with the same key, int64 `[d, 2]`: its first entry and another."""
+def _same(parts: Sequence[Int64 | PaddedStrings], order: Int64, hashes: Uint64) -> Int64:
+    """Return pairs of entries with the same key, int64 `[d, 2]`: its first entry and another.
+
+    Args:
+        parts: all keys.
+        order: of the entries, by hash, then as they were given.
+        hashes: in that order.
+    """
     equal = np.flatnonzero(hashes[1:] == hashes[:-1])
-    if len(equal) == 0 or isinstance(keys, np.ndarray):  # the hash of an int64 is a bijection
-        runs = np.cumsum(np.append(True, hashes[1:] != hashes[:-1]))  # [m] number of the run
-        first = order[np.searchsorted(runs, runs[equal + 1])] if len(equal) else equal
-        return np.stack([first, order[equal + 1]], axis=1)
+    ends = np.cumsum([len(each) for each in parts])
+    seen: dict[object, int] = {}
+    run = None
     pairs = []
-    seen: dict[bytes, int] = {}
-    run = np.uint64(0)
     for place in np.union1d(equal, equal + 1).tolist():
         if hashes[place] != run:
             seen, run = {}, hashes[place]
         entry = int(order[place])
-        start = keys.start[entry]
-        key = keys.text[start : start + keys.length[entry]].tobytes()
-        if (first_entry := seen.setdefault(key, entry)) != entry:
-            pairs.append((first_entry, entry))
+        part = int(np.searchsorted(ends, entry, side="right"))
+        at = entry - int(ends[part]) + len(parts[part])
+        first = seen.setdefault(_comparable(parts[part], at), entry)
+        if first != entry:
+            pairs.append((first, entry))
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _gathered(keys: Packed, order: Int64) -> Bytes:
-    """Return the text of strings in another order."""
-    parts = []
-    for begin in range(0, len(order), _PIECE // 16):
-        chosen = order[begin : begin + _PIECE // 16]
-        length = keys.length[chosen]
-        step = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
-        parts.append(keys.text[np.repeat(keys.start[chosen], length) + step])
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+def _comparable(keys: Int64 | PaddedStrings, at: int) -> object:
+    if isinstance(keys, PaddedStrings):
+        length = int(keys.length[at])
+        return keys.words[at].tobytes()[:length]
+    return int(keys[at])
+
+
+def _packed(parts: Sequence[PaddedStrings], order: Int64) -> tuple[Uint64, Int64]:
+    """Return the words of strings in another order, without those that only pad, and places."""
+    length = np.concatenate([each.length for each in parts])
+    needed = (length + 7) >> 3  # [m] words of each
+    source = [
+        each.words.reshape(-1)[
+            (((each.length + 7) >> 3)[:, None] > _RANGE[: each.words.shape[1]]).reshape(-1)
+        ]
+        for each in parts
+    ]
+    words = np.concatenate(source)  # as they were given
+    begins = np.cumsum(needed) - needed
+    sizes = needed[order]
+    target = np.cumsum(sizes) - sizes
+    packed = np.zeros(len(words) + 1, np.uint64)
+    for begin in range(0, len(order), _PIECE):
+        chosen = slice(begin, begin + _PIECE)
+        step = np.repeat(begins[order[chosen]] - target[chosen], sizes[chosen])
+        first = int(target[begin])
+        packed[first : first + len(step)] = words[step + np.arange(first, first + len(step))]
+    return packed, (target << 16) | length[order]

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from app.artifacts.tables.description import (
     KEY_HASHES,
-    KEY_OFFSETS,
+    KEY_PLACES,
     KEY_ROWS,
     KEY_STARTS,
     KEYS,
@@ -32,7 +32,6 @@ from app.artifacts.tables.description import (
     TABLE,
     Base,
     FileName,
-    KeyType,
     Pieces,
     TableColumn,
     TableDescription,
@@ -44,10 +43,10 @@ from app.artifacts.tables.keys import (
     LONGEST_KEY,
     Int64,
     Int64Index,
-    Packed,
+    PaddedStrings,
     StringIndex,
     build,
-    pack,
+    pad,
 )
 from app.artifacts.tables.reader import (
     ListedTable,
@@ -113,8 +112,8 @@ class TableWriter:
     folder: Path
     rows: int = 0
     _file: "_HashedFile" = field(init=False)
-    _keys: list[Int64 | Packed] = field(default_factory=list)
-    _removed: list[Int64 | Packed] = field(default_factory=list)
+    _keys: list[Int64 | PaddedStrings] = field(default_factory=list)
+    _removed: list[Int64 | PaddedStrings] = field(default_factory=list)
     _files: dict[FileName, Pieces] = field(default_factory=dict)
     _index: Int64Index | StringIndex = field(init=False)
 
@@ -155,7 +154,8 @@ class TableWriter:
         removed = sum(len(each) for each in self._removed)
         rows = np.arange(self.rows + removed, dtype=np.int32)
         rows[self.rows :] = -1
-        built = build(_joined([*self._keys, *self._removed], self.plan.key.type), rows)
+        none = np.zeros(0, np.int64) if self.plan.key.type == "int64" else pad([])
+        built = build([none, *self._keys, *self._removed], rows)
         if len(built.same):
             raise DuplicateKeys(built.same)
         self._index = index = built.index
@@ -166,7 +166,7 @@ class TableWriter:
         if isinstance(index, Int64Index):
             arrays[KEYS] = index.keys
         else:
-            arrays |= {KEYS: index.text, KEY_OFFSETS: index.offsets, KEY_HASHES: index.hashes}
+            arrays |= {KEYS: index.words, KEY_PLACES: index.places, KEY_HASHES: index.hashes}
         for name, array in arrays.items():
             file = _HashedFile(self.folder / name)
             try:
@@ -381,7 +381,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _checked(keys: Int64 | Sequence[str]) -> Int64 | Packed:
+def _checked(keys: Int64 | Sequence[str]) -> Int64 | PaddedStrings:
     """Return keys as the index takes them.
 
     Raises:
@@ -391,18 +391,7 @@ def _checked(keys: Int64 | Sequence[str]) -> Int64 | Packed:
         return keys.astype(np.int64)
     if len(keys) and max(map(len, keys)) > LONGEST_KEY:
         raise ArtifactInvalid(f"a key has more than {LONGEST_KEY} characters")
-    return pack(keys)
-
-
-def _joined(parts: Sequence[Int64 | Packed], key_type: KeyType) -> Int64 | Packed:
-    if key_type == "int64":
-        return np.concatenate(
-            [np.zeros(0, np.int64), *(p for p in parts if not isinstance(p, Packed))]
-        )
-    packed = [each for each in parts if isinstance(each, Packed)]
-    length = np.concatenate([np.zeros(0, np.int64), *(each.length for each in packed)])
-    text = np.concatenate([np.zeros(0, np.uint8), *(each.text for each in packed)])
-    return Packed(text, np.cumsum(length) - length, length)
+    return pad(keys)
 
 
 class _HashedFile:

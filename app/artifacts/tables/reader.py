@@ -26,7 +26,7 @@ from app.artifacts.manifest import Manifest, first_problem
 from app.artifacts.store import Fingerprint, fingerprint
 from app.artifacts.tables.description import (
     KEY_HASHES,
-    KEY_OFFSETS,
+    KEY_PLACES,
     KEY_ROWS,
     KEY_STARTS,
     KEYS,
@@ -538,8 +538,8 @@ def _index(mapped: Mapping[FileName, memoryview], description: TableDescription)
     return StringIndex(
         seed,
         bits,
-        text=np.frombuffer(mapped[KEYS], np.uint8),
-        offsets=np.frombuffer(mapped[KEY_OFFSETS], "<i8"),
+        words=np.frombuffer(mapped[KEYS], "<u8"),
+        places=np.frombuffer(mapped[KEY_PLACES], "<i8"),
         hashes=np.frombuffer(mapped[KEY_HASHES], "<u8"),
         rows=rows,
         starts=starts,

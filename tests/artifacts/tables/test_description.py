@@ -96,8 +96,9 @@ def test_every_reason_is_told_at_once():
     assert [each for each in found if "brand" in each] == [
         'feature "brand": vocabulary_size is 8, the table was made with 9',
         'feature "brand": unknown is 1, the table was made with 0',
-        'feature "brand": encoding is {"kind":"hash","ids":"string","buckets":7,"seed":0}, the table '
-        'was made with {"kind":"vocabulary","ids":"string","file":"vocabulary.brand.jsonl"}',
+        'feature "brand": encoding is {"kind":"hash","ids":"string","buckets":7,"seed":0}, '
+        "the table was made with "
+        '{"kind":"vocabulary","ids":"string","file":"vocabulary.brand.jsonl"}',
         'feature "brand": has no default, which unknown = default needs',
     ]
 

@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 
 from app.artifacts.encoding import hash_integers
 from app.artifacts.tables import keys as tables_keys
-from app.artifacts.tables.keys import Int64Index, StringIndex, build, hash_packed, pack
+from app.artifacts.tables.keys import Int64Index, StringIndex, build, hash_strings, pad
 from app.errors import ArtifactInvalid
 
 EXTREMES = [-(2**63), 2**63 - 1, 0, -1, 1]
@@ -18,10 +18,17 @@ texts = st.one_of(
 )
 
 
+def parts_of(keys):
+    """Two parts, so that their border is tested."""
+    middle = len(keys) // 2
+    parts = [keys[:middle], keys[middle:]]
+    is_text = bool(keys) and isinstance(keys[0], str)
+    return [pad(each) if is_text else np.array(each, np.int64) for each in parts]
+
+
 def built(keys):
     rows = np.arange(len(keys), dtype=np.int32)[::-1].copy()
-    given = pack(keys) if keys and isinstance(keys[0], str) else np.array(keys, np.int64)
-    found = build(given, rows)
+    found = build(parts_of(keys), rows)
     assert len(found.same) == 0
     found.index.check()
     return found.index, dict(zip(keys, rows.tolist(), strict=True))
@@ -50,14 +57,14 @@ def test_strings_with_equal_hashes_are_told_apart(keys, others, distinct):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             tables_keys,
-            "hash_packed",
-            lambda packed, _: hash_packed(packed, 3) % np.uint64(distinct) * np.uint64(2**58 - 1),
+            "hash_strings",
+            lambda keys, _: hash_strings(keys, 3) % np.uint64(distinct) * np.uint64(2**58 - 1),
         )
         patch.setattr(tables_keys, "MOST_IN_BUCKET", 1000)
         index, twin = built(keys)
         asked = keys + others
         assert index.find(asked).tolist() == [twin.get(each, -1) for each in asked]
-        again = build(pack([*keys, *keys[::-1]]), np.arange(2 * len(keys), dtype=np.int32))
+        again = build(parts_of([*keys, *keys[::-1]]), np.arange(2 * len(keys), dtype=np.int32))
         pairs = {tuple(each) for each in again.same.tolist()}
         assert pairs == {(i, 2 * len(keys) - 1 - i) for i in range(len(keys))}
 
@@ -65,22 +72,24 @@ def test_strings_with_equal_hashes_are_told_apart(keys, others, distinct):
 @given(st.lists(texts, min_size=1))
 def test_hash_of_strings_is_the_documented_sum(keys):
     seed = 7
-    r = int(hash_integers(np.array([seed]), 1)[0]) & ~7 | 5
+    factors = [int(each) | 1 for each in hash_integers(np.arange(256), seed)]
     sums = []
     for each in keys:
         content = each.encode()
-        total = len(content) + sum((b + 1) * pow(r, i, 2**64) for i, b in enumerate(content))
-        sums.append(total % 2**64)
+        padded = content + b"\0" * (-len(content) % 4)
+        words = [int.from_bytes(padded[i : i + 4], "little") for i in range(0, len(padded), 4)]
+        total = sum(w * a for w, a in zip(words, factors, strict=False))
+        sums.append((len(content) + total) % 2**64)
     expected = hash_integers(np.array(sums, np.uint64).view(np.int64), seed)
-    assert hash_packed(pack(keys), seed).tolist() == expected.tolist()
+    assert hash_strings(pad(keys), seed).tolist() == expected.tolist()
 
 
 def test_repeated_integers_are_reported_with_their_first_place():
-    found = build(np.array([5, 6, 5, 7, 5, 6]), np.arange(6, dtype=np.int32))
+    found = build([np.array([5, 6, 5, 7, 5, 6])], np.arange(6, dtype=np.int32))
     assert sorted(map(tuple, found.same.tolist())) == [(0, 2), (0, 4), (1, 5)]
 
 
-def test_very_many_and_very_long_keys_are_looked_up_in_parts():
+def test_keys_longer_than_any_in_the_index_are_unknown():
     keys = [f"{'é' * 200}{number}" for number in range(2000)]
     index, twin = built(keys)
     asked = [*keys, "x" * 70_000, "", *keys[::-1]]
@@ -94,17 +103,15 @@ def test_a_lone_surrogate_is_an_unknown_key():
 
 def test_an_empty_index_knows_no_key():
     assert built([])[0].find(np.array([1, 2])).tolist() == [-1, -1]
-    empty = build(pack([]), np.zeros(0, np.int32)).index
+    empty = build([pad([])], np.zeros(0, np.int32)).index
     empty.check()
     assert empty.find(["a", ""]).tolist() == [-1, -1]
 
 
 def test_keys_that_share_a_bucket_in_spite_of_every_seed_are_refused(monkeypatch):
-    monkeypatch.setattr(
-        tables_keys, "hash_packed", lambda packed, _seed: np.zeros(len(packed), np.uint64)
-    )
+    monkeypatch.setattr(tables_keys, "hash_strings", lambda keys, _: np.zeros(len(keys), np.uint64))
     with pytest.raises(ArtifactInvalid, match="nearly the same hash"):
-        build(pack([f"{n}" for n in range(100)]), np.arange(100, dtype=np.int32))
+        build([pad([f"{n}" for n in range(100)])], np.arange(100, dtype=np.int32))
 
 
 @pytest.mark.parametrize("field", ["starts", "keys"])
@@ -119,7 +126,7 @@ def test_a_damaged_index_of_integers_is_refused(field):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("starts", 2**32 - 1), ("starts", 0), ("offsets", -1), ("offsets", 10**6), ("hashes", None)],
+    [("starts", 2**32 - 1), ("starts", 0), ("places", -1), ("places", 10**6), ("hashes", None)],
 )
 @pytest.mark.parametrize("place", [0, 3, -1])
 def test_a_damaged_index_of_strings_is_refused(field, value, place):
@@ -128,7 +135,7 @@ def test_a_damaged_index_of_strings_is_refused(field, value, place):
     if damaged[place] == value:
         return
     damaged[place] = ~damaged[place] if value is None else value
-    names = ("seed", "bits", "text", "offsets", "hashes", "rows", "starts")
+    names = ("seed", "bits", "words", "places", "hashes", "rows", "starts")
     changed = {name: getattr(index, name) for name in names}
     with pytest.raises(ArtifactInvalid):
         StringIndex(**changed | {field: damaged}).check()
