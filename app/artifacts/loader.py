@@ -87,10 +87,17 @@ def _load(artifact: Artifact, device: torch.device) -> Model:
     program = load_program(content, manifest, device)
     del content
     golden.check(program)
-    vocabularies = read_vocabularies(
-        manifest, lambda name: bytes(_read_verified(artifact, name, manifest))
-    )
-    return Model(manifest, program, golden, vocabularies)
+    return Model(manifest, program, golden, load_vocabularies(artifact, manifest))
+
+
+def load_vocabularies(artifact: Artifact, manifest: Manifest) -> Vocabularies:
+    """Return the vocabularies of a version, verified, by feature.
+
+    Raises:
+        ArtifactInvalid: a file is missing, differs from the manifest, or is not a vocabulary.
+        OSError: a file cannot be read now.
+    """
+    return read_vocabularies(manifest, lambda name: bytes(_read_verified(artifact, name, manifest)))
 
 
 def verify(artifact: Artifact, manifest: Manifest) -> None:

@@ -28,6 +28,8 @@ COMMANDS: Mapping[str, str] = {
     "shadow": "let a version score requests without answering them",
     "publish": "copy a version's folder into the store, as the next version",
     "prune": "remove old versions of a model from the store",
+    "items": "publish and show tables of item features that live in the service",
+    "users": "publish and show tables of user features that live in the service",
     "import": "make an artifact from a TorchScript file",
     "rank": "answer requests from a file, as the server would",
     "fit-calibration": "fit calibrated scores on logged outcomes",
@@ -129,6 +131,7 @@ def _run(given: Sequence[str]) -> int:
     parser, chosen = _parsers(name)
     if command is not None:
         command.add_arguments(chosen)
+        chosen = chosen.of_command(given[1:])
     chosen.refuse_unknown_options(given)
     try:
         options, rest = parser.parse_known_args(given)
@@ -179,6 +182,10 @@ def _command(name: str) -> Command:
     if name in ("versions", "activate", "rollback", "canary", "shadow", "publish", "prune"):
         command: Command = import_module(f"app.cli.{name}")
         return command
+    if name in ("items", "users"):
+        from app.cli.items import TableCommands
+
+        return TableCommands("items" if name == "items" else "users")
     if name == "import":
         from app.cli import import_
 

@@ -313,21 +313,17 @@ def compact(model: Path, kind: TableKind, version: int | None = None) -> ListedT
             return _name_table(writer)
 
 
-def prune(model: Path, kind: TableKind, keep: int) -> list[ListedTable]:
-    """Remove all tables but the newest `keep`, with their deltas, and return them.
+def remove(listed: ListedTable) -> None:
+    """Remove a table and its deltas. A process that has opened it keeps it.
 
     Raises:
         OSError: the store cannot be written.
     """
-    removed = tables_of(model, kind)[:-keep]
-    if removed:
-        with _locked(model / kind):
-            for each in removed:
-                _set_aside(each.folder)
-                deltas = each.delta_folder(1).parent
-                if deltas.exists():
-                    _set_aside(deltas)
-    return removed
+    with _locked(listed.folder.parent):
+        _set_aside(listed.folder)
+        deltas = listed.delta_folder(1).parent
+        if deltas.exists():
+            _set_aside(deltas)
 
 
 def _set_aside(folder: Path) -> None:

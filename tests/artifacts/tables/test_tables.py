@@ -21,8 +21,8 @@ from app.artifacts.tables.publish import (
     DuplicateKeys,
     compact,
     find_table,
-    prune,
     publish_table,
+    remove,
 )
 from app.artifacts.tables.reader import open_table, tables_of
 from app.errors import ArtifactInvalid, TableIncomplete
@@ -294,12 +294,12 @@ def test_a_table_outlives_its_files(tmp_path):
     check(table, plan(tmp_path), {1: 1}, [1, 2])
 
 
-def test_prune_keeps_the_newest_and_their_deltas(tmp_path):
+def test_a_removed_table_is_gone_with_its_deltas_and_its_number(tmp_path):
     for number in (1, 2, 3):
         publish(plan(tmp_path), {1: number})
         change(plan(tmp_path), {2: number})
     table = opened(tmp_path, version=1)
-    assert [each.version for each in prune(tmp_path / "feed", "items", keep=2)] == [1]
+    remove(find_table(tmp_path / "feed", "items", 1))
     left = sorted(each.name for each in (tmp_path / "feed" / "items").iterdir())
     assert left == [".lock", "2", "2.delta", "3", "3.delta"]
     check(table, plan(tmp_path), {1: 1, 2: 1}, [1, 2])
