@@ -1,8 +1,10 @@
 """`gatehouse items` and `gatehouse users`: tables of features that live in the service."""
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from rich.markup import escape
@@ -20,22 +22,46 @@ from app.artifacts.tables.keys import Int64
 from app.artifacts.tables.publish import compact, find_table, remove
 from app.artifacts.tables.reader import ListedTable, Table, open_table, read_description, tables_of
 from app.cli.output import Output
-from app.cli.parser import Parser, WrongUsage, complain
+from app.cli.parser import Parser, WrongUsage, complain, not_empty
 from app.cli.settings_options import add_store, existing_store, store_of
 from app.cli.signals import importing
-from app.cli.table_publish import add_publish, run_publish
 from app.cli.traffic_changes import chosen, version_number
 from app.errors import ArtifactInvalid, ExitCode
 
 _DESCRIPTION = """\
-Tables of the features of {kind}, so that requests send keys only. Each command has its own help:
-gatehouse {kind} publish --help"""
+Tables of the features of {kind}: they live in the service, so that requests send keys only. Each
+command has its own help: gatehouse {kind} publish --help"""
 _EPILOG = """\
+The store is the folder of --store (default: GATEHOUSE_STORE, else store).
+
 examples:
   gatehouse {kind} publish {kind}.parquet --model feed
   gatehouse {kind} list
   gatehouse {kind} show 42
 """
+_PUBLISH = """\
+Publish the features of all {items} as a table, so that requests send keys only. Every value is
+checked by the rules of a request and encoded for the model, once. Servers see a whole table or
+none, and follow within a poll of the store. With --delta, the file has only what changes: rows are
+added or replaced, and the other rows of the newest table stay."""
+_PUBLISH_EPILOG = """\
+FILE ends in .parquet, .csv, .tsv, .jsonl or .ndjson; text may be compressed (.gz). Columns have
+the names of the features; see --column for others. An empty cell is the feature's default. In CSV,
+a list is JSON or has spaces, commas, semicolons or bars between its elements. Needs the extra:
+pip install -e '.[data]'
+
+A table belongs to the encodings and vocabularies of a version of the model. Before a version with
+others serves, publish a table for it (--version); servers give each version the newest table that
+fits it.
+
+exit codes: 0 published; 2 wrong usage, or the file cannot be published: every reason is listed
+
+examples:
+  gatehouse {kind} publish {kind}.parquet --model feed
+  gatehouse {kind} publish changes.jsonl --model feed --delta
+"""
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _COMMANDS = {
     "publish": "publish files as a table, or as a change of one",
     "list": "show the tables in the store, and which versions of the model they fit",
@@ -56,7 +82,7 @@ class TableCommands:
         kind = self.kind
         parser.description = _DESCRIPTION.format(kind=kind)
         parser.epilog = _EPILOG.format(kind=kind)
-        add_publish(parser.add_command("publish", _COMMANDS["publish"]), kind)
+        _add_publish(parser.add_command("publish", _COMMANDS["publish"]), kind)
         for name in ("list", "show", "compact", "prune"):
             command = parser.add_command(name, _COMMANDS[name])
             command.description = f"{_COMMANDS[name][0].upper()}{_COMMANDS[name][1:]}."
@@ -67,11 +93,85 @@ class TableCommands:
         if options.command is None:
             raise WrongUsage(f"missing COMMAND; see gatehouse {self.kind} --help")
         if options.command == "publish":
+            with importing():
+                from app.cli.table_publish import run_publish
             return run_publish(options, self.kind)
         try:
             return _RUNS[options.command](options, self.kind)
         except ArtifactInvalid as error:
             raise WrongUsage(str(error)) from None
+
+
+def _add_publish(parser: Parser, kind: TableKind) -> None:
+    parser.description = _PUBLISH.format(items=kind)
+    parser.epilog = _PUBLISH_EPILOG.format(kind=kind)
+    parser.add_argument(
+        "files", type=not_empty(Path), nargs="+", metavar="FILE", help="table in one or more files"
+    )
+    parser.add_argument("--model", metavar="NAME", help="name of the model (default: the only one)")
+    add_store(parser)
+    parser.add_argument(
+        "--version",
+        type=version_number,
+        metavar="V",
+        help="version of the model to encode for (default: the newest)",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="NAME",
+        help="name of the key in requests and column of the file (default: that of the newest "
+        "table, else the only id feature); it need not be a feature of the model",
+    )
+    parser.add_argument(
+        "--column",
+        type=_mapping,
+        action="append",
+        default=[],
+        metavar="FEATURE=COLUMN",
+        help="column of a feature or of the key, if it has another name; "
+        "FEATURE=COLUMN,COLUMN,… for a dense feature in several columns; may be repeated",
+    )
+    parser.add_argument(
+        "--sent",
+        action="append",
+        default=[],
+        metavar="FEATURE",
+        help="feature that every request sends, so the table need not have it; may be repeated",
+    )
+    parser.add_argument(
+        "--unknown",
+        choices=("error", "default", "drop") if kind == "items" else ("error", "default"),
+        help="what happens with a key that the table does not have: the request fails, the "
+        "features have their defaults"
+        + (", or the candidate is left out" if kind == "items" else "")
+        + " (default: error)",
+    )
+    parser.add_argument(
+        "--max-age",
+        type=_duration,
+        metavar="TIME",
+        help="age from which on the newest data is too old, such as 90s, 30m, 6h or 2d; the server "
+        "is not ready then (default: no limit)",
+    )
+    parser.add_argument(
+        "--max-bad-rows",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="publish without the bad rows if there are at most N (default: 0)",
+    )
+    parser.add_argument("--delta", action="store_true", help="change a table, do not replace it")
+    parser.add_argument(
+        "--table",
+        type=version_number,
+        metavar="N",
+        help="with --delta: the table to change (default: the newest)",
+    )
+    parser.add_argument(
+        "--deleted",
+        metavar="COLUMN",
+        help="with --delta: column that is true where the key is to be removed",
+    )
 
 
 def _add_model(parser: Parser) -> None:
@@ -272,15 +372,38 @@ def _manifests(versions: Sequence[Artifact]) -> dict[int, Manifest]:
     return found
 
 
+def _mapping(text: str) -> tuple[str, tuple[str, ...]]:
+    """Convert `vector=v0,v1,v2`."""
+    name, equals, columns = text.partition("=")
+    names = tuple(each.strip() for each in columns.split(","))
+    if not (name.strip() and equals and all(names)):
+        raise argparse.ArgumentTypeError("must be FEATURE=COLUMN or FEATURE=COLUMN,COLUMN,…")
+    return name.strip(), names
+
+
+def _duration(text: str) -> float:
+    """Convert `90s`, `30m`, `6h` or `2d` to seconds."""
+    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]+)?)([smhd])", text.strip())
+    if found is None or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError("must be a time such as 90s, 30m, 6h or 2d")
+    return float(found[1]) * _UNITS_S[found[2]]
+
+
+def _count(text: str) -> int:
+    """Convert a number of rows."""
+    if not (text.isdecimal() and len(text) <= 12):
+        raise argparse.ArgumentTypeError("must be a whole number, 0 or more")
+    return int(text)
+
+
 def _size(description: TableDescription) -> int:
     return sum(each.size for each in description.files.values())
 
 
 def _time(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds % length == 0:
-            return f"{seconds / length:g}{unit}"
-    return f"{seconds:g}s"
+    fitting = [unit for unit, length in _UNITS_S.items() if seconds % length == 0]
+    unit = fitting[-1] if fitting else "s"
+    return f"{seconds / _UNITS_S[unit]:g}{unit}"
 
 
 _RUNS: Mapping[str, Callable[[argparse.Namespace, TableKind], int]] = {

@@ -273,8 +273,12 @@ class _Lines:
         """Bytes that have been read from the disk."""
 
     def __enter__(self) -> "_Lines":
-        if self._file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
-            self._file.seek(0)
+        try:
+            if self._file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
+                self._file.seek(0)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

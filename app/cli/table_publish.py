@@ -1,7 +1,6 @@
 """`gatehouse items publish` and `gatehouse users publish`: files become a table or a delta."""
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,118 +38,18 @@ from app.artifacts.tables.publish import (
 )
 from app.artifacts.tables.reader import ListedTable, read_description, tables_of
 from app.cli.output import Output
-from app.cli.parser import Parser, WrongUsage, complain, not_empty
-from app.cli.settings_options import add_store
-from app.cli.signals import importing
+from app.cli.parser import WrongUsage, complain
 from app.cli.table_files import TableFile, open_file
 from app.cli.table_rows import EncodedRows, RowEncoder, Source, column_problem, key_type_in
-from app.cli.traffic_changes import check_version, chosen, version_number
+from app.cli.traffic_changes import check_version, chosen
 from app.errors import ArtifactInvalid, ExitCode, did_you_mean
 
 MOST_PROBLEMS = 20
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-_DESCRIPTION = """\
-Publish the features of all {items} as a table, so that requests send keys only. Every value is
-checked by the rules of a request and encoded for the model, once. Servers see a whole table or
-none, and follow within a poll of the store. With --delta, the file has only what changes: rows are
-added or replaced, and the other rows of the newest table stay."""
-_EPILOG = """\
-FILE ends in .parquet, .csv, .tsv, .jsonl or .ndjson; text may be compressed (.gz). Columns have
-the names of the features; see --column for others. An empty cell is the feature's default. In CSV,
-a list is JSON or has spaces, commas, semicolons or bars between its elements. Needs the extra:
-pip install -e '.[data]'
-
-A table belongs to the encodings and vocabularies of a version of the model. Before a version with
-others serves, publish a table for it (--version); servers give each version the newest table that
-fits it.
-
-exit codes: 0 published; 2 wrong usage, or the file cannot be published: every reason is listed
-
-examples:
-  gatehouse {kind} publish {kind}.parquet --model feed
-  gatehouse {kind} publish changes.jsonl --model feed --delta
-"""
-
-
-def add_publish(parser: Parser, kind: TableKind) -> None:
-    """Describe the command and add its arguments."""
-    parser.description = _DESCRIPTION.format(items=kind)
-    parser.epilog = _EPILOG.format(kind=kind)
-    parser.add_argument(
-        "files", type=not_empty(Path), nargs="+", metavar="FILE", help="table in one or more files"
-    )
-    parser.add_argument("--model", metavar="NAME", help="name of the model (default: the only one)")
-    add_store(parser)
-    parser.add_argument(
-        "--version",
-        type=version_number,
-        metavar="V",
-        help="version of the model to encode for (default: the newest)",
-    )
-    parser.add_argument(
-        "--key",
-        metavar="NAME",
-        help="name of the key in requests and column of the file (default: that of the newest "
-        "table, else the only id feature); it need not be a feature of the model",
-    )
-    parser.add_argument(
-        "--column",
-        type=_mapping,
-        action="append",
-        default=[],
-        metavar="FEATURE=COLUMN",
-        help="column of a feature or of the key, if it has another name; "
-        "FEATURE=COLUMN,COLUMN,… for a dense feature in several columns; may be repeated",
-    )
-    parser.add_argument(
-        "--sent",
-        action="append",
-        default=[],
-        metavar="FEATURE",
-        help="feature that every request sends, so the table need not have it; may be repeated",
-    )
-    parser.add_argument(
-        "--unknown",
-        choices=("error", "default", "drop") if kind == "items" else ("error", "default"),
-        help="what happens with a key that the table does not have: the request fails, the "
-        "features have their defaults"
-        + (", or the candidate is left out" if kind == "items" else "")
-        + " (default: error)",
-    )
-    parser.add_argument(
-        "--max-age",
-        type=_duration,
-        metavar="TIME",
-        help="age from which on the newest data is too old, such as 90s, 30m, 6h or 2d; the server "
-        "is not ready then (default: no limit)",
-    )
-    parser.add_argument(
-        "--max-bad-rows",
-        type=_count,
-        default=0,
-        metavar="N",
-        help="publish without the bad rows if there are at most N (default: 0)",
-    )
-    parser.add_argument("--delta", action="store_true", help="change a table, do not replace it")
-    parser.add_argument(
-        "--table",
-        type=version_number,
-        metavar="N",
-        help="with --delta: the table to change (default: the newest)",
-    )
-    parser.add_argument(
-        "--deleted",
-        metavar="COLUMN",
-        help="with --delta: column that is true where the key is to be removed",
-    )
 
 
 def run_publish(options: argparse.Namespace, kind: TableKind) -> int:
     """Publish the files; return the exit code."""
     began = time.monotonic()
-    with importing():
-        import torch  # noqa: F401  (takes seconds; Ctrl-C ends the command meanwhile)
     try:
         plan = _planned(options, kind)
         rows = _Rows(plan, options.max_bad_rows)
@@ -238,7 +137,7 @@ def _planned(options: argparse.Namespace, kind: TableKind) -> _Plan:
     if not sources and not problems:
         problems.append(f"{files[0].path}: has no column of a feature ({_listing(inputs)})")
     if problems:
-        raise Refused(problems, f"nothing is published: {len(problems)} problems")
+        raise Refused(problems, _nothing(len(problems), "problem"))
     encoder = RowEncoder(
         sources,
         mapped.get(key, (key,))[0],
@@ -478,7 +377,7 @@ class _Rows:
     def _check(self) -> None:
         if self.bad > self._most_bad:
             limit = f", --max-bad-rows {self._most_bad}" if self._most_bad else ""
-            raise Refused(self._problems, f"nothing is published: {self.bad:,} bad rows{limit}")
+            raise Refused(self._problems, _nothing(self.bad, "bad row") + limit)
         for problem in self._problems:
             complain(f"left out: {problem}")
 
@@ -489,7 +388,7 @@ class _Rows:
             f"{self._place(again)}: repeats the key of {self._place(first)}"
             for first, again in pairs[:MOST_PROBLEMS].tolist()
         ]
-        return Refused(problems, f"nothing is published: {len(pairs):,} rows repeat a key")
+        return Refused(problems, _nothing(len(pairs), "repeated key"))
 
     def _place(self, row: int) -> str:
         for file, numbers in self._numbers:
@@ -548,32 +447,12 @@ def _progress(files: Sequence[TableFile]) -> Iterator[Progress | None]:
         yield progress
 
 
+def _nothing(count: int, what: str) -> str:
+    return f"nothing is published: {count:,} {what}{'' if count == 1 else 's'}"
+
+
 def _listing(names: Iterable[str]) -> str:
     """Return names as a message lists them, at most twenty."""
     listed = list(names)
     more = f" and {len(listed) - MOST_PROBLEMS} more" if len(listed) > MOST_PROBLEMS else ""
     return (", ".join(listed[:MOST_PROBLEMS]) or "none") + more
-
-
-def _mapping(text: str) -> tuple[str, tuple[str, ...]]:
-    """Convert `vector=v0,v1,v2`."""
-    name, equals, columns = text.partition("=")
-    names = tuple(each.strip() for each in columns.split(","))
-    if not (name.strip() and equals and all(names)):
-        raise argparse.ArgumentTypeError("must be FEATURE=COLUMN or FEATURE=COLUMN,COLUMN,…")
-    return name.strip(), names
-
-
-def _duration(text: str) -> float:
-    """Convert `90s`, `30m`, `6h` or `2d` to seconds."""
-    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]+)?)([smhd])", text.strip())
-    if found is None or float(found[1]) <= 0:
-        raise argparse.ArgumentTypeError("must be a time such as 90s, 30m, 6h or 2d")
-    return float(found[1]) * _UNITS_S[found[2]]
-
-
-def _count(text: str) -> int:
-    """Convert a number of rows."""
-    if not (text.isdecimal() and len(text) <= 12):
-        raise argparse.ArgumentTypeError("must be a whole number, 0 or more")
-    return int(text)

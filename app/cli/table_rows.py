@@ -112,12 +112,14 @@ class RowEncoder:
         keys, not_keys = self._keys(columns[self.key], file, chunk, bad)
         wrong |= not_keys
         removed = np.zeros(chunk.rows, np.bool_)
-        if self.deleted is not None:
+        if self.deleted is not None:  # of a row that is removed, only the key counts
             removed = _flags(columns[self.deleted])
         records = np.zeros(chunk.rows, record_dtype([each.feature for each in self.sources]))
         for source in self.sources:
             arrays = [columns[name] for name in source.columns]
-            column, not_read = self._column(source, arrays, file, chunk, bad, removed)
+            is_key = source.columns == (self.key,)  # what is wrong with it is known
+            ignored = removed | not_keys if is_key else removed
+            column, not_read = self._column(source, arrays, file, chunk, bad, ignored)
             records[source.feature.name] = column
             wrong |= not_read
         good = ~wrong
@@ -135,6 +137,10 @@ class RowEncoder:
         keys: Int64 | list[str]
         if self.key_type == "int64":
             keys, null, wrong = _integers(array, file)
+            for row in np.flatnonzero(wrong).tolist() if file.kind == "json" else ():
+                value = chunk.columns[self.key][row]
+                if type(value) is int and -(2**63) <= value < 2**63:  # beside other types
+                    keys[row], wrong[row] = value, False
             rule = "must be an integer that fits in int64"
         else:
             texts = _python(array)
@@ -156,9 +162,9 @@ class RowEncoder:
         file: TableFile,
         chunk: Chunk,
         bad: dict[int, list[str]],
-        removed: Flags,
+        ignored: Flags,
     ) -> tuple[Column, Flags]:
-        """Return a feature's column, and which rows are wrong."""
+        """Return a feature's column, and which rows are wrong, apart from those to be ignored."""
         feature = source.feature
         vocabulary = self.vocabularies.get(feature.name, NO_VOCABULARY)
         report = ValidationReport()
@@ -175,10 +181,10 @@ class RowEncoder:
                 column[null] = default_column(feature, 1, vocabulary, ValidationReport())
         elif isinstance(feature, IdListInput) and feature.default is not None and null.any():
             column[null] = default_column(feature, 1, vocabulary, ValidationReport())
-        wrong &= ~removed  # only the key of a row that is removed counts
+        wrong &= ~ignored
         rows = np.flatnonzero(wrong)
         if len(rows):
-            values = [_python(each, rows) for each in arrays]
+            values = [_cells(chunk.columns[name], rows) for name in source.columns]
             for at, row in enumerate(rows.tolist()):
                 value = [each[at] for each in values] if len(arrays) > 1 else values[0][at]
                 read, problems = _by_value(source, value, file, vocabulary, report)
@@ -200,7 +206,7 @@ def _is_integer(key: object, file: TableFile) -> bool:
 
 
 def key_type_in(file: TableFile, column: str) -> KeyType:
-    """Return the type of a key that is no feature: of text, what its first rows are.
+    """Return the type of a key that is not a feature; text shows it in its first rows.
 
     Raises:
         FileUnreadable: the file is damaged.
@@ -289,10 +295,16 @@ def _from_text(feature: Input, value: object) -> object:
     """Return what a cell stands for, as a request would send it; unchanged if that is unclear."""
     if isinstance(value, list):
         return [_from_text_scalar(feature, each) for each in value]
-    if _is_list_feature(feature) and isinstance(value, str):
+    if isinstance(value, str) and _may_be_list(feature, value):
         found = _elements(value)
         return value if found is None else [_from_text_scalar(feature, each) for each in found]
     return _from_text_scalar(feature, value)
+
+
+def _may_be_list(feature: Input, text: str) -> bool:
+    if isinstance(feature, DenseInput):
+        return feature.dim > 1 or text.lstrip().startswith("[")
+    return isinstance(feature, IdListInput)
 
 
 def _is_list_feature(feature: Input) -> bool:
@@ -498,7 +510,7 @@ def _id_lists(
 
 
 def _lists(array: Array, file: TableFile) -> tuple[Array, Int64, Flags, Flags]:
-    """Return the elements of all lists, the length of each, empty cells, and what is no list."""
+    """Return the elements of all lists, the length of each, empty cells, and what is not a list."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -562,12 +574,17 @@ class _Mixed:
         return self._values
 
 
-def _python(array: Array, rows: Int64 | None = None) -> list[Any]:
-    """Return the values of an array, or of some of its rows, as Python values; None if empty."""
-    if rows is None or isinstance(array, _Mixed):
-        values: list[Any] = array.to_pylist()
-        return values if rows is None else [values[row] for row in rows.tolist()]
-    chosen: list[Any] = array.take(rows).to_pylist()
+def _python(array: Array) -> list[Any]:
+    """Return the values of an array as Python values; None if empty."""
+    values: list[Any] = array.to_pylist()
+    return values
+
+
+def _cells(column: Array | list[Any], rows: Int64) -> list[Any]:
+    """Return some cells of a column as the file has them; None if empty."""
+    if isinstance(column, list):
+        return [column[row] for row in rows.tolist()]
+    chosen: list[Any] = column.take(rows).to_pylist()
     return chosen
 
 

@@ -202,7 +202,7 @@ class PaddedStrings:
 
 
 def pad(keys: Sequence[str]) -> PaddedStrings:
-    """Return strings as UTF-8 bytes. One that is no key gets the length -1: it is nowhere found.
+    """Return strings as UTF-8 bytes. One that cannot be a key gets the length -1, which no key has.
 
     Such are strings of more than `LONGEST_KEY` characters, and lone surrogates, which have no UTF-8
     form.
