@@ -1,6 +1,8 @@
 """`gatehouse items` and `gatehouse users` on a store."""
 
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -308,6 +310,18 @@ def test_without_pyarrow_the_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     message = run(capsys, "publish", items(GOOD), code=ExitCode.USAGE)
     assert message == "reading tables needs pyarrow: pip install -e '.[data]'\n"
+
+
+def test_the_commands_of_the_operators_guide_work(store, capsys):
+    guide = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```sh\n(gatehouse items publish.*?)^```$", guide, flags=re.S | re.M)
+    parquet.write_table(pa.table({"item": [1, 42], "quality": [[1.0, 2.0]] * 2}), "items.parquet")
+    items('{"item": 7, "quality": [0, 1]}\n', "changes.jsonl")
+    items("user_id,age\n1,30\n", "users.csv")
+    for command in block.splitlines():
+        assert main(shlex.split(command)[1:]) == ExitCode.OK, capsys.readouterr().err
+    assert "items 1.1 of feed, item 42" in capsys.readouterr().out
+    assert table(store).label == "2"
 
 
 @pytest.mark.slow
