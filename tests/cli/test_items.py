@@ -272,6 +272,23 @@ def test_a_damaged_table_is_listed_with_the_reason(store, capsys):
     assert 'store "store" has no items' in run(capsys, "list", code=ExitCode.FAILED)
 
 
+def test_check_verifies_tables_and_their_deltas(store, capsys):
+    run(capsys, "publish", items(GOOD))
+    run(capsys, "publish", items(GOOD), "--delta")
+    run(capsys, "publish", items(GOOD))
+    assert main(["check"]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert [c.strip() for c in re.findall("│([^│]*)", out) if "items" in c or "table" in c] == [
+        "feed/items/1",
+        "table with 1 deltas",
+        "feed/items/2",
+        "table",
+    ]
+    corrupt(store / "feed" / "items" / "1.delta" / "1" / "keys")
+    assert main(["check"]) == ExitCode.FAILED
+    assert "delta 1: keys: its SHA-256 differs from that in table.json" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

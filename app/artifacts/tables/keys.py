@@ -143,10 +143,12 @@ class StringIndex:
         match = self.hashes.take(slots, mode="clip") == hashes[:, None]  # [n, w]
         while True:
             best = match.argmax(axis=1)
-            found = match.any(axis=1)
             slot = first + best
-            equal = self._equal(slot, wanted)
-            if not (differs := found & ~equal).any():
+            found = self._equal(slot, wanted)
+            if found.all():
+                return _rows_at(self.rows, slot, found)
+            differs = ~found & match.any(axis=1)
+            if not differs.any():
                 return _rows_at(self.rows, slot, found)
             match[differs, best[differs]] = False  # another key with this hash; try the next
 

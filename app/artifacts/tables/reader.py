@@ -261,7 +261,7 @@ class Table:
         if self._changes is not None:
             listed = keys.tolist() if isinstance(keys, np.ndarray) else keys
             changed = list(map(self._changes.positions.get, listed))
-            if any(each is not None for each in changed):
+            if changed.count(None) < len(changed):
                 for place, position in enumerate(changed):
                     if position is not None:
                         positions[place] = position
