@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
         return ExitCode.FAILED
     for place, reason in listing.ignored.items():
         refuse(place, reason)
+    checks: list[tuple[str, Check]]
     checks = [(str(each), partial(_load, each)) for each in listing.artifacts]
     for folder in dict.fromkeys(each.folder.parent for each in listing.artifacts):
         checks += _table_checks(folder)

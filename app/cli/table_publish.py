@@ -54,7 +54,7 @@ def run_publish(options: argparse.Namespace, kind: TableKind) -> int:
         plan = _planned(options, kind)
         rows = _Rows(plan, options.max_bad_rows)
         with _progress(plan.files) as rows.progress:
-            listed = _publish(plan, rows)
+            listed = _publish(plan, rows, options.table)
     except Refused as refused:
         for problem in refused.problems[:MOST_PROBLEMS]:
             complain(problem)
@@ -85,7 +85,7 @@ class _Plan:
         kind: whose features they are.
         table: the plan of the table, but for the type of its key.
         encoder: of the rows.
-        delta_of: the table that a delta changes; None for a new table.
+        is_delta: whether rows change a table.
         unused: columns that are not read.
         defaulted: features without a column, which have their default.
     """
@@ -95,7 +95,7 @@ class _Plan:
     kind: TableKind
     table: TablePlan
     encoder: RowEncoder
-    delta_of: ListedTable | None
+    is_delta: bool
     unused: Sequence[str]
     defaulted: Sequence[str]
 
@@ -112,7 +112,7 @@ def _planned(options: argparse.Namespace, kind: TableKind) -> _Plan:
     versions = chosen(options)
     model = versions[0].folder.parent
     base = _base(options, model, kind)
-    artifact, manifest = _version(options, versions, None if base is None else base[1])
+    artifact, manifest = _version(options, versions, base)
     problems: list[str] = []
     files = [open_file(path) for path in options.files]
     inputs = {each.name: each for each in manifest.inputs if each.side == side_of(kind)}
@@ -123,9 +123,9 @@ def _planned(options: argparse.Namespace, kind: TableKind) -> _Plan:
     key_type = _key_type(inputs.get(key), mapped.get(key, (key,))[0], files, base, problems)
     features = [each for each in inputs.values() if each.name not in options.sent]
     if base is not None:
-        features = [each.feature for each in base[1].columns]
+        features = [each.feature for each in base.columns]
     sources, defaulted = _sources(features, key, mapped, files, problems, is_delta=base is not None)
-    sent = base[1].sent if base is not None else _sent(options, inputs, key, problems)
+    sent = base.sent if base is not None else _sent(options, inputs, key, problems)
     unknown: UnknownPolicy = options.unknown or "error"
     if unknown == "default":
         lacking = [s.feature.name for s in sources if s.feature.default is None]
@@ -161,12 +161,10 @@ def _planned(options: argparse.Namespace, kind: TableKind) -> _Plan:
     )
     read = {*encoder.columns}
     unused = dict.fromkeys(name for each in files for name in each.names if name not in read)
-    return _Plan(artifact, files, kind, table, encoder, base and base[0], list(unused), defaulted)
+    return _Plan(artifact, files, kind, table, encoder, base is not None, list(unused), defaulted)
 
 
-def _base(
-    options: argparse.Namespace, model: Path, kind: TableKind
-) -> tuple[ListedTable, TableDescription] | None:
+def _base(options: argparse.Namespace, model: Path, kind: TableKind) -> TableDescription | None:
     """Return the table that a delta changes; None for a new table."""
     if not options.delta:
         for name in ("table", "deleted"):
@@ -179,8 +177,7 @@ def _base(
             raise WrongUsage(f"--{option} cannot be used with --delta: its table has one")
     if options.sent:
         raise WrongUsage("--sent cannot be used with --delta: a delta has the columns of its table")
-    listed = find_table(model, kind, options.table)
-    return listed, read_description(listed.folder)
+    return read_description(find_table(model, kind, options.table).folder)
 
 
 def _version(
@@ -207,12 +204,12 @@ def _key(
     options: argparse.Namespace,
     tables: Sequence[ListedTable],
     features: Sequence[Input],
-    base: tuple[ListedTable, TableDescription] | None,
+    base: TableDescription | None,
     files: Sequence[TableFile],
 ) -> str:
     """Return the name of the key."""
     if base is not None:
-        return base[1].key.name
+        return base.key.name
     if options.key is not None:
         named: str = options.key
         return named
@@ -231,7 +228,7 @@ def _key_type(
     feature: Input | None,
     column: str,
     files: Sequence[TableFile],
-    base: tuple[ListedTable, TableDescription] | None,
+    base: TableDescription | None,
     problems: list[str],
 ) -> KeyType:
     """Return the type of the key."""
@@ -241,7 +238,7 @@ def _key_type(
             known = _listing(each.names)
             problems.append(f'{each.path}: no column "{column}", the key{hint} (columns: {known})')
     if base is not None:
-        return base[1].key.type
+        return base.key.type
     if feature is not None:
         if reason := key_problem(feature):
             problems.append(f"--key {feature.name}: {reason}")
@@ -398,18 +395,19 @@ class _Rows:
         raise IndexError(row)
 
 
-def _publish(plan: _Plan, rows: _Rows) -> ListedTable:
+def _publish(plan: _Plan, rows: _Rows, table: int | None) -> ListedTable:
+    """Publish the rows; a delta changes `table`, or the newest table when it is complete."""
     try:
-        if plan.delta_of is None:
+        if not plan.is_delta:
             return publish_table(plan.table, rows.fill)
-        return publish_delta(plan.table, rows.fill_delta, plan.delta_of.version)
+        return publish_delta(plan.table, rows.fill_delta, table)
     except DuplicateKeys as error:
         raise rows.duplicates(error) from error
 
 
 def _report(plan: _Plan, listed: ListedTable, took_s: float) -> None:
     """Print what has been published, and what a careful reader should know."""
-    folder = listed.folder if plan.delta_of is None else listed.delta_folder(len(listed.deltas))
+    folder = listed.folder if not plan.is_delta else listed.delta_folder(len(listed.deltas))
     found = read_description(folder)
     output = Output()
     size = sum(each.size for each in found.files.values())
