@@ -138,6 +138,23 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
         metavar="FEATURE",
         help="feature that every request sends, so the table need not have it; may be repeated",
     )
+    _add_rules(parser, kind)
+    parser.add_argument("--delta", action="store_true", help="change a table, do not replace it")
+    parser.add_argument(
+        "--table",
+        type=version_number,
+        metavar="N",
+        help="with --delta: the table to change (default: the newest)",
+    )
+    parser.add_argument(
+        "--deleted",
+        metavar="COLUMN",
+        help="with --delta: column that is true where the key is to be removed",
+    )
+
+
+def _add_rules(parser: Parser, kind: TableKind) -> None:
+    """Add what is wrong with a row or a table, and what happens then."""
     parser.add_argument(
         "--unknown",
         choices=("error", "default", "drop") if kind == "items" else ("error", "default"),
@@ -159,18 +176,6 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
         default=0,
         metavar="N",
         help="publish without the bad rows if there are at most N (default: 0)",
-    )
-    parser.add_argument("--delta", action="store_true", help="change a table, do not replace it")
-    parser.add_argument(
-        "--table",
-        type=version_number,
-        metavar="N",
-        help="with --delta: the table to change (default: the newest)",
-    )
-    parser.add_argument(
-        "--deleted",
-        metavar="COLUMN",
-        help="with --delta: column that is true where the key is to be removed",
     )
 
 

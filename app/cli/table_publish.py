@@ -20,7 +20,6 @@ from app.artifacts.tables.description import (
     TableDescription,
     TableKey,
     TableKind,
-    UnknownPolicy,
     incompatibilities,
     key_problem,
     key_type_of,
@@ -126,42 +125,46 @@ def _planned(options: argparse.Namespace, kind: TableKind) -> _Plan:
         features = [each.feature for each in base.columns]
     sources, defaulted = _sources(features, key, mapped, files, problems, is_delta=base is not None)
     sent = base.sent if base is not None else _sent(options, inputs, key, problems)
-    unknown: UnknownPolicy = options.unknown or "error"
-    if unknown == "default":
-        lacking = [s.feature.name for s in sources if s.feature.default is None]
-        problems += [
-            f'feature "{name}": has no default, which --unknown default needs'
-            for name in lacking
-            if name != key
-        ]
+    problems += _option_problems(options, sources, key, files)
     if not sources and not problems:
         problems.append(f"{files[0].path}: has no column of a feature ({_listing(inputs)})")
     if problems:
         raise Refused(problems, _nothing(len(problems), "problem"))
-    encoder = RowEncoder(
-        sources,
-        mapped.get(key, (key,))[0],
-        key_type,
-        load_vocabularies(artifact, manifest),
-        options.deleted,
-    )
+    column, vocabularies = mapped.get(key, (key,))[0], load_vocabularies(artifact, manifest)
+    encoder = RowEncoder(sources, column, key_type, vocabularies, options.deleted)
+    columns = [
+        TableColumn(feature=each.feature, vocabulary=vocabulary_digest(each.feature, manifest))
+        for each in sources
+    ]
     table = TablePlan(
         model=model,
         kind=kind,
         key=TableKey(name=key, type=key_type),
-        columns=tuple(
-            TableColumn(feature=each.feature, vocabulary=vocabulary_digest(each.feature, manifest))
-            for each in sources
-        ),
+        columns=tuple(columns),
         defaults=encoder.defaults(),
         sent=tuple(sent),
-        unknown=unknown,
+        unknown=options.unknown or "error",
         max_age_s=options.max_age,
         source=", ".join(each.path.name for each in files)[:1024],
     )
     read = {*encoder.columns}
     unused = dict.fromkeys(name for each in files for name in each.names if name not in read)
     return _Plan(artifact, files, kind, table, encoder, base is not None, list(unused), defaulted)
+
+
+def _option_problems(
+    options: argparse.Namespace, sources: Sequence[Source], key: str, files: Sequence[TableFile]
+) -> Iterator[str]:
+    """Yield why options do not fit the files."""
+    if options.unknown == "default":
+        for feature in [each.feature for each in sources]:
+            if feature.default is None and feature.name != key:
+                why = "has no default, which --unknown default needs"
+                yield f'feature "{feature.name}": {why}'
+    if options.deleted is not None:
+        for file in [each for each in files if options.deleted not in each.names]:
+            hint = did_you_mean(options.deleted, file.names)
+            yield f'{file.path}: no column "{options.deleted}" for --deleted{hint}'
 
 
 def _base(options: argparse.Namespace, model: Path, kind: TableKind) -> TableDescription | None:

@@ -202,6 +202,8 @@ def test_deltas_change_rows_and_compaction_keeps_them(store, capsys):
     assert [each.deltas for each in tables_of(store / "feed", "items")] == [(1, 2), ()]
     message = run(capsys, "publish", items("item\n1\n"), "--delta", code=ExitCode.USAGE)
     assert 'feature "quality": a delta has every column of its table' in message
+    message = run(capsys, "publish", change, "--delta", "--deleted", "gnoe", code=ExitCode.USAGE)
+    assert 'change.csv: no column "gnoe" for --deleted; did you mean "gone"?' in message
     for option in (["--key", "item"], ["--unknown", "error"], ["--sent", "quality"]):
         message = run(capsys, "publish", change, "--delta", *option, code=ExitCode.USAGE)
         assert f"{option[0]} cannot be used with --delta" in message
