@@ -23,6 +23,7 @@ Records, not one file per column: 500 random rows of 64 numbers in a table of 1 
 from records and 180 µs from 64 columns, because a record is a few cache lines in one place.
 """
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
@@ -56,6 +57,7 @@ KEY_PLACES: Final = "keys.places"
 PIECE = 64 * 2**20
 """Bytes of a file that have a digest of their own, so that several threads can hash one file."""
 MOST_ROWS = 2**31 - 2
+_LARGEST_RECORD = 2**24  # bytes
 _LONGEST_VALUE = 100  # characters of a manifest entry that a message repeats
 
 TableKind = Literal["items", "users"]
@@ -209,7 +211,11 @@ def side_of(kind: TableKind) -> Literal["user", "candidate"]:
 
 
 def record_dtype(features: list[Input]) -> np.dtype[np.void]:
-    """Return the type of a record with these features: one field per feature."""
+    """Return the type of a record with these features: one field per feature.
+
+    Raises:
+        ValueError: it would be larger than 16 MiB.
+    """
     ordered: list[Input] = [each for each in features if not isinstance(each, DenseInput)]
     ordered += [each for each in features if isinstance(each, DenseInput)]
     formats: list[tuple[str, tuple[int, ...]]] = []
@@ -220,7 +226,9 @@ def record_dtype(features: list[Input]) -> np.dtype[np.void]:
         dtype = np.dtype(column_dtype(each)).newbyteorder("<")
         formats.append((dtype.str, shape))
         offsets.append(end)
-        end += dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        end += dtype.itemsize * math.prod(shape)
+        if end > _LARGEST_RECORD:
+            raise ValueError(f"columns: a row has more than {_LARGEST_RECORD} bytes")
     return np.dtype(
         {
             "names": [each.name for each in ordered],

@@ -224,6 +224,52 @@ def test_wrong_content_with_a_right_digest_is_refused(tmp_path, name, content, m
         opened(tmp_path)
 
 
+def wide(dim):
+    return {"feature": {"kind": "dense", "name": "price", "side": "candidate", "dim": dim}}
+
+
+@pytest.fixture(scope="module")
+def eight_rows(tmp_path_factory):
+    """The folder of a table with the keys 0 to 7, and of one with the keys a to h."""
+    keys = {"int64": range(8), "string": "abcdefgh"}
+    return {
+        kind: publish(plan(tmp_path_factory.mktemp(kind), kind), dict.fromkeys(each, 1.0)).folder
+        for kind, each in keys.items()
+    }
+
+
+@given(
+    st.integers(0, 6),
+    st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=3),
+    st.sampled_from(["int64", "string"]),
+)
+def test_forged_files_are_refused_or_harmless(tmp_path_factory, eight_rows, file, damages, kind):
+    """Whatever the bytes are, a lookup ends, and gives a row of the table or none."""
+    store = tmp_path_factory.mktemp("store")
+    folder = store / "feed" / "items" / "1"
+    shutil.copytree(eight_rows[kind], folder)
+    names = sorted(each.name for each in folder.iterdir())
+    name = names[file % len(names)]
+    content = bytearray((folder / name).read_bytes())
+    for place, byte in damages:
+        content[place % len(content)] = byte
+    if name == "table.json":
+        (folder / name).write_bytes(content)
+    else:
+        rewrite(folder, name, bytes(content))
+    try:
+        table = opened(store)
+    except ArtifactInvalid:
+        return
+    finally:
+        shutil.rmtree(store)
+    asked = list("abcdefghz") if kind == "string" else np.arange(9)
+    positions = table.find(asked)
+    assert ((positions >= -1) & (positions < 8)).all()
+    assert len(table.take(positions)) == len(asked)
+    assert len(table.keys(0, 100)) == 8
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -234,6 +280,8 @@ def test_wrong_content_with_a_right_digest_is_refused(tmp_path, name, content, m
         ({"rows": 2**40}, "rows: "),
         ({"removed": 1}, "only a delta removes keys"),
         ({"extra": 1}, 'unknown key "extra"'),
+        ({"columns": [wide(2**40)]}, "a row has more than 16777216 bytes"),
+        ({"columns": [wide(2**70)]}, "columns"),
         ({"format": 2}, "format: "),
         ({"columns": []}, "columns: "),
         ({"unknown": "guess"}, "unknown: "),
