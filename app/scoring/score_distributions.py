@@ -73,7 +73,7 @@ class ResponseSampler:
         compared = min(n, MOST_COMPARED)
         chosen = np.arange(compared) * n // compared  # [m]
         name = shadow.policy.multiplier
-        multiplier = None if name is None else features.candidate[name][:, 0]  # [n, 1] → [n]
+        multiplier = None if name is None else features.candidate_column(name)[:, 0]  # [n, 1] → [n]
         live = ranked.sort_keys[chosen]
         other = shadow.sort_keys(ranked.scores, multiplier)[chosen]
         self._metrics.shadow_compared(
