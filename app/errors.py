@@ -36,12 +36,14 @@ name, and `ExitCode`.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
+NOTHING_UNKNOWN: Mapping[str, int] = MappingProxyType({})
 _LONGEST_NAME = 100  # characters; a longer name is not a typing error, and comparing it is slow
 _ALIKE = 0.65  # of difflib's ratio, 0 to 1: "sevre" is 0.8 like "serve", "tokne" 0.6 like "store"
 
@@ -198,11 +200,15 @@ class InvalidRequest(GatehouseError):
     slug = "invalid-request"
     title = "Invalid request"
 
-    def __init__(self, problems: list[FieldError]) -> None:
+    def __init__(
+        self, problems: list[FieldError], *, unknown_keys: Mapping[str, int] = NOTHING_UNKNOWN
+    ) -> None:
+        """List the problems; `unknown_keys` are those that a table lacks, for metrics."""
         first = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         super().__init__(f"{first.pointer or '/'}: {first.detail}{more}")
         self.problems = problems
+        self.unknown_keys = unknown_keys
 
 
 class Overloaded(GatehouseError):

@@ -246,7 +246,7 @@ def collate(chunks: Sequence[Chunk]) -> ModelInputs:
 
 
 def _gathered(chunks: Sequence[Chunk], allocate: Allocate) -> ModelInputs:
-    """Join chunks as `collate` does; what comes from tables is gathered into `allocate`'s memory."""
+    """Join chunks as `collate` does; columns from tables are gathered into new memory."""
     manifest = chunks[0].request.model.manifest
     users, candidates = sides(chunks)
     return ModelInputs(

@@ -29,8 +29,11 @@ Positions = npt.NDArray[np.int64]
 class RowSource(Protocol):
     """What the engine needs of an item or user table; any thread may call it."""
 
-    def gather(self, name: str, positions: Positions, out: Column | None = None) -> Column:
-        """Return the rows of a feature at `positions`, in `out` if that is given."""
+    def take(self, positions: Positions) -> npt.NDArray[np.void]:
+        """Return the records at `positions`, with a field for each feature."""
+
+    def gather(self, name: str, positions: Positions) -> Column:
+        """Return the rows of one feature at `positions`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +42,8 @@ class TableRows:
 
     Attributes:
         table: one version of a table, which never changes.
-        positions: of the rows in the table: one for a user, n for candidates.
+        positions: of the rows in the table: one for a user, n for candidates; -1 stands for the
+            defaults of the features.
         names: the features that come from the table.
     """
 

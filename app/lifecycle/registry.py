@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import ModelTables
 from app.artifacts.store import PROGRAM, Artifact
 from app.errors import ModelNotFound, NotReady, VersionNotFound, did_you_mean
 from app.lifecycle.canary import Canary
@@ -56,6 +57,8 @@ class Registry:
         last_canaries: the same, and those that are over.
         shadows: the active version and its shadow, by name of their model.
         comparisons: which version scores the requests that a version answers, too.
+        tables: the item and user tables of each loaded version that serves from any. A new version
+            or a delta of a table is another object; a request keeps the one that it began with.
         on_freed: called with each version that is not loaded any more.
     """
 
@@ -72,6 +75,7 @@ class Registry:
         self.last_canaries: dict[str, Canary] = {}
         self.shadows: dict[str, Comparison] = {}
         self.comparisons: dict[Model, Comparison] = {}
+        self.tables: dict[Model, ModelTables] = {}
         self.on_freed: list[Callable[[Model], None]] = []
         self._active: dict[str, Model] = {}
         self._loaded: dict[str, dict[int, Model]] = {}
@@ -244,6 +248,7 @@ class Registry:
         for model in freed:
             self._roles.pop(model, None)
             self.damaged.pop(model.label, None)
+            self.tables.pop(model, None)
             self._metrics.freed(model.label)
             for call in self.on_freed:
                 call(model)

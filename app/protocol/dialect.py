@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.engine.request import Priority, RequestFeatures
 from app.ranking.batch import RankedRequest
 from app.ranking.policies import ModelPolicies
@@ -29,6 +30,7 @@ class ParseContext:
         max_candidates: the most candidates of one request.
         role: the version's role in traffic, which the response states.
         key_feature: the user feature whose value is wanted as the routing key, or empty.
+        tables: the item and user tables that the version serves from.
     """
 
     model: Model
@@ -37,6 +39,7 @@ class ParseContext:
     max_candidates: int
     role: str = "active"
     key_feature: str = ""
+    tables: ModelTables = NO_TABLES
 
 
 class ResponseWriter(Protocol):

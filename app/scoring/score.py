@@ -21,12 +21,14 @@ from typing import Protocol
 import numpy as np
 
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import NO_TABLES
 from app.engine.request import BatchTiming, Priority, QueuedRequest
 from app.errors import (
     ClientDisconnected,
     DeadlineExceeded,
     GatehouseError,
     InternalError,
+    InvalidRequest,
     MethodNotAllowed,
 )
 from app.lifecycle.comparison import Comparison
@@ -276,6 +278,8 @@ class Scorer:
         try:
             self._submit(call, body)
         except GatehouseError as error:
+            if isinstance(error, InvalidRequest) and error.unknown_keys and call.model is not None:
+                self._metrics.unknown_keys(call.model.manifest.name, error.unknown_keys)
             self.refuse(call, error)
         except Exception as error:  # noqa: BLE001  (a bug fails only the request that meets it)
             self.fail(call, error)
@@ -295,6 +299,8 @@ class Scorer:
             assert policies is not None
         role = registry.role(model)
         context = ParseContext(model, policies, head.headers, self._limits.max_candidates, role)
+        if registry.tables:
+            context.tables = registry.tables.get(model, NO_TABLES)
         if parsed is None:
             parsed = call.route.dialect.parse(body, context)
         call.parsed = parsed
@@ -309,6 +315,9 @@ class Scorer:
             call.deadline = call.arrival + parsed.timeout_s
         if features.unknown_ids:
             self._metrics.unknown(model.manifest.name, features.unknown_ids)
+        if features.tables is not None and features.tables.unknown:
+            unknown = {kind: len(each) for kind, each in features.tables.unknown.items()}
+            self._metrics.unknown_keys(model.manifest.name, unknown)
         request = QueuedRequest(
             model,
             features,
@@ -346,7 +355,10 @@ class Scorer:
         if not key and canary.key_feature:
             most = self._limits.max_candidates
             role = registry.role(model)
-            context = ParseContext(model, policies, head.headers, most, role, canary.key_feature)
+            tables = registry.tables.get(model, NO_TABLES)
+            context = ParseContext(
+                model, policies, head.headers, most, role, canary.key_feature, tables
+            )
             try:
                 parsed = call.route.dialect.parse(body, context)
             except GatehouseError as caught:
@@ -424,8 +436,9 @@ class Scorer:
         if call.compared is not None:
             assert call.head is not None
             comparison, request_body = call.compared
+            kept = None if parsed.features.tables is None else parsed.features.tables.kept
             self._comparer.compare_soon(
-                comparison, call.route.dialect, call.head.headers, request_body, ranked
+                comparison, call.route.dialect, call.head.headers, request_body, ranked, kept
             )
         respond_s = time.perf_counter() - began
         head += _SERVER_TIMING % (

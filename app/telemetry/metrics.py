@@ -158,6 +158,11 @@ class Metrics:
             "Ids that are not in the vocabulary of their feature, by model and feature.",
             ("model", "feature"),
         )
+        self._unknown_keys = self._counter(
+            "unknown_key_total",
+            "Keys in requests that the item or user table does not have, by model and table.",
+            ("model", "table"),
+        )
         self._model_info = self._gauge(
             "model_info",
             "The active version of each model. The value is always 1.",
@@ -298,6 +303,11 @@ class Metrics:
         """Count ids that are not in their vocabulary, by feature."""
         for feature, count in counts.items():
             self._unknown_ids.labels(model, feature).inc(count)
+
+    def unknown_keys(self, model: str, counts: Mapping[str, int]) -> None:
+        """Count keys that a table does not have, by `items` and `users`."""
+        for table, count in counts.items():
+            self._unknown_keys.labels(model, table).inc(count)
 
     def tried(self, model: str, *, activated: bool) -> None:
         """Count a loaded version, which became active or was refused."""
