@@ -1,94 +1,87 @@
-"""Item and user tables in memory, with the interface of `app.artifacts.tables.Table`."""
+"""Small tables on disk, made from Python values."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from app.artifacts.columns import column_dtype, column_shape
-from app.artifacts.manifest import Input, Manifest
-from app.artifacts.model_tables import BoundTable, ModelTables
-from app.protocol.features import encode_feature
-from app.protocol.validation import Side, ValidationReport
+from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.artifacts.tables.description import TableColumn, TableKey, record_dtype
+from app.artifacts.tables.publish import TablePlan, TableWriter, publish_delta, publish_table
+from app.artifacts.tables.reader import ListedTable, Records
+
+FEATURES = (
+    DenseInput(name="price", side="candidate", dim=1, default=(0.5,)),
+    DenseInput(name="vector", side="candidate", dim=3),
+    IdInput(name="brand", side="candidate", vocabulary_size=10, default=7),
+    IdListInput(name="tags", side="candidate", vocabulary_size=10, max_length=2),
+)
+
+Rows = Mapping[Any, float]
+"""Key to a number from which all columns of its row are made."""
 
 
-@dataclass(eq=False)
-class MemoryTable:
-    """A table as plain arrays: the naive twin of the one on disk.
-
-    Attributes:
-        takes: how many rows were read by each call of `take`.
-    """
-
-    key: str
-    keys_in_order: list[Any]
-    records: np.ndarray
-    unknown: str = "error"
-    label: str = "1"
-    key_type: type = int
-    takes: list[int] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        return len(self.keys_in_order)
-
-    @property
-    def columns(self) -> Sequence[str]:
-        return self.records.dtype.names or ()
-
-    def find(self, keys: Any) -> np.ndarray:
-        places = {key: place for place, key in enumerate(self.keys_in_order)}
-        listed = keys.tolist() if isinstance(keys, np.ndarray) else keys
-        return np.array([places.get(each, -1) for each in listed], np.int64)
-
-    def take(self, positions: np.ndarray) -> np.ndarray:
-        self.takes.append(len(positions))
-        return self.records[positions]
-
-    def gather(self, name: str, positions: np.ndarray, out: Any = None) -> np.ndarray:
-        assert out is None
-        return self.records[name][positions]
+def record(number: float) -> Records:
+    """Return the row that stands for a number, `[1]`."""
+    one = np.zeros(1, record_dtype(list(FEATURES)))
+    one["price"], one["vector"] = number, [number, -number, 1.0]
+    one["brand"], one["tags"] = int(number) % 10, [int(number) % 10, -1]
+    return one
 
 
-def memory_table(
-    manifest: Manifest,
-    kind: str,
-    key: str,
-    rows: Mapping[Any, Mapping[str, Any]],
-    **changes: Any,
-) -> MemoryTable:
-    """Return a table of JSON values, encoded as those of a request are."""
-    features = manifest.user_inputs if kind == "users" else manifest.candidate_inputs
-    held = [each for each in features if all(each.name in row for row in rows.values())]
-    records = np.zeros(len(rows) + 1, _record(held))
-    for feature in held:
-        values = [row[feature.name] for row in rows.values()]
-        records[feature.name][:-1] = _encoded(feature, values)
-        if feature.default is not None:
-            records[feature.name][-1:] = _encoded(feature, [feature.default])
-    keys = list(rows)
-    return MemoryTable(key, keys, records, key_type=type(keys[0]), **changes)
+DEFAULTS = record(0)
+DEFAULTS["price"], DEFAULTS["vector"], DEFAULTS["brand"] = 0.5, 0.0, 7
 
 
-def _record(features: Sequence[Input]) -> np.dtype:
-    return np.dtype([(f.name, column_dtype(f), column_shape(f, 1)[1:]) for f in features])
+def plan(store: Path, key_type: str = "int64", **changes: Any) -> TablePlan:
+    """Return the plan of a table of items of the model `feed`."""
+    settings: dict[str, Any] = {
+        "model": store / "feed",
+        "kind": "items",
+        "key": TableKey(name="item_id", type=key_type),
+        "columns": tuple(TableColumn(feature=each) for each in FEATURES),
+        "defaults": DEFAULTS,
+    }
+    return TablePlan(**settings | changes)
 
 
+<<<<<<<< HEAD:tests/support/tables.py
+def publish(plan: TablePlan, rows: Rows) -> ListedTable:
+    """Publish a table."""
+    return publish_table(plan, lambda writer: add(writer, rows))
+========
 def _encoded(feature: Input, values: list[Any]) -> np.ndarray:
     report = ValidationReport()
-    column = encode_feature(Side({feature.name: values}, len(values), "columns"), feature, {}, report)
+    column = encode_feature(
+        Side({feature.name: values}, len(values), "columns"), feature, {}, report
+    )
     assert not report.problems, report.problems
     assert column is not None
     return column
+>>>>>>>> 8baf8db (tests: requests by keys equal requests with every feature, bit for bit):tests/support/memory_tables.py
 
 
-def bound(
-    manifest: Manifest, items: MemoryTable | None = None, users: MemoryTable | None = None
-) -> ModelTables:
-    """Return the tables of a model version."""
-    made: Any = BoundTable
-    return ModelTables(
-        None if items is None else made.of(items, "items", manifest),
-        None if users is None else made.of(users, "users", manifest),
-    )
+def change(
+    plan: TablePlan, rows: Rows, removed: Sequence[Any] = (), table: int | None = None
+) -> ListedTable:
+    """Publish a delta."""
+
+    def fill(writer: TableWriter) -> None:
+        add(writer, rows)
+        if removed:
+            writer.remove(as_keys(plan, list(removed)))
+
+    return publish_delta(plan, fill, table)
+
+
+def add(writer: TableWriter, rows: Rows) -> None:
+    """Add rows to a table."""
+    if rows:
+        records = np.concatenate([record(number) for number in rows.values()])
+        writer.add(as_keys(writer.plan, list(rows)), records)
+
+
+def as_keys(plan: TablePlan, keys: list[Any]) -> Any:
+    """Return keys as a table takes them."""
+    return np.array(keys, np.int64) if plan.key.type == "int64" else keys
