@@ -237,7 +237,7 @@ class InternalError(GatehouseError):
 
 
 class NotReady(GatehouseError):
-    """No model is active yet."""
+    """No model is active yet, or a table of the active one is older than it may be."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "not-ready"

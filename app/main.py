@@ -159,6 +159,12 @@ def _watch(
         "Versions in the store that were refused: they do not serve.",
         lambda: len(service.registry.refused),
     )
+    metrics.watch(
+        "refused_tables",
+        "Item and user tables, and deltas, that were refused: they do not serve.",
+        lambda: len(service.registry.refused_tables),
+    )
+    metrics.watch_tables(lambda: service.registry.table_figures)
     metrics.watch_lanes({lane.name: partial(lane.is_alive, lane_hang_s) for lane in lanes})
 
 

@@ -71,11 +71,13 @@ def check_ready(service: Service) -> None:
 
     Raises:
         Draining: it is shutting down.
-        NotReady: models are still loading, or none is active.
+        NotReady: models are still loading, none is active, or a table is too old.
     """
     if service.draining:
         raise Draining("the server is shutting down")
     if not service.registry.models():
         raise NotReady("no model is active yet")
+    if stale := service.readiness.stale_tables():
+        raise NotReady("; ".join(stale))
     if not service.is_ready:
         raise NotReady("models are still loading")

@@ -1,45 +1,17 @@
 """The item and user tables that one version of a model serves from.
 
 A table has the features of many items or users, encoded as a request's are; a request names its
-rows by their keys. `app.artifacts.tables` reads tables; here they are bound to a model.
+rows by their keys. `app.artifacts.tables` reads tables; here they meet a model.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from app.artifacts.columns import Column
-from app.artifacts.encoding import Hashed, Id
-from app.artifacts.manifest import Description, IdInput, Input, Side
-
-Kind = Literal["items", "users"]
-SIDES: Mapping[Kind, Side] = MappingProxyType({"items": "candidate", "users": "user"})
-
-
-class Table(Protocol):
-    """One version of a table (see `app.artifacts.tables`)."""
-
-    key: str
-    key_type: type[Id]
-    unknown: Literal["error", "default", "drop"]
-    rows: int
-    label: str
-
-    @property
-    def columns(self) -> Any: ...
-
-    def find(self, keys: Any) -> npt.NDArray[np.int64]: ...
-
-    def take(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.void]: ...
-
-    def gather(
-        self, name: str, positions: npt.NDArray[np.int64], out: Column | None = None
-    ) -> Column: ...
+from app.artifacts.encoding import Hashed
+from app.artifacts.manifest import Description, IdInput, Input
+from app.artifacts.tables.description import TableKind, side_of
+from app.artifacts.tables.reader import Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +25,11 @@ class BoundTable:
     """
 
     table: Table
-    kind: Kind
+    kind: TableKind
     features: tuple[Input, ...]
 
     @classmethod
-    def of(cls, table: Table, kind: Kind, description: Description) -> "BoundTable":
+    def of(cls, table: Table, kind: TableKind, description: Description) -> "BoundTable":
         """Bind a table to a version that it is compatible with."""
         is_of_users = kind == "users"
         return cls(
@@ -93,12 +65,8 @@ class BoundTable:
         ids: Literal["string", "int64"] = "string" if self.table.key_type is str else "int64"
         encoding = Hashed(ids=ids, buckets=1)
         return IdInput(
-            name=self.table.key, side=SIDES[self.kind], vocabulary_size=2, encoding=encoding
+            name=self.table.key, side=side_of(self.kind), vocabulary_size=2, encoding=encoding
         )
-
-    def are_keys(self, types: set[type[Id]]) -> bool:
-        """Whether values of these types are keys of this table."""
-        return types == {self.table.key_type}
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from app.artifacts.loader import Model, load, verify
+from app.artifacts.loader import Model, load, read_manifest, verify
 from app.artifacts.store import Artifact, Fingerprint, Store, StoreListing
 from app.engine.batch import Batch, Chunk
 from app.engine.lanes import BatchResult, Lane, run
@@ -29,6 +29,7 @@ from app.lifecycle.canary import Canary
 from app.lifecycle.comparison import Comparison
 from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.registry import Registry, Role
+from app.lifecycle.tables import TableFollower
 from app.lifecycle.traffic import TRAFFIC, Traffic
 from app.lifecycle.traffic_files import TrafficFiles
 from app.ranking.policies import NO_POLICIES
@@ -91,6 +92,7 @@ class Deployment:
         self._warm_up_sizes = warm_up
         self._on_warm = on_warm
         self._traffic = TrafficFiles(store.folder, registry, metrics)
+        self._tables = TableFollower(store.folder, registry, metrics)
         self._refusals: dict[Artifact, _Refusal] = {}
         self._loaded: dict[str, tuple[Artifact, Fingerprint]] = {}  # by `name/version`
         self._store_error = ""  # the last one that was logged
@@ -112,6 +114,7 @@ class Deployment:
         self._forget_all_but(listing.artifacts)
         for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
             await self._traffic.read(name)
+            await self._tables.refresh(name)
             self._switch(name)
             self._evaluate(name)
         for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
@@ -165,9 +168,10 @@ class Deployment:
             logger.exception("refreshing from the store failed")
 
     async def _switch_all(self) -> None:
-        """Activate what traffic files ask for and is loaded."""
+        """Activate what traffic files ask for and is loaded, and open new tables."""
         for model in self._registry.models():
             await self._traffic.read(model.manifest.name)
+            await self._tables.refresh(model.manifest.name)
             self._switch(model.manifest.name)
             self._evaluate(model.manifest.name)
 
@@ -184,7 +188,11 @@ class Deployment:
             return
         model = self._registry.version(name, int(wanted))
         if model is not None:
+            if missing := self._tables.missing(model.manifest):
+                self._unassigned(name, f"{TRAFFIC}: active = {wanted}: {missing}")
+                return
             self._registry.switch(model)
+            self._tables.show()
         if canary is not None and canary.state == "running":
             self._stop_canary(name)  # it was compared with another version
 
@@ -214,6 +222,7 @@ class Deployment:
         if canary.state == "promoted":
             logger.info("canary %s is promoted: %s", canary.model, canary.report())
             self._registry.switch(canary.model)
+            self._tables.show()
         else:
             self._registry.assign(canary.model, Role.PREVIOUS)
             logger.error("canary %s is ended: %s: %s", canary.model, canary.reason, canary.report())
@@ -446,8 +455,12 @@ class Deployment:
             model = await self._load(artifact)
         if model is None:
             return False
+        if missing := self._tables.missing(model.manifest):
+            self._refuse(artifact, None, missing)
+            return False
         if self._wanted(artifact.model) in ("latest", artifact.version):
             self._registry.activate(artifact, model)
+            self._tables.show()
         return True
 
     async def _load(self, artifact: Artifact) -> Model | None:
@@ -458,6 +471,10 @@ class Deployment:
             refusal = self._refusals.get(artifact)
             if refusal is not None and refusal.fingerprint == fingerprint:
                 self._report(artifact, refusal)
+                return None
+            manifest = await asyncio.to_thread(read_manifest, artifact)
+            if missing := await self._tables.prepare(manifest):
+                self._refuse(artifact, None, missing)  # until a table of the right kind is there
                 return None
             model = await self._load_in_thread(artifact)
             await self._warm_up(model)
@@ -471,6 +488,7 @@ class Deployment:
             self._refuse(artifact, fingerprint, f"{type(error).__name__}: {error}")
         else:
             self._refusals.pop(artifact, None)
+            self._tables.assign(model)
             self._loaded[model.label] = artifact, fingerprint
             return model
         return None

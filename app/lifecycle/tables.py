@@ -10,7 +10,6 @@ version becomes active only with a table of that kind that fits it: callers may 
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -91,13 +90,11 @@ class TableFollower:
         self._open: dict[tuple[str, TableKind, int], tuple[Table, Fingerprint]] = {}
         self._chosen: dict[tuple[str, TableKind], Table] = {}  # by `name/version` of a model
         self._refusals: dict[tuple[str, TableKind, str], _Refusal] = {}
+        self._prepared = ""  # a version that is being loaded
+        self._list_errors: dict[_Key, str] = {}
 
     async def refresh(self, name: str) -> None:
-        """Give every loaded version of a model the newest table of each kind that fits it.
-
-        Raises:
-            OSError: the folder of a table cannot be read now.
-        """
+        """Give every loaded version of a model the newest table of each kind that fits it."""
         async with self._turn:
             loaded = self._registry.versions(name)
             for kind in KINDS:
@@ -112,10 +109,10 @@ class TableFollower:
     async def prepare(self, manifest: Manifest) -> str:
         """Open the tables that a version needs; return why it must not be active, or "".
 
-        Raises:
-            OSError: the folder of a table cannot be read now.
+        They stay open until it is loaded and `assign` is called, or another one is prepared.
         """
         async with self._turn:
+            self._prepared = f"{manifest.name}/{manifest.version}"
             for kind in KINDS:
                 if (manifest.name, kind) not in self._listed:
                     await self._list(manifest.name, kind)
@@ -139,11 +136,16 @@ class TableFollower:
         before = registry.tables.get(model)
         bound: dict[TableKind, BoundTable] = {}
         is_changed = False
+        if self._prepared == model.label:
+            self._prepared = ""
         for kind in KINDS:
             table = self._chosen.get((model.label, kind))
             former: BoundTable | None = None if before is None else getattr(before, kind)
             if table is None:
                 continue
+            newest = self._open.get((manifest.name, kind, table.version))
+            if newest is not None:  # with the deltas that came while the version was loaded
+                table = self._chosen[model.label, kind] = newest[0]
             if former is not None and former.table is table:
                 bound[kind] = former
             else:
@@ -173,7 +175,16 @@ class TableFollower:
         return None if model is None else self._registry.tables.get(model)
 
     async def _list(self, name: str, kind: TableKind) -> None:
-        listed = await asyncio.to_thread(tables_of, self._store / name, kind)
+        try:
+            listed = await asyncio.to_thread(tables_of, self._store / name, kind)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            if self._list_errors.get((name, kind)) != reason:
+                self._list_errors[name, kind] = reason
+                logger.error("%s/%s in the store %s", name, kind, reason)  # noqa: TRY400
+            self._listed.setdefault((name, kind), [])
+            return
+        self._list_errors.pop((name, kind), None)
         self._listed[name, kind] = listed
         kept = {each.version for each in listed}
         for key in [each for each in self._described if each[:2] == (name, kind)]:
@@ -195,10 +206,8 @@ class TableFollower:
         for listed in reversed(self._listed[manifest.name, kind]):
             if current is not None and listed.version <= current.version:
                 if listed.version == current.version:
-                    await self._open_with_deltas(manifest.name, listed)
-                    self._chosen[label, kind] = self._open[
-                        manifest.name, kind, listed.version
-                    ][0]
+                    table = await self._open_with_deltas(manifest.name, listed)
+                    self._chosen[label, kind] = table or current
                 return
             described = await self._describe(manifest.name, listed)
             if described is None or incompatibilities(described, manifest):
@@ -238,7 +247,9 @@ class TableFollower:
                 return None
             self._open[key] = opened
         table, fingerprint = opened
-        for number in listed.deltas[table.delta :]:
+        table = await self._with_all_deltas(table, listed)
+        self._open[key] = table, fingerprint
+        for number in listed.deltas[table.delta :]:  # one by one: which one is wrong?
             extended = await self._attempt(
                 (name, listed.kind, f"{listed.version}.{number}"),
                 partial(listed.delta_fingerprint, number),
@@ -249,6 +260,21 @@ class TableFollower:
             table = extended[0]
             self._open[key] = table, fingerprint
         return table
+
+    async def _with_all_deltas(self, table: Table, listed: ListedTable) -> Table:
+        """Return a table with all of its deltas, or unchanged if one of them is wrong."""
+        if len(listed.deltas) - table.delta < 2:
+            return table
+        try:
+            return await self._run(partial(table.extended, listed))
+        except (ArtifactInvalid, OSError):
+            return table
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        """Run a function on a thread, which gives way to the lanes once something is served."""
+        if self._registry.has_started:
+            return await self._background.run(function)
+        return await asyncio.to_thread(function)
 
     async def _attempt(
         self,
@@ -262,19 +288,14 @@ class TableFollower:
             fingerprint = await asyncio.to_thread(fingerprint_of)
             if self._is_refused(key, fingerprint):
                 return None
-            if self._registry.has_started:
-                opened = await self._background.run(function)
-            else:
-                opened = await asyncio.to_thread(function)
+            opened = await self._run(function)
         except (ArtifactInvalid, OSError) as error:
             self._refuse(key, fingerprint, error)
             return None
         self._forgive(key)
         return opened, fingerprint
 
-    def _is_refused(
-        self, key: tuple[str, TableKind, str], fingerprint: Fingerprint | None
-    ) -> bool:
+    def _is_refused(self, key: tuple[str, TableKind, str], fingerprint: Fingerprint | None) -> bool:
         refusal = self._refusals.get(key)
         if refusal is None or refusal.fingerprint is None or refusal.fingerprint != fingerprint:
             return False
@@ -368,10 +389,12 @@ class TableFollower:
         for model in models:
             for bound in (self._registry.tables.get(model) or ModelTables()).all:
                 used.add((name, bound.kind, bound.table.version))
-        labels = {model.label for model in models}
+        labels = {model.label for model in models} | {self._prepared}
         for label, kind in [each for each in self._chosen if each[0].split("/")[0] == name]:
             if label not in labels:
                 del self._chosen[label, kind]
+            else:
+                used.add((name, kind, self._chosen[label, kind].version))
         for key in [each for each in self._open if each[0] == name and each not in used]:
             del self._open[key]
         for kind in KINDS:
@@ -380,6 +403,10 @@ class TableFollower:
         places = {f"{kind}/{version}" for _, kind, version in used}
         for each in [each for each in problems if each[0] == name and each[1] not in places]:
             del problems[each]
+        self.show()
+
+    def show(self) -> None:
+        """Publish the figures of the tables of all active versions."""
         self._registry.table_figures = tuple(self._figures())
 
     def _refuse_incompatible(
@@ -407,7 +434,7 @@ class TableFollower:
                 self._report_refusal(key, refusal)
 
     def _figures(self) -> Iterator[TableFigures]:
-        """Yield the figures of the tables of all active versions."""
+        """Yield what `show` publishes."""
         for model in self._registry.models():
             for bound in (self._registry.tables.get(model) or ModelTables()).all:
                 table = bound.table
@@ -416,26 +443,13 @@ class TableFollower:
                     bound.kind,
                     table.label,
                     table.rows,
-                    table.bytes,
+                    table.size,
                     table.created.timestamp(),
                     table.max_age_s,
                 )
-
-
-def stale_tables(figures: tuple[TableFigures, ...]) -> list[str]:
-    """Return which tables are older than they may be, one message each."""
-    now = time.time()
-    return [
-        f"table {each.kind}/{each.label} of model {each.model} is {now - each.created_at:.0f} s "
-        f"old, limit {each.max_age_s:g} s"
-        for each in figures
-        if each.max_age_s is not None and now - each.created_at > each.max_age_s
-    ]
 
 
 def _listing(reasons: list[str]) -> str:
     more = len(reasons) - _MOST_REASONS
     text = "; ".join(reasons[:_MOST_REASONS])
     return f"{text}; and {more} more" if more > 0 else text
-
-

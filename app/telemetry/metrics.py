@@ -5,7 +5,7 @@ exist from the start with the value 0, so that `rate()` sees the first increment
 and thread-safe; rendering takes milliseconds and should not run on the event loop.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from app.telemetry.bulk_histogram import BulkHistogram
 from app.telemetry.ranking import RankingMetrics
 from app.telemetry.requests import RequestCounter
+from app.telemetry.tables import TableCollector, TableFigures
 
 CANCEL_STAGES = ("body", "queue", "compute")
 """Where the server can notice that the client has disconnected."""
@@ -184,6 +185,11 @@ class Metrics:
             "Attempts to load a model version, by result: activated or refused.",
             ("model", "result"),
         )
+        self._table_swaps = self._counter(
+            "table_swaps_total",
+            "Item and user tables and deltas that were opened, by result: activated or refused.",
+            ("model", "table", "result"),
+        )
         self._canaries = self._counter(
             "canaries_total",
             "Canaries that are over, by result: promoted, or ended by a gate.",
@@ -312,6 +318,14 @@ class Metrics:
     def tried(self, model: str, *, activated: bool) -> None:
         """Count a loaded version, which became active or was refused."""
         self._swaps.labels(model, "activated" if activated else "refused").inc()
+
+    def table_swapped(self, model: str, kind: str, *, activated: bool) -> None:
+        """Count a table or a delta (`items` or `users`) that serves now, or was refused."""
+        self._table_swaps.labels(model, kind, "activated" if activated else "refused").inc()
+
+    def watch_tables(self, read: Callable[[], Sequence[TableFigures]]) -> None:
+        """Export the figures of tables; any thread may call `read`."""
+        self.registry.register(TableCollector(read))
 
     def store_unreadable(self) -> None:
         """Count a failure to list the store."""

@@ -24,7 +24,7 @@ from app.ranking.batch import rank_alone
 from tests.protocol.open_inference.tensors import Sent
 from tests.support.builders import manifest, own_policies
 from tests.support.fakes import chunk_of, sums_model
-from tests.support.memory_tables import MemoryTable, bound, memory_table
+from tests.support.model_tables import MemoryTable, bound, memory_table
 
 FEED = manifest(
     inputs=(
