@@ -5,6 +5,7 @@
     ├── Unauthorized             401  API key missing or invalid
     ├── ModelNotFound            404
     ├── VersionNotFound          404
+    ├── KeyNotFound              404  a table has no such key
     ├── PathNotFound             404
     ├── NotSupported             404  a protocol extension that this server does not implement
     ├── MethodNotAllowed         405
@@ -127,6 +128,14 @@ class VersionNotFound(GatehouseError):
     status = HTTPStatus.NOT_FOUND
     slug = "version-not-found"
     title = "Version not found"
+
+
+class KeyNotFound(GatehouseError):
+    """The table of the active version does not have this key, or there is no such table."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "key-not-found"
+    title = "Key not found"
 
 
 class PathNotFound(GatehouseError):

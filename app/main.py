@@ -10,7 +10,7 @@ from importlib.metadata import version
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import console, models, open_inference as v2, operations, problems
+from app.api import console, models, open_inference as v2, operations, problems, tables
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
 from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
@@ -199,6 +199,7 @@ def create_app(
     )
     routers = [
         models.routes(service),
+        tables.routes(service.registry),
         operations.routes(
             service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         ),

@@ -15,10 +15,13 @@ from app.api.openapi.schemas import (
     OfferedPolicy,
     PolicyState,
     RefusedArtifact,
+    RefusedTable,
     ShadowState,
     TrafficState,
 )
+from app.api.tables import table_state
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import NO_TABLES
 from app.errors import FieldError, InvalidRequest, ModelNotFound, NotReady
 from app.lifecycle.policies import Policies
 from app.lifecycle.registry import Registry
@@ -56,6 +59,10 @@ def routes(service: Service) -> APIRouter:
                 IgnoredFolder(folder=folder, reason=reason)
                 for folder, reason in registry.ignored.items()
             ],
+            refused_tables=[
+                RefusedTable(model=model, table=place, reason=reason)
+                for (model, place), reason in registry.refused_tables.items()
+            ],
             policies=PolicyState(
                 version=service.policies.active.version or None,
                 refused=list(service.policies.refused),
@@ -79,7 +86,9 @@ def routes(service: Service) -> APIRouter:
     )
     async def show_example(model: str, request: Request) -> dict[str, Any]:
         candidates = _candidates(request.query_params.get("candidates"))
-        return example_request(service.registry.active(model), candidates)
+        active = service.registry.active(model)
+        tables = service.registry.tables.get(active, NO_TABLES)
+        return example_request(active, candidates, tables)
 
     return router
 
@@ -96,6 +105,7 @@ def _candidates(text: str | None) -> int:
 def _card(model: Model, policies: Policies, registry: Registry) -> ModelCard:
     manifest = model.manifest
     own = policies.of(model)
+    tables = registry.tables.get(model, NO_TABLES)
     calibrations = zip(own.default.tasks, own.default.calibrations, strict=True)
     return ModelCard(
         name=manifest.name,
@@ -115,7 +125,8 @@ def _card(model: Model, policies: Policies, registry: Registry) -> ModelCard:
         precision=manifest.precision,
         evaluation=manifest.evaluation,
         score_url=f"/v1/models/{manifest.name}/score",
-        example_request=example_request(model),
+        tables=[table_state(registry, manifest.name, each) for each in tables.all],
+        example_request=example_request(model, tables=tables),
     )
 
 

@@ -39,7 +39,8 @@ async def series(tmp_path):
             labels = getattr(collector, "_labelnames", getattr(collector, "_labels", ()))
             for family in collector.collect():
                 name = family.name + ("_total" if family.type == "counter" else "")
-                found[name] = (family.type, tuple(labels), family.documentation)
+                own = labels or getattr(family, "_labelnames", ())  # of a family without a sample
+                found[name] = (family.type, tuple(own), family.documentation)
     return found
 
 
