@@ -288,6 +288,8 @@ def _are_keys(keys: list[Any]) -> bool:
     types = set(map(type, keys))
     if not types <= {str, int}:
         return False
+    if types == {int}:
+        return len(set(keys)) == len(keys)
     strings = keys if types == {str} else [key for key in keys if isinstance(key, str)]
     return max(map(len, strings), default=0) <= LONGEST_KEY and len(set(keys)) == len(keys)
 
