@@ -44,6 +44,7 @@ check: $(DEVELOPMENT)  ## check style, formatting, types and imports between lay
 soak: $(DEVELOPMENT)  ## send 100 000 mixed requests to a server and check every response (minutes)
 	$(BIN)/python -m tests.soak
 	$(BIN)/python -m tests.soak.versions
+	$(BIN)/python -m tests.soak.tables
 
 bench: $(DEVELOPMENT)  ## measure rates, latency and CPU time a request, and the goals; needs wrk
 	$(BIN)/python -m tests.bench.percentiles

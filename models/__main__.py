@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEFAULT_STORE = Path("store")
+_JSON_LINES = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
 
 class _Parser(argparse.ArgumentParser):
@@ -245,7 +246,7 @@ def _tables(arguments: argparse.Namespace) -> None:
         count = 0
         with (folder / f"{name}.jsonl").open("wb") as file:
             for row in rows:
-                file.write(orjson.dumps(row) + b"\n")
+                file.write(orjson.dumps(row, option=_JSON_LINES))
                 count += 1
         print(f"{folder / name}.jsonl: {count:,} rows, for gatehouse {name} publish")
 

@@ -103,7 +103,7 @@ def generate(config: AnyConfig, tasks: Sequence[Task] = ()) -> Splits:
 
 
 def tables_of(config: AnyConfig) -> Mapping[str, Iterable[Mapping[str, object]]]:
-    """Return the rows of `items` and `users` of a simulated feed, as requests would send them.
+    """Return the rows of `items` and `users` of a simulated feed; lists are NumPy arrays.
 
     Raises:
         DataInvalid: the data is not a simulated feed.

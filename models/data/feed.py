@@ -270,25 +270,25 @@ def generate(config: FeedConfig) -> SplitsInMemory:
 
 
 def item_rows(world: World) -> Iterator[dict[str, object]]:
-    """Yield the features of each item that has an id, as a request would send them."""
+    """Yield the features of each item that has an id; lists are arrays."""
     for row in np.flatnonzero(world.item_id != UNKNOWN):
         yield {
             "item_id": int(world.item_id[row]),
             "category": int(world.category[row]),
-            "quality": world.quality[row].astype(np.float32).tolist(),
+            "quality": world.quality[row].astype(np.float32),
         }
 
 
 def user_rows(world: World, memory: Memory) -> Iterator[dict[str, object]]:
-    """Yield the features of each user who is logged in, with all that was seen of them."""
+    """Yield the features of each user who is logged in, with all that was seen; lists are arrays."""
     activity = memory.activity(np.arange(len(world.user_id))).astype(np.float32)  # [U, 4]
     for row in np.flatnonzero(world.user_id != UNKNOWN):
         recent = memory.recent_items[row]
         yield {
             "user_id": int(world.user_id[row]),
             "age_bucket": int(world.age_bucket[row]),
-            "recent_items": recent[recent != PADDING].tolist(),
-            "activity": activity[row].tolist(),
+            "recent_items": recent[recent != PADDING],
+            "activity": activity[row],
         }
 
 

@@ -231,7 +231,7 @@ def version_with_default(folder, number):
     return changed
 
 
-async def test_rollback_to_a_version_without_a_table_is_refused(folder, manifest):
+async def test_rollback_to_a_version_without_a_table_is_refused(folder):
     async with gatehouse(settings(folder)) as parts:
         await parts.start()
         registry = parts.service.registry
