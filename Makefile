@@ -7,6 +7,7 @@ export GATEHOUSE_STORE
 BIN := .venv/bin
 RUNTIME := .venv/runtime.installed
 DEVELOPMENT := .venv/development.installed
+TABLE_FILES := .venv/table-files.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
@@ -19,7 +20,7 @@ serve: $(RUNTIME)  ## serve the store on 127.0.0.1:8000; trains a demo model if 
 	@test -n "$(wildcard $(GATEHOUSE_STORE)/*/*/model.json)" || $(MAKE) --no-print-directory demo
 	@exec $(BIN)/gatehouse serve
 
-demo: $(RUNTIME)  ## train the demo model; publish it and the tables of its items and users
+demo: $(TABLE_FILES)  ## train the demo model; publish it and the tables of its items and users
 	$(BIN)/python -m models train --config models/configs/demo.toml --store "$(GATEHOUSE_STORE)"
 	$(BIN)/python -m models tables --config models/configs/demo.toml --out build/tables
 	$(BIN)/gatehouse items publish build/tables/items.jsonl --model feed
@@ -86,6 +87,12 @@ $(RUNTIME): requirements.lock requirements-torch.lock pyproject.toml
 	$(PIP) install --no-deps --require-hashes --requirement requirements.lock
 	$(PIP) install --requirement requirements-torch.lock
 	$(PIP) install --no-deps --editable .
+	@touch $@
+
+# Publishing tables needs pyarrow, which the service does not.
+$(TABLE_FILES): $(RUNTIME) requirements-dev.lock
+	@awk '/^[^ ]/ { keep = /^pyarrow==/ } keep' requirements-dev.lock > .venv/table-files.lock
+	$(PIP) install --no-deps --require-hashes --requirement .venv/table-files.lock
 	@touch $@
 
 $(DEVELOPMENT): $(RUNTIME) requirements-dev.lock

@@ -280,7 +280,7 @@ def item_rows(world: World) -> Iterator[dict[str, object]]:
 
 
 def user_rows(world: World, memory: Memory) -> Iterator[dict[str, object]]:
-    """Yield the features of each user who is logged in, with all that was seen; lists are arrays."""
+    """Yield the features of each user who is logged in, with what was seen; lists are arrays."""
     activity = memory.activity(np.arange(len(world.user_id))).astype(np.float32)  # [U, 4]
     for row in np.flatnonzero(world.user_id != UNKNOWN):
         recent = memory.recent_items[row]

@@ -88,6 +88,7 @@ def test_demo_model_responds_as_printed(tmp_path):
         pytest.skip("curl is not installed")
     demo = ["-m", "models", "train", "--config", "models/configs/demo.toml", "--quiet"]
     run([sys.executable, *demo, "--store", str(tmp_path / "store")], REPOSITORY)
+    publish_demo_tables(tmp_path)
     (curl,) = commands("curl")
     with running_server(tmp_path / "store", tmp_path / "log") as server:
         here = curl.replace("http://127.0.0.1:8000", server.url)
@@ -110,6 +111,19 @@ def test_demo_model_responds_as_printed(tmp_path):
         candidates = len(EXPLAINED["explanation"]["candidates"])
         assert len(explained["explanation"]["candidates"]) == candidates
         assert shape(explained["explanation"]).keys() == shape(EXPLAINED["explanation"]).keys()
+
+
+def publish_demo_tables(folder: Path) -> None:
+    """Run the commands of `make demo` that follow the training, with a store in `folder`."""
+    makefile = (REPOSITORY / "Makefile").read_text()
+    (recipe,) = re.findall(r"^demo:.*\n((?:\t.*\n)+)", makefile, flags=re.M)
+    _, *commands = [shlex.split(line) for line in recipe.strip().splitlines()]
+    assert [command[1] for command in commands] == ["-m", "items", "users"]
+    for program, *arguments in commands:
+        module = ["-m", "app"] if program.endswith("gatehouse") else []
+        named = [each.replace("build/", f"{folder}/") for each in arguments]
+        store = ["--store", str(folder / "store")] if module else []
+        run([sys.executable, *module, *named, *store], REPOSITORY)
 
 
 def trains_as_documented() -> bool:
