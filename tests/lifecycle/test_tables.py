@@ -1,5 +1,6 @@
 """Tables in the store: good ones serve, others are refused, and nothing goes back."""
 
+import asyncio
 import logging
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -324,3 +325,64 @@ async def test_freed_version_lets_go_of_its_tables(folder, manifest):
             add_version(folder, "tiny", number)
             await parts.deployment.refresh()
         assert sorted(str(each) for each in registry.tables) == ["tiny/2", "tiny/3"]
+
+
+CANARY = """active = 1
+[canary]
+version = 2
+share = 0.5
+for = "1h"
+key = "user_id"
+"""
+
+
+async def test_canary_gets_the_same_users_whatever_the_form_of_the_request(folder, manifest):
+    add_version(folder, "tiny", 2)
+    (folder / "tiny" / "traffic.toml").write_text(CANARY)
+    publish(folder, manifest)
+    publish(folder, manifest, kind="users")
+    async with gatehouse(settings(folder)) as parts, client_of(parts) as client:
+        await parts.start()
+        by_form: list[list[int]] = []
+        for form in ("scalar", "object", "full"):
+            versions = []
+            for user in list(KEYS)[:20]:
+                if form == "full":
+                    got = await full(client, manifest, 0, user=user)
+                else:
+                    sent = user if form == "scalar" else {"user_id": user}
+                    got = (await score(client, user=sent)).json()
+                versions.append(got["version"])
+            by_form.append(versions)
+        assert by_form[0] == by_form[1] == by_form[2]
+        assert set(by_form[0]) == {1, 2}
+
+
+async def test_shadow_scores_requests_by_keys_with_its_own_table(folder, manifest):
+    publish(folder, manifest, unknown="drop")
+    publish(folder, manifest, kind="users")
+    other = version_with_default(folder, 2)
+    publish(folder, other, seed=1, unknown="drop")
+    text = "active = 1\n[shadow]\nversion = 2\nshare = 1.0\n"
+    (folder / "tiny" / "traffic.toml").write_text(text)
+    async with gatehouse(settings(folder)) as parts, client_of(parts) as client:
+        await parts.start()
+        registry = parts.service.registry
+        shadow = registry.shadows["tiny"]
+        assert registry.tables[shadow.other].items.table.version == 2
+        assert (await score(client, [1, 99, 2])).json()["tables"]["items"] == "1"
+        async with asyncio.timeout(10):
+            while not shadow.compared:  # noqa: ASYNC110  (nothing signals it)
+                await asyncio.sleep(0.01)
+        assert shadow.failed == 0
+
+
+async def test_canary_without_its_table_does_not_begin(folder, manifest):
+    publish(folder, manifest)
+    version_with_default(folder, 2)
+    (folder / "tiny" / "traffic.toml").write_text(CANARY)
+    async with gatehouse(settings(folder)) as parts:
+        await parts.start()
+        registry = parts.service.registry
+        assert registry.canaries == {}
+        assert "needs a table of items" in registry.unassigned["tiny"]
