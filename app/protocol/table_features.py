@@ -445,6 +445,7 @@ def spread_request(used: TableUse, ranked: RankedRequest) -> RankedRequest:
 
 def routing_key(sent: object, name: str, features: RequestFeatures) -> object:
     """Return the user feature that routes a request: as sent, or else as the table has it."""
-    if sent is not None or features.tables is None or features.tables.user is None:
+    rows = None if features.tables is None else features.tables.user
+    if sent is not None or rows is None or name not in rows.names or not len(rows.positions):
         return sent
     return features.user_column(name).ravel()[0].item()

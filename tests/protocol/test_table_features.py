@@ -18,7 +18,7 @@ from app.engine.gpu.buckets import Bucket
 from app.engine.lanes import Staging, collate
 from app.errors import FieldError, InvalidRequest, PayloadTooLarge
 from app.protocol.dialect import ParseContext
-from app.protocol.native import Native
+from app.protocol.native import Native, read_request
 from app.protocol.open_inference.infer import HEADER_LENGTH, OpenInference
 from app.ranking.batch import rank_alone
 from tests.protocol.open_inference.tensors import Sent
@@ -476,6 +476,33 @@ def test_feature_that_the_table_lacks_must_be_sent():
     assert problem.pointer == "/candidates/price"
 
 
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.sampled_from([1, 7, 99])
+)
+nonsense = st.recursive(
+    scalars | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from([*NAMES, "sku", "user_id", "age", "x"]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("keyed_by", ["item", "sku"])
+@pytest.mark.parametrize("unknown", ["error", "default", "drop"])
+@given(user=nonsense, candidates=nonsense)
+def test_any_document_is_read_or_refused(keyed_by, unknown, user, candidates):
+    found = context(tables(keyed_by=keyed_by, unknown=unknown))
+    document = {"user": user, "candidates": candidates}
+    try:
+        read_request(document, found)
+    except InvalidRequest as error:
+        assert error.problems
+
+
 def test_too_many_keys_are_refused():
     with pytest.raises(PayloadTooLarge):
         parse({"user": 7, "candidates": list(range(101))}, tables())
@@ -518,3 +545,26 @@ def test_memory_table_fits_its_own_rows():
     subject = memory_table(FEED, "items", "item", ITEMS)
     assert isinstance(subject, MemoryTable)
     assert subject.find(np.array([1, 99])).tolist() == [1, -1]
+
+
+def test_v2_tensors_of_different_lengths_are_refused():
+    sent = {"user": {"user_id": 7}, "candidates": {"item": [1, 2, 3], "distance": [1, 2]}}
+    with pytest.raises(InvalidRequest) as caught:
+        infer(sent, tables(), is_binary=True)
+    assert "distance has 2 rows, but item has 3" in str(caught.value)
+
+
+def test_v2_user_key_may_have_a_row_for_each_candidate_or_none():
+    made = [Sent("item", "INT64", (2,), [1, 2]), Sent("user_id", "INT64", (2,), [7, 7])]
+
+    def parsed(*inputs: Sent) -> Any:
+        body = orjson.dumps({"inputs": [each.as_json() for each in inputs]})
+        return OpenInference().parse(body, context(tables(), key_feature="user_id"))
+
+    single = {"user": {"user_id": 7}, "candidates": {"item": [1, 2]}}
+    one = infer(single, tables(), is_binary=False)
+    assert_same(inputs(parsed(*made))[0], inputs(one)[0])
+    nobody = parsed(Sent("item", "INT64", (0,), []), Sent("user_id", "INT64", (0,), []))
+    assert (nobody.features.rows, nobody.routing_key) == (0, None)
+    with pytest.raises(InvalidRequest, match="user_id is a user feature"):
+        parsed(made[0], Sent("user_id", "INT64", (2,), [7, 42]))
