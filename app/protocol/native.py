@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from app.artifacts.manifest import Manifest
-from app.artifacts.model_tables import ModelTables
+from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.engine.request import RequestFeatures, TableUse
 from app.errors import FieldError, InvalidRequest
 from app.protocol.dialect import Content, ParseContext, ParsedRequest
@@ -85,7 +85,7 @@ def read_request(
     report.unknown_members("", document, _MEMBERS)
     model, user = context.model, document.get("user", {})
     candidates, keys = document.get("candidates", MISSING), document.get("candidate_keys")
-    if context.tables:
+    if context.tables is not NO_TABLES:
         features = encode_with_tables(
             model.manifest,
             context.tables,

@@ -92,7 +92,7 @@ def encode_tensors(
         vocabularies: of the features whose encoding has one.
         tables: of the model version.
     """
-    if tables:
+    if tables is not NO_TABLES:
         users, items = manifest.user_inputs, manifest.candidate_inputs
         one = _encode_side(users, tables.users, tensors, 1, vocabularies, report)
         many = _encode_side(items, tables.items, tensors, rows, vocabularies, report)
