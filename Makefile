@@ -23,8 +23,8 @@ serve: $(RUNTIME)  ## serve the store on 127.0.0.1:8000; trains a demo model if 
 demo: $(TABLE_FILES)  ## train the demo model; publish it and the tables of its items and users
 	$(BIN)/python -m models train --config models/configs/demo.toml --store "$(GATEHOUSE_STORE)"
 	$(BIN)/python -m models tables --config models/configs/demo.toml --out build/tables
-	$(BIN)/gatehouse items publish build/tables/items.jsonl --model feed
-	$(BIN)/gatehouse users publish build/tables/users.jsonl --model feed
+	$(BIN)/gatehouse items publish build/tables/items.jsonl --model feed --key item_id
+	$(BIN)/gatehouse users publish build/tables/users.jsonl --model feed --key user_id
 
 # worksteal gives each worker a contiguous part of the tests, so most tests of a file run on one
 # worker and share its servers and models. A worker without tests takes some from the others.

@@ -9,7 +9,7 @@ from app.api.examples import feature_values, ids_of
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import TableRow, TableState
 from app.artifacts.loader import Model
-from app.artifacts.manifest import Input
+from app.artifacts.manifest import DenseInput, Input
 from app.artifacts.model_tables import NO_TABLES, BoundTable
 from app.artifacts.tables.description import TableKind
 from app.errors import KeyNotFound, ModelNotFound, NotReady
@@ -73,7 +73,10 @@ def _shown(
 ) -> Any:  # noqa: ANN401  (a value of any feature, as JSON)
     column = {feature.name: bound.table.gather(feature.name, position)}
     (value,) = feature_values(feature, column, 1, ids_of(model), shown_ids=None)
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(feature, DenseInput):  # 0.1 and not 0.10000000149011612
+        numbers = [float(str(each)) for each in np.atleast_1d(value)]
+        return numbers[0] if feature.dim == 1 else numbers
+    return value
 
 
 def table_state(registry: Registry, name: str, bound: BoundTable) -> TableState:

@@ -4,6 +4,7 @@ import shutil
 
 import httpx
 import jsonschema
+import numpy as np
 import pytest
 
 from app.artifacts.loader import read_manifest
@@ -116,7 +117,7 @@ async def test_one_row_is_shown_as_a_request_would_send_it(served, folder, manif
     assert (row["table"], row["version"], row["key"]) == ("items", "1", 7)
     expected = random_rows(manifest, "items", KEYS)[7]
     assert row["features"]["category"] == expected["category"]
-    assert row["features"]["quality"] == pytest.approx(expected["quality"])
+    assert row["features"]["quality"] == [float(str(np.float32(x))) for x in expected["quality"]]
     user = (await client.get("/v1/models/tiny/users/42")).json()["features"]
     recent = random_rows(manifest, "users", [42, 43])[42]["recent_items"]
     assert user["recent_items"] == recent

@@ -153,7 +153,7 @@ def test_printed_rank_scores_follow_from_the_printed_scores():
         for n in range(3)
     ]
     assert PRINTED["rank_score"] == pytest.approx(products, rel=1e-6)
-    keys = json.loads(request_body())["candidate_keys"]
+    keys = json.loads(request_body())["candidates"]
     by_rank_score = sorted(zip(PRINTED["rank_score"], keys, strict=True), reverse=True)
     assert PRINTED["ranking"] == [key for _, key in by_rank_score]
 

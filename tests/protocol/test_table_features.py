@@ -1,5 +1,6 @@
 """A request by keys equals, to the last bit, the request that has every feature."""
 
+import contextlib
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -497,10 +498,9 @@ nonsense = st.recursive(
 def test_any_document_is_read_or_refused(keyed_by, unknown, user, candidates):
     found = context(tables(keyed_by=keyed_by, unknown=unknown))
     document = {"user": user, "candidates": candidates}
-    try:
-        read_request(document, found)
-    except InvalidRequest as error:
-        assert error.problems
+    with contextlib.suppress(InvalidRequest):
+        features, _, _ = read_request(document, found)
+        assert features.rows >= 0
 
 
 def test_too_many_keys_are_refused():
