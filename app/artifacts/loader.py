@@ -160,7 +160,13 @@ def load_program(
     found = effects(module, frozen)
     if found.problem:
         raise ArtifactInvalid(f"{PROGRAM}: {found.problem}")
-    return Program(frozen, description, device, copy_inputs=found.inputs)
+    return Program(
+        frozen,
+        description,
+        device,
+        copy_inputs=found.inputs,
+        has_steady_cost=not found.reads_values,
+    )
 
 
 def load_module(content: bytes | memoryview, device: torch.device) -> torch.jit.ScriptModule:
