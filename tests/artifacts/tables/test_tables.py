@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from app.artifacts.manifest import DenseInput, IdInput
 from app.artifacts.store import Store
@@ -58,7 +58,17 @@ def check(table, the_plan, twin, asked):
     assert sorted(key for part in everything for key in part) == sorted(twin)
 
 
-@settings(max_examples=60)
+@pytest.fixture
+def quick_disk(monkeypatch):
+    """The disk is not waited for: a property test publishes hundreds of tables."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.mark.usefixtures("quick_disk")
+@settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.data(), st.sampled_from(["int64", "string"]))
 def test_table_and_deltas_equal_a_dict(tmp_path_factory, data, key_type):
     store = tmp_path_factory.mktemp("store")
