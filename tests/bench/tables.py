@@ -172,11 +172,12 @@ def main() -> None:
 def measured(folder: Path, name: str, rows: int) -> dict[str, str]:
     """Return what is measured with one type of keys."""
     found = {"publish": publish_file(folder, name)}
+    memory_found = memory(folder)
     began = time.perf_counter()
     table = opened(folder)
     found["open: hash, check, map"] = f"{time.perf_counter() - began:.2f} s"
     found["size"] = f"{table.size / 1e6:.0f} MB"
-    found["memory"] = memory(folder)
+    found["memory"] = memory_found
     random = np.random.default_rng(1)
     column = parquet.read_table(folder / f"{name}.parquet", columns=["key"])["key"].to_numpy()
     asked: list[Any]

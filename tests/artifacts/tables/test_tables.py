@@ -102,12 +102,14 @@ def test_table_and_deltas_equal_a_dict(tmp_path_factory, data, key_type):
 def test_a_view_may_be_extended_twice(tmp_path):
     the_plan = plan(tmp_path)
     publish(the_plan, {1: 1})
-    base = opened(tmp_path)
-    one = base.extended(change(the_plan, {2: 2}))
-    shutil.rmtree(tmp_path / "feed" / "items" / "1.delta")
-    other = base.extended(change(the_plan, {3: 3}))
-    check(one, the_plan, {1: 1, 2: 2}, [1, 2, 3])
-    check(other, the_plan, {1: 1, 3: 3}, [1, 2, 3])
+    change(the_plan, {4: 4})
+    view = opened(tmp_path)
+    one = view.extended(change(the_plan, {2: 2}))
+    shutil.rmtree(tmp_path / "feed" / "items" / "1.delta" / "2")
+    other = view.extended(change(the_plan, {3: 3}))
+    check(view, the_plan, {1: 1, 4: 4}, [1, 2, 3, 4])
+    check(one, the_plan, {1: 1, 2: 2, 4: 4}, [1, 2, 3, 4])
+    check(other, the_plan, {1: 1, 3: 3, 4: 4}, [1, 2, 3, 4])
 
 
 def test_table_says_what_it_is(tmp_path):
