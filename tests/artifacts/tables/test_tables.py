@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from app.artifacts.manifest import DenseInput, IdInput
 from app.artifacts.store import Store
@@ -58,7 +58,17 @@ def check(table, the_plan, twin, asked):
     assert sorted(key for part in everything for key in part) == sorted(twin)
 
 
-@settings(max_examples=60)
+@pytest.fixture
+def quick_disk(monkeypatch):
+    """The disk is not waited for: a property test publishes hundreds of tables."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.mark.usefixtures("quick_disk")
+@settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.data(), st.sampled_from(["int64", "string"]))
 def test_table_and_deltas_equal_a_dict(tmp_path_factory, data, key_type):
     store = tmp_path_factory.mktemp("store")
@@ -92,12 +102,14 @@ def test_table_and_deltas_equal_a_dict(tmp_path_factory, data, key_type):
 def test_a_view_may_be_extended_twice(tmp_path):
     the_plan = plan(tmp_path)
     publish(the_plan, {1: 1})
-    base = opened(tmp_path)
-    one = base.extended(change(the_plan, {2: 2}))
-    shutil.rmtree(tmp_path / "feed" / "items" / "1.delta")
-    other = base.extended(change(the_plan, {3: 3}))
-    check(one, the_plan, {1: 1, 2: 2}, [1, 2, 3])
-    check(other, the_plan, {1: 1, 3: 3}, [1, 2, 3])
+    change(the_plan, {4: 4})
+    view = opened(tmp_path)
+    one = view.extended(change(the_plan, {2: 2}))
+    shutil.rmtree(tmp_path / "feed" / "items" / "1.delta" / "2")
+    other = view.extended(change(the_plan, {3: 3}))
+    check(view, the_plan, {1: 1, 4: 4}, [1, 2, 3, 4])
+    check(one, the_plan, {1: 1, 2: 2, 4: 4}, [1, 2, 3, 4])
+    check(other, the_plan, {1: 1, 3: 3, 4: 4}, [1, 2, 3, 4])
 
 
 def test_table_says_what_it_is(tmp_path):
