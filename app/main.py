@@ -29,6 +29,7 @@ from app.scoring.body import BodyReader, ByteBudget
 from app.scoring.keys import Keys
 from app.scoring.score import Limits, Scorer
 from app.scoring.service import Service
+from app.scoring.traffic_recorder import TrafficRecorder
 from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
@@ -79,6 +80,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     metrics = Metrics()
     registry = Registry(metrics, default_model=settings.default_model)
     lost = asyncio.Event()
+    recorder = _recorder(settings, metrics)
     lanes = start_lanes(
         device,
         settings.lanes,
@@ -117,6 +119,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             limits=_limits(settings),
             log=log,
             metrics=metrics,
+            recorder=recorder,
         )
         bodies = BodyReader(
             max_bytes=settings.max_body_bytes,
@@ -131,6 +134,24 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     finally:
         for lane in lanes:
             lane.stop()
+        if recorder is not None:
+            recorder.close()
+
+
+def _recorder(settings: Settings, metrics: Metrics) -> TrafficRecorder | None:
+    """Return what records requests, if a folder for them is set.
+
+    Raises:
+        ConfigurationInvalid: pyarrow is not installed, or the folder can never be written.
+    """
+    if settings.record is None:
+        return None
+    return TrafficRecorder(
+        settings.record,
+        share=settings.record_share,
+        max_bytes=settings.record_max_bytes,
+        on_counted=metrics.recorded,
+    )
 
 
 def _batcher(settings: Settings, lanes: Sequence[Lane], metrics: Metrics) -> Batcher:

@@ -29,6 +29,7 @@ class ParseContext:
         max_candidates: the most candidates of one request.
         role: the version's role in traffic, which the response states.
         key_feature: the user feature whose value is wanted as the routing key, or empty.
+        keeps_ids: whether the ids are wanted as they were sent.
     """
 
     model: Model
@@ -37,6 +38,7 @@ class ParseContext:
     max_candidates: int
     role: str = "active"
     key_feature: str = ""
+    keeps_ids: bool = False
 
 
 class ResponseWriter(Protocol):
@@ -59,6 +61,7 @@ class ParsedRequest:
         timeout_s: counted from the request's arrival, if the body states it.
         priority: if the body states it.
         routing_key: the value of the user feature that the context asks for, if it is there.
+        ids: the ids as they were sent, if the context asks for them; see `app.protocol.sent_ids`.
     """
 
     features: RequestFeatures
@@ -68,6 +71,7 @@ class ParsedRequest:
     timeout_s: float | None = None
     priority: Priority | None = None
     routing_key: object = None
+    ids: Mapping[str, object] | None = None
 
 
 class Dialect(Protocol):

@@ -18,6 +18,7 @@ from app.protocol.dialect import Content, ParseContext, ParsedRequest
 from app.protocol.features import encode
 from app.protocol.json_body import decode_request
 from app.protocol.ranking_options import read_options
+from app.protocol.sent_ids import ids_of_document
 from app.protocol.validation import MISSING, ValidationReport, check_keys
 from app.ranking.batch import RankedRequest
 from app.ranking.ranker import Ranker, RankingOptions
@@ -58,6 +59,8 @@ class Native:
         parsed = ParsedRequest(features, ranking, writer, decoded_at)
         if context.key_feature and isinstance(document, dict):
             parsed.routing_key = document.get("user", {}).get(context.key_feature)
+        if context.keeps_ids and isinstance(document, dict):
+            parsed.ids = ids_of_document(document, manifest)
         return parsed
 
 

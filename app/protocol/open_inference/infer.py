@@ -14,6 +14,7 @@ from app.protocol.open_inference.document import decode_document
 from app.protocol.open_inference.inputs import InputHead, read_heads, read_tensors
 from app.protocol.open_inference.outputs import Output, binary_outputs, read_outputs, write_outputs
 from app.protocol.open_inference.parameters import Parameters, read_parameters
+from app.protocol.sent_ids import ids_of_tensors
 from app.protocol.tensors import encode_tensors
 from app.protocol.validation import ValidationReport
 from app.ranking.batch import RankedRequest
@@ -83,6 +84,7 @@ class OpenInference:
             parameters.priority,
             # As the native API has it: an int or a str.
             None if key is None or not key.rows else np.asarray(key.values).reshape(-1)[0].item(),
+            ids_of_tensors(tensors, model.manifest) if context.keeps_ids else None,
         )
 
     def _remember(self, text: bytes, document: "_Document") -> None:
