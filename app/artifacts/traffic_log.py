@@ -103,12 +103,16 @@ class RecordedRequest:
         version: that scored it.
         document: a native score request: `user`, `candidates`, and `ranking`.
         scores: of the candidates, `[n]` float32 by task.
+        rank_score: of the candidates, `[n]` float32.
+        top_k: how many of the best were returned; None for all.
     """
 
     unix_s: float
     version: int
     document: dict[str, Any]
     scores: Mapping[str, npt.NDArray[np.float32]]
+    rank_score: npt.NDArray[np.float32]
+    top_k: int | None
 
 
 @dataclass(slots=True)
@@ -249,7 +253,7 @@ class TrafficLog:
     skipped: SkippedFiles = field(default_factory=SkippedFiles)
 
     def requests(self) -> Iterator[RecordedRequest]:
-        """Yield the requests, those of the newest file first; damaged files are skipped.
+        """Yield the requests, the newest first; damaged files are skipped.
 
         Raises:
             ModuleNotFoundError: pyarrow is not installed.
@@ -263,14 +267,13 @@ class TrafficLog:
                 # Not the path: pyarrow would read a dataset and add columns from folder names.
                 with path.open("rb") as file:
                     table = pq.read_table(file, use_threads=False)
-                read = list(_requests(table))
+                yield from _requests(table)
             except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
                 self.skipped.add(path, error)
-                continue
-            yield from reversed(read)
 
 
 def _requests(table: Any) -> Iterator[RecordedRequest]:  # noqa: ANN401
+    """Yield the scored requests of a file, the last one first, each when it is needed."""
     names: list[str] = table.column_names
     columns = {name: table.column(name).combine_chunks() for name in names}
     versions = columns["version"].to_pylist()
@@ -280,7 +283,7 @@ def _requests(table: Any) -> Iterator[RecordedRequest]:  # noqa: ANN401
     weights = columns["weights"].to_pylist()
     limits = columns["top_k"].to_pylist()
     counts = columns["candidates"].to_pylist()
-    for row in range(table.num_rows):
+    for row in reversed(range(table.num_rows)):
         if statuses[row] != 200 or not counts[row]:
             continue
         document: dict[str, Any] = {"user": {}, "candidates": {}}
@@ -301,7 +304,9 @@ def _requests(table: Any) -> Iterator[RecordedRequest]:  # noqa: ANN401
         asked = {name: value for name, value in asked.items() if value is not None}
         if asked:
             document["ranking"] = asked
-        yield RecordedRequest(times[row] / 1e6, versions[row], document, scores)
+        rank_score = _array(columns["rank_score"], row)
+        at_s = times[row] / 1e6
+        yield RecordedRequest(at_s, versions[row], document, scores, rank_score, limits[row])
 
 
 def _array(column: Any, row: int) -> npt.NDArray[np.float32]:  # noqa: ANN401
