@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from app.api import console, models, open_inference as v2, operations, problems
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
+from app.api.examples import example_request
 from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
 from app.artifacts.store import Store
@@ -29,7 +30,8 @@ from app.scoring.body import BodyReader, ByteBudget
 from app.scoring.keys import Keys
 from app.scoring.score import Limits, Scorer
 from app.scoring.service import Service
-from app.scoring.traffic_recorder import TrafficRecorder
+from app.scoring.traffic_recorder import TrafficRecorder, require_pyarrow
+from app.scoring.version_trial import VersionTrial
 from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
@@ -106,6 +108,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
                 max_batch_rows=settings.max_batch_rows,
             ),
             on_warm=batcher.learn,
+            trial=VersionTrial(service.policies, example_request, settings.record),
         )
         log = AccessLog(
             metrics,
@@ -145,6 +148,9 @@ def _recorder(settings: Settings, metrics: Metrics) -> TrafficRecorder | None:
         ConfigurationInvalid: pyarrow is not installed, or the folder can never be written.
     """
     if settings.record is None:
+        return None
+    require_pyarrow()
+    if not settings.record_share:  # its recorded traffic is only read
         return None
     return TrafficRecorder(
         settings.record,

@@ -127,6 +127,7 @@ def _loaded(model: Model, registry: Registry) -> LoadedVersion:
         created=manifest.created,
         score_url=f"/v1/models/{manifest.name}/versions/{manifest.version}/score",
         problem=registry.damaged.get(model.label),
+        replay=registry.replays.get(model.label),
     )
 
 

@@ -162,10 +162,7 @@ class TrafficRecorder:
         Raises:
             ConfigurationInvalid: pyarrow is not installed, or the folder can never be written.
         """
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise ConfigurationInvalid(f"record: {NEEDS_PYARROW}") from None
+        require_pyarrow()
         self._folder = folder
         self._share = share
         self._max_bytes = max_bytes
@@ -326,6 +323,18 @@ class TrafficRecorder:
             if error.errno in _UNUSABLE:
                 where = f'record: folder "{self._folder}" cannot be written'
                 raise ConfigurationInvalid(f"{where}: {error.strerror}") from None
+
+
+def require_pyarrow() -> None:
+    """Import the library that reads and writes recorded traffic.
+
+    Raises:
+        ConfigurationInvalid: it is not installed.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise ConfigurationInvalid(f"record: {NEEDS_PYARROW}") from None
 
 
 def _files_in(folder: Path) -> Iterator[tuple[str, int, Path]]:

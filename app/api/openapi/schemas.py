@@ -164,6 +164,10 @@ class LoadedVersion(BaseModel):
         description="what is wrong with its files in the store, so that it could not be loaded "
         "again; null if they are intact"
     )
+    replay: str | None = Field(
+        description="figures of the replay of recorded traffic that it has passed, or why there "
+        "was none; null if none was asked for"
+    )
 
 
 class CanaryState(BaseModel):
