@@ -186,6 +186,7 @@ def _watch(
         "Versions in the store that were refused: they do not serve.",
         lambda: len(service.registry.refused),
     )
+    metrics.ranking.watch_drift(service.drift.features, service.drift.scores)
     metrics.watch_lanes({lane.name: partial(lane.is_alive, lane_hang_s) for lane in lanes})
 
 

@@ -8,6 +8,7 @@ from app.api.examples import DEFAULT_CANDIDATES, MOST_CANDIDATES, example_reques
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import (
     CanaryState,
+    DriftState,
     IgnoredFolder,
     LoadedVersion,
     ModelCard,
@@ -20,10 +21,10 @@ from app.api.openapi.schemas import (
 )
 from app.artifacts.loader import Model
 from app.errors import FieldError, InvalidRequest, ModelNotFound, NotReady
-from app.lifecycle.policies import Policies
 from app.lifecycle.registry import Registry
 from app.lifecycle.traffic import Traffic
 from app.ranking.ranker import Ranker
+from app.scoring.drift import Drift
 from app.scoring.service import Service
 
 _CANDIDATES = {
@@ -47,7 +48,7 @@ def routes(service: Service) -> APIRouter:
     async def list_models() -> ModelList:
         registry = service.registry
         return ModelList(
-            models=[_card(model, service.policies, registry) for model in registry.models()],
+            models=[_card(model, service) for model in registry.models()],
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()
@@ -69,7 +70,7 @@ def routes(service: Service) -> APIRouter:
     )
     async def show_model(model: str) -> ModelCard:
         registry = service.registry
-        return _card(registry.active(model), service.policies, registry)
+        return _card(registry.active(model), service)
 
     @router.get(
         "/{model}/example",
@@ -93,8 +94,8 @@ def _candidates(text: str | None) -> int:
     raise InvalidRequest([FieldError("", detail)])
 
 
-def _card(model: Model, policies: Policies, registry: Registry) -> ModelCard:
-    manifest = model.manifest
+def _card(model: Model, service: Service) -> ModelCard:
+    manifest, policies, registry = model.manifest, service.policies, service.registry
     own = policies.of(model)
     calibrations = zip(own.default.tasks, own.default.calibrations, strict=True)
     return ModelCard(
@@ -114,6 +115,7 @@ def _card(model: Model, policies: Policies, registry: Registry) -> ModelCard:
         policy_problem=policies.incompatible.get(manifest.name),
         precision=manifest.precision,
         evaluation=manifest.evaluation,
+        drift=_drift(service.drift.of(manifest.name)),
         score_url=f"/v1/models/{manifest.name}/score",
         example_request=example_request(model),
     )
@@ -172,6 +174,12 @@ def _shadow(name: str, registry: Registry) -> ShadowState | None:
         top_10_overlap=shadow.overlap_sum / compared if compared else None,
         score_difference={task: total / compared for task, total in shadow.difference_sums.items()},
     )
+
+
+def _drift(drift: Drift | None) -> DriftState | None:
+    if drift is None:
+        return None
+    return DriftState(features=dict(drift.features), scores=dict(drift.scores))
 
 
 def _offered(ranker: Ranker) -> OfferedPolicy:

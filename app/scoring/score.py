@@ -183,7 +183,7 @@ class Scorer:
         self._log = log
         self._metrics = metrics
         self._recorder = recorder
-        self._sampler = ResponseSampler(metrics.ranking)
+        self._sampler = ResponseSampler(metrics.ranking, service.drift)
         self._registry = service.registry
         self._comparer = VersionComparer(
             service, metrics.ranking, max_candidates=limits.max_candidates
@@ -439,8 +439,7 @@ class Scorer:
         if call.recording is not None:
             call.recording.ranked = ranked
         if now >= self._sampler.next_at:
-            name = request.model.manifest.name
-            self._sampler.sample(now, name, request.features, ranker, ranked)
+            self._sampler.sample(now, request.model, request.features, ranker, ranked)
         if call.compared is not None:
             assert call.head is not None
             comparison, request_body = call.compared

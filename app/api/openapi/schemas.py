@@ -215,6 +215,16 @@ class TrafficState(BaseModel):
     )
 
 
+class DriftState(BaseModel):
+    """How far recent requests are from the training data: population stability indices.
+
+    0 is no change, 0.1 a moderate one, 0.25 a large one. Figures appear after 200 sampled requests.
+    """
+
+    features: dict[str, float]
+    scores: dict[str, float] = Field(description="by task")
+
+
 class ModelCard(BaseModel):
     """An active model: inputs, tasks, policies and evaluation."""
 
@@ -236,6 +246,9 @@ class ModelCard(BaseModel):
     )
     precision: Precision
     evaluation: Mapping[str, Mapping[str, float | None]]
+    drift: DriftState | None = Field(
+        description="null if the artifact has no distributions of the training data"
+    )
     score_url: str
     example_request: dict[str, JsonValue] = Field(
         description="a valid request; POST it to score_url"
