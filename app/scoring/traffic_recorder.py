@@ -16,7 +16,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -174,9 +174,9 @@ class TrafficRecorder:
         self._complained_at = -COMPLAIN_EVERY_S
         self._is_failing = False
         self._records: deque[TrafficRecord] = deque()
-        self._queued_bytes = 0
-        self._changed = threading.Condition()
-        self._is_idle = False
+        self._added_bytes = 0  # changed on the event loop only
+        self._done_bytes = 0  # changed on the thread only
+        self._wake = threading.Event()
         self._is_closed = False
         self._check_folder()
         self._thread = threading.Thread(target=self._main, name="traffic-recorder", daemon=True)
@@ -190,23 +190,20 @@ class TrafficRecorder:
         return random.random() < self._share  # noqa: S311  (no secret)
 
     def add(self, record: TrafficRecord) -> None:
-        """Queue a record, or count it as dropped."""
-        with self._changed:
-            has_room = self._queued_bytes + record.size <= MAX_QUEUED_BYTES
-            if has_room:
-                self._records.append(record)
-                self._queued_bytes += record.size
-                # Otherwise the thread wakes up by itself: once for many records.
-                if self._is_idle or self._queued_bytes >= FILE_BYTES:
-                    self._changed.notify()
-        if not has_room:
+        """Queue a record, or count it as dropped. Takes no lock that the thread may hold."""
+        queued_bytes = self._added_bytes - self._done_bytes
+        if queued_bytes + record.size > MAX_QUEUED_BYTES:
             self._on_counted("dropped", 1)
+            return
+        self._records.append(record)
+        self._added_bytes += record.size
+        if queued_bytes < FILE_BYTES <= queued_bytes + record.size:
+            self._wake.set()  # otherwise the thread wakes up by itself: once for many records
 
     def close(self) -> None:
         """Write what is queued and end the thread, unless the disk takes longer than 5 s."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify()
+        self._is_closed = True
+        self._wake.set()
         self._thread.join(_CLOSE_TIMEOUT_S)
 
     # The rest runs on the thread.
@@ -215,8 +212,11 @@ class TrafficRecorder:
         _give_way()
         files: dict[str, _NextFile] = {}  # by `name/version`
         while True:
-            records, is_closed = self._take(files)
-            for record in records:
+            self._wake.wait(min(_LOOK_EVERY_S, self._file_age_s))
+            self._wake.clear()
+            is_closed = self._is_closed
+            while self._records:
+                record = self._records.popleft()
                 label = f"{record.manifest.name}/{record.manifest.version}"
                 file = files.setdefault(label, _NextFile(self._clock()))
                 file.records.append(record)
@@ -227,25 +227,9 @@ class TrafficRecorder:
                 if file.size >= FILE_BYTES or is_old or is_much or is_closed:
                     del files[label]
                     self._write(file.records)
-                    with self._changed:
-                        self._queued_bytes -= file.size
+                    self._done_bytes += file.size
             if is_closed:
                 return
-
-    def _take(self, files: Mapping[str, "_NextFile"]) -> tuple[list[TrafficRecord], bool]:
-        """Wait for records, or until a file is due; return them, and whether it is the end."""
-        with self._changed:
-            self._is_idle = not files
-            if not self._is_closed and not (self._is_idle and self._records):
-                due_s = None
-                if files:
-                    began = min(each.began for each in files.values())
-                    due_s = min(_LOOK_EVERY_S, max(0.0, began + self._file_age_s - self._clock()))
-                self._changed.wait(due_s)
-            self._is_idle = False
-            records = [*self._records]
-            self._records.clear()
-            return records, self._is_closed
 
     def _write(self, records: list[TrafficRecord]) -> None:
         """Write records of one version as a file, or count them as failed."""
