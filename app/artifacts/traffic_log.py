@@ -216,6 +216,8 @@ def _feature_column(pa: Any, feature: Input, scored: Sequence[ScoredFeatures | N
 def _ids(feature: Input, scored: ScoredFeatures) -> object:
     """Return the ids as they were sent; those of an `identity` encoding can be read off rows."""
     sent = scored.ids.get(feature.name)
+    if sent is not None and feature.side == "candidate" and len(sent) != len(scored.scores):
+        sent = None  # some of the candidates that were sent were not scored
     if sent is not None or isinstance(feature, DenseInput | IdListInput):
         return sent
     if not isinstance(feature.encoding, Identity):
