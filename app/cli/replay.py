@@ -207,8 +207,8 @@ def _contenders(
     if options.policies is not None:
         own = _policy_set(options.policies, is_required=True)
     with importing():
-        import torch
-    torch.set_num_threads(1)  # CPU time is counted on this thread
+        from app.engine.lanes import use_threads
+    use_threads(1)  # CPU time is counted on this thread
     by_number = {each.version: each for each in versions}
     return (
         _contender(by_number[against], server_policies),

@@ -1,9 +1,9 @@
 """Records a sample of score calls as Parquet files, off the event loop.
 
-The event loop appends a record to a bounded queue. A thread of low priority collects the records
-of each version, and writes them as one complete file when they are large or old enough. When the
-disk is slow, the queue fills up and records are dropped; when it is full or fails, the records of a
-file are dropped. Both are counted. No request waits for the disk or fails because of it.
+The event loop appends a record to a bounded queue. A thread collects the records of each version,
+and writes them as one complete file when they are large or old enough. When the disk is slow, the
+queue fills up and records are dropped; when it is full or fails, the records of a file are dropped.
+Both are counted. No request waits for the disk or fails because of it.
 
 Replicas and processes can share a folder: the names of files are unique, and each process removes
 the oldest files, whoever wrote them, before it writes one.
@@ -53,7 +53,6 @@ _LOOK_EVERY_S = 1.0
 _CLOSE_TIMEOUT_S = 5.0
 _TEMPORARY_S = 3600.0  # a file of another process that is older was left by a crash
 _RECORD_BYTES = 1000  # of one without features
-_NICENESS = 10
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -209,7 +208,6 @@ class TrafficRecorder:
     # The rest runs on the thread.
 
     def _main(self) -> None:
-        _give_way()
         files: dict[str, _NextFile] = {}  # by `name/version`
         while True:
             self._wake.wait(min(_LOOK_EVERY_S, self._file_age_s))
@@ -338,11 +336,3 @@ def _files_in(folder: Path) -> Iterator[tuple[str, int, Path]]:
                     yield path.name, status.st_size, path
                 elif time.time() - status.st_mtime > _TEMPORARY_S:
                     path.unlink()
-
-
-def _give_way() -> None:
-    """Give this thread less weight than the lanes and the event loop."""
-    thread = threading.get_native_id()
-    with suppress(OSError):
-        niceness = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
-        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))
