@@ -461,10 +461,23 @@ class Deployment:
     async def _activate_newest(self, versions: Sequence[Artifact]) -> None:
         if not versions:
             return
-        active = self._registry.active_version(versions[0].model)
+        name = versions[0].model
+        active = self._registry.active_version(name)
+        traffic = self._traffic.of(name)
+        if not active and traffic is not None and traffic.replay is not None:
+            # The newest one is compared with the one before, as it was when it was published.
+            # Otherwise a version that was refused would serve after a restart.
+            await self._activate_first(versions[:-1])
+            active = self._registry.active_version(name)
         for artifact in reversed(versions):
             if artifact.version <= active:
                 return
+            if await self._try(artifact):
+                return
+
+    async def _activate_first(self, versions: Sequence[Artifact]) -> None:
+        """Activate the newest of these versions that can be loaded."""
+        for artifact in reversed(versions):
             if await self._try(artifact):
                 return
 
@@ -574,7 +587,7 @@ class Deployment:
             self._refuse(artifact, fingerprint, f"{type(error).__name__}: {error}")
         else:
             if refusal is not None and refusal.circumstances is None:
-                del self._refusals[artifact]
+                self._refusals.pop(artifact, None)
             self._loaded[model.label] = artifact, fingerprint
             return model
         return None

@@ -85,14 +85,15 @@ class VersionTrial:
     def replay(self, active: Model, model: Model, gates: ReplaySettings) -> ReplayResult:
         """Score recorded requests with both versions, and apply the gates.
 
-        Without enough recorded requests, the version passes.
-
-        Raises:
-            OSError: the folder cannot be read.
+        Without enough recorded requests, or if they cannot be read, the version passes.
         """
         before, after = (self._contender(each) for each in (active, model))
         recorded = _slowly(self._requests(model.manifest.name))
-        report = replay(recorded, before, after, most_requests=gates.requests)
+        try:
+            report = replay(recorded, before, after, most_requests=gates.requests)
+        except OSError as error:
+            reason = f"recorded traffic cannot be read: {error.strerror or error}"
+            return ReplayResult(True, f"not replayed: {reason}")
         found = report.requests + report.refused
         if found < min(MIN_REQUESTS, gates.requests):
             where = "no folder of recorded traffic is set" if self._folder is None else ""

@@ -95,13 +95,13 @@ async def test_return_to_an_older_version_is_never_refused(folder, log):
     published(folder, inputs=WITH_DEFAULT)
     published(folder, Reversed())
     async with serving(folder, record=log, record_share=0) as parts:
-        traffic(folder, GATE)
+        traffic(folder, GATE.replace('"latest"', "3"))
         await parts.deployment.refresh()
         assert roles(parts) == {3: "active"}
         traffic(folder, GATE.replace('"latest"', "2"))  # not loaded, and it differs
         await parts.deployment.refresh()
         assert roles(parts) == {2: "active", 3: "previous"}
-        traffic(folder, GATE)
+        traffic(folder, GATE.replace('"latest"', "3"))
         await parts.deployment.refresh()  # it was active before
         assert roles(parts) == {3: "active", 2: "previous"}
 
@@ -199,7 +199,26 @@ async def test_recorded_traffic_that_cannot_be_read_does_not_stop_a_version(
 ):
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "feed").symlink_to("feed")  # a loop: OSError when it is listed
+    traffic(folder, GATE)
     async with serving(folder, record=tmp_path / "log", record_share=0) as parts:
         await parts.deployment.refresh()
         assert roles(parts) == {1: "active"}
+        published(folder, Reversed())
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}
     assert "recorded traffic cannot be read to warm up feed/1" in caplog.text
+    assert "not replayed: recorded traffic cannot be read: " in caplog.text
+
+
+async def test_version_that_was_refused_is_refused_after_a_restart(folder, log):
+    published(folder)
+    published(folder, Reversed())
+    traffic(folder, GATE)
+    async with serving(folder, record=log, record_share=0) as parts:
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active"}
+        assert "replay of recorded traffic: kendall_tau" in refused(parts)["feed/3"]
+    traffic(folder, GATE + "[canary]\nversion = 3\nshare = 0.1\nfor = '1h'\n")
+    async with serving(folder, record=log, record_share=0) as parts:
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}  # the canary must pass, too
