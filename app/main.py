@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from app.api import console, models, open_inference as v2, operations, problems, tables
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
+from app.api.examples import example_request
 from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
 from app.artifacts.store import Store
@@ -29,6 +30,8 @@ from app.scoring.body import BodyReader, ByteBudget
 from app.scoring.keys import Keys
 from app.scoring.score import Limits, Scorer
 from app.scoring.service import Service
+from app.scoring.traffic_recorder import TrafficRecorder, require_pyarrow
+from app.scoring.version_trial import VersionTrial
 from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
@@ -79,6 +82,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     metrics = Metrics()
     registry = Registry(metrics, default_model=settings.default_model)
     lost = asyncio.Event()
+    recorder = _recorder(settings, metrics)
     lanes = start_lanes(
         device,
         settings.lanes,
@@ -104,6 +108,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
                 max_batch_rows=settings.max_batch_rows,
             ),
             on_warm=batcher.learn,
+            trial=VersionTrial(service.policies, example_request, settings.record),
         )
         log = AccessLog(
             metrics,
@@ -117,6 +122,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             limits=_limits(settings),
             log=log,
             metrics=metrics,
+            recorder=recorder,
         )
         bodies = BodyReader(
             max_bytes=settings.max_body_bytes,
@@ -131,6 +137,27 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     finally:
         for lane in lanes:
             lane.stop()
+        if recorder is not None:
+            recorder.close()
+
+
+def _recorder(settings: Settings, metrics: Metrics) -> TrafficRecorder | None:
+    """Return what records requests, if a folder for them is set.
+
+    Raises:
+        ConfigurationInvalid: pyarrow is not installed, or the folder can never be written.
+    """
+    if settings.record is None:
+        return None
+    require_pyarrow()
+    if not settings.record_share:  # its recorded traffic is only read
+        return None
+    return TrafficRecorder(
+        settings.record,
+        share=settings.record_share,
+        max_bytes=settings.record_max_bytes,
+        on_counted=metrics.recorded,
+    )
 
 
 def _batcher(settings: Settings, lanes: Sequence[Lane], metrics: Metrics) -> Batcher:
@@ -165,6 +192,7 @@ def _watch(
         lambda: len(service.registry.refused_tables),
     )
     metrics.watch_tables(lambda: service.registry.table_figures)
+    metrics.ranking.watch_drift(service.drift.features, service.drift.scores)
     metrics.watch_lanes({lane.name: partial(lane.is_alive, lane_hang_s) for lane in lanes})
 
 

@@ -156,6 +156,20 @@ class Settings(BaseSettings):
         100.0, ge=0, description="a request slower than this is always logged (ms)"
     )
 
+    record: Path | None = Field(
+        None,
+        description="folder for a sample of the requests and their scores, as Parquet files; it "
+        "contains feature values; unset: nothing is recorded",
+    )
+    record_share: float = Field(
+        0.01, ge=0, le=1, description="share of requests that are recorded, at random"
+    )
+    record_max_bytes: int = Field(
+        1 << 30,
+        ge=1 << 20,
+        description="all recorded files together; the oldest are removed (bytes)",
+    )
+
     @property
     def scheme(self) -> str:
         """The scheme of the service's URLs."""

@@ -159,6 +159,8 @@ OUT_OF_RANGE: dict[str, list[int | float | str]] = {
     "log_level": ["loud", "INFO"],
     "log_sample": [-0.1, 1.1],
     "slow_request_ms": [-1],
+    "record_share": [-0.1, 1.1],
+    "record_max_bytes": [(1 << 20) - 1],
 }
 
 
@@ -175,7 +177,7 @@ def test_a_value_out_of_its_range_is_refused_and_not_repeated(monkeypatch, name,
 
 
 def test_every_number_and_choice_has_a_range():
-    free = {"host", "store", "default_model", "policies", *ACCESS}
+    free = {"host", "store", "default_model", "policies", "record", *ACCESS}
     assert set(OUT_OF_RANGE) == set(Settings.model_fields) - free
 
 

@@ -8,6 +8,7 @@ from app.api.examples import DEFAULT_CANDIDATES, MOST_CANDIDATES, example_reques
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import (
     CanaryState,
+    DriftState,
     IgnoredFolder,
     LoadedVersion,
     ModelCard,
@@ -23,10 +24,10 @@ from app.api.tables import table_state
 from app.artifacts.loader import Model
 from app.artifacts.model_tables import NO_TABLES
 from app.errors import FieldError, InvalidRequest, ModelNotFound, NotReady
-from app.lifecycle.policies import Policies
 from app.lifecycle.registry import Registry
 from app.lifecycle.traffic import Traffic
 from app.ranking.ranker import Ranker
+from app.scoring.drift import Drift
 from app.scoring.service import Service
 
 _CANDIDATES = {
@@ -50,7 +51,7 @@ def routes(service: Service) -> APIRouter:
     async def list_models() -> ModelList:
         registry = service.registry
         return ModelList(
-            models=[_card(model, service.policies, registry) for model in registry.models()],
+            models=[_card(model, service) for model in registry.models()],
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()
@@ -76,7 +77,7 @@ def routes(service: Service) -> APIRouter:
     )
     async def show_model(model: str) -> ModelCard:
         registry = service.registry
-        return _card(registry.active(model), service.policies, registry)
+        return _card(registry.active(model), service)
 
     @router.get(
         "/{model}/example",
@@ -102,8 +103,8 @@ def _candidates(text: str | None) -> int:
     raise InvalidRequest([FieldError("", detail)])
 
 
-def _card(model: Model, policies: Policies, registry: Registry) -> ModelCard:
-    manifest = model.manifest
+def _card(model: Model, service: Service) -> ModelCard:
+    manifest, policies, registry = model.manifest, service.policies, service.registry
     own = policies.of(model)
     tables = registry.tables.get(model, NO_TABLES)
     calibrations = zip(own.default.tasks, own.default.calibrations, strict=True)
@@ -124,6 +125,7 @@ def _card(model: Model, policies: Policies, registry: Registry) -> ModelCard:
         policy_problem=policies.incompatible.get(manifest.name),
         precision=manifest.precision,
         evaluation=manifest.evaluation,
+        drift=_drift(service.drift.of(manifest.name)),
         score_url=f"/v1/models/{manifest.name}/score",
         tables=[table_state(registry, manifest.name, each) for each in tables.all],
         example_request=example_request(model, tables=tables),
@@ -138,6 +140,7 @@ def _loaded(model: Model, registry: Registry) -> LoadedVersion:
         created=manifest.created,
         score_url=f"/v1/models/{manifest.name}/versions/{manifest.version}/score",
         problem=registry.damaged.get(model.label),
+        replay=registry.replays.get(model.label),
     )
 
 
@@ -182,6 +185,12 @@ def _shadow(name: str, registry: Registry) -> ShadowState | None:
         top_10_overlap=shadow.overlap_sum / compared if compared else None,
         score_difference={task: total / compared for task, total in shadow.difference_sums.items()},
     )
+
+
+def _drift(drift: Drift | None) -> DriftState | None:
+    if drift is None:
+        return None
+    return DriftState(features=dict(drift.features), scores=dict(drift.scores))
 
 
 def _offered(ranker: Ranker) -> OfferedPolicy:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter
 
-from app.api.examples import feature_values, ids_of
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import TableRow, TableState
+from app.artifacts.ids import feature_values, ids_of
 from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, Input
 from app.artifacts.model_tables import NO_TABLES, BoundTable

@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "rollback": "return to the previous version of a model",
     "canary": "let a version answer a share of the traffic for a while",
     "shadow": "let a version score requests without answering them",
+    "replay": "score recorded traffic with two versions and compare them",
     "publish": "copy a version's folder into the store, as the next version",
     "prune": "remove old versions of a model from the store",
     "items": "publish and show tables of item features that live in the service",
@@ -35,6 +36,10 @@ COMMANDS: Mapping[str, str] = {
     "fit-calibration": "fit calibrated scores on logged outcomes",
     "tune": "search for the weights of a policy that best reach a goal",
 }
+
+_OF_VERSIONS = frozenset(
+    ("versions", "activate", "rollback", "canary", "shadow", "replay", "publish", "prune")
+)
 
 _DESCRIPTION = "Online ranking: one user, many candidates, a score per task and one rank score."
 _EPILOG = """\
@@ -179,7 +184,7 @@ def _command(name: str) -> Command:
         from app.cli import check
 
         return check
-    if name in ("versions", "activate", "rollback", "canary", "shadow", "publish", "prune"):
+    if name in _OF_VERSIONS:
         command: Command = import_module(f"app.cli.{name}")
         return command
     if name in ("items", "users"):

@@ -53,6 +53,7 @@ class Registry:
             it serves, but could not be loaded again.
         traffic: what the traffic file of a model says, as it was last valid, by name.
         traffic_problems: why the traffic file of a model cannot be used, by name.
+        replays: figures of the replay that a loaded version has passed, by `name/version`.
         unassigned: why a version that a traffic file names does not have its role, by name.
         canaries: the canaries that get traffic, by name of their model.
         last_canaries: the same, and those that are over.
@@ -74,6 +75,7 @@ class Registry:
         self.damaged: dict[str, str] = {}
         self.traffic: dict[str, Traffic] = {}
         self.traffic_problems: dict[str, str] = {}
+        self.replays: dict[str, str] = {}
         self.unassigned: dict[str, str] = {}
         self.canaries: dict[str, Canary] = {}
         self.last_canaries: dict[str, Canary] = {}
@@ -256,6 +258,7 @@ class Registry:
             self._roles.pop(model, None)
             self.damaged.pop(model.label, None)
             self.tables.pop(model, None)
+            self.replays.pop(model.label, None)
             self._metrics.freed(model.label)
             for call in self.on_freed:
                 call(model)

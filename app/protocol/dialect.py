@@ -31,6 +31,7 @@ class ParseContext:
         role: the version's role in traffic, which the response states.
         key_feature: the user feature whose value is wanted as the routing key, or empty.
         tables: the item and user tables that the version serves from.
+        keeps_ids: whether the ids are wanted as they were sent.
     """
 
     model: Model
@@ -40,6 +41,7 @@ class ParseContext:
     role: str = "active"
     key_feature: str = ""
     tables: ModelTables = NO_TABLES
+    keeps_ids: bool = False
 
 
 class ResponseWriter(Protocol):
@@ -62,6 +64,7 @@ class ParsedRequest:
         timeout_s: counted from the request's arrival, if the body states it.
         priority: if the body states it.
         routing_key: the value of the user feature that the context asks for, if it is there.
+        ids: the ids as they were sent, if the context asks for them; see `app.protocol.sent_ids`.
     """
 
     features: RequestFeatures
@@ -71,6 +74,7 @@ class ParsedRequest:
     timeout_s: float | None = None
     priority: Priority | None = None
     routing_key: object = None
+    ids: Mapping[str, object] | None = None
 
 
 class Dialect(Protocol):

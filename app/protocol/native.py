@@ -19,6 +19,7 @@ from app.protocol.dialect import Content, ParseContext, ParsedRequest
 from app.protocol.features import encode
 from app.protocol.json_body import decode_request
 from app.protocol.ranking_options import read_options
+from app.protocol.sent_ids import ids_of_document
 from app.protocol.table_features import (
     MOST_POSITIONS,
     are_keys,
@@ -68,6 +69,8 @@ class Native:
             name = context.key_feature
             sent = _sent_user_feature(document.get("user", {}), name, context.tables)
             parsed.routing_key = routing_key(sent, name, features)
+        if context.keeps_ids and isinstance(document, dict):
+            parsed.ids = ids_of_document(document, manifest, context.tables)
         return parsed
 
 

@@ -43,6 +43,7 @@ from app.scoring.request_headers import check_body_headers, priority, timeout_s
 from app.scoring.score_distributions import ResponseSampler
 from app.scoring.service import Service
 from app.scoring.trace import Trace, parse_traceparent
+from app.scoring.traffic_recorder import Recording, TrafficRecorder
 from app.scoring.version_comparer import VersionComparer
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import RequestRecord
@@ -138,6 +139,7 @@ class ScoreCall:
         is_assigned: whether it was assigned to a canary or to the active version beside it.
         compared: the comparison that uses this call, and the call's body.
         trace: its place in the caller's trace, if it names one.
+        recording: what of it is recorded, if it is.
     """
 
     route: Route
@@ -158,6 +160,7 @@ class ScoreCall:
     is_assigned: bool = False
     compared: tuple[Comparison, bytes] | None = None
     trace: Trace | None = None
+    recording: Recording | None = None
 
 
 class Scorer:
@@ -172,6 +175,7 @@ class Scorer:
         limits: Limits,
         log: AccessLog,
         metrics: Metrics,
+        recorder: TrafficRecorder | None = None,
     ) -> None:
         """Score with `service`; if there are any `keys`, a request needs one of them."""
         self._service = service
@@ -180,7 +184,8 @@ class Scorer:
         self._limits = limits
         self._log = log
         self._metrics = metrics
-        self._sampler = ResponseSampler(metrics.ranking)
+        self._recorder = recorder
+        self._sampler = ResponseSampler(metrics.ranking, service.drift)
         self._registry = service.registry
         self._comparer = VersionComparer(
             service, metrics.ranking, max_candidates=limits.max_candidates
@@ -291,6 +296,9 @@ class Scorer:
         assert policies is not None
         assert head is not None
         registry = self._registry
+        recorder = self._recorder
+        if recorder is not None and recorder.takes_next():
+            call.recording = Recording(len(body))
         parsed = None
         if registry.canaries and call.route.version is None:
             parsed = self._split(call, body)
@@ -301,6 +309,8 @@ class Scorer:
         context = ParseContext(model, policies, head.headers, self._limits.max_candidates, role)
         if registry.tables:
             context.tables = registry.tables.get(model, NO_TABLES)
+        if call.recording is not None:
+            context.keeps_ids = True
         if parsed is None:
             parsed = call.route.dialect.parse(body, context)
         call.parsed = parsed
@@ -355,9 +365,15 @@ class Scorer:
         if not key and canary.key_feature:
             most = self._limits.max_candidates
             role = registry.role(model)
-            tables = registry.tables.get(model, NO_TABLES)
             context = ParseContext(
-                model, policies, head.headers, most, role, canary.key_feature, tables
+                model,
+                policies,
+                head.headers,
+                most,
+                role,
+                canary.key_feature,
+                registry.tables.get(model, NO_TABLES),
+                call.recording is not None,
             )
             try:
                 parsed = call.route.dialect.parse(body, context)
@@ -430,9 +446,10 @@ class Scorer:
             self.refuse(call, DeadlineExceeded("the response was not ready before the deadline"))
             return
         ranker, rows = parsed.ranking.ranker, request.features.rows
+        if call.recording is not None:
+            call.recording.ranked = ranked
         if now >= self._sampler.next_at:
-            name = request.model.manifest.name
-            self._sampler.sample(now, name, request.features, ranker, ranked)
+            self._sampler.sample(now, request.model, request.features, ranker, ranked)
         if call.compared is not None:
             assert call.head is not None
             comparison, request_body = call.compared
@@ -510,6 +527,10 @@ class Scorer:
             stages,
             "" if model is None else self._registry.role(model),
         )
+        if call.recording is not None and model is not None:
+            assert self._recorder is not None
+            assert call.policies is not None
+            self._recorder.add(call.recording.record(record, model, call.policies, call.parsed))
         canaries = self._registry.canaries
         if canaries and model is not None and call.is_assigned:
             canary = canaries.get(model.manifest.name)

@@ -124,6 +124,14 @@ class Metrics:
         )
         for stage in CANCEL_STAGES:
             self._cancelled.labels(stage)
+        self._recorded = self._counter(
+            "recorded_requests_total",
+            "Requests of the recorded sample, by result: written; dropped because the disk is too "
+            "slow; or failed because it cannot be written.",
+            ("result",),
+        )
+        for result in ("written", "dropped", "failed"):
+            self._recorded.labels(result)
 
     def _create_for_batches(self) -> None:
         self._batch_rows = self._bulk_histogram(
@@ -295,6 +303,10 @@ class Metrics:
     def failed(self, kind: str) -> None:
         """Count a failed batch, or a request with a NaN or infinite score."""
         self._failures.labels(kind).inc()
+
+    def recorded(self, result: str, number: int) -> None:
+        """Count recorded requests: `written`, `dropped` or `failed`."""
+        self._recorded.labels(result).inc(number)
 
     def cancelled(self, stage: str) -> None:
         """Count a request whose client disconnected: during `body`, `queue` or `compute`."""

@@ -185,6 +185,10 @@ class LoadedVersion(BaseModel):
         description="what is wrong with its files in the store, so that it could not be loaded "
         "again; null if they are intact"
     )
+    replay: str | None = Field(
+        description="figures of the replay of recorded traffic that it has passed, or why there "
+        "was none; null if none was asked for"
+    )
 
 
 class CanaryState(BaseModel):
@@ -267,6 +271,16 @@ class TableRow(BaseModel):
     )
 
 
+class DriftState(BaseModel):
+    """How far recent requests are from the training data: population stability indices.
+
+    0 is no change, 0.1 a moderate one, 0.25 a large one. Figures appear after 200 sampled requests.
+    """
+
+    features: dict[str, float]
+    scores: dict[str, float] = Field(description="by task")
+
+
 class ModelCard(BaseModel):
     """An active model: inputs, tasks, policies and evaluation."""
 
@@ -289,6 +303,9 @@ class ModelCard(BaseModel):
     precision: Precision
     evaluation: Mapping[str, Mapping[str, float | None]]
     tables: list[TableState] = Field(description="the tables that it serves from")
+    drift: DriftState | None = Field(
+        description="null if the artifact has no distributions of the training data"
+    )
     score_url: str
     example_request: dict[str, JsonValue] = Field(
         description="a valid request; POST it to score_url"

@@ -16,6 +16,7 @@ from app.protocol.open_inference.document import decode_document
 from app.protocol.open_inference.inputs import InputHead, read_heads, read_tensors
 from app.protocol.open_inference.outputs import Output, binary_outputs, read_outputs, write_outputs
 from app.protocol.open_inference.parameters import Parameters, read_parameters
+from app.protocol.sent_ids import ids_of_tensors
 from app.protocol.table_features import routing_key, spread_request
 from app.protocol.tensors import encode_tensors
 from app.protocol.validation import ValidationReport
@@ -89,6 +90,7 @@ class OpenInference:
             decoded_at,
             parameters.timeout_s,
             parameters.priority,
+            ids=ids_of_tensors(tensors, model.manifest) if context.keeps_ids else None,
         )
         if context.key_feature:
             key = tensors.get(context.key_feature)
