@@ -15,6 +15,7 @@ import orjson
 import pytest
 
 from app.artifacts.encoding import Hashed, Listed, write_vocabulary
+from app.artifacts.loader import read_manifest
 from app.artifacts.manifest import IdInput, IdListInput
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
@@ -25,6 +26,7 @@ from app.scoring import traffic_recorder
 from app.scoring.traffic_recorder import TrafficRecorder
 from app.settings import Settings
 from tests.support.builders import INPUTS, Request, batch, description, scripted
+from tests.support.model_tables import publish_rows, random_rows
 from tests.support.server import running_server
 from tests.support.traffic import record_of
 
@@ -143,6 +145,41 @@ async def test_a_recorded_request_scores_as_the_original_did(
     assert table.column("score.click").to_pylist()[1] is None
     stages = dict(table.column("stages_s").to_pylist()[0])
     assert {"decode", "queue", "compute", "respond"} <= stages.keys()
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [
+        [11, 12, 13],
+        [11, 99, 12, 13],  # 99 is dropped
+        [{"item_id": 11, "quality": [0.5, 0.25]}, 12, 13],
+        {"item_id": [99, 13], "quality": [[0, 1], [2, 3]]},
+    ],
+)
+async def test_a_request_of_keys_is_recorded_with_the_features_of_the_tables(tmp_path, candidates):
+    store, folder = tmp_path / "store", tmp_path / "log"
+    artifact = publish(Store(store), description(), scripted(Request()), batch())
+    manifest = read_manifest(artifact)
+    items = random_rows(manifest, "items", [11, 12, 13])
+    publish_rows(store, manifest, "items", "item_id", items, unknown="drop")
+    publish_rows(store, manifest, "users", "user_id", random_rows(manifest, "users", [42]))
+    settings = Settings(store=store, lanes=1, record=folder, record_share=1)
+    async with gatehouse(settings) as parts:
+        await parts.start()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            request = {"user": 42, "candidates": candidates}
+            first = await client.post("/v1/score", json=request)
+            assert first.status_code == 200, first.text
+            assert parts.scorer._recorder is not None
+            parts.scorer._recorder.close()
+            (recorded,) = TrafficLog(folder, "feed").requests()
+            document = orjson.dumps(recorded.document, option=orjson.OPT_SERIALIZE_NUMPY)
+            again = await client.post(
+                "/v1/score", content=document, headers={"content-type": "application/json"}
+            )
+    for task, scores in again.json()["scores"].items():
+        assert scores == [each for each in first.json()["scores"][task] if each is not None]
 
 
 class Counts(dict[str, int]):
