@@ -40,7 +40,8 @@ def prometheus(store, tmp_path_factory):
         config = config.replace("scrape_interval: 5s", "scrape_interval: 1s")
         config = config.replace("evaluation_interval: 15s", "evaluation_interval: 1s")
         (folder / "prometheus.yml").write_text(config)
-        shutil.copy(FOLDER / "prometheus/rules.yml", folder)
+        for name in ("rules.yml", "scaling.yml"):
+            shutil.copy(FOLDER / "prometheus" / name, folder)
         port = free_port()
         process = subprocess.Popen(
             [
@@ -87,6 +88,11 @@ def test_query_of_the_dashboard_returns_data(prometheus, query):
 def test_dashboard_has_no_query_that_is_left_out_of_the_test():
     assert len(QUERIES) >= 30
     assert json.dumps(DASHBOARD["panels"]).count('"expr"') == len(QUERIES)
+
+
+def test_scaling_signal_has_one_value_for_a_server_under_load(prometheus):
+    assert 0 < float(eventual_value(prometheus, "gatehouse:replicas_demanded:rate1m > 0")) < 1
+    assert eventual_value(prometheus, "count(gatehouse:replicas_demanded:rate1m)") == "1"
 
 
 def test_no_alert_fires_at_a_healthy_server(prometheus):
