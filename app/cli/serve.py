@@ -7,7 +7,12 @@ processes does not need torch.
 import argparse
 import logging
 import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
 
+from app.artifacts.mounted import store_of_mount
+from app.artifacts.store import Store
 from app.cli.parser import Parser, WrongUsage
 from app.cli.settings_options import (
     add_settings,
@@ -15,6 +20,7 @@ from app.cli.settings_options import (
     policies_beside,
     read_settings,
 )
+from app.errors import ArtifactInvalid
 from app.server.sockets import reserve
 from app.server.supervisor import Supervisor
 from app.settings import Settings, variable_warnings
@@ -50,14 +56,38 @@ def run(options: argparse.Namespace) -> int:
     """
     settings = read_settings(given_settings(options))
     json_logs.configure(settings.log_level)
-    if settings.processes == 1:
-        _log_start(settings)
-        code = _serve_here(settings)
-    else:
-        code = _serve_together(settings)
+    with ExitStack() as temporary:
+        served = _with_store(settings, temporary)
+        if settings.processes == 1:
+            _log_start(settings)
+            code = _serve_here(served)
+        else:
+            code = _serve_together(settings, served)
     logging.shutdown()
     # Not sys.exit: it would wait for a lane that hangs in a model.
     os._exit(code)
+
+
+def _with_store(settings: Settings, temporary: ExitStack) -> Settings:
+    """Return the settings, with a store of links if the store is a model's or a version's folder.
+
+    Raises:
+        WrongUsage: it is neither, or not of the model that the settings name.
+    """
+
+    def folder() -> Path:
+        made = tempfile.TemporaryDirectory(prefix="gatehouse-", ignore_cleanup_errors=True)
+        return Path(temporary.enter_context(made))
+
+    try:
+        store = store_of_mount(settings.store, settings.model_name, folder)
+    except (ArtifactInvalid, OSError) as error:
+        raise WrongUsage(f"store: {error}") from error
+    if store == settings.store:
+        return settings
+    for each in Store(store).artifacts():
+        logger.info("%s is served as %s", settings.store, each)
+    return settings.model_copy(update={"store": store})
 
 
 def _log_start(settings: Settings) -> None:
@@ -77,7 +107,7 @@ def _serve_here(settings: Settings) -> int:
     return serve_until_signal(settings)
 
 
-def _serve_together(settings: Settings) -> int:
+def _serve_together(settings: Settings, served: Settings) -> int:
     """Serve in several processes until a signal; this process supervises them."""
     try:
         port = reserve(settings.host, settings.port)
@@ -90,7 +120,7 @@ def _serve_together(settings: Settings) -> int:
         changes = {"port": port.getsockname()[1]}
         if settings.metrics_port:
             changes["metrics_port"] = settings.metrics_port + number
-        return _serve_here(settings.model_copy(update=changes))
+        return _serve_here(served.model_copy(update=changes))
 
     kill_after_s = settings.drain_delay_s + settings.drain_timeout_s + 10
     return Supervisor(settings.processes, one, kill_after_s=kill_after_s).run()
