@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker/compose.yaml"
 ON_GPU = ROOT / "docker/compose.gpu.yaml"
 PROMETHEUS = ROOT / "docker/prometheus/prometheus.yml"
+HAPROXY = ROOT / "docker/haproxy/haproxy.cfg"
 
 
 @dataclass(frozen=True)
@@ -406,23 +407,23 @@ def status_of(store: Path, path: str) -> int:
 # Compose
 
 
-@pytest.mark.parametrize("service", ["gatehouse", "prometheus", "grafana"])
+@pytest.mark.parametrize("service", ["gatehouse", "haproxy", "prometheus", "grafana"])
 def test_services_run_with_few_rights_and_listen_on_loopback(service):
     confined = compose()["services"][service]
     assert confined["read_only"] is True
     assert confined["tmpfs"] == ["/tmp"]
     assert confined["cap_drop"] == ["ALL"]
     assert confined["security_opt"] == ["no-new-privileges:true"]
-    assert all(port.startswith("127.0.0.1:") for port in confined["ports"])
+    assert all(port.startswith("127.0.0.1:") for port in confined.get("ports", ()))
 
 
-def test_compose_builds_the_dockerfile_and_publishes_its_port(monkeypatch):
+def test_compose_builds_the_dockerfile_and_haproxy_uses_its_port(monkeypatch):
     service = compose()["services"]["gatehouse"]
     assert (COMPOSE.parent / service["build"]["context"]).resolve() == ROOT
     assert service["build"]["args"] == ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "TORCH_INDEX"]
     effective = settings(monkeypatch, **CPU.environment() | service["environment"])
-    assert service["ports"] == [f"127.0.0.1:8000:{effective.port}"]
     assert service["volumes"] == [f"store:{effective.store}"]
+    assert f" gatehouse:{effective.port} " in HAPROXY.read_text()
 
 
 def test_docker_waits_longer_than_the_drain_takes(monkeypatch):
@@ -432,6 +433,39 @@ def test_docker_waits_longer_than_the_drain_takes(monkeypatch):
     grace = re.fullmatch(r"(\d+)s", service["stop_grace_period"])
     assert grace
     assert int(grace[1]) >= drain.drain_delay_s + drain.drain_timeout_s + 5
+
+
+def test_haproxy_is_pinned_and_the_only_way_to_two_replicas():
+    services = compose()["services"]
+    assert services["gatehouse"]["deploy"] == {"replicas": 2}
+    assert "ports" not in services["gatehouse"]
+    assert re.fullmatch(r"haproxy:\d+\.\d+\.\d+", services["haproxy"]["image"])
+    assert services["haproxy"]["volumes"] == ["./haproxy:/usr/local/etc/haproxy:ro"]
+    frontend = re.search(r"frontend gatehouse\n    bind :(\d+)\n", HAPROXY.read_text())
+    assert frontend
+    assert services["haproxy"]["ports"] == [f"127.0.0.1:8000:{frontend[1]}"]
+
+
+def test_haproxy_accepts_its_configuration():
+    haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    if haproxy is None:
+        pytest.skip("haproxy is not installed")
+    checked = subprocess.run(
+        [haproxy, "-c", "-f", HAPROXY], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "WARNING" not in checked.stderr
+
+
+def test_replica_serves_until_haproxy_has_noticed_that_it_is_not_ready(monkeypatch):
+    service = compose()["services"]["gatehouse"]
+    drain = settings(monkeypatch, **CPU.environment() | service["environment"])
+    text = HAPROXY.read_text()
+    check = re.search(r"default-server check inter (\d+)s fall (\d+) ", text)
+    timeout = re.search(r"timeout check (\d+)s", text)
+    assert check
+    assert timeout
+    assert drain.drain_delay_s > int(check[1]) * int(check[2]) + int(timeout[1])
 
 
 def test_prometheus_starts_after_the_health_check_of_the_image_passes():
@@ -500,10 +534,13 @@ def test_gpu_compose_file_uses_the_gpu_image_and_reserves_one_gpu():
 
 
 def test_prometheus_scrapes_the_service(monkeypatch, tmp_path):
-    [job] = yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]
+    job, balancer = yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]
     port = settings(monkeypatch, **CPU.environment()).port
     assert job["job_name"] == "gatehouse"
-    assert job["static_configs"] == [{"targets": [f"gatehouse:{port}"]}]
+    [replicas] = job["dns_sd_configs"]
+    assert (replicas["names"], replicas["type"], replicas["port"]) == (["gatehouse"], "A", port)
+    assert balancer["static_configs"] == [{"targets": ["haproxy:8405"]}]
+    assert "bind :8405" in HAPROXY.read_text()
     assert "gatehouse" in compose()["services"]
     assert status_of(tmp_path, job.get("metrics_path", "/metrics")) == 200
 

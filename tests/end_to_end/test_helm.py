@@ -413,5 +413,5 @@ def test_notes_say_what_is_open_and_what_is_missing():
     assert "autoscaling has no metric without serviceMonitor.enabled" in notes
     notes = helm(*words, values={**EVERYTHING}).stdout
     assert "curl --insecure https://127.0.0.1:8000/v1/models" in notes
-    assert "NOTE" not in notes
+    assert "NOTE:" not in notes
     assert "WARNING" not in notes
