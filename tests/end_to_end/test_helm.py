@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 
 import pytest
@@ -415,3 +416,17 @@ def test_notes_say_what_is_open_and_what_is_missing():
     assert "curl --insecure https://127.0.0.1:8000/v1/models" in notes
     assert "NOTE:" not in notes
     assert "WARNING" not in notes
+
+
+def test_values_of_the_guide_are_accepted():
+    guide = (REPOSITORY / "docker/helm/README.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(each) for each in re.findall(r"```yaml\n(.*?)```", guide, re.S)]
+    assert len(blocks) >= 4
+    for values in blocks:
+        finished = helm("template", "ranking", str(CHART), values=values)
+        assert finished.returncode == 0, finished.stderr
+    for row in re.findall(r"^\| `(\w+)` \| (?:in|a|an|copied)", guide, re.M):
+        assert row in SCHEMA["properties"]["store"]["properties"]["kind"]["enum"]
+    for path in re.findall(r"`((?:drain|settings|autoscaling|tls|\w+Monitor)\.\w+)`", guide):
+        first, second = path.split(".")
+        assert second in SCHEMA["properties"][first]["properties"], path
