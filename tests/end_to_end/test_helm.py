@@ -7,6 +7,7 @@ import math
 import os
 import re
 import subprocess
+from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ SET_BY_THE_CHART = {
     *("host", "port", "metrics_port", "processes", "store", "model_name", "policies"),
     *("keys", "keys_file", "tls_cert", "tls_key", "drain_delay_s", "drain_timeout_s"),
 }
-EVERYTHING = {
+EVERYTHING: dict[str, Any] = {
     "replicaCount": 3,
     "settings": {
         "request_timeout_ms": 200,
@@ -68,7 +69,7 @@ EVERYTHING = {
     "extraVolumeMounts": [{"name": "extra", "mountPath": "/extra"}],
     "extraContainers": [{"name": "sidecar", "image": "sidecar:1"}],
 }
-GPU = {
+GPU: dict[str, Any] = {
     "image": {"repository": "gatehouse", "tag": "0.1.0-cuda"},
     "gpu": {"enabled": True, "runtimeClassName": "nvidia"},
     "resources": {"requests": {"cpu": 4, "memory": "8Gi"}, "limits": {"memory": "16Gi"}},
@@ -77,7 +78,7 @@ GPU = {
     "autoscaling": {"enabled": True, "kind": "keda", "busyShare": 0.6},
     "topologySpread": {"zone": "DoNotSchedule", "host": ""},
 }
-SMALL = {
+SMALL: dict[str, Any] = {
     "replicaCount": 1,
     "networkPolicy": {"enabled": False},
     "serviceAccount": {"create": False},
@@ -87,7 +88,12 @@ SMALL = {
     "settings": {"lanes": 2},
     "topologySpread": {"zone": "", "host": ""},
 }
-VALUES = {"defaults": {}, "everything": EVERYTHING, "gpu": GPU, "small": SMALL}
+VALUES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "everything": EVERYTHING,
+    "gpu": GPU,
+    "small": SMALL,
+}
 
 
 def helm(*words, values=None):

@@ -97,9 +97,13 @@ def test_server_serves_what_kserve_mounts(layout, tiny, tmp_path):
     arguments = [
         each.replace("{{.Name}}", name)
         for each in container()["args"]
-        if not each.startswith(("--host=", "--port=", "--store="))
+        if not each.startswith(("--host=", "--port=", "--store=", "--drain-delay-s="))
     ]
-    with running_server(mount, tmp_path / "log", *arguments, "--lanes=1") as server:
+    assert len(arguments) == 2
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {"TMPDIR": str(temporary), "GATEHOUSE_LANES": "1"}
+    with running_server(mount, tmp_path / "log", *arguments, environment=environment) as server:
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert httpx.get(server.url + container()[probe]["httpGet"]["path"]).status_code == 200
         model = httpx.get(f"{server.url}/v1/models/{name}").json()
@@ -107,3 +111,5 @@ def test_server_serves_what_kserve_mounts(layout, tiny, tmp_path):
         assert answer.json()["model"] == name
         assert httpx.get(f"{server.url}/v2/models/{name}/ready").status_code == 200
         assert httpx.get(f"{server.url}/v2/models/{name}").json()["versions"] == ["1"]
+        assert server.terminate() == 0
+    assert list(temporary.glob("gatehouse-*")) == []
