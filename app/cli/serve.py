@@ -56,38 +56,41 @@ def run(options: argparse.Namespace) -> int:
     """
     settings = read_settings(given_settings(options))
     json_logs.configure(settings.log_level)
-    with ExitStack() as temporary:
-        served = _with_store(settings, temporary)
-        if settings.processes == 1:
-            _log_start(settings)
-            code = _serve_here(served)
-        else:
-            code = _serve_together(settings, served)
+    settings, links = _with_store(settings)
+    if settings.processes == 1:
+        _log_start(settings)
+        code = _serve_here(settings)
+    else:
+        code = _serve_together(settings)
+    links.close()
     logging.shutdown()
     # Not sys.exit: it would wait for a lane that hangs in a model.
     os._exit(code)
 
 
-def _with_store(settings: Settings, temporary: ExitStack) -> Settings:
+def _with_store(settings: Settings) -> tuple[Settings, ExitStack]:
     """Return the settings, with a store of links if the store is a model's or a version's folder.
+
+    The links are removed when the second value is closed, or when the process ends by itself.
 
     Raises:
         WrongUsage: it is neither, or not of the model that the settings name.
     """
+    links = ExitStack()
 
     def folder() -> Path:
         made = tempfile.TemporaryDirectory(prefix="gatehouse-", ignore_cleanup_errors=True)
-        return Path(temporary.enter_context(made))
+        return Path(links.enter_context(made))
 
     try:
         store = store_of_mount(settings.store, settings.model_name, folder)
     except (ArtifactInvalid, OSError) as error:
+        links.close()
         raise WrongUsage(f"store: {error}") from error
-    if store == settings.store:
-        return settings
-    for each in Store(store).artifacts():
-        logger.info("%s is served as %s", settings.store, each)
-    return settings.model_copy(update={"store": store})
+    if store != settings.store:
+        for each in Store(store).artifacts():
+            logger.info("%s is served as %s, by links in %s", settings.store, each, store)
+    return settings.model_copy(update={"store": store}), links
 
 
 def _log_start(settings: Settings) -> None:
@@ -107,7 +110,7 @@ def _serve_here(settings: Settings) -> int:
     return serve_until_signal(settings)
 
 
-def _serve_together(settings: Settings, served: Settings) -> int:
+def _serve_together(settings: Settings) -> int:
     """Serve in several processes until a signal; this process supervises them."""
     try:
         port = reserve(settings.host, settings.port)
@@ -120,7 +123,7 @@ def _serve_together(settings: Settings, served: Settings) -> int:
         changes = {"port": port.getsockname()[1]}
         if settings.metrics_port:
             changes["metrics_port"] = settings.metrics_port + number
-        return _serve_here(served.model_copy(update=changes))
+        return _serve_here(settings.model_copy(update=changes))
 
     kill_after_s = settings.drain_delay_s + settings.drain_timeout_s + 10
     return Supervisor(settings.processes, one, kill_after_s=kill_after_s).run()

@@ -461,11 +461,12 @@ def test_replica_serves_until_haproxy_has_noticed_that_it_is_not_ready(monkeypat
     service = compose()["services"]["gatehouse"]
     drain = settings(monkeypatch, **CPU.environment() | service["environment"])
     text = HAPROXY.read_text()
-    check = re.search(r"default-server check inter (\d+)s fall (\d+) ", text)
-    timeout = re.search(r"timeout check (\d+)s", text)
+    check = re.search(r"check inter (\d+)ms fastinter (\d+)ms downinter \d+ms fall 2 ", text)
+    timeout = re.search(r"timeout check (\d+)ms", text)
     assert check
     assert timeout
-    assert drain.drain_delay_s > int(check[1]) * int(check[2]) + int(timeout[1])
+    noticed_ms = int(check[1]) + int(check[2]) + 2 * int(timeout[1])
+    assert drain.drain_delay_s * 1000 > 2 * noticed_ms
 
 
 def test_prometheus_starts_after_the_health_check_of_the_image_passes():
