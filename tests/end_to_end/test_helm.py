@@ -7,6 +7,7 @@ import math
 import os
 import re
 import subprocess
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -165,7 +166,7 @@ def test_values_render_every_template():
     ],
 )
 def test_mistake_in_an_object_is_found(kind, path, value):
-    manifest = json.loads(json.dumps(only("everything", kind)))
+    manifest = deepcopy(only("everything", kind))
     place = manifest
     for step in path[:-1]:
         place = place[step]
@@ -325,7 +326,7 @@ def test_autoscaler_is_the_one_that_the_command_line_renders(name, kind, object_
             prometheus=values["prometheus"],
         )
     )
-    found = only(name, object_kind)
+    found = deepcopy(only(name, object_kind))
     assert found["metadata"].pop("labels")["app.kubernetes.io/instance"] == "ranking"
     assert found == expected
     assert "replicas" not in only(name, "Deployment")["spec"]
@@ -430,3 +431,14 @@ def test_values_of_the_guide_are_accepted():
     for path in re.findall(r"`((?:drain|settings|autoscaling|tls|\w+Monitor)\.\w+)`", guide):
         first, second = path.split(".")
         assert second in SCHEMA["properties"][first]["properties"], path
+
+
+def test_packaged_chart_contains_the_files_that_it_links_to(tmp_path):
+    command = [str(kubernetes.helm()), "package", str(CHART), "--destination", str(tmp_path)]
+    subprocess.run(command, capture_output=True, check=True)
+    [archive] = tmp_path.glob("gatehouse-*.tgz")
+    finished = helm(
+        "template", "ranking", str(archive), "--namespace", "prod", values=VALUES["everything"]
+    )
+    found = kubernetes.manifests(finished.stdout)
+    assert found == list(rendered("everything").values())
