@@ -57,6 +57,11 @@ class Settings(BaseSettings):
     store: Path = Field(
         Path("store"), description="folder of artifacts, <store>/<model>/<version>/"
     )
+    model_name: str | None = Field(
+        None,
+        description="name to serve the one model under that store has, which may also be a model's "
+        "or a version's folder, as KServe mounts it; unset: its own name",
+    )
     store_poll_s: float = Field(
         5.0,
         gt=0,

@@ -177,7 +177,10 @@ def test_a_value_out_of_its_range_is_refused_and_not_repeated(monkeypatch, name,
 
 
 def test_every_number_and_choice_has_a_range():
-    free = {"host", "store", "default_model", "policies", "record", *ACCESS}
+    free = {
+        *("host", "store", "model_name", "default_model", "policies", "record"),
+        *ACCESS,
+    }
     assert set(OUT_OF_RANGE) == set(Settings.model_fields) - free
 
 

@@ -7,7 +7,12 @@ processes does not need torch.
 import argparse
 import logging
 import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
 
+from app.artifacts.mounted import store_of_mount
+from app.artifacts.store import Store
 from app.cli.parser import Parser, WrongUsage
 from app.cli.settings_options import (
     add_settings,
@@ -15,6 +20,7 @@ from app.cli.settings_options import (
     policies_beside,
     read_settings,
 )
+from app.errors import ArtifactInvalid
 from app.server.sockets import reserve
 from app.server.supervisor import Supervisor
 from app.settings import Settings, variable_warnings
@@ -50,14 +56,41 @@ def run(options: argparse.Namespace) -> int:
     """
     settings = read_settings(given_settings(options))
     json_logs.configure(settings.log_level)
+    settings, links = _with_store(settings)
     if settings.processes == 1:
         _log_start(settings)
         code = _serve_here(settings)
     else:
         code = _serve_together(settings)
+    links.close()
     logging.shutdown()
     # Not sys.exit: it would wait for a lane that hangs in a model.
     os._exit(code)
+
+
+def _with_store(settings: Settings) -> tuple[Settings, ExitStack]:
+    """Return the settings, with a store of links if the store is a model's or a version's folder.
+
+    The links are removed when the second value is closed, or when the process ends by itself.
+
+    Raises:
+        WrongUsage: it is neither, or not of the model that the settings name.
+    """
+    links = ExitStack()
+
+    def folder() -> Path:
+        made = tempfile.TemporaryDirectory(prefix="gatehouse-", ignore_cleanup_errors=True)
+        return Path(links.enter_context(made))
+
+    try:
+        store = store_of_mount(settings.store, settings.model_name, folder)
+    except (ArtifactInvalid, OSError) as error:
+        links.close()
+        raise WrongUsage(f"store: {error}") from error
+    if store != settings.store:
+        for each in Store(store).artifacts():
+            logger.info("%s is served as %s, by links in %s", settings.store, each, store)
+    return settings.model_copy(update={"store": store}), links
 
 
 def _log_start(settings: Settings) -> None:
