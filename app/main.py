@@ -32,6 +32,7 @@ from app.scoring.service import Service
 from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
+from app.telemetry.siblings import Member, Render, render_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Gatehouse:
     keys: Keys
     policy_file: PolicyFile
     metrics: Metrics
+    render_metrics: Render
+    """Returns the metrics of this process in the Prometheus format, off the event loop."""
     lost: asyncio.Event
     """Set when a lane's device will never compute again: the process should end."""
 
@@ -65,10 +68,11 @@ class Gatehouse:
 
 
 @asynccontextmanager
-async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
+async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIterator[Gatehouse]:
     """Start the lanes and put everything together; stop the lanes on exit.
 
-    Nothing serves before `start()`.
+    Nothing serves before `start()`. One of several processes is told which `member` it is: its
+    /metrics then has the series of all.
 
     Raises:
         ConfigurationInvalid: a setting cannot be used.
@@ -123,10 +127,21 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             timeout_s=settings.body_timeout_ms / 1e3,
             budget=ByteBudget(settings.max_bodies_bytes, metrics),
         )
-        app = create_app(settings, service, scorer, bodies, log, metrics, keys)
+        render = partial(asyncio.to_thread, metrics.render)
+        scrape = render if member is None else partial(render_all, member, render)
+        app = create_app(settings, service, scorer, bodies, log, metrics, keys, scrape)
         with closing(EventLoopMonitor(metrics)), closing(log):
             yield Gatehouse(
-                app, scorer, bodies, service, deployment, keys, policy_file, metrics, lost
+                app,
+                scorer,
+                bodies,
+                service,
+                deployment,
+                keys,
+                policy_file,
+                metrics,
+                render,
+                lost,
             )
     finally:
         for lane in lanes:
@@ -178,6 +193,7 @@ def create_app(
     log: AccessLog,
     metrics: Metrics,
     keys: Keys,
+    scrape: Render,
 ) -> ASGIApp:
     """Return the whole HTTP interface: access log, CORS, score calls, then FastAPI's router."""
     fastapi = FastAPIOffline(
@@ -194,7 +210,7 @@ def create_app(
     routers = [
         models.routes(service),
         operations.routes(
-            service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
+            service, scrape, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         ),
         console.routes(),
         problems.router,

@@ -11,6 +11,7 @@ import pytest
 from app.main import gatehouse
 from app.server.process import _Process
 from app.settings import Settings
+from app.telemetry.siblings import UP, UP_HELP
 from tests import REPOSITORY
 
 GUIDE = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
@@ -40,6 +41,7 @@ async def series(tmp_path):
             for family in collector.collect():
                 name = family.name + ("_total" if family.type == "counter" else "")
                 found[name] = (family.type, tuple(labels), family.documentation)
+    found[UP] = ("gauge", ("process",), UP_HELP)
     return found
 
 
