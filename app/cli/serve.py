@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         _log_start(settings)
         from app.server.process import run as serve_until_signal
 
-        code = serve_until_signal(settings)
+        code: int = serve_until_signal(settings)
     else:
         code = _serve_together(settings)
     logging.shutdown()

@@ -31,8 +31,10 @@ def run(settings: Settings, member: siblings.Member | None = None) -> ExitCode:
 
     It is 0 after a drain, 1 after the device was lost, and 2 if a setting cannot be used, or if the
     store holds artifacts and none can serve. One of several processes is told which `member` it is,
-    and ends with another code when a lane or its event loop is stuck. The event loop is not closed: that would wait for a
-    lane that hangs in a model, and the process ends now anyway.
+    and ends with another code when a lane or its event loop is stuck.
+
+    The event loop is not closed: that would wait for a lane that hangs in a model, and the process
+    ends now anyway.
     """
     json_logs.configure(settings.log_level, threaded=True)
     # Otherwise each counter and histogram has a second series, the time of its creation.

@@ -2,7 +2,7 @@
 
 A scrape reaches any of the processes, and the next scrape another one. Whichever it is collects the
 metrics of the others over Unix sockets in a private folder. The series of different processes stay
-apart, so a counter never jumps back because another process answered, and a restarted process resets
+apart, so a counter never jumps back because another process answered. A restarted process resets
 its own counters only, which `rate()` expects. A process that does not answer in time is left out.
 """
 
@@ -94,9 +94,9 @@ def merge(texts: Mapping[int, bytes | None]) -> bytes:
     for number, text in texts.items():
         label = b'process="%d"' % number
         for header, samples in _families(text or b""):
-            samples = _LABELLED.sub(rb"\1{%b," % label, samples)
-            samples = _UNLABELLED.sub(rb"\1{%b} " % label, samples)
-            families.setdefault(header, []).append(samples)
+            labelled = _LABELLED.sub(rb"\1{%b," % label, samples)
+            labelled = _UNLABELLED.sub(rb"\1{%b} " % label, labelled)
+            families.setdefault(header, []).append(labelled)
     families[f"# HELP {UP} {UP_HELP}\n# TYPE {UP} gauge\n".encode()] = [
         f'{UP}{{process="{number}"}} {int(text is not None)}\n'.encode()
         for number, text in texts.items()

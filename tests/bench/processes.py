@@ -6,8 +6,8 @@
 - uvicorn's supervisor (`uvicorn --workers 3`) with the same application;
 - `gatehouse serve --processes 3`.
 
-Prints for each the private memory of a copy and of everything together, and what it takes to replace
-a copy that is killed: the time until the new one serves, and its CPU time until then (means).
+Prints for each the private memory of a copy and of everything together, and what it takes to
+replace a copy that is killed: the time until the new one serves, and its CPU time until then.
 """
 
 import os
@@ -168,9 +168,7 @@ def main() -> int:
             "`uvicorn --workers 3`": lambda: supervised(
                 folder / "store", folder, "Application startup complete", *uvicorn
             ),
-            "`--processes 3`": lambda: supervised(
-                folder / "store", folder, "listening on", *serve
-            ),
+            "`--processes 3`": lambda: supervised(folder / "store", folder, "listening on", *serve),
         }
         print("| | private MiB, a copy | MiB, all | replaced after s | CPU s |")
         print("| --- | ---: | ---: | ---: | ---: |")
