@@ -4,8 +4,8 @@
 //
 // The time budget covers connecting, all attempts and the pauses between them. Each attempt sends
 // the remaining time as its deadline. A scoring call changes nothing, so it is safe to repeat: after
-// a failed connection, and after 429, 502 and 503. At most three retries a call, and one for ten
-// calls in the long run (RetryBudget).
+// a failed connection, after 429, 502 and 503, and after a 500 that is not the service's own. At most
+// three retries a call, and one for ten calls in the long run (RetryBudget).
 
 import java.io.IOException;
 import java.net.URI;
@@ -82,7 +82,7 @@ public final class Score {
             } catch (IOException error) {
                 lost = error;
             }
-            if (answer != null && !RETRYABLE.contains(answer.statusCode())) {
+            if (answer != null && !isRetryable(answer)) {
                 return answer;
             }
             long pauseMs = pauseMs(answer, retries);
@@ -110,6 +110,13 @@ public final class Score {
             call.header("authorization", "Bearer " + key);
         }
         return call.build();
+    }
+
+    /** Whether another attempt may succeed. The service's own 500 would be the same again. */
+    private static boolean isRetryable(HttpResponse<?> answer) {
+        String type = answer.headers().firstValue("content-type").orElse("");
+        return RETRYABLE.contains(answer.statusCode())
+                || answer.statusCode() == 500 && !type.equals("application/problem+json");
     }
 
     /** The seconds in Retry-After and up to a quarter more, or a random back-off. */

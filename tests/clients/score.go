@@ -4,8 +4,8 @@
 //
 // The time budget covers connecting, all attempts and the pauses between them. Each attempt sends
 // the remaining time as its deadline. A scoring call changes nothing, so it is safe to repeat: after
-// a failed connection, and after 429, 502 and 503. At most three retries a call, and one for ten
-// calls in the long run (retryBudget).
+// a failed connection, after 429, 502 and 503, and after a 500 that is not the service's own. At most
+// three retries a call, and one for ten calls in the long run (retryBudget).
 package main
 
 import (
@@ -68,7 +68,7 @@ func score(ctx context.Context, url string, request []byte) (int, []byte, error)
 	id := requestID()
 	for made := 0; ; made++ {
 		status, header, body, err := post(ctx, url, request, id)
-		if ctx.Err() != nil || (err == nil && !retryable(status)) {
+		if ctx.Err() != nil || (err == nil && !retryable(status, header)) {
 			return status, body, err
 		}
 		wait := pause(header, made)
@@ -84,8 +84,11 @@ func score(ctx context.Context, url string, request []byte) (int, []byte, error)
 	}
 }
 
-func retryable(status int) bool {
+// retryable says whether another attempt may succeed; the service's own 500 would be the same again.
+func retryable(status int, header http.Header) bool {
 	switch status {
+	case http.StatusInternalServerError:
+		return header.Get("content-type") != "application/problem+json"
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable:
 		return true
 	}

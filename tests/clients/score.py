@@ -4,8 +4,9 @@ python score.py URL MODEL REQUEST.json [BUDGET_MS] [--async]
 
 The time budget covers connecting, all attempts and the pauses between them. Each attempt sends the
 remaining time as its deadline, so that the server does no work for a client that has given up. A
-scoring call changes nothing, so it is safe to repeat: after a failed connection, and after 429, 502
-and 503. At most three retries a call, and one for ten calls in the long run (`RetryBudget`).
+scoring call changes nothing, so it is safe to repeat: after a failed connection, after 429, 502 and
+503, and after a 500 that is not the service's own. At most three retries a call, and one for ten
+calls in the long run (`RetryBudget`).
 """
 
 import asyncio
@@ -84,7 +85,7 @@ class Call:
         """Return how long to wait before the next attempt; None if there should be none."""
         pause_s: float = BACKOFF_S * 2**self._made * random.uniform(0.5, 1)
         if isinstance(outcome, httpx.Response):
-            if outcome.status_code not in RETRYABLE:
+            if not _is_retryable(outcome):
                 return None
             stated = outcome.headers.get("retry-after", "")
             if stated.isdecimal():  # random, so that clients do not all return at the same moment
@@ -147,6 +148,12 @@ async def score_async(
         if pause_s is None:
             return _result(outcome)
         await asyncio.sleep(pause_s)
+
+
+def _is_retryable(response: httpx.Response) -> bool:
+    """Whether another attempt may succeed. The service's own 500 would be the same again."""
+    is_own = response.headers.get("content-type") == "application/problem+json"
+    return response.status_code in RETRYABLE or (response.status_code == 500 and not is_own)
 
 
 def _result(outcome: httpx.Response | httpx.TransportError) -> httpx.Response:

@@ -4,9 +4,9 @@
 #     sh score.sh URL MODEL REQUEST.json [BUDGET_MS]
 #
 # The time budget, rounded up to whole seconds, covers connecting, all attempts and the pauses between
-# them. Each attempt sends the remaining time as its deadline. After a failed connection, and after
-# 429, 502 and 503, the script tries again, at most three times, if the pause fits into the budget.
-# (curl's own --retry would also repeat timeouts, and print the response of every attempt.) The key
+# them. Each attempt sends the remaining time as its deadline. After a failed connection, after 429,
+# 502 and 503, and after a 500 that is not the service's own, the script tries again, at most three
+# times, if the pause fits into the budget. (curl's own --retry would also repeat timeouts, and print the response of every attempt.) The key
 # comes from GATEHOUSE_KEY and reaches curl through a pipe, because all users of a machine can see
 # arguments.
 set -eu
@@ -29,12 +29,14 @@ while :; do
 				--header "x-request-timeout-ms: ${left_s}000" \
 				--header "x-request-id: $id" \
 				--data-binary "@$request" \
-				--output "$answer" --write-out '%{http_code} %header{retry-after}' \
+				--output "$answer" --write-out '%{http_code} %header{retry-after} %{content_type}' \
 				"$url/v1/models/$model/score"
 	) || code=$?
-	status=${said%% *} after_s=${said#* }
-	case $code/$status in
-	0/429 | 0/502 | 0/503) ;;
+	status=${said%% *} said=${said#* }
+	after_s=${said%% *} type=${said#* }
+	case $code/$status/$type in
+	0/500/application/problem+json) break ;;
+	0/429/* | 0/500/* | 0/502/* | 0/503/*) ;;
 	7/* | 52/* | 55/* | 56/*) ;; # refused; no response; reset while sending or receiving
 	*) break ;;
 	esac

@@ -26,6 +26,7 @@ from geventhttpclient.response import HTTPConnectionClosed
 
 BUSY = ("429", "503")
 BAD_GATEWAY = "502"
+FAILED = "500"
 LOST = (ConnectionError, HTTPConnectionClosed)  # refused, reset, or closed without a response
 DTYPES = {"FP32": np.float32, "INT64": np.int64, "BYTES": np.object_}
 PAUSE_S = 1.0
@@ -110,7 +111,11 @@ def rank_scores(
 
 def pause_after(error: Exception, made: int) -> float | None:
     """Return how long to wait before the next attempt; None if there should be none."""
-    status = error.status() if isinstance(error, triton.InferenceServerException) else BAD_GATEWAY
+    status = BAD_GATEWAY
+    if isinstance(error, triton.InferenceServerException):
+        # Only a response without the service's JSON has details: it is of a proxy.
+        is_own = error.debug_details() is None
+        status = BAD_GATEWAY if error.status() == FAILED and not is_own else error.status()
     if status in BUSY:
         return PAUSE_S * random.uniform(1, 1.25)
     return BACKOFF_S * 2**made * random.uniform(0.5, 1) if status == BAD_GATEWAY else None
