@@ -18,7 +18,6 @@ UP = "gatehouse_process_up"
 UP_HELP = "1 if the metrics of the process are in this scrape, 0 if it did not answer in 0.1 s."
 
 _END = b"# EOF\n"  # as in OpenMetrics: the text is complete
-_LONGEST = 64 << 20  # bytes
 _LABELLED = re.compile(rb"^(\w+)\{", re.MULTILINE)
 _UNLABELLED = re.compile(rb"^(\w+) ", re.MULTILINE)
 
@@ -75,7 +74,7 @@ async def _ask(path: Path) -> bytes | None:
     """Return the metrics of the process that listens on a socket, or None."""
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            reader, writer = await asyncio.open_unix_connection(path, limit=_LONGEST)
+            reader, writer = await asyncio.open_unix_connection(path)
             try:
                 text = await reader.read()
             finally:
