@@ -18,12 +18,14 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.artifacts.publish import publish
-from app.artifacts.store import Store
-from app.telemetry.siblings import TIMEOUT_S
+from app.errors import ExitCode
+from app.server.in_process import post_json
+from app.server.process import _Process
+from app.settings import Settings
+from app.telemetry.siblings import TIMEOUT_S, Member
 from tests import REPOSITORY
+from tests.support.doors import GATE, native, service_of_sums
 from tests.support.server import Server, clean_environment, running_server
-from tests.support.slow import HANGS, slow_module
 
 # Stand-ins that do little
 
@@ -216,6 +218,8 @@ async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path)
         await asyncio.to_thread(wait_until_shared, server, 2)
         example = get(f"{server.url}/v1/models/tiny").json()["example_request"]
 
+        ids: list[str] = []
+
         async def call() -> bool:
             """Score over a connection of its own, so that the kernel chooses who answers."""
             async with httpx.AsyncClient(timeout=60) as client:
@@ -223,6 +227,7 @@ async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path)
                     answer = await client.post(f"{server.url}/v1/score", json=example)
                 except httpx.TransportError:
                     return False
+            ids.append(answer.headers["x-request-id"])
             return answer.status_code == 200
 
         assert all([await call() for _ in range(40)])
@@ -248,6 +253,7 @@ async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path)
         assert await asyncio.to_thread(server.terminate) == 0
         await asyncio.gather(*calls)
         assert all(map(is_gone, pids))
+        assert len(set(ids)) == len(ids)  # forks of one process draw different random numbers
     messages = [json.loads(line)["message"] for line in server.log.read_text().splitlines()]
     assert sum(each.startswith("process 0 exited with code -9") for each in messages) == 1
     assert sum(each.startswith("shutting down: finishing requests") for each in messages) == 2
@@ -302,27 +308,37 @@ def first_scrape(url: str) -> tuple[str, float]:
         return text, time.monotonic() - began
 
 
-@pytest.mark.slow
-def test_a_stuck_process_ends_and_is_restarted(tmp_path):
-    publish(Store(tmp_path / "store"), *slow_module())
-    flags = ("--processes", "2", "--lanes", "1", "--lane-hang-s", "1", "--drain-timeout-s", "1")
-    with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:
-        wait_until_shared(server, 2)
-        before = children(server)
-        body = {"candidates": {"x": [HANGS]}}
-        with pytest.raises(httpx.TimeoutException):
-            httpx.post(f"{server.url}/v1/score", json=body, timeout=0.5)
-        wait_until_shared(server, 3)  # its lane is stuck
-        assert "a lane is stuck: this process ends" in server.log.read_text()
-        [hung] = set(before) - set(children(server))
-        assert is_gone(hung)
+async def test_a_stuck_lane_ends_the_process(tmp_path):
+    ignored = signal.signal(signal.SIGALRM, signal.SIG_IGN)  # a slow machine must not end pytest
+    try:
+        async with service_of_sums(tmp_path, lane_hang_s=0.1) as (parts, gate):
+            settings = Settings(store=tmp_path, lane_hang_s=0.1)
+            process = _Process(settings, parts, None, Member(tmp_path, 0, 2))
+            calling = asyncio.create_task(post_json(parts.app, GATE, native()))
+            await gate.is_entered()
+            await process._end_when_stuck()
+            assert process._exit_code == ExitCode.FAILED
+            assert process._server.should_exit
+            assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+            gate.open()
+            await calling
+    finally:
+        signal.signal(signal.SIGALRM, ignored)
 
-        other, _ = children(server)
-        os.kill(other, signal.SIGSTOP)  # its event loop is stuck
-        until(lambda: has_pending(other, signal.SIGALRM))
-        os.kill(other, signal.SIGCONT)
-        wait_until_shared(server, 4)
+
+@pytest.mark.slow
+def test_a_process_whose_event_loop_is_stuck_ends_and_is_restarted(store, tmp_path):
+    flags = ("--processes", "2", "--lane-hang-s", "2")
+    with running_server(store.folder, tmp_path / "log", *flags) as server:
+        wait_until_shared(server, 2)
+        stuck, other = children(server)
+        os.kill(stuck, signal.SIGSTOP)
+        until(lambda: has_pending(stuck, signal.SIGALRM))
+        os.kill(stuck, signal.SIGCONT)
+        wait_until_shared(server, 3)
         assert f"exited with code {-signal.SIGALRM}" in server.log.read_text()
+        assert is_gone(stuck)
+        assert other in children(server)
 
 
 def served(*flags: str) -> subprocess.CompletedProcess[str]:
