@@ -71,7 +71,7 @@ class Gatehouse:
 async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIterator[Gatehouse]:
     """Start the lanes and put everything together; stop the lanes on exit.
 
-    Nothing serves before `start()`. One of several processes is told which `member` it is: its
+    Nothing serves before `start()`. One of several processes gets its `member`: its
     /metrics then has the series of all.
 
     Raises:

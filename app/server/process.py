@@ -30,7 +30,7 @@ def run(settings: Settings, member: siblings.Member | None = None) -> ExitCode:
     """Serve until SIGTERM or SIGINT and return the process's exit code.
 
     It is 0 after a drain, 1 after the device was lost, and 2 if a setting cannot be used, or if the
-    store holds artifacts and none can serve. One of several processes is told which `member` it is,
+    store holds artifacts and none can serve. One of several processes gets its `member`,
     and ends with another code when a lane or its event loop is stuck.
 
     The event loop is not closed: that would wait for a lane that hangs in a model, and the process
@@ -150,7 +150,7 @@ class _Process:
         if not self._parts.service.registry.models():
             found = "has no artifacts" if self._settings.store.exists() else "does not exist"
             logger.warning('store "%s" %s; waiting for it', self._settings.store, found)
-        _relieve_garbage_collector()
+        relieve_garbage_collector()
         if self._member is not None:
             # Only now: the kernel sends connections to every process that listens.
             listener = shared_socket(self._settings.host, self._settings.port)
@@ -169,7 +169,7 @@ class _Process:
         """End the process when a lane is stuck, or when the event loop is.
 
         Several processes share a port, so a probe of /livez would ask any of them. When the event
-        loop does not set the timer anew, the kernel ends the process with SIGALRM.
+        loop does not set the timer again, the kernel ends the process with SIGALRM.
         """
         hang_s = self._settings.lane_hang_s
         try:
@@ -187,7 +187,7 @@ class _Process:
         self._server.end()
 
 
-def _relieve_garbage_collector() -> None:
+def relieve_garbage_collector() -> None:
     """Exclude the objects that exist now from garbage collection, and collect less often.
 
     Torch alone creates half a million objects that live as long as the process. Scanning them again

@@ -261,6 +261,13 @@ class Tally:
     failures: list[str] = field(default_factory=list)
     mixed: list[str] = field(default_factory=list)
 
+    def row(self, scene: str, *cells: str) -> str:
+        """Return a row of the table; `cells` are those between the faults and the latencies."""
+        p50_ms, p99_ms = np.quantile(self.latencies, [0.5, 0.99]) * 1e3
+        counts = (f"{len(each):7}" for each in (self.latencies, self.failures, self.mixed))
+        cells = (f"{scene:18}", *counts, *cells, f"{p50_ms:6.1f}", f"{p99_ms:6.1f}")
+        return f"| {' | '.join(cells)} |"
+
 
 class Callers:
     """Threads that call without a pause, each with one request at a time."""
@@ -317,7 +324,9 @@ class Callers:
             return f"mixed versions: {scores['version']}, {version}"
         if scores["sum"] != [user + each for each in values]:
             return f"scores of another request: {scores['sum']}"
-        if response.headers["x-request-id"] != response.request.headers["x-request-id"]:
+        # Ray Serve's proxy adds the header a second time.
+        ids = set(response.headers.get_list("x-request-id"))
+        if ids != {response.request.headers["x-request-id"]}:
             return "id of another request"
         return ""
 
@@ -409,8 +418,8 @@ def soak(scenes: Sequence[Scene], *, callers: int, seconds: float) -> list[str]:
         store = Store(folder / "store")
         publish_echo(store)
         columns = ("requests", "failed", "mixed", "retried", "redispatched", "p50 ms", "p99 ms")
-        print(f"| {'scene':15} | {' | '.join(columns)} |")
-        print(f"| {'---':15} |{' ---: |' * len(columns)}", flush=True)
+        print(f"| {'scene':18} | {' | '.join(columns)} |")
+        print(f"| {'---':18} |{' ---: |' * len(columns)}", flush=True)
         with fleet(store, logs) as running, Callers(running.url, callers) as calling:
             for scene in scenes:
                 calling.tally, tally = (fresh := Tally()), fresh
@@ -418,14 +427,9 @@ def soak(scenes: Sequence[Scene], *, callers: int, seconds: float) -> list[str]:
                 scene(running, seconds)
                 retried = calling.retries.granted - retried
                 dispatched = _redispatched(running) - dispatched
-                p50_ms, p99_ms = np.quantile(tally.latencies, [0.5, 0.99]) * 1e3
-                print(
-                    f"| {scene.__name__.replace('_', ' '):15} | {len(tally.latencies):8} "
-                    f"| {len(tally.failures):6} | {len(tally.mixed):5} | {retried:7} "
-                    f"| {dispatched:12.0f} | {p50_ms:6.1f} | {p99_ms:6.1f} |",
-                    flush=True,
-                )
-                failed += [f"{scene.__name__}: {each}" for each in tally.failures + tally.mixed]
+                name = scene.__name__.replace("_", " ")
+                print(tally.row(name, f"{retried:7}", f"{dispatched:12.0f}"), flush=True)
+                failed += [f"{name}: {each}" for each in tally.failures + tally.mixed]
     return failed
 
 
