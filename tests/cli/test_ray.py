@@ -1,6 +1,7 @@
 """The Ray Serve application without a cluster: its options, a replica, demand and policy."""
 
 import asyncio
+import re
 import threading
 import warnings
 from contextlib import asynccontextmanager
@@ -8,12 +9,13 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import yaml
 from starlette.types import Message
 
 pytest.importorskip("ray")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its own code
-    import ray.serve  # noqa: F401
+    from ray.serve.schema import ServeDeploySchema
 
 from app.cli import ray as application_module
 from app.cli.parser import WrongUsage
@@ -21,6 +23,7 @@ from app.cli.ray import LARGEST_SHED, MAX_ONGOING_REQUESTS, DemandMeter, DemandP
 from app.errors import ConfigurationInvalid
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+from tests import REPOSITORY
 
 
 def deployed(**options):
@@ -53,6 +56,23 @@ def test_mistakes_are_told_where_the_application_is_deployed(tmp_path):
         deployed(store=str(tmp_path), max_wait_sm="1")
     with pytest.raises(WrongUsage, match="decided by Ray Serve: port"):
         deployed(store=str(tmp_path), port="8000")
+
+
+def test_guide_s_configuration_and_arguments_are_those_of_the_application():
+    guide = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
+    guide = guide.split("\n## Ray Serve\n")[1].split("\n## ")[0]
+    [block] = re.findall(r"^```yaml\n(.*?)^```$", guide, flags=re.DOTALL | re.MULTILINE)
+    [written] = ServeDeploySchema.model_validate(yaml.safe_load(block)).applications
+    assert written.import_path == f"{application_module.__name__}:application"
+    _, settings = deployed(**written.args)
+    assert (str(settings.store), settings.max_candidates) == ("/store", 1000)
+    table = re.findall(r"^\| (`.+?`) \| ([\d., ]+) \|", guide, flags=re.MULTILINE)
+    defaults = {
+        name: float(value)
+        for names, values in table
+        for name, value in zip(re.findall(r"`(\w+)`", names), values.split(", "), strict=True)
+    }
+    assert defaults == Options().model_dump()
 
 
 # A replica, as Ray Serve drives one
