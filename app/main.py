@@ -35,6 +35,7 @@ from app.scoring.version_trial import VersionTrial
 from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
+from app.telemetry.siblings import Member, Render, render_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Gatehouse:
     keys: Keys
     policy_file: PolicyFile
     metrics: Metrics
+    render_metrics: Render
+    """Returns the metrics of this process in the Prometheus format, off the event loop."""
     lost: asyncio.Event
     """Set when a lane's device will never compute again: the process should end."""
 
@@ -68,10 +71,11 @@ class Gatehouse:
 
 
 @asynccontextmanager
-async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
+async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIterator[Gatehouse]:
     """Start the lanes and put everything together; stop the lanes on exit.
 
-    Nothing serves before `start()`.
+    Nothing serves before `start()`. One of several processes gets its `member`: its
+    /metrics then has the series of all.
 
     Raises:
         ConfigurationInvalid: a setting cannot be used.
@@ -129,10 +133,21 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             timeout_s=settings.body_timeout_ms / 1e3,
             budget=ByteBudget(settings.max_bodies_bytes, metrics),
         )
-        app = create_app(settings, service, scorer, bodies, log, metrics, keys)
+        render = partial(asyncio.to_thread, metrics.render)
+        scrape = render if member is None else partial(render_all, member, render)
+        app = create_app(settings, service, scorer, bodies, log, metrics, keys, scrape)
         with closing(EventLoopMonitor(metrics)), closing(log):
             yield Gatehouse(
-                app, scorer, bodies, service, deployment, keys, policy_file, metrics, lost
+                app,
+                scorer,
+                bodies,
+                service,
+                deployment,
+                keys,
+                policy_file,
+                metrics,
+                render,
+                lost,
             )
     finally:
         for lane in lanes:
@@ -212,6 +227,7 @@ def create_app(
     log: AccessLog,
     metrics: Metrics,
     keys: Keys,
+    scrape: Render,
 ) -> ASGIApp:
     """Return the whole HTTP interface: access log, CORS, score calls, then FastAPI's router."""
     fastapi = FastAPIOffline(
@@ -229,7 +245,7 @@ def create_app(
         models.routes(service),
         tables.routes(service.registry),
         operations.routes(
-            service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
+            service, scrape, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         ),
         console.routes(),
         problems.router,

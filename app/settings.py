@@ -51,8 +51,8 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=65535,
-        description="TCP port for /metrics of the first process, the next port for the second, and "
-        "so on; unset: /metrics is on the service's port",
+        description="TCP port for /metrics, which has the series of all processes; unset: /metrics "
+        "is on the service's port",
     )
     store: Path = Field(
         Path("store"), description="folder of artifacts, <store>/<model>/<version>/"
@@ -213,16 +213,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _ports_agree(self) -> Self:
-        if self.metrics_port is None:
-            if self.processes > 1:
-                raise ValueError("processes above 1 needs metrics_port: each has its own metrics")
-        elif self.metrics_port:
-            last = self.metrics_port + self.processes - 1
-            if last > 65535 or self.metrics_port <= self.port <= last:
-                raise ValueError(
-                    f"metrics_port takes ports {self.metrics_port} to {last}, one a process; they "
-                    "must be below 65536 and must not include port"
-                )
+        if self.metrics_port and self.metrics_port == self.port:
+            raise ValueError(f"metrics_port must not be port ({self.port})")
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,5 @@
 """Routes for operators: health, readiness, engine state, metrics and the home page."""
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -12,18 +10,21 @@ from app.engine.state import EngineState
 from app.errors import Draining, NotReady, PathNotFound
 from app.scoring.keys import Keys
 from app.scoring.service import Service
-from app.telemetry.metrics import Metrics
+from app.telemetry.siblings import Render
 
 
 def routes(
     service: Service,
-    metrics: Metrics,
+    scrape: Render,
     keys: Keys,
     *,
     lane_hang_s: float,
     metrics_port: int | None = None,
 ) -> APIRouter:
-    """Return the routes; if `metrics_port` is given, /metrics answers on that port only."""
+    """Return the routes; if `metrics_port` is given, /metrics answers on that port only.
+
+    `scrape` returns what /metrics answers, in the Prometheus format.
+    """
     router = APIRouter(tags=["operations"])
 
     @router.get(
@@ -51,11 +52,10 @@ def routes(
         return service.state(lane_hang_s)
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
-    async def scrape(request: Request) -> Response:
+    async def metrics(request: Request) -> Response:
         if metrics_port is not None and request.scope["server"][1] != metrics_port:
             raise PathNotFound("metrics are served on a separate port")
-        text = await asyncio.to_thread(metrics.render)
-        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(await scrape(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     @router.get("/", summary="Home page: active models and links", response_class=HTMLResponse)
     async def home(request: Request) -> HTMLResponse:

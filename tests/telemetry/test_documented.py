@@ -11,6 +11,7 @@ import pytest
 from app.main import gatehouse
 from app.server.process import _Process
 from app.settings import Settings
+from app.telemetry.siblings import UP, UP_HELP
 from tests import REPOSITORY
 
 GUIDE = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
@@ -41,6 +42,7 @@ async def series(tmp_path):
                 name = family.name + ("_total" if family.type == "counter" else "")
                 own = labels or getattr(family, "_labelnames", ())  # of a family without a sample
                 found[name] = (family.type, tuple(own), family.documentation)
+    found[UP] = ("gauge", ("process",), UP_HELP)
     return found
 
 
