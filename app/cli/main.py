@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, str] = {
     "prune": "remove old versions of a model from the store",
     "import": "make an artifact from a TorchScript file",
     "rank": "answer requests from a file, as the server would",
+    "bench": "measure a server under load, or find the highest rate that it serves",
     "fit-calibration": "fit calibrated scores on logged outcomes",
     "tune": "search for the weights of a policy that best reach a goal",
 }
@@ -43,6 +44,12 @@ Training is a program of its own: python -m models --help
 exit codes: 0 success; 1 the command ran and found a failure; 2 wrong usage, settings or files;
 130 interrupted by Ctrl-C; 141 the reader of the output went away
 """
+_OF_ONE_NAME = (  # commands whose module has their name
+    *("versions", "activate", "rollback", "canary", "shadow", "publish", "prune"),
+    *("bench",),
+)
+_CALLERS = ("bench",)
+"""Commands that call a server, with the API key in GATEHOUSE_KEY: no other command reads it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -141,7 +148,8 @@ def _run(given: Sequence[str]) -> int:
     if name != "serve":  # serve logs them
         from app.settings import variable_warnings
 
-        for line in variable_warnings(os.environ):
+        known = {"GATEHOUSE_KEY"} if name in _CALLERS else set()
+        for line in variable_warnings({n: v for n, v in os.environ.items() if n not in known}):
             complain(f"warning: {line}")
     return command.run(options)
 
@@ -176,7 +184,7 @@ def _command(name: str) -> Command:
         from app.cli import check
 
         return check
-    if name in ("versions", "activate", "rollback", "canary", "shadow", "publish", "prune"):
+    if name in _OF_ONE_NAME:
         command: Command = import_module(f"app.cli.{name}")
         return command
     if name == "import":

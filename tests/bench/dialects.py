@@ -17,8 +17,9 @@ from statistics import median
 import orjson
 
 from app.artifacts.store import Store
+from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
-from tests.bench.http import COLUMNS, Post, candidates, native, over_http, reference_artifact
+from tests.bench.http import COLUMNS, candidates, native, over_http, reference_artifact
 from tests.support.server import running_server
 
 PATH = "/v2/models/reference/infer"

@@ -31,9 +31,10 @@ import torch
 from app.artifacts.loader import load
 from app.artifacts.program import Program, scores
 from app.artifacts.store import PROGRAM, Artifact, Store
+from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from tests.bench.dialects import v2_binary
-from tests.bench.http import Post, candidates, in_process, native, reference_artifact
+from tests.bench.http import candidates, in_process, native, reference_artifact
 from tests.support.server import Server, clean_environment, free_port, python_of, running_server
 
 _PUBLISH = """

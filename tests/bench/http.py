@@ -16,8 +16,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -31,6 +30,7 @@ from app.artifacts.manifest import DenseInput, Description, RequestCall, TaskOut
 from app.artifacts.program import Program, scores
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
+from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from app.ranking.policy import Policy
 from models.networks.build import build
@@ -113,15 +113,6 @@ def in_process(program: Program, rows: int, seconds: float, threads: int) -> tup
     for worker in workers:
         worker.join()
     return sum(counts) / seconds, median(alone_ms)
-
-
-@dataclass(frozen=True)
-class Post:
-    """A POST request that is sent repeatedly."""
-
-    path: str
-    body: bytes
-    headers: Mapping[str, str]
 
 
 def native(rows: int) -> Post:

@@ -5,9 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from tests.bench.load import MOST_PER_S, UNANSWERED, Plan, Report, fire, http
+from app.benchmarking.load import UNANSWERED, CannotConnect, Plan, Progress, Report, fire, http
+from app.benchmarking.sender import carry_out
 from tests.bench.load_limit import responder
-from tests.bench.shooter import carry_out
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 BUSY = b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
@@ -36,7 +36,8 @@ async def report_of(answer, **changes) -> Report:
     server = await loop.create_server(lambda: Served(answer, transports), "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        report = await carry_out(Plan(port, REQUESTS, **changes))
+        plan = Plan(port, REQUESTS, **changes)
+        report = Report.of_rows(plan, await carry_out(plan))
     for transport in transports:
         transport.abort()
     await asyncio.sleep(0)  # aborted transports are closed in the next iteration of the loop
@@ -84,7 +85,7 @@ async def test_unanswered_requests_are_counted():
     report = await report_of(lambda _, __: None, rate=100, seconds=0.1, patience_s=0.1)
     assert report.statuses == {UNANSWERED: len(report.kind)}
     assert np.isnan(report.latency_ms(0.5))
-    assert report.rate() == 0
+    assert report.rate_within() == 0
 
 
 async def test_request_on_a_broken_connection_counts_as_unanswered():
@@ -104,9 +105,62 @@ def test_closed_loop_runs_in_a_child_process():
         report = fire(Plan(port, REQUESTS, seconds=0.2, connections=2))
     assert report.statuses == {200: len(report.kind)}
     assert len(report.kind) > 2
-    assert report.rate(within_s=0) == 0 < report.rate()
+    assert report.rate_within(0) == 0 < report.rate_within()
 
 
-def test_rate_above_the_limit_of_one_process_is_refused():
-    with pytest.raises(ValueError, match="one process can send at most"):
-        Plan(1, REQUESTS, rate=MOST_PER_S * 1.01)
+async def test_rate_is_the_one_that_was_asked_for_and_the_warm_up_is_not_counted():
+    def answer(_, transport):
+        transport.write(OK)
+
+    report = await report_of(answer, rate=500, seconds=0.2, warm_up_s=0.2)
+    assert len(report.kind) == 100
+    assert report.sent_rate == report.answered_rate == 500
+    assert 0 <= report.due_s.min() <= report.due_s.max() <= 0.2
+    assert (np.diff(report.due_s) >= 0).all()
+
+
+async def test_response_in_chunks_is_read_to_its_end():
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    loop = asyncio.get_running_loop()
+
+    def answer(_, transport):
+        transport.write(head + b"5\r\n0\r\n\r\n\r\n")  # a chunk that looks like the end
+        loop.call_later(0.05, transport.write, b"1;x=y\r\na\r\n0\r\n\r\n")
+
+    report = await report_of(answer, rate=50, seconds=0.2)
+    assert report.statuses == {200: 10}
+    assert report.latency_s.min() > 0.045
+
+
+async def test_connection_that_the_server_closes_after_a_response_is_not_used_again():
+    def answer(_, transport):
+        transport.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        transport.close()
+
+    report = await report_of(answer, rate=100, seconds=0.3, connections=2)
+    assert report.statuses == {200: 30}
+
+
+def test_lag_is_that_of_the_generator_and_not_of_its_connections():
+    rows = [(0, 200, 0.3, False, 0.25, 0.0, 0.001), (0, 200, 0.1, False, np.nan, 1.0, 0.002)]
+    report = Report.of_rows(Plan(1, REQUESTS, rate=1, seconds=2), rows)
+    assert report.lag_ms(1) == pytest.approx(2)
+    assert report.sent_rate == 0.5  # one was never sent
+    assert report.late(0.2) == 1
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_rate():
+    seen: list[Progress] = []
+    with responder() as port:
+        plan = Plan(port, REQUESTS, seconds=0.8, rate=200)
+        report = fire(plan, 2, on_progress=seen.append)
+    assert report.statuses == {200: 160}
+    assert seen[-1].sent <= 160
+    assert {len(np.unique(report.due_s))} == {160}  # the processes drew different times
+
+
+@pytest.mark.slow
+def test_server_that_does_not_listen_is_named():
+    with pytest.raises(CannotConnect, match=r"127\.0\.0\.1:1: .*[Rr]efused"):
+        fire(Plan(1, REQUESTS, seconds=0.1, rate=10))
