@@ -47,7 +47,7 @@ def add_arguments(parser: Parser) -> None:
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.add_argument("url", type=server_url, metavar="URL", help="of the server")
     load = parser.add_argument_group("load").add_mutually_exclusive_group(required=True)
-    load.add_argument("--rate", type=_number_above_0, metavar="PER_S", help="requests per second")
+    load.add_argument("--rate", type=number_above_0, metavar="PER_S", help="requests per second")
     load.add_argument(
         "--sweep", action="store_true", help="raise the rate until the objective breaks"
     )
@@ -60,7 +60,7 @@ def add_arguments(parser: Parser) -> None:
     )
     times.add_argument(
         "--connections",
-        type=_count,
+        type=count,
         default=256,
         metavar="N",
         help="most connections, which are kept alive; more are opened as needed (default: 256)",
@@ -91,7 +91,7 @@ def add_request(parser: Parser) -> None:
         "--version", type=version_number, metavar="N", help="of the model (default: the active one)"
     )
     request.add_argument(
-        "--rows", type=_count, default=100, metavar="N", help="candidates (default: 100)"
+        "--rows", type=count, default=100, metavar="N", help="candidates (default: 100)"
     )
     request.add_argument(
         "--form",
@@ -159,11 +159,13 @@ class Target:
         name: what is scored: model and version, or a file.
         plan: with the requests; rate and times are those of a second at most.
         post: the first of the requests.
+        device: where the model runs.
     """
 
     name: str
     plan: "Plan"
     post: "Post"
+    device: str
 
 
 def target_of(options: argparse.Namespace) -> Target:
@@ -198,7 +200,7 @@ def target_of(options: argparse.Namespace) -> Target:
         tls=url.scheme == "https",
     )
     version = options.version or card["version"]
-    return Target(f"{card['name']}/{version}", plan, posts[0])
+    return Target(f"{card['name']}/{version}", plan, posts[0], card["device"])
 
 
 def _card(options: argparse.Namespace) -> Any:  # noqa: ANN401  (JSON)
@@ -476,7 +478,8 @@ def seconds(text: str) -> float:
     raise argparse.ArgumentTypeError("must be a time above 0, such as 20ms, 10s or 2m")
 
 
-def _number_above_0(text: str) -> float:
+def number_above_0(text: str) -> float:
+    """Convert a number that must be above 0."""
     try:
         number = float(text)
     except ValueError:
@@ -486,7 +489,8 @@ def _number_above_0(text: str) -> float:
     return number
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Convert a whole number that must be above 0."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 7 and int(text) >= 1):
         raise argparse.ArgumentTypeError("must be a whole number of 1 or more")
     return int(text)

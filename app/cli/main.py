@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "import": "make an artifact from a TorchScript file",
     "rank": "answer requests from a file, as the server would",
     "bench": "measure a server under load, or find the highest rate that it serves",
+    "plan": "compute how many replicas an objective needs, and what they cost",
     "fit-calibration": "fit calibrated scores on logged outcomes",
     "tune": "search for the weights of a policy that best reach a goal",
 }
@@ -46,9 +47,9 @@ exit codes: 0 success; 1 the command ran and found a failure; 2 wrong usage, set
 """
 _OF_ONE_NAME = (  # commands whose module has their name
     *("versions", "activate", "rollback", "canary", "shadow", "publish", "prune"),
-    *("bench",),
+    *("bench", "plan"),
 )
-_CALLERS = ("bench",)
+_CALLERS = ("bench", "plan")
 """Commands that call a server, with the API key in GATEHOUSE_KEY: no other command reads it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
