@@ -275,7 +275,7 @@ def _server_of(store: Path) -> Iterator[str]:
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     where = ["--store", str(store), "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603  (the path of a store is one argument)
         [sys.executable, "-m", "app", "serve", *where],
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path},

@@ -8,9 +8,7 @@ or 500 candidates of 100 numbers, as JSON. Needs `wrk` (Debian package `wrk`).
 """
 
 import argparse
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -35,47 +33,44 @@ from app.engine.hardware import usable_cores
 from app.ranking.policy import Policy
 from models.networks.build import build
 from models.networks.config import DenseFeature, NetworkConfig, Task
+from tests.bench.wrk import wrk
 from tests.support.server import running_server
 
 COLUMNS = 100
 TASKS = ("click", "like", "dwell")
-_WRK = """
-wrk.method = "POST"
-local file = io.open("{body}", "rb")
-wrk.body = file:read("*a")
-file:close()
-"""
 
 
-def reference_artifact(store: Store) -> Artifact:
+def reference_artifact(
+    store: Store, name: str = "reference", *, experts: int = 8, tasks: Sequence[str] = TASKS
+) -> Artifact:
     """Publish the reference model. Its weights are random; only its cost matters."""
     network = build(
         NetworkConfig(
             architecture="mmoe",
-            num_experts=8,
+            num_experts=experts,
             expert_hidden_units=(256, 128, 64),
             tower_hidden_units=(),
         ),
         [DenseFeature(name="x", side="candidate", dim=COLUMNS)],
-        [Task(name=name, kind="binary") for name in TASKS],
+        [Task(name=task, kind="binary") for task in tasks],
         seed=0,
     ).eval()
     description = Description(
-        name="reference",
+        name=name,
         architecture="mmoe",
         inputs=(DenseInput(name="x", side="candidate", dim=COLUMNS),),
         call=RequestCall(),
         tasks=tuple(
             TaskOutput(
-                name=name,
+                name=task,
                 kind="binary",
                 unit="probability",
                 link="sigmoid",
                 output={"column": k},
             )
-            for k, name in enumerate(TASKS)
+            for k, task in enumerate(tasks)
         ),
-        ranking=Policy(weights=dict.fromkeys(TASKS, 1.0)),
+        ranking=Policy(weights=dict.fromkeys(tasks, 1.0)),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,23 +117,6 @@ def native(rows: int) -> Post:
     return Post("/v1/score", body, {"content-type": "application/json"})
 
 
-def over_http(url: str, folder: Path, post: Post, connections: int, seconds: float) -> list[str]:
-    """Return requests per second, median and 99th percentile, as wrk prints them."""
-    body = folder / "body"
-    body.write_bytes(post.body)
-    script = folder / "post.lua"
-    headers = "".join(f'wrk.headers["{k}"] = "{v}"\n' for k, v in post.headers.items())
-    script.write_text(_WRK.format(body=body) + headers)
-    wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script)]
-    output = subprocess.run(
-        [*wrk, f"{url}{post.path}"], check=True, capture_output=True, text=True
-    ).stdout
-    if "Non-2xx" in output:
-        raise SystemExit(output)
-    patterns = (r"Requests/sec:\s+(\S+)", r"\n\s+50%\s+(\S+)", r"\n\s+99%\s+(\S+)")
-    return [re.search(pattern, output)[1] for pattern in patterns]  # type: ignore[index]
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -162,14 +140,14 @@ def main() -> None:
         print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         with running_server(folder / "store", folder / "log") as server:
             for rows in (1, 50, 500):
-                over_http(server.url, folder, native(rows), arguments.connections, 1)
-                rate, p50, p99 = over_http(
-                    server.url, folder, native(rows), arguments.connections, arguments.seconds
-                )
+                post, connections = native(rows), arguments.connections
+                wrk(server.url, post, connections, 1, folder)
+                found = wrk(server.url, post, connections, arguments.seconds, folder)
                 limit, alone_ms = in_process(program, rows, arguments.seconds, cores)
-                ratio = float(rate) / limit
+                ratio = found.rate / limit
                 print(
-                    f"| {rows} | {float(rate):,.0f} | {p50} | {p99} | {limit:,.0f} "
+                    f"| {rows} | {found.rate:,.0f} | {found.p50_ms:.2f} ms "
+                    f"| {found.p99_ms:.2f} ms | {limit:,.0f} "
                     f"| {ratio:.2f} | {alone_ms:.2f} ms |",
                     flush=True,
                 )

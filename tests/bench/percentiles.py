@@ -15,7 +15,6 @@ measured.
 
 import argparse
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -35,7 +34,8 @@ from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from tests import REPOSITORY
 from tests.bench.dialects import v2_binary
-from tests.bench.http import in_process, native, over_http, reference_artifact
+from tests.bench.http import in_process, native, reference_artifact
+from tests.bench.wrk import wrk
 from tests.support.server import Server, python_of, running_server
 
 SIZES = (1, 50, 500)
@@ -47,7 +47,6 @@ from app.artifacts.store import Store
 from tests.bench.http import reference_artifact
 reference_artifact(Store(pathlib.Path(sys.argv[1])))
 """
-_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3}
 _HEAD = (
     "| rows | form | load | requests/s | of in process | p50 | p99 | p99.9 | worst | not 200 |\n"
     "| ---: | --- | --- |" + " ---: |" * 7
@@ -81,16 +80,14 @@ class Bench:
         print(f"| {rows} | | in process | {limit:,.0f} | 1.00 | {alone_ms:.2f} ms alone | | | | |")
         for form in self.forms:
             post = form.post(rows)
-            over_http(self.server.url, self.folder, post, 8, 1)
+            wrk(self.server.url, post, 8, 1, self.folder)
             peak = 0.0
             for connections in CONNECTIONS:
-                rate_text, p50, p99 = over_http(
-                    self.server.url, self.folder, post, connections, self.seconds
-                )
-                rate = float(rate_text)
+                found = wrk(self.server.url, post, connections, self.seconds, self.folder)
+                rate = found.rate
                 peak = max(peak, rate)
                 cells = [f"closed, {connections}", f"{rate:,.0f}", f"{rate / limit:.2f}"]
-                cells += [f"{in_ms(p50):.2f} ms", f"{in_ms(p99):.2f} ms", "", "", ""]
+                cells += [f"{found.p50_ms:.2f} ms", f"{found.p99_ms:.2f} ms", "", "", ""]
                 print(f"| {rows} | {form.name} | {' | '.join(cells)} |", flush=True)
             self._measure_open(rows, form, peak * OPEN_SHARE, limit)
 
@@ -120,12 +117,6 @@ def spoken(server: Server) -> list[Form]:
         else:
             print(f"{form.name}: status {answer.status_code}, skipped", file=sys.stderr)
     return understood
-
-
-def in_ms(text: str) -> float:
-    """Convert a time that wrk printed, such as 1.9ms, to milliseconds."""
-    number, unit = re.fullmatch(r"([0-9.]+)([a-z]+)", text).groups()  # type: ignore[union-attr]
-    return float(number) * _MS[unit]
 
 
 def main() -> None:
