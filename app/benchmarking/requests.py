@@ -1,7 +1,7 @@
 """What a benchmark sends: a model's own example request in one of three forms, or a file.
 
-The example of `GET /v1/models/{model}/example` is resized by repeating its candidates. With a list
-of features, the others are left out: a server with an item table has them.
+The example of `GET /v1/models/{model}/example` is resized by repeating its candidates. Where the
+model has item or user tables, the example has keys only, and so has what is sent.
 """
 
 import json
@@ -34,17 +34,24 @@ class Post:
     headers: Mapping[str, str]
 
 
-def resized(example: Mapping[str, Any], rows: int, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a native score request with `rows` candidates.
+def resized(
+    example: Mapping[str, Any],
+    rows: int,
+    only: Sequence[str] = (),
+    tables: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return a native score request with `rows` candidates in columns.
 
     Args:
         example: a native score request.
         rows: how many candidates; those of the example are repeated in their order.
         only: the features to send; all if it is empty.
+        tables: the `tables` of the model's card, which name the keys of items and users.
 
     Raises:
         ValueError: the example has no such feature, or no candidates.
     """
+    example = _with_named_keys(example, tables)
     known = [*example.get("user", {}), *example["candidates"]]
     unknown = [name for name in only if name not in known]
     if unknown:
@@ -57,6 +64,31 @@ def resized(example: Mapping[str, Any], rows: int, only: Sequence[str] = ()) -> 
         "user": {name: each for name, each in example.get("user", {}).items() if name in wanted},
         "candidates": {name: _repeated(column, rows) for name, column in columns.items()},
     }
+
+
+def _with_named_keys(
+    example: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Return a request whose keys are columns: in a list of keys they must differ, there not."""
+    names = {each["table"]: each["key"] for each in tables}
+    user, candidates = example.get("user", {}), example["candidates"]
+    if not isinstance(user, dict):
+        user = {names["users"]: user}
+    if isinstance(candidates, list):
+        candidates = {names["items"]: candidates}
+    return {"user": user, "candidates": candidates}
+
+
+def inputs_of(card: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the inputs in a model's card, and the keys of its tables that are not among them."""
+    inputs: list[Mapping[str, Any]] = list(card["inputs"])
+    names = {each["name"] for each in inputs}
+    sides = {"items": "candidate", "users": "user"}
+    keys = [
+        {"name": each["key"], "kind": "id", "side": sides[each["table"]]}
+        for each in card.get("tables", [])
+    ]
+    return inputs + [each for each in keys if each["name"] not in names]
 
 
 def _repeated(column: list[Any], rows: int) -> list[Any]:
@@ -73,7 +105,7 @@ def post_of(
         version: the version to ask for; None is the active one.
         form: one of `FORMS`.
         request: as `resized` returns it.
-        inputs: the inputs in the model's card, `GET /v1/models/{model}`.
+        inputs: as `inputs_of` returns them.
     """
     place = f"{model}/versions/{version}" if version is not None else model
     if form == "json":

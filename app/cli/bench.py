@@ -104,7 +104,7 @@ def add_request(parser: Parser) -> None:
         type=lambda text: tuple(filter(None, text.split(","))),
         default=(),
         metavar="FEATURE,…",
-        help="send these features only: with an item table, its key is enough",
+        help="send these features only (default: all, or only keys where the model has tables)",
     )
     request.add_argument(
         "--request",
@@ -233,7 +233,7 @@ def _card(options: argparse.Namespace) -> Any:  # noqa: ANN401  (JSON)
 
 
 def _posts(card: Any, options: argparse.Namespace) -> "list[Post]":  # noqa: ANN401
-    from app.benchmarking.requests import Post, file_bodies, post_of, resized
+    from app.benchmarking.requests import Post, file_bodies, inputs_of, post_of, resized
 
     try:
         if options.request is not None:
@@ -245,10 +245,13 @@ def _posts(card: Any, options: argparse.Namespace) -> "list[Post]":  # noqa: ANN
     except ValueError as error:
         raise WrongUsage(f"{options.request}: {error}") from None
     try:
-        request = resized(card["example_request"], options.rows, options.only)
+        request = resized(
+            card["example_request"], options.rows, options.only, card.get("tables", [])
+        )
     except ValueError as error:
         raise WrongUsage(f"--only: {error}") from None
-    return [post_of(card["name"], options.version, options.form, request, card["inputs"])]
+    inputs = inputs_of(card)
+    return [post_of(card["name"], options.version, options.form, request, inputs)]
 
 
 def _steps(target: Target, objective: "Objective", options: argparse.Namespace) -> "list[Step]":

@@ -3,10 +3,10 @@
     python -m tests.bench.planned [--rows 1 50 500] [--form v2-binary] [--duration 4s] [--rounds 3]
 
 The replica has one core and one lane, and the load generator the other core, so that they do not
-slow each other down. Both commands run in turn, on the reference model of `tests.bench.http`; figures
-are medians of the rounds, and the ratio of the rates is shown for each round. On a machine that does
-other work, the replica does not get its core, and only the CPU times can be compared: what the plan
-says that a request costs in full batches, and what it costs when wrk sends 32 at once.
+slow each other down. Both commands run in turn, on the reference model of `tests.bench.http`;
+figures are medians of the rounds, and the ratio of the rates is shown for each round. On a machine
+that does other work, the replica does not get its core; then compare CPU times only: what
+the plan says that a request costs in full batches, and what it costs when wrk sends 32 at once.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def main() -> None:
         folder = Path(temporary)
         reference_artifact(Store(folder / "store"))
         print(
-            "| rows | p99 | planned, 1/s | measured, 1/s | ratio | CPU planned, µs | measured | ratio |"
+            "| rows | p99 | planned, 1/s | measured, 1/s | ratio | CPU planned | measured | ratio |"
         )
         print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         with running_server(folder / "store", folder / "log", "--lanes", "1") as server:
@@ -97,7 +97,7 @@ def main() -> None:
                 ratios = ", ".join(f"{a / b:.2f}" for a, b, *_ in rates)
                 print(
                     f"| {rows} | {P99.get(rows, '100ms')} | {planned:,.0f} | {measured:,.0f} "
-                    f"| {ratios} | {cpu[0]:,.0f} | {cpu[1]:,.0f} | {cpu[0] / cpu[1]:.2f} |",
+                    f"| {ratios} | {cpu[0]:,.0f} µs | {cpu[1]:,.0f} µs | {cpu[0] / cpu[1]:.2f} |",
                     flush=True,
                 )
 

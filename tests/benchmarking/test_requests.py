@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from app.benchmarking.requests import file_bodies, post_of, resized
+from app.benchmarking.requests import file_bodies, inputs_of, post_of, resized
 
 EXAMPLE = {
     "user": {"user_id": 42, "recent": [4, 77]},
@@ -43,6 +43,20 @@ def test_only_some_features_are_sent():
         resized(EXAMPLE, 2, ["y"])
     with pytest.raises(ValueError, match="no candidates"):
         resized(EXAMPLE, 2, ["user_id"])
+
+
+def test_keys_of_tables_become_columns():
+    """A list of keys must not repeat any, and has no name in V2."""
+    tables = [{"table": "items", "key": "sku"}, {"table": "users", "key": "user_id"}]
+    request = resized({"user": 42, "candidates": ["a", "b"]}, 3, tables=tables)
+    assert request == {"user": {"user_id": 42}, "candidates": {"sku": ["a", "b", "a"]}}
+    inputs = inputs_of({"inputs": INPUTS, "tables": tables})
+    assert [each["name"] for each in inputs] == [*(each["name"] for each in INPUTS), "sku"]
+    post = post_of("feed", None, "v2-json", request, inputs)
+    assert json.loads(post.body)["inputs"] == [
+        {"name": "user_id", "datatype": "INT64", "shape": [1, 1], "data": [42]},
+        {"name": "sku", "datatype": "BYTES", "shape": [3, 1], "data": ["a", "b", "a"]},
+    ]
 
 
 def test_native_form_names_model_and_version():
