@@ -3,10 +3,10 @@
     python -m tests.bench.peers [--rounds 3] [--seconds 2] [--peers Triton mosec] [--write]
 
 Every server runs the same TorchScript file (`tests.bench.http`), in its own environment under
-`build/peers`, at the best setting of a small sweep (50 rows, 32 connections). A round starts one
-server after the other, compares its scores with those of the model in process, and loads it with
-wrk: 1, 50 and 500 rows at 1, 8 and 32 connections. From the second round on, those with binary
-requests also get Poisson arrivals at 70 % of the lowest peak so far.
+`build/peers`, at the best setting of a small sweep (50 rows, 32 connections). A round starts all
+servers of a form, compares their scores with those of the model in process, and loads one after the
+other with wrk: 1, 50 and 500 rows at 1, 8 and 32 connections. From the second round on, those with
+binary requests also get Poisson arrivals at 70 % of the lowest peak so far.
 
 Results are kept in `build/peers/results.jsonl`: the command goes on where it was interrupted, and
 `--rounds` counts those that are there; `--fresh` begins again. The tables have medians of the
@@ -20,7 +20,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,21 +30,27 @@ import torch
 from app.artifacts.loader import load
 from app.artifacts.program import Program, scores
 from app.artifacts.store import PROGRAM, Store
-from app.benchmarking.load import CannotConnect, Plan, fire, http
+from app.benchmarking.load import Plan, fire, http
 from app.engine.hardware import usable_cores
 from tests.bench.hot_path import in_process_cpu_us
 from tests.bench.http import candidates, in_process, reference_artifact
-from tests.bench.peers.environments import FOLDER, CannotInstall, python_of
+from tests.bench.peers.environments import FOLDER, CannotInstall
 from tests.bench.peers.peers import PEERS, Peer, Running, Scores, Settings, check, running
 from tests.bench.peers.tables import CONNECTIONS, SIZES, Result, write
 from tests.bench.wrk import wrk
 
+GROUPS = (("binary",), ("json",))
+"""Forms whose servers run at the same time."""
 RESULTS = FOLDER / "results.jsonl"
 CHOSEN = FOLDER / "chosen.json"
 _SWEEP_AT = (50, 32)
 _OPEN_SHARE = 0.7
 _PATIENT = {"x-request-timeout-ms": "60000"}
 _OPEN_PEERS = ("Gatehouse", "Triton", "mosec")  # of the open loop: those with binary requests
+
+
+class _TimeIsOver(Exception):
+    """The minutes that were given are over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +80,22 @@ class _Busy:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every measurement needs: the model, a folder for files, and how long to measure."""
+    """What every measurement needs: the model, a folder for files, how long, and when to stop."""
 
     program: Program
     file: Path
     folder: Path
     seconds: float
+    end: float
+
+    def in_time(self) -> None:
+        """Check that time is left.
+
+        Raises:
+            _TimeIsOver: the results so far are kept.
+        """
+        if time.monotonic() > self.end:
+            raise _TimeIsOver
 
     def expected(self, rows: int) -> Scores:
         """Return the scores of a request, computed in process."""
@@ -165,29 +182,62 @@ def measure_in_process(bench: Bench, number: int, done: Sequence[Result]) -> Non
         keep(Result(number, "in process", "", rows, 1, rate, p50_ms, float("nan"), cpu_us))
 
 
-def measure_peer(bench: Bench, peer: Peer, number: int, done: Sequence[Result]) -> None:
-    """Measure every cell of a peer that the round does not have yet."""
-    here = {
-        (each.form, each.rows, each.connections)
-        for each in done
-        if each.peer == peer.name and each.round == number
+def measure_group(bench: Bench, peers: Sequence[Peer], forms: Sequence[str], number: int) -> None:
+    """Measure what a round lacks: cell after cell, and in each one server after the other.
+
+    All servers run at once, so that what disturbs the machine for a while disturbs all of them;
+    those that wait need hardly any CPU time.
+    """
+    done = kept()
+    had = {
+        (each.peer, each.form, each.rows, each.connections) for each in done if each.round == number
     }
-    chosen = best_settings(bench, peer)
-    for form in peer.forms:
-        cells = [(rows, count) for rows in SIZES for count in CONNECTIONS]
-        missing = [each for each in cells if (form, *each) not in here]
-        opened = {} if form != "binary" else open_rates(done, number)
-        if peer.name not in _OPEN_PEERS:
-            opened = {}
-        waiting = {rows: rate for rows, rate in opened.items() if (form, rows, 0) not in here}
-        if not missing and not waiting:
-            continue
-        with running(peer, form, chosen, bench.file, bench.folder) as server:
-            check(server, bench.expected, SIZES)
-            for rows, connections in missing:
-                keep(bench.cell(server, rows, connections, number))
-            for rows, rate in waiting.items():
-                keep(bench.open_loop(server, rows, rate, number))
+    cells = [(rows, count) for rows in SIZES for count in CONNECTIONS]
+    opened = open_rates(done, number)
+    missing = [
+        (peer, form)
+        for form in forms
+        for peer in peers
+        if form in peer.forms and any((peer.name, form, *each) not in had for each in cells)
+    ]
+    to_open = [(peer, "binary") for peer in peers if peer.name in _OPEN_PEERS and opened]
+    if "binary" not in forms or all(
+        (p.name, f, rows, 0) in had for p, f in to_open for rows in opened
+    ):
+        to_open = []
+    with ExitStack() as stack:
+        servers = {}
+        for peer, form in dict.fromkeys([*missing, *to_open]):
+            server = _started(bench, peer, form, stack)
+            if server is not None:
+                servers[peer, form] = server
+        for rows, connections in cells:
+            for server in servers.values():
+                bench.in_time()
+                if (server.peer.name, server.form, rows, connections) not in had:
+                    keep(bench.cell(server, rows, connections, number))
+        for rows, rate in opened.items():
+            for each in to_open:
+                bench.in_time()
+                if each in servers and (each[0].name, each[1], rows, 0) not in had:
+                    keep(bench.open_loop(servers[each], rows, rate, number))
+
+
+def _started(bench: Bench, peer: Peer, form: str, stack: ExitStack) -> Running | None:
+    """Start a server and compare its scores; show and keep the reason if that fails."""
+    failed = FOLDER / f"{peer.package or 'gatehouse'}.failed"
+    try:
+        bench.in_time()
+        chosen = best_settings(bench, peer)
+        server = stack.enter_context(running(peer, form, chosen, bench.file, bench.folder))
+        check(server, bench.expected, SIZES)
+    except (CannotInstall, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        failed.write_text(reason[:400])
+        print(f"{peer.name}: {reason[:2000]}", file=sys.stderr, flush=True)
+        return None
+    failed.unlink(missing_ok=True)
+    return server
 
 
 def open_rates(done: Sequence[Result], number: int) -> Mapping[int, float]:
@@ -203,23 +253,6 @@ def open_rates(done: Sequence[Result], number: int) -> Mapping[int, float]:
     return {rows: _OPEN_SHARE * min(rates[rows, peer] for peer in _OPEN_PEERS) for rows in SIZES}
 
 
-def each_peer(names: Sequence[str], act: Callable[[Peer], None]) -> None:
-    """Do something with every peer; a failure is shown and kept, and the others go on."""
-    for peer in PEERS:
-        if names and peer.name not in names:
-            continue
-        failed = FOLDER / f"{peer.package or 'gatehouse'}.failed"
-        try:
-            if peer.package:
-                python_of(peer.package)
-            act(peer)
-            failed.unlink(missing_ok=True)
-        except (CannotInstall, CannotConnect, RuntimeError, AssertionError) as error:
-            reason = " ".join(str(error).split())
-            failed.write_text(reason[:400])
-            print(f"{peer.name}: {reason[:2000]}", file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Measure what is missing, then print or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -227,7 +260,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2, help="of a measurement (default: 2)")
     names = [peer.name for peer in PEERS]
     parser.add_argument("--peers", nargs="*", choices=names, default=[], metavar="NAME")
-    parser.add_argument("--minutes", type=float, default=1e6, help="stop before the next peer")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after that time")
     parser.add_argument("--fresh", action="store_true", help="forget the results so far")
     parser.add_argument(
         "--write", action="store_true", help="write into BENCHMARKS.md and the plot"
@@ -238,23 +271,20 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     if arguments.fresh:
         RESULTS.unlink(missing_ok=True)
-    end = time.monotonic() + arguments.minutes * 60
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         artifact = reference_artifact(Store(folder / "store"))
         program = load(artifact, torch.device("cpu")).program
         torch.set_num_threads(1)
         file = (artifact.folder / PROGRAM).absolute()
-        bench = Bench(program, file, folder, arguments.seconds)
-
-        def act(peer: Peer) -> None:
-            if time.monotonic() < end:
-                measure_peer(bench, peer, number, kept())
-
-        for number in range(1, arguments.rounds + 1):
-            if time.monotonic() < end:
+        end = time.monotonic() + arguments.minutes * 60
+        bench = Bench(program, file, folder, arguments.seconds, end)
+        peers = [each for each in PEERS if not arguments.peers or each.name in arguments.peers]
+        with suppress(_TimeIsOver):
+            for number in range(1, arguments.rounds + 1):
                 measure_in_process(bench, number, kept())
-                each_peer(arguments.peers, act)
+                for forms in GROUPS:
+                    measure_group(bench, peers, forms, number)
     write(kept(), is_written=arguments.write)
 
 

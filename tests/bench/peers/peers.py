@@ -343,7 +343,7 @@ def running(
         "RAY_USAGE_STATS_ENABLED": "0",
         "BENTOML_DO_NOT_TRACK": "1",
     }
-    log = folder / f"{peer.package or 'gatehouse'}.log"
+    log = folder / f"{peer.package or 'gatehouse'}-{form}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             peer.command(port, chosen, folder),
