@@ -1,10 +1,17 @@
 """The load generator of the benchmarks: counts of responses, and latency from the due time."""
 
 import asyncio
+import gc
+import io
+import json
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from app.benchmarking import sender
 from app.benchmarking.load import UNANSWERED, CannotConnect, Plan, Progress, Report, fire, http
 from app.benchmarking.sender import carry_out
 from tests.bench.load_limit import responder
@@ -147,6 +154,58 @@ def test_lag_is_that_of_the_generator_and_not_of_its_connections():
     assert report.lag_ms(1) == pytest.approx(2)
     assert report.sent_rate == 0.5  # one was never sent
     assert report.late(0.2) == 1
+
+
+def test_plan_survives_its_way_to_another_process():
+    plan = Plan(7, [b"one\n", b"", b"three"], (1, 2, 3), rate=5.5, host="h", tls=True, seed=3)
+    again = Plan.from_bytes(plan.to_bytes())
+    assert again == replace(plan, weights=[1, 2, 3], requests=[b"one\n", b"", b"three"])
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_process_of_the_generator_writes_progress_and_rows(monkeypatch, is_there):
+    """As `fire` reads them, here in this process."""
+    given, written = io.BytesIO(), io.BytesIO()
+    with responder() as port:
+        given.write(Plan(port if is_there else 1, REQUESTS, rate=100, seconds=0.7).to_bytes())
+        given.seek(0)
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=given))
+        monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=written))
+        try:
+            sender.main()
+        finally:
+            gc.enable()
+    monkeypatch.undo()
+    first, _, rest = written.getvalue().partition(b"\n")
+    if not is_there:
+        assert "cannot_connect" in json.loads(first)
+        return
+    assert json.loads(first)["progress"]["answered"] > 20
+    head, _, content = rest.partition(b"\n")
+    assert json.loads(head)["rows"] == 70
+    assert len(content) == 70 * 7 * 8
+
+
+async def test_server_that_goes_away_fails_the_requests_that_are_due():
+    transports: list[asyncio.Transport] = []
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Served(lambda _, transport: transport.write(OK), transports), "127.0.0.1", 0
+    )
+    port = server.sockets[0].getsockname()[1]
+
+    def leave() -> None:
+        server.close()
+        for each in transports:
+            each.abort()
+
+    loop.call_later(0.1, leave)
+    plan = Plan(port, REQUESTS, rate=200, seconds=0.3, patience_s=1)
+    report = Report.of_rows(plan, await carry_out(plan))
+    assert sum(report.statuses.values()) == 60
+    assert 5 < report.statuses[200] < 40
+    assert report.statuses[UNANSWERED] > 20
+    assert np.isnan(report.late_s).any()  # those without a connection were never sent
 
 
 @pytest.mark.slow

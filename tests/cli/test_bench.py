@@ -2,9 +2,14 @@
 
 import json
 import re
+import sys
 
 import pytest
 
+from app.benchmarking.load import Plan, Progress, Report
+from app.benchmarking.requests import Post
+from app.cli import bench as command
+from app.cli.bench import Live, Target
 from app.cli.main import main
 from app.errors import ExitCode
 from tests.support.builders import published
@@ -124,3 +129,95 @@ def test_url_with_a_path_is_refused(capsys):
     code, _, err = bench(capsys, "http://127.0.0.1:1/v1/score", "--rate", 1)
     assert code == ExitCode.USAGE
     assert "without a path: not /v1/score" in err
+
+
+POST = Post("/v1/score", b"{}", {})
+TARGET = Target("feed/1", Plan(1, [b""], rate=None), POST, "cpu")
+
+
+def reports(p99_ms, **changes):
+    """Return a stand-in for a measurement: its p99 (ms) is `p99_ms(rate)`."""
+
+    def measured(_target, rate, duration_s, _warm_up_s, live):
+        latency_s = p99_ms(rate) / 1e3
+        live.showing(rate, duration_s)(Progress(0.5, 10, 9, 0, [latency_s]))
+        rows = [(0, 200, latency_s, False, 0.0, n / rate, 0.0) for n in range(100)]
+        plan = Plan(1, [b""], rate=rate, seconds=100 / rate)
+        return Report.of_rows(plan, rows, **changes)
+
+    return measured
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Return a function that makes the command measure a stand-in instead of a server."""
+
+    def install(measured):
+        monkeypatch.setattr(command, "target_of", lambda _: TARGET)
+        monkeypatch.setattr(command, "measured", measured)
+
+    return install
+
+
+@pytest.mark.parametrize("name", ["bench.png", "bench.svg", "bench.html"])
+def test_sweep_names_the_highest_rate_and_plots_every_rate(fake, capsys, tmp_path, name):
+    fake(reports(lambda rate: 5 if rate <= 100 else 50))
+    file = tmp_path / name
+    arguments = ("http://here", "--sweep", "--p99", "20ms", "--duration", "10s", "--report", file)
+    code, out, err = bench(capsys, *arguments)
+    assert code == ExitCode.OK
+    rate = re.search(r"highest rate: (\d+) requests/s with p99 5.00 ms \(objective: 20 ms\)", out)
+    assert rate is not None
+    assert 95 <= int(rate[1]) <= 100
+    assert "20 requests/s: p50 5.00 ms, p99 5.00 ms, met" in err
+    assert "p99 50.00 ms > 20 ms" in err
+    assert file.stat().st_size > 5_000
+
+
+def test_sweep_that_the_generator_ends_is_no_result(fake, capsys):
+    honest = reports(lambda _: 5)
+    busy = reports(lambda _: 5, busiest=0.99)
+    fake(lambda target, rate, *rest: (honest if rate < 50 else busy)(target, rate, *rest))
+    code, out, err = bench(capsys, "http://here", "--sweep", "--p99", "20ms")
+    assert code == ExitCode.FAILED
+    assert "highest rate: " in out
+    assert "the server may serve more: the generator used 99% of a core" in err
+
+
+def test_single_rate_that_the_generator_could_not_send_is_no_result(fake, capsys):
+    fake(reports(lambda _: 5, busiest=0.99))
+    code, _, err = bench(capsys, "http://here", "--rate", 10, "--p99", "20ms")
+    assert code == ExitCode.FAILED
+    assert "the result says nothing about the server: the generator used 99% of a core" in err
+
+
+def test_progress_is_a_line_that_changes_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes that for a terminal
+    with Live(quiet=False) as live:
+        show = live.showing(100, 10)
+        show(Progress(-0.5, 0, 0, 0))
+        show(Progress(2.0, 200, 190, 3, [0.001, 0.002]))
+        live.print_line("done")
+    shown = capsys.readouterr().err
+    assert "10 open, 3 failed, p50 2.00 ms, p99 2.00 ms" in shown
+    assert "done" in shown
+
+
+def test_progress_in_a_pipe_is_a_line_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(Live, "_EVERY_S", 0.0)
+    with Live(quiet=False) as live:
+        show = live.showing(100, 10)
+        show(Progress(-0.5, 0, 0, 0))
+        show(Progress(2.0, 200, 190, 3, [0.001]))
+    assert capsys.readouterr().err.splitlines() == [
+        "warming up, 100 requests/s, 0 open, 0 failed",
+        "2 of 10 s, 100 requests/s, 10 open, 3 failed, p50 1.00 ms, p99 1.00 ms",
+    ]
+
+
+def test_report_without_matplotlib_says_what_to_install(fake, capsys, monkeypatch):
+    fake(reports(lambda _: 5))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = bench(capsys, "http://here", "--rate", 10, "--report", "x.png")
+    assert code == ExitCode.USAGE
+    assert "a report needs matplotlib: pip install -e '.[plots]'" in err

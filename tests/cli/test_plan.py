@@ -78,3 +78,31 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         assert out == ""
         assert message in err
         assert err.count("\n") == 1
+
+
+REPLICA = Replica(rows=50, front_s=3e-4, batch_s=2e-4, row_s=1e-5, lanes=2, cores=2)
+
+
+def planned(monkeypatch, capsys, *arguments):
+    """Run the command on made-up costs; return its exit code and its output."""
+    measured = Measured("feed/7", REPLICA, 20_000, 1_000, 300_000_000)
+    monkeypatch.setattr(command, "measure", lambda _: measured)
+    code = main(["plan", "--url", "http://here", "--rate", "9000", *arguments])
+    return code, *capsys.readouterr()
+
+
+def test_plan_is_text_json_or_an_object(monkeypatch, capsys):
+    code, text, _ = planned(monkeypatch, capsys, "--p99", "50ms")
+    assert code == ExitCode.OK
+    assert text.startswith("measured: feed/7, 50 candidates, json, 20,000 bytes in")
+    _, document, _ = planned(monkeypatch, capsys, "--p99", "50ms", "--json")
+    replicas = json.loads(document)["replicas"]
+    assert f"replicas     {replicas}, " in text
+    _, rendered, _ = planned(monkeypatch, capsys, "--p99", "50ms", "--scaler", "keda")
+    assert yaml.safe_load(rendered)["spec"]["maxReplicaCount"] == 2 * replicas
+
+
+def test_objective_that_one_request_misses_is_an_error(monkeypatch, capsys):
+    code, out, err = planned(monkeypatch, capsys, "--p99", "0.8ms")
+    assert (code, out) == (ExitCode.FAILED, "")
+    assert "no number of replicas meets p99 0.8 ms: a request of 50 candidates alone takes 1" in err
