@@ -132,7 +132,7 @@ def mosec_server(python: Path, program: Path, folder: Path) -> Iterator[tuple[st
     script = Path(__file__).parent / "peers" / "servers" / "mosec_server.py"
     with (folder / "mosec.log").open("wb") as log:
         process = subprocess.Popen(
-            [python, script, "--port", str(port), "--timeout", "60000"],
+            [python.absolute(), script, "--port", str(port), "--timeout", "60000"],
             cwd=folder,
             env={"PATH": os.environ["PATH"], "MODEL": str(program)},
             stdout=log,
