@@ -1,9 +1,9 @@
 """What one replica can serve, computed from its measured costs by a simulation of its queues.
 
 Requests of equal size arrive at Poisson times. The event loop handles one after the other; a lane
-that is idle takes a batch of what waits, `a + b · rows` seconds long; large requests are shared
-between idle lanes; and loop and lanes share the cores. So batches grow with the load by themselves,
-which no closed formula for queues says.
+that is idle takes a batch of what waits, `a + b · rows` seconds long; a short batch that is alone
+runs on the event loop; large requests are shared between idle lanes; and all share the cores.
+So batches grow with the load by themselves, which no closed formula for queues says.
 """
 
 import math
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+INLINE_S = 250e-6
+"""`app.engine.batcher.INLINE_S`, which is not imported: torch takes seconds."""
 _REQUESTS = 6000  # of one simulation
 _WARM_UP = 0.1  # share of them that is not counted
 _PRECISION = 1.02
@@ -33,6 +35,7 @@ class Replica:
         is_gpu: whether the lanes are on a GPU.
         max_batch_rows: the most rows of a batch.
         min_chunk_rows: requests are not split into smaller chunks.
+        inline_s: a batch that is alone and at most so long (s) runs on the event loop.
     """
 
     rows: int
@@ -44,6 +47,7 @@ class Replica:
     is_gpu: bool = False
     max_batch_rows: int = 512
     min_chunk_rows: int = 64
+    inline_s: float = INLINE_S
 
     @property
     def limits(self) -> dict[str, float]:
@@ -111,6 +115,8 @@ class _Simulation:
         self._arrived = 0
         self._front: deque[int] = deque()  # requests that the event loop has not handled
         self._front_left_s = 0.0  # of the first of them
+        self._inline: tuple[int, ...] = ()  # the requests of a batch that the event loop runs
+        self._inline_left_s = 0.0  # of that batch
         self._waiting: deque[list[int]] = deque()  # request and rows that no batch has
         self._waiting_rows = 0
         self._lanes: list[tuple[int, ...]] = [()] * replica.lanes  # the requests of each batch
@@ -125,23 +131,27 @@ class _Simulation:
         most_waiting = max(100.0, _MOST_WAITING_S * min(self._replica.limits.values()))
         while done < _REQUESTS:
             running = [each for each, batch in enumerate(self._lanes) if batch]
-            active = len(running) + bool(self._front)
+            active = len(running) + bool(self._front or self._inline)
             speed = min(1.0, self._cores / active) if active else 1.0
             step = math.inf
             if self._arrived < _REQUESTS:
                 step = self._arrivals[self._arrived] - now
-            if self._front:
+            if self._inline:
+                step = min(step, self._inline_left_s / speed)
+            elif self._front:
                 step = min(step, self._front_left_s / speed)
             for lane in running:
                 step = min(step, self._left_s[lane] / speed)
             now += step
-            busy_s += step * len(running)
+            busy_s += step * (len(running) + bool(self._inline))
             progress = step * speed
             for lane in running:
                 self._left_s[lane] -= progress
                 if self._left_s[lane] <= 1e-12:
                     done += self._finish(lane, now)
-            if self._front:
+            if self._inline:
+                done += self._advance_inline(progress, now)
+            elif self._front:
                 self._advance_front(progress)
             while self._arrived < _REQUESTS and self._arrivals[self._arrived] <= now:
                 self._arrive()
@@ -164,9 +174,27 @@ class _Simulation:
         self._waiting_rows += self._replica.rows
         self._front_left_s = self._replica.front_s
 
+    def _advance_inline(self, progress: float, now: float) -> int:
+        self._inline_left_s -= progress
+        if self._inline_left_s > 1e-12:
+            return 0
+        finished, self._inline = self._inline, ()
+        self._done[list(finished)] = now
+        return len(finished)
+
     def _dispatch(self) -> None:
         """Give every idle lane its share of the rows that wait, as `Queues.take` does."""
         replica = self._replica
+        if self._inline:
+            return  # the event loop is busy
+        cost_s = replica.batch_s + replica.row_s * self._waiting_rows
+        is_alone = self._waiting and not any(self._lanes)
+        if is_alone and not replica.is_gpu and cost_s <= replica.inline_s:
+            self._inline = tuple(request for request, _ in self._waiting)
+            self._inline_left_s = cost_s
+            self._waiting.clear()
+            self._waiting_rows = 0
+            return
         idle = [each for each, batch in enumerate(self._lanes) if not batch]
         for position, lane in enumerate(idle):
             if not self._waiting:

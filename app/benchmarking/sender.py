@@ -351,10 +351,16 @@ async def carry_out(plan: Plan, on_progress: Callable[[Progress], None] | None =
 
 
 def main() -> None:
-    """Read a plan from standard input, run it, write progress and results to standard output."""
+    """Read a plan from standard input and run it."""
     plan = Plan.from_bytes(sys.stdin.buffer.read())
     gc.disable()
-    output = sys.stdout.buffer
+    # Its own buffer: with PYTHONUNBUFFERED, a write to a pipe may write a part only.
+    with open(sys.stdout.fileno(), "wb", closefd=False) as output:
+        run(plan, output)
+
+
+def run(plan: Plan, output: BinaryIO) -> None:
+    """Run a plan; write progress and results."""
 
     def show(progress: Progress) -> None:
         _write_line(output, {"progress": asdict(progress)})

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from app.benchmarking.replica import Fleet, Replica
 
 _QUIET_S, _BUSY_S = 1.0, 2.0
-_BUSY_CONNECTIONS = 16
+_BUSY_CONNECTIONS = 32
 _START_S = 60.0
 _ROOM = 2  # an autoscaler may start so many times the planned replicas
 _DESCRIPTION = """\
@@ -163,8 +163,8 @@ class Measured:
 def measure(options: argparse.Namespace) -> Measured:
     """Send a server a few seconds of requests and read what they cost it.
 
-    First one at a time, so that the cost model of the lanes is that of idle cores; then several at
-    once, for the CPU time of the event loop, which is less when it handles requests together.
+    First one at a time, so that the cost model of the lanes is that of idle cores; then many at
+    once, for the CPU time of the event loop and of the lanes under load.
 
     Raises:
         CannotConnect: the server does not answer.
@@ -172,7 +172,7 @@ def measure(options: argparse.Namespace) -> Measured:
         WrongUsage: there is no such model or feature.
     """
     from app.benchmarking.load import fire
-    from app.benchmarking.replica import Replica
+    from app.benchmarking.replica import INLINE_S, Replica
 
     if options.request is not None:
         raise WrongUsage("--request: a plan is for requests of one size; omit it")
@@ -184,21 +184,26 @@ def measure(options: argparse.Namespace) -> Measured:
     cost = costs.get(target.name)
     if cost is None or not cost["batches"]:
         raise _CannotMeasure(f"{options.url} has no batch costs of {target.name}")
-    before = _cpu(options.url)
+    before = _usage(options.url)
     report = fire(_closed(target, _BUSY_CONNECTIONS, _BUSY_S))
-    after = _cpu(options.url)
+    after = _usage(options.url)
     served = report.statuses.get(200, 0)
     if not served or report.error_ratio > 0:
         raise _CannotMeasure(f"{options.url} answers with status {max(report.statuses)}")
     lanes = options.lanes or len(engine["lanes"])
+    batch_s, row_s = cost["batch_ms"] / 1e3, cost["row_us"] / 1e6
+    used, is_gpu = after - before, target.device.startswith("cuda")
+    scale = 1.0
+    if not is_gpu and batch_s + row_s * options.rows > INLINE_S:
+        scale = used.lane_scale(batch_s, row_s)  # else the event loop has run some of the batches
     replica = Replica(
         rows=options.rows,
-        front_s=(after.loop_s - before.loop_s) / served,
-        batch_s=cost["batch_ms"] / 1e3,
-        row_s=cost["row_us"] / 1e6,
+        front_s=used.loop_s / served,
+        batch_s=batch_s * scale,
+        row_s=row_s * scale,
         lanes=lanes,
         cores=options.cores or lanes,
-        is_gpu=target.device.startswith("cuda"),
+        is_gpu=is_gpu,
         max_batch_rows=cost["max_batch_rows"],
         min_chunk_rows=Settings.model_fields["min_chunk_rows"].default,
     )
@@ -240,26 +245,64 @@ def _asked(url: str) -> Any:  # noqa: ANN401  (JSON)
 
 @dataclass(frozen=True, slots=True)
 class _Usage:
-    """CPU time of the event loop (s) and memory of a process, from its metrics."""
+    """What a process has used so far, from its metrics.
+
+    Attributes:
+        loop_s: CPU time of the event loop (s).
+        process_s: CPU time of all threads (s).
+        batches: how many batches it has run.
+        rows: how many rows they had.
+        memory_bytes: what it holds in memory.
+    """
 
     loop_s: float
+    process_s: float
+    batches: float
+    rows: float
     memory_bytes: int
 
+    def __sub__(self, other: "_Usage") -> "_Usage":
+        """Return what was used between two moments."""
+        return _Usage(
+            self.loop_s - other.loop_s,
+            self.process_s - other.process_s,
+            self.batches - other.batches,
+            self.rows - other.rows,
+            self.memory_bytes,
+        )
 
-def _cpu(url: str) -> _Usage:
+    def lane_scale(self, batch_s: float, row_s: float) -> float:
+        """Return the CPU time of the lanes in these batches over what the cost model says.
+
+        The cost model has times by the clock. They are too long where other processes disturb the
+        machine, and too short for lanes that share caches with others under load.
+        """
+        return (self.process_s - self.loop_s) / (batch_s * self.batches + row_s * self.rows)
+
+
+_SERIES = (
+    "gatehouse_event_loop_cpu_seconds_total",
+    "process_cpu_seconds_total",
+    "gatehouse_batch_rows_count",
+    "gatehouse_batch_rows_sum",
+    "process_resident_memory_bytes",
+)
+
+
+def _usage(url: str) -> _Usage:
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:  # noqa: S310
             text = response.read().decode()
     except OSError as error:
         raise _CannotMeasure(f"{url}/metrics: {error}") from None
-    found = [
-        re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
-        for name in ("gatehouse_event_loop_cpu_seconds_total", "process_resident_memory_bytes")
-    ]
-    loop, memory = (0.0 if each is None else float(each[1]) for each in found)
-    if not loop:
-        raise _CannotMeasure(f"{url}/metrics has no gatehouse_event_loop_cpu_seconds_total")
-    return _Usage(loop, int(memory))
+    values = []
+    for name in _SERIES:
+        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+        if found is None:
+            raise _CannotMeasure(f"{url}/metrics has no series {name}")
+        values.append(float(found[1]))
+    loop_s, process_s, batches, rows, memory = values
+    return _Usage(loop_s, process_s, batches, rows, int(memory))
 
 
 @contextmanager

@@ -1,12 +1,9 @@
 """The load generator of the benchmarks: counts of responses, and latency from the due time."""
 
 import asyncio
-import gc
 import io
 import json
-import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,19 +160,12 @@ def test_plan_survives_its_way_to_another_process():
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_process_of_the_generator_writes_progress_and_rows(monkeypatch, is_there):
+def test_process_of_the_generator_writes_progress_and_rows(is_there):
     """As `fire` reads them, here in this process."""
-    given, written = io.BytesIO(), io.BytesIO()
+    written = io.BytesIO()
     with responder() as port:
-        given.write(Plan(port if is_there else 1, REQUESTS, rate=100, seconds=0.7).to_bytes())
-        given.seek(0)
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=given))
-        monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=written))
-        try:
-            sender.main()
-        finally:
-            gc.enable()
-    monkeypatch.undo()
+        plan = Plan(port if is_there else 1, REQUESTS, rate=100, seconds=0.7)
+        sender.run(plan, written)
     first, _, rest = written.getvalue().partition(b"\n")
     if not is_there:
         assert "cannot_connect" in json.loads(first)
@@ -217,6 +207,15 @@ def test_several_processes_share_the_rate():
     assert report.statuses == {200: 160}
     assert seen[-1].sent <= 160
     assert {len(np.unique(report.due_s))} == {160}  # the processes drew different times
+
+
+@pytest.mark.slow
+def test_long_report_is_read_as_a_whole(monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    with responder() as port:
+        report = fire(Plan(port, REQUESTS, seconds=1.0, connections=8))
+    assert len(report.kind) * 7 * 8 > 1 << 17  # more than a pipe holds
+    assert report.statuses == {200: len(report.kind)}
 
 
 @pytest.mark.slow

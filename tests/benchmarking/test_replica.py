@@ -1,9 +1,13 @@
 """The simulated replica against queueing theory and against hand-made cases."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from app.benchmarking import replica
 from app.benchmarking.replica import Replica, _Simulation, capacity, fleet, forecast
+from app.engine.batcher import INLINE_S
 
 FREE = 1e-9  # costs nothing
 ONE_BY_ONE = Replica(
@@ -32,6 +36,17 @@ def test_large_request_is_shared_by_idle_lanes():
     assert forecast(replica, 0.1).p50_s == pytest.approx(2e-4 + 250 * 1e-5, rel=1e-6)
     one_core = Replica(rows=500, front_s=FREE, batch_s=2e-4, row_s=1e-5, lanes=2, cores=1)
     assert forecast(one_core, 0.1).p50_s == pytest.approx(2 * (2e-4 + 250 * 1e-5), rel=1e-6)
+
+
+def test_short_batch_that_is_alone_runs_on_the_event_loop():
+    assert replica.INLINE_S == INLINE_S
+    short = Replica(rows=1, front_s=5e-5, batch_s=1e-4, row_s=1e-5, lanes=2, cores=9)
+    found = forecast(short, 5000)
+    on_lanes = forecast(replace(short, inline_s=0), 5000)
+    assert found.p50_s < 1e-3
+    # Requests queue behind the batch on the loop; on a lane they would not.
+    assert found.p99_s > on_lanes.p99_s
+    assert forecast(short, 0.1).p50_s == pytest.approx(1.6e-4, rel=1e-6)
 
 
 def test_batches_grow_with_the_load_up_to_their_limit():

@@ -9,7 +9,7 @@ import yaml
 from app.benchmarking.replica import Replica, fleet
 from app.cli import plan as command
 from app.cli.main import main
-from app.cli.plan import Measured, _lines, _scaler
+from app.cli.plan import Measured, _lines, _scaler, _Usage
 from app.errors import ExitCode
 from tests.support.builders import published
 
@@ -106,3 +106,9 @@ def test_objective_that_one_request_misses_is_an_error(monkeypatch, capsys):
     code, out, err = planned(monkeypatch, capsys, "--p99", "0.8ms")
     assert (code, out) == (ExitCode.FAILED, "")
     assert "no number of replicas meets p99 0.8 ms: a request of 50 candidates alone takes 1" in err
+
+
+def test_cost_model_is_scaled_to_the_cpu_time_of_the_lanes():
+    """20 batches of 10 rows should cost 0.2 s, but the lanes used 0.15 s: others had the cores."""
+    used = _Usage(loop_s=0.5, process_s=0.65, batches=20, rows=200, memory_bytes=0)
+    assert used.lane_scale(0.005, 0.0005) == pytest.approx(0.75)

@@ -1,7 +1,7 @@
 """Kubernetes objects that scale a Deployment of the service on the traffic that is offered to it.
 
-Both follow the series `gatehouse:replicas_demanded:rate1m` of `docker/prometheus/scaling.yml`: as many
-replicas as the offered requests would keep busy. The Helm chart renders the same objects.
+Both follow the series `gatehouse:replicas_demanded:rate1m` of `docker/prometheus/scaling.yml`: as
+many replicas as the offered requests would keep busy. The Helm chart renders the same objects.
 """
 
 from importlib.resources import files

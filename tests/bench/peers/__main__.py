@@ -206,11 +206,12 @@ def measure_group(bench: Bench, peers: Sequence[Peer], forms: Sequence[str], num
     ):
         to_open = []
     with ExitStack() as stack:
-        servers = {}
-        for peer, form in dict.fromkeys([*missing, *to_open]):
-            server = _started(bench, peer, form, stack)
-            if server is not None:
-                servers[peer, form] = server
+        servers: dict[tuple[str, str], Running] = {}
+        for peer, form in [*missing, *to_open]:
+            if (peer.name, form) not in servers:
+                server = _started(bench, peer, form, stack)
+                if server is not None:
+                    servers[peer.name, form] = server
         for rows, connections in cells:
             for server in servers.values():
                 bench.in_time()
@@ -219,8 +220,9 @@ def measure_group(bench: Bench, peers: Sequence[Peer], forms: Sequence[str], num
         for rows, rate in opened.items():
             for each in to_open:
                 bench.in_time()
-                if each in servers and (each[0].name, each[1], rows, 0) not in had:
-                    keep(bench.open_loop(servers[each], rows, rate, number))
+                key = (each[0].name, each[1])
+                if key in servers and (*key, rows, 0) not in had:
+                    keep(bench.open_loop(servers[key], rows, rate, number))
 
 
 def _started(bench: Bench, peer: Peer, form: str, stack: ExitStack) -> Running | None:
@@ -261,7 +263,7 @@ def main() -> None:
     names = [peer.name for peer in PEERS]
     parser.add_argument("--peers", nargs="*", choices=names, default=[], metavar="NAME")
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after that time")
-    parser.add_argument("--fresh", action="store_true", help="forget the results so far")
+    parser.add_argument("--fresh", action="store_true", help="forget results and sweeps")
     parser.add_argument(
         "--write", action="store_true", help="write into BENCHMARKS.md and the plot"
     )
@@ -271,6 +273,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     if arguments.fresh:
         RESULTS.unlink(missing_ok=True)
+        CHOSEN.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         artifact = reference_artifact(Store(folder / "store"))
