@@ -407,7 +407,7 @@ def _lines(measured: Measured, plan: "Fleet", options: argparse.Namespace) -> Se
         f"measured: {measured.name}, {replica.rows} candidates, {options.form}, "
         f"{measured.request_bytes:,} bytes in, {measured.response_bytes:,} bytes out",
         f"  a batch      {replica.batch_s * 1e3:.3f} ms + {replica.row_s * 1e6:.2f} µs a row, "
-        f"{replica.lanes} lanes on {_device(replica)}",
+        f"{_counted(replica.lanes, 'lane')} on {_device(replica)}",
         f"  event loop   {replica.front_s * 1e3:.3f} ms a request",
         f"  memory       {measured.memory_bytes / 1e6:,.0f} MB",
         "one replica",
@@ -430,7 +430,11 @@ def _lines(measured: Measured, plan: "Fleet", options: argparse.Namespace) -> Se
 
 def _device(replica: "Replica") -> str:
     """Return what the lanes run on."""
-    return "a GPU" if replica.is_gpu else f"{replica.cores:g} cores"
+    return "a GPU" if replica.is_gpu else _counted(replica.cores, "core")
+
+
+def _counted(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
 def _headroom(text: str) -> float:
