@@ -41,24 +41,30 @@ TASKS = ("click", "like", "dwell")
 
 
 def reference_artifact(
-    store: Store, name: str = "reference", *, experts: int = 8, tasks: Sequence[str] = TASKS
+    store: Store,
+    name: str = "reference",
+    *,
+    num_experts: int = 8,
+    hidden_units: tuple[int, ...] = (256, 128, 64),
+    columns: int = COLUMNS,
+    tasks: Sequence[str] = TASKS,
 ) -> Artifact:
-    """Publish the reference model. Its weights are random; only its cost matters."""
+    """Publish the reference model, or one of other widths. Its weights are random."""
     network = build(
         NetworkConfig(
             architecture="mmoe",
-            num_experts=experts,
-            expert_hidden_units=(256, 128, 64),
+            num_experts=num_experts,
+            expert_hidden_units=hidden_units,
             tower_hidden_units=(),
         ),
-        [DenseFeature(name="x", side="candidate", dim=COLUMNS)],
+        [DenseFeature(name="x", side="candidate", dim=columns)],
         [Task(name=task, kind="binary") for task in tasks],
         seed=0,
     ).eval()
     description = Description(
         name=name,
         architecture="mmoe",
-        inputs=(DenseInput(name="x", side="candidate", dim=COLUMNS),),
+        inputs=(DenseInput(name="x", side="candidate", dim=columns),),
         call=RequestCall(),
         tasks=tuple(
             TaskOutput(
@@ -75,13 +81,13 @@ def reference_artifact(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(network)
-        return publish(store, description, scripted, candidates([2, 5, 9]))
+        return publish(store, description, scripted, candidates([2, 5, 9], columns))
 
 
-def candidates(sizes: Sequence[int]) -> ModelInputs:
+def candidates(sizes: Sequence[int], columns: int = COLUMNS) -> ModelInputs:
     """Return requests with the given numbers of candidates."""
     rows = sum(sizes)
-    x = np.random.default_rng(0).random((rows, COLUMNS), dtype=np.float32).round(6)
+    x = np.random.default_rng(0).random((rows, columns), dtype=np.float32).round(6)
     return ModelInputs({}, {"x": x}, np.repeat(np.arange(len(sizes)), sizes))
 
 

@@ -100,7 +100,7 @@ def experts(bench: Bench) -> None:
     """Print the cost by experts, 500 rows."""
 
     def publish(store: Store, count: int) -> object:
-        return reference_artifact(store, experts=count)
+        return reference_artifact(store, num_experts=count)
 
     _variants(bench, "experts", (2, 4, 8, 16, 32), publish)
 
