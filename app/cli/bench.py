@@ -65,7 +65,19 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="most connections, which are kept alive; more are opened as needed (default: 256)",
     )
-    add_request(parser)
+    request = add_request(parser)
+    request.add_argument(
+        "--request",
+        type=not_empty(Path),
+        metavar="FILE",
+        help="native requests to send instead: a JSON document, or one a line, drawn at random",
+    )
+    request.add_argument(
+        "--deadline",
+        type=seconds,
+        metavar="TIME",
+        help="sent as x-request-timeout-ms; responses after it are counted as late",
+    )
     objective = parser.add_argument_group("objective")
     objective.add_argument(
         "--p99", type=seconds, metavar="TIME", help="most that the 99th percentile may be: 20ms"
@@ -83,8 +95,8 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-def add_request(parser: Parser) -> None:
-    """Add the options that say what a request is."""
+def add_request(parser: Parser) -> argparse._ArgumentGroup:
+    """Add the options that say what a request is, and return their group."""
     request = parser.add_argument_group("request")
     request.add_argument("--model", metavar="NAME", help="of the model (default: the only one)")
     request.add_argument(
@@ -106,18 +118,7 @@ def add_request(parser: Parser) -> None:
         metavar="FEATURE,…",
         help="send these features only (default: all, or only keys where the model has tables)",
     )
-    request.add_argument(
-        "--request",
-        type=not_empty(Path),
-        metavar="FILE",
-        help="native requests to send instead: a JSON document, or one a line, drawn at random",
-    )
-    request.add_argument(
-        "--deadline",
-        type=seconds,
-        metavar="TIME",
-        help="sent as x-request-timeout-ms; responses after it are counted as late",
-    )
+    return request
 
 
 def run(options: argparse.Namespace) -> int:

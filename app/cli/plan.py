@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from app.cli import scaling
 from app.cli.bench import KEY, Target, add_request, count, number_above_0, seconds, target_of
 from app.cli.output import Output
-from app.cli.parser import Parser, WrongUsage, complain
+from app.cli.parser import Parser, complain
 from app.cli.settings_options import add_store, existing_store, store_of
 from app.cli.signals import importing
 from app.cli.traffic_changes import ask, server_url
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _QUIET_S, _BUSY_S = 1.0, 2.0
 _BUSY_CONNECTIONS = 32
 _START_S = 60.0
+_PATIENT_S = 60.0  # requests that are measured are not refused for their deadline
 _ROOM = 2  # an autoscaler may start so many times the planned replicas
 _DESCRIPTION = """\
 Compute how many replicas serve a rate within an objective, and what they cost. The costs of a
@@ -75,6 +76,7 @@ def add_arguments(parser: Parser) -> None:
         help="of each replica's capacity that stays free for peaks and failures (default: 0.3)",
     )
     add_request(parser)
+    parser.set_defaults(request=None, deadline=_PATIENT_S)
     replica = parser.add_argument_group("replica")
     replica.add_argument(
         "--cores", type=number_above_0, metavar="N", help="of a replica (default: one per lane)"
@@ -174,8 +176,6 @@ def measure(options: argparse.Namespace) -> Measured:
     from app.benchmarking.load import fire
     from app.benchmarking.replica import INLINE_S, Replica
 
-    if options.request is not None:
-        raise WrongUsage("--request: a plan is for requests of one size; omit it")
     target = target_of(options)
     response_bytes = _response_bytes(target, options.url)
     fire(_closed(target, 1, _QUIET_S))
