@@ -91,10 +91,26 @@ def cpu_s(pid: int) -> float:
     return total
 
 
+def settled(read_cpu_s: Callable[[], float]) -> float:
+    """Return a server's CPU time (s) once it is idle.
+
+    When wrk ends, each of its connections leaves a request behind, which the server may still
+    compute. Its CPU time must not count for the next measurement.
+    """
+    before_s, end = read_cpu_s(), time.monotonic() + 5
+    while time.monotonic() < end:
+        time.sleep(0.1)
+        now_s = read_cpu_s()
+        if now_s - before_s < 0.02:
+            return now_s
+        before_s = now_s
+    return before_s
+
+
 def measure(subject: Subject, rows: int, connections: int, seconds: int, folder: Path) -> Sample:
     """Load a server with wrk."""
     headers = {**subject.headers, "x-request-timeout-ms": "60000"}
-    before = cpu_s(subject.pid)
+    before = settled(lambda: cpu_s(subject.pid))
     found = wrk(subject.url, subject.post(rows), connections, seconds, folder, headers)
     cpu_us = (cpu_s(subject.pid) - before) / found.requests * 1e6
     return Sample(found.rate, found.p50_ms, found.p99_ms, cpu_us)

@@ -24,7 +24,7 @@ from typing import Any
 from app.artifacts.store import Store
 from tests import REPOSITORY
 from tests.bench.dialects import v2_binary, v2_json
-from tests.bench.hot_path import cpu_s
+from tests.bench.hot_path import cpu_s, settled
 from tests.bench.http import native, reference_artifact
 from tests.bench.wrk import wrk
 from tests.support.server import Server, clean_environment, running_server
@@ -55,7 +55,7 @@ def compare(
     for _ in range(options.rounds):
         planned = command("plan", f"--url={url}", "--rate=1000", *request)
         bench = command("bench", url, "--sweep", f"--duration={options.duration}", *request)
-        before_s = cpu_s(pid)
+        before_s = settled(lambda: cpu_s(pid))
         found = wrk(url, post, 32, 2, folder, {"x-request-timeout-ms": "60000"})
         cpu_us = (cpu_s(pid) - before_s) / found.requests * 1e6
         best = bench["highest_rate"]

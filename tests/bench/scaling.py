@@ -24,7 +24,7 @@ from app.artifacts.loader import load
 from app.artifacts.store import Store
 from app.benchmarking.requests import Post
 from tests.bench.dialects import v2_binary
-from tests.bench.hot_path import cpu_s, in_process_cpu_us
+from tests.bench.hot_path import cpu_s, in_process_cpu_us, settled
 from tests.bench.http import reference_artifact
 from tests.bench.wrk import wrk
 from tests.support.server import Server, running_server
@@ -56,7 +56,7 @@ class Bench:
     ) -> tuple[float, float, float, float]:
         """Return rate (1/s), p50 and p99 (ms) and CPU time a request (µs)."""
         wrk(server.url, post, connections, 1, self.folder, _PATIENT)
-        before = cpu_s(server.process.pid)
+        before = settled(lambda: cpu_s(server.process.pid))
         found = wrk(server.url, post, connections, self.seconds, self.folder, _PATIENT)
         cpu_us = (cpu_s(server.process.pid) - before) / found.requests * 1e6
         return found.rate, found.p50_ms, found.p99_ms, cpu_us

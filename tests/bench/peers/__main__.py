@@ -32,7 +32,7 @@ from app.artifacts.program import Program, scores
 from app.artifacts.store import PROGRAM, Store
 from app.benchmarking.load import Plan, fire, http
 from app.engine.hardware import usable_cores
-from tests.bench.hot_path import in_process_cpu_us
+from tests.bench.hot_path import in_process_cpu_us, settled
 from tests.bench.http import candidates, in_process, reference_artifact
 from tests.bench.peers.environments import FOLDER, CannotInstall
 from tests.bench.peers.peers import PEERS, Peer, Running, Scores, Settings, check, running
@@ -106,7 +106,7 @@ class Bench:
         """Load a server in a closed loop."""
         post = server.peer.forms[server.form].post(rows)
         wrk(server.url, post, connections, 1, self.folder, _PATIENT)
-        before_s, busy = server.cpu_s(), _Busy.now()
+        before_s, busy = settled(server.cpu_s), _Busy.now()
         found = wrk(server.url, post, connections, self.seconds, self.folder, _PATIENT)
         used_s = server.cpu_s() - before_s
         return Result(
