@@ -66,6 +66,10 @@ class Cell:
     rounds: int
 
 
+_PICTURE = """\
+![Requests per second of every server, by rows of a request](tests/bench/peers/peers.svg)
+
+The dotted line is the same model in process, one request at a time on each core, without a server."""
 Key = tuple[str, str, int, int]
 Cells = Mapping[Key, Cell]
 
@@ -269,11 +273,11 @@ def section(results: Sequence[Result]) -> Mapping[str, str]:
     rounds = [cell.rounds for cell in cells.values() if cell.rounds]
     others = median([cell.others for (peer, *_), cell in cells.items() if peer != ALONE] or [0.0])
     machine = (
-        f"{usable_cores()} cores of {_cpu()}; rounds a cell: {min(rounds)} to {max(rounds)}; other "
-        f"work used {others:.0%} of the cores meanwhile"
+        f"Measured on {usable_cores()} cores of {_cpu()}; {min(rounds)} to {max(rounds)} rounds a "
+        f"cell; other work used {others:.0%} of the cores meanwhile."
     )
     return {
-        "peers-summary": "\n".join([*summary(cells), "", f"{machine[0].upper()}{machine[1:]}."]),
+        "peers-summary": "\n".join([*summary(cells), "", machine, "", _PICTURE]),
         "peers-goals": "\n".join(goal_table(cells)),
         "peers-ratios": "\n".join(ratios(cells)),
         "peers-open": "\n".join(open_loop(cells)),
