@@ -69,7 +69,7 @@ class Cell:
 _PICTURE = """\
 ![Requests per second of every server, by rows of a request](tests/bench/peers/peers.svg)
 
-The dotted line is the same model in process, one request at a time on each core, without a server."""
+The dotted line is the same model in process, one request at a time on each core."""
 Key = tuple[str, str, int, int]
 Cells = Mapping[Key, Cell]
 
