@@ -28,7 +28,12 @@ class Objective:
     errors: float | None = None
 
     def broken(self, report: Report) -> str | None:
-        """Return what the objective lacks in a report, or None if it is met."""
+        """Return what the objective lacks in a report, or None if it is met.
+
+        A report without a single good response meets no objective, not even an empty one.
+        """
+        if 200 not in report.statuses:
+            return "no response has status 200"
         if self.errors is not None and report.error_ratio > self.errors:
             return f"{report.error_ratio:.2%} failed > {self.errors:.2%}"
         p99_ms = report.latency_ms(0.99)

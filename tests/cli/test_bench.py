@@ -94,7 +94,7 @@ def test_requests_of_a_file_are_sent_as_they_are(server, capsys, tmp_path):
         capsys, server.url, "--rate", 100, "--request", file, *SHORT, "--errors", "0.5"
     )
     assert code == ExitCode.FAILED
-    assert "100.00% failed > 50.00%" in err or "the generator lagged" in err
+    assert "no response has status 200" in err or "the generator lagged" in err
 
 
 @pytest.mark.slow
