@@ -168,7 +168,9 @@ def over_http(device: str, window_s: float, rows: int = 500) -> None:
             port = int(server.url.rpartition(":")[2])
             for name, post in (("binary", v2_binary(rows)), ("JSON", native(rows))):
                 request = http(post.path, post.body, post.headers)
-                plan = Plan(port, [request], connections=32, seconds=window_s, warm_up_s=1)
+                plan = Plan(
+                    port, [request], connections=32, seconds=window_s, warm_up_s=0.2 * window_s
+                )
                 closed = fire(plan, 2)
                 rate = 0.7 * closed.rate_within()
                 opened = fire(replace(plan, rate=rate, connections=512), 2)

@@ -58,7 +58,7 @@ def test_every_form_of_the_benchmark_model_gives_the_same_scores():
 
 @pytest.mark.slow
 def test_http_part_prints_a_line_per_form_and_load(capsys):
-    gpu.over_http("cpu", 0.5, rows=20)
+    gpu.over_http("cpu", 0.2, rows=20)
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == ["| binary"] * 2 + ["| JSON"] * 2
     assert all(float(line.split(" | ")[2].replace(",", "")) > 0 for line in lines)
