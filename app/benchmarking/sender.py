@@ -363,7 +363,10 @@ def run(plan: Plan, output: BinaryIO) -> None:
     """Run a plan; write progress and results."""
 
     def show(progress: Progress) -> None:
-        _write_line(output, {"progress": asdict(progress)})
+        try:
+            _write_line(output, {"progress": asdict(progress)})
+        except BrokenPipeError:  # nobody waits for the report: stop the load
+            os._exit(1)
 
     began, used_s = time.perf_counter(), time.process_time()
     try:

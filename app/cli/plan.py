@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -317,6 +318,8 @@ def _server_of(store: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    # The server must not outlive this command.
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     where = ["--store", str(store), "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(  # noqa: S603  (the path of a store is one argument)
         [sys.executable, "-m", "app", "serve", *where],
@@ -334,6 +337,7 @@ def _server_of(store: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+        signal.signal(signal.SIGTERM, former)
 
 
 def _is_ready(url: str) -> bool:

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -268,6 +269,7 @@ def main() -> None:
         "--write", action="store_true", help="write into BENCHMARKS.md and the plot"
     )
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed")
     FOLDER.mkdir(parents=True, exist_ok=True)

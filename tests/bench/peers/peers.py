@@ -387,11 +387,11 @@ def _wait(server: Running, process: subprocess.Popen[bytes], log: Path) -> None:
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
     """Ask the server to end; kill what is left of its processes."""
-    process.send_signal(signal.SIGTERM)
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
     patience = time.monotonic() + 10
     while marked(mark) and time.monotonic() < patience:
-        if process.poll() is None:
-            process.poll()
+        process.poll()  # a process that has ended is listed until then
         time.sleep(0.2)
     for each in marked(mark):
         try:
