@@ -11,7 +11,7 @@ TABLE_FILES := .venv/table-files.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test test-fast check soak bench overload format lock clean
+.PHONY: help serve demo test test-fast check soak bench bench-peers overload format lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -50,6 +50,9 @@ soak: $(DEVELOPMENT)  ## send 100 000 mixed requests to a server and check every
 bench: $(DEVELOPMENT)  ## measure rates, latency and CPU time a request, and the goals; needs wrk
 	$(BIN)/python -m tests.bench.percentiles
 	$(BIN)/python -m tests.bench.hot_path
+
+bench-peers: $(DEVELOPMENT)  ## measure Triton, mosec and other servers beside this one; needs wrk
+	$(BIN)/python -m tests.bench.peers --write
 
 overload: $(DEVELOPMENT)  ## measure and plot goodput and p99 at up to 10 times the capacity
 	$(BIN)/python -m tests.bench.overload --out tests/bench/overload.svg

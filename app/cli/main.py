@@ -33,13 +33,11 @@ COMMANDS: Mapping[str, str] = {
     "users": "publish and show tables of user features that live in the service",
     "import": "make an artifact from a TorchScript file",
     "rank": "answer requests from a file, as the server would",
+    "bench": "measure a server under load, or find the highest rate that it serves",
+    "plan": "compute how many replicas an objective needs, and what they cost",
     "fit-calibration": "fit calibrated scores on logged outcomes",
     "tune": "search for the weights of a policy that best reach a goal",
 }
-
-_OF_VERSIONS = frozenset(
-    ("versions", "activate", "rollback", "canary", "shadow", "replay", "publish", "prune")
-)
 
 _DESCRIPTION = "Online ranking: one user, many candidates, a score per task and one rank score."
 _EPILOG = """\
@@ -50,6 +48,12 @@ Training is a program of its own: python -m models --help
 exit codes: 0 success; 1 the command ran and found a failure; 2 wrong usage, settings or files;
 130 interrupted by Ctrl-C; 141 the reader of the output went away
 """
+_OF_ONE_NAME = (  # commands whose module has their name
+    *("versions", "activate", "rollback", "canary", "shadow", "replay", "publish", "prune"),
+    *("bench", "plan"),
+)
+_CALLERS = ("bench", "plan")
+"""Commands that call a server, with the API key in GATEHOUSE_KEY: no other command reads it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -149,7 +153,8 @@ def _run(given: Sequence[str]) -> int:
     if name != "serve":  # serve logs them
         from app.settings import variable_warnings
 
-        for line in variable_warnings(os.environ):
+        known = {"GATEHOUSE_KEY"} if name in _CALLERS else set()
+        for line in variable_warnings({n: v for n, v in os.environ.items() if n not in known}):
             complain(f"warning: {line}")
     return command.run(options)
 
@@ -184,7 +189,7 @@ def _command(name: str) -> Command:
         from app.cli import check
 
         return check
-    if name in _OF_VERSIONS:
+    if name in _OF_ONE_NAME:
         command: Command = import_module(f"app.cli.{name}")
         return command
     if name in ("items", "users"):

@@ -8,16 +8,13 @@ or 500 candidates of 100 numbers, as JSON. Needs `wrk` (Debian package `wrk`).
 """
 
 import argparse
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -31,20 +28,16 @@ from app.artifacts.manifest import DenseInput, Description, RequestCall, TaskOut
 from app.artifacts.program import Program, scores
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
+from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from app.ranking.policy import Policy
 from models.networks.build import build
 from models.networks.config import DenseFeature, NetworkConfig, Task
+from tests.bench.wrk import wrk
 from tests.support.server import running_server
 
 COLUMNS = 100
 TASKS = ("click", "like", "dwell")
-_WRK = """
-wrk.method = "POST"
-local file = io.open("{body}", "rb")
-wrk.body = file:read("*a")
-file:close()
-"""
 
 
 def reference_artifact(
@@ -54,6 +47,7 @@ def reference_artifact(
     num_experts: int = 8,
     hidden_units: tuple[int, ...] = (256, 128, 64),
     columns: int = COLUMNS,
+    tasks: Sequence[str] = TASKS,
 ) -> Artifact:
     """Publish the reference model, or one of other widths. Its weights are random."""
     network = build(
@@ -64,7 +58,7 @@ def reference_artifact(
             tower_hidden_units=(),
         ),
         [DenseFeature(name="x", side="candidate", dim=columns)],
-        [Task(name=name, kind="binary") for name in TASKS],
+        [Task(name=task, kind="binary") for task in tasks],
         seed=0,
     ).eval()
     description = Description(
@@ -74,15 +68,15 @@ def reference_artifact(
         call=RequestCall(),
         tasks=tuple(
             TaskOutput(
-                name=name,
+                name=task,
                 kind="binary",
                 unit="probability",
                 link="sigmoid",
                 output={"column": k},
             )
-            for k, name in enumerate(TASKS)
+            for k, task in enumerate(tasks)
         ),
-        ranking=Policy(weights=dict.fromkeys(TASKS, 1.0)),
+        ranking=Policy(weights=dict.fromkeys(tasks, 1.0)),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,37 +116,11 @@ def in_process(program: Program, rows: int, seconds: float, threads: int) -> tup
     return sum(counts) / seconds, median(alone_ms)
 
 
-@dataclass(frozen=True)
-class Post:
-    """A POST request that is sent repeatedly."""
-
-    path: str
-    body: bytes
-    headers: Mapping[str, str]
-
-
 def native(rows: int) -> Post:
     """Return a request of the native API with the given number of candidates."""
     columns = {"x": candidates([rows]).candidate["x"]}
     body = orjson.dumps({"candidates": columns}, option=orjson.OPT_SERIALIZE_NUMPY)
     return Post("/v1/score", body, {"content-type": "application/json"})
-
-
-def over_http(url: str, folder: Path, post: Post, connections: int, seconds: float) -> list[str]:
-    """Return requests per second, median and 99th percentile, as wrk prints them."""
-    body = folder / "body"
-    body.write_bytes(post.body)
-    script = folder / "post.lua"
-    headers = "".join(f'wrk.headers["{k}"] = "{v}"\n' for k, v in post.headers.items())
-    script.write_text(_WRK.format(body=body) + headers)
-    wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script)]
-    output = subprocess.run(
-        [*wrk, f"{url}{post.path}"], check=True, capture_output=True, text=True
-    ).stdout
-    if "Non-2xx" in output:
-        raise SystemExit(output)
-    patterns = (r"Requests/sec:\s+(\S+)", r"\n\s+50%\s+(\S+)", r"\n\s+99%\s+(\S+)")
-    return [re.search(pattern, output)[1] for pattern in patterns]  # type: ignore[index]
 
 
 def main() -> None:
@@ -178,14 +146,14 @@ def main() -> None:
         print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         with running_server(folder / "store", folder / "log") as server:
             for rows in (1, 50, 500):
-                over_http(server.url, folder, native(rows), arguments.connections, 1)
-                rate, p50, p99 = over_http(
-                    server.url, folder, native(rows), arguments.connections, arguments.seconds
-                )
+                post, connections = native(rows), arguments.connections
+                wrk(server.url, post, connections, 1, folder)
+                found = wrk(server.url, post, connections, arguments.seconds, folder)
                 limit, alone_ms = in_process(program, rows, arguments.seconds, cores)
-                ratio = float(rate) / limit
+                ratio = found.rate / limit
                 print(
-                    f"| {rows} | {float(rate):,.0f} | {p50} | {p99} | {limit:,.0f} "
+                    f"| {rows} | {found.rate:,.0f} | {found.p50_ms:.2f} ms "
+                    f"| {found.p99_ms:.2f} ms | {limit:,.0f} "
                     f"| {ratio:.2f} | {alone_ms:.2f} ms |",
                     flush=True,
                 )

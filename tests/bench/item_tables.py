@@ -17,7 +17,6 @@ its keys. Needs wrk.
 import argparse
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,9 +36,11 @@ from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.description import TableColumn, TableKey, record_dtype
 from app.artifacts.tables.publish import TablePlan, TableWriter, publish_table
 from app.artifacts.tables.reader import ListedTable, open_table
+from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
-from tests.bench.hot_path import Sample, _found, _ms, cpu_s, in_process_cpu_us
+from tests.bench.hot_path import Sample, cpu_s, in_process_cpu_us, settled
 from tests.bench.http import COLUMNS, candidates, reference_artifact
+from tests.bench.wrk import wrk
 from tests.support.server import Server, free_port, running_server
 
 ROWS = 500
@@ -47,23 +48,6 @@ ITEMS = 100_000
 BODIES = 64
 WIDE = 64
 _AT_ONCE = 50_000
-_WRK = """
-wrk.method = "POST"
-local bodies = {{}}
-for i = 1, {count} do
-  local file = io.open("{folder}/body-" .. i, "rb")
-  bodies[i] = file:read("*a")
-  file:close()
-end
-wrk.body = bodies[1]
-if {count} > 1 then
-  local turn = 0
-  request = function()
-    turn = turn % {count} + 1
-    return wrk.format(nil, nil, nil, bodies[turn])
-  end
-end
-"""
 
 
 @dataclass(frozen=True)
@@ -133,26 +117,13 @@ def _binary(name: str, datatype: str, values: np.ndarray) -> tuple[bytes, dict[s
 
 def measure(server: Server, form: Form, connections: int, seconds: int, folder: Path) -> Sample:
     """Load a server with wrk, in one form."""
-    for number, body in enumerate(form.bodies, start=1):
-        (folder / f"body-{number}").write_bytes(body)
-    script = folder / "post.lua"
-    headers = {**form.headers, "x-request-timeout-ms": "60000"}
-    lines = "".join(f'wrk.headers["{k}"] = "{v}"\n' for k, v in headers.items())
-    script.write_text(_WRK.format(folder=folder, count=len(form.bodies)) + lines)
-    wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script)]
+    post = Post(form.path, form.bodies[0], form.headers)
     before = cpu_s(server.process.pid)
-    output = subprocess.run(
-        [*wrk, f"{server.url}{form.path}"], check=True, capture_output=True, text=True
-    ).stdout
+    headers = {"x-request-timeout-ms": "60000"}
+    found = wrk(server.url, post, connections, seconds, folder, headers, form.bodies)
+    settled(server.process.pid)
     used_s = cpu_s(server.process.pid) - before
-    if "Non-2xx" in output:
-        raise SystemExit(output)
-    return Sample(
-        rate=float(_found(r"Requests/sec:\s+(\S+)", output)),
-        p50_ms=_ms(_found(r"\n\s+50%\s+(\S+)", output)),
-        p99_ms=_ms(_found(r"\n\s+99%\s+(\S+)", output)),
-        cpu_us=used_s / int(_found(r"(\d+) requests in", output)) * 1e6,
-    )
+    return Sample(found.rate, found.p50_ms, found.p99_ms, used_s / found.requests * 1e6)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from statistics import median
 
 from app.artifacts.store import Store
 from app.artifacts.traffic_log import TrafficLog
+from app.benchmarking.load import Plan, fire, http
 from tests.bench.hot_path import cpu_s
 from tests.bench.http import native, reference_artifact
-from tests.bench.load import Plan, fire, http
 from tests.support.server import Server, running_server
 
 SHARES = (None, 0.01, 1.0)

@@ -26,9 +26,9 @@ import httpx
 import numpy as np
 
 from app.artifacts.store import Store
+from app.benchmarking.load import Plan, Report, fire, http
 from tests import REPOSITORY
 from tests.bench.http import native, reference_artifact
-from tests.bench.load import Plan, Report, fire, http
 from tests.support.server import Server, running_server
 
 OTHER = "other"
