@@ -121,8 +121,7 @@ def measure(server: Server, form: Form, connections: int, seconds: int, folder: 
     before = cpu_s(server.process.pid)
     headers = {"x-request-timeout-ms": "60000"}
     found = wrk(server.url, post, connections, seconds, folder, headers, form.bodies)
-    settled(server.process.pid)
-    used_s = cpu_s(server.process.pid) - before
+    used_s = settled(lambda: cpu_s(server.process.pid)) - before
     return Sample(found.rate, found.p50_ms, found.p99_ms, used_s / found.requests * 1e6)
 
 
