@@ -19,7 +19,7 @@ from app.artifacts.columns import Column, ModelInputs
 from app.artifacts.effects import effects
 from app.artifacts.loader import load_module, load_program
 from app.artifacts.manifest import DenseInput, Description, IdListInput, Input, Output, Precision
-from app.artifacts.program import Program, Raw, error_summary
+from app.artifacts.program import Program, Raw, element, error_summary, fields
 from app.errors import ArtifactInvalid, did_you_mean
 from app.importing.description import ForeignModel, ForeignTask
 from app.importing.influence import refuse_misused_inputs
@@ -92,7 +92,10 @@ def _refuse_side_effects(module: torch.jit.ScriptModule) -> bool:
 def _refuse_training_mode(graph: torch._C.Graph) -> None:
     for operator, position, name in (("batch_norm", 5, "BatchNorm"), ("dropout", 2, "dropout")):
         for node in _nodes(graph, f"aten::{operator}"):
-            if list(node.inputs())[position].toIValue() is True:
+            arguments = [each.toIValue() for each in node.inputs()]  # None if not a constant
+            # A probability that is computed is left to `effects`, which follows the frozen graph.
+            drops_out = operator != "dropout" or arguments[1] not in (None, 0)
+            if arguments[position] is True and drops_out:
                 raise ArtifactInvalid(
                     f"{name} is in training mode: call eval() on the module before tracing it"
                 )
@@ -131,13 +134,14 @@ def _outputs(
 
 
 def _places(returned: object, tasks: Sequence[ForeignTask]) -> list[Output]:
-    """Return the place of each task's output: by key in a dict, else in the order of the tasks."""
-    if isinstance(returned, dict):
-        if missing := [task.name for task in tasks if task.name not in returned]:
-            keys = ", ".join(map(str, returned))
+    """Return the place of each task's output: by key or field if there are any, else in order."""
+    names = _output_names(returned)
+    if isinstance(returned, dict) or {task.name for task in tasks} <= set(names):
+        if missing := [task.name for task in tasks if task.name not in names]:
             raise ArtifactInvalid(
-                f'it returns no output "{missing[0]}"; outputs: {keys}'
-                f"{did_you_mean(missing[0], map(str, returned))}"
+                f'it returns no output "{missing[0]}"; outputs: {", ".join(names)}'
+                f"{did_you_mean(missing[0], names)}; an output of another name is "
+                'named with output = { path = "…" }'
             )
         found = [Output(path=task.name) for task in tasks]
     elif isinstance(returned, tuple | list):
@@ -150,12 +154,19 @@ def _places(returned: object, tasks: Sequence[ForeignTask]) -> list[Output]:
             "each output, in order, or state the output of each task"
         )
     for place in found:
-        width = 1 if place.path is None else _width(returned[place.path])  # type: ignore[index]
+        width = 1 if place.path is None else _width(element(returned, place.path))
         if width != 1:
             raise ArtifactInvalid(
                 f"its output {place.path!r} has {width} columns: state the output of each task"
             )
     return found
+
+
+def _output_names(returned: object) -> list[str]:
+    """Return the keys of a dict, or the fields of a named tuple."""
+    if isinstance(returned, dict):
+        return list(map(str, returned))
+    return list(fields(returned)) if isinstance(returned, tuple) else []
 
 
 def _width(tensor: object) -> int:
