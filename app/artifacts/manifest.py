@@ -410,7 +410,8 @@ class Description(Value):
         multiplier = self.ranking.multiplier
         if multiplier is not None and multiplier not in self.traits.multipliers:
             raise ValueError(
-                f'ranking: multiplier "{multiplier}" must be a dense candidate input of dim 1'
+                f'ranking: multiplier "{multiplier}" must be a dense candidate input of dim 1, '
+                "and not one that may be NaN"
             )
         if arguments:
             packed = [name for argument in arguments for name in argument.features]
@@ -473,7 +474,9 @@ class Description(Value):
             policy=self.ranking,
             calibrations={task.name: task.calibration for task in self.tasks},
             probabilities=frozenset(task.name for task in self.tasks if task.kind == "binary"),
-            multipliers=frozenset(each.name for each in numbers if each.dim == 1),
+            multipliers=frozenset(
+                each.name for each in numbers if each.dim == 1 and each.missing != "nan"
+            ),
         )
 
 

@@ -47,7 +47,8 @@ class SelfAttention(nn.Module):
         x = self.items(item_seq) + self.positions(place)
         mixed = self.attention(x, x, x, key_padding_mask=key_padding_mask, need_weights=False)[0]
         last = (item_seq_len.long() - 1).view(-1, 1, 1).expand(-1, 1, 8)
-        return ((x + mixed).gather(1, last).squeeze(1) * self.items(item_id)).sum(1)
+        score: Tensor = ((x + mixed).gather(1, last).squeeze(1) * self.items(item_id)).sum(1)
+        return score
 
 
 class Scores(NamedTuple):
@@ -101,7 +102,8 @@ class OneMatrix(nn.Module):
         length = X[:, 7].long()
         inside = (torch.arange(4).unsqueeze(0) < length.unsqueeze(1)).float().unsqueeze(2)
         pooled = (self.items(X[:, 3:7].long()) * inside).sum(1) / length.unsqueeze(1)
-        return self.top(torch.cat([self.users(X[:, 0].long()), X[:, 1:3], pooled], 1))
+        logit: Tensor = self.top(torch.cat([self.users(X[:, 0].long()), X[:, 1:3], pooled], 1))
+        return logit
 
 
 def scripted(module: nn.Module) -> bytes:
