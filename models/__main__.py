@@ -129,6 +129,23 @@ def _add_schema(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", type=Path, metavar="TABLE", help="a Parquet or text file")
 
 
+def _add_entities(parser: argparse.ArgumentParser, what: str) -> None:
+    _add_config(parser)
+    parser.add_argument(
+        "--key",
+        metavar="FEATURE",
+        help="id feature that identifies a row (default: the only one"
+        + (", or the user of the schema)" if what == "users" else ")"),
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build") / f"{what}.parquet",
+        metavar="FILE",
+        help="the Parquet file to write (default: %(default)s)",
+    )
+
+
 def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the experiment, a TOML file")
 
@@ -267,6 +284,12 @@ def _vocabulary(arguments: argparse.Namespace) -> None:
         print(f"{path}: {size}")
 
 
+def _entities(arguments: argparse.Namespace, what: str) -> None:
+    planned = experiment.read(arguments.config)
+    rows = data.write_entities(planned.data, what, arguments.key, arguments.out)
+    print(f"{arguments.out}: {rows:,} {what}; publish: gatehouse {what} publish {arguments.out}")
+
+
 def _show(arguments: argparse.Namespace) -> None:
     shown = experiment.read(arguments.config)
     network = networks.build(shown.network, shown.features, shown.tasks, seed=shown.training.seed)
@@ -377,6 +400,16 @@ COMMANDS = (
         "--config clips.toml",
         _add_config,
         _vocabulary,
+    ),
+    *(
+        _Command(
+            what,
+            f"write the {what} of an experiment's table, for gatehouse {what} publish",
+            f"--config clips.toml --out {what}.parquet",
+            partial(_add_entities, what=what),
+            partial(_entities, what=what),
+        )
+        for what in ("items", "users")
     ),
     _Command(
         "show",

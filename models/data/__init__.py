@@ -39,6 +39,7 @@ __all__ = [
     "make_vocabularies",
     "tables_of",
     "vocabulary_files",
+    "write_entities",
 ]
 
 SOURCES = ("feed", "synthetic", "files")
@@ -141,6 +142,20 @@ def draft_schema(path: Path) -> str:
     from models.data import draft
 
     return draft.draft(path)
+
+
+def write_entities(config: AnyConfig, what: str, key: str | None, path: Path) -> int:
+    """Write the items or the users of a table to a Parquet file; return how many there are.
+
+    Raises:
+        DataInvalid: the data is simulated, or see `models.data.entities.write`.
+    """
+    if not isinstance(config, FilesConfig):
+        raise DataInvalid(f'{what} are read from tables, but the source is "{config.source}"')
+    _need_pyarrow()
+    from models.data import entities
+
+    return entities.write(config, what, key, path)
 
 
 def fetch(dataset: DatasetName, folder: Path, source: Path | None = None) -> dict[str, int]:
