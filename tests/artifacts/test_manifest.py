@@ -279,3 +279,11 @@ def test_a_derived_part_that_breaks_a_rule_is_refused(argument, rule):
     with pytest.raises(ValidationError) as caught:
         description(inputs=LISTED, call={"layout": "rows", "style": "dict", "arguments": arguments})
     assert rule in first_problem(caught.value)
+
+
+def test_a_multiplier_is_a_number_that_is_never_nan():
+    price = DenseInput(name="price", side="candidate", default=(1.0,), missing="default")
+    policy = {"formula": "power_product", "weights": {"click": 1.0}, "multiplier": "price"}
+    assert description(inputs=(price,), ranking=policy).ranking.multiplier == "price"
+    with pytest.raises(ValidationError, match="and not one that may be NaN"):
+        description(inputs=(price.model_copy(update={"missing": "nan"}),), ranking=policy)
