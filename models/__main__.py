@@ -129,21 +129,21 @@ def _add_schema(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", type=Path, metavar="TABLE", help="a Parquet or text file")
 
 
-def _add_entities(parser: argparse.ArgumentParser, what: str) -> None:
+def _add_tables(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
-    parser.add_argument(
-        "--key",
-        metavar="FEATURE",
-        help="id feature that identifies a row (default: the only one"
-        + (", or the user of the schema)" if what == "users" else ")"),
-    )
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("build") / f"{what}.parquet",
-        metavar="FILE",
-        help="the Parquet file to write (default: %(default)s)",
+        default=Path("build/tables"),
+        metavar="DIR",
+        help="folder of the files, one of items and one of users (default: %(default)s)",
     )
+    for what, usual in (("item", ""), ("user", ", or the user of the schema")):
+        parser.add_argument(
+            f"--{what}-key",
+            metavar="FEATURE",
+            help=f"id feature that identifies {what}s (default: the only one{usual})",
+        )
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
@@ -284,10 +284,11 @@ def _vocabulary(arguments: argparse.Namespace) -> None:
         print(f"{path}: {size}")
 
 
-def _entities(arguments: argparse.Namespace, what: str) -> None:
+def _tables(arguments: argparse.Namespace) -> None:
     planned = experiment.read(arguments.config)
-    rows = data.write_entities(planned.data, what, arguments.key, arguments.out)
-    print(f"{arguments.out}: {rows:,} {what}; publish: gatehouse {what} publish {arguments.out}")
+    keys = {"items": arguments.item_key, "users": arguments.user_key}
+    for path, rows in data.write_tables(planned.data, arguments.out, keys).items():
+        print(f"{path}: {rows:,} rows, for gatehouse {path.stem} publish")
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -401,15 +402,13 @@ COMMANDS = (
         _add_config,
         _vocabulary,
     ),
-    *(
-        _Command(
-            what,
-            f"write the {what} of an experiment's table, for gatehouse {what} publish",
-            f"--config clips.toml --out {what}.parquet",
-            partial(_add_entities, what=what),
-            partial(_entities, what=what),
-        )
-        for what in ("items", "users")
+    _Command(
+        "tables",
+        "write the items and users of an experiment's data, for gatehouse items publish",
+        "--config clips.toml --out build/tables",
+        _add_tables,
+        _tables,
+        "the files are not complete",
     ),
     _Command(
         "show",

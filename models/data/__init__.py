@@ -39,7 +39,7 @@ __all__ = [
     "make_vocabularies",
     "tables_of",
     "vocabulary_files",
-    "write_entities",
+    "write_tables",
 ]
 
 SOURCES = ("feed", "synthetic", "files")
@@ -144,18 +144,27 @@ def draft_schema(path: Path) -> str:
     return draft.draft(path)
 
 
-def write_entities(config: AnyConfig, what: str, key: str | None, path: Path) -> int:
-    """Write the items or the users of a table to a Parquet file; return how many there are.
+def write_tables(
+    config: AnyConfig, folder: Path, keys: Mapping[str, str | None]
+) -> Mapping[Path, int]:
+    """Write the items and the users of the data as files; return the number of rows of each.
+
+    Args:
+        config: the source.
+        folder: of the files; created if absent.
+        keys: of `items` and `users`: the id feature that identifies a row, None for the usual one.
 
     Raises:
-        DataInvalid: the data is simulated, or see `models.data.entities.write`.
+        DataInvalid: the data is simulated, or a key is no id feature.
     """
     if not isinstance(config, FilesConfig):
-        raise DataInvalid(f'{what} are read from tables, but the source is "{config.source}"')
+        raise DataInvalid(
+            f'items and users are read from files, but the source is "{config.source}"'
+        )
     _need_pyarrow()
     from models.data import entities
 
-    return entities.write(config, what, key, path)
+    return entities.write(config, folder, keys)
 
 
 def fetch(dataset: DatasetName, folder: Path, source: Path | None = None) -> dict[str, int]:

@@ -30,38 +30,37 @@ from models.networks.config import Side
 SIDES: Mapping[str, Side] = {"items": "candidate", "users": "user"}
 
 
-def write(config: FilesConfig, what: str, key: str | None, path: Path) -> int:
-    """Write the items or the users of a table to a Parquet file; return how many there are.
+def write(config: FilesConfig, folder: Path, keys: Mapping[str, str | None]) -> dict[Path, int]:
+    """Write `items.parquet` and `users.parquet`; return the number of rows of each.
+
+    A side without id features gets no file.
 
     Args:
         config: the table.
-        what: `items` or `users`.
-        key: the feature that identifies a row; by default the id feature of that side, or, of
-            users, the schema's `user`.
-        path: of the file.
+        folder: of the files; created if absent.
+        keys: of `items` and `users`, the feature that identifies a row; None for the only id
+            feature of that side or, of users, for the schema's `user`.
 
     Raises:
-        DataInvalid: the key is no id feature, or the files do not match the schema.
+        DataInvalid: a key is no id feature, or the files do not match the schema.
     """
-    features = [each for each in config.features if each.side == SIDES[what]]
-    identifying = _key(config, what, features, key)
-    last = _LastRows(config, identifying, features)
-    columns = sorted(
-        {
-            name
-            for feature in features
-            for name in (
-                feature.columns if isinstance(feature, DenseColumns) else (feature.column,)
-            )
-        }
-    )
+    last = {}
+    for name, side in SIDES.items():
+        features = [each for each in config.features if each.side == side]
+        if keys[name] is not None or any(isinstance(each, IdColumn) for each in features):
+            last[name] = _LastRows(config, _key(config, name, features, keys[name]), features)
+    columns = sorted({name for each in last.values() for name in each.columns})
     for unit in units_of(config):
         for chunk in unit.file.chunks(unit.number, columns):
-            last.add(chunk.table)
-    table = last.table()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(table, path)
-    return int(table.num_rows)
+            for each in last.values():
+                each.add(chunk.table)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for name, each in last.items():
+        table = each.table()
+        written[folder / f"{name}.parquet"] = int(table.num_rows)
+        parquet.write_table(table, folder / f"{name}.parquet")
+    return written
 
 
 def _key(config: FilesConfig, what: str, features: list[TableFeature], key: str | None) -> IdColumn:
@@ -70,12 +69,12 @@ def _key(config: FilesConfig, what: str, features: list[TableFeature], key: str 
         key = next((name for name, each in ids.items() if each.column == config.user), None)
     if key is None and len(ids) == 1:
         (key,) = ids
-    known = ", ".join(ids) or "none"
+    known, option = ", ".join(ids) or "none", f"--{what.removesuffix('s')}-key"
     if key is None:
-        raise DataInvalid(f"choose the key of the {what} with --key (id features: {known})")
+        raise DataInvalid(f"choose the key of the {what} with {option} (id features: {known})")
     if key not in ids:
         raise DataInvalid(
-            f'--key: "{key}" is no id feature of the {what} (id features: {known})'
+            f'{option}: "{key}" is no id feature of the {what} (id features: {known})'
             f"{did_you_mean(key, ids)}"
         )
     return ids[key]
@@ -89,6 +88,12 @@ class _LastRows:
     key: IdColumn
     features: list[TableFeature]
     _parts: list[pa.Table] = field(default_factory=list)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the table that are read."""
+        read = [e.columns if isinstance(e, DenseColumns) else (e.column,) for e in self.features]
+        return [name for names in read for name in names]
 
     def add(self, chunk: pa.RecordBatch) -> None:
         """Take the rows of a chunk; rows without a key are left out."""

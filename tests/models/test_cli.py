@@ -15,7 +15,10 @@ from tests.models import impressions
 
 TINY = TINY_EXPERIMENT
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["train", "log", "tables", "fetch", "schema", "vocabulary", "show", "compare", "sweep"]
+COMMANDS = [
+    *("train", "log", "fetch", "schema", "vocabulary", "tables"),
+    *("show", "compare", "sweep"),
+]
 
 
 def test_train_ends_with_the_figures_and_the_artifact(tmp_path, capsys):
@@ -133,8 +136,8 @@ def test_missing_csv_column_names_file_column_and_the_nearest(tmp_path, capsys):
     [
         (
             ["tarin"],
-            "python -m models: unknown command tarin (commands: train, log, tables, fetch, schema, "
-            'vocabulary, show, compare, sweep); did you mean "train"?\n',
+            "python -m models: unknown command tarin (commands: train, log, fetch, schema, "
+            'vocabulary, tables, show, compare, sweep); did you mean "train"?\n',
         ),
         (
             ["train", "--confg", "x"],
