@@ -8,8 +8,8 @@ checked.
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 import torch
@@ -67,19 +67,19 @@ def draft(content: bytes, name: str) -> str:
     signature = read_signature(module)
     caller = Caller(module, signature)
     fit = find(caller, _float_type(module))
-    tasks = list(_tasks(caller.outputs(fit.forms, fit.sizes, rows=_MANY_ROWS)))
-    first_reason = ""
+    tasks = _unique(_tasks(caller.outputs(fit.forms, fit.sizes, rows=_MANY_ROWS)))
+    reasons: dict[str, str] = {}  # by description
     for variant in _VARIANTS:
         body = "\n".join(_lines(name, signature, fit, tasks, variant)) + "\n"
+        if body in reasons:
+            continue
         reason = _problem(content, body)
         if reason is None:
-            return (
-                _head("It imports as it is.\n# A line with a question mark is a guess: check it.")
-                + body
-            )
-        first_reason = first_reason or reason
-    body = "\n".join(_lines(name, signature, fit, tasks, _Variant())) + "\n"
-    return _head(f"It does not import yet: {first_reason}") + body
+            status = "It imports as it is.\n# A line with a question mark is a guess: check it."
+            return _head(status) + body
+        reasons[body] = reason
+    body, reason = next(iter(reasons.items()))
+    return _head(f"It does not import yet: {reason}") + body
 
 
 def _head(status: str) -> str:
@@ -116,7 +116,7 @@ def _lines(
     if ranges:
         pairs = ", ".join(f"{_text(each)} = [0.0, 1.0]" for each in ranges)
         yield f"ranges = {{ {pairs} }}   # values to try it with?"
-    unused = [slot.name for slot in signature.slots if not slot.is_used]
+    unused = [each.name for each in features if not each.slot.is_used]
     if unused:
         yield f"unused = [{', '.join(map(_text, unused))}]   # nothing reads it"
     for feature in features:
@@ -235,7 +235,24 @@ def _columns(slot: Slot, name: str, width: int) -> Iterator[_Feature]:
 class _Task:
     """One `[[tasks]]` table."""
 
-    lines: tuple[str, ...]
+    name: str
+    keys: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The keys, with comments."""
+        return (f"name = {_text(self.name)}", *self.keys)
+
+
+def _unique(tasks: Iterable[_Task]) -> list[_Task]:
+    """The tasks, those with the name of an earlier one with a number behind it."""
+    found: dict[str, _Task] = {}
+    for task in tasks:
+        name, number = task.name, 2
+        while name in found or name == "rank_score":  # which every model has
+            name, number = f"{task.name}_{number}", number + 1
+        found[name] = replace(task, name=name)
+    return list(found.values())
 
 
 def _tasks(returned: object) -> Iterator[_Task]:
@@ -270,15 +287,14 @@ def _task(output: str, values: Tensor, path: str | None = None, column: int | No
         name = f"task_{name}".rstrip("_")
     is_probability = bool(((values >= 0) & (values <= 1)).all())
     gives = "probability" if is_probability else "logit"
-    lines = [
-        f"name = {_text(name[:64])}",
+    keys = [
         f'gives = "{gives}"   # probability, logit, log-probability, [log-|log1p-]seconds, number?',
     ]
     if column is not None:
-        lines.append(f"output = {{ column = {column} }}")
+        keys.append(f"output = {{ column = {column} }}")
     elif path is not None:
-        lines.append(f"output = {{ path = {path} }}")
-    return _Task(tuple(lines))
+        keys.append(f"output = {{ path = {path} }}")
+    return _Task(name[:60], tuple(keys))
 
 
 def _feature_name(name: str) -> str:

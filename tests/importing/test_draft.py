@@ -184,6 +184,21 @@ def test_a_module_that_cannot_be_drafted_is_refused_with_the_reason(content, rea
     assert "\n" not in str(caught.value)
 
 
+def test_unused_arguments_and_outputs_of_like_names_import_as_drafted():
+    class Sloppy(nn.Module):
+        def forward(self, price: Tensor, debug: Tensor) -> dict[str, Tensor]:
+            del debug
+            total = price.sum(1)
+            return {"p(a)": total, "p a": total * 2, "rank_score": total * 3}
+
+    text = draft(scripted(Sloppy()), "sloppy")
+    assert "It imports as it is." in text
+    drafted = tomllib.loads(text)
+    assert drafted["unused"] == ["debug"]
+    names = [(each["name"], each["output"]["path"]) for each in drafted["tasks"]]
+    assert names == [("p_a", "p(a)"), ("p_a_2", "p a"), ("rank_score_2", "rank_score")]
+
+
 def test_a_draft_that_does_not_import_says_why():
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
