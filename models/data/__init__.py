@@ -1,7 +1,7 @@
 """Training data: from a configuration to features and labelled impressions."""
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,7 +37,6 @@ __all__ = [
     "generate",
     "label_kinds",
     "make_vocabularies",
-    "tables_of",
     "vocabulary_files",
     "write_tables",
 ]
@@ -103,18 +102,6 @@ def generate(config: AnyConfig, tasks: Sequence[Task] = ()) -> Splits:
             return scan.generate(config, tasks)
 
 
-def tables_of(config: AnyConfig) -> Mapping[str, Iterable[Mapping[str, object]]]:
-    """Return the rows of `items` and `users` of a simulated feed; lists are NumPy arrays.
-
-    Raises:
-        DataInvalid: the data is not a simulated feed.
-    """
-    if not isinstance(config, FeedConfig):
-        raise DataInvalid('only a simulated feed (source = "feed") has tables of items and users')
-    world, _, memory = feed.simulate(config)
-    return {"items": feed.item_rows(world), "users": feed.user_rows(world, memory)}
-
-
 def make_vocabularies(config: AnyConfig) -> Mapping[Path, VocabularySize]:
     """Write the vocabulary files that `config` names and that do not exist.
 
@@ -155,12 +142,13 @@ def write_tables(
         keys: of `items` and `users`: the id feature that identifies a row, None for the usual one.
 
     Raises:
-        DataInvalid: the data is simulated, or a key is no id feature.
+        DataInvalid: the data has no items and users, or a key is no id feature.
     """
-    if not isinstance(config, FilesConfig):
-        raise DataInvalid(
-            f'items and users are read from files, but the source is "{config.source}"'
-        )
+    match config:
+        case FeedConfig():
+            return feed.write_tables(config, folder)
+        case SyntheticConfig():
+            raise DataInvalid("synthetic data has no items and users")
     _need_pyarrow()
     from models.data import entities
 

@@ -55,10 +55,10 @@ def test_tables_are_the_items_and_users_of_the_simulated_feed(tmp_path, capsys):
         assert len(set(keys)) == len(keys) > 40
 
 
-def test_tables_need_a_simulated_feed(tmp_path, capsys):
+def test_synthetic_data_has_no_tables(tmp_path, capsys):
     synthetic = next((ROOT / "models/configs").rglob("correlation/*.toml"))
     assert cli.main(["tables", "--config", str(synthetic), "--out", str(tmp_path)]) == 2
-    assert 'only a simulated feed (source = "feed")' in capsys.readouterr().err
+    assert "synthetic data has no items and users" in capsys.readouterr().err
 
 
 def test_wrong_file_is_one_line_and_status_2(tmp_path, capsys):
