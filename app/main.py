@@ -1,8 +1,9 @@
 """The composition root: settings become objects, and objects become one ASGI app."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from app.scoring.body import BodyReader, ByteBudget
 from app.scoring.keys import Keys
 from app.scoring.score import Limits, Scorer
 from app.scoring.service import Service
+from app.scoring.trace import span_recorder
 from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
@@ -77,6 +79,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     keys = Keys(text=secrets, file=settings.keys_file)
     device = device_named(settings.device)
     metrics = Metrics()
+    spans = span_recorder(os.environ, metrics, scheme=settings.scheme)
     registry = Registry(metrics, default_model=settings.default_model)
     lost = asyncio.Event()
     lanes = start_lanes(
@@ -117,6 +120,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             limits=_limits(settings),
             log=log,
             metrics=metrics,
+            spans=spans,
         )
         bodies = BodyReader(
             max_bytes=settings.max_body_bytes,
@@ -124,7 +128,11 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             budget=ByteBudget(settings.max_bodies_bytes, metrics),
         )
         app = create_app(settings, service, scorer, bodies, log, metrics, keys)
-        with closing(EventLoopMonitor(metrics)), closing(log):
+        with ExitStack() as stack:
+            if spans is not None:
+                stack.enter_context(closing(spans))
+            stack.enter_context(closing(EventLoopMonitor(metrics)))
+            stack.enter_context(closing(log))
             yield Gatehouse(
                 app, scorer, bodies, service, deployment, keys, policy_file, metrics, lost
             )

@@ -123,6 +123,14 @@ class Metrics:
         )
         for stage in CANCEL_STAGES:
             self._cancelled.labels(stage)
+        self._traced = self._counter(
+            "traced_requests_total",
+            "Sampled requests, by what became of their spans: exported, failed to be exported, or "
+            "dropped because too many waited.",
+            ("result",),
+        )
+        for result in ("exported", "failed", "dropped"):
+            self._traced.labels(result)
 
     def _create_for_batches(self) -> None:
         self._batch_rows = self._bulk_histogram(
@@ -288,6 +296,10 @@ class Metrics:
     def cancelled(self, stage: str) -> None:
         """Count a request whose client disconnected: during `body`, `queue` or `compute`."""
         self._cancelled.labels(stage).inc()
+
+    def traced(self, result: str, requests: int = 1) -> None:
+        """Count sampled requests whose spans were exported, failed or dropped; thread-safe."""
+        self._traced.labels(result).inc(requests)
 
     def batch_limit(self, model: str, rows: int) -> None:
         """Set the largest batch of a model version (`name/version`) after memory ran out."""
