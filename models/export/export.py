@@ -16,6 +16,7 @@ from app.artifacts.encoding import Encoding, Identity
 from app.artifacts.manifest import (
     DenseInput,
     Description,
+    GateLevel,
     IdInput,
     IdListInput,
     Input,
@@ -29,6 +30,7 @@ from app.artifacts.store import Artifact, Store
 from app.errors import ArtifactInvalid
 from models import data
 from models.data import PADDING, UNKNOWN, Dataset
+from models.export.gates import gate_levels
 from models.export.precision import Form, parity, reduced, refuse_unless_near
 from models.export.torch_export import exported
 from models.networks.build import RankingNetwork
@@ -68,9 +70,10 @@ def export(
         scripted = torch.jit.script(served)
     requests = golden_requests(experiment, held_out)
     defaults = network.columns.defaults() if isinstance(network, RankingNetwork) else {}
+    gates = gate_levels(experiment) if isinstance(network, RankingNetwork) else ()
     return publish(
         store,
-        description(experiment, evaluation, precision, defaults),
+        description(experiment, evaluation, precision, defaults, gates),
         scripted,
         requests,
         data.vocabulary_files(experiment.data),
@@ -107,6 +110,7 @@ def description(
     evaluation: Evaluation,
     precision: Precision | None = None,
     defaults: Mapping[str, tuple[float, ...]] | None = None,
+    gates: tuple[GateLevel, ...] = (),
 ) -> Description:
     """Describe the network of an experiment to the service.
 
@@ -115,6 +119,7 @@ def description(
         evaluation: metrics for the manifest.
         precision: of the network; fp32 if `None`.
         defaults: values of dense features that a request may leave out.
+        gates: of the network, if the service shall observe them.
     """
     encodings = data.encodings(experiment.data)
     return Description(
@@ -125,6 +130,7 @@ def description(
         tasks=task_outputs(experiment),
         ranking=experiment.ranking,
         precision=precision or Precision(),
+        gates=gates,
         evaluation=evaluation,
         training=experiment.model_dump(mode="json"),
     )
