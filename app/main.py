@@ -200,7 +200,7 @@ def create_app(
         scorer.limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes
     )
     routers = [
-        models.routes(service),
+        models.routes(service, metrics.gates),
         operations.routes(
             service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         ),

@@ -8,6 +8,9 @@ from app.api.examples import DEFAULT_CANDIDATES, MOST_CANDIDATES, example_reques
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import (
     CanaryState,
+    GateLevelUse,
+    GateUse,
+    GoldenCheck,
     IgnoredFolder,
     LoadedVersion,
     ModelCard,
@@ -18,6 +21,7 @@ from app.api.openapi.schemas import (
     ShadowState,
     TrafficState,
 )
+from app.artifacts.golden import device_name
 from app.artifacts.loader import Model
 from app.errors import FieldError, InvalidRequest, ModelNotFound, NotReady
 from app.lifecycle.policies import Policies
@@ -25,6 +29,7 @@ from app.lifecycle.registry import Registry
 from app.lifecycle.traffic import Traffic
 from app.ranking.ranker import Ranker
 from app.scoring.service import Service
+from app.telemetry.gates import GateMetrics
 
 _CANDIDATES = {
     "name": "candidates",
@@ -39,15 +44,15 @@ _CANDIDATES = {
 }
 
 
-def routes(service: Service) -> APIRouter:
-    """Return the routes over a service's registry."""
+def routes(service: Service, gates: GateMetrics) -> APIRouter:
+    """Return the routes over a service's registry; `gates` has what gates choose."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("", summary="Active models and refused versions")
     async def list_models() -> ModelList:
         registry = service.registry
         return ModelList(
-            models=[_card(model, service.policies, registry) for model in registry.models()],
+            models=[_card(model, service.policies, registry, gates) for model in registry.models()],
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()
@@ -69,7 +74,7 @@ def routes(service: Service) -> APIRouter:
     )
     async def show_model(model: str) -> ModelCard:
         registry = service.registry
-        return _card(registry.active(model), service.policies, registry)
+        return _card(registry.active(model), service.policies, registry, gates)
 
     @router.get(
         "/{model}/example",
@@ -93,14 +98,14 @@ def _candidates(text: str | None) -> int:
     raise InvalidRequest([FieldError("", detail)])
 
 
-def _card(model: Model, policies: Policies, registry: Registry) -> ModelCard:
+def _card(model: Model, policies: Policies, registry: Registry, gates: GateMetrics) -> ModelCard:
     manifest = model.manifest
     own = policies.of(model)
     calibrations = zip(own.default.tasks, own.default.calibrations, strict=True)
     return ModelCard(
         name=manifest.name,
         version=manifest.version,
-        versions=[_loaded(each, registry) for each in registry.versions(manifest.name)],
+        versions=[_loaded(each, registry, gates) for each in registry.versions(manifest.name)],
         traffic=_traffic(manifest.name, registry),
         architecture=manifest.architecture,
         created=manifest.created,
@@ -119,15 +124,44 @@ def _card(model: Model, policies: Policies, registry: Registry) -> ModelCard:
     )
 
 
-def _loaded(model: Model, registry: Registry) -> LoadedVersion:
+def _loaded(model: Model, registry: Registry, gates: GateMetrics) -> LoadedVersion:
     manifest = model.manifest
+    golden = GoldenCheck(
+        examples=model.golden.requests,
+        largest_difference=model.golden_difference,
+        tolerance=manifest.precision.tolerance[device_name(model.program)],
+    )
     return LoadedVersion(
         version=manifest.version,
         role=registry.role(model),
         created=manifest.created,
+        architecture=manifest.architecture,
+        precision=manifest.precision,
+        golden=golden,
+        evaluation=manifest.evaluation,
+        gates=_gate_use(model, gates),
         score_url=f"/v1/models/{manifest.name}/versions/{manifest.version}/score",
         problem=registry.damaged.get(model.label),
     )
+
+
+def _gate_use(model: Model, gates: GateMetrics) -> GateUse | None:
+    if not model.manifest.gates:
+        return None
+    requests, means = gates.recent(model.label)
+    left = iter(() if means is None else means.tolist())
+    levels = []
+    for level in model.manifest.gates:
+        weights = None
+        if means is not None:
+            weights = [[None] * len(level.experts) for _ in level.gates]
+            for row, positions in zip(weights, level.sees, strict=True):
+                for position in positions:
+                    row[position] = next(left)
+        levels.append(
+            GateLevelUse(gates=list(level.gates), experts=list(level.experts), weights=weights)
+        )
+    return GateUse(requests=requests, levels=levels)
 
 
 def _traffic(name: str, registry: Registry) -> TrafficState:

@@ -50,6 +50,8 @@ class Model:
     program: Program
     golden: Golden
     vocabularies: Vocabularies = field(default_factory=dict)
+    golden_difference: float = 0.0
+    """The largest difference from the golden examples when it was loaded; see `Golden.check`."""
     label: str = field(init=False)
     """`name/version`, as in logs and metrics."""
 
@@ -88,12 +90,12 @@ def _load(artifact: Artifact, device: torch.device) -> Model:
         _read_verified(artifact, EXPORTED, manifest)
     program = load_program(content, manifest, device)
     del content
-    golden.check(program)
+    difference = golden.check(program)
     check_gates(program, golden)
     vocabularies = read_vocabularies(
         manifest, lambda name: bytes(_read_verified(artifact, name, manifest))
     )
-    return Model(manifest, program, golden, vocabularies)
+    return Model(manifest, program, golden, vocabularies, difference)
 
 
 def verify(artifact: Artifact, manifest: Manifest) -> None:

@@ -36,6 +36,7 @@ from app.ranking.batch import rank_alone
 from app.ranking.policies import ModelPolicies
 from app.scoring.access_log import AccessLog, request_id_of
 from app.scoring.content_coding import MIN_COMPRESSED_BYTES, compress
+from app.scoring.gate_sampler import GateSampler
 from app.scoring.keys import Keys
 from app.scoring.request_headers import check_body_headers, priority, timeout_s
 from app.scoring.score_distributions import ResponseSampler
@@ -189,6 +190,7 @@ class Scorer:
         self._metrics = metrics
         self._spans = spans
         self._sampler = ResponseSampler(metrics.ranking)
+        self._gates = GateSampler(metrics.gates)
         self._registry = service.registry
         self._comparer = VersionComparer(
             service, metrics.ranking, max_candidates=limits.max_candidates
@@ -433,6 +435,8 @@ class Scorer:
         if now >= self._sampler.next_at:
             name = request.model.manifest.name
             self._sampler.sample(now, name, request.features, ranker, ranked)
+            if request.model.program.gates:
+                self._gates.sample(now, request.model, request.features)
         if call.compared is not None:
             assert call.head is not None
             comparison, request_body = call.compared

@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.telemetry.bulk_histogram import BulkHistogram
+from app.telemetry.gates import GateMetrics
 from app.telemetry.ranking import RankingMetrics
 from app.telemetry.requests import RequestCounter
 
@@ -67,6 +68,8 @@ class Metrics:
         self._create_for_requests()
         self._create_for_batches()
         self._create_for_models()
+        self.gates = GateMetrics()
+        self.registry.register(self.gates)
         self._create_for_process()
 
     def _create_for_requests(self) -> None:
@@ -348,6 +351,7 @@ class Metrics:
         """Remove the series and sums of a version, `name/version`, that is no longer loaded."""
         self._batch_limit.remove(version)
         self._limited.discard(version)
+        self.gates.forget(version)
         self.requests.forget(version)
 
     def keep_only(self, versions: Collection[str]) -> None:
@@ -355,6 +359,7 @@ class Metrics:
         for version in self._limited.difference(versions):
             self._batch_limit.remove(version)
         self._limited.intersection_update(versions)
+        self.gates.keep_only(versions)
         self.requests.keep_only(versions)
 
     def graph_fallback(self, model: str) -> None:

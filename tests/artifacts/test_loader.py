@@ -22,6 +22,7 @@ from app.artifacts.program import Program
 from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact
 from app.errors import ArtifactInvalid
 from tests.support.builders import CPU, Company, Request, description, published, scripted
+from tests.support.mixtures import GATES, Mixture
 
 
 @pytest.fixture(scope="module")
@@ -430,48 +431,24 @@ def test_any_exception_while_loading_is_a_refusal(artifact, monkeypatch, error):
     assert refusal(artifact).startswith(f"{PROGRAM}: {type(error).__name__}: ")
 
 
-class Mixture(Request):
-    """Two gates over three experts; the second gate does not see the first expert."""
-
-    def __init__(self, rows: float = 1.0) -> None:
-        super().__init__()
-        self.rows = rows
-
-    @torch.jit.export
-    def gate_weights(
-        self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
-    ) -> list[Tensor]:
-        quality = candidate["quality"].sigmoid()  # [B, 2]
-        first, second = quality[:, :1], quality[:, 1:]  # [B, 1]
-        none = torch.zeros_like(first)
-        weights = torch.stack(
-            [
-                torch.cat([first * second, first * (1 - second), 1 - first], 1),
-                torch.cat([none, first, self.rows - first], 1),
-            ],
-            1,
-        )
-        return [weights]  # [B, 2, 3]
-
-
 class Shifting(Request):
+    """Its gates count their calls."""
+
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(1))
 
     @torch.jit.export
     def gate_weights(
-        self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
+        self,
+        user: dict[str, Tensor],  # noqa: ARG002
+        candidate: dict[str, Tensor],  # noqa: ARG002
+        row_to_request: Tensor,
     ) -> list[Tensor]:
         self.calls.add_(1)
         return [torch.ones(len(row_to_request), 1, 1)]
-
-
-GATES = {
-    "gates": ["click", "dwell"],
-    "experts": ["a", "b", "c"],
-    "sees": [[0, 1, 2], [1, 2]],
-}
 
 
 def test_gates_of_a_loaded_module_are_those_of_the_module(tmp_path):
@@ -541,7 +518,7 @@ def test_manifest_with_more_gate_weights_than_are_observed_is_refused(artifact):
     assert "1025 weights, at most 1024 are observed" in refusal(artifact)
 
 
-def test_keeping_the_gates_leaves_the_scores_graph_as_it_is(tmp_path):
+def test_keeping_the_gates_leaves_the_graph_of_the_scores_as_it_is():
     module = scripted(Mixture())
     buffer = io.BytesIO()
     torch.jit.save(module, buffer)

@@ -149,6 +149,34 @@ class PolicyState(BaseModel):
     )
 
 
+class GateLevelUse(BaseModel):
+    """What the gates of one level choose."""
+
+    gates: list[str]
+    experts: list[str]
+    weights: list[list[float | None]] | None = Field(
+        description="gate by gate, the mean weight of each expert; null for an expert that the "
+        "gate does not see; all null before the first sampled request"
+    )
+
+
+class GateUse(BaseModel):
+    """What the gates of a version choose, over a sample of its recent requests."""
+
+    requests: int = Field(description="recent requests that were sampled, one a second at most")
+    levels: list[GateLevelUse]
+
+
+class GoldenCheck(BaseModel):
+    """How close a version's outputs were to its golden examples when it was loaded."""
+
+    examples: int = Field(description="golden requests")
+    largest_difference: float = Field(
+        description="largest |y - g| / (1 + |g|) of an output y and its golden value g"
+    )
+    tolerance: float = Field(description="the most that it may be on this device")
+
+
 class LoadedVersion(BaseModel):
     """A loaded version of a model. It answers requests that name it."""
 
@@ -159,6 +187,11 @@ class LoadedVersion(BaseModel):
         "without answering them"
     )
     created: datetime
+    architecture: str
+    precision: Precision
+    golden: GoldenCheck
+    evaluation: Mapping[str, Mapping[str, float | None]]
+    gates: GateUse | None = Field(description="null for a model without gates")
     score_url: str
     problem: str | None = Field(
         description="what is wrong with its files in the store, so that it could not be loaded "

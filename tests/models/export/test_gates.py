@@ -50,8 +50,10 @@ def test_names_are_those_of_the_tasks_and_of_the_experts_owners(tiny):
     first, _, last = gate_levels(with_network(tiny, "ple"))
     assert first.gates == ("click", "like", "dwell", "shared")
     assert last.gates == ("click", "like", "dwell")
-    assert first.experts == last.experts == (
-        *("click.1", "like.1", "like.2", "dwell.1", "shared.1", "shared.2"),
+    assert (
+        first.experts
+        == last.experts
+        == (*("click.1", "like.1", "like.2", "dwell.1", "shared.1", "shared.2"),)
     )
     assert first.sees == ((0, 4, 5), (1, 2, 4, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
     (moe,) = gate_levels(with_network(tiny, "moe"))
