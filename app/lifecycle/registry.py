@@ -57,6 +57,7 @@ class Registry:
         shadows: the active version and its shadow, by name of their model.
         comparisons: which version scores the requests that a version answers, too.
         on_freed: called with each version that is not loaded any more.
+        events: what happens to versions is added to these.
     """
 
     def __init__(self, metrics: Metrics, *, default_model: str | None = None) -> None:
@@ -73,6 +74,7 @@ class Registry:
         self.shadows: dict[str, Comparison] = {}
         self.comparisons: dict[Model, Comparison] = {}
         self.on_freed: list[Callable[[Model], None]] = []
+        self.events = metrics.events
         self._active: dict[str, Model] = {}
         self._loaded: dict[str, dict[int, Model]] = {}
         self._former: dict[str, list[int]] = {}  # that were active, the latest first
@@ -211,6 +213,7 @@ class Registry:
         self._show_roles(name)
         after = "" if former is None or former is model else f", after {former}"
         logger.info("model %s is active%s", model, after)
+        self.events.add("version", f"{model} is active{after}")
 
     def _keep_default(self, name: str) -> None:
         """Let the only model stay the default when a second one, `name`, becomes active."""
@@ -248,6 +251,7 @@ class Registry:
             for call in self.on_freed:
                 call(model)
             logger.info("model %s is freed", model)
+            self.events.add("version", f"{model} is freed")
         self._show_roles(name)
 
     def _show_roles(self, name: str) -> None:
@@ -264,3 +268,4 @@ class Registry:
         self.refused[artifact] = reason
         self._metrics.tried(artifact.model, activated=False)
         logger.error("artifact %s is refused: %s", artifact, reason)
+        self.events.add("version", f"{artifact} is refused: {reason}", is_problem=True)

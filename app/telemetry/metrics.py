@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.telemetry.bulk_histogram import BulkHistogram
+from app.telemetry.events import Events
 from app.telemetry.gates import GateMetrics
 from app.telemetry.ranking import RankingMetrics
 from app.telemetry.requests import RequestCounter
@@ -65,6 +66,7 @@ class Metrics:
         self.registry.register(_DrainFirst(self))
         self._bulk_histograms: list[BulkHistogram] = []
         self.ranking = RankingMetrics(self.registry)
+        self.events = Events()
         self._create_for_requests()
         self._create_for_batches()
         self._create_for_models()

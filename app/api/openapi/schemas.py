@@ -271,6 +271,21 @@ class ModelCard(BaseModel):
     )
 
 
+class EventSchema(BaseModel):
+    """Something that happened to this process."""
+
+    at: datetime
+    kind: str = Field(description="version, traffic or file")
+    text: str
+    is_problem: bool = Field(description="whether somebody should do something about it")
+
+
+class EventList(BaseModel):
+    """The last events of this process, the latest first."""
+
+    events: list[EventSchema]
+
+
 class RefusedArtifact(BaseModel):
     """A version in the store that cannot be served, and why."""
 
