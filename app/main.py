@@ -11,7 +11,7 @@ from importlib.metadata import version
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import console, models, open_inference as v2, operations, problems
+from app.api import console, models, open_inference as v2, operations, problems, rank
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
 from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
@@ -201,6 +201,7 @@ def create_app(
     )
     routers = [
         models.routes(service, metrics.gates),
+        rank.routes(service, bodies, keys),
         operations.routes(
             service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         ),

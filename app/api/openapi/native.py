@@ -16,7 +16,13 @@ from app.api.openapi.responses import (
     problems,
     scoring_errors,
 )
-from app.api.openapi.schemas import Problem, ScoreRequest, ScoreResponse
+from app.api.openapi.schemas import (
+    Problem,
+    RankRequest,
+    RankResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
 from app.artifacts.loader import Model
 from app.protocol.native import ROUTES
 
@@ -24,7 +30,13 @@ from app.protocol.native import ROUTES
 def schemas(models: Sequence[Model]) -> dict[str, Any]:
     """Return the schemas of the native documents, with one request schema per active model."""
     _, made = models_json_schema(
-        [(ScoreRequest, "validation"), (ScoreResponse, "serialization"), (Problem, "validation")],
+        [
+            (ScoreRequest, "validation"),
+            (ScoreResponse, "serialization"),
+            (Problem, "validation"),
+            (RankRequest, "validation"),
+            (RankResponse, "serialization"),
+        ],
         ref_template=SCHEMA,
     )
     definitions: dict[str, Any] = made["$defs"]

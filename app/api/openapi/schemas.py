@@ -110,6 +110,47 @@ class ScoreResponse(BaseModel):
     explanation: Explanation | None = Field(None, description="if the request asks for one")
 
 
+class TriedPolicy(BaseModel):
+    """A policy as in policies.toml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field("default", pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+    formula: Formula = "weighted_sum"
+    weights: dict[str, float] = Field({}, description="task, or name in the expression, to weight")
+    multiplier: str | None = Field(None, min_length=1, max_length=64)
+    alpha: dict[str, float] | None = None
+    beta: dict[str, float] | None = None
+    expression: str | None = None
+
+
+class RankRequest(BaseModel):
+    """Scores of n candidates, and the policy that ranks them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scores: dict[str, list[float]] = Field(
+        description="task to scores, one per candidate, as in a score response; every task"
+    )
+    policy: TriedPolicy
+    multiplier: list[float] | None = Field(
+        None, description="values of the candidate feature that the policy multiplies by"
+    )
+    candidate_keys: Keys | None = Field(
+        None, description="n different keys, for `ranking`; default: positions from 0"
+    )
+    explain: bool | None = Field(None, description="add an explanation")
+
+
+class RankResponse(BaseModel):
+    """The ranking by a policy that the request wrote."""
+
+    rank_score: list[float] = Field(description="one fused score per candidate; higher ranks first")
+    ranking: list[str | int] = Field(description="candidate keys or positions, best first")
+    policy: AppliedPolicy
+    explanation: Explanation | None = Field(None, description="if the request asks for one")
+
+
 class FieldErrorSchema(BaseModel):
     """One problem: an RFC 6901 pointer into the request, and what is wrong there."""
 
