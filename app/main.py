@@ -11,8 +11,9 @@ from importlib.metadata import version
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import console, models, open_inference as v2, operations, problems, rank
+from app.api import models, open_inference as v2, operations, problems, rank
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
+from app.api.console import page as console
 from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
 from app.artifacts.store import Store
