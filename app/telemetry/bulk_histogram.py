@@ -6,24 +6,38 @@ pending observations together, at a scrape or when `drain` is called.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from app.telemetry.exposition import TextMetric, beginning, number
 
 Observe = Callable[[float], None]
 
 
 class _Series:
-    """One label set: the pending observations, and the counts of the others."""
+    """One label set: the pending observations, the counts of the others, and how lines begin."""
 
-    def __init__(self, bucket_count: int) -> None:
+    def __init__(self, name: str, labels: Mapping[str, str], edges: Sequence[str]) -> None:
         self.pending: deque[float] = deque()
-        self.counts: npt.NDArray[np.int64] = np.zeros(bucket_count, np.int64)
+        self.counts: npt.NDArray[np.int64] = np.zeros(len(edges), np.int64)
         self.total = 0.0
+        self.buckets = [beginning(f"{name}_bucket", {**labels, "le": edge}) for edge in edges]
+        self.count_and_sum = [beginning(f"{name}_{each}", labels) for each in ("count", "sum")]
+
+    def lines(self, *, has_sum: bool) -> Iterator[str]:
+        """Yield the lines of this label set."""
+        cumulative = np.cumsum(self.counts).tolist()
+        for start, count in zip(self.buckets, cumulative, strict=True):
+            yield f"{start}{number(count)}\n"
+        if has_sum:
+            count, total = self.count_and_sum
+            yield f"{count}{number(cumulative[-1])}\n{total}{number(self.total)}\n"
 
 
 class BulkHistogram(Collector):
@@ -45,7 +59,9 @@ class BulkHistogram(Collector):
         """Return the function that observes a value for these label values; creates the series."""
         series = self._series.get(values)
         if series is None:
-            series = self._series.setdefault(values, _Series(len(self._edges)))
+            labels = dict(zip(self._labels, values, strict=True))
+            made = _Series(self._name, labels, self._edges)
+            series = self._series.setdefault(values, made)
         return series.pending.append
 
     def observe_many(self, values: npt.NDArray[np.floating], *labels: str) -> None:
@@ -77,10 +93,19 @@ class BulkHistogram(Collector):
     def collect(self) -> Iterator[Metric]:
         """Return the metric, including all pending observations."""
         self.drain()
+        yield TextMetric(next(self.describe()), self._lines(), self._samples)
+
+    def _lines(self) -> list[str]:
+        has_sum = self._bounds[0] >= 0  # else it could fall, which a counter must not
+        with self._lock:
+            series = list(self._series.values())
+            return [line for each in series for line in each.lines(has_sum=has_sum)]
+
+    def _samples(self) -> list[Sample]:
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
         with self._lock:
             for values, series in list(self._series.items()):
                 cumulative = np.cumsum(series.counts).tolist()
                 buckets = list(zip(self._edges, cumulative, strict=True))
                 family.add_metric(values, buckets, series.total)
-        yield family
+        return family.samples

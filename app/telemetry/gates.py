@@ -14,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client.metrics_core import Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from app.telemetry.exposition import TextMetric, beginning, number
 
 Means = npt.NDArray[np.float64]
 
@@ -31,9 +34,13 @@ class GateCell(NamedTuple):
 
 @dataclass(slots=True)
 class _Observed:
-    """The observations of one version, each `[cells]`, in the order of `cells`."""
+    """The observations of one version, each `[cells]`, in the order of `cells`.
+
+    `lines` are how the lines of a cell begin: those of its count and its sum.
+    """
 
     cells: Sequence[GateCell]
+    lines: Sequence[tuple[str, str]]
     total: Means
     requests: int = 0
     recent: deque[Means] = field(default_factory=lambda: deque(maxlen=RECENT))
@@ -53,7 +60,8 @@ class GateMetrics(Collector):
             found = self._observed.get(version)
             if found is None:
                 total = np.zeros(len(cells), np.float64)
-                found = self._observed[version] = _Observed(cells, total)
+                lines = [self._beginnings(version, cell) for cell in cells]
+                found = self._observed[version] = _Observed(cells, lines, total)
             found.total += means
             found.requests += 1
             found.recent.append(means)
@@ -83,13 +91,28 @@ class GateMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return the metric."""
+        lines = []
+        with self._lock:
+            for found in self._observed.values():
+                requests = number(found.requests)
+                for (count, sum_), total in zip(found.lines, found.total.tolist(), strict=True):
+                    lines.append(f"{count}{requests}\n{sum_}{number(total)}\n")
+        yield TextMetric(self._family(), lines, self._samples)
+
+    def _beginnings(self, version: str, cell: GateCell) -> tuple[str, str]:
+        model, _, number_ = version.rpartition("/")
+        labels = dict(zip(self._labels, (model, number_, *cell), strict=True))
+        name = self._family().name
+        return beginning(f"{name}_count", labels), beginning(f"{name}_sum", labels)
+
+    def _samples(self) -> list[Sample]:
         family = self._family()
         with self._lock:
             for label, found in self._observed.items():
                 model, _, version = label.rpartition("/")
                 for cell, total in zip(found.cells, found.total.tolist(), strict=True):
                     family.add_metric((model, version, *cell), found.requests, total)
-        yield family
+        return family.samples
 
     def _family(self) -> SummaryMetricFamily:
         return SummaryMetricFamily(

@@ -6,14 +6,13 @@ and thread-safe; rendering takes milliseconds and should not run on the event lo
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from threading import Lock
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
-    generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -21,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from app.telemetry.bulk_histogram import BulkHistogram
 from app.telemetry.events import Events
+from app.telemetry.exposition import TextRenderer
 from app.telemetry.gates import GateMetrics
 from app.telemetry.ranking import RankingMetrics
 from app.telemetry.requests import RequestCounter
@@ -65,6 +65,8 @@ class Metrics:
         self.registry = registry or CollectorRegistry()
         self.registry.register(_DrainFirst(self))
         self._bulk_histograms: list[BulkHistogram] = []
+        self._renderer = TextRenderer()
+        self._render_lock = Lock()
         self.ranking = RankingMetrics(self.registry)
         self.events = Events()
         self._create_for_requests()
@@ -208,18 +210,18 @@ class Metrics:
 
     def _create_for_process(self) -> None:
         ProcessCollector(registry=self.registry)  # CPU, memory, files and start time, on Linux
-        self._loop_lag = self._histogram(
+        self._loop_lag = self._bulk_histogram(
             "event_loop_lag_seconds",
             "How late a timer of the event loop fires, in seconds.",
             STAGE_BUCKETS,
-        )
-        pauses = self._histogram(
+        ).observer()
+        pauses = self._bulk_histogram(
             "gc_pause_seconds",
             "Duration of a Python garbage collection, in seconds, by generation.",
             STAGE_BUCKETS,
             ("generation",),
         )
-        self._gc_pauses = [pauses.labels(str(generation)) for generation in range(3)]
+        self._gc_pauses = [pauses.observer(str(generation)) for generation in range(3)]
         self._reloads = self._counter(
             "reloads_total", "Reloads of files that changed, by result.", ("file", "result")
         )
@@ -270,11 +272,11 @@ class Metrics:
 
     def loop_lagged(self, lag_s: float) -> None:
         """Record how late (s) a timer of the event loop fired."""
-        self._loop_lag.observe(lag_s)
+        self._loop_lag(lag_s)
 
     def gc_paused(self, generation: int, pause_s: float) -> None:
         """Record a garbage collection and its duration (s)."""
-        self._gc_pauses[generation].observe(pause_s)
+        self._gc_pauses[generation](pause_s)
 
     def refused(self, status: int) -> None:
         """Count a connection that was refused because its request head could not be parsed."""
@@ -369,12 +371,14 @@ class Metrics:
         self._graph_fallbacks.labels(model).inc()
 
     def render(self) -> bytes:
-        """Return the metrics in the Prometheus text format; takes milliseconds."""
-        return generate_latest(self.registry)
+        """Return the metrics in the Prometheus text format; takes milliseconds; thread-safe."""
+        with self._render_lock:
+            return self._renderer.render(self.registry)
 
     def drain(self) -> None:
         """Count pending records and observations; called regularly, so that few are pending."""
         self.requests.drain()
+        self.ranking.drain()
         for histogram in self._bulk_histograms:
             histogram.drain()
 
@@ -391,13 +395,6 @@ class Metrics:
 
     def _gauge(self, name: str, help_: str, labels: tuple[str, ...] = ()) -> Gauge:
         return Gauge(f"gatehouse_{name}", help_, labels, registry=self.registry)
-
-    def _histogram(
-        self, name: str, help_: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
-    ) -> Histogram:
-        return Histogram(
-            f"gatehouse_{name}", help_, labels, buckets=buckets, registry=self.registry
-        )
 
 
 class _ExternalCounter(Collector):
