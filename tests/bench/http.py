@@ -27,7 +27,7 @@ import torch
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import load
-from app.artifacts.manifest import DenseInput, Description, RequestCall, TaskOutput
+from app.artifacts.manifest import DenseInput, Description, GateLevel, RequestCall, TaskOutput
 from app.artifacts.program import Program, scores
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
@@ -76,6 +76,13 @@ def reference_artifact(store: Store) -> Artifact:
             for k, name in enumerate(TASKS)
         ),
         ranking=Policy(weights=dict.fromkeys(TASKS, 1.0)),
+        gates=(
+            GateLevel(
+                gates=TASKS,
+                experts=tuple(f"expert.{number}" for number in range(1, 9)),
+                sees=(tuple(range(8)),) * len(TASKS),
+            ),
+        ),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
