@@ -1,6 +1,8 @@
 """Spans over OTLP: sampled calls with their stages, received by a real HTTP receiver."""
 
+import asyncio
 import builtins
+import json
 import re
 import socket
 import time
@@ -115,6 +117,34 @@ async def test_stages_are_children_in_order_within_the_call(store, receiver):
     for each in stages:
         took_ms = (each.end_time_unix_nano - each.start_time_unix_nano) / 1e6
         assert took_ms == pytest.approx(float(timing[each.name]), abs=2e-3)
+
+
+async def test_stages_begin_when_the_body_has_arrived(store, receiver):
+    async with client_of(store) as client:
+        body = json.dumps(client.example).encode()
+
+        async def slowly():
+            yield body[:50]
+            await asyncio.sleep(0.05)
+            yield body[50:]
+
+        headers = {"content-type": "application/json"}
+        (await client.post("/v1/score", content=slowly(), headers=headers)).raise_for_status()
+        receiver.wait_for(lambda: traced(client.metrics, "exported") == 1)
+    [call] = receiver.calls()
+    decode, *_, respond = receiver.stages(call)
+    assert decode.start_time_unix_nano - call.start_time_unix_nano >= 0.045e9
+    assert respond.start_time_unix_nano - call.start_time_unix_nano >= 0.045e9
+
+
+async def test_calls_that_are_exported_make_room_for_others(store, receiver, monkeypatch):
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "2")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    async with client_of(store) as client:
+        for number in range(1, 7):
+            await client.post("/v1/score", json=client.example)
+            receiver.wait_for(lambda n=number: traced(client.metrics, "exported") == n)
+        assert traced(client.metrics, "dropped") == 0
 
 
 async def test_call_that_fails_has_no_stages_and_names_its_error(store, receiver):
