@@ -12,12 +12,13 @@ from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 
-from app.artifacts.columns import Columns, ModelInputs
+from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import Model
 from app.artifacts.program import error_summary
-from app.engine.request import RequestFeatures
+from app.engine.batch import Chunk
+from app.engine.lanes import collate
+from app.engine.request import QueuedRequest
 from app.lifecycle.background import BackgroundThread
 from app.telemetry.gates import GateCell, GateMetrics, Means
 
@@ -40,16 +41,18 @@ class GateSampler:
         self._next_at: WeakKeyDictionary[Model, float] = WeakKeyDictionary()  # monotonic time (s)
         self._task: asyncio.Task[None] | None = None
 
-    def sample(self, now: float, model: Model, features: RequestFeatures) -> None:
+    def sample(self, now: float, request: QueuedRequest) -> None:
         """Sample the gates for this request, unless it is too soon; `now` is monotonic (s)."""
-        if self._task is not None or now < self._next_at.get(model, 0.0) or not features.rows:
+        model, rows = request.model, request.features.rows
+        if self._task is not None or now < self._next_at.get(model, 0.0) or not rows:
             return
         self._next_at[model] = now + EVERY_S
-        self._task = self._loop.create_task(self._run(model, features))
+        chunk = Chunk(request, request.features, 0, rows)  # a request that is done lets go of them
+        self._task = self._loop.create_task(self._run(model, chunk))
 
-    async def _run(self, model: Model, features: RequestFeatures) -> None:
+    async def _run(self, model: Model, chunk: Chunk) -> None:
         try:
-            means = await self._thread.run(partial(mean_weights, model, features))
+            means = await self._thread.run(partial(mean_weights, model, chunk))
         except Exception as error:  # noqa: BLE001  (scoring goes on, whatever this method raises)
             self._next_at[model] = math.inf
             summary = error_summary(error)
@@ -70,16 +73,17 @@ def gate_cells(model: Model) -> list[GateCell]:
     ]
 
 
-def mean_weights(model: Model, features: RequestFeatures) -> Means:
+def mean_weights(model: Model, chunk: Chunk) -> Means:
     """Return the mean weights `[cells]` over at most `MOST_ROWS` candidates of a request.
 
     Raises:
         ValueError, RuntimeError: see `Program.gate_weights`.
     """
-    rows = min(features.rows, MOST_ROWS)
-    chosen = np.arange(rows) * features.rows // rows  # [rows], evenly spaced
-    user = _rows(features.user, np.zeros(1, np.int64))
-    batch = ModelInputs(user, _rows(features.candidate, chosen), np.zeros(rows, np.int64))
+    inputs = collate([chunk])
+    rows = min(inputs.rows, MOST_ROWS)
+    chosen = np.arange(rows) * inputs.rows // rows  # [rows], evenly spaced
+    candidate = {name: column[chosen] for name, column in inputs.candidate.items()}
+    batch = ModelInputs(inputs.user, candidate, np.zeros(rows, np.int64))
     means: list[float] = []
     levels = zip(model.program.gate_weights(batch), model.manifest.gates, strict=True)
     for weights, level in levels:
@@ -87,7 +91,3 @@ def mean_weights(model: Model, features: RequestFeatures) -> Means:
         for gate, positions in enumerate(level.sees):
             means += mean[gate, list(positions)].tolist()
     return np.array(means, np.float64)
-
-
-def _rows(columns: Columns, chosen: npt.NDArray[np.int64]) -> Columns:
-    return {name: column[chosen] for name, column in columns.items()}

@@ -436,7 +436,7 @@ class Scorer:
             name = request.model.manifest.name
             self._sampler.sample(now, name, request.features, ranker, ranked)
             if request.model.program.gates:
-                self._gates.sample(now, request.model, request.features)
+                self._gates.sample(now, request)
         if call.compared is not None:
             assert call.head is not None
             comparison, request_body = call.compared

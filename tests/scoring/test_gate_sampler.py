@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from app.artifacts.loader import load
+from app.engine.batch import Chunk
+from app.engine.request import QueuedRequest
 from app.scoring import gate_sampler
 from app.scoring.gate_sampler import MOST_ROWS, GateSampler, gate_cells, mean_weights
 from app.telemetry.gates import GateMetrics
+from tests.support.builders import own_policies
 from tests.support.mixtures import features, mixture
 
 CPU = torch.device("cpu")
@@ -35,12 +38,21 @@ async def until_sampled(sampler):
         await sampler._task
 
 
+def chunk_of(model, request_features):
+    request = QueuedRequest(model, request_features, own_policies(model.manifest).default_options)
+    return Chunk(request, request_features, 0, request_features.rows)
+
+
+def sampled(model, request_features):
+    return mean_weights(model, chunk_of(model, request_features))
+
+
 def test_mean_weights_are_those_of_the_module_over_the_candidates(model):
     request = features(rows=5)
     quality = torch.from_numpy(request.candidate["quality"]).sigmoid().numpy()
     first, second = quality[:, 0], quality[:, 1]
     expected = [first * second, first * (1 - second), 1 - first, first, 1 - first]
-    np.testing.assert_allclose(mean_weights(model, request), np.mean(expected, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(sampled(model, request), np.mean(expected, axis=1), rtol=1e-5)
     assert [tuple(each) for each in gate_cells(model)] == [
         *(("1", "click", expert) for expert in "abc"),
         *(("1", "dwell", expert) for expert in "bc"),
@@ -50,7 +62,7 @@ def test_mean_weights_are_those_of_the_module_over_the_candidates(model):
 def test_large_request_is_sampled_evenly(model):
     request = features(rows=10 * MOST_ROWS)
     thinned = features(rows=10 * MOST_ROWS, chosen=slice(None, None, 10))
-    np.testing.assert_array_equal(mean_weights(model, request), mean_weights(model, thinned))
+    np.testing.assert_array_equal(sampled(model, request), sampled(model, thinned))
 
 
 async def test_requests_are_sampled_once_a_second_and_add_up(model):
@@ -58,9 +70,9 @@ async def test_requests_are_sampled_once_a_second_and_add_up(model):
     sampler = GateSampler(metrics)
     requests = [features(rows=4, seed=seed) for seed in range(4)]
     for now, request in zip((0.0, 0.5, 1.0, 1.9), requests, strict=True):
-        sampler.sample(10 + now, model, request)
+        sampler.sample(10 + now, chunk_of(model, request).request)
         await until_sampled(sampler)
-    expected = np.mean([mean_weights(model, requests[i]) for i in (0, 2)], axis=0)
+    expected = np.mean([sampled(model, requests[i]) for i in (0, 2)], axis=0)
     np.testing.assert_allclose(list(shares(metrics).values()), expected)
     count, recent = metrics.recent(model.label)
     assert count == 2
@@ -76,7 +88,7 @@ async def test_module_that_raises_is_asked_no_more_and_scoring_goes_on(model, ca
     sampler = GateSampler(metrics)
     monkeypatch.setattr(gate_sampler, "mean_weights", fail)
     for now in (10.0, 20.0, 30.0):
-        sampler.sample(now, model, features(rows=4))
+        sampler.sample(now, chunk_of(model, features(rows=4)).request)
         await until_sampled(sampler)
     assert [each.message for each in caplog.records] == [
         "model feed/1: its gates are not observed: broken"
