@@ -242,6 +242,18 @@ def test_candidate_shows_the_explanation_of_the_api(page, server, example):
     assert float(text) == pytest.approx(lead, rel=1e-2)
 
 
+def test_drift_is_shown_where_the_server_measures_it(page):
+    shown = page.evaluate(
+        "text => driftNotes(parse(text), 'tiny').map(note => [note.className, note.textContent])",
+        'gatehouse_feature_drift{model="tiny",feature="age"} 0.02\n'
+        'gatehouse_feature_drift{model="tiny",feature="quality"} 0.4\n'
+        'gatehouse_feature_drift{model="other",feature="age"} 3\n'
+        'gatehouse_feature_drift{model="tiny",feature="new"} NaN\n',
+    )
+    note = "Drift of features against the training data: quality 0.4, age 0.02"
+    assert shown == [["small bad", note]]
+
+
 def test_choosing_a_candidate_shows_how_its_rank_score_is_made(page, server, example):
     wanted = {"policy": "home", "explain": True}
     answer = httpx.post(f"{server.url}/v1/score", json={**example, "ranking": wanted}).json()

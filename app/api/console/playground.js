@@ -127,7 +127,7 @@ async function ask(side) {
   const {formula, expression, weights} = side.policy, policy = {formula, weights: {...weights, ...side.set}};
   if (formula === 'expression') policy.expression = expression;
   const [done, ranked] = await post(side.model.score_url.replace(/score$/, 'rank'),
-    {scores: scored.scores, policy, candidate_keys: play.request.candidate_keys, explain: true});
+    {scores: scored.scores, policy, candidate_keys: candidateKeys(), explain: true});
   return [done, done === 200 ? {...scored, ...ranked} : ranked];
 }
 async function score() {
@@ -149,8 +149,12 @@ async function score() {
   active().forEach(drawSide);
   drawAgreement();
 }
+function candidateKeys() {  // of the request; undefined if positions stand for them
+  const sent = play.request.candidates, areKeys = Array.isArray(sent) && typeof sent[0] !== 'object';
+  return play.request.candidate_keys || (areKeys ? sent : undefined);
+}
 function drawSide(side) {
-  const {answer} = side, keys = play.request.candidate_keys || answer.rank_score.map((_, i) => i), tasks = Object.keys(answer.scores);
+  const {answer} = side, keys = candidateKeys() || answer.rank_score.map((_, i) => i), tasks = Object.keys(answer.scores);
   const why = new Map(answer.explanation.candidates.map(each => [String(each.candidate), each]));
   const most = Object.fromEntries(tasks.map(task => [task, Math.max(...answer.scores[task], 1e-12)]));
   const old = new Map([...side.table.querySelectorAll('tr[data-key]')].map(row => [row.dataset.key, row.getBoundingClientRect().top]));

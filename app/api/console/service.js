@@ -157,7 +157,7 @@ function card(model, refused, metrics) {
   return h('div', {class: 'card stacked', 'data-model': model.name},
     h('h3', {}, h('a', {href: `/v1/models/${model.name}`}, model.name), ` version ${model.version} `, h('span', {class: 'badge good'}, 'active')),
     h('p', {class: 'muted'}, `${model.architecture} on ${model.device}, ${model.inputs.length} features` + (info ? `, sha256 ${info[0].sha}` : '') + `; default policy ${model.default_policy}`),
-    versionTable(model, refused), ...trafficNotes(model.traffic), ...tableNotes(metrics || {}, model.name),
+    versionTable(model, refused), ...trafficNotes(model.traffic), ...tableNotes(metrics || {}, model.name), ...driftNotes(metrics || {}, model.name),
     h('div', {class: 'grid fit stacked'}, scores),
     h('div', {class: 'grid wide stacked'}, h('div', {}, h('h4', {}, 'Evaluation on held-out data'), evaluation(model)),
       ...model.versions.filter(each => each.gates).flatMap(each => gateUse(each, model.versions.length > 1))));
@@ -179,6 +179,14 @@ function trafficNotes({canary, shadow}) {
   if (shadow) notes.push(`Shadow ${shadow.version} scores ${percent(shadow.share)} of the requests: ${short(shadow.compared)} compared, ${short(shadow.dropped)} dropped, ${short(shadow.failed)} failed`
     + (shadow.kendall_tau == null ? '' : `; Kendall's tau ${short(shadow.kendall_tau)}, ${percent(shadow.top_10_overlap)} of the best 10 the same`));
   return notes.map(each => h('p', {class: 'small'}, each));
+}
+function drifts(metrics, series, label, name) {  // population stability index, largest first
+  return (metrics[series] || []).filter(([labels]) => labels.model === name).map(([labels, value]) => [labels[label], value]).filter(([, value]) => isFinite(value)).sort((a, b) => b[1] - a[1]);
+}
+function driftNotes(metrics, name) {
+  const words = (what, found) => `Drift of ${what} against the training data: ${found.slice(0, 5).map(([each, value]) => `${each} ${short(value)}`).join(', ')}`;
+  return [['features', 'gatehouse_feature_drift', 'feature'], ['scores', 'gatehouse_score_drift', 'task']].map(([what, series, label]) => [what, drifts(metrics, series, label, name)])
+    .filter(([, found]) => found.length).map(([what, found]) => h('p', {class: found[0][1] > 0.25 ? 'small bad' : 'small', title: 'population stability index: 0 is no change, above 0.25 a large one'}, words(what, found)));
 }
 function tableNotes(metrics, name) {  // item and user tables, if the model has any
   const of = (series, kind) => { const found = (metrics[series] || []).find(([labels]) => labels.model === name && labels.table === kind); return found && found[1]; };
