@@ -435,7 +435,7 @@ class Scorer:
         if now >= self._sampler.next_at:
             name = request.model.manifest.name
             self._sampler.sample(now, name, request.features, ranker, ranked)
-            if request.model.program.gates:
+            if request.model.manifest.gates:
                 self._gates.sample(now, request)
         if call.compared is not None:
             assert call.head is not None

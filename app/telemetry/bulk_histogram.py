@@ -35,9 +35,10 @@ class _Series:
         cumulative = np.cumsum(self.counts).tolist()
         for start, count in zip(self.buckets, cumulative, strict=True):
             yield f"{start}{number(count)}\n"
+        count, total = self.count_and_sum
+        yield f"{count}{number(cumulative[-1])}\n"
         if has_sum:
-            count, total = self.count_and_sum
-            yield f"{count}{number(cumulative[-1])}\n{total}{number(self.total)}\n"
+            yield f"{total}{number(self.total)}\n"
 
 
 class BulkHistogram(Collector):
@@ -108,4 +109,8 @@ class BulkHistogram(Collector):
                 cumulative = np.cumsum(series.counts).tolist()
                 buckets = list(zip(self._edges, cumulative, strict=True))
                 family.add_metric(values, buckets, series.total)
+                if self._bounds[0] < 0:  # the library leaves out the count, too
+                    labels = dict(zip(self._labels, values, strict=True))
+                    name = f"{self._name}_count"
+                    family.samples.append(Sample(name, labels, cumulative[-1]))
         return family.samples

@@ -37,7 +37,7 @@ from app.scoring.score_distributions import ResponseSampler
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
 from tests import REPOSITORY
-from tests.bench.hot_path import Subject, cpu_s, measure
+from tests.bench.hot_path import Subject, cpu_s, measure, server_of
 from tests.bench.http import native, reference_artifact
 from tests.support.otlp import collector
 from tests.support.series import fill
@@ -125,18 +125,10 @@ def subjects(folder: Path, checkout: Path | None) -> Iterator[list[Subject]]:
     with ExitStack() as stack:
         received = stack.enter_context(collector())
 
-        def as_is(
-            name: str, variables: Mapping[str, str] = MappingProxyType({}), tree: Path = REPOSITORY
-        ) -> Subject:
-            environment = {"PYTHONPATH": str(tree), **variables}
-            server = stack.enter_context(
-                running_server(
-                    folder / "store",
-                    folder / f"{name}.log".replace(" ", "-"),
-                    environment=environment,
-                    checkout=tree,
-                )
-            )
+        def as_is(name: str, variables: Mapping[str, str] = MappingProxyType({})) -> Subject:
+            log = folder / f"{name}.log".replace(" ", "-")
+            running = running_server(folder / "store", log, environment=variables)
+            server = stack.enter_context(running)
             return Subject(name, server.url, server.process.pid, native)
 
         def spans(share: str) -> dict[str, str]:
@@ -155,7 +147,8 @@ def subjects(folder: Path, checkout: Path | None) -> Iterator[list[Subject]]:
             as_is("spans of all", spans("1")),
         ]
         if checkout is not None:
-            found.append(as_is("other tree", tree=checkout.absolute()))
+            other = stack.enter_context(server_of(checkout.absolute(), folder))
+            found.append(Subject("other tree", other.url, other.process.pid, native))
         yield found
 
 
