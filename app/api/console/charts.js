@@ -114,5 +114,5 @@ function heatMap(level, requests) {
       h('th', {scope: 'col', class: dead(i) ? 'bad' : '', title: dead(i) ? 'no gate uses this expert' : null}, each + (dead(i) ? ' †' : ''))))),
     h('tbody', {}, level.gates.map((gate, row) => h('tr', {}, h('th', {scope: 'row'}, gate), level.weights[row].map((weight, i) =>
       weight == null ? h('td', {class: 'muted', title: 'this gate does not see this expert'}, '·')
-        : h('td', {class: weight > 0.55 ? 'strong' : '', style: `background:rgba(var(--heat), ${(0.06 + 0.94 * weight).toFixed(3)})`, title: `${gate} gives ${level.experts[i]} ${percent(weight)}`}, weight < 0.005 ? '<1 %' : `${Math.round(100 * weight)} %`)))))));
+        : h('td', {style: `background:rgba(var(--heat), ${(0.06 + 0.64 * weight).toFixed(3)})`, title: `${gate} gives ${level.experts[i]} ${percent(weight)}`}, weight < 0.005 ? '<1 %' : `${Math.round(100 * weight)} %`)))))));
 }
