@@ -29,16 +29,20 @@ class _Series:
         self.total = 0.0
         self.buckets = [beginning(f"{name}_bucket", {**labels, "le": edge}) for edge in edges]
         self.count_and_sum = [beginning(f"{name}_{each}", labels) for each in ("count", "sum")]
+        self.text = ""  # its lines as they were written last; empty after a change
 
-    def lines(self, *, has_sum: bool) -> Iterator[str]:
-        """Yield the lines of this label set."""
-        cumulative = np.cumsum(self.counts).tolist()
-        for start, count in zip(self.buckets, cumulative, strict=True):
-            yield f"{start}{number(count)}\n"
-        count, total = self.count_and_sum
-        yield f"{count}{number(cumulative[-1])}\n"
-        if has_sum:
-            yield f"{total}{number(self.total)}\n"
+    def lines(self, *, has_sum: bool) -> str:
+        """Return the lines of this label set; most have not changed since the last scrape."""
+        if not self.text:
+            cumulative = np.cumsum(self.counts).tolist()
+            pairs = zip(self.buckets, cumulative, strict=True)
+            lines = [f"{start}{number(count)}\n" for start, count in pairs]
+            count, total = self.count_and_sum
+            lines.append(f"{count}{number(cumulative[-1])}\n")
+            if has_sum:
+                lines.append(f"{total}{number(self.total)}\n")
+            self.text = "".join(lines)
+        return self.text
 
 
 class BulkHistogram(Collector):
@@ -76,6 +80,7 @@ class BulkHistogram(Collector):
         bucket = np.searchsorted(self._bounds, values, side="left")
         series.counts += np.bincount(bucket, minlength=len(self._edges))
         series.total += float(values.sum(dtype=np.float64))
+        series.text = ""
 
     def drain(self) -> None:
         """Count the pending observations."""
@@ -100,7 +105,7 @@ class BulkHistogram(Collector):
         has_sum = self._bounds[0] >= 0  # else it could fall, which a counter must not
         with self._lock:
             series = list(self._series.values())
-            return [line for each in series for line in each.lines(has_sum=has_sum)]
+            return [each.lines(has_sum=has_sum) for each in series]
 
     def _samples(self) -> list[Sample]:
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)

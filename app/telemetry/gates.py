@@ -44,6 +44,18 @@ class _Observed:
     total: Means
     requests: int = 0
     recent: deque[Means] = field(default_factory=lambda: deque(maxlen=RECENT))
+    text: str = ""
+    """Its lines as they were written last; empty after an observation."""
+
+    def write(self) -> str:
+        """Return the lines of the version."""
+        if not self.text:
+            requests, totals = number(self.requests), self.total.tolist()
+            self.text = "".join(
+                f"{count}{requests}\n{sum_}{number(total)}\n"
+                for (count, sum_), total in zip(self.lines, totals, strict=True)
+            )
+        return self.text
 
 
 class GateMetrics(Collector):
@@ -65,6 +77,7 @@ class GateMetrics(Collector):
             found.total += means
             found.requests += 1
             found.recent.append(means)
+            found.text = ""
 
     def recent(self, version: str) -> tuple[int, Means | None]:
         """Return how many of a version's last requests were observed, and their mean `[cells]`."""
@@ -91,12 +104,8 @@ class GateMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return the metric."""
-        lines = []
         with self._lock:
-            for found in self._observed.values():
-                requests = number(found.requests)
-                for (count, sum_), total in zip(found.lines, found.total.tolist(), strict=True):
-                    lines.append(f"{count}{requests}\n{sum_}{number(total)}\n")
+            lines = [found.write() for found in self._observed.values()]
         yield TextMetric(self._family(), lines, self._samples)
 
     def _beginnings(self, version: str, cell: GateCell) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import prometheus_client
 import pytest
 from hypothesis import given, strategies as st
@@ -17,6 +18,7 @@ from prometheus_client import (
 
 from app.telemetry.bulk_histogram import BulkHistogram
 from app.telemetry.exposition import TextRenderer, number
+from app.telemetry.gates import GateCell
 from app.telemetry.metrics import Metrics
 from tests.support.series import fill
 
@@ -46,6 +48,20 @@ def test_metrics_of_a_large_server_are_the_bytes_of_the_library():
     assert without_process(first) == without_process(generate_latest(metrics.registry))
     assert without_process(first) == without_process(second)
     assert len([line for line in first.splitlines() if not line.startswith(b"#")]) > 7000
+
+
+def test_series_that_change_between_scrapes_are_the_bytes_of_the_library():
+    metrics = Metrics()
+    fill(metrics, models=2)
+    metrics.render()
+    fill(metrics, models=1)
+    metrics.loop_lagged(0.1)
+    assert without_process(metrics.render()) == without_process(generate_latest(metrics.registry))
+    metrics.ranking.shadow_compared("policy-0", "shadow", tau=-0.7, overlap=0.1)
+    metrics.gates.observe("model-1/1", [GateCell("1", "a", "b")] * 64, np.full(64, 0.5))
+    text = metrics.render()
+    assert without_process(text) == without_process(generate_latest(metrics.registry))
+    assert b'gatehouse_gate_weight_count{expert="expert-0",gate="task-0",level="1"' in text
 
 
 def test_series_that_go_away_and_come_back_are_written_anew():
