@@ -10,8 +10,8 @@
 # To serve your own models instead of the demo: --volume "$PWD/store:/store:ro"
 
 FROM python:3.12-slim-bookworm AS base
-# The official image has no bytecode of the standard library. Without this line every start and every
-# health check would compile it again, because the container cannot store it.
+# The official image has no bytecode of the standard library. Without this line every start would
+# compile it again, because the container cannot store it.
 RUN python -m compileall -q /usr/local/lib
 
 
@@ -52,9 +52,11 @@ FROM base
 LABEL org.opencontainers.image.title="Gatehouse" \
       org.opencontainers.image.description="Online ranking: one user, hundreds of candidates, in milliseconds." \
       org.opencontainers.image.version="0.1.0" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.12-slim-bookworm"
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /install /
+COPY docker/healthcheck /usr/local/bin/healthcheck
 COPY --from=demo --chown=10001:10001 /store /store
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 ENV GATEHOUSE_HOST=0.0.0.0 GATEHOUSE_PORT=8000 GATEHOUSE_STORE=/store
@@ -62,8 +64,12 @@ VOLUME /store
 EXPOSE 8000
 USER 10001:10001
 STOPSIGNAL SIGTERM
-# http.client, because urllib would use the proxy that Docker may set in the environment. Change the
-# port with GATEHOUSE_PORT, because the health check does not see command line options.
+# Change the port with GATEHOUSE_PORT, because the health check does not see command line options.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, ssl, sys; address = {'host': '127.0.0.1', 'port': int(os.environ['GATEHOUSE_PORT']), 'timeout': 2}; connection = http.client.HTTPSConnection(**address, context=ssl._create_unverified_context()) if os.environ.get('GATEHOUSE_TLS_CERT') else http.client.HTTPConnection(**address); connection.request('GET', '/livez'); sys.exit(connection.getresponse().status != 200)"]
+    CMD ["healthcheck"]
 CMD ["gatehouse", "serve"]
+# Last, because they change with every commit: --build-arg REVISION=$(git rev-parse HEAD)
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED"

@@ -7,10 +7,11 @@ export GATEHOUSE_STORE
 BIN := .venv/bin
 RUNTIME := .venv/runtime.installed
 DEVELOPMENT := .venv/development.installed
+TABLE_FILES := .venv/table-files.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test test-fast check soak bench overload format lock clean
+.PHONY: help serve demo test test-fast check soak bench bench-peers overload format lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -19,8 +20,11 @@ serve: $(RUNTIME)  ## serve the store on 127.0.0.1:8000; trains a demo model if 
 	@test -n "$(wildcard $(GATEHOUSE_STORE)/*/*/model.json)" || $(MAKE) --no-print-directory demo
 	@exec $(BIN)/gatehouse serve
 
-demo: $(RUNTIME)  ## train the demo model and publish it into the store
+demo: $(TABLE_FILES)  ## train the demo model; publish it and the tables of its items and users
 	$(BIN)/python -m models train --config models/configs/demo.toml --store "$(GATEHOUSE_STORE)"
+	$(BIN)/python -m models tables --config models/configs/demo.toml --out build/tables
+	$(BIN)/gatehouse items publish build/tables/items.jsonl --model feed --key item_id
+	$(BIN)/gatehouse users publish build/tables/users.jsonl --model feed --key user_id
 
 # worksteal gives each worker a contiguous part of the tests, so most tests of a file run on one
 # worker and share its servers and models. A worker without tests takes some from the others.
@@ -41,10 +45,14 @@ check: $(DEVELOPMENT)  ## check style, formatting, types and imports between lay
 soak: $(DEVELOPMENT)  ## send 100 000 mixed requests to a server and check every response (minutes)
 	$(BIN)/python -m tests.soak
 	$(BIN)/python -m tests.soak.versions
+	$(BIN)/python -m tests.soak.tables
 
 bench: $(DEVELOPMENT)  ## measure rates, latency and CPU time a request, and the goals; needs wrk
 	$(BIN)/python -m tests.bench.percentiles
 	$(BIN)/python -m tests.bench.hot_path
+
+bench-peers: $(DEVELOPMENT)  ## measure Triton, mosec and other servers beside this one; needs wrk
+	$(BIN)/python -m tests.bench.peers --write
 
 overload: $(DEVELOPMENT)  ## measure and plot goodput and p99 at up to 10 times the capacity
 	$(BIN)/python -m tests.bench.overload --out tests/bench/overload.svg
@@ -82,6 +90,12 @@ $(RUNTIME): requirements.lock requirements-torch.lock pyproject.toml
 	$(PIP) install --no-deps --require-hashes --requirement requirements.lock
 	$(PIP) install --requirement requirements-torch.lock
 	$(PIP) install --no-deps --editable .
+	@touch $@
+
+# Publishing tables needs pyarrow, which the service does not.
+$(TABLE_FILES): $(RUNTIME) requirements-dev.lock
+	@awk '/^[^ ]/ { keep = /^pyarrow==/ } keep' requirements-dev.lock > .venv/table-files.lock
+	$(PIP) install --no-deps --require-hashes --requirement .venv/table-files.lock
 	@touch $@
 
 $(DEVELOPMENT): $(RUNTIME) requirements-dev.lock

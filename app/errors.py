@@ -5,6 +5,7 @@
     ├── Unauthorized             401  API key missing or invalid
     ├── ModelNotFound            404
     ├── VersionNotFound          404
+    ├── KeyNotFound              404  a table has no such key
     ├── PathNotFound             404
     ├── NotSupported             404  a protocol extension that this server does not implement
     ├── MethodNotAllowed         405
@@ -23,6 +24,7 @@
     ClientDisconnected           no response is sent: the connection is closed
 
     ArtifactInvalid              an artifact cannot be served; operators see it, clients do not
+    └── TableIncomplete          files of a table are missing or short: a copy may be under way
     ConfigurationInvalid         a setting cannot be used; operators see it
     └── PoliciesInvalid          a policies file cannot be used
     TuningError                  an analysis cannot be done; analysts see it
@@ -35,12 +37,14 @@ name, and `ExitCode`.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
+NOTHING_UNKNOWN: Mapping[str, int] = MappingProxyType({})
 _LONGEST_NAME = 100  # characters; a longer name is not a typing error, and comparing it is slow
 _ALIKE = 0.65  # of difflib's ratio, 0 to 1: "sevre" is 0.8 like "serve", "tokne" 0.6 like "store"
 
@@ -126,6 +130,14 @@ class VersionNotFound(GatehouseError):
     title = "Version not found"
 
 
+class KeyNotFound(GatehouseError):
+    """The table of the active version does not have this key, or there is no such table."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "key-not-found"
+    title = "Key not found"
+
+
 class PathNotFound(GatehouseError):
     """The server has no such path. Paths have no trailing slash; `/docs` lists them all."""
 
@@ -197,11 +209,15 @@ class InvalidRequest(GatehouseError):
     slug = "invalid-request"
     title = "Invalid request"
 
-    def __init__(self, problems: list[FieldError]) -> None:
+    def __init__(
+        self, problems: list[FieldError], *, unknown_keys: Mapping[str, int] = NOTHING_UNKNOWN
+    ) -> None:
+        """List the problems; `unknown_keys` are those that a table lacks, for metrics."""
         first = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         super().__init__(f"{first.pointer or '/'}: {first.detail}{more}")
         self.problems = problems
+        self.unknown_keys = unknown_keys
 
 
 class Overloaded(GatehouseError):
@@ -230,7 +246,7 @@ class InternalError(GatehouseError):
 
 
 class NotReady(GatehouseError):
-    """No model is active yet."""
+    """No model is active yet, or a table of the active one is older than it may be."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "not-ready"
@@ -278,6 +294,10 @@ class ClientDisconnected(Exception):
 
 class ArtifactInvalid(Exception):
     """An artifact cannot be served. The message names the file and the rule that it breaks."""
+
+
+class TableIncomplete(ArtifactInvalid):
+    """Files of a table are missing or too short. A copy may be under way: try again later."""
 
 
 class ConfigurationInvalid(Exception):

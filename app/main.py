@@ -11,9 +11,10 @@ from importlib.metadata import version
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import models, open_inference as v2, operations, problems, rank
+from app.api import models, open_inference as v2, operations, problems, rank, tables
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
 from app.api.console import page as console
+from app.api.examples import example_request
 from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
 from app.artifacts.store import Store
@@ -32,9 +33,12 @@ from app.scoring.keys import Keys
 from app.scoring.score import Limits, Scorer
 from app.scoring.service import Service
 from app.scoring.trace import span_recorder
+from app.scoring.traffic_recorder import TrafficRecorder, require_pyarrow
+from app.scoring.version_trial import VersionTrial
 from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
+from app.telemetry.siblings import Member, Render, render_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class Gatehouse:
     keys: Keys
     policy_file: PolicyFile
     metrics: Metrics
+    render_metrics: Render
+    """Returns the metrics of this process in the Prometheus format, off the event loop."""
     lost: asyncio.Event
     """Set when a lane's device will never compute again: the process should end."""
 
@@ -68,10 +74,11 @@ class Gatehouse:
 
 
 @asynccontextmanager
-async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
+async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIterator[Gatehouse]:
     """Start the lanes and put everything together; stop the lanes on exit.
 
-    Nothing serves before `start()`.
+    Nothing serves before `start()`. One of several processes gets its `member`: its
+    /metrics then has the series of all.
 
     Raises:
         ConfigurationInvalid: a setting cannot be used.
@@ -83,6 +90,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
     spans = span_recorder(os.environ, metrics, scheme=settings.scheme)
     registry = Registry(metrics, default_model=settings.default_model)
     lost = asyncio.Event()
+    recorder = _recorder(settings, metrics)
     lanes = start_lanes(
         device,
         settings.lanes,
@@ -108,6 +116,7 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
                 max_batch_rows=settings.max_batch_rows,
             ),
             on_warm=batcher.learn,
+            trial=VersionTrial(service.policies, example_request, settings.record),
         )
         log = AccessLog(
             metrics,
@@ -122,24 +131,57 @@ async def gatehouse(settings: Settings) -> AsyncIterator[Gatehouse]:
             log=log,
             metrics=metrics,
             spans=spans,
+            recorder=recorder,
         )
         bodies = BodyReader(
             max_bytes=settings.max_body_bytes,
             timeout_s=settings.body_timeout_ms / 1e3,
             budget=ByteBudget(settings.max_bodies_bytes, metrics),
         )
-        app = create_app(settings, service, scorer, bodies, log, metrics, keys)
+        render = partial(asyncio.to_thread, metrics.render)
+        scrape = render if member is None else partial(render_all, member, render)
+        app = create_app(settings, service, scorer, bodies, log, metrics, keys, scrape)
         with ExitStack() as stack:
             if spans is not None:
                 stack.enter_context(closing(spans))
             stack.enter_context(closing(EventLoopMonitor(metrics)))
             stack.enter_context(closing(log))
             yield Gatehouse(
-                app, scorer, bodies, service, deployment, keys, policy_file, metrics, lost
+                app,
+                scorer,
+                bodies,
+                service,
+                deployment,
+                keys,
+                policy_file,
+                metrics,
+                render,
+                lost,
             )
     finally:
         for lane in lanes:
             lane.stop()
+        if recorder is not None:
+            recorder.close()
+
+
+def _recorder(settings: Settings, metrics: Metrics) -> TrafficRecorder | None:
+    """Return what records requests, if a folder for them is set.
+
+    Raises:
+        ConfigurationInvalid: pyarrow is not installed, or the folder can never be written.
+    """
+    if settings.record is None:
+        return None
+    require_pyarrow()
+    if not settings.record_share:  # its recorded traffic is only read
+        return None
+    return TrafficRecorder(
+        settings.record,
+        share=settings.record_share,
+        max_bytes=settings.record_max_bytes,
+        on_counted=metrics.recorded,
+    )
 
 
 def _batcher(settings: Settings, lanes: Sequence[Lane], metrics: Metrics) -> Batcher:
@@ -168,6 +210,13 @@ def _watch(
         "Versions in the store that were refused: they do not serve.",
         lambda: len(service.registry.refused),
     )
+    metrics.watch(
+        "refused_tables",
+        "Item and user tables, and deltas, that were refused: they do not serve.",
+        lambda: len(service.registry.refused_tables),
+    )
+    metrics.watch_tables(lambda: service.registry.table_figures)
+    metrics.ranking.watch_drift(service.drift.features, service.drift.scores)
     metrics.watch_lanes({lane.name: partial(lane.is_alive, lane_hang_s) for lane in lanes})
 
 
@@ -187,6 +236,7 @@ def create_app(
     log: AccessLog,
     metrics: Metrics,
     keys: Keys,
+    scrape: Render,
 ) -> ASGIApp:
     """Return the whole HTTP interface: access log, CORS, score calls, then FastAPI's router."""
     fastapi = FastAPIOffline(
@@ -203,8 +253,9 @@ def create_app(
     routers = [
         models.routes(service, metrics.gates),
         rank.routes(service, bodies, keys),
+        tables.routes(service.registry),
         operations.routes(
-            service, metrics, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
+            service, scrape, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         ),
         console.routes(),
         problems.router,

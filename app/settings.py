@@ -51,11 +51,16 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=65535,
-        description="TCP port for /metrics of the first process, the next port for the second, and "
-        "so on; unset: /metrics is on the service's port",
+        description="TCP port for /metrics, which has the series of all processes; unset: /metrics "
+        "is on the service's port",
     )
     store: Path = Field(
         Path("store"), description="folder of artifacts, <store>/<model>/<version>/"
+    )
+    model_name: str | None = Field(
+        None,
+        description="name to serve the one model under that store has, which may also be a model's "
+        "or a version's folder, as KServe mounts it; unset: its own name",
     )
     store_poll_s: float = Field(
         5.0,
@@ -156,6 +161,20 @@ class Settings(BaseSettings):
         100.0, ge=0, description="a request slower than this is always logged (ms)"
     )
 
+    record: Path | None = Field(
+        None,
+        description="folder for a sample of the requests and their scores, as Parquet files; it "
+        "contains feature values; unset: nothing is recorded",
+    )
+    record_share: float = Field(
+        0.01, ge=0, le=1, description="share of requests that are recorded, at random"
+    )
+    record_max_bytes: int = Field(
+        1 << 30,
+        ge=1 << 20,
+        description="all recorded files together; the oldest are removed (bytes)",
+    )
+
     @property
     def scheme(self) -> str:
         """The scheme of the service's URLs."""
@@ -194,16 +213,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _ports_agree(self) -> Self:
-        if self.metrics_port is None:
-            if self.processes > 1:
-                raise ValueError("processes above 1 needs metrics_port: each has its own metrics")
-        elif self.metrics_port:
-            last = self.metrics_port + self.processes - 1
-            if last > 65535 or self.metrics_port <= self.port <= last:
-                raise ValueError(
-                    f"metrics_port takes ports {self.metrics_port} to {last}, one a process; they "
-                    "must be below 65536 and must not include port"
-                )
+        if self.metrics_port and self.metrics_port == self.port:
+            raise ValueError(f"metrics_port must not be port ({self.port})")
         return self
 
     @model_validator(mode="after")

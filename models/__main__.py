@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import orjson
 from rich.console import Console
 
 from app.artifacts.store import Store
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEFAULT_STORE = Path("store")
+_JSON_LINES = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
 
 class _Parser(argparse.ArgumentParser):
@@ -171,6 +173,17 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/tables"),
+        metavar="DIR",
+        help="folder of items.jsonl and users.jsonl (default: %(default)s)",
+    )
+
+
 def _add_series(parser: argparse.ArgumentParser, configs: Sequence[Path]) -> None:
     """Add the arguments of a command that trains a series of runs."""
     parser.add_argument(
@@ -223,6 +236,19 @@ def _log(arguments: argparse.Namespace) -> None:
     print(
         f"{path}: {written.requests:,} requests, {written.rows:,} rows, scored by {written.model}"
     )
+
+
+def _tables(arguments: argparse.Namespace) -> None:
+    planned = experiment.read(arguments.config)
+    folder: Path = arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in data.tables_of(planned.data).items():
+        count = 0
+        with (folder / f"{name}.jsonl").open("wb") as file:
+            for row in rows:
+                file.write(orjson.dumps(row, option=_JSON_LINES))
+                count += 1
+        print(f"{folder / name}.jsonl: {count:,} rows, for gatehouse {name} publish")
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
@@ -322,6 +348,14 @@ COMMANDS = (
         "--config models/configs/demo.toml --out build/log.parquet",
         _add_log,
         _log,
+    ),
+    _Command(
+        "tables",
+        "write the items and users of a simulated feed, for gatehouse items publish",
+        "--config models/configs/demo.toml --out build/tables",
+        _add_tables,
+        _tables,
+        "the files are not complete",
     ),
     _Command(
         "fetch",

@@ -159,6 +159,8 @@ OUT_OF_RANGE: dict[str, list[int | float | str]] = {
     "log_level": ["loud", "INFO"],
     "log_sample": [-0.1, 1.1],
     "slow_request_ms": [-1],
+    "record_share": [-0.1, 1.1],
+    "record_max_bytes": [(1 << 20) - 1],
 }
 
 
@@ -175,7 +177,10 @@ def test_a_value_out_of_its_range_is_refused_and_not_repeated(monkeypatch, name,
 
 
 def test_every_number_and_choice_has_a_range():
-    free = {"host", "store", "default_model", "policies", *ACCESS}
+    free = {
+        *("host", "store", "model_name", "default_model", "policies", "record"),
+        *ACCESS,
+    }
     assert set(OUT_OF_RANGE) == set(Settings.model_fields) - free
 
 
@@ -193,16 +198,12 @@ def test_limits_that_contradict_each_other_are_refused(limits, rule):
     Settings.model_validate(dict.fromkeys(limits, 4096))
 
 
-def test_several_processes_need_metrics_ports_beside_the_shared_port():
-    with pytest.raises(ValidationError, match="processes above 1 needs metrics_port"):
-        Settings(processes=2)
-    for port in (9000, 8999, 8998):
-        with pytest.raises(ValidationError, match="must not include port"):
-            Settings(processes=3, port=9000, metrics_port=port)
-    with pytest.raises(ValidationError, match="must not include port"):
-        Settings(processes=3, metrics_port=65534)
-    for port in (0, 8997, 9001):
+def test_metrics_port_is_not_the_port_itself():
+    with pytest.raises(ValidationError, match=r"metrics_port must not be port \(9000\)"):
+        Settings(port=9000, metrics_port=9000)
+    for port in (0, 8999, 9001, None):
         Settings(processes=3, port=9000, metrics_port=port)
+    Settings(port=0, metrics_port=0)  # two free ones
 
 
 @pytest.mark.parametrize(

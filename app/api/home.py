@@ -5,6 +5,7 @@ import json
 
 from app.api.examples import example_request
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.lifecycle.registry import Registry
 
 _PAGE = """<!doctype html>
@@ -60,7 +61,10 @@ _AUTHORIZATION = """
 
 def home_page(registry: Registry, origin: str, *, needs_key: bool = False) -> str:
     """Return the page as HTML; `origin` is this server's address as the browser uses it."""
-    models = "".join(_model(model, origin, needs_key) for model in registry.models())
+    models = "".join(
+        _model(model, registry.tables.get(model, NO_TABLES), origin, needs_key)
+        for model in registry.models()
+    )
     return _PAGE.format(
         refused=_refused(len(registry.refused)),
         models=models or "<section><p>No model is active yet.</p></section>",
@@ -74,7 +78,7 @@ def _refused(count: int) -> str:
     return f'<p><strong>{versions} refused.</strong> <a href="/console#models">See why.</a></p>'
 
 
-def _model(model: Model, origin: str, needs_key: bool) -> str:
+def _model(model: Model, tables: ModelTables, origin: str, needs_key: bool) -> str:
     manifest = model.manifest
     fields = {
         "name": manifest.name,
@@ -84,6 +88,6 @@ def _model(model: Model, origin: str, needs_key: bool) -> str:
         "origin": origin,
         "condition": " (set GATEHOUSE_KEY to your API key)" if needs_key else "",
         "authorization": _AUTHORIZATION if needs_key else "",
-        "example": json.dumps(example_request(model)),
+        "example": json.dumps(example_request(model, tables=tables)),
     }
     return _MODEL.format(**{name: html.escape(text, quote=False) for name, text in fields.items()})

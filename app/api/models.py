@@ -8,6 +8,7 @@ from app.api.examples import DEFAULT_CANDIDATES, MOST_CANDIDATES, example_reques
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import (
     CanaryState,
+    DriftState,
     GateLevelUse,
     GateUse,
     GoldenCheck,
@@ -18,16 +19,19 @@ from app.api.openapi.schemas import (
     OfferedPolicy,
     PolicyState,
     RefusedArtifact,
+    RefusedTable,
     ShadowState,
     TrafficState,
 )
+from app.api.tables import table_state
 from app.artifacts.golden import device_name
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import NO_TABLES
 from app.errors import FieldError, InvalidRequest, ModelNotFound, NotReady
-from app.lifecycle.policies import Policies
 from app.lifecycle.registry import Registry
 from app.lifecycle.traffic import Traffic
 from app.ranking.ranker import Ranker
+from app.scoring.drift import Drift
 from app.scoring.service import Service
 from app.telemetry.gates import GateMetrics
 
@@ -52,7 +56,7 @@ def routes(service: Service, gates: GateMetrics) -> APIRouter:
     async def list_models() -> ModelList:
         registry = service.registry
         return ModelList(
-            models=[_card(model, service.policies, registry, gates) for model in registry.models()],
+            models=[_card(model, service, gates) for model in registry.models()],
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()
@@ -60,6 +64,10 @@ def routes(service: Service, gates: GateMetrics) -> APIRouter:
             ignored=[
                 IgnoredFolder(folder=folder, reason=reason)
                 for folder, reason in registry.ignored.items()
+            ],
+            refused_tables=[
+                RefusedTable(model=model, table=place, reason=reason)
+                for (model, place), reason in registry.refused_tables.items()
             ],
             policies=PolicyState(
                 version=service.policies.active.version or None,
@@ -74,7 +82,7 @@ def routes(service: Service, gates: GateMetrics) -> APIRouter:
     )
     async def show_model(model: str) -> ModelCard:
         registry = service.registry
-        return _card(registry.active(model), service.policies, registry, gates)
+        return _card(registry.active(model), service, gates)
 
     @router.get(
         "/{model}/example",
@@ -84,7 +92,9 @@ def routes(service: Service, gates: GateMetrics) -> APIRouter:
     )
     async def show_example(model: str, request: Request) -> dict[str, Any]:
         candidates = _candidates(request.query_params.get("candidates"))
-        return example_request(service.registry.active(model), candidates)
+        active = service.registry.active(model)
+        tables = service.registry.tables.get(active, NO_TABLES)
+        return example_request(active, candidates, tables)
 
     return router
 
@@ -98,9 +108,10 @@ def _candidates(text: str | None) -> int:
     raise InvalidRequest([FieldError("", detail)])
 
 
-def _card(model: Model, policies: Policies, registry: Registry, gates: GateMetrics) -> ModelCard:
-    manifest = model.manifest
+def _card(model: Model, service: Service, gates: GateMetrics) -> ModelCard:
+    manifest, policies, registry = model.manifest, service.policies, service.registry
     own = policies.of(model)
+    tables = registry.tables.get(model, NO_TABLES)
     calibrations = zip(own.default.tasks, own.default.calibrations, strict=True)
     return ModelCard(
         name=manifest.name,
@@ -119,8 +130,10 @@ def _card(model: Model, policies: Policies, registry: Registry, gates: GateMetri
         policy_problem=policies.incompatible.get(manifest.name),
         precision=manifest.precision,
         evaluation=manifest.evaluation,
+        drift=_drift(service.drift.of(manifest.name)),
         score_url=f"/v1/models/{manifest.name}/score",
-        example_request=example_request(model),
+        tables=[table_state(registry, manifest.name, each) for each in tables.all],
+        example_request=example_request(model, tables=tables),
     )
 
 
@@ -142,6 +155,7 @@ def _loaded(model: Model, registry: Registry, gates: GateMetrics) -> LoadedVersi
         gates=_gate_use(model, gates),
         score_url=f"/v1/models/{manifest.name}/versions/{manifest.version}/score",
         problem=registry.damaged.get(model.label),
+        replay=registry.replays.get(model.label),
     )
 
 
@@ -205,6 +219,12 @@ def _shadow(name: str, registry: Registry) -> ShadowState | None:
         top_10_overlap=shadow.overlap_sum / compared if compared else None,
         score_difference={task: total / compared for task, total in shadow.difference_sums.items()},
     )
+
+
+def _drift(drift: Drift | None) -> DriftState | None:
+    if drift is None:
+        return None
+    return DriftState(features=dict(drift.features), scores=dict(drift.scores))
 
 
 def _offered(ranker: Ranker) -> OfferedPolicy:

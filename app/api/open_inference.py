@@ -29,6 +29,7 @@ from app.api.openapi.open_inference_schemas import (
 from app.api.operations import check_ready
 from app.artifacts.loader import Model
 from app.artifacts.manifest import IdInput, Input
+from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.errors import (
     ClientDisconnected,
     Draining,
@@ -128,7 +129,8 @@ def _add_metadata(
 ) -> None:
     def metadata(model: Model) -> ModelMetadata:
         loaded = service.registry.versions(model.manifest.name)
-        return model_metadata(model, [each.manifest.version for each in loaded])
+        versions = [each.manifest.version for each in loaded]
+        return model_metadata(model, versions, service.registry.tables.get(model, NO_TABLES))
 
     def add(path: str, summary: str, describe: Callable[[Model], Any], schema: Any) -> None:  # noqa: ANN401
         """Add a route for the active version, and one for a version by its number."""
@@ -164,7 +166,7 @@ def _add_metadata(
         return Statistics(model_stats=[model_statistics(model, metrics)])
 
     def config(model: Model) -> dict[str, Any]:
-        return model_config(model, serving)
+        return model_config(model, serving, service.registry.tables.get(model, NO_TABLES))
 
     add("", "Inputs and outputs of a model", metadata, ModelMetadata)
     add("/config", "Model configuration, as Triton's ModelConfig", config, dict[str, Any])
@@ -255,12 +257,22 @@ def _refuse_extensions(router: APIRouter) -> None:
             router.add_api_route(path, refusal(what), methods=methods, include_in_schema=False)
 
 
-def model_metadata(model: Model, versions: Sequence[int]) -> ModelMetadata:
+def _inputs(model: Model, tables: ModelTables) -> list[Input]:
+    """Return the inputs of a model, and the keys of its tables that are no features."""
+    features = {each.name: each for each in model.manifest.inputs}
+    keys = {each.table.key: each.key_input for each in tables.all}
+    return list((features | {n: key for n, key in keys.items() if n not in features}).values())
+
+
+def model_metadata(
+    model: Model, versions: Sequence[int], tables: ModelTables = NO_TABLES
+) -> ModelMetadata:
     """Return a model's inputs, outputs and loaded versions.
 
     The first dimension is the number of candidates.
 
-    User inputs accept a single row too, which the protocol cannot express.
+    User inputs accept a single row too, and inputs that a table has are optional, which the
+    protocol cannot express.
     """
     manifest = model.manifest
     return ModelMetadata(
@@ -269,7 +281,7 @@ def model_metadata(model: Model, versions: Sequence[int]) -> ModelMetadata:
         platform=PLATFORM,
         inputs=[
             TensorMetadata(name=each.name, datatype=datatypes_of(each)[0], shape=[-1, _width(each)])
-            for each in manifest.inputs
+            for each in _inputs(model, tables)
         ],
         outputs=[
             TensorMetadata(name=name, datatype="FP32", shape=[-1, 1])
@@ -278,9 +290,12 @@ def model_metadata(model: Model, versions: Sequence[int]) -> ModelMetadata:
     )
 
 
-def model_config(model: Model, serving: ServingSettings) -> dict[str, Any]:
+def model_config(
+    model: Model, serving: ServingSettings, tables: ModelTables = NO_TABLES
+) -> dict[str, Any]:
     """Return a model's configuration as Triton's `ModelConfig` message in JSON."""
     manifest = model.manifest
+    in_tables = {name for each in tables.all for name in (each.table.key, *each.names)}
     kind = "KIND_CPU" if model.program.device.type == "cpu" else "KIND_GPU"
     return {
         "name": manifest.name,
@@ -296,9 +311,9 @@ def model_config(model: Model, serving: ServingSettings) -> dict[str, Any]:
                 "dims": [_width(each)],
                 "is_shape_tensor": False,
                 "allow_ragged_batch": False,
-                "optional": each.default is not None,
+                "optional": each.default is not None or each.name in in_tables,
             }
-            for each in manifest.inputs
+            for each in _inputs(model, tables)
         ],
         "output": [
             {

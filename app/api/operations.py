@@ -1,6 +1,5 @@
 """Routes for operators: health, readiness, engine state, metrics and the home page."""
 
-import asyncio
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
@@ -14,18 +13,21 @@ from app.engine.state import EngineState
 from app.errors import Draining, NotReady, PathNotFound
 from app.scoring.keys import Keys
 from app.scoring.service import Service
-from app.telemetry.metrics import Metrics
+from app.telemetry.siblings import Render
 
 
 def routes(
     service: Service,
-    metrics: Metrics,
+    scrape: Render,
     keys: Keys,
     *,
     lane_hang_s: float,
     metrics_port: int | None = None,
 ) -> APIRouter:
-    """Return the routes; if `metrics_port` is given, /metrics answers on that port only."""
+    """Return the routes; if `metrics_port` is given, /metrics answers on that port only.
+
+    `scrape` returns what /metrics answers, in the Prometheus format.
+    """
     router = APIRouter(tags=["operations"])
 
     @router.get(
@@ -65,16 +67,15 @@ def routes(
                     text=each.text,
                     is_problem=each.is_problem,
                 )
-                for each in metrics.events.latest()
+                for each in service.registry.events.latest()
             ]
         )
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
-    async def scrape(request: Request) -> Response:
+    async def metrics(request: Request) -> Response:
         if metrics_port is not None and request.scope["server"][1] != metrics_port:
             raise PathNotFound("metrics are served on a separate port")
-        text = await asyncio.to_thread(metrics.render)
-        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(await scrape(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     @router.get("/", summary="Home page: active models and links", response_class=HTMLResponse)
     async def home(request: Request) -> HTMLResponse:
@@ -90,11 +91,13 @@ def check_ready(service: Service) -> None:
 
     Raises:
         Draining: it is shutting down.
-        NotReady: models are still loading, or none is active.
+        NotReady: models are still loading, none is active, or a table is too old.
     """
     if service.draining:
         raise Draining("the server is shutting down")
     if not service.registry.models():
         raise NotReady("no model is active yet")
+    if stale := service.readiness.stale_tables():
+        raise NotReady("; ".join(stale))
     if not service.is_ready:
         raise NotReady("models are still loading")

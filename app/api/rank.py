@@ -104,7 +104,7 @@ def ranked_document(document: object, policies: ModelPolicies) -> dict[str, obje
     if not isinstance(document, dict):
         report.add("", "must be an object")
         raise InvalidRequest(report.problems)
-    report.unknown_keys("", document, _MEMBERS)
+    report.unknown_members("", document, _MEMBERS)
     tasks = policies.default.tasks
     scores = _scores(document.get("scores"), tasks, report)  # [n, K]
     ranker = _ranker(document.get("policy"), policies.default, report)
@@ -141,7 +141,7 @@ def _scores(columns: object, tasks: Sequence[str], report: ValidationReport) -> 
     if not isinstance(columns, Mapping):
         report.add("/scores", "must be an object: task to scores, one for each candidate")
         return empty
-    report.unknown_keys("/scores", columns, frozenset(tasks), "unknown task")
+    report.unknown_members("/scores", columns, frozenset(tasks), "unknown task")
     found: list[Scores] = []
     for task in tasks:
         column = _numbers(columns.get(task), join("/scores", task), report)
@@ -176,7 +176,7 @@ def _ranker(fields: object, own: Ranker, report: ValidationReport) -> Ranker | N
         report.add("/policy", "must be an object, as in policies.toml")
         return None
     known = frozenset(Policy.model_fields) - {"bounds"}
-    report.unknown_keys("/policy", fields, known)
+    report.unknown_members("/policy", fields, known)
     try:
         policy = Policy.model_validate({n: v for n, v in fields.items() if n in known})
         calibrations = dict(zip(own.tasks, own.calibrations, strict=True))

@@ -68,6 +68,16 @@ _DROPS_OUT = frozenset(
         *("lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention"),
     )
 )
+# Operators that turn the value of a tensor into a number, which may then decide about a branch or
+# about the turns of a loop. The size of a tensor is none.
+_READS_VALUES = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("Bool", "Int", "Float", "Complex", "item", "is_nonzero", "equal", "allclose"),
+        *("IntImplicit", "FloatImplicit", "ComplexImplicit", "ScalarImplicit"),
+        *("_local_scalar_dense", "tolist", "__contains__"),
+    )
+) | {"prim::tolist"}
 # Normalisation in training mode writes to its running statistics; its schema does not say so.
 _STATISTICS_POSITION = {
     "aten::batch_norm": 5,
@@ -86,11 +96,14 @@ class Effects:
         state: each own attribute that the module writes to, with the operator, in graph order.
         random: operators that draw random numbers.
         inputs: whether the module may write to a tensor, a list or a dict that it is given.
+        reads_values: whether the values of tensors may decide what runs: how long a call takes
+            then depends on them, not on the number of rows alone.
     """
 
     state: list[str] = field(default_factory=list)
     random: list[str] = field(default_factory=list)
     inputs: bool = False
+    reads_values: bool = False
 
     @property
     def problem(self) -> str:
@@ -193,6 +206,8 @@ class _Analysis:
     def _follow(self, nodes: Iterable[Any]) -> None:
         for node in nodes:
             kind = node.kind()
+            if kind in _READS_VALUES and any(map(_is_computed_tensor, node.inputs())):
+                self._effects.reads_values = True
             if kind == "prim::GetAttr":
                 self._get_attribute(node)
             elif kind == "prim::SetAttr":
@@ -313,6 +328,12 @@ class _Analysis:
                 self._effects.inputs = True
             else:
                 _add(self._effects.state, f"{origin} ({how})")
+
+
+def _is_computed_tensor(value: Any) -> bool:
+    """Whether a value is a tensor, and not the size that a trace keeps in one."""
+    is_size = value.node().kind() == "prim::NumToTensor"
+    return bool(value.type().kind() == "TensorType") and not is_size
 
 
 def _add(names: list[str], name: str) -> None:

@@ -92,10 +92,18 @@ def _load(artifact: Artifact, device: torch.device) -> Model:
     del content
     difference = golden.check(program)
     check_gates(program, golden)
-    vocabularies = read_vocabularies(
-        manifest, lambda name: bytes(_read_verified(artifact, name, manifest))
-    )
+    vocabularies = load_vocabularies(artifact, manifest)
     return Model(manifest, program, golden, vocabularies, difference)
+
+
+def load_vocabularies(artifact: Artifact, manifest: Manifest) -> Vocabularies:
+    """Return the vocabularies of a version, verified, by feature.
+
+    Raises:
+        ArtifactInvalid: a file is missing, differs from the manifest, or is not a vocabulary.
+        OSError: a file cannot be read now.
+    """
+    return read_vocabularies(manifest, lambda name: bytes(_read_verified(artifact, name, manifest)))
 
 
 def verify(artifact: Artifact, manifest: Manifest) -> None:
@@ -163,7 +171,13 @@ def load_program(
     found = effects(module, frozen, *kept)
     if found.problem:
         raise ArtifactInvalid(f"{PROGRAM}: {found.problem}")
-    return Program(frozen, description, device, copy_inputs=found.inputs)
+    return Program(
+        frozen,
+        description,
+        device,
+        copy_inputs=found.inputs,
+        has_steady_cost=not found.reads_values,
+    )
 
 
 def check_gates(program: Program, golden: Golden) -> None:

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from app.artifacts.distributions import Distributions
 from app.artifacts.encoding import Encoding, Hashed, Id, Identity, Listed
 from app.artifacts.store import LARGEST_VERSION
 from app.errors import did_you_mean
@@ -322,6 +323,8 @@ class Description(Value):
     """Held-out metrics per task, such as `{"click": {"auc": 0.74}}`."""
     training: dict[str, JsonValue] = Field(default={})
     """The configuration of the training run, for people. Serving does not read it."""
+    distributions: Distributions | None = None
+    """Of features and scores in training: live traffic is compared with them."""
 
     @model_validator(mode="after")
     def _names_are_not_reserved(self) -> Self:

@@ -27,7 +27,11 @@ _LARGEST_EXPONENT = np.float32(80)  # exp(88.8) leaves float32
 
 
 class Program:
-    """Runs batches through a module. Any thread may call it; no state is kept between calls."""
+    """Runs batches through a module. Any thread may call it; no state is kept between calls.
+
+    Attributes:
+        has_steady_cost: whether a call's cost depends on the number of rows alone.
+    """
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class Program:
         device: torch.device,
         *,
         copy_inputs: bool = False,
+        has_steady_cost: bool = False,
     ) -> None:
         """Wrap a module that does not change its own state (`app.artifacts.effects`).
 
@@ -44,12 +49,14 @@ class Program:
             description: how it is called and what it returns.
             device: where it runs.
             copy_inputs: give the module its own copy of each tensor, because it writes to them.
+            has_steady_cost: whether a call's cost is known to depend on the number of rows alone.
         """
         self.description = description
         self.device = device
         self._module = module
         self._copy_inputs = copy_inputs
         self.gates = description.gates
+        self.has_steady_cost = has_steady_cost
         outputs = [task.output for task in description.tasks]
         self._is_matrix = all(o.path is None and o.column == k for k, o in enumerate(outputs))
 

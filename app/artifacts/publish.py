@@ -4,8 +4,6 @@ import hashlib
 import io
 import os
 import shutil
-import tempfile
-import time
 import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,10 +18,8 @@ from app.artifacts.golden import Golden
 from app.artifacts.loader import check_gates, load, load_program, read_vocabularies
 from app.artifacts.manifest import Description, FileDigest, Manifest, first_problem
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact, Store
+from app.artifacts.unnamed_folder import unnamed_folder, write_file
 from app.errors import ArtifactInvalid
-
-_TEMPORARY = ".publishing-"
-_LEFT_OVER_S = 24 * 3600.0
 
 
 def publish(
@@ -84,12 +80,8 @@ def publish_copy(store: Store, folder: Path) -> Artifact:
     except ValidationError as error:
         raise ArtifactInvalid(f"{MANIFEST}: {first_problem(error)}") from error
     target = store.folder / manifest.name
-    target.mkdir(parents=True, exist_ok=True)
-    _remove_left_over(target)
-    with tempfile.TemporaryDirectory(dir=target, prefix=_TEMPORARY) as temporary:
-        written = Path(temporary) / "artifact"
-        written.mkdir()
-        _write(written / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+    with unnamed_folder(target) as written:
+        write_file(written / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
         for name in manifest.files:
             _copy(folder / name, written / name)
         load(Artifact(manifest.name, manifest.version, written), torch.device("cpu"))
@@ -112,7 +104,7 @@ def _name_version(store: Store, manifest: Manifest, written: Path) -> Artifact:
     while True:
         version += 1
         numbered = manifest.model_copy(update={"version": version})
-        _write(written / MANIFEST, numbered.model_dump_json(indent=2).encode() + b"\n")
+        write_file(written / MANIFEST, numbered.model_dump_json(indent=2).encode() + b"\n")
         try:
             written.rename(folder / str(version))
         except OSError:
@@ -125,13 +117,9 @@ def _name_version(store: Store, manifest: Manifest, written: Path) -> Artifact:
 def _write_version(store: Store, description: Description, files: Mapping[str, bytes]) -> Artifact:
     """Write files and manifest under a temporary name, and rename that to the next version."""
     folder = store.folder / description.name
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_left_over(folder)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as temporary:
-        written = Path(temporary) / "artifact"
-        written.mkdir()
+    with unnamed_folder(folder) as written:
         for name, content in files.items():
-            _write(written / name, content)
+            write_file(written / name, content)
         manifest = Manifest(
             **{name: getattr(description, name) for name in Description.model_fields},
             version=1,
@@ -140,17 +128,6 @@ def _write_version(store: Store, description: Description, files: Mapping[str, b
             files={name: _digest(content) for name, content in files.items()},
         )
         return _name_version(store, manifest, written)
-
-
-def _remove_left_over(folder: Path) -> None:
-    """Remove the files of publishers that were killed; a running one writes every few seconds."""
-    for each in folder.glob(f"{_TEMPORARY}*"):
-        try:
-            newest = max(path.lstat().st_mtime for path in (each, *each.rglob("*")))
-        except OSError:  # it was renamed or removed meanwhile
-            continue
-        if time.time() - newest > _LEFT_OVER_S:
-            shutil.rmtree(each, ignore_errors=True)
 
 
 def _to_bytes(module: torch.jit.ScriptModule) -> bytes:
@@ -164,10 +141,3 @@ def _to_bytes(module: torch.jit.ScriptModule) -> bytes:
 
 def _digest(content: bytes) -> FileDigest:
     return FileDigest(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

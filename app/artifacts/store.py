@@ -29,6 +29,16 @@ _VERSION = re.compile(r"[1-9][0-9]{0,15}")
 _TEMPORARY = "."  # names of files and folders that are being written
 
 
+def is_model_name(text: str) -> bool:
+    """Whether a model may have this name."""
+    return _MODEL_NAME.fullmatch(text) is not None
+
+
+def is_version(text: str) -> bool:
+    """Whether this is the name of a version's folder."""
+    return _VERSION.fullmatch(text) is not None and int(text) <= LARGEST_VERSION
+
+
 Fingerprint = frozenset[tuple[str, int, int, int, int]]
 
 
@@ -44,22 +54,31 @@ class Artifact:
         return f"{self.model}/{self.version}"
 
     def fingerprint(self) -> Fingerprint:
-        """Return what tells a changed file apart: of every file its name, inode, size and times.
-
-        Size and modification time can both stay the same, as with `cp -p`; the time of the last
-        change of the inode (ctime) cannot. It is empty if the folder has been removed.
+        """Return what tells changed files apart; empty if the folder has been removed.
 
         Raises:
             OSError: the folder or a file in it cannot be read.
         """
-        try:
-            files = [(each.name, each.stat()) for each in self.folder.iterdir()]
-        except FileNotFoundError:
-            return frozenset()
-        return frozenset(
-            (name, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
-            for name, each in files
-        )
+        return fingerprint(self.folder)
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Return what tells a changed file apart: of every file its name, inode, size and times.
+
+    Size and modification time can both stay the same, as with `cp -p`; the time of the last
+    change of the inode (ctime) cannot. It is empty if the folder has been removed.
+
+    Raises:
+        OSError: the folder or a file in it cannot be read.
+    """
+    try:
+        files = [(each.name, each.stat()) for each in folder.iterdir()]
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(
+        (name, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
+        for name, each in files
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +122,11 @@ class Store:
                 ignored[self._place(model)] = f"cannot be read: {error.strerror}"
                 continue
             complete = [each for each in versions if self._is_complete(each, ignored)]
-            if complete and not _MODEL_NAME.fullmatch(model.name):
+            if complete and not is_model_name(model.name):
                 ignored[self._place(model)] = NOT_A_MODEL
                 continue
             for folder in complete:
-                if _VERSION.fullmatch(folder.name) and int(folder.name) <= LARGEST_VERSION:
+                if is_version(folder.name):
                     artifacts.append(Artifact(model.name, int(folder.name), folder))
                 else:
                     ignored[self._place(folder)] = NOT_A_VERSION

@@ -1,21 +1,29 @@
-"""`gatehouse check`: load every artifact of a store and run its golden examples."""
+"""`gatehouse check`: verify every artifact of a store, and its item and user tables."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
 from app.artifacts.store import Artifact, Store
+from app.artifacts.tables.description import TableKind
+from app.artifacts.tables.reader import ListedTable, open_table, tables_of
 from app.cli.output import Output
 from app.cli.parser import Parser, complain, not_empty
 from app.cli.settings_options import add_store, existing_store, store_of
 from app.cli.signals import importing
 from app.errors import ArtifactInvalid, ExitCode
 
+Check = Callable[[], tuple[str, str]]
+"""Returns what is shown of something that is valid."""
+
 _DESCRIPTION = """\
-Load every artifact in a store, run its golden examples, and print a table. A broken artifact or a
-folder that cannot be read is a row of the table; the others are checked all the same."""
+Load every artifact in a store, run its golden examples, verify the item and user tables, and print
+a table. A broken artifact or a folder that cannot be read is a row of the table; the others are
+checked all the same."""
 _EPILOG = """\
 exit codes: 0 all artifacts are valid; 1 some are not, or there are none; 2 there is no such store
 
@@ -56,23 +64,44 @@ def run(options: argparse.Namespace) -> int:
         return ExitCode.FAILED
     for place, reason in listing.ignored.items():
         refuse(place, reason)
-    for artifact in listing.artifacts:
+    checks: list[tuple[str, Check]]
+    checks = [(str(each), partial(_load, each)) for each in listing.artifacts]
+    for folder in dict.fromkeys(each.folder.parent for each in listing.artifacts):
+        checks += _table_checks(folder)
+    for name, load in checks:
         try:
-            network, tasks = _load(artifact)
+            network, tasks = load()
         except ArtifactInvalid as error:
-            refuse(str(artifact), str(error))
+            refuse(name, str(error))
         except OSError as error:
             file = "" if error.filename is None else f"{Path(str(error.filename)).name}: "
-            refuse(str(artifact), f"cannot be read now: {file}{error.strerror or error}")
+            refuse(name, f"cannot be read now: {file}{error.strerror or error}")
         except Exception as error:  # noqa: BLE001  (whatever it is, the others are checked)
-            refuse(str(artifact), f"{type(error).__name__}: {error}")
+            refuse(name, f"{type(error).__name__}: {error}")
         else:
-            table.add_row(escape(str(artifact)), escape(network), escape(tasks), "[green]ok")
+            table.add_row(escape(name), escape(network), escape(tasks), "[green]ok")
     if not table.row_count:
         complain(f'store "{store}" has no artifacts')
         return ExitCode.FAILED
     Output().print(table)
     return ExitCode.FAILED if failures else ExitCode.OK
+
+
+def _table_checks(model: Path) -> list[tuple[str, Check]]:
+    """Return what verifies the item and user tables of a model, by their names."""
+    kinds: tuple[TableKind, ...] = ("items", "users")
+    return [
+        (f"{model.name}/{kind}/{listed.version}", partial(_open_table, listed, model.name))
+        for kind in kinds
+        for listed in tables_of(model, kind)
+    ]
+
+
+def _open_table(listed: ListedTable, model: str) -> tuple[str, str]:
+    """Verify a table and its deltas; return what it is, and how many keys it has."""
+    table = open_table(listed, model)
+    deltas = f" with {table.delta} deltas" if table.delta else ""
+    return f"table{deltas}", f"{table.rows:,} keys"
 
 
 def _load(artifact: Artifact) -> tuple[str, str]:

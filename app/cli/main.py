@@ -26,10 +26,15 @@ COMMANDS: Mapping[str, str] = {
     "rollback": "return to the previous version of a model",
     "canary": "let a version answer a share of the traffic for a while",
     "shadow": "let a version score requests without answering them",
+    "replay": "score recorded traffic with two versions and compare them",
     "publish": "copy a version's folder into the store, as the next version",
     "prune": "remove old versions of a model from the store",
+    "items": "publish and show tables of item features that live in the service",
+    "users": "publish and show tables of user features that live in the service",
     "import": "make an artifact from a TorchScript file",
     "rank": "answer requests from a file, as the server would",
+    "bench": "measure a server under load, or find the highest rate that it serves",
+    "plan": "compute how many replicas an objective needs, and what they cost",
     "fit-calibration": "fit calibrated scores on logged outcomes",
     "tune": "search for the weights of a policy that best reach a goal",
 }
@@ -43,6 +48,12 @@ Training is a program of its own: python -m models --help
 exit codes: 0 success; 1 the command ran and found a failure; 2 wrong usage, settings or files;
 130 interrupted by Ctrl-C; 141 the reader of the output went away
 """
+_OF_ONE_NAME = (  # commands whose module has their name
+    *("versions", "activate", "rollback", "canary", "shadow", "replay", "publish", "prune"),
+    *("bench", "plan"),
+)
+_CALLERS = ("bench", "plan")
+"""Commands that call a server, with the API key in GATEHOUSE_KEY: no other command reads it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -129,6 +140,7 @@ def _run(given: Sequence[str]) -> int:
     parser, chosen = _parsers(name)
     if command is not None:
         command.add_arguments(chosen)
+        chosen = chosen.of_command(given[1:])
     chosen.refuse_unknown_options(given)
     try:
         options, rest = parser.parse_known_args(given)
@@ -141,7 +153,8 @@ def _run(given: Sequence[str]) -> int:
     if name != "serve":  # serve logs them
         from app.settings import variable_warnings
 
-        for line in variable_warnings(os.environ):
+        known = {"GATEHOUSE_KEY"} if name in _CALLERS else set()
+        for line in variable_warnings({n: v for n, v in os.environ.items() if n not in known}):
             complain(f"warning: {line}")
     return command.run(options)
 
@@ -176,9 +189,13 @@ def _command(name: str) -> Command:
         from app.cli import check
 
         return check
-    if name in ("versions", "activate", "rollback", "canary", "shadow", "publish", "prune"):
+    if name in _OF_ONE_NAME:
         command: Command = import_module(f"app.cli.{name}")
         return command
+    if name in ("items", "users"):
+        from app.cli.items import TableCommands
+
+        return TableCommands("items" if name == "items" else "users")
     if name == "import":
         from app.cli import import_
 

@@ -4,10 +4,10 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from app.errors import nearest
+from app.errors import did_you_mean, nearest
 
 _LONGEST_VALUE = 60  # characters of a value that a message repeats
 _NUMBER = re.compile(r"-\.?\d.*")
@@ -24,6 +24,29 @@ class Parser(argparse.ArgumentParser):
         """Take the arguments of `argparse.ArgumentParser`."""
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**settings, allow_abbrev=False)
+        self._commands: argparse._SubParsersAction[Parser] | None = None
+
+    def add_command(self, name: str, text: str) -> "Parser":
+        """Add a command of this command, and return its parser; `command` is the chosen one."""
+        if self._commands is None:
+            self._commands = self.add_subparsers(
+                title="commands", metavar="COMMAND", dest="command"
+            )
+        return self._commands.add_parser(name, help=text)
+
+    def of_command(self, arguments: Sequence[str]) -> "Parser":
+        """Return the parser of the command that the arguments begin with, else this one.
+
+        Raises:
+            WrongUsage: naming an unknown command and the nearest known one.
+        """
+        if self._commands is None or not arguments or arguments[0].startswith("-"):
+            return self
+        known: Mapping[str, Parser] = self._commands.choices
+        if arguments[0] not in known:
+            hint = did_you_mean(arguments[0], known) or f" (commands: {', '.join(known)})"
+            raise WrongUsage(f'unknown command "{quoted(arguments[0])}" of {self.prog}{hint}')
+        return known[arguments[0]]
 
     def refuse_unknown_options(self, arguments: Sequence[str]) -> None:
         """Refuse the first unknown option, before argparse complains about what is missing.

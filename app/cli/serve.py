@@ -1,13 +1,19 @@
 """`gatehouse serve`: reads the settings and serves, in this process or in several.
 
-It does not import torch itself: a wrong option is reported at once, and the supervisor of several
-processes does not need torch.
+A wrong option is reported before torch is imported.
 """
 
 import argparse
+import gc
 import logging
 import os
+import socket
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
 
+from app.artifacts.mounted import store_of_mount
+from app.artifacts.store import Store
 from app.cli.parser import Parser, WrongUsage
 from app.cli.settings_options import (
     add_settings,
@@ -15,12 +21,16 @@ from app.cli.settings_options import (
     policies_beside,
     read_settings,
 )
+from app.errors import ArtifactInvalid
 from app.server.sockets import reserve
 from app.server.supervisor import Supervisor
 from app.settings import Settings, variable_warnings
 from app.telemetry import json_logs
+from app.telemetry.siblings import Member
 
 logger = logging.getLogger("app")
+
+_LONGEST_FOLDER = 96  # bytes; with a socket's name, below the 108 of unix(7)
 
 _DESCRIPTION = """\
 Serve the newest valid version of every model in the store until SIGTERM or Ctrl-C. New versions
@@ -50,14 +60,43 @@ def run(options: argparse.Namespace) -> int:
     """
     settings = read_settings(given_settings(options))
     json_logs.configure(settings.log_level)
+    settings, links = _with_store(settings)
     if settings.processes == 1:
         _log_start(settings)
-        code = _serve_here(settings)
+        from app.server.process import run as serve_until_signal
+
+        code: int = serve_until_signal(settings)
     else:
         code = _serve_together(settings)
+    links.close()
     logging.shutdown()
     # Not sys.exit: it would wait for a lane that hangs in a model.
     os._exit(code)
+
+
+def _with_store(settings: Settings) -> tuple[Settings, ExitStack]:
+    """Return the settings, with a store of links if the store is a model's or a version's folder.
+
+    The links are removed when the second value is closed, or when the process ends by itself.
+
+    Raises:
+        WrongUsage: it is neither, or not of the model that the settings name.
+    """
+    links = ExitStack()
+
+    def folder() -> Path:
+        made = tempfile.TemporaryDirectory(prefix="gatehouse-", ignore_cleanup_errors=True)
+        return Path(links.enter_context(made))
+
+    try:
+        store = store_of_mount(settings.store, settings.model_name, folder)
+    except (ArtifactInvalid, OSError) as error:
+        links.close()
+        raise WrongUsage(f"store: {error}") from error
+    if store != settings.store:
+        for each in Store(store).artifacts():
+            logger.info("%s is served as %s, by links in %s", settings.store, each, store)
+    return settings.model_copy(update={"store": store}), links
 
 
 def _log_start(settings: Settings) -> None:
@@ -70,27 +109,53 @@ def _log_start(settings: Settings) -> None:
         logger.info("following the policies file %s", settings.policies)
 
 
-def _serve_here(settings: Settings) -> int:
-    """Serve in this process until a signal."""
-    from app.server.process import run as serve_until_signal
-
-    return serve_until_signal(settings)
-
-
 def _serve_together(settings: Settings) -> int:
     """Serve in several processes until a signal; this process supervises them."""
-    try:
-        port = reserve(settings.host, settings.port)
-    except OSError as error:
-        where = f"{settings.host} port {settings.port}"
-        raise WrongUsage(f"cannot listen on {where}: {error.strerror}") from error
+    ports = {"port": settings.port, "metrics_port": settings.metrics_port}
+    reserved = {name: _reserve(settings, port) for name, port in ports.items() if port is not None}
+    settings = settings.model_copy(
+        update={name: each.getsockname()[1] for name, each in reserved.items()}
+    )
     _log_start(settings)
+    with _private_folder() as folder:
 
-    def one(number: int) -> int:
-        changes = {"port": port.getsockname()[1]}
-        if settings.metrics_port:
-            changes["metrics_port"] = settings.metrics_port + number
-        return _serve_here(settings.model_copy(update=changes))
+        def one(number: int) -> int:
+            from app.server.process import run as serve_until_signal
 
-    kill_after_s = settings.drain_delay_s + settings.drain_timeout_s + 10
-    return Supervisor(settings.processes, one, kill_after_s=kill_after_s).run()
+            member = Member(Path(folder), number, settings.processes)
+            return serve_until_signal(settings, member)
+
+        _preload()
+        kill_after_s = settings.drain_delay_s + settings.drain_timeout_s + 10
+        return Supervisor(settings.processes, one, kill_after_s=kill_after_s).run()
+
+
+def _reserve(settings: Settings, port: int) -> socket.socket:
+    try:
+        return reserve(settings.host, port)
+    except OSError as error:
+        where = f"{settings.host} port {port}"
+        raise WrongUsage(f"cannot listen on {where}: {error.strerror}") from error
+
+
+def _private_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for the sockets between the processes."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="gatehouse-")
+    except OSError as error:
+        raise WrongUsage(f"several processes need a temporary folder: {error.strerror}") from error
+    if len(os.fsencode(folder.name)) > _LONGEST_FOLDER:
+        folder.cleanup()
+        raise WrongUsage(f"TMPDIR is too long for a socket's path: {folder.name}")
+    return folder
+
+
+def _preload() -> None:
+    """Import what the processes need, so that they share its memory and start in a moment.
+
+    Objects that the garbage collector never visits are not copied by the processes.
+    """
+    import app.server.process  # noqa: F401
+
+    gc.collect()
+    gc.freeze()

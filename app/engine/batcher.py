@@ -38,7 +38,8 @@ _REFUSING_S = 0.1
 INLINE_S = 250e-6
 """A batch may run on the event loop if it is expected to take at most this long. Handing it to a
 lane and the result back wakes two threads: about 100 µs. Requests that arrive meanwhile wait, but
-not as long as for a large body that is parsed."""
+not as long as for a large body that is parsed. A model whose cost depends on values never runs
+there: one request could stop the server."""
 
 
 class BatchLane(Protocol):
@@ -233,9 +234,15 @@ class Batcher:
     def _start(self, batch: Batch, now: float) -> None:
         lane = self._idle.pop()
         cost_s = self._queues.of(batch.model).cost.of(batch.rows)
-        is_alone = not self._running and not self._queues
+        runs_inline = (
+            lane.runs_inline
+            and 0 < cost_s <= INLINE_S
+            and batch.model.program.has_steady_cost
+            and not self._running
+            and not self._queues
+        )
         self._running[lane.name] = RunningBatch(batch, now, cost_s)
-        if is_alone and lane.runs_inline and 0 < cost_s <= INLINE_S:
+        if runs_inline:
             self._finish(lane, batch, lane.run_inline(batch))
         else:
             lane.submit(batch, lambda result: self._finish(lane, batch, result))

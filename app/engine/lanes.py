@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from queue import SimpleQueue
 
 import numpy as np
@@ -21,6 +22,7 @@ from app.artifacts.columns import Column, ModelInputs
 from app.artifacts.loader import Model
 from app.artifacts.program import scores as link_and_clamp
 from app.engine.batch import Batch, Chunk
+from app.engine.gather import Allocate, column, room, sides, use_tables
 from app.engine.request import BatchTiming, RequestFeatures
 from app.ranking.batch import RankedRequest, rank_alone, rank_batch
 from app.ranking.formulas import Numbers, Scores
@@ -212,18 +214,20 @@ def _ranked(chunks: Sequence[Chunk], scores: Scores) -> Sequence[RankedRequest |
 
 
 def _multiplier(chunk: Chunk, name: str) -> Numbers:
-    column: Numbers = chunk.features.candidate[name][chunk.start : chunk.stop, 0]  # [n, 1] → [n]
-    return column
+    numbers: Numbers = chunk.features.candidate_column(name)[chunk.start : chunk.stop, 0]
+    return numbers  # [n, 1] → [n]
 
 
 def multiplier_of(ranking: RankingOptions, features: RequestFeatures) -> Numbers | None:
     """Return the feature `[n]` that a request's policy multiplies by, if it has one."""
     name = ranking.ranker.policy.multiplier
-    return None if name is None else features.candidate[name][:, 0]  # [n, 1] → [n]
+    return None if name is None else features.candidate_column(name)[:, 0]  # [n, 1] → [n]
 
 
 def collate(chunks: Sequence[Chunk]) -> ModelInputs:
     """Join chunks: one user row for each, then the candidate rows one chunk after the other."""
+    if use_tables(chunks):
+        return _gathered(chunks, np.empty)
     if len(chunks) == 1:
         (chunk,) = chunks
         features = chunk.features
@@ -237,6 +241,19 @@ def collate(chunks: Sequence[Chunk]) -> ModelInputs:
     return ModelInputs(
         user={name: np.concatenate(columns) for name, columns in users.items()},
         candidate={name: np.concatenate(columns) for name, columns in candidates.items()},
+        row_to_request=_row_to_request(chunks),
+    )
+
+
+def _gathered(chunks: Sequence[Chunk], allocate: Allocate) -> ModelInputs:
+    """Join chunks as `collate` does; columns from tables are gathered into new memory."""
+    manifest = chunks[0].request.model.manifest
+    users, candidates = sides(chunks)
+    return ModelInputs(
+        user={each.name: column(each, users, allocate) for each in manifest.user_inputs},
+        candidate={
+            each.name: column(each, candidates, allocate) for each in manifest.candidate_inputs
+        },
         row_to_request=_row_to_request(chunks),
     )
 
@@ -277,7 +294,12 @@ class Staging:
         self._used = 0
 
     def collate(self, chunks: Sequence[Chunk]) -> ModelInputs:
-        """Join chunks as `collate` does; a single chunk is not copied."""
+        """Join chunks as `collate` does; what a single chunk brings along is not copied."""
+        if use_tables(chunks):
+            rows = sum([chunk.stop - chunk.start for chunk in chunks])
+            manifest = chunks[0].request.model.manifest
+            self._make_room(room(manifest, len(chunks), rows, _ALIGNMENT) + _ALIGNMENT)
+            return _gathered(chunks, self._allocate)
         if len(chunks) == 1:
             return collate(chunks)
         user, candidate = _columns(chunks)
@@ -295,12 +317,15 @@ class Staging:
 
     def _joined(self, columns: Sequence[Column]) -> Column:
         first = columns[0]
-        rows = sum(map(len, columns))
-        size = rows * first[:1].nbytes
-        joined = self._buffer[self._used : self._used + size].view(first.dtype)
-        joined = joined.reshape(rows, *first.shape[1:])
-        self._used += size + -size % _ALIGNMENT
+        joined = self._allocate((sum(map(len, columns)), *first.shape[1:]), first.dtype.type)
         return np.concatenate(columns, out=joined)
+
+    def _allocate(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Column:
+        """Return the next part of the buffer, which has room for it."""
+        size = prod(shape) * np.dtype(dtype).itemsize
+        part = self._buffer[self._used : self._used + size].view(dtype).reshape(shape)
+        self._used += size + -size % _ALIGNMENT
+        return part
 
 
 def _room(columns: Sequence[Column]) -> int:

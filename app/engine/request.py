@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from app.artifacts.columns import Columns
+from app.artifacts.columns import Column, Columns
 from app.artifacts.loader import Model
 from app.ranking.batch import RankedRequest
 from app.ranking.ranker import RankingOptions
@@ -22,21 +23,93 @@ class Priority(IntEnum):
     LOW = 2
 
 
+Positions = npt.NDArray[np.int64]
+
+
+class RowSource(Protocol):
+    """What the engine needs of an item or user table; any thread may call it."""
+
+    def take(self, positions: Positions) -> npt.NDArray[np.void]:
+        """Return the records at `positions`, with a field for each feature."""
+
+    def gather(self, name: str, positions: Positions) -> Column:
+        """Return the rows of one feature at `positions`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableRows:
+    """The rows of a table that provide the features which a request does not send.
+
+    Attributes:
+        table: one version of a table, which never changes.
+        positions: of the rows in the table: one for a user, n for candidates; -1 stands for the
+            defaults of the features.
+        names: the features that come from the table.
+    """
+
+    table: RowSource
+    positions: Positions
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableUse:
+    """What a request takes from item and user tables.
+
+    Attributes:
+        user: the user's row, or None if every user column is in the request's own columns.
+        candidate: the candidates' rows, or None as for `user`.
+        versions: the versions of the tables that were asked, by `items` and `users`.
+        unknown: for a table in which keys were not found, the positions of their candidates in the
+            request; 0 for a user.
+        kept: the positions in the request of the candidates that are scored, if others are
+            dropped; None for all.
+        sent: how many candidates the request has, with those that are dropped.
+    """
+
+    user: TableRows | None
+    candidate: TableRows | None
+    versions: Mapping[str, str]
+    unknown: Mapping[str, Positions]
+    kept: Positions | None
+    sent: int
+
+
 @dataclass(frozen=True, slots=True)
 class RequestFeatures:
     """The features of one user and n candidates, checked and encoded.
 
     Attributes:
-        user: columns with one row.
-        candidate: columns with `rows` rows.
-        rows: n, the number of candidates.
+        user: columns with one row; without those that come from a table.
+        candidate: columns with `rows` rows; without those that come from a table.
+        rows: n, the number of candidates to score.
         unknown_ids: for each feature, how many ids were outside its vocabulary.
+        tables: what comes from tables; None for a request that uses none.
     """
 
     user: Columns
     candidate: Columns
     rows: int
     unknown_ids: Mapping[str, int]
+    tables: TableUse | None = None
+
+    def candidate_column(self, name: str) -> Column:
+        """Return a candidate feature's column, wherever it comes from; `[n, ·]`."""
+        column = self.candidate.get(name)
+        if column is None:
+            assert self.tables is not None
+            assert self.tables.candidate is not None
+            column = self.tables.candidate.table.gather(name, self.tables.candidate.positions)
+        return column
+
+    def user_column(self, name: str) -> Column:
+        """Return a user feature's column, wherever it comes from; `[1, ·]`."""
+        column = self.user.get(name)
+        if column is None:
+            assert self.tables is not None
+            assert self.tables.user is not None
+            column = self.tables.user.table.gather(name, self.tables.user.positions)
+        return column
 
 
 @dataclass(slots=True)

@@ -1,38 +1,46 @@
 """A thread for work that must not disturb serving: a new version is loaded and warmed up on it.
 
 The lanes would be busy with warm-up batches otherwise, and requests would miss their deadlines.
+
+The thread has the weight of any other. With less of it (`nice`), it would get no core for a while
+where the cores are busy, also while it holds the interpreter's lock, and everything would wait for
+it: `python -m tests.bench.load_stalls --busy 2 --niceness 10` shows delays of half a second.
 """
 
 import asyncio
-import os
-import threading
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from app.engine.lanes import use_threads
 
 T = TypeVar("T")
 
-_NICENESS = 10
-"""Added to the process's own: a ninth of the weight of a lane, where both want the same core
-(sched(7)). Not the most there is: the event loop waits while this thread holds the GIL."""
+_SWITCH_INTERVAL_S = 0.0005
+"""How long this thread may keep the GIL while another one waits for it; Python's default is 5 ms.
+It holds for the process, so it is set only while this thread works. C++ code keeps the GIL for
+longer: 10 ms to load a TorchScript file, and as much to freeze it."""
 
 
 class BackgroundThread:
-    """Runs one function at a time, with one core at most, and with less weight than the lanes."""
+    """Runs one function at a time, with one core at most, and lets others have the lock soon."""
 
     def __init__(self) -> None:
         """Start the thread with its first function."""
-        self._executor = ThreadPoolExecutor(1, "background", initializer=_give_way)
+        self._executor = ThreadPoolExecutor(1, "background", initializer=use_threads, initargs=(1,))
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run a function on the thread and return its result."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, partial(_run, function))
 
 
-def _give_way() -> None:
-    thread = threading.get_native_id()
-    niceness = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
-    os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))
-    use_threads(1)
+def _run(function: Callable[[], T]) -> T:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    try:
+        return function()
+    finally:
+        sys.setswitchinterval(before)

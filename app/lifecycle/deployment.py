@@ -2,7 +2,7 @@
 
 A version is verified, loaded, warmed up, and only then activated. If any of that fails, the version
 that was active stays active, and other models are not affected. Once something is served, all of it
-happens on a thread that gives way to the lanes.
+happens on a thread beside the lanes.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
 
-from app.artifacts.loader import Model, load, verify
+from app.artifacts.loader import Model, load, read_manifest, verify
 from app.artifacts.store import Artifact, Fingerprint, Store, StoreListing
 from app.engine.batch import Batch, Chunk
 from app.engine.lanes import BatchResult, Lane, run
@@ -29,7 +29,8 @@ from app.lifecycle.canary import Canary
 from app.lifecycle.comparison import Comparison
 from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.registry import Registry, Role
-from app.lifecycle.traffic import TRAFFIC, Traffic
+from app.lifecycle.tables import TableFollower
+from app.lifecycle.traffic import TRAFFIC, ReplaySettings, Traffic
 from app.lifecycle.traffic_files import TrafficFiles
 from app.ranking.policies import NO_POLICIES
 from app.telemetry.metrics import Metrics
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 BatchTimings = Sequence[tuple[int, float]]
 """Batches that ran: `(rows, seconds)` each."""
 
+_LONGEST_PAUSE_S = 0.1
 _WARM_UP_PASSES = 3  # the TorchScript executor profiles, then compiles, then runs
 
 
@@ -50,11 +52,31 @@ class _Refusal:
         fingerprint: its files at that time; None if they could not be read.
         is_reported: whether it was logged and counted. A version whose files still change, for
             somebody copies it, is reported when they have stopped changing.
+        circumstances: what it was examined with, if not its files but the examination was the
+            reason: it is tried again when they have changed.
     """
 
     fingerprint: Fingerprint | None
     reason: str
     is_reported: bool
+    circumstances: object = None
+
+
+class Trial(Protocol):
+    """Examines versions; its methods may run on any thread. See `app.scoring.version_trial`."""
+
+    @property
+    def policies_version(self) -> str:
+        """The version of the policies that a version must fit."""
+
+    def incompatibility(self, active: Model, model: Model) -> str:
+        """Return why requests to the active version would fail with another one, or nothing."""
+
+    def recorded(self, model: Model) -> list[RequestFeatures]:
+        """Return features of recorded requests that a version accepts."""
+
+    def replay(self, active: Model, model: Model, gates: ReplaySettings) -> tuple[bool, str]:
+        """Return whether a version passes the gates on recorded requests, and the figures."""
 
 
 class Deployment:
@@ -70,6 +92,7 @@ class Deployment:
         device: torch.device,
         warm_up: Sequence[Sequence[int]],
         on_warm: Callable[[Model, BatchTimings], None],
+        trial: Trial | None = None,
     ) -> None:
         """Load nothing yet; the registry has not started until the first `refresh` is over.
 
@@ -81,6 +104,7 @@ class Deployment:
             device: models are loaded onto it.
             warm_up: batches that every lane runs beforehand, each as the rows of its requests.
             on_warm: called before a version is activated, with the cost of its batches.
+            trial: examines a new version before it serves.
         """
         self._store = store
         self._registry = registry
@@ -90,7 +114,10 @@ class Deployment:
         self._background = BackgroundThread()
         self._warm_up_sizes = warm_up
         self._on_warm = on_warm
+        self._trial = trial
+        self._passed: set[str] = set()  # `name/version` of loaded versions that may serve
         self._traffic = TrafficFiles(store.folder, registry, metrics)
+        self._tables = TableFollower(store.folder, registry, metrics)
         self._refusals: dict[Artifact, _Refusal] = {}
         self._loaded: dict[str, tuple[Artifact, Fingerprint]] = {}  # by `name/version`
         self._store_error = ""  # the last one that was logged
@@ -112,6 +139,7 @@ class Deployment:
         self._forget_all_but(listing.artifacts)
         for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
             await self._traffic.read(name)
+            await self._tables.refresh(name)
             self._switch(name)
             self._evaluate(name)
         for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
@@ -165,9 +193,10 @@ class Deployment:
             logger.exception("refreshing from the store failed")
 
     async def _switch_all(self) -> None:
-        """Activate what traffic files ask for and is loaded."""
+        """Activate what traffic files ask for and is loaded, and open new tables."""
         for model in self._registry.models():
             await self._traffic.read(model.manifest.name)
+            await self._tables.refresh(model.manifest.name)
             self._switch(model.manifest.name)
             self._evaluate(model.manifest.name)
 
@@ -183,8 +212,12 @@ class Deployment:
         if wanted in ("latest", self._registry.active_version(name)):
             return
         model = self._registry.version(name, int(wanted))
-        if model is not None:
+        if model is not None and not self._needs_trial(model):
+            if missing := self._tables.missing(model.manifest):
+                self._unassigned(name, f"{TRAFFIC}: active = {wanted}: {missing}")
+                return
             self._registry.switch(model)
+            self._tables.show()
         if canary is not None and canary.state == "running":
             self._stop_canary(name)  # it was compared with another version
 
@@ -215,6 +248,7 @@ class Deployment:
             logger.info("canary %s is promoted: %s", canary.model, canary.report())
             self._registry.events.add("traffic", f"canary {canary.model} is promoted")
             self._registry.switch(canary.model)
+            self._tables.show()
         else:
             self._registry.assign(canary.model, Role.PREVIOUS)
             logger.error("canary %s is ended: %s: %s", canary.model, canary.reason, canary.report())
@@ -239,7 +273,7 @@ class Deployment:
             if canary is not None and canary.state == "running":  # another one activated it
                 self._stop_canary(name)
             return
-        model = await self._load_beside(name, settings.version, versions)
+        model = await self._load_beside(name, settings.version, versions, is_tried=True)
         traffic = self._traffic.of(name)
         if model is None or traffic is None or traffic.canary != settings:
             return
@@ -292,14 +326,20 @@ class Deployment:
         registry.events.add("traffic", text)
 
     async def _load_beside(
-        self, name: str, version: int, versions: Sequence[Artifact]
+        self, name: str, version: int, versions: Sequence[Artifact], *, is_tried: bool = False
     ) -> Model | None:
-        """Return a version that is not to be active, loaded if need be; None if it cannot be."""
+        """Return a version that is not to be active, loaded if need be; None if it cannot be.
+
+        With `is_tried`, it must also pass the trial of a version that answers requests.
+        """
         model = self._registry.version(name, version)
         artifact = next((each for each in versions if each.version == version), None)
         if model is None and artifact is not None:
             model = await self._load(artifact)
-            if model is not None:
+        if model is not None and artifact is not None:
+            if is_tried and not await self._passes(artifact, model):
+                model = None
+            elif self._is_new(model):
                 self._registry.add(artifact, model)
         if model is None:
             reason = f"version {version} is not in the store"
@@ -347,6 +387,7 @@ class Deployment:
         for label, (artifact, _) in list(self._loaded.items()):
             if artifact.model == name and label not in loaded:
                 del self._loaded[label]
+                self._passed.discard(label)
 
     def _report_unassigned(self, name: str, versions: Sequence[Artifact]) -> bool:
         """Say why the version that the traffic file names is not active; return whether that is."""
@@ -439,10 +480,23 @@ class Deployment:
     async def _activate_newest(self, versions: Sequence[Artifact]) -> None:
         if not versions:
             return
-        active = self._registry.active_version(versions[0].model)
+        name = versions[0].model
+        active = self._registry.active_version(name)
+        traffic = self._traffic.of(name)
+        if not active and traffic is not None and traffic.replay is not None:
+            # The newest one is compared with the one before, as it was when it was published.
+            # Otherwise a version that was refused would serve after a restart.
+            await self._activate_first(versions[:-1])
+            active = self._registry.active_version(name)
         for artifact in reversed(versions):
             if artifact.version <= active:
                 return
+            if await self._try(artifact):
+                return
+
+    async def _activate_first(self, versions: Sequence[Artifact]) -> None:
+        """Activate the newest of these versions that can be loaded."""
+        for artifact in reversed(versions):
             if await self._try(artifact):
                 return
 
@@ -454,11 +508,84 @@ class Deployment:
         model = self._registry.version(artifact.model, artifact.version)
         if model is None:
             model = await self._load(artifact)
-        if model is None:
+        if model is None or not await self._passes(artifact, model):
+            return False
+        if missing := self._tables.missing(model.manifest):
+            self._refuse(artifact, None, missing)
             return False
         if self._wanted(artifact.model) in ("latest", artifact.version):
             self._registry.activate(artifact, model)
+            self._tables.show()
         return True
+
+    def _is_new(self, model: Model) -> bool:
+        """Whether a version is not in the registry yet."""
+        manifest = model.manifest
+        return self._registry.version(manifest.name, manifest.version) is not model
+
+    def _needs_trial(self, model: Model) -> bool:
+        """Whether a version must be examined before it answers requests.
+
+        The first version of a model has nothing to be compared with. A return to an older version
+        must not fail because of what the newer one is like.
+        """
+        active = self._registry.active_version(model.manifest.name)
+        is_newer = 0 < active < model.manifest.version
+        return self._trial is not None and is_newer and model.label not in self._passed
+
+    def _circumstances(self, name: str) -> object:
+        """Return what an examination of a model's version depends on, besides the version."""
+        traffic = self._traffic.of(name) or Traffic()
+        gates = traffic.replay, traffic.accept_incompatible
+        policies = "" if self._trial is None else self._trial.policies_version
+        return *gates, policies, self._registry.active_version(name)
+
+    async def _passes(self, artifact: Artifact, model: Model) -> bool:
+        """Examine a loaded version, unless it has passed; refuse it if it fails."""
+        name = artifact.model
+        circumstances = self._circumstances(name)
+        fingerprint = self._loaded[model.label][1]
+        if self._needs_trial(model):
+            refusal = self._refusals.get(artifact)
+            if refusal is not None and refusal.circumstances == circumstances:
+                return False
+            reason = await self._examine(model)
+            if reason:
+                self._refuse(artifact, fingerprint, reason, circumstances)
+                if self._is_new(model):
+                    self._loaded.pop(model.label)
+                return False
+        self._refusals.pop(artifact, None)
+        self._registry.refused.pop(artifact, None)
+        self._passed.add(model.label)
+        return True
+
+    async def _examine(self, model: Model) -> str:
+        """Return why a version must not serve, or nothing."""
+        name = model.manifest.name
+        traffic = self._traffic.of(name) or Traffic()
+        active = self._registry.active(name)
+        trial = self._trial
+        assert trial is not None
+        try:
+            if not traffic.accept_incompatible:
+                check = partial(trial.incompatibility, active, model)
+                if problem := await self._background.run(check):
+                    return f"{problem} ({TRAFFIC}: accept_incompatible = true lets it serve)"
+            if traffic.replay is None:
+                return ""
+            is_good, summary = await self._background.run(
+                partial(trial.replay, active, model, traffic.replay)
+            )
+        except Exception as error:
+            logger.exception("model %s could not be examined", model)
+            return f"examination failed: {type(error).__name__}: {error}"
+        if not is_good:
+            return f"replay of recorded traffic: {summary}"
+        self._registry.replays[model.label] = summary
+        level = logging.WARNING if summary.startswith("not replayed") else logging.INFO
+        logger.log(level, "model %s passes the replay of recorded traffic: %s", model, summary)
+        return ""
 
     async def _load(self, artifact: Artifact) -> Model | None:
         """Load and warm up an artifact; None if it is refused, now or with these files before."""
@@ -467,7 +594,13 @@ class Deployment:
             fingerprint = await asyncio.to_thread(artifact.fingerprint)
             refusal = self._refusals.get(artifact)
             if refusal is not None and refusal.fingerprint == fingerprint:
-                self._report(artifact, refusal)
+                circumstances = refusal.circumstances
+                if circumstances in (None, self._circumstances(artifact.model)):
+                    self._report(artifact, refusal)
+                    return None
+            manifest = await asyncio.to_thread(read_manifest, artifact)
+            if missing := await self._tables.prepare(manifest):
+                self._refuse(artifact, None, missing)  # until a table of the right kind is there
                 return None
             model = await self._load_in_thread(artifact)
             await self._warm_up(model)
@@ -480,18 +613,27 @@ class Deployment:
             logger.exception("artifact %s could not be loaded", artifact)
             self._refuse(artifact, fingerprint, f"{type(error).__name__}: {error}")
         else:
-            self._refusals.pop(artifact, None)
+            if refusal is not None and refusal.circumstances is None:
+                self._refusals.pop(artifact, None)
+            self._tables.assign(model)
             self._loaded[model.label] = artifact, fingerprint
             return model
         return None
 
-    def _refuse(self, artifact: Artifact, fingerprint: Fingerprint | None, reason: str) -> None:
+    def _refuse(
+        self,
+        artifact: Artifact,
+        fingerprint: Fingerprint | None,
+        reason: str,
+        circumstances: object = None,
+    ) -> None:
         former = self._refusals.get(artifact)
         is_same = former is not None and former.is_reported and former.reason == reason
-        refusal = _Refusal(fingerprint, reason, is_reported=is_same)
+        refusal = _Refusal(fingerprint, reason, is_same, circumstances)
         self._refusals[artifact] = refusal
         self._registry.refused[artifact] = reason
-        if not self._registry.has_started or fingerprint is None:
+        # A version whose files were whole is reported at once.
+        if not self._registry.has_started or fingerprint is None or circumstances is not None:
             self._report(artifact, refusal)
 
     def _report(self, artifact: Artifact, refusal: _Refusal) -> None:
@@ -515,9 +657,27 @@ class Deployment:
             observed = await self._background.run(partial(_run_here, model, batches))
         else:
             observed = await self._run_on_lanes(batches)
+        await self._warm_up_with_recorded(model)
         passes = [observed[i :: len(self._warm_up_sizes)] for i in range(len(self._warm_up_sizes))]
         # Anything may have slowed down a pass; the first ones compile.
         self._on_warm(model, [min(each, key=itemgetter(1)) for each in passes])
+
+    async def _warm_up_with_recorded(self, model: Model) -> None:
+        """Run recorded requests, each alone: their sizes and ids are those of real traffic."""
+        if self._trial is None:
+            return
+        try:
+            recorded = await self._background.run(partial(self._trial.recorded, model))
+        except Exception:
+            logger.exception("recorded traffic cannot be read to warm up %s", model)
+            return
+        batches = [_batch_of(model, [features]) for features in recorded] * _WARM_UP_PASSES
+        if self._registry.has_started and self._device.type == "cpu":
+            await self._background.run(partial(_run_here, model, batches))
+        else:
+            await self._run_on_lanes(batches)
+        if recorded:
+            logger.info("model %s is warmed up with %d recorded requests", model, len(recorded))
 
     async def _run_on_lanes(self, batches: Sequence[Batch]) -> BatchTimings:
         observed: list[tuple[int, float]] = []
@@ -536,12 +696,16 @@ def _os_reason(error: OSError) -> str:
 
 
 def _run_here(model: Model, batches: Sequence[Batch]) -> BatchTimings:
-    """Run batches on this thread; its CPU time is how long a lane that has a core would take."""
+    """Run batches on this thread; its CPU time is how long a lane that has a core would take.
+
+    After each one it pauses for as long: the lanes may need the core.
+    """
     observed: list[tuple[int, float]] = []
     for batch in batches:
-        began = time.thread_time()
+        began, cpu_began = time.perf_counter(), time.thread_time()
         _check(run(model, batch.chunks))
-        observed.append((batch.rows, time.thread_time() - began))
+        observed.append((batch.rows, time.thread_time() - cpu_began))
+        time.sleep(min(_LONGEST_PAUSE_S, time.perf_counter() - began))
     return observed
 
 
@@ -556,8 +720,7 @@ def _batch(model: Model, sizes: Sequence[int]) -> Batch:
     The user is the first golden user, and the golden candidates are repeated.
     """
     golden = model.golden.batch
-    options = NO_POLICIES.policies_for(model.manifest.traits).default_options
-    chunks = []
+    made = []
     for rows in sizes:
         taken = np.arange(rows) % golden.rows
         features = RequestFeatures(
@@ -566,6 +729,15 @@ def _batch(model: Model, sizes: Sequence[int]) -> Batch:
             rows=rows,
             unknown_ids={},
         )
+        made.append(features)
+    return _batch_of(model, made)
+
+
+def _batch_of(model: Model, requests: Sequence[RequestFeatures]) -> Batch:
+    """Return a batch of whole requests, ranked by the model's own policy."""
+    options = NO_POLICIES.policies_for(model.manifest.traits).default_options
+    chunks = []
+    for features in requests:
         request = QueuedRequest(model, features, options)
-        chunks.append(Chunk(request, features, 0, rows))
+        chunks.append(Chunk(request, features, 0, features.rows))
     return Batch.of(model, chunks)

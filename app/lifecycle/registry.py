@@ -5,16 +5,18 @@ registry once and keeps it, so that exactly one version computes its answer.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import ModelTables
 from app.artifacts.store import PROGRAM, Artifact
 from app.errors import ModelNotFound, NotReady, VersionNotFound, did_you_mean
 from app.lifecycle.canary import Canary
 from app.lifecycle.comparison import Comparison
 from app.lifecycle.traffic import Traffic
 from app.telemetry.metrics import Metrics
+from app.telemetry.tables import TableFigures
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +53,17 @@ class Registry:
             it serves, but could not be loaded again.
         traffic: what the traffic file of a model says, as it was last valid, by name.
         traffic_problems: why the traffic file of a model cannot be used, by name.
+        replays: figures of the replay that a loaded version has passed, by `name/version`.
         unassigned: why a version that a traffic file names does not have its role, by name.
         canaries: the canaries that get traffic, by name of their model.
         last_canaries: the same, and those that are over.
         shadows: the active version and its shadow, by name of their model.
         comparisons: which version scores the requests that a version answers, too.
+        tables: the item and user tables of each loaded version that serves from any. A new version
+            or a delta of a table is another object; a request keeps the one that it began with.
+        refused_tables: why a table cannot be used, by model and a place such as `items/3`.
+        table_problems: what is wrong with the files of a table that serves, by the same.
+        table_figures: of the tables of active versions.
         on_freed: called with each version that is not loaded any more.
         events: what happens to versions is added to these.
     """
@@ -68,11 +76,16 @@ class Registry:
         self.damaged: dict[str, str] = {}
         self.traffic: dict[str, Traffic] = {}
         self.traffic_problems: dict[str, str] = {}
+        self.replays: dict[str, str] = {}
         self.unassigned: dict[str, str] = {}
         self.canaries: dict[str, Canary] = {}
         self.last_canaries: dict[str, Canary] = {}
         self.shadows: dict[str, Comparison] = {}
         self.comparisons: dict[Model, Comparison] = {}
+        self.tables: dict[Model, ModelTables] = {}
+        self.refused_tables: dict[tuple[str, str], str] = {}
+        self.table_problems: dict[tuple[str, str], str] = {}
+        self.table_figures: Sequence[TableFigures] = ()
         self.on_freed: list[Callable[[Model], None]] = []
         self.events = metrics.events
         self._active: dict[str, Model] = {}
@@ -247,6 +260,8 @@ class Registry:
         for model in freed:
             self._roles.pop(model, None)
             self.damaged.pop(model.label, None)
+            self.tables.pop(model, None)
+            self.replays.pop(model.label, None)
             self._metrics.freed(model.label)
             for call in self.on_freed:
                 call(model)

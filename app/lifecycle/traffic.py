@@ -19,6 +19,18 @@
     version = 9
     share = 0.1          # of the requests, which it scores after they are answered
 
+    [replay]             # a new version must pass these gates on recorded traffic before it serves
+    requests = 200       # the newest ones are scored by the new version and by the active one
+    error_ratio = 0.0    # share of them that the new version refuses or fails on, at most
+    kendall_tau = 0.8    # mean agreement of the orders, at least
+    top_10_overlap = 0.7 # mean share of the 10 best candidates in common, at least
+    mean_ratio = 1.2     # of each task's mean score, between 1 / 1.2 and 1.2
+    cpu_ratio = 1.5      # CPU time per candidate, as a multiple of the active version's, at most
+
+`accept_incompatible = true` lets a new version serve that does not accept the active version's
+example request, or that the policies file does not fit. `[replay]` and this check are for versions
+above the active one: a return to an older version is never refused by them.
+
 Without a file, `active` is "latest" and `keep` is 1. A file applies as a whole or not at all.
 """
 
@@ -79,6 +91,19 @@ class ShadowSettings(BaseModel):
     share: float = Field(gt=0, le=1)
 
 
+class ReplaySettings(BaseModel):
+    """What a new version must keep to on recorded traffic; see the example above."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    requests: int = Field(default=200, ge=1, le=10_000)
+    error_ratio: float = Field(default=0.0, ge=0, le=1)
+    kendall_tau: float | None = Field(default=None, ge=-1, le=1)
+    top_10_overlap: float | None = Field(default=None, ge=0, le=1)
+    mean_ratio: float | None = Field(default=None, ge=1, le=1000)
+    cpu_ratio: float | None = Field(default=None, gt=0, le=1000)
+
+
 class Traffic(BaseModel):
     """What a traffic file says.
 
@@ -88,6 +113,9 @@ class Traffic(BaseModel):
         previous: the version that a rollback returns to; None for the next lower one.
         canary: the version that gets a share of the traffic.
         shadow: the version that scores a share of it without answering.
+        replay: the gates that a new version must pass on recorded traffic.
+        accept_incompatible: whether a new version may serve that does not accept the requests or
+            the policies of the active one.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -95,8 +123,10 @@ class Traffic(BaseModel):
     active: Literal["latest"] | int = "latest"
     keep: int = Field(default=1, ge=0, le=MAX_KEEP)
     previous: int | None = Field(default=None, ge=1, le=LARGEST_VERSION)
+    accept_incompatible: bool = False
     canary: CanarySettings | None = None
     shadow: ShadowSettings | None = None
+    replay: ReplaySettings | None = None
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
@@ -145,7 +175,10 @@ class Traffic(BaseModel):
 
     def to_toml(self) -> str:
         """Return the file's content."""
-        return _toml(self.model_dump(exclude_none=True, by_alias=True))
+        document = self.model_dump(exclude_none=True, by_alias=True)
+        if not self.accept_incompatible:
+            del document["accept_incompatible"]
+        return _toml(document)
 
     def write(self, folder: Path) -> None:
         """Replace the traffic file in a model's folder: readers see the old or the new one.
@@ -181,11 +214,13 @@ _TABLES: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("canary",): CanarySettings,
     ("canary", "gates"): Gates,
     ("shadow",): ShadowSettings,
+    ("replay",): ReplaySettings,
 }
 
 _RULES = {
     "int_type": "must be a whole number",
     "float_type": "must be a number",
+    "bool_type": "must be true or false",
     "string_type": "must be a string",
     "model_type": "must be a table",
     "string_pattern_mismatch": 'must be a number and s, m, h or d, such as "30m"',

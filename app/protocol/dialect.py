@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.engine.request import Priority, RequestFeatures
 from app.ranking.batch import RankedRequest
 from app.ranking.policies import ModelPolicies
@@ -29,6 +30,8 @@ class ParseContext:
         max_candidates: the most candidates of one request.
         role: the version's role in traffic, which the response states.
         key_feature: the user feature whose value is wanted as the routing key, or empty.
+        tables: the item and user tables that the version serves from.
+        keeps_ids: whether the ids are wanted as they were sent.
     """
 
     model: Model
@@ -37,6 +40,8 @@ class ParseContext:
     max_candidates: int
     role: str = "active"
     key_feature: str = ""
+    tables: ModelTables = NO_TABLES
+    keeps_ids: bool = False
 
 
 class ResponseWriter(Protocol):
@@ -59,6 +64,7 @@ class ParsedRequest:
         timeout_s: counted from the request's arrival, if the body states it.
         priority: if the body states it.
         routing_key: the value of the user feature that the context asks for, if it is there.
+        ids: the ids as they were sent, if the context asks for them; see `app.protocol.sent_ids`.
     """
 
     features: RequestFeatures
@@ -68,6 +74,7 @@ class ParsedRequest:
     timeout_s: float | None = None
     priority: Priority | None = None
     routing_key: object = None
+    ids: Mapping[str, object] | None = None
 
 
 class Dialect(Protocol):

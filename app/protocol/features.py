@@ -8,7 +8,7 @@ return the same column for correct values.
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
@@ -66,21 +66,21 @@ def encode(
         PayloadTooLarge: there are more than `max_candidates` candidates.
     """
     if isinstance(user, dict) and isinstance(candidates, dict):
-        plain = _encode_plain(manifest, user, candidates, report, max_candidates, vocabularies)
+        plain = encode_plain(manifest, user, candidates, report, max_candidates, vocabularies)
         if plain is not None:
             return plain
         report.unknown_ids.clear()  # they are counted again
     one = user_side(user, manifest.user_names, report)
     many = candidate_side(candidates, manifest.candidate_names, report, max_rows=max_candidates)
     return RequestFeatures(
-        user=_encode_side(one, manifest.user_inputs, vocabularies, report),
-        candidate=_encode_side(many, manifest.candidate_inputs, vocabularies, report),
+        user=encode_side(one, manifest.user_inputs, vocabularies, report),
+        candidate=encode_side(many, manifest.candidate_inputs, vocabularies, report),
         rows=many.rows,
         unknown_ids=report.unknown_ids,
     )
 
 
-def _encode_plain(
+def encode_plain(
     manifest: Manifest,
     user: dict[str, Any],
     candidates: dict[str, Any],
@@ -132,28 +132,43 @@ def outside_vocabulary(feature: IdInput | IdListInput) -> str:
     return "must be an id of the feature's vocabulary"
 
 
-def _encode_side(
+def encode_side(
     side: Side,
     features: Sequence[Input],
     vocabularies: Vocabularies,
     report: ValidationReport,
+    missing: str = MISSING_FEATURE,
 ) -> dict[str, Column]:
+    """Encode the features of one side; `missing` says that a required one is not there."""
     encoded: dict[str, Column] = {}
     for feature in features:
-        values = side.columns.get(feature.name)
-        if values is None:
-            if feature.default is None:
-                if feature.name not in side.refused:
-                    report.add(side.pointer(feature.name), MISSING_FEATURE)
-                continue
-            values = [feature.default] * side.rows
-        vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
-        try:
-            encoded[feature.name] = _fast_column(feature, values, vocabulary, report)
-        except (struct.error, TypeError, ValueError, OverflowError):
-            sent = values.tolist() if isinstance(values, np.ndarray) else values
-            encoded[feature.name] = column_by_value(feature, sent, side, report, vocabulary)
+        column = encode_feature(side, feature, vocabularies, report, missing)
+        if column is not None:
+            encoded[feature.name] = column
     return encoded
+
+
+def encode_feature(
+    side: Side,
+    feature: Input,
+    vocabularies: Vocabularies,
+    report: ValidationReport,
+    missing: str = MISSING_FEATURE,
+) -> Column | None:
+    """Encode a feature as sent, or its default; None if it is required and not there."""
+    values = side.columns.get(feature.name)
+    if values is None:
+        if feature.default is None:
+            if feature.name not in side.refused:
+                report.add(side.pointer(feature.name), missing)
+            return None
+        values = [feature.default] * side.rows
+    vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
+    try:
+        return _fast_column(feature, values, vocabulary, report)
+    except (struct.error, TypeError, ValueError, OverflowError):
+        sent = values.tolist() if isinstance(values, np.ndarray) else values
+        return column_by_value(feature, sent, side, report, vocabulary)
 
 
 # The fast encoder: returns a column, or raises any exception if some value is wrong.
@@ -276,12 +291,18 @@ def column_by_value(
     side: Side,
     report: ValidationReport,
     vocabulary: Vocabulary = NO_VOCABULARY,
+    *,
+    rows: Iterable[int] | None = None,
 ) -> Column:
-    """Encode a column and report every wrong value; a row with a wrong value stays zero."""
+    """Encode a column and report every wrong value; a row with a wrong value stays zero.
+
+    Only `rows` are encoded, by default all of them.
+    """
     column = np.zeros(column_shape(feature, len(values)), column_dtype(feature))
-    for row, value in enumerate(values):
+    for row in range(len(values)) if rows is None else rows:
         if report.full:
             break
+        value = values[row]
         before = len(report.problems)
 
         def add_problem(element: int | None, detail: str, row: int = row) -> None:

@@ -27,7 +27,7 @@ def read_options(
     if not isinstance(options, dict):
         report.add("/ranking", "must be an object")
         return policies.default_options
-    report.unknown_keys("/ranking", options, _OPTIONS)
+    report.unknown_members("/ranking", options, _OPTIONS)
     ranker = _read_policy(options.get("policy"), policies, report)
     ranker = _apply_weights(ranker, options.get("weights"), report) or policies.default
     top_k = options.get("top_k")
@@ -94,4 +94,4 @@ def _report_fixed(ranker: Ranker, weights: dict[str, Any], report: ValidationRep
         report.add(join("/ranking/weights", task), detail)
     others = {each: weight for each, weight in weights.items() if each not in fixed}
     what = f"policy {name} has no weight"
-    report.unknown_keys("/ranking/weights", others, adjustable, what, "adjustable")
+    report.unknown_members("/ranking/weights", others, adjustable, what, "adjustable")

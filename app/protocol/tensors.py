@@ -17,8 +17,10 @@ import numpy.typing as npt
 from app.artifacts.columns import Column, column_dtype, column_shape
 from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabulary, rows_of
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
-from app.engine.request import RequestFeatures
+from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
+from app.engine.request import RequestFeatures, TableRows
 from app.protocol.features import NOT_FINITE, default_column, outside_vocabulary
+from app.protocol.table_features import EncodedSide, join_sides, refuse_or_drop
 from app.protocol.validation import MOST_PROBLEMS, ValidationReport
 
 Numbers = npt.NDArray[np.float32] | npt.NDArray[np.int64]
@@ -76,17 +78,25 @@ def encode_tensors(
     *,
     rows: int,
     vocabularies: Vocabularies = MappingProxyType({}),
+    tables: ModelTables = NO_TABLES,
 ) -> RequestFeatures:
     """Check a request's tensors and turn them into columns.
 
     Args:
         manifest: lists the features.
-        tensors: by feature, each of a type and shape that fits. If one is absent, its feature has
-            a default, or the report has the problem already.
+        tensors: by feature, each of a type and shape that fits; also the keys of tables. If one is
+            absent, its feature has a default or comes from a table, or the report has the problem
+            already.
         report: takes every problem; if it has any, the columns are not fit for use.
         rows: n, the number of candidates.
         vocabularies: of the features whose encoding has one.
+        tables: of the model version.
     """
+    if tables is not NO_TABLES:
+        users, items = manifest.user_inputs, manifest.candidate_inputs
+        one = _encode_side(users, tables.users, tensors, 1, vocabularies, report)
+        many = _encode_side(items, tables.items, tensors, rows, vocabularies, report)
+        return join_sides(one, many, report)
     user: dict[str, Column] = {}
     candidate: dict[str, Column] = {}
     for feature in manifest.inputs:
@@ -101,6 +111,62 @@ def encode_tensors(
             continue
         (user if is_of_user else candidate)[feature.name] = column
     return RequestFeatures(user, candidate, rows, report.unknown_ids)
+
+
+def _encode_side(
+    features: Sequence[Input],
+    bound: BoundTable | None,
+    tensors: Mapping[str, Tensor],
+    rows: int,
+    vocabularies: Vocabularies,
+    report: ValidationReport,
+) -> EncodedSide:
+    """Encode a side whose features may come from a table."""
+    key = None if bound is None else tensors.get(bound.table.key)
+    gathered: set[str] = set()
+    columns: dict[str, Column] = {}
+    for feature in features:
+        name = feature.name
+        vocabulary = vocabularies.get(name, NO_VOCABULARY)
+        tensor = tensors.get(name)
+        if tensor is not None:
+            columns[name] = _column(feature, tensor, report, vocabulary)
+        elif key is not None and bound is not None and name in bound.names:
+            gathered.add(name)
+        elif feature.default is not None:
+            columns[name] = default_column(feature, rows, vocabulary, report)
+    if not gathered:
+        return EncodedSide(columns, rows, rows)
+    assert key is not None
+    assert bound is not None
+    return _from_table(bound, key, gathered, columns, rows, report)
+
+
+def _from_table(
+    bound: BoundTable,
+    key: Tensor,
+    gathered: set[str],
+    columns: dict[str, Column],
+    rows: int,
+    report: ValidationReport,
+) -> EncodedSide:
+    """Look up the keys of a side, and apply the table's policy to unknown ones."""
+    if bound.kind == "users" and key.rows > 1:
+        key = _only_row(bound.key_input, key, report)
+    values = key.values
+    keys = values if isinstance(values, list) else values.reshape(-1).astype(np.int64, copy=False)
+    positions = bound.table.find(keys)
+    unknown = np.flatnonzero(positions < 0)
+    kept = None
+    if unknown.size:
+        report.unknown_keys[bound.kind] = len(unknown)
+        kept = refuse_or_drop(bound, unknown, rows, key.pointer, report)
+    sent = rows
+    if kept is not None and not report.problems:
+        positions, rows = positions[kept], len(kept)
+        columns = {name: column[kept] for name, column in columns.items()}
+    table = TableRows(bound.table, positions, frozenset(gathered))
+    return EncodedSide(columns, rows, sent, bound, table, unknown if unknown.size else None, kept)
 
 
 def _column(

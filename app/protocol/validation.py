@@ -45,10 +45,17 @@ MISSING = Missing()
 
 @dataclass(slots=True)
 class ValidationReport:
-    """The problems of one request, and how many ids are unknown in each feature."""
+    """The problems of one request, and how many ids and keys are unknown.
+
+    Attributes:
+        problems: at most 20 of them.
+        unknown_ids: how many ids are outside the vocabulary of each feature.
+        unknown_keys: how many keys the tables `items` and `users` do not have.
+    """
 
     problems: list[FieldError] = field(default_factory=list)
     unknown_ids: dict[str, int] = field(default_factory=dict)
+    unknown_keys: dict[str, int] = field(default_factory=dict)
     _suggestions: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     _comparisons: int = field(default=0, compare=False, repr=False)
 
@@ -60,14 +67,14 @@ class ValidationReport:
     def raise_any(self) -> None:
         """Raise InvalidRequest if there are problems."""
         if self.problems:
-            raise InvalidRequest(self.problems)
+            raise InvalidRequest(self.problems, unknown_keys=self.unknown_keys)
 
     def add(self, pointer: str, detail: str) -> None:
         """Add a problem, unless the report is full."""
         if not self.full:
             self.problems.append(FieldError(pointer, detail))
 
-    def unknown_keys(
+    def unknown_members(
         self,
         pointer: str,
         sent: Mapping[str, object],
@@ -108,22 +115,44 @@ class ValidationReport:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The user's or the candidates' features as sent: one column of `rows` values per feature."""
+    """The user's or the candidates' features as sent: one column of `rows` values per feature.
+
+    Attributes:
+        columns: by feature; a list of objects may lack a value here and there (`MISSING`).
+        rows: values of each column.
+        written_as: the form in the request. `user_key` and `keys` are keys of a table.
+        refused: features whose whole column is wrong; the report already says so.
+        origin: the row in the request of each row, if candidates were dropped.
+    """
 
     columns: Mapping[str, Sequence[Any] | Matrix]
     rows: int
-    written_as: Literal["user", "columns", "objects"]
+    written_as: Literal["user", "user_key", "columns", "objects", "keys"]
     refused: frozenset[str] = frozenset()
-    """Features whose whole column is wrong; the report already says so."""
+    origin: Sequence[int] | None = None
+
+    def only(self, kept: Sequence[int]) -> "Side":
+        """Return some of the rows."""
+        columns = {
+            name: values[kept] if isinstance(values, np.ndarray) else [values[row] for row in kept]
+            for name, values in self.columns.items()
+        }
+        return Side(columns, len(kept), self.written_as, self.refused, kept)
 
     def pointer(self, name: str, row: int | None = None, element: int | None = None) -> str:
         """Return the JSON pointer of a feature, of one row's value, or of one of its elements."""
+        if self.origin is not None and row is not None:
+            row = self.origin[row]
         at = "" if row is None else f"/{row}"
         inside = "" if element is None else f"/{element}"
         match self.written_as:
-            case "user":
+            case "user_key" if row is not None:
+                return "/user"
+            case "keys" if row is not None:
+                return f"/candidates{at}"
+            case "user" | "user_key":
                 return f"{join('/user', name)}{inside}"
-            case "columns":
+            case "columns" | "keys":
                 return f"{join('/candidates', name)}{at}{inside}"
             case "objects":
                 return f"{join('/candidates' + (at or '/0'), name)}{inside}"
@@ -132,9 +161,12 @@ class Side:
 def user_side(user: object, known: frozenset[str], report: ValidationReport) -> Side:
     """Read `{"age": 3}` as columns of one row; `known` are the names of the user features."""
     if not isinstance(user, dict):
-        report.add("/user", "must be an object that maps feature names to values")
+        rule = "must be an object that maps feature names to values"
+        if isinstance(user, str | int):
+            rule += "; a key alone needs a table of users, and the model has none"
+        report.add("/user", rule)
         return Side({}, 1, "user", known)
-    report.unknown_keys("/user", user, known, "unknown user feature")
+    report.unknown_members("/user", user, known, "unknown user feature")
     return Side({name: [user[name]] for name in known if name in user}, 1, "user")
 
 
@@ -159,7 +191,7 @@ def candidate_side(
 def _from_columns(
     candidates: dict[str, Any], known: frozenset[str], report: ValidationReport, max_rows: int
 ) -> Side:
-    report.unknown_keys("/candidates", candidates, known, "unknown candidate feature")
+    report.unknown_members("/candidates", candidates, known, "unknown candidate feature")
     columns: dict[str, list[Any] | Matrix] = {}
     refused: set[str] = set()
     for name, values in candidates.items():
@@ -188,6 +220,12 @@ def _from_objects(
     candidates: list[Any], known: frozenset[str], report: ValidationReport, max_rows: int
 ) -> Side:
     check_count(len(candidates), max_rows)
+    if candidates and set(map(type, candidates)) <= {str, int}:
+        rule = "must be an object of feature columns, or a list of candidate objects"
+        report.add(
+            "/candidates", f"{rule}; keys alone need a table of items, and the model has none"
+        )
+        return Side({}, 0, "objects", known)
     objects = [each if isinstance(each, dict) else {} for each in candidates]
     for row, candidate in enumerate(candidates):
         if report.full:
@@ -197,7 +235,7 @@ def _from_objects(
             report.add(f"/candidates/{row}", detail)
         else:
             place = f"/candidates/{row}"
-            report.unknown_keys(place, candidate, known, "unknown candidate feature")
+            report.unknown_members(place, candidate, known, "unknown candidate feature")
     # Of known names only: columns of any name that was sent would take rows x names of memory.
     columns = {
         name: [each.get(name, MISSING) for each in objects]
@@ -217,13 +255,16 @@ def check_count(rows: int, max_rows: int) -> None:
         raise PayloadTooLarge(f"too many candidates: {rows}, limit {max_rows}")
 
 
-def check_keys(keys: object, rows: int, report: ValidationReport) -> list[str | int] | None:
+def check_keys(
+    keys: object, rows: int, report: ValidationReport, place: str = "/candidate_keys"
+) -> list[str | int] | None:
     """Check `candidate_keys`: one key per candidate, strings or integers, all different.
 
     Args:
         keys: that member of the request; None where it is absent or null.
         rows: the number of candidates.
         report: takes every problem; if it has any, the result is not fit for use.
+        place: where the keys are in the request.
 
     Returns:
         The keys, or None if the request has none and positions stand for them.
@@ -238,7 +279,7 @@ def check_keys(keys: object, rows: int, report: ValidationReport) -> list[str | 
             report.add("/candidate_keys", f"has {len(keys)} keys for {rows} candidates")
         return None
     if not _are_keys(keys):
-        _report_keys(keys, report)
+        _report_keys(keys, report, place)
     return keys
 
 
@@ -247,15 +288,17 @@ def _are_keys(keys: list[Any]) -> bool:
     types = set(map(type, keys))
     if not types <= {str, int}:
         return False
+    if types == {int}:
+        return len(set(keys)) == len(keys)
     strings = keys if types == {str} else [key for key in keys if isinstance(key, str)]
     return max(map(len, strings), default=0) <= LONGEST_KEY and len(set(keys)) == len(keys)
 
 
-def _report_keys(keys: list[Any], report: ValidationReport) -> None:
+def _report_keys(keys: list[Any], report: ValidationReport, place: str) -> None:
     """Add a problem for each wrong key, in order."""
     first: dict[str | int, int] = {}
     for position, key in enumerate(keys):
-        pointer = f"/candidate_keys/{position}"
+        pointer = f"{place}/{position}"
         if not isinstance(key, str | int) or isinstance(key, bool):
             report.add(pointer, "must be a string or an integer")
         elif isinstance(key, str) and len(key) > LONGEST_KEY:

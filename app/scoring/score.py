@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import NO_TABLES
 from app.engine.request import BatchTiming, Priority, QueuedRequest
 from app.errors import (
     ClientDisconnected,
     DeadlineExceeded,
     GatehouseError,
     InternalError,
+    InvalidRequest,
     MethodNotAllowed,
 )
 from app.lifecycle.comparison import Comparison
@@ -42,6 +44,7 @@ from app.scoring.request_headers import check_body_headers, priority, timeout_s
 from app.scoring.score_distributions import ResponseSampler
 from app.scoring.service import Service
 from app.scoring.trace import SampledCall, Trace, parse_traceparent
+from app.scoring.traffic_recorder import Recording, TrafficRecorder
 from app.scoring.version_comparer import VersionComparer
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import RequestRecord
@@ -141,6 +144,7 @@ class ScoreCall:
         compared: the comparison that uses this call, and the call's body.
         trace: its place in a trace, if the caller names one or the call is sampled.
         span: if its span is exported.
+        recording: what of it is recorded, if it is.
     """
 
     route: Route
@@ -162,6 +166,7 @@ class ScoreCall:
     compared: tuple[Comparison, bytes] | None = None
     trace: Trace | None = None
     span: SampledCall | None = None
+    recording: Recording | None = None
 
 
 class Scorer:
@@ -177,6 +182,7 @@ class Scorer:
         log: AccessLog,
         metrics: Metrics,
         spans: "SpanRecorder | None" = None,
+        recorder: TrafficRecorder | None = None,
     ) -> None:
         """Score with `service`; if there are any `keys`, a request needs one of them.
 
@@ -189,8 +195,9 @@ class Scorer:
         self._log = log
         self._metrics = metrics
         self._spans = spans
-        self._sampler = ResponseSampler(metrics.ranking)
         self._gates = GateSampler(metrics.gates)
+        self._recorder = recorder
+        self._sampler = ResponseSampler(metrics.ranking, service.drift)
         self._registry = service.registry
         self._comparer = VersionComparer(
             service, metrics.ranking, max_candidates=limits.max_candidates
@@ -290,6 +297,8 @@ class Scorer:
         try:
             self._submit(call, body)
         except GatehouseError as error:
+            if isinstance(error, InvalidRequest) and error.unknown_keys and call.model is not None:
+                self._metrics.unknown_keys(call.model.manifest.name, error.unknown_keys)
             self.refuse(call, error)
         except Exception as error:  # noqa: BLE001  (a bug fails only the request that meets it)
             self.fail(call, error)
@@ -301,6 +310,9 @@ class Scorer:
         assert policies is not None
         assert head is not None
         registry = self._registry
+        recorder = self._recorder
+        if recorder is not None and recorder.takes_next():
+            call.recording = Recording(len(body))
         parsed = None
         if registry.canaries and call.route.version is None:
             parsed = self._split(call, body)
@@ -309,6 +321,10 @@ class Scorer:
             assert policies is not None
         role = registry.role(model)
         context = ParseContext(model, policies, head.headers, self._limits.max_candidates, role)
+        if registry.tables:
+            context.tables = registry.tables.get(model, NO_TABLES)
+        if call.recording is not None:
+            context.keeps_ids = True
         if parsed is None:
             parsed = call.route.dialect.parse(body, context)
         call.parsed = parsed
@@ -323,6 +339,9 @@ class Scorer:
             call.deadline = call.arrival + parsed.timeout_s
         if features.unknown_ids:
             self._metrics.unknown(model.manifest.name, features.unknown_ids)
+        if features.tables is not None and features.tables.unknown:
+            unknown = {kind: len(each) for kind, each in features.tables.unknown.items()}
+            self._metrics.unknown_keys(model.manifest.name, unknown)
         request = QueuedRequest(
             model,
             features,
@@ -360,7 +379,16 @@ class Scorer:
         if not key and canary.key_feature:
             most = self._limits.max_candidates
             role = registry.role(model)
-            context = ParseContext(model, policies, head.headers, most, role, canary.key_feature)
+            context = ParseContext(
+                model,
+                policies,
+                head.headers,
+                most,
+                role,
+                canary.key_feature,
+                registry.tables.get(model, NO_TABLES),
+                call.recording is not None,
+            )
             try:
                 parsed = call.route.dialect.parse(body, context)
             except GatehouseError as caught:
@@ -432,16 +460,18 @@ class Scorer:
             self.refuse(call, DeadlineExceeded("the response was not ready before the deadline"))
             return
         ranker, rows = parsed.ranking.ranker, request.features.rows
+        if call.recording is not None:
+            call.recording.ranked = ranked
         if now >= self._sampler.next_at:
-            name = request.model.manifest.name
-            self._sampler.sample(now, name, request.features, ranker, ranked)
+            self._sampler.sample(now, request.model, request.features, ranker, ranked)
             if request.model.manifest.gates:
                 self._gates.sample(now, request)
         if call.compared is not None:
             assert call.head is not None
             comparison, request_body = call.compared
+            kept = None if parsed.features.tables is None else parsed.features.tables.kept
             self._comparer.compare_soon(
-                comparison, call.route.dialect, call.head.headers, request_body, ranked
+                comparison, call.route.dialect, call.head.headers, request_body, ranked, kept
             )
         if call.span is not None:
             call.span.starts = (
@@ -519,6 +549,10 @@ class Scorer:
             stages,
             "" if model is None else self._registry.role(model),
         )
+        if call.recording is not None and model is not None:
+            assert self._recorder is not None
+            assert call.policies is not None
+            self._recorder.add(call.recording.record(record, model, call.policies, call.parsed))
         canaries = self._registry.canaries
         if canaries and model is not None and call.is_assigned:
             canary = canaries.get(model.manifest.name)

@@ -1,4 +1,4 @@
-"""Sample responses: record their scores, and compare their order with that of a shadow policy.
+"""Sample responses: record their scores, watch for drift, and compare with a shadow policy.
 
 This takes longer than ranking itself. So it is limited to a share of the event loop's time, and
 runs in the next turn of the loop, after the response has been written.
@@ -9,10 +9,12 @@ import time
 
 import numpy as np
 
+from app.artifacts.loader import Model
 from app.engine.request import RequestFeatures
 from app.ranking.agreement import kendall_tau, overlap
 from app.ranking.batch import RankedRequest
 from app.ranking.ranker import Ranker
+from app.scoring.drift import DriftMonitor
 from app.telemetry.ranking import RankingMetrics
 
 EVERY_S = 0.2
@@ -32,9 +34,16 @@ class ResponseSampler:
         next_at: monotonic time (s) before which no response should be sampled.
     """
 
-    def __init__(self, metrics: RankingMetrics, *, every_s: float = EVERY_S) -> None:
-        """Record on `metrics`, at most once in `every_s` (s); see `SHARE` too."""
+    def __init__(
+        self,
+        metrics: RankingMetrics,
+        drift: DriftMonitor | None = None,
+        *,
+        every_s: float = EVERY_S,
+    ) -> None:
+        """Record on `metrics` and `drift`, at most once in `every_s` (s); see `SHARE` too."""
         self._metrics = metrics
+        self._drift = drift
         self._every_s = every_s
         self._loop = asyncio.get_running_loop()
         self.next_at = 0.0
@@ -42,7 +51,7 @@ class ResponseSampler:
     def sample(
         self,
         now: float,
-        model: str,
+        model: Model,
         features: RequestFeatures,
         ranker: Ranker,
         ranked: RankedRequest,
@@ -52,10 +61,13 @@ class ResponseSampler:
         self._loop.call_soon(self._sample, model, features, ranker, ranked)
 
     def _sample(
-        self, model: str, features: RequestFeatures, ranker: Ranker, ranked: RankedRequest
+        self, model: Model, features: RequestFeatures, ranker: Ranker, ranked: RankedRequest
     ) -> None:
         began = time.monotonic()
-        self._metrics.scores_sampled(model, ranker.tasks, ranked.scores, ranked.rank_score)
+        if self._drift is not None:
+            self._drift.observe(model, features, ranked.scores)
+        name = model.manifest.name
+        self._metrics.scores_sampled(name, ranker.tasks, ranked.scores, ranked.rank_score)
         if ranker.shadow is not None:
             self._compare(features, ranker, ranker.shadow, ranked)
         self.pause_after(time.monotonic() - began)
@@ -73,7 +85,7 @@ class ResponseSampler:
         compared = min(n, MOST_COMPARED)
         chosen = np.arange(compared) * n // compared  # [m]
         name = shadow.policy.multiplier
-        multiplier = None if name is None else features.candidate[name][:, 0]  # [n, 1] → [n]
+        multiplier = None if name is None else features.candidate_column(name)[:, 0]  # [n, 1] → [n]
         live = ranked.sort_keys[chosen]
         other = shadow.sort_keys(ranked.scores, multiplier)[chosen]
         self._metrics.shadow_compared(

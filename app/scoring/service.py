@@ -8,6 +8,7 @@ from app.engine.state import EngineState, engine_state
 from app.lifecycle.policies import Policies
 from app.lifecycle.readiness import Readiness
 from app.lifecycle.registry import Registry
+from app.scoring.drift import DriftMonitor
 
 
 class Service:
@@ -18,6 +19,7 @@ class Service:
         policies: how their scores are ranked.
         readiness: whether the server accepts requests.
         batcher: scores requests on the lanes.
+        drift: how far recent requests are from the training data.
     """
 
     def __init__(self, registry: Registry, batcher: Batcher, lanes: Sequence[Lane]) -> None:
@@ -27,6 +29,7 @@ class Service:
         registry.on_freed.append(self.policies.forget)
         self.readiness = Readiness(registry)
         self.batcher = batcher
+        self.drift = DriftMonitor(registry)
         self._lanes = lanes
 
     @property

@@ -11,7 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from app.engine.request import Priority, QueuedRequest
+from app.artifacts.model_tables import NO_TABLES
+from app.engine.request import Positions, Priority, QueuedRequest, TableUse
 from app.errors import ClientDisconnected, GatehouseError
 from app.lifecycle.comparison import Comparison
 from app.protocol.dialect import Dialect, Headers, ParseContext
@@ -25,6 +26,14 @@ SHARE = 0.05
 """The largest share of the time of the event loop, and of one lane, that comparisons take."""
 _TIMEOUT_S = 60.0
 """Longer than any wait for an idle lane."""
+
+
+def _same_candidates(kept: Positions | None, used: TableUse | None) -> bool:
+    """Whether two versions score the same candidates: their tables may drop different ones."""
+    other = None if used is None else used.kept
+    if kept is None or other is None:
+        return kept is other
+    return np.array_equal(kept, other)
 
 
 class VersionComparer:
@@ -45,9 +54,10 @@ class VersionComparer:
         headers: Headers,
         body: bytes,
         ranked: RankedRequest,
+        kept: Positions | None = None,
     ) -> None:
-        """Compare the answer to a request, when it has been sent."""
-        self._loop.call_soon(self._score, comparison, dialect, headers, body, ranked)
+        """Compare the answer to a request, when it has been sent; `kept` as in `TableUse`."""
+        self._loop.call_soon(self._score, comparison, dialect, headers, body, ranked, kept)
 
     def _is_idle(self) -> bool:
         """Whether there is a lane to spare: of several lanes, one stays free for live requests."""
@@ -65,6 +75,7 @@ class VersionComparer:
         headers: Headers,
         body: bytes,
         ranked: RankedRequest,
+        kept: Positions | None,
     ) -> None:
         began = time.monotonic()
         if began < self._next_at or not self._is_idle():
@@ -73,10 +84,13 @@ class VersionComparer:
         other = comparison.other
         policies = self._service.policies.of(other)
         try:
-            parsed = dialect.parse(
-                body, ParseContext(other, policies, headers, self._max_candidates)
-            )
+            context = ParseContext(other, policies, headers, self._max_candidates)
+            context.tables = self._service.registry.tables.get(other, NO_TABLES)
+            parsed = dialect.parse(body, context)
             if parsed.features.rows == 0:
+                return
+            if not _same_candidates(kept, parsed.features.tables):
+                self._count(comparison, "dropped")
                 return
             request = QueuedRequest(
                 other,

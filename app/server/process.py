@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -20,17 +21,20 @@ from app.server.server import DrainingServer
 from app.server.sockets import listen, log_address, shared_socket
 from app.server.tls import Certificate
 from app.settings import Settings
-from app.telemetry import json_logs
+from app.telemetry import json_logs, siblings
 
 logger = logging.getLogger("app")
 
 
-def run(settings: Settings) -> ExitCode:
+def run(settings: Settings, member: siblings.Member | None = None) -> ExitCode:
     """Serve until SIGTERM or SIGINT and return the process's exit code.
 
     It is 0 after a drain, 1 after the device was lost, and 2 if a setting cannot be used, or if the
-    store holds artifacts and none can serve. The event loop is not closed: that would wait for a
-    lane that hangs in a model, and the process ends now anyway.
+    store holds artifacts and none can serve. One of several processes gets its `member`,
+    and ends with another code when a lane or its event loop is stuck.
+
+    The event loop is not closed: that would wait for a lane that hangs in a model, and the process
+    ends now anyway.
     """
     json_logs.configure(settings.log_level, threaded=True)
     # Otherwise each counter and histogram has a second series, the time of its creation.
@@ -39,32 +43,38 @@ def run(settings: Settings) -> ExitCode:
         return _unusable("device: cuda is not available here")
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     try:
-        return runner.run(_serve(settings))
+        return runner.run(_serve(settings, member))
     except ConfigurationInvalid as error:
         return _unusable(str(error))
 
 
-async def _serve(settings: Settings) -> ExitCode:
+async def _serve(settings: Settings, member: siblings.Member | None) -> ExitCode:
     certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
     # Several processes share a port, and each listens on it only once it has loaded its models.
-    ports = [settings.port] if settings.processes == 1 else []
+    ports = [settings.port] if member is None else []
     ports += [] if settings.metrics_port is None else [settings.metrics_port]
-    listeners = listen(settings.host, ports, scheme=settings.scheme)
+    shared = member is not None
+    listeners = listen(settings.host, ports, scheme=settings.scheme, shared=shared)
     if settings.metrics_port == 0:
         taken = listeners[-1].getsockname()[1]
         settings = settings.model_copy(update={"metrics_port": taken})
-    async with gatehouse(settings) as parts:
-        return await _Process(settings, parts, certificate).serve(listeners)
+    async with gatehouse(settings, member) as parts:
+        return await _Process(settings, parts, certificate, member).serve(listeners)
 
 
 class _Process:
     """The server and the tasks beside it: start, follow the store and the files, end when lost."""
 
     def __init__(
-        self, settings: Settings, parts: Gatehouse, certificate: Certificate | None
+        self,
+        settings: Settings,
+        parts: Gatehouse,
+        certificate: Certificate | None,
+        member: siblings.Member | None = None,
     ) -> None:
         self._settings = settings
         self._parts = parts
+        self._member = member
         self._exit_code = ExitCode.OK
         self._store_timer = PollTimer(settings.store_poll_s)
         self._watchers: list[tuple[FileWatcher, PollTimer]] = []
@@ -103,6 +113,12 @@ class _Process:
                 tasks.create_task(self._end_when_lost()),
                 *(tasks.create_task(each.follow(timer)) for each, timer in self._watchers),
             ]
+            if self._member is not None:
+                answering = siblings.answer(self._member, self._parts.render_metrics)
+                background += [
+                    tasks.create_task(answering),
+                    tasks.create_task(self._end_when_stuck()),
+                ]
             await self._server.serve(list(listeners))
             for each in background:
                 each.cancel()
@@ -134,8 +150,8 @@ class _Process:
         if not self._parts.service.registry.models():
             found = "has no artifacts" if self._settings.store.exists() else "does not exist"
             logger.warning('store "%s" %s; waiting for it', self._settings.store, found)
-        _relieve_garbage_collector()
-        if self._settings.processes > 1:
+        relieve_garbage_collector()
+        if self._member is not None:
             # Only now: the kernel sends connections to every process that listens.
             listener = shared_socket(self._settings.host, self._settings.port)
             if await self._server.listen_also(listener):
@@ -149,12 +165,29 @@ class _Process:
         self._exit_code = ExitCode.FAILED
         self._server.end()
 
+    async def _end_when_stuck(self) -> None:
+        """End the process when a lane is stuck, or when the event loop is.
+
+        Several processes share a port, so a probe of /livez would ask any of them. When the event
+        loop does not set the timer again, the kernel ends the process with SIGALRM.
+        """
+        hang_s = self._settings.lane_hang_s
+        try:
+            while self._parts.service.is_alive(hang_s):
+                signal.setitimer(signal.ITIMER_REAL, hang_s)
+                await asyncio.sleep(min(1.0, hang_s / 4))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        logger.critical("a lane is stuck: this process ends")
+        self._exit_code = ExitCode.FAILED
+        self._server.end()
+
     def _give_up(self, reason: str) -> None:
         self._exit_code = _unusable(reason)
         self._server.end()
 
 
-def _relieve_garbage_collector() -> None:
+def relieve_garbage_collector() -> None:
     """Exclude the objects that exist now from garbage collection, and collect less often.
 
     Torch alone creates half a million objects that live as long as the process. Scanning them again

@@ -16,8 +16,12 @@ logger = logging.getLogger("app")
 _BACKLOG = 2048
 
 
-def listen(host: str, ports: Sequence[int], *, scheme: str = "http") -> list[socket.socket]:
+def listen(
+    host: str, ports: Sequence[int], *, scheme: str = "http", shared: bool = False
+) -> list[socket.socket]:
     """Return one listening socket for each port; port 0 takes a free one.
+
+    Several processes can listen on a `shared` one.
 
     Raises:
         ConfigurationInvalid: an address is in use or not available.
@@ -25,7 +29,7 @@ def listen(host: str, ports: Sequence[int], *, scheme: str = "http") -> list[soc
     listeners: list[socket.socket] = []
     for port in ports:
         try:
-            listener = _bound(host, port)
+            listener = _bound(host, port, shared=shared)
             listener.listen(_BACKLOG)
         except OSError as error:
             reason = f"cannot listen on {host} port {port}: {error.strerror}"

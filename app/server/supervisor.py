@@ -1,8 +1,9 @@
 """Several processes on one port: a supervisor starts them, restarts those that end, and stops all.
 
-Each process is a complete copy of the service; they share nothing but the port, whose connections
-the kernel distributes (SO_REUSEPORT). The supervisor imports little: each process is a fork of it,
-so it must have no threads and no CUDA.
+Each process is a complete copy of the service; the kernel distributes the connections of the port
+(SO_REUSEPORT). Each is a fork of the supervisor, which has imported what they need: they share the
+memory of the libraries, and a restart takes no imports. So the supervisor must have no threads, and
+must not use CUDA.
 """
 
 import ctypes

@@ -5,7 +5,7 @@ exist from the start with the value 0, so that `rate()` sees the first increment
 and thread-safe; rendering takes milliseconds and should not run on the event loop.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from threading import Lock
 
 from prometheus_client import (
@@ -24,6 +24,7 @@ from app.telemetry.exposition import TextRenderer
 from app.telemetry.gates import GateMetrics
 from app.telemetry.ranking import RankingMetrics
 from app.telemetry.requests import RequestCounter
+from app.telemetry.tables import TableCollector, TableFigures
 
 CANCEL_STAGES = ("body", "queue", "compute")
 """Where the server can notice that the client has disconnected."""
@@ -138,6 +139,14 @@ class Metrics:
         )
         for result in ("exported", "failed", "dropped"):
             self._traced.labels(result)
+        self._recorded = self._counter(
+            "recorded_requests_total",
+            "Requests of the recorded sample, by result: written; dropped because the disk is too "
+            "slow; or failed because it cannot be written.",
+            ("result",),
+        )
+        for result in ("written", "dropped", "failed"):
+            self._recorded.labels(result)
 
     def _create_for_batches(self) -> None:
         self._batch_rows = self._bulk_histogram(
@@ -173,6 +182,11 @@ class Metrics:
             "Ids that are not in the vocabulary of their feature, by model and feature.",
             ("model", "feature"),
         )
+        self._unknown_keys = self._counter(
+            "unknown_key_total",
+            "Keys in requests that the item or user table does not have, by model and table.",
+            ("model", "table"),
+        )
         self._model_info = self._gauge(
             "model_info",
             "The active version of each model. The value is always 1.",
@@ -193,6 +207,11 @@ class Metrics:
             "model_swaps_total",
             "Attempts to load a model version, by result: activated or refused.",
             ("model", "result"),
+        )
+        self._table_swaps = self._counter(
+            "table_swaps_total",
+            "Item and user tables and deltas that were opened, by result: activated or refused.",
+            ("model", "table", "result"),
         )
         self._canaries = self._counter(
             "canaries_total",
@@ -300,6 +319,10 @@ class Metrics:
         """Count a failed batch, or a request with a NaN or infinite score."""
         self._failures.labels(kind).inc()
 
+    def recorded(self, result: str, number: int) -> None:
+        """Count recorded requests: `written`, `dropped` or `failed`."""
+        self._recorded.labels(result).inc(number)
+
     def cancelled(self, stage: str) -> None:
         """Count a request whose client disconnected: during `body`, `queue` or `compute`."""
         self._cancelled.labels(stage).inc()
@@ -318,9 +341,22 @@ class Metrics:
         for feature, count in counts.items():
             self._unknown_ids.labels(model, feature).inc(count)
 
+    def unknown_keys(self, model: str, counts: Mapping[str, int]) -> None:
+        """Count keys that a table does not have, by `items` and `users`."""
+        for table, count in counts.items():
+            self._unknown_keys.labels(model, table).inc(count)
+
     def tried(self, model: str, *, activated: bool) -> None:
         """Count a loaded version, which became active or was refused."""
         self._swaps.labels(model, "activated" if activated else "refused").inc()
+
+    def table_swapped(self, model: str, kind: str, *, activated: bool) -> None:
+        """Count a table or a delta (`items` or `users`) that serves now, or was refused."""
+        self._table_swaps.labels(model, kind, "activated" if activated else "refused").inc()
+
+    def watch_tables(self, read: Callable[[], Sequence[TableFigures]]) -> None:
+        """Export the figures of tables; any thread may call `read`."""
+        self.registry.register(TableCollector(read))
 
     def store_unreadable(self) -> None:
         """Count a failure to list the store."""

@@ -4,11 +4,13 @@ Scores are counted many at a time: one `observe` for each of the 1 500 scores of
 cost a microsecond each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from app.telemetry.bulk_histogram import BulkHistogram
 
@@ -35,6 +37,7 @@ class RankingMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         """Create every metric on `registry`."""
         self._histograms: list[BulkHistogram] = []
+        self._registry = registry
         self._create_for_policies(registry)
         self._create_for_scores(registry)
         self._create_for_versions(registry)
@@ -147,6 +150,31 @@ class RankingMetrics:
         for histogram in self._histograms:
             histogram.drain()
 
+    def watch_drift(
+        self,
+        features: Callable[[], Mapping[tuple[str, str], float]],
+        scores: Callable[[], Mapping[tuple[str, str], float]],
+    ) -> None:
+        """Export the drift of features and of scores, by model and name; read at each scrape."""
+        index = "Population stability index"
+        for name, labels, help_, read in (
+            (
+                "feature_drift",
+                ("model", "feature"),
+                f"{index} of a feature of recent requests against the training data: 0 is no "
+                "change, above 0.25 a large one.",
+                features,
+            ),
+            (
+                "score_drift",
+                ("model", "task"),
+                f"{index} of a task's recent scores against those in training: 0 is no change, "
+                "above 0.25 a large one.",
+                scores,
+            ),
+        ):
+            self._registry.register(_ExternalGauge(f"gatehouse_{name}", help_, labels, read))
+
     def followed(self, version: str) -> None:
         """Show this policy set as the one in use."""
         self._set.clear()
@@ -182,3 +210,23 @@ class RankingMetrics:
         for task, column in zip(tasks, scores.T, strict=True):
             self._scores.observe_many(column, model, task)
         self._rank_scores.observe_many(rank_score, model)
+
+
+class _ExternalGauge(Collector):
+    """A gauge whose series are kept elsewhere and read at each scrape."""
+
+    def __init__(
+        self,
+        name: str,
+        help_: str,
+        labels: tuple[str, ...],
+        read: Callable[[], Mapping[tuple[str, str], float]],
+    ) -> None:
+        self._name, self._help, self._labels, self._read = name, help_, labels, read
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the current values."""
+        family = GaugeMetricFamily(self._name, self._help, labels=self._labels)
+        for values, value in self._read().items():
+            family.add_metric(values, value)
+        yield family

@@ -1,7 +1,7 @@
 """Training data: from a configuration to features and labelled impressions."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,6 +37,7 @@ __all__ = [
     "generate",
     "label_kinds",
     "make_vocabularies",
+    "tables_of",
     "vocabulary_files",
 ]
 
@@ -99,6 +100,18 @@ def generate(config: AnyConfig, tasks: Sequence[Task] = ()) -> Splits:
             from models.data import scan
 
             return scan.generate(config, tasks)
+
+
+def tables_of(config: AnyConfig) -> Mapping[str, Iterable[Mapping[str, object]]]:
+    """Return the rows of `items` and `users` of a simulated feed; lists are NumPy arrays.
+
+    Raises:
+        DataInvalid: the data is not a simulated feed.
+    """
+    if not isinstance(config, FeedConfig):
+        raise DataInvalid('only a simulated feed (source = "feed") has tables of items and users')
+    world, _, memory = feed.simulate(config)
+    return {"items": feed.item_rows(world), "users": feed.user_rows(world, memory)}
 
 
 def make_vocabularies(config: AnyConfig) -> Mapping[Path, VocabularySize]:

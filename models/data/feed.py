@@ -17,7 +17,7 @@ history and activity afterwards, so that features contain only earlier events. S
 logged in and some items are new: their id is *unknown*, so that a network learns that row too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -175,12 +175,16 @@ class Round:
     seen: Behaviour
 
 
-def simulate(config: FeedConfig) -> tuple[World, list[Round]]:
-    """Draw a world and simulate it; the same configuration gives the same rounds."""
+def simulate(config: FeedConfig) -> tuple[World, list[Round], Memory]:
+    """Draw a world and simulate it; return its rounds, and the memory after the last one.
+
+    The same configuration gives the same rounds.
+    """
     random = np.random.default_rng(config.seed)
     world = World.draw(config, random)
     memory = Memory.empty(config)
-    return world, [_simulate_round(config, world, memory, random) for _ in range(config.rounds)]
+    rounds = [_simulate_round(config, world, memory, random) for _ in range(config.rounds)]
+    return world, rounds, memory
 
 
 def _simulate_round(
@@ -257,12 +261,35 @@ def generate(config: FeedConfig) -> SplitsInMemory:
     `expected` contains P(click), P(like | click) and E[dwell]; without a click, `like` is NaN and
     `dwell` is 0. The same configuration gives the same data.
     """
-    world, rounds = simulate(config)
+    world, rounds, _ = simulate(config)
     return SplitsInMemory(
         train=_dataset(world, rounds[:-2]),
         validation=_dataset(world, rounds[-2:-1]),
         test=_dataset(world, rounds[-1:]),
     )
+
+
+def item_rows(world: World) -> Iterator[dict[str, object]]:
+    """Yield the features of each item that has an id; lists are arrays."""
+    for row in np.flatnonzero(world.item_id != UNKNOWN):
+        yield {
+            "item_id": int(world.item_id[row]),
+            "category": int(world.category[row]),
+            "quality": world.quality[row].astype(np.float32),
+        }
+
+
+def user_rows(world: World, memory: Memory) -> Iterator[dict[str, object]]:
+    """Yield the features of each user who is logged in, with what was seen; lists are arrays."""
+    activity = memory.activity(np.arange(len(world.user_id))).astype(np.float32)  # [U, 4]
+    for row in np.flatnonzero(world.user_id != UNKNOWN):
+        recent = memory.recent_items[row]
+        yield {
+            "user_id": int(world.user_id[row]),
+            "age_bucket": int(world.age_bucket[row]),
+            "recent_items": recent[recent != PADDING],
+            "activity": activity[row],
+        }
 
 
 def _dataset(world: World, rounds: Sequence[Round]) -> Dataset:

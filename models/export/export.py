@@ -25,17 +25,19 @@ from app.artifacts.manifest import (
     RequestCall,
     TaskOutput,
 )
+from app.artifacts.program import scores
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
 from app.errors import ArtifactInvalid
 from models import data
 from models.data import PADDING, UNKNOWN, Dataset
+from models.export.distributions import distributions
 from models.export.gates import gate_levels
 from models.export.precision import Form, parity, reduced, refuse_unless_near
 from models.export.torch_export import exported
 from models.networks.build import RankingNetwork
 from models.networks.config import DenseFeature, Feature, IdFeature, links
-from models.training.evaluate import Evaluation, evaluate
+from models.training.evaluate import Evaluation, evaluate, predict
 from models.training.experiment import Experiment
 
 GOLDEN_SIZES = (1, 2, 3, 5, 8, 16, 32)
@@ -70,10 +72,20 @@ def export(
         scripted = torch.jit.script(served)
     requests = golden_requests(experiment, held_out)
     defaults = network.columns.defaults() if isinstance(network, RankingNetwork) else {}
+    raw = predict(served, held_out).float().numpy()
+    outputs = task_outputs(experiment)
+    known = distributions(
+        experiment.features,
+        [each.name for each in outputs],
+        held_out,
+        scores(raw, outputs),
+        defaults,
+    )
     gates = gate_levels(experiment) if isinstance(network, RankingNetwork) else ()
+    described = description(experiment, evaluation, precision, defaults, gates)
     return publish(
         store,
-        description(experiment, evaluation, precision, defaults, gates),
+        described.model_copy(update={"distributions": known}),
         scripted,
         requests,
         data.vocabulary_files(experiment.data),

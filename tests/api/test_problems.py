@@ -118,6 +118,11 @@ async def _inactive_version(caller):
     return await caller.post("/v1/models/tiny/versions/9/score")
 
 
+@reaches("key-not-found")
+async def _item_without_a_table(caller):
+    return await caller.post("/v1/models/tiny/items/1", method="GET")
+
+
 @reaches("path-not-found")
 async def _unknown_path(caller):
     return await caller.post("/v1/scores", method="GET")

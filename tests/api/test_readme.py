@@ -2,12 +2,20 @@
 
 import json
 import re
+import shutil
+
+import httpx
+import pytest
 
 from app.api.problems import ERRORS
+from app.artifacts.loader import read_manifest
+from app.main import gatehouse
+from app.settings import Settings
 from tests import REPOSITORY
+from tests.support.model_tables import publish_rows, random_rows
 
 README = (REPOSITORY / "app/api/README.md").read_text(encoding="utf-8")
-COLUMNS, OBJECTS, EXPLAINED, PROBLEM = map(
+COLUMNS, OBJECTS, *BY_KEYS, EXPLAINED, PROBLEM = map(
     json.loads, re.findall(r"^```json\n(.*?)^```$", README, re.S | re.M)
 )
 
@@ -19,6 +27,21 @@ async def test_both_forms_of_candidates_get_the_same_response(client):
     assert columns.status_code == 200
     assert columns.content == objects.content
     assert len(columns.json()["ranking"]) == 1
+
+
+@pytest.mark.parametrize("sent", BY_KEYS)
+async def test_requests_by_keys_are_answered_where_the_model_has_tables(sent, tiny, tmp_path):
+    shutil.copytree(tiny.folder, tmp_path / "tiny" / "1")
+    manifest = read_manifest(tiny)
+    for kind, key, keys in (("items", "item_id", [11, 12, 13]), ("users", "user_id", [42])):
+        publish_rows(tmp_path, manifest, kind, key, random_rows(manifest, kind, keys))
+    async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts:
+        await parts.start()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            response = await client.post("/v1/models/tiny/score", json=sent)
+            assert response.status_code == 200, response.text
+            assert response.json()["tables"] == {"items": "1", "users": "1"}
 
 
 async def test_explanation_has_the_printed_members(client):

@@ -17,8 +17,10 @@ from statistics import median
 import orjson
 
 from app.artifacts.store import Store
+from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
-from tests.bench.http import COLUMNS, Post, candidates, native, over_http, reference_artifact
+from tests.bench.http import COLUMNS, candidates, native, reference_artifact
+from tests.bench.wrk import ClosedLoop, wrk
 from tests.support.server import running_server
 
 PATH = "/v2/models/reference/infer"
@@ -77,18 +79,20 @@ def main() -> None:
 
 
 def _measure(url: str, folder: Path, rows: int, arguments: argparse.Namespace) -> None:
-    found: dict[str, list[list[str]]] = {form: [] for form in FORMS}
+    found: dict[str, list[ClosedLoop]] = {form: [] for form in FORMS}
     for seconds in (1.0, *[arguments.seconds] * arguments.rounds):
         for form, of in FORMS.items():
-            one = over_http(url, folder, of(rows), arguments.connections, seconds)
-            found[form].append(one)
-    rates = {form: [float(rate) for rate, *_ in runs[1:]] for form, runs in found.items()}
+            found[form].append(wrk(url, of(rows), arguments.connections, seconds, folder))
+    rates = {form: [each.rate for each in runs[1:]] for form, runs in found.items()}
     for form, runs in found.items():
         rate = median(rates[form])
-        _, p50, p99 = runs[1:][rates[form].index(sorted(rates[form])[len(rates[form]) // 2])]
+        typical = sorted(runs[1:], key=lambda each: each.rate)[len(runs[1:]) // 2]
         share = rate / median(rates["native JSON"])
         size = len(FORMS[form](rows).body)
-        print(f"| {rows} | {form} | {size:,} | {rate:,.0f} | {share:.2f} | {p50} | {p99} |")
+        print(
+            f"| {rows} | {form} | {size:,} | {rate:,.0f} | {share:.2f} "
+            f"| {typical.p50_ms:.2f} ms | {typical.p99_ms:.2f} ms |"
+        )
     sys.stdout.flush()
 
 

@@ -1,10 +1,13 @@
-"""Measure the gain of CUDA graphs and two streams on this GPU: ``python -m tests.bench.gpu``.
+"""Measure the service on this GPU, in process and over HTTP: ``python -m tests.bench.gpu``.
 
-Prints for one network, run as a lane does it from collating to scores:
+Prints for the network of `tests.bench.http`:
 
-- the ratio of eager to replayed time for each bucket: the median over alternating turns;
+- for each bucket, from collating to scores as a lane does it: a loop over experts and stacked
+  experts, both eager, and stacked experts replayed from a CUDA graph in fp32 and in bf16; medians
+  of alternating turns, and candidates per second;
 - candidates per second in process, by number of lanes;
-- the share of copy time that overlaps with kernels of another lane, from a profiler trace.
+- the share of copy time that overlaps with kernels of another lane, from a profiler trace;
+- requests of 500 candidates over HTTP, binary and JSON: rate, p50, p99, candidates per second.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,8 @@ from app.artifacts.golden import Golden
 from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, FileDigest, Manifest, Output, TaskOutput
 from app.artifacts.program import Program
+from app.artifacts.store import Store
+from app.benchmarking.load import Plan, fire, http
 from app.engine.batch import Chunk
 from app.engine.gpu.buckets import Bucket, Buckets
 from app.engine.gpu.cuda import CudaStream
@@ -35,22 +41,33 @@ from app.ranking.policy import Policy
 from app.telemetry.metrics import Metrics
 from models.networks.build import build
 from models.networks.config import DenseFeature, NetworkConfig, Task
-from tests.bench.fused import frozen
+from tests.bench.dialects import v2_binary
+from tests.bench.fused import LoopOfColumns, frozen
+from tests.bench.http import COLUMNS, native, reference_artifact
+from tests.models.loop import loop_of
 from tests.support.fakes import chunk_of
+from tests.support.server import running_server
 
-USER, CANDIDATE = 50, 50
 TASKS = ("click", "like", "follow")
 NETWORK = NetworkConfig(architecture="mmoe", num_experts=8, expert_hidden_units=(256, 128, 64))
 Span = tuple[float, float]
 
 
-def served(device: torch.device) -> Model:
-    """Build an MMoE of 8 experts 100-256-128-64, 3 gates and 3 towers in memory."""
-    features = [
-        DenseFeature(name="u", side="user", dim=USER),
-        DenseFeature(name="c", side="candidate", dim=CANDIDATE),
-    ]
-    network = build(NETWORK, features, [Task(name=n, kind="binary") for n in TASKS], seed=0)
+def served(
+    device: torch.device, dtype: torch.dtype = torch.float32, *, loop: bool = False
+) -> Model:
+    """Build an MMoE of 8 experts 100-256-128-64, 3 gates and 3 towers in memory.
+
+    Args:
+        device: where it runs.
+        dtype: of the weights.
+        loop: run one expert after the other instead of all of them stacked.
+    """
+    features = [DenseFeature(name="x", side="candidate", dim=COLUMNS)]
+    tasks = [Task(name=name, kind="binary") for name in TASKS]
+    network: torch.nn.Module = build(NETWORK, features, tasks, seed=0).to(dtype)
+    if loop:
+        network = LoopOfColumns(loop_of(NETWORK, network.body, COLUMNS, len(TASKS)))
     manifest = Manifest.model_validate(
         {
             "name": "bench",
@@ -58,10 +75,7 @@ def served(device: torch.device) -> Model:
             "architecture": "mmoe",
             "created": "2026-01-01T00:00:00Z",
             "torch_version": torch.__version__,
-            "inputs": (
-                DenseInput(name="u", side="user", dim=USER),
-                DenseInput(name="c", side="candidate", dim=CANDIDATE),
-            ),
+            "inputs": (DenseInput(name="x", side="candidate", dim=COLUMNS),),
             "tasks": tuple(
                 TaskOutput(
                     name=name, kind="binary", unit="", link="sigmoid", output=Output(column=k)
@@ -87,8 +101,8 @@ def chunks(bucket: Bucket) -> list[Chunk]:
     return [
         chunk_of(
             RequestFeatures(
-                {"u": random.normal(size=(1, USER)).astype(np.float32)},
-                {"c": random.normal(size=(size, CANDIDATE)).astype(np.float32)},
+                {},
+                {"x": random.normal(size=(size, COLUMNS)).astype(np.float32)},
                 size,
                 {},
             )
@@ -113,23 +127,60 @@ def seconds(executor: Executor, model: Model, batch: Sequence[Chunk], calls: int
     return (time.perf_counter() - began) / calls
 
 
-def graphs_against_eager(model: Model, limit: int, turns: int) -> None:
-    """Print eager and replayed times for each bucket."""
-    print("Eager time / replayed time\n\n| rows | requests | eager | replayed | ratio |")
-    print("| ---: | ---: | ---: | ---: | ---: |")
-    replayed = lane(model.program.device, limit)
+def by_bucket(device: torch.device, limit: int, turns: int) -> None:
+    """Print the time of a batch in four forms, for each bucket."""
+    stacked, half = served(device), served(device, torch.bfloat16)
+    forms: list[tuple[Model, Executor]] = [
+        (served(device, loop=True), run),
+        (stacked, run),
+        (stacked, lane(device, limit)),
+        (half, lane(device, limit)),
+    ]
+    print(
+        "| rows | requests | loop | stacked | graph | graph, bf16 | loop / graph | candidates/s |"
+    )
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for bucket in reversed(list(Buckets(limit))):
         batch = chunks(bucket)
-        for executor in (run, replayed):  # warm up, and capture
+        for model, executor in forms:  # warm up, and capture
             seconds(executor, model, batch)
         times = [
-            (seconds(run, model, batch), seconds(replayed, model, batch)) for _ in range(turns)
+            [seconds(executor, model, batch) for model, executor in forms] for _ in range(turns)
         ]
-        slow, fast = (statistics.median(each) * 1e6 for each in zip(*times, strict=True))
-        ratio = statistics.median(a / b for a, b in times)
+        medians = [statistics.median(each) for each in zip(*times, strict=True)]
+        gain = statistics.median(each[0] / each[2] for each in times)
+        cells = " | ".join(f"{each * 1e6:.0f} µs" for each in medians)
         print(
-            f"| {bucket.rows} | {bucket.requests} | {slow:.0f} µs | {fast:.0f} µs | {ratio:.2f} |"
+            f"| {bucket.rows} | {bucket.requests} | {cells} | {gain:.2f} "
+            f"| {bucket.rows / medians[2]:,.0f} |"
         )
+
+
+def over_http(device: str, window_s: float, rows: int = 500) -> None:
+    """Print rate and latency over HTTP: a closed loop of 32 connections, then an open loop."""
+    print("| form | load | requests/s | candidates/s | p50 ms | p99 ms |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        reference_artifact(Store(folder / "store"))
+        options = ("--device", device, "--request-timeout-ms", "60000")
+        with running_server(folder / "store", folder / "log", *options) as server:
+            port = int(server.url.rpartition(":")[2])
+            for name, post in (("binary", v2_binary(rows)), ("JSON", native(rows))):
+                request = http(post.path, post.body, post.headers)
+                plan = Plan(
+                    port, [request], connections=32, seconds=window_s, warm_up_s=0.2 * window_s
+                )
+                closed = fire(plan, 2)
+                rate = 0.7 * closed.rate_within()
+                opened = fire(replace(plan, rate=rate, connections=512), 2)
+                for load, report in (("closed, 32", closed), (f"open, {rate:,.0f}/s", opened)):
+                    answered = report.rate_within()
+                    print(
+                        f"| {name} | {load} | {answered:,.0f} | {answered * rows:,.0f} "
+                        f"| {report.latency_ms(0.5):.2f} | {report.latency_ms(0.99):.2f} |",
+                        flush=True,
+                    )
 
 
 def several(model: Model, limit: int, lanes: int, window_s: float) -> float:
@@ -197,8 +248,8 @@ def main() -> int:
         return 2
     device = torch.device("cuda")
     print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}\n")
+    by_bucket(device, options.rows, options.turns)
     model = served(device)
-    graphs_against_eager(model, options.rows, options.turns)
     print("\n| lanes | candidates/s |\n| ---: | ---: |")
     for lanes in (1, 2, 3):
         print(f"| {lanes} | {several(model, options.rows, lanes, options.seconds):,.0f} |")
@@ -208,7 +259,10 @@ def main() -> int:
         trace = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(trace))
         copies, beside = overlap(trace)
-    print(f"\nOf {copies * 1e3:.1f} ms of copies, {beside / copies:.0%} overlapped with a kernel.")
+    print(
+        f"\nOf {copies * 1e3:.1f} ms of copies, {beside / copies:.0%} overlapped with a kernel.\n"
+    )
+    over_http("cuda", options.seconds)
     return 0
 
 

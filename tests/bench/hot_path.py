@@ -7,13 +7,12 @@ machine rates swing by a factor of three, CPU time per request hardly. It is the
 time of all processes of a server, from /proc, divided by the requests that wrk counted. The model
 and the requests are those of `tests.bench.http`. "Through ASGI" is the same server with a header
 that keeps requests from the direct path. With `--checkout`, another working tree is measured beside
-this one; with `--mosec`, mosec with the same TorchScript file (`tests.bench.mosec_worker`), run by
-that Python. Needs wrk.
+this one; with `--mosec`, mosec with the same TorchScript file, run by that Python, as
+`tests.bench.peers` runs it. Needs wrk.
 """
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -31,9 +30,11 @@ import torch
 from app.artifacts.loader import load
 from app.artifacts.program import Program, scores
 from app.artifacts.store import PROGRAM, Artifact, Store
+from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from tests.bench.dialects import v2_binary
-from tests.bench.http import Post, candidates, in_process, native, reference_artifact
+from tests.bench.http import candidates, in_process, native, reference_artifact
+from tests.bench.wrk import wrk
 from tests.support.server import Server, clean_environment, free_port, python_of, running_server
 
 _PUBLISH = """
@@ -42,12 +43,6 @@ from app.artifacts.store import PROGRAM, Artifact, Store
 from app.engine.hardware import usable_cores
 from tests.bench.http import reference_artifact
 reference_artifact(Store(pathlib.Path(sys.argv[1])))
-"""
-_WRK = """
-wrk.method = "POST"
-local file = io.open("{body}", "rb")
-wrk.body = file:read("*a")
-file:close()
 """
 NOOP = """
 async def app(scope, receive, send):
@@ -96,40 +91,29 @@ def cpu_s(pid: int) -> float:
     return total
 
 
+def settled(read_cpu_s: Callable[[], float]) -> float:
+    """Return a server's CPU time (s) once it is idle.
+
+    When wrk ends, each of its connections leaves a request behind, which the server may still
+    compute. Its CPU time must not count for the next measurement.
+    """
+    before_s, end = read_cpu_s(), time.monotonic() + 5
+    while time.monotonic() < end:
+        time.sleep(0.1)
+        now_s = read_cpu_s()
+        if now_s - before_s < 0.02:
+            return now_s
+        before_s = now_s
+    return before_s
+
+
 def measure(subject: Subject, rows: int, connections: int, seconds: int, folder: Path) -> Sample:
     """Load a server with wrk."""
-    post = subject.post(rows)
-    body, script = folder / "body", folder / "post.lua"
-    body.write_bytes(post.body)
-    headers = {**post.headers, **subject.headers, "x-request-timeout-ms": "60000"}
-    lines = "".join(f'wrk.headers["{k}"] = "{v}"\n' for k, v in headers.items())
-    script.write_text(_WRK.format(body=body) + lines)
-    wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script)]
-    before = cpu_s(subject.pid)
-    output = subprocess.run(
-        [*wrk, f"{subject.url}{post.path}"], check=True, capture_output=True, text=True
-    ).stdout
-    used_s = cpu_s(subject.pid) - before
-    if "Non-2xx" in output:
-        raise SystemExit(f"{subject.name}: {output}")
-    requests = int(_found(r"(\d+) requests in", output))
-    return Sample(
-        rate=float(_found(r"Requests/sec:\s+(\S+)", output)),
-        p50_ms=_ms(_found(r"\n\s+50%\s+(\S+)", output)),
-        p99_ms=_ms(_found(r"\n\s+99%\s+(\S+)", output)),
-        cpu_us=used_s / requests * 1e6,
-    )
-
-
-def _found(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
-    assert match is not None, text
-    return match[1]
-
-
-def _ms(written: str) -> float:
-    number, unit = re.fullmatch(r"([0-9.]+)(us|ms|s|m)", written).groups()  # type: ignore[union-attr]
-    return float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3}[unit]
+    headers = {**subject.headers, "x-request-timeout-ms": "60000"}
+    before = settled(lambda: cpu_s(subject.pid))
+    found = wrk(subject.url, subject.post(rows), connections, seconds, folder, headers)
+    cpu_us = (cpu_s(subject.pid) - before) / found.requests * 1e6
+    return Sample(found.rate, found.p50_ms, found.p99_ms, cpu_us)
 
 
 @contextmanager
@@ -161,13 +145,12 @@ def noop_server(folder: Path) -> Iterator[tuple[str, int]]:
 def mosec_server(python: Path, program: Path, folder: Path) -> Iterator[tuple[str, int]]:
     """Run mosec with the same TorchScript file; yield its URL and pid."""
     port = free_port()
-    script = Path(__file__).with_name("mosec_worker.py").absolute()
+    script = Path(__file__).parent / "peers" / "servers" / "mosec_server.py"
     with (folder / "mosec.log").open("wb") as log:
         process = subprocess.Popen(
-            [python, script, "--port", str(port), "--timeout", "60000"],
+            [python.absolute(), script, "--port", str(port), "--timeout", "60000"],
             cwd=folder,
-            # This folder has an http.py, which must not hide the standard library's.
-            env={"PATH": os.environ["PATH"], "PYTHONSAFEPATH": "1", "MODEL": str(program)},
+            env={"PATH": os.environ["PATH"], "MODEL": str(program)},
             stdout=log,
             stderr=log,
         )

@@ -8,16 +8,13 @@ or 500 candidates of 100 numbers, as JSON. Needs `wrk` (Debian package `wrk`).
 """
 
 import argparse
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -27,73 +24,86 @@ import torch
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import load
-from app.artifacts.manifest import DenseInput, Description, GateLevel, RequestCall, TaskOutput
+from app.artifacts.manifest import (
+    MOST_GATE_WEIGHTS,
+    DenseInput,
+    Description,
+    GateLevel,
+    RequestCall,
+    TaskOutput,
+)
 from app.artifacts.program import Program, scores
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
+from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from app.ranking.policy import Policy
 from models.networks.build import build
 from models.networks.config import DenseFeature, NetworkConfig, Task
+from tests.bench.wrk import wrk
 from tests.support.server import running_server
 
 COLUMNS = 100
 TASKS = ("click", "like", "dwell")
-_WRK = """
-wrk.method = "POST"
-local file = io.open("{body}", "rb")
-wrk.body = file:read("*a")
-file:close()
-"""
 
 
-def reference_artifact(store: Store) -> Artifact:
-    """Publish the reference model. Its weights are random; only its cost matters."""
+def reference_artifact(
+    store: Store,
+    name: str = "reference",
+    *,
+    num_experts: int = 8,
+    hidden_units: tuple[int, ...] = (256, 128, 64),
+    columns: int = COLUMNS,
+    tasks: Sequence[str] = TASKS,
+) -> Artifact:
+    """Publish the reference model, or one of other widths. Its weights are random."""
     network = build(
         NetworkConfig(
             architecture="mmoe",
-            num_experts=8,
-            expert_hidden_units=(256, 128, 64),
+            num_experts=num_experts,
+            expert_hidden_units=hidden_units,
             tower_hidden_units=(),
         ),
-        [DenseFeature(name="x", side="candidate", dim=COLUMNS)],
-        [Task(name=name, kind="binary") for name in TASKS],
+        [DenseFeature(name="x", side="candidate", dim=columns)],
+        [Task(name=task, kind="binary") for task in tasks],
         seed=0,
     ).eval()
     description = Description(
-        name="reference",
+        name=name,
         architecture="mmoe",
-        inputs=(DenseInput(name="x", side="candidate", dim=COLUMNS),),
+        inputs=(DenseInput(name="x", side="candidate", dim=columns),),
         call=RequestCall(),
         tasks=tuple(
             TaskOutput(
-                name=name,
+                name=task,
                 kind="binary",
                 unit="probability",
                 link="sigmoid",
                 output={"column": k},
             )
-            for k, name in enumerate(TASKS)
+            for k, task in enumerate(tasks)
         ),
-        ranking=Policy(weights=dict.fromkeys(TASKS, 1.0)),
+        ranking=Policy(weights=dict.fromkeys(tasks, 1.0)),
         gates=(
             GateLevel(
-                gates=TASKS,
-                experts=tuple(f"expert.{number}" for number in range(1, 9)),
-                sees=(tuple(range(8)),) * len(TASKS),
+                gates=tuple(tasks),
+                experts=tuple(f"expert.{number}" for number in range(1, num_experts + 1)),
+                sees=(tuple(range(num_experts)),) * len(tasks),
             ),
-        ),
+        )
+        if num_experts * len(tasks) <= MOST_GATE_WEIGHTS
+        else (),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(network)
-        return publish(store, description, scripted, candidates([2, 5, 9]))
+        return publish(store, description, scripted, candidates([2, 5, 9], columns))
 
 
-def candidates(sizes: Sequence[int]) -> ModelInputs:
+def candidates(sizes: Sequence[int], columns: int = COLUMNS) -> ModelInputs:
     """Return requests with the given numbers of candidates."""
     rows = sum(sizes)
-    x = np.random.default_rng(0).random((rows, COLUMNS), dtype=np.float32).round(6)
+    x = np.random.default_rng(0).random((rows, columns), dtype=np.float32).round(6)
     return ModelInputs({}, {"x": x}, np.repeat(np.arange(len(sizes)), sizes))
 
 
@@ -122,37 +132,11 @@ def in_process(program: Program, rows: int, seconds: float, threads: int) -> tup
     return sum(counts) / seconds, median(alone_ms)
 
 
-@dataclass(frozen=True)
-class Post:
-    """A POST request that is sent repeatedly."""
-
-    path: str
-    body: bytes
-    headers: Mapping[str, str]
-
-
 def native(rows: int) -> Post:
     """Return a request of the native API with the given number of candidates."""
     columns = {"x": candidates([rows]).candidate["x"]}
     body = orjson.dumps({"candidates": columns}, option=orjson.OPT_SERIALIZE_NUMPY)
     return Post("/v1/score", body, {"content-type": "application/json"})
-
-
-def over_http(url: str, folder: Path, post: Post, connections: int, seconds: float) -> list[str]:
-    """Return requests per second, median and 99th percentile, as wrk prints them."""
-    body = folder / "body"
-    body.write_bytes(post.body)
-    script = folder / "post.lua"
-    headers = "".join(f'wrk.headers["{k}"] = "{v}"\n' for k, v in post.headers.items())
-    script.write_text(_WRK.format(body=body) + headers)
-    wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script)]
-    output = subprocess.run(
-        [*wrk, f"{url}{post.path}"], check=True, capture_output=True, text=True
-    ).stdout
-    if "Non-2xx" in output:
-        raise SystemExit(output)
-    patterns = (r"Requests/sec:\s+(\S+)", r"\n\s+50%\s+(\S+)", r"\n\s+99%\s+(\S+)")
-    return [re.search(pattern, output)[1] for pattern in patterns]  # type: ignore[index]
 
 
 def main() -> None:
@@ -178,14 +162,14 @@ def main() -> None:
         print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         with running_server(folder / "store", folder / "log") as server:
             for rows in (1, 50, 500):
-                over_http(server.url, folder, native(rows), arguments.connections, 1)
-                rate, p50, p99 = over_http(
-                    server.url, folder, native(rows), arguments.connections, arguments.seconds
-                )
+                post, connections = native(rows), arguments.connections
+                wrk(server.url, post, connections, 1, folder)
+                found = wrk(server.url, post, connections, arguments.seconds, folder)
                 limit, alone_ms = in_process(program, rows, arguments.seconds, cores)
-                ratio = float(rate) / limit
+                ratio = found.rate / limit
                 print(
-                    f"| {rows} | {float(rate):,.0f} | {p50} | {p99} | {limit:,.0f} "
+                    f"| {rows} | {found.rate:,.0f} | {found.p50_ms:.2f} ms "
+                    f"| {found.p99_ms:.2f} ms | {limit:,.0f} "
                     f"| {ratio:.2f} | {alone_ms:.2f} ms |",
                     flush=True,
                 )

@@ -3,10 +3,10 @@
     python -m tests.bench.overload [--seconds 10] [--out tests/bench/overload.svg]
 
 A model of known cost (`tests.bench.slow_model`) on one lane receives 0.5, 1, 2, 5 and 10 times its
-capacity in an open loop (`tests.bench.load`), with a deadline. Its capacity of about 70 requests
-per second is less than a fiftieth of what the HTTP front end can accept, so the result depends on
-admission, not on the cost of refusals. One lane leaves the second core to the event loop and to the
-load generator.
+capacity in an open loop (`app.benchmarking.load`), with a deadline. Its capacity of about 70
+requests per second is less than a fiftieth of what the HTTP front end can accept, so the result
+depends on admission, not on the cost of refusals. One lane leaves the second core to the event loop
+and to the load generator.
 
 A good response has status 200 and reaches the client within the deadline, by the client's clock.
 Shares of the peak are computed from rows per second. A late response has status 200 after the
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from app.artifacts.store import Store
-from tests.bench.load import Plan, Report, fire, http
+from app.benchmarking.load import Plan, Report, fire, http
 from tests.bench.slow_model import publish_slow
 from tests.support.server import Server, running_server
 
@@ -119,7 +119,7 @@ class ScenarioResult:
         Counting requests would favor a server that admits only small ones.
         """
         parts = [step.report.of([number]) for number in range(len(self.scenario.kinds))]
-        rates = [part.rate(within_s=self.deadline_ms / 1e3) for part in parts]
+        rates = [part.rate_within(self.deadline_ms / 1e3) for part in parts]
         return sum(rate * kind.rows for rate, kind in zip(rates, self.scenario.kinds, strict=True))
 
 
@@ -140,7 +140,7 @@ def run(
         with running_server(folder / "store", folder / "log", *arguments) as server:
             port = int(server.url.rsplit(":", 1)[1])
             patient = scenario.plan(port, PATIENT_MS, seconds)
-            capacity = fire(replace(patient, connections=24)).rate()
+            capacity = fire(replace(patient, connections=24)).rate_within()
             result = ScenarioResult(scenario, capacity, deadline_ms)
             plan = scenario.plan(port, deadline_ms, seconds)
             for each in times:
@@ -180,7 +180,7 @@ def _line(
 ) -> str:
     statuses = report.statuses
     deadline_s = result.deadline_ms / 1e3
-    goodput = report.rate(within_s=deadline_s)
+    goodput = report.rate_within(deadline_s)
     silent = np.isin(report.status, (429, 503)) & ~report.told_when
     late_here = (report.status == 200) & (report.latency_s > deadline_s)
     cells = [

@@ -4,8 +4,8 @@
 
 Requests have 1, 50 and 500 candidates of 100 numbers, as native JSON and as V2 binary tensors. They
 are sent in a closed loop (wrk) with 1, 8 and 32 connections, then in an open loop
-(`tests.bench.load`) at 70 % of the best rate of that size and format, with latencies counted from
-when requests were due. The limit is the same model in this process with one thread per core,
+(`app.benchmarking.load`) at 70 % of the best rate of that size and format, with latencies counted
+from when requests were due. The limit is the same model in this process with one thread per core,
 measured for each size. Model and requests are those of `tests.bench.http`.
 
 `--checkout` runs the server of another working tree, to compare a change with the code before it.
@@ -14,7 +14,7 @@ measured.
 """
 
 import argparse
-import re
+import math
 import shutil
 import subprocess
 import sys
@@ -24,17 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import numpy as np
 import torch
 
 from app.artifacts.loader import load
 from app.artifacts.program import Program
 from app.artifacts.store import Store
+from app.benchmarking.load import SENDS_PER_S, Plan, fire, http
+from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from tests import REPOSITORY
 from tests.bench.dialects import v2_binary
-from tests.bench.http import Post, in_process, native, over_http, reference_artifact
-from tests.bench.load import MOST_PER_S, Plan, fire, http
+from tests.bench.http import in_process, native, reference_artifact
+from tests.bench.wrk import wrk
 from tests.support.server import Server, python_of, running_server
 
 SIZES = (1, 50, 500)
@@ -46,7 +47,6 @@ from app.artifacts.store import Store
 from tests.bench.http import reference_artifact
 reference_artifact(Store(pathlib.Path(sys.argv[1])))
 """
-_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3}
 _HEAD = (
     "| rows | form | load | requests/s | of in process | p50 | p99 | p99.9 | worst | not 200 |\n"
     "| ---: | --- | --- |" + " ---: |" * 7
@@ -80,16 +80,14 @@ class Bench:
         print(f"| {rows} | | in process | {limit:,.0f} | 1.00 | {alone_ms:.2f} ms alone | | | | |")
         for form in self.forms:
             post = form.post(rows)
-            over_http(self.server.url, self.folder, post, 8, 1)
+            wrk(self.server.url, post, 8, 1, self.folder)
             peak = 0.0
             for connections in CONNECTIONS:
-                rate_text, p50, p99 = over_http(
-                    self.server.url, self.folder, post, connections, self.seconds
-                )
-                rate = float(rate_text)
+                found = wrk(self.server.url, post, connections, self.seconds, self.folder)
+                rate = found.rate
                 peak = max(peak, rate)
                 cells = [f"closed, {connections}", f"{rate:,.0f}", f"{rate / limit:.2f}"]
-                cells += [f"{in_ms(p50):.2f} ms", f"{in_ms(p99):.2f} ms", "", "", ""]
+                cells += [f"{found.p50_ms:.2f} ms", f"{found.p99_ms:.2f} ms", "", "", ""]
                 print(f"| {rows} | {form.name} | {' | '.join(cells)} |", flush=True)
             self._measure_open(rows, form, peak * OPEN_SHARE, limit)
 
@@ -97,12 +95,13 @@ class Bench:
         post = form.post(rows)
         port = int(self.server.url.rsplit(":", 1)[1])
         request = http(post.path, post.body, post.headers)
-        offered = min(rate, MOST_PER_S)
-        report = fire(Plan(port, [request], seconds=self.seconds, rate=offered, connections=900))
-        cells = [f"open, {offered:,.0f}/s", f"{report.rate():,.0f}", f"{report.rate() / limit:.2f}"]
+        plan = Plan(port, [request], seconds=self.seconds, rate=rate, connections=900)
+        report = fire(plan, min(usable_cores(), math.ceil(rate / SENDS_PER_S)))
+        answered = report.rate_within()
+        cells = [f"open, {rate:,.0f}/s", f"{answered:,.0f}", f"{answered / limit:.2f}"]
         cells += [f"{report.latency_ms(share):.2f} ms" for share in (0.5, 0.99, 0.999, 1.0)]
         print(f"| {rows} | {form.name} | {' | '.join(cells)} | {(report.status != 200).sum()} |")
-        late_ms = float(np.quantile(report.late_s, 0.99)) * 1e3
+        late_ms = report.lag_ms(0.99)
         if late_ms > report.latency_ms(0.99) / 2:
             print(f"{rows} rows: requests were sent {late_ms:.1f} ms late (p99)", file=sys.stderr)
 
@@ -118,12 +117,6 @@ def spoken(server: Server) -> list[Form]:
         else:
             print(f"{form.name}: status {answer.status_code}, skipped", file=sys.stderr)
     return understood
-
-
-def in_ms(text: str) -> float:
-    """Convert a time that wrk printed, such as 1.9ms, to milliseconds."""
-    number, unit = re.fullmatch(r"([0-9.]+)([a-z]+)", text).groups()  # type: ignore[union-attr]
-    return float(number) * _MS[unit]
 
 
 def main() -> None:

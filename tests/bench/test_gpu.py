@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,8 +40,25 @@ def test_overlap_of_copies_and_kernels_is_read_from_a_trace(tmp_path):
     assert gpu.overlap(trace) == pytest.approx((20e-6, 5e-6))
 
 
-def test_benchmark_model_runs_benchmark_batches():
-    model = gpu.served(torch.device("cpu"))
-    result = run(model, gpu.chunks(Bucket(33, 2)))
-    assert not isinstance(result.scores, Exception)
-    assert result.scores.shape == (33, 3)
+def test_every_form_of_the_benchmark_model_gives_the_same_scores():
+    device = torch.device("cpu")
+    scores = []
+    for model in (
+        gpu.served(device),
+        gpu.served(device, loop=True),
+        gpu.served(device, torch.bfloat16),
+    ):
+        result = run(model, gpu.chunks(Bucket(33, 2)))
+        assert not isinstance(result.scores, Exception)
+        scores.append(result.scores)
+    assert scores[0].shape == (33, 3)
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
+    np.testing.assert_allclose(scores[0], scores[2], atol=0.02)
+
+
+@pytest.mark.slow
+def test_http_part_prints_a_line_per_form_and_load(capsys):
+    gpu.over_http("cpu", 0.2, rows=20)
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| binary"] * 2 + ["| JSON"] * 2
+    assert all(float(line.split(" | ")[2].replace(",", "")) > 0 for line in lines)

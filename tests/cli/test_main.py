@@ -105,7 +105,7 @@ def test_help_of_each_command_has_an_example_and_defaults(capsys, command):
     assert "example" in out.partition("options:")[2]
     assert f"\n  gatehouse {command} " in out
     assert "default" in out
-    assert "GATEHOUSE_STORE" in out
+    assert ("GATEHOUSE_KEY" if command == "bench" else "GATEHOUSE_STORE") in out
 
 
 def test_version_is_that_of_the_project(capsys):

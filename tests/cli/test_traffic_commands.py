@@ -119,6 +119,16 @@ def test_rollback_of_a_canary_beside_the_latest_version_returns_to_the_one_befor
     assert traffic(store) == {"active": 2, "keep": 1}
 
 
+def test_commands_keep_what_they_do_not_change(store):
+    gates = {"requests": 50, "error_ratio": 0.0, "kendall_tau": 0.8}
+    text = "active = 2\naccept_incompatible = true\n[replay]\nrequests = 50\nkendall_tau = 0.8\n"
+    (store / "feed" / "traffic.toml").write_text(text)
+    for command in (["activate", "1"], ["canary", "3"], ["canary", "--end"], ["rollback"]):
+        assert main([command[0], "feed", *command[1:]]) == ExitCode.OK
+        assert traffic(store)["accept_incompatible"] is True
+        assert traffic(store)["replay"] == gates
+
+
 def test_a_rollback_below_the_first_version_is_refused(store, capsys):
     main(["activate", "feed", "1"])
     (store / "feed" / "traffic.toml").write_text("active = 1")

@@ -2,18 +2,20 @@
 
 python score.py URL MODEL REQUEST.json [BUDGET_MS] [--async]
 
-The budget covers connecting, all attempts and the pauses between them. Each attempt sends the
-remaining budget as its deadline, so that the server does no work for a client that has given up. If
-the server is busy (429 or 503), the client retries after the seconds in Retry-After plus a random
-delay, so that clients do not all return at the same moment. It retries only within the budget. A
-scoring call changes nothing, so it is safe to repeat.
+The time budget covers connecting, all attempts and the pauses between them. Each attempt sends the
+remaining time as its deadline, so that the server does no work for a client that has given up. A
+scoring call changes nothing, so it is safe to repeat: after a failed connection, after 429, 502 and
+503, and after a 500 that is not the service's own. At most three retries a call, and one for ten
+calls in the long run (`RetryBudget`).
 """
 
 import asyncio
 import os
 import random
 import sys
+import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,55 +24,142 @@ try:
 except ImportError:
     sys.exit("score.py needs httpx: pip install httpx")
 
-BUSY = (429, 503)
+RETRYABLE = (429, 502, 503)
+LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
+MOST_RETRIES = 3
+CONNECT_S = 0.5  # a healthy server accepts a connection within milliseconds
+BACKOFF_S = 0.05  # doubled for each further retry
 
 
-class Budget:
-    """A time budget (s) that starts when it is created."""
+class RetryBudget:
+    """Limits the retries of a process, so that they do not make an overload worse.
 
-    def __init__(self, budget_s: float) -> None:
+    A token bucket, as in Finagle's RetryBudget: each call adds a tenth of a token, each retry takes
+    one. When every call fails, the load grows by a tenth, and not four times.
+    """
+
+    def __init__(self, ratio: float = 0.1, reserve: float = 10) -> None:
+        self._ratio, self._reserve = ratio, reserve
+        self._tokens = reserve
+        self._lock = threading.Lock()
+
+    def add_call(self) -> None:
+        with self._lock:
+            self._tokens = min(self._tokens + self._ratio, self._reserve)
+
+    def take_retry(self) -> bool:
+        with self._lock:
+            if self._tokens < 1:
+                return False
+            self._tokens -= 1
+            return True
+
+
+RETRIES = RetryBudget()  # one for all calls of a process to a service
+
+
+class Call:
+    """One call: what each attempt sends, and whether another one follows."""
+
+    def __init__(self, budget_s: float, retries: RetryBudget) -> None:
         self._end = time.monotonic() + budget_s
+        self._id = uuid.uuid4().hex  # the same for all attempts: the servers' logs have it
+        self._retries, self._made = retries, 0
+        retries.add_call()
 
     def left_s(self) -> float:
         return max(self._end - time.monotonic(), 0.001)
 
-    def call(self) -> dict[str, Any]:
-        """Return arguments for one attempt: the deadline in a header, and the timeout."""
+    def attempt(self) -> dict[str, Any]:
+        """Return arguments for one attempt: deadline and id in headers, and the timeouts."""
         left_s = self.left_s()
-        deadline = {"x-request-timeout-ms": str(max(int(left_s * 1000), 1))}
-        return {"headers": deadline, "timeout": left_s}
+        return {
+            "headers": {
+                "x-request-timeout-ms": str(max(int(left_s * 1000), 1)),
+                "x-request-id": self._id,
+            },
+            "timeout": httpx.Timeout(left_s, connect=min(left_s, CONNECT_S)),
+        }
 
-    def pause_s(self, response: httpx.Response) -> float | None:
+    def pause_s(self, outcome: httpx.Response | httpx.TransportError) -> float | None:
         """Return how long to wait before the next attempt; None if there should be none."""
-        if response.status_code not in BUSY:
+        pause_s: float = BACKOFF_S * 2**self._made * random.uniform(0.5, 1)
+        if isinstance(outcome, httpx.Response):
+            if not _is_retryable(outcome):
+                return None
+            stated = outcome.headers.get("retry-after", "")
+            if stated.isdecimal():  # random, so that clients do not all return at the same moment
+                pause_s = max(int(stated) * random.uniform(1, 1.25), pause_s)
+        elif not isinstance(outcome, LOST):
             return None
-        stated = response.headers.get("retry-after", "")
-        pause_s = (int(stated) if stated.isdecimal() else 1) * random.uniform(1, 1.25)
-        return pause_s if pause_s < self.left_s() else None
+        if self._made == MOST_RETRIES or pause_s >= self.left_s() or not self._retries.take_retry():
+            return None
+        self._made += 1
+        return pause_s
 
 
-def score(client: httpx.Client, model: str, request: bytes, budget_s: float) -> httpx.Response:
-    """Score, retry while the server is busy, and return the last response."""
-    budget = Budget(budget_s)
+def score(
+    client: httpx.Client,
+    model: str,
+    request: bytes,
+    budget_s: float,
+    retries: RetryBudget = RETRIES,
+) -> httpx.Response:
+    """Score, retry if that can help, and return the last response.
+
+    Raises:
+        httpx.TransportError: there was no response.
+    """
+    call = Call(budget_s, retries)
     while True:
-        response = client.post(f"/v1/models/{model}/score", content=request, **budget.call())
-        pause_s = budget.pause_s(response)
+        try:
+            outcome: httpx.Response | httpx.TransportError = client.post(
+                f"/v1/models/{model}/score", content=request, **call.attempt()
+            )
+        except httpx.TransportError as error:
+            outcome = error
+        pause_s = call.pause_s(outcome)
         if pause_s is None:
-            return response
+            return _result(outcome)
         time.sleep(pause_s)
 
 
 async def score_async(
-    client: httpx.AsyncClient, model: str, request: bytes, budget_s: float
+    client: httpx.AsyncClient,
+    model: str,
+    request: bytes,
+    budget_s: float,
+    retries: RetryBudget = RETRIES,
 ) -> httpx.Response:
-    """Score, retry while the server is busy, and return the last response."""
-    budget = Budget(budget_s)
+    """Score, retry if that can help, and return the last response.
+
+    Raises:
+        httpx.TransportError: there was no response.
+    """
+    call = Call(budget_s, retries)
     while True:
-        response = await client.post(f"/v1/models/{model}/score", content=request, **budget.call())
-        pause_s = budget.pause_s(response)
+        try:
+            outcome: httpx.Response | httpx.TransportError = await client.post(
+                f"/v1/models/{model}/score", content=request, **call.attempt()
+            )
+        except httpx.TransportError as error:
+            outcome = error
+        pause_s = call.pause_s(outcome)
         if pause_s is None:
-            return response
+            return _result(outcome)
         await asyncio.sleep(pause_s)
+
+
+def _is_retryable(response: httpx.Response) -> bool:
+    """Whether another attempt may succeed. The service's own 500 would be the same again."""
+    is_own = response.headers.get("content-type") == "application/problem+json"
+    return response.status_code in RETRYABLE or (response.status_code == 500 and not is_own)
+
+
+def _result(outcome: httpx.Response | httpx.TransportError) -> httpx.Response:
+    if isinstance(outcome, httpx.TransportError):
+        raise outcome
+    return outcome
 
 
 async def _in_asyncio(options: dict[str, Any], call: tuple[str, bytes, float]) -> httpx.Response:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker/compose.yaml"
 ON_GPU = ROOT / "docker/compose.gpu.yaml"
 PROMETHEUS = ROOT / "docker/prometheus/prometheus.yml"
+HAPROXY = ROOT / "docker/haproxy/haproxy.cfg"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class Image:
     def last(self, name: str) -> Instruction:
         """Return the last instruction of that name in the final stage: the one in effect."""
         return [each for each in self.stages[-1] if each.name == name][-1]
+
+    def labels(self) -> dict[str, str]:
+        labels = [each for each in self.stages[-1] if each.name == "LABEL"]
+        return dict(word.split("=", 1) for each in labels for word in each.words)
 
     def environment(self) -> dict[str, str]:
         pairs = [pair for each in self.stages[-1] if each.name == "ENV" for pair in each.words]
@@ -203,9 +209,10 @@ def test_history_stores_tests_caches_and_secrets_are_not_in_the_build_context(pa
 def test_no_package_index_is_named_in_the_file_or_kept_in_the_final_image(image):
     arguments = {each.text for stage in image.stages for each in stage if each.name == "ARG"}
     indexes = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"}
-    assert arguments == (indexes | {"TORCH_INDEX"} if image is CPU else indexes)
-    assert not [each for each in image.stages[-1] if each.name == "ARG"]
-    assert "://" not in re.sub(r"http://127\.0\.0\.1", "", image.file.read_text())
+    indexes |= {"TORCH_INDEX"} if image is CPU else set()
+    assert arguments == indexes | {"REVISION=unknown", "CREATED=unknown"}
+    assert indexes.isdisjoint(each.text for each in image.stages[-1] if each.name == "ARG")
+    assert "://" not in image.file.read_text()
 
 
 def torch_installation(of: Image) -> str:
@@ -255,9 +262,24 @@ def test_cpu_image_installs_torch_from_an_index_of_cpu_wheels(tmp_path, index, e
 
 
 def test_labels_match_the_project_metadata(image):
-    labels = dict(word.split("=", 1) for word in image.last("LABEL").words)
-    assert labels["org.opencontainers.image.version"] == project()["version"]
-    assert labels["org.opencontainers.image.licenses"] == project()["license"]
+    labels = image.labels()
+    name = "org.opencontainers.image"
+    assert labels[f"{name}.version"] == project()["version"]
+    assert labels[f"{name}.licenses"] == project()["license"]
+    assert labels[f"{name}.base.name"] == f"docker.io/library/{image.stages[0][0].words[0]}"
+    assert (labels[f"{name}.revision"], labels[f"{name}.created"]) == ("$REVISION", "$CREATED")
+
+
+def test_commit_and_time_of_a_build_do_not_invalidate_its_layers(image):
+    names = [each.name for each in image.stages[-1]]
+    assert names[-3:] == ["ARG", "ARG", "LABEL"]
+
+
+def test_packages_keep_the_metadata_that_scanners_list(image):
+    """A software bill of materials is made from the dist-info folders in site-packages."""
+    assert not [each for stage in image.stages for each in stage if "dist-info" in each.text]
+    copied = [each.words for each in image.stages[-1] if "--from=build" in each.text]
+    assert copied == [["/opt/venv", "/opt/venv"], ["/install", "/"]]
 
 
 def test_images_differ_only_in_torch_and_in_what_a_gpu_needs():
@@ -279,29 +301,45 @@ def test_images_differ_only_in_torch_and_in_what_a_gpu_needs():
     }
     assert cuda.startswith("pip install --requirement requirements-torch.lock ")
     assert "assert torch.version.cuda" in cuda
-    assert (
-        CUDA.last("HEALTHCHECK").text.partition("CMD")[2]
-        == (CPU.last("HEALTHCHECK").text.partition("CMD")[2])
-    )
 
 
 # The health check
 
 
-def run_health_check(image: Image, port: int, **environment: str) -> int:
-    """Run the command of HEALTHCHECK as Docker would, and return its exit code."""
-    command = json.loads(image.last("HEALTHCHECK").text.partition("CMD")[2])
-    command[0] = {"python": sys.executable}[command[0]]
+def run_health_check(folder: Path, port: int, **environment: str) -> int:
+    """Run the health check of the images as Docker would, and return its exit code.
+
+    Its programs are links in `folder`: those of the base image, and no Python.
+    """
+    for name in ("bash", "openssl", "timeout"):
+        found = shutil.which(name)
+        if found is None:
+            pytest.skip(f"{name} is not installed")
+        if not (folder / name).exists():
+            (folder / name).symlink_to(found)
     # A proxy that does not exist: the health check must not use it.
     environment |= {"GATEHOUSE_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
     completed = subprocess.run(
-        command, env=environment, capture_output=True, timeout=30, check=False
+        [ROOT / "docker/healthcheck"],
+        env={"PATH": str(folder), **environment},
+        capture_output=True,
+        timeout=30,
+        check=False,
     )
     return completed.returncode
 
 
+def test_health_check_of_the_image_is_the_script(image):
+    assert json.loads(image.last("HEALTHCHECK").text.partition("CMD")[2]) == ["healthcheck"]
+    [copied] = [each for each in image.stages[-1] if "docker/healthcheck" in each.text]
+    assert copied.words == ["docker/healthcheck", "/usr/local/bin/healthcheck"]
+    script = ROOT / "docker/healthcheck"
+    assert script.read_text().startswith("#!/bin/bash\n")
+    assert os.access(script, os.X_OK)
+
+
 @pytest.mark.parametrize(("status", "exit_code"), [(200, 0), (503, 1)])
-def test_health_check_requests_a_route_of_the_service(image, status, exit_code, tmp_path):
+def test_health_check_requests_a_route_of_the_service(status, exit_code, tmp_path):
     requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -318,7 +356,7 @@ def test_health_check_requests_a_route_of_the_service(image, status, exit_code, 
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            assert run_health_check(image, server.server_port) == exit_code
+            assert run_health_check(tmp_path, server.server_port) == exit_code
         finally:
             server.shutdown()
             thread.join()
@@ -326,10 +364,30 @@ def test_health_check_requests_a_route_of_the_service(image, status, exit_code, 
     assert status_of(tmp_path, requested[0]) == 200
 
 
-def test_health_check_fails_if_nothing_listens_on_the_port(image):
+def test_health_check_fails_if_nothing_listens_on_the_port(tmp_path):
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         port = server.server_port
-    assert run_health_check(image, port) == 1
+    assert run_health_check(tmp_path, port) != 0
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-x\r\n", None], ids=["end", "other", "silence"])
+def test_health_check_fails_if_something_else_listens_on_the_port(answer, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                if answer is None:
+                    connection.settimeout(10)
+                    while connection.recv(1000):  # until the health check gives up
+                        pass
+                else:
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert run_health_check(tmp_path, listener.getsockname()[1]) != 0
+        thread.join()
 
 
 def status_of(store: Path, path: str) -> int:
@@ -349,23 +407,23 @@ def status_of(store: Path, path: str) -> int:
 # Compose
 
 
-@pytest.mark.parametrize("service", ["gatehouse", "prometheus", "grafana"])
+@pytest.mark.parametrize("service", ["gatehouse", "haproxy", "prometheus", "grafana"])
 def test_services_run_with_few_rights_and_listen_on_loopback(service):
     confined = compose()["services"][service]
     assert confined["read_only"] is True
     assert confined["tmpfs"] == ["/tmp"]
     assert confined["cap_drop"] == ["ALL"]
     assert confined["security_opt"] == ["no-new-privileges:true"]
-    assert all(port.startswith("127.0.0.1:") for port in confined["ports"])
+    assert all(port.startswith("127.0.0.1:") for port in confined.get("ports", ()))
 
 
-def test_compose_builds_the_dockerfile_and_publishes_its_port(monkeypatch):
+def test_compose_builds_the_dockerfile_and_haproxy_uses_its_port(monkeypatch):
     service = compose()["services"]["gatehouse"]
     assert (COMPOSE.parent / service["build"]["context"]).resolve() == ROOT
     assert service["build"]["args"] == ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "TORCH_INDEX"]
     effective = settings(monkeypatch, **CPU.environment() | service["environment"])
-    assert service["ports"] == [f"127.0.0.1:8000:{effective.port}"]
     assert service["volumes"] == [f"store:{effective.store}"]
+    assert f" gatehouse:{effective.port} " in HAPROXY.read_text()
 
 
 def test_docker_waits_longer_than_the_drain_takes(monkeypatch):
@@ -375,6 +433,40 @@ def test_docker_waits_longer_than_the_drain_takes(monkeypatch):
     grace = re.fullmatch(r"(\d+)s", service["stop_grace_period"])
     assert grace
     assert int(grace[1]) >= drain.drain_delay_s + drain.drain_timeout_s + 5
+
+
+def test_haproxy_is_pinned_and_the_only_way_to_two_replicas():
+    services = compose()["services"]
+    assert services["gatehouse"]["deploy"] == {"replicas": 2}
+    assert "ports" not in services["gatehouse"]
+    assert re.fullmatch(r"haproxy:\d+\.\d+\.\d+", services["haproxy"]["image"])
+    assert services["haproxy"]["volumes"] == ["./haproxy:/usr/local/etc/haproxy:ro"]
+    frontend = re.search(r"frontend gatehouse\n    bind :(\d+)\n", HAPROXY.read_text())
+    assert frontend
+    assert services["haproxy"]["ports"] == [f"127.0.0.1:8000:{frontend[1]}"]
+
+
+def test_haproxy_accepts_its_configuration():
+    haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    if haproxy is None:
+        pytest.skip("haproxy is not installed")
+    checked = subprocess.run(
+        [haproxy, "-c", "-f", HAPROXY], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "WARNING" not in checked.stderr
+
+
+def test_replica_serves_until_haproxy_has_noticed_that_it_is_not_ready(monkeypatch):
+    service = compose()["services"]["gatehouse"]
+    drain = settings(monkeypatch, **CPU.environment() | service["environment"])
+    text = HAPROXY.read_text()
+    check = re.search(r"check inter (\d+)ms fastinter (\d+)ms downinter \d+ms fall 2 ", text)
+    timeout = re.search(r"timeout check (\d+)ms", text)
+    assert check
+    assert timeout
+    noticed_ms = int(check[1]) + int(check[2]) + 2 * int(timeout[1])
+    assert drain.drain_delay_s * 1000 > 2 * noticed_ms
 
 
 def test_prometheus_starts_after_the_health_check_of_the_image_passes():
@@ -443,10 +535,13 @@ def test_gpu_compose_file_uses_the_gpu_image_and_reserves_one_gpu():
 
 
 def test_prometheus_scrapes_the_service(monkeypatch, tmp_path):
-    [job] = yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]
+    job, balancer = yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]
     port = settings(monkeypatch, **CPU.environment()).port
     assert job["job_name"] == "gatehouse"
-    assert job["static_configs"] == [{"targets": [f"gatehouse:{port}"]}]
+    [replicas] = job["dns_sd_configs"]
+    assert (replicas["names"], replicas["type"], replicas["port"]) == (["gatehouse"], "A", port)
+    assert balancer["static_configs"] == [{"targets": ["haproxy:8405"]}]
+    assert "bind :8405" in HAPROXY.read_text()
     assert "gatehouse" in compose()["services"]
     assert status_of(tmp_path, job.get("metrics_path", "/metrics")) == 200
 

@@ -9,6 +9,7 @@ import time
 
 import httpx
 import pytest
+import yaml
 
 from tests import REPOSITORY
 from tests.support.server import free_port, running_server
@@ -34,13 +35,14 @@ def prometheus(store, tmp_path_factory):
         example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
         for _ in range(3):
             httpx.post(f"{server.url}/v1/score", json=example)
-        config = (FOLDER / "prometheus/prometheus.yml").read_text()
-        assert "gatehouse:8000" in config
-        config = config.replace("gatehouse:8000", server.url.removeprefix("http://"))
-        config = config.replace("scrape_interval: 5s", "scrape_interval: 1s")
-        config = config.replace("evaluation_interval: 15s", "evaluation_interval: 1s")
-        (folder / "prometheus.yml").write_text(config)
-        shutil.copy(FOLDER / "prometheus/rules.yml", folder)
+        config = yaml.safe_load((FOLDER / "prometheus/prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        job, _ = config["scrape_configs"]
+        del job["dns_sd_configs"]
+        job["static_configs"] = [{"targets": [server.url.removeprefix("http://")]}]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config | {"scrape_configs": [job]}))
+        for name in ("rules.yml", "scaling.yml"):
+            shutil.copy(FOLDER / "prometheus" / name, folder)
         port = free_port()
         process = subprocess.Popen(
             [
@@ -87,6 +89,11 @@ def test_query_of_the_dashboard_returns_data(prometheus, query):
 def test_dashboard_has_no_query_that_is_left_out_of_the_test():
     assert len(QUERIES) >= 30
     assert json.dumps(DASHBOARD["panels"]).count('"expr"') == len(QUERIES)
+
+
+def test_scaling_signal_has_one_value_for_a_server_under_load(prometheus):
+    assert 0 < float(eventual_value(prometheus, "gatehouse:replicas_demanded:rate1m > 0")) < 1
+    assert eventual_value(prometheus, "count(gatehouse:replicas_demanded:rate1m)") == "1"
 
 
 def test_no_alert_fires_at_a_healthy_server(prometheus):

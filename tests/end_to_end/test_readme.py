@@ -88,6 +88,7 @@ def test_demo_model_responds_as_printed(tmp_path):
         pytest.skip("curl is not installed")
     demo = ["-m", "models", "train", "--config", "models/configs/demo.toml", "--quiet"]
     run([sys.executable, *demo, "--store", str(tmp_path / "store")], REPOSITORY)
+    publish_demo_tables(tmp_path)
     (curl,) = commands("curl")
     with running_server(tmp_path / "store", tmp_path / "log") as server:
         here = curl.replace("http://127.0.0.1:8000", server.url)
@@ -110,6 +111,19 @@ def test_demo_model_responds_as_printed(tmp_path):
         candidates = len(EXPLAINED["explanation"]["candidates"])
         assert len(explained["explanation"]["candidates"]) == candidates
         assert shape(explained["explanation"]).keys() == shape(EXPLAINED["explanation"]).keys()
+
+
+def publish_demo_tables(folder: Path) -> None:
+    """Run the commands of `make demo` that follow the training, with a store in `folder`."""
+    makefile = (REPOSITORY / "Makefile").read_text()
+    (recipe,) = re.findall(r"^demo:.*\n((?:\t.*\n)+)", makefile, flags=re.M)
+    _, *commands = [shlex.split(line) for line in recipe.strip().splitlines()]
+    assert [command[1] for command in commands] == ["-m", "items", "users"]
+    for program, *arguments in commands:
+        module = ["-m", "app"] if program.endswith("gatehouse") else []
+        named = [each.replace("build/", f"{folder}/") for each in arguments]
+        store = ["--store", str(folder / "store")] if module else []
+        run([sys.executable, *module, *named, *store], REPOSITORY)
 
 
 def trains_as_documented() -> bool:
@@ -139,7 +153,7 @@ def test_printed_rank_scores_follow_from_the_printed_scores():
         for n in range(3)
     ]
     assert PRINTED["rank_score"] == pytest.approx(products, rel=1e-6)
-    keys = json.loads(request_body())["candidate_keys"]
+    keys = json.loads(request_body())["candidates"]
     by_rank_score = sorted(zip(PRINTED["rank_score"], keys, strict=True), reverse=True)
     assert PRINTED["ranking"] == [key for _, key in by_rank_score]
 
@@ -179,6 +193,9 @@ def test_gatehouse_commands_run(store, tmp_path):
     for command in commands("gatehouse"):
         if command.split()[1] in ("versions", "rollback", "activate", "prune"):
             continue  # they change versions: the test of these commands is below
+        if command.split()[1] in ("bench", "plan"):  # they need a server: the options are parsed
+            run([sys.executable, "-m", "app", *command.split()[1:], "--help"], tmp_path)
+            continue
         output = run([sys.executable, "-m", "app", *command.split()[1:]], tmp_path)
         assert re.search(r"\bok\b|published ctr/1|rank score|judged on|held-out", output)
 

@@ -17,6 +17,7 @@ import pytest
 
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
+from tests.end_to_end.test_docker import run_health_check
 from tests.support.artifacts import add_version, corrupt
 from tests.support.direct import direct_scores
 from tests.support.server import Server, clean_environment, free_port, running_server, wait_for
@@ -63,6 +64,10 @@ async def test_two_hundred_concurrent_requests_each_get_their_own_scores(server,
         scores = answer.json()["scores"]
         for task, expected in direct_scores(tiny, request).items():
             assert scores[task] == pytest.approx(expected, rel=1e-4)
+
+
+def test_health_check_of_the_image_passes(server, tmp_path):
+    assert run_health_check(tmp_path, int(server.url.rpartition(":")[2])) == 0
 
 
 def test_malformed_bodies_do_not_stop_the_server(server):

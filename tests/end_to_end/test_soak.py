@@ -2,12 +2,13 @@
 
 import math
 import random
+from pathlib import Path
 
 import httpx
 import orjson
 import pytest
 
-from tests.soak import versions
+from tests.soak import tables, versions
 from tests.soak.__main__ import growth_mib, soak
 from tests.soak.requests import Sent, draw, fault
 
@@ -22,6 +23,30 @@ def test_versions_change_under_load_without_a_failed_or_mixed_answer():
     # Latency depends on what else the machine does; `make soak` checks it.
     failed = versions.soak(4, 2, 1, most_growth_mib=32, most_p99_ratio=math.inf)
     assert failed == []
+
+
+@pytest.mark.slow
+def test_tables_change_under_load_without_a_failed_or_mixed_answer():
+    assert tables.soak(3, 6, 1, most_growth_mib=32) == []
+
+
+def test_rows_of_two_tables_in_one_answer_are_found():
+    golden = {
+        ("items", "1"): {1: 1001.0, 2: 1002.0},
+        ("items", "1.1"): {1: 1001.0, 2: 2002.0},
+        ("users", "1"): {5: 5.0},
+    }
+    calls = tables.Calls(tables.Tables(Path(), None, golden))  # type: ignore[arg-type]
+
+    def fault(label, own):
+        scores = {"own": own, "sum": [5 + each for each in own], "version": [1, 1]}
+        used = {"items": label, "users": "1"}
+        document = {"version": 1, "tables": used, "scores": scores}
+        return calls.fault(httpx.Response(200, json=document), 5, [1, 2], is_v2=False)
+
+    assert fault("1", [1001, 1002]) == fault("1.1", [1001, 2002]) == ""
+    assert "mixed answer" in fault("1", [1001, 2002])
+    assert "never published" in fault("2", [1001, 1002])
 
 
 def test_answers_of_two_versions_are_found():

@@ -14,7 +14,7 @@ import pytest
 
 from app.errors import ConfigurationInvalid
 from app.server.tls import Certificate
-from tests.end_to_end.test_docker import CPU, run_health_check
+from tests.end_to_end.test_docker import run_health_check
 from tests.support.server import clean_environment, running_server
 
 pytestmark = [
@@ -103,9 +103,10 @@ def test_plain_http_gets_no_response(server):
         httpx.get(server.url.replace("https", "http") + "/livez")
 
 
-def test_the_health_check_of_the_image_uses_https_too(server, files):
+def test_the_health_check_of_the_image_uses_https_too(server, files, tmp_path):
     port = int(server.url.rpartition(":")[2])
-    assert run_health_check(CPU, port, GATEHOUSE_TLS_CERT=str(files[0])) == 0
+    assert run_health_check(tmp_path, port, GATEHOUSE_TLS_CERT=str(files[0])) == 0
+    assert run_health_check(tmp_path, port) != 0
 
 
 def expiry(server, chain: Path) -> float:

@@ -2,10 +2,12 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
+from app.artifacts.program import Program
 from app.engine.batch import Batch
 from app.engine.batcher import INLINE_S
 from app.engine.hardware import start_lanes
@@ -52,6 +54,16 @@ async def test_large_batch_runs_on_a_lane():
 async def test_batch_of_unknown_cost_runs_on_a_lane():
     lane = cheap_lane()
     await submit(batcher([lane]), 1, [1])
+    assert (lane.inline_rows, lane.rows) == ([], [1])
+
+
+async def test_model_whose_cost_depends_on_values_runs_on_a_lane():
+    lane = cheap_lane()
+    model = sums_model()
+    program = Program(model.program._module, model.manifest, torch.device("cpu"))
+    unsteady = replace(model, program=program)
+    subject = with_known_cost(lane, model=unsteady)
+    await submit(subject, 1, [1], model=unsteady)
     assert (lane.inline_rows, lane.rows) == ([], [1])
 
 

@@ -1,3 +1,4 @@
+import json
 import re
 import signal
 import subprocess
@@ -8,12 +9,13 @@ import pytest
 
 from app.artifacts.store import Store
 from models import __main__ as cli
+from models.training import experiment
 from tests import TINY_EXPERIMENT
 from tests.models import impressions
 
 TINY = TINY_EXPERIMENT
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["train", "log", "fetch", "schema", "vocabulary", "show", "compare", "sweep"]
+COMMANDS = ["train", "log", "tables", "fetch", "schema", "vocabulary", "show", "compare", "sweep"]
 
 
 def test_train_ends_with_the_figures_and_the_artifact(tmp_path, capsys):
@@ -32,6 +34,28 @@ def test_training_again_makes_the_next_version(tmp_path, capsys):
 
     assert "published tiny/2" in capsys.readouterr().out
     assert Store(tmp_path).versions("tiny") == [1, 2]
+
+
+def test_tables_are_the_items_and_users_of_the_simulated_feed(tmp_path, capsys):
+    folder = tmp_path / "tables"
+    assert cli.main(["tables", "--config", str(TINY), "--out", str(folder)]) == 0
+    assert "rows, for gatehouse items publish" in capsys.readouterr().out
+    found = experiment.read(TINY)
+    for kind, key in (("items", "item_id"), ("users", "user_id")):
+        lines = (folder / f"{kind}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        side = "candidate" if kind == "items" else "user"
+        names = [each.name for each in found.features if each.side == side]
+        assert all(list(row) == names for row in rows)
+        keys = [row[key] for row in rows]
+        assert 0 not in keys
+        assert len(set(keys)) == len(keys) > 40
+
+
+def test_tables_need_a_simulated_feed(tmp_path, capsys):
+    synthetic = next((ROOT / "models/configs").rglob("correlation/*.toml"))
+    assert cli.main(["tables", "--config", str(synthetic), "--out", str(tmp_path)]) == 2
+    assert 'only a simulated feed (source = "feed")' in capsys.readouterr().err
 
 
 def test_wrong_file_is_one_line_and_status_2(tmp_path, capsys):
@@ -109,7 +133,7 @@ def test_missing_csv_column_names_file_column_and_the_nearest(tmp_path, capsys):
     [
         (
             ["tarin"],
-            "python -m models: unknown command tarin (commands: train, log, fetch, schema, "
+            "python -m models: unknown command tarin (commands: train, log, tables, fetch, schema, "
             'vocabulary, show, compare, sweep); did you mean "train"?\n',
         ),
         (

@@ -68,6 +68,8 @@ def test_every_command_is_of_a_kind_that_is_tested():
     assert commands == {
         "python -m models",
         "gatehouse check store",
+        "gatehouse items publish",
+        "gatehouse items show",
         "gatehouse serve --store",
         "curl -s http://127.0.0.1:8000/v1/models/clips/score",
     }
@@ -96,6 +98,19 @@ def test_what_is_published_takes_the_strings_of_the_table(folder):
     assert "vocabulary.clip_id.jsonl" in manifest.files
     assert (manifest.evaluation["click"]["auc"] or 0) > 0.7  # what people click can be learnt
     assert sorted(each.name for each in (folder / "store").iterdir()) == ["clips"]
+
+
+@pytest.mark.slow
+def test_the_items_of_the_guide_become_a_table(folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(folder / "store", tmp_path / "store")
+    shutil.copy(folder / "clips.parquet", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for command in "\n".join(blocks("sh")).splitlines():
+        if command.startswith("gatehouse items"):
+            assert gatehouse.main(command.split()[1:]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("published items 1 of clips: 50 rows, 2 features, key clip_id (string)")
+    assert re.search(r"clip_id: \d+ \(clip-7\)\n  clip: \d+ 0\.\d+", out)
 
 
 @pytest.mark.slow

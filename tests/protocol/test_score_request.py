@@ -264,7 +264,7 @@ def test_weight_outside_its_bounds_is_refused(weight):
 
 
 def test_weights_are_not_applied_if_the_report_is_full():
-    candidates = [TEXT] * MOST_PROBLEMS
+    candidates = [[TEXT]] * MOST_PROBLEMS
     found = pointers(candidates=candidates, ranking={"weights": {"click": [1]}})
     assert found == [f"/candidates/{row}" for row in range(MOST_PROBLEMS)]
 

@@ -81,7 +81,7 @@ def test_unknown_feature_is_reported_with_suggestion_and_known_names():
 def test_message_lists_at_most_20_known_names():
     known = frozenset(f"feature_{each:02}" for each in range(25))
     report = ValidationReport()
-    report.unknown_keys("", {"x" * 100: 1}, known)
+    report.unknown_members("", {"x" * 100: 1}, known)
     (detail,) = details(report)
     assert detail.startswith(f'unknown key "{"x" * 64}…" (known: feature_00, feature_01, ')
     assert detail.endswith("feature_19 and 5 more)")
@@ -99,7 +99,7 @@ def test_suggestions_compare_a_bounded_number_of_names(monkeypatch):
     for known, expected in ((frozenset(map(str, range(512))), 1), (KNOWN, MOST_PROBLEMS)):
         compared.clear()
         report = ValidationReport()
-        report.unknown_keys("", {f"unknown {each}": 1 for each in range(100)}, known)
+        report.unknown_members("", {f"unknown {each}": 1 for each in range(100)}, known)
         assert len(report.problems) == MOST_PROBLEMS
         assert len(compared) == expected
     compared.clear()

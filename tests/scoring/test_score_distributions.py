@@ -14,7 +14,9 @@ from app.scoring.score_distributions import MOST_COMPARED, ResponseSampler
 from app.telemetry.metrics import Metrics
 from app.telemetry.ranking import TAU_BUCKETS
 from tests.support.clock import VirtualTimeLoop
+from tests.support.fakes import sums_model
 
+FEED = sums_model("feed")
 TASKS = ("click", "like")
 SCORES = np.random.default_rng(3).random((40, 2), np.float32)
 
@@ -44,7 +46,7 @@ def offer(
     features = RequestFeatures(user={}, candidate=candidate, rows=len(scores), unknown_ids={})
     ranked = rank_alone(scores, RankingOptions(ranker))
     if now >= sampler.next_at:
-        sampler.sample(now, "feed", features, ranker, ranked)
+        sampler.sample(now, FEED, features, ranker, ranked)
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

@@ -8,15 +8,23 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from app.errors import ExitCode
+from app.server.in_process import post_json
+from app.server.process import _Process
+from app.settings import Settings
+from app.telemetry.siblings import TIMEOUT_S, Member
 from tests import REPOSITORY
+from tests.support.doors import GATE, native, service_of_sums
 from tests.support.server import Server, clean_environment, running_server
 
 # Stand-ins that do little
@@ -148,9 +156,9 @@ def ports(server: Server) -> list[int]:
     return [int(port) for port in found]
 
 
-def metrics_ports(server: Server) -> list[int]:
-    shared = httpx.URL(server.url).port
-    return [port for port in ports(server) if port != shared]
+def metrics_port(server: Server) -> int:
+    [found] = set(ports(server)) - {httpx.URL(server.url).port}
+    return found
 
 
 def wait_until_shared(server: Server, times: int) -> None:
@@ -163,11 +171,39 @@ def get(url: str) -> httpx.Response:
     return httpx.get(url, timeout=30)
 
 
-def scored(port: int) -> float:
-    """How many requests a process has scored."""
-    text = get(f"http://127.0.0.1:{port}/metrics").text
-    found = re.findall(r'gatehouse_requests_total\{.*route="/v1/score",status="200"\} (\S+)', text)
-    return sum(map(float, found))
+def samples(url: str, name: str, **labels: str) -> dict[str, float]:
+    """The sum of a metric's samples with these labels, by process."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(get(f"{url}/metrics").text):
+        for sample in family.samples:
+            if sample.name == name and labels.items() <= sample.labels.items():
+                process = sample.labels["process"]
+                found[process] = found.get(process, 0) + sample.value
+    return found
+
+
+def scored(url: str) -> dict[str, float]:
+    """How many requests each process has scored."""
+    return samples(url, "gatehouse_requests_total", route="/v1/score", status="200")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    patience = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+
+
+def private_mib(pid: int) -> float:
+    """The memory that a process shares with no other."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(float(each.split()[1]) for each in lines if each.startswith("Private_")) / 1024
+
+
+def has_pending(pid: int, sent: signal.Signals) -> bool:
+    """Whether a signal waits for a process that is stopped."""
+    [pending] = re.findall(r"ShdPnd:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(pending, 16) >> (sent - 1) & 1)
 
 
 def children(server: Server) -> list[int]:
@@ -182,6 +218,8 @@ async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path)
         await asyncio.to_thread(wait_until_shared, server, 2)
         example = get(f"{server.url}/v1/models/tiny").json()["example_request"]
 
+        ids: list[str] = []
+
         async def call() -> bool:
             """Score over a connection of its own, so that the kernel chooses who answers."""
             async with httpx.AsyncClient(timeout=60) as client:
@@ -189,12 +227,15 @@ async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path)
                     answer = await client.post(f"{server.url}/v1/score", json=example)
                 except httpx.TransportError:
                     return False
+            ids.append(answer.headers["x-request-id"])
             return answer.status_code == 200
 
         assert all([await call() for _ in range(40)])
-        shares = [scored(port) for port in metrics_ports(server)]
-        assert sum(shares) == 40
-        assert all(shares), "one process had every connection"
+        metrics = f"http://127.0.0.1:{metrics_port(server)}"
+        shares = scored(metrics)
+        assert set(shares) == {"0", "1"}
+        assert sum(shares.values()) == 40
+        assert all(shares.values()), "one process had every connection"
         assert get(f"{server.url}/metrics").status_code == 404
 
         os.kill(children(server)[0], signal.SIGKILL)
@@ -202,9 +243,9 @@ async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path)
         assert answers.count(False) <= 1  # it may have been accepted by the one that was killed
         await asyncio.to_thread(wait_until_shared, server, 3)
         assert all([await call() for _ in range(40)])
-        *_, restarted = metrics_ports(server)
-        assert get(f"http://127.0.0.1:{restarted}/readyz").status_code == 200
-        assert scored(restarted) > 0
+        after = scored(metrics)
+        assert after["0"] > 0  # it was restarted
+        assert after["1"] > shares["1"]
 
         calls = [asyncio.create_task(call()) for _ in range(20)]
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
@@ -212,9 +253,92 @@ async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path)
         assert await asyncio.to_thread(server.terminate) == 0
         await asyncio.gather(*calls)
         assert all(map(is_gone, pids))
+        assert len(set(ids)) == len(ids)  # forks of one process draw different random numbers
     messages = [json.loads(line)["message"] for line in server.log.read_text().splitlines()]
     assert sum(each.startswith("process 0 exited with code -9") for each in messages) == 1
     assert sum(each.startswith("shutting down: finishing requests") for each in messages) == 2
+
+
+@pytest.mark.slow
+def test_any_process_answers_a_scrape_for_all_even_if_one_does_not(store, tmp_path):
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        running_server(
+            store.folder,
+            tmp_path / "log",
+            *("--processes", "3"),
+            environment={"TMPDIR": temporary},
+        ) as server,
+    ):
+        wait_until_shared(server, 3)
+        everyone = {"0": 1.0, "1": 1.0, "2": 1.0}
+        assert samples(server.url, "gatehouse_ready") == everyone
+        starts = [samples(server.url, "process_start_time_seconds") for _ in range(10)]
+        assert all(each == starts[0] for each in starts)  # whichever process answered
+        assert len(set(starts[0].values())) == 3
+
+        one = children(server)[0]
+        os.kill(one, signal.SIGSTOP)
+        text, took_s = first_scrape(server.url)
+        os.kill(one, signal.SIGCONT)
+        assert 'gatehouse_process_up{process="0"} 0' in text
+        assert 'gatehouse_ready{process="0"}' not in text
+        assert text.count("gatehouse_ready{") == 2
+        assert took_s > TIMEOUT_S  # it was waited for
+        until(lambda: samples(server.url, "gatehouse_process_up") == everyone)
+
+        # The processes share what the supervisor has imported, and the supervisor has no threads.
+        assert len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) == 1
+        assert all(private_mib(pid) < 80 for pid in children(server))  # a server has twice that
+        [folder] = Path(temporary).iterdir()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert {each.name for each in folder.iterdir()} == {"0.sock", "1.sock", "2.sock"}
+        assert server.terminate() == 0
+        assert list(Path(temporary).iterdir()) == []
+
+
+def first_scrape(url: str) -> tuple[str, float]:
+    """Scrape until a process that is not stopped answers; return the metrics and the time (s)."""
+    while True:
+        began = time.monotonic()
+        try:
+            text = httpx.get(f"{url}/metrics", timeout=1).text
+        except httpx.TimeoutException:
+            continue
+        return text, time.monotonic() - began
+
+
+async def test_a_stuck_lane_ends_the_process(tmp_path):
+    ignored = signal.signal(signal.SIGALRM, signal.SIG_IGN)  # a slow machine must not end pytest
+    try:
+        async with service_of_sums(tmp_path, lane_hang_s=0.1) as (parts, gate):
+            settings = Settings(store=tmp_path, lane_hang_s=0.1)
+            process = _Process(settings, parts, None, Member(tmp_path, 0, 2))
+            calling = asyncio.create_task(post_json(parts.app, GATE, native()))
+            await gate.is_entered()
+            await process._end_when_stuck()
+            assert process._exit_code == ExitCode.FAILED
+            assert process._server.should_exit
+            assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+            gate.open()
+            await calling
+    finally:
+        signal.signal(signal.SIGALRM, ignored)
+
+
+@pytest.mark.slow
+def test_a_process_whose_event_loop_is_stuck_ends_and_is_restarted(store, tmp_path):
+    flags = ("--processes", "2", "--lane-hang-s", "2")
+    with running_server(store.folder, tmp_path / "log", *flags) as server:
+        wait_until_shared(server, 2)
+        stuck, other = children(server)
+        os.kill(stuck, signal.SIGSTOP)
+        until(lambda: has_pending(stuck, signal.SIGALRM))
+        os.kill(stuck, signal.SIGCONT)
+        wait_until_shared(server, 3)
+        assert f"exited with code {-signal.SIGALRM}" in server.log.read_text()
+        assert is_gone(stuck)
+        assert other in children(server)
 
 
 def served(*flags: str) -> subprocess.CompletedProcess[str]:

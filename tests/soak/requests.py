@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import orjson
 
-from tests.bench.load import http
+from app.benchmarking.load import http
 from tests.soak.model import NAME
 
 Leaving = Literal["stays", "leaves in the body", "leaves while waiting"]

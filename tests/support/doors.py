@@ -60,6 +60,8 @@ class Gate:
         batches: the rows of each batch that a lane has started.
     """
 
+    has_steady_cost = False
+
     def __init__(self) -> None:
         self.batches: list[int] = []
         self._is_open = threading.Event()

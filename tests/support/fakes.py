@@ -68,7 +68,7 @@ def sums_model(name: str = "sums", version: int = 1) -> Model:
         ),
     )
     module = torch.jit.freeze(torch.jit.script(Sums().eval()))
-    program = Program(module, manifest, torch.device("cpu"))
+    program = Program(module, manifest, torch.device("cpu"), has_steady_cost=True)
     batch = ModelInputs(
         user={"u": np.array([[1], [2]], np.float32)},
         candidate={"c": np.array([[1], [2], [3]], np.float32)},

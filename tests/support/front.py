@@ -1,5 +1,7 @@
-"""A proxy that acts like a busy server: it refuses or ignores the first requests."""
+"""A proxy that misbehaves: it refuses, ignores or drops the first requests."""
 
+import socket
+import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +12,12 @@ import httpx
 
 SILENCE = 0
 """In place of a status: keep the connection open and do not answer."""
+
+RESET = -1
+"""In place of a status: reset the connection, as the kernel does for a process that is killed."""
+
+CLOSE = -2
+"""In place of a status: close the connection without a response."""
 
 
 @dataclass
@@ -43,6 +51,11 @@ def busy_front(
             if status == SILENCE:
                 over.wait()
                 self.close_connection = True
+            elif status in (RESET, CLOSE):
+                if status == RESET:
+                    now = struct.pack("ii", 1, 0)
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+                self.close_connection = True
             elif status is not None:
                 self._answer(status, b'{"title": "busy"}')
             else:
@@ -55,7 +68,7 @@ def busy_front(
             for name in ("content-type", "inference-header-content-length"):
                 if headers is not None and name in headers:
                     self.send_header(name, headers[name])
-            if retry_after_s is not None and headers is None:
+            if retry_after_s is not None and headers is None and status in (429, 503):
                 self.send_header("retry-after", str(retry_after_s))
             self.send_header("content-length", str(len(body)))
             self.end_headers()

@@ -11,6 +11,7 @@ import pytest
 from app.main import gatehouse
 from app.server.process import _Process
 from app.settings import Settings
+from app.telemetry.siblings import UP, UP_HELP
 from tests import REPOSITORY
 
 GUIDE = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
@@ -39,7 +40,9 @@ async def series(tmp_path):
             labels = getattr(collector, "_labelnames", getattr(collector, "_labels", ()))
             for family in collector.collect():
                 name = family.name + ("_total" if family.type == "counter" else "")
-                found[name] = (family.type, tuple(labels), family.documentation)
+                own = labels or getattr(family, "_labelnames", ())  # of a family without a sample
+                found[name] = (family.type, tuple(own), family.documentation)
+    found[UP] = ("gauge", ("process",), UP_HELP)
     return found
 
 

@@ -26,6 +26,25 @@ async def test_blocking_the_loop_is_measured_as_lag(metrics):
     assert sample("gatehouse_event_loop_lag_seconds_sum") >= 0.05
 
 
+async def test_cpu_time_of_the_loop_leaves_out_other_threads_and_waiting(metrics):
+    def spent_s() -> float:
+        value = metrics.registry.get_sample_value("gatehouse_event_loop_cpu_seconds_total")
+        assert value is not None
+        return float(value)
+
+    def compute(cpu_s: float) -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < cpu_s:
+            pass
+
+    assert 0 <= spent_s() < 0.05  # not what the thread did before there was a loop
+    before = spent_s()
+    await asyncio.to_thread(compute, 0.1)
+    assert spent_s() - before < 0.05
+    compute(0.1)
+    assert 0.1 <= spent_s() - before < 0.2
+
+
 async def test_each_collection_is_counted_by_generation(metrics):
     gc.collect()
     gc.collect(0)

@@ -20,9 +20,10 @@ function sums(samples, key, keep = () => true) {
 }
 const total = found => Object.values(found).reduce((a, b) => a + b, 0);
 function snapshot(text) {
-  const m = parse(text), one = name => m[name] ? m[name][0][1] : NaN;
+  // With several processes a series has one sample for each of them.
+  const m = parse(text), one = name => m[name] ? m[name].reduce((sum, [, value]) => sum + value, 0) : NaN;
   return {
-    at: performance.now() / 1e3, start: one('process_start_time_seconds'), metrics: m,
+    at: performance.now() / 1e3, start: one('process_start_time_seconds'), processes: (m.process_start_time_seconds || [1]).length, metrics: m,
     cpu: one('process_cpu_seconds_total'), rss: one('process_resident_memory_bytes'), queue: one('gatehouse_queue_rows'),
     latency: sums(m.gatehouse_request_duration_seconds_bucket, 'le', isScore),
     status: sums(m.gatehouse_requests_total, 'status', isScore),
@@ -66,7 +67,7 @@ function drawNow(snap) {
   const shed = (snap.shed - base.shed) / seconds, p99 = quantile(0.99, latency);
   point('p50', quantile(0.5, latency)); point('p95', quantile(0.95, latency)); point('p99', p99);
   point('ok', known ? rate : NaN); point('shed', known ? shed : NaN); point('queue', snap.queue);
-  const busy = Object.fromEntries(Object.keys(snap.busy).map(lane => [lane, (snap.busy[lane] - (base.busy[lane] || 0)) / seconds]));
+  const busy = Object.fromEntries(Object.keys(snap.busy).map(lane => [lane, (snap.busy[lane] - (base.busy[lane] || 0)) / seconds / snap.processes]));
   const lanes = Object.values(busy), share = lanes.length ? total(busy) / lanes.length : 0;
   const errors = ((snap.status['500'] || 0) - (base.status['500'] || 0)) / seconds;
   const tile = (value, name, kind = '') => h('div', {class: 'card tile'}, h('b', {class: kind}, value), h('span', {}, name));

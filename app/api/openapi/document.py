@@ -13,8 +13,10 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
 from app.api.openapi import native as native, open_inference as v2
+from app.api.openapi.native import Served
 from app.api.openapi.responses import REQUEST_ID, example_parameter, problems
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import NO_TABLES
 from app.lifecycle.registry import Registry
 from app.scoring.keys import Keys
 
@@ -32,10 +34,11 @@ def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
     cache: dict[object, bytes] = {}
 
     async def publish() -> Response:
-        models = registry.models()
-        manifests = [model.manifest for model in models]
+        models = [(model, registry.tables.get(model, NO_TABLES)) for model in registry.models()]
+        manifests = [model.manifest for model, _ in models]
         versions = tuple((each.name, each.version, each.created) for each in manifests)
-        state = (versions, keys.are_required)
+        bases = tuple((each.kind, each.table.version) for _, found in models for each in found.all)
+        state = (versions, bases, keys.are_required)
         content = cache.get(state)
         if content is None:
             content = await asyncio.to_thread(_document, app, models, needs_key=keys.are_required)
@@ -50,7 +53,8 @@ def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
     app.add_api_route(path, publish, include_in_schema=False)
 
 
-def _document(app: FastAPI, models: Sequence[Model], *, needs_key: bool) -> bytes:
+def _document(app: FastAPI, served: Sequence[Served], *, needs_key: bool) -> bytes:
+    models = [model for model, _ in served]
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -66,13 +70,13 @@ def _document(app: FastAPI, models: Sequence[Model], *, needs_key: bool) -> byte
                 operation["security"] = security
     scoring = {
         path: {"post": operation | {"security": security}}
-        for path, operation in (native.operations(models) | v2.operations(models)).items()
+        for path, operation in (native.operations(served) | v2.operations(served)).items()
     }
     document["paths"] = scoring | document["paths"]
     components = document.setdefault("components", {})
     components["securitySchemes"] = {"key": _SCHEME}
     schemas = _without_fastapi_errors(components.get("schemas", {}))
-    components["schemas"] = schemas | native.schemas(models) | v2.schemas()
+    components["schemas"] = schemas | native.schemas(served) | v2.schemas()
     return orjson.dumps(document)
 
 

@@ -24,10 +24,14 @@ from app.api.openapi.schemas import (
     ScoreResponse,
 )
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import ModelTables
 from app.protocol.native import ROUTES
 
+Served = tuple[Model, ModelTables]
+"""An active version and the tables that it serves from."""
 
-def schemas(models: Sequence[Model]) -> dict[str, Any]:
+
+def schemas(served: Sequence[Served]) -> dict[str, Any]:
     """Return the schemas of the native documents, with one request schema per active model."""
     _, made = models_json_schema(
         [
@@ -41,18 +45,24 @@ def schemas(models: Sequence[Model]) -> dict[str, Any]:
     )
     definitions: dict[str, Any] = made["$defs"]
     own = {
-        _name(model.manifest.name): request_schema(model.manifest, definitions["ScoreRequest"])
-        for model in models
+        _name(model.manifest.name): request_schema(
+            model.manifest, definitions["ScoreRequest"], tables
+        )
+        for model, tables in served
     }
     return definitions | own
 
 
-def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
+def operations(served: Sequence[Served]) -> dict[str, dict[str, Any]]:
     """Return the POST operation of each path."""
+    models = [model for model, _ in served]
     names = [_name(model.manifest.name) for model in models]
     body: dict[str, Any] = {
         "schema": _any_of(names or ["ScoreRequest"]),
-        "examples": {model.manifest.name: {"value": example_request(model)} for model in models},
+        "examples": {
+            model.manifest.name: {"value": example_request(model, tables=tables)}
+            for model, tables in served
+        },
     }
     return {
         path: {

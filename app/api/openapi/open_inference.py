@@ -6,6 +6,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from app.api.examples import example_request
+from app.api.openapi.native import Served
 from app.api.openapi.open_inference_schemas import InferRequest, InferResponse
 from app.api.openapi.responses import (
     REQUEST_HEADERS,
@@ -18,6 +19,7 @@ from app.api.openapi.responses import (
 )
 from app.artifacts.loader import Model
 from app.artifacts.manifest import IdListInput, Input
+from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.errors import GatehouseError
 from app.protocol.open_inference.infer import HEADER_LENGTH, ROUTES
 from app.protocol.open_inference.tensor_data import STRINGS, datatypes_of
@@ -51,9 +53,13 @@ def schemas() -> dict[str, Any]:
     return definitions
 
 
-def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
+def operations(served: Sequence[Served]) -> dict[str, dict[str, Any]]:
     """Return the POST operation of each path."""
-    examples = {model.manifest.name: {"value": example_infer_request(model)} for model in models}
+    models = [model for model, _ in served]
+    examples = {
+        model.manifest.name: {"value": example_infer_request(model, tables)}
+        for model, tables in served
+    }
     # A JSON document, then binary tensors; the header gives the length of the document.
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     request = {"schema": {"$ref": SCHEMA.format(model="InferRequest")}, "examples": examples}
@@ -83,13 +89,23 @@ def operations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
     }
 
 
-def example_infer_request(model: Model) -> dict[str, Any]:
+def example_infer_request(model: Model, tables: ModelTables = NO_TABLES) -> dict[str, Any]:
     """Return the model's example request as tensors in JSON."""
-    native = example_request(model)
+    native = example_request(model, tables=tables)
+    known = {each.name: each for each in model.manifest.inputs}
+    for each in tables.all:
+        known.setdefault(each.table.key, each.key_input)
+    if tables.users is not None and not isinstance(native["user"], dict):
+        native["user"] = {tables.users.table.key: native["user"]}
+    if tables.items is not None and isinstance(native["candidates"], list):
+        native["candidates"] = {tables.items.table.key: native["candidates"]}
     inputs = []
-    for feature in model.manifest.inputs:
+    for feature in known.values():
         is_of_user = feature.side == "user"
-        sent = native["user" if is_of_user else "candidates"][feature.name]
+        side = native["user" if is_of_user else "candidates"]
+        if feature.name not in side:  # it comes from a table
+            continue
+        sent = side[feature.name]
         rows = [
             each if isinstance(each, list) else [each] for each in ([sent] if is_of_user else sent)
         ]

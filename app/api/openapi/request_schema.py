@@ -9,16 +9,22 @@ from typing import Any
 
 from app.artifacts.encoding import Identity
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
 from app.protocol.features import BEYOND_FLOAT32
 
 Schema = dict[str, Any]
 
 _COLUMNS = "an object of columns: feature name to list of n values"
+_KEYS = "a list of n different keys of the items table"
 _OBJECTS = "a list of n objects: feature name to value"
 
 
-def request_schema(manifest: Manifest, generic: Schema) -> Schema:
-    """Narrow `generic`, the schema of any score request, to the features of one model."""
+def request_schema(manifest: Manifest, generic: Schema, tables: ModelTables = NO_TABLES) -> Schema:
+    """Narrow `generic`, the schema of any score request, to the features of one model.
+
+    Where the version serves from a table, its keys are accepted, and what the table has is optional
+    beside them.
+    """
     user = _features(manifest.user_inputs)
     candidate = _features(manifest.candidate_inputs)
     columns = _features(manifest.candidate_inputs)
@@ -29,16 +35,51 @@ def request_schema(manifest: Manifest, generic: Schema) -> Schema:
         columns | {"description": _COLUMNS},
         {"type": "array", "items": candidate, "description": _OBJECTS},
     ]
-    properties = generic["properties"] | {
-        "user": user | {"description": "user features: name to value"},
-        "candidates": {"anyOf": candidates},
-    }
+    user |= {"description": "user features: name to value"}
+    is_required = "required" in user
+    if tables.users is not None:
+        user = {"anyOf": [_key(tables.users), _beside_key(tables.users), user]}
+    if tables.items is not None:
+        candidates = _with_keys(tables.items, candidates, candidate)
+    properties = generic["properties"] | {"user": user, "candidates": {"anyOf": candidates}}
     return generic | {
         "title": f"ScoreRequest of {manifest.name}",
         "description": f"One user and n candidates of {manifest.name}, version {manifest.version}.",
         "properties": properties,
-        "required": ["candidates", *(["user"] if "required" in user else [])],
+        "required": ["candidates", *(["user"] if is_required else [])],
     }
+
+
+def _with_keys(bound: BoundTable, candidates: Sequence[Schema], candidate: Schema) -> list[Schema]:
+    """Return the forms of candidates where the items have a table."""
+    key, beside = _key(bound), _beside_key(bound)
+    columns = beside | {
+        "properties": {
+            name: {"type": "array", "items": each} for name, each in beside["properties"].items()
+        }
+    }
+    mixed = {"type": "array", "items": {"anyOf": [key, beside, candidate]}}
+    return [
+        {"type": "array", "items": key, "description": _KEYS},
+        columns | {"description": _COLUMNS},
+        mixed | {"description": _OBJECTS},
+        candidates[0],
+    ]
+
+
+def _key(bound: BoundTable) -> Schema:
+    key = bound.key_input
+    assert isinstance(key, IdInput)
+    return _id(key) | {"description": f"{bound.table.key}, the key of the {bound.kind} table"}
+
+
+def _beside_key(bound: BoundTable) -> Schema:
+    """Return an object with a key, in which the features of the table are optional."""
+    needed = [each.name for each in bound.others if each.default is None]
+    schema = _features(bound.features)
+    schema["properties"] = {bound.table.key: _key(bound)} | schema["properties"]
+    schema["required"] = [bound.table.key, *needed]
+    return schema
 
 
 def _features(inputs: Sequence[Input]) -> Schema:

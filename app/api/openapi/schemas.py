@@ -40,9 +40,12 @@ class ScoreRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    user: dict[str, JsonValue] = Field({}, description="user features: name to value")
-    candidates: dict[str, list[JsonValue]] | list[dict[str, JsonValue]] = Field(
-        description="an object of columns (feature name to n values), or a list of n objects"
+    user: dict[str, JsonValue] | Key | int = Field(
+        {}, description="user features: name to value; or the user's key in the users table"
+    )
+    candidates: dict[str, list[JsonValue]] | list[dict[str, JsonValue] | Key | int] = Field(
+        description="an object of columns (feature name to n values), or a list of n objects; or "
+        "n keys of the items table"
     )
     candidate_keys: Keys | None = Field(
         None,
@@ -97,16 +100,34 @@ class Explanation(BaseModel):
     candidates: list[ExplainedCandidate]
 
 
+class UnknownKeys(BaseModel):
+    """Keys that a table does not have."""
+
+    count: int
+    positions: list[int] = Field(description="of their candidates, the first 100; 0 for a user")
+
+
 class ScoreResponse(BaseModel):
     """Scores in the candidates' order, and the ranking, best first."""
 
     model: str
     version: int
     role: str = Field(description="role of the version: active, canary, previous or shadow")
-    scores: dict[str, list[float]] = Field(description="task to scores, one per candidate")
-    rank_score: list[float] = Field(description="one fused score per candidate; higher ranks first")
+    scores: dict[str, list[float | None]] = Field(
+        description="task to scores, one per candidate; null for one that was dropped, because the "
+        "items table does not have its key"
+    )
+    rank_score: list[float | None] = Field(
+        description="one fused score per candidate; higher ranks first"
+    )
     ranking: list[str | int] = Field(description="candidate keys or positions, best first")
     policy: AppliedPolicy = Field(description="the policy that was applied")
+    tables: dict[str, str] | None = Field(
+        None, description="versions of the tables that the request took rows of"
+    )
+    unknown_keys: dict[str, UnknownKeys] | None = Field(
+        None, description="keys that a table does not have, by items and users"
+    )
     explanation: Explanation | None = Field(None, description="if the request asks for one")
 
 
@@ -238,6 +259,10 @@ class LoadedVersion(BaseModel):
         description="what is wrong with its files in the store, so that it could not be loaded "
         "again; null if they are intact"
     )
+    replay: str | None = Field(
+        description="figures of the replay of recorded traffic that it has passed, or why there "
+        "was none; null if none was asked for"
+    )
 
 
 class CanaryState(BaseModel):
@@ -285,6 +310,51 @@ class TrafficState(BaseModel):
     )
 
 
+class TableState(BaseModel):
+    """A table of items or users that the model serves from: requests may send its keys."""
+
+    table: str = Field(description="items or users")
+    version: str = Field(description="the table's version and, after a dot, its last delta")
+    key: str = Field(description="the name of the key in requests")
+    key_type: str = Field(description="int64 or string")
+    unknown: str = Field(
+        description="what happens to an unknown key: error refuses the request, default gives the "
+        "candidate the defaults of the features, drop does not score it"
+    )
+    rows: int
+    bytes: int
+    columns: list[str] = Field(description="the features that it has")
+    created: datetime = Field(description="when its newest data was published")
+    max_age_s: float | None = Field(
+        description="age of the newest data from which on the server is not ready"
+    )
+    problem: str | None = Field(
+        description="what is wrong with its files in the store; null if they are intact"
+    )
+
+
+class TableRow(BaseModel):
+    """One row of a table."""
+
+    model: str
+    table: str = Field(description="items or users")
+    version: str
+    key: int | str
+    features: dict[str, JsonValue] = Field(
+        description="as a request would send them; an id that was hashed is shown as its row"
+    )
+
+
+class DriftState(BaseModel):
+    """How far recent requests are from the training data: population stability indices.
+
+    0 is no change, 0.1 a moderate one, 0.25 a large one. Figures appear after 200 sampled requests.
+    """
+
+    features: dict[str, float]
+    scores: dict[str, float] = Field(description="by task")
+
+
 class ModelCard(BaseModel):
     """An active model: inputs, tasks, policies and evaluation."""
 
@@ -306,6 +376,10 @@ class ModelCard(BaseModel):
     )
     precision: Precision
     evaluation: Mapping[str, Mapping[str, float | None]]
+    tables: list[TableState] = Field(description="the tables that it serves from")
+    drift: DriftState | None = Field(
+        description="null if the artifact has no distributions of the training data"
+    )
     score_url: str
     example_request: dict[str, JsonValue] = Field(
         description="a valid request; POST it to score_url"
@@ -335,6 +409,14 @@ class RefusedArtifact(BaseModel):
     reason: str
 
 
+class RefusedTable(BaseModel):
+    """A table or a delta in the store that cannot be used, and why."""
+
+    model: str
+    table: str = Field(description="its place, such as items/3, or items/3.2 for a delta")
+    reason: str
+
+
 class IgnoredFolder(BaseModel):
     """A folder in the store that is not an artifact, or cannot be read."""
 
@@ -348,4 +430,5 @@ class ModelList(BaseModel):
     models: list[ModelCard]
     refused: list[RefusedArtifact]
     ignored: list[IgnoredFolder]
+    refused_tables: list[RefusedTable]
     policies: PolicyState

@@ -16,6 +16,7 @@ from torch import Tensor
 from app.artifacts.columns import Column, column_dtype, column_shape
 from app.artifacts.manifest import DenseInput, Description, IdInput, Input
 from app.engine.batch import Chunk
+from app.engine.gather import sides, use_tables
 from app.engine.gpu.buckets import Bucket
 
 _ALIGNMENT = 256  # bytes; what cudaMalloc itself gives, so no kernel loses its wide loads
@@ -98,15 +99,28 @@ class Arena:
         """
         counts = [chunk.stop - chunk.start for chunk in chunks]
         rows = sum(counts)
+        if use_tables(chunks):
+            self._gather(chunks)
+        else:
+            self._join(chunks, rows)
+        self._row_to_request[:rows] = np.repeat(np.arange(len(chunks)), counts)
+        self._row_to_request[rows:] = 0
+        return rows
+
+    def _join(self, chunks: Sequence[Chunk], rows: int) -> None:
         for name, column in self._user.items():
             users = [chunk.features.user[name] for chunk in chunks]
             self._write(name, column, users, len(chunks))
         for name, column in self._candidate.items():
             parts = [chunk.features.candidate[name][chunk.start : chunk.stop] for chunk in chunks]
             self._write(name, column, parts, rows)
-        self._row_to_request[:rows] = np.repeat(np.arange(len(chunks)), counts)
-        self._row_to_request[rows:] = 0
-        return rows
+
+    def _gather(self, chunks: Sequence[Chunk]) -> None:
+        """Collate chunks of which some have features that come from tables."""
+        for columns, rows in zip((self._user, self._candidate), sides(chunks), strict=True):
+            for name, column in columns.items():
+                rows.write(name, column)
+                column[rows.count :] = self._padding[name]
 
     def fill_with_padding(self) -> None:
         """Write padding everywhere."""

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.artifacts.manifest import Manifest
+from app.artifacts.model_tables import ModelTables
+from app.engine.request import TableUse
 from app.errors import FieldError, InvalidRequest, MalformedBody
 from app.protocol.dialect import Content, Headers, ParseContext, ParsedRequest
 from app.protocol.open_inference.document import decode_document
 from app.protocol.open_inference.inputs import InputHead, read_heads, read_tensors
 from app.protocol.open_inference.outputs import Output, binary_outputs, read_outputs, write_outputs
 from app.protocol.open_inference.parameters import Parameters, read_parameters
+from app.protocol.sent_ids import ids_of_tensors
+from app.protocol.table_features import routing_key, spread_request
 from app.protocol.tensors import encode_tensors
 from app.protocol.validation import ValidationReport
 from app.ranking.batch import RankedRequest
@@ -61,6 +65,7 @@ class OpenInference:
             or document.policies is not context.policies
             or document.binary_bytes != len(binary)
             or document.role != context.role
+            or document.tables is not context.tables
         ):
             document = _read_document(text, len(binary), context, report)
             if not report.problems:
@@ -69,21 +74,32 @@ class OpenInference:
         tensors = read_tensors(document.inputs, document.rows, binary, report)
         model = context.model
         features = encode_tensors(
-            model.manifest, tensors, report, rows=document.rows, vocabularies=model.vocabularies
+            model.manifest,
+            tensors,
+            report,
+            rows=document.rows,
+            vocabularies=model.vocabularies,
+            tables=context.tables,
         )
         report.raise_any()
         parameters = document.parameters
-        key = tensors.get(context.key_feature)
-        return ParsedRequest(
+        parsed = ParsedRequest(
             features,
             parameters.ranking,
-            document,
+            document if features.tables is None else _TableAnswer(document, features.tables),
             decoded_at,
             parameters.timeout_s,
             parameters.priority,
-            # As the native API has it: an int or a str.
-            None if key is None or not key.rows else np.asarray(key.values).reshape(-1)[0].item(),
+            ids=ids_of_tensors(tensors, model.manifest) if context.keeps_ids else None,
         )
+        if context.key_feature:
+            key = tensors.get(context.key_feature)
+            # As the native API has it: an int or a str.
+            sent = None
+            if key is not None and key.rows:
+                sent = np.asarray(key.values).reshape(-1)[0].item()
+            parsed.routing_key = routing_key(sent, context.key_feature, features)
+        return parsed
 
     def _remember(self, text: bytes, document: "_Document") -> None:
         """Keep a document if all its data is binary: clients send the same one again and again."""
@@ -108,6 +124,7 @@ class _Document:
         rows: n, the number of candidates.
         binary_bytes: how many bytes of binary data follow it.
         role: of the version.
+        tables: of the version, when it was read.
         response_head: the JSON document of the response, once written, if all outputs are binary.
     """
 
@@ -120,25 +137,43 @@ class _Document:
     rows: int
     binary_bytes: int
     role: str
+    tables: ModelTables
     response_head: bytes | None = None
 
-    def write(self, ranked: RankedRequest) -> Content:
-        """Return the outputs that were requested, each in JSON or binary."""
-        if self.response_head is not None:
+    def write(self, ranked: RankedRequest, used: TableUse | None = None) -> Content:
+        """Return the outputs that were requested, each in JSON or binary.
+
+        Args:
+            ranked: the result.
+            used: what the request takes from tables; whether it does depends on the document alone.
+        """
+        if self.response_head is not None and (used is None or not used.unknown):
             head, binary = self.response_head, binary_outputs(self.manifest, self.outputs, ranked)
         else:
             head, binary = write_outputs(
-                self.manifest, self.role, self.request_id, self.outputs, ranked
+                self.manifest, self.role, self.request_id, self.outputs, ranked, used
             )
             if not binary:
                 return _JSON, head
-            if all(each.is_binary for each in self.outputs):
+            if all(each.is_binary for each in self.outputs) and (used is None or not used.unknown):
                 self.response_head = head
         headers = b"content-type: application/octet-stream\r\n%b: %d\r\n" % (
             HEADER_LENGTH,
             len(head),
         )
         return headers, b"".join((head, *binary))
+
+
+@dataclass(frozen=True, slots=True)
+class _TableAnswer:
+    """Writes the response to a request that takes rows of tables."""
+
+    document: _Document
+    used: TableUse
+
+    def write(self, ranked: RankedRequest) -> Content:
+        """Return the outputs of all candidates; NaN for those that were dropped."""
+        return self.document.write(spread_request(self.used, ranked), self.used)
 
 
 def _read_document(
@@ -153,7 +188,7 @@ def _read_document(
     document = decode_document(text, manifest, max_candidates=context.max_candidates)
     if not isinstance(document, dict):
         raise InvalidRequest([FieldError("", "must be an object")])
-    report.unknown_keys("", document, _MEMBERS)
+    report.unknown_members("", document, _MEMBERS)
     request_id = document.get("id")
     if request_id is not None and not isinstance(request_id, str):
         report.add("/id", "must be a string")
@@ -169,6 +204,7 @@ def _read_document(
         manifest,
         report,
         max_candidates=context.max_candidates,
+        tables=context.tables,
     )
     return _Document(
         manifest,
@@ -180,6 +216,7 @@ def _read_document(
         rows,
         binary_bytes,
         context.role,
+        context.tables,
     )
 
 

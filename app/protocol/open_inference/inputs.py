@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 from app.artifacts.manifest import Input, Manifest
+from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.errors import MalformedBody
 from app.protocol.open_inference.parameters import refuse_parameters
 from app.protocol.open_inference.tensor_data import (
@@ -55,8 +56,9 @@ def read_heads(
     report: ValidationReport,
     *,
     max_candidates: int,
+    tables: ModelTables = NO_TABLES,
 ) -> tuple[list[InputHead], int]:
-    """Return the inputs that fit a feature, and n, the number of candidates.
+    """Return the inputs that fit a feature or a key, and n, the number of candidates.
 
     Args:
         inputs: that member of the request.
@@ -64,6 +66,7 @@ def read_heads(
         manifest: lists the features.
         report: takes every problem; if it has any, the inputs are not fit for use.
         max_candidates: the most candidates that are accepted.
+        tables: of the model version: a feature that one has is not required beside its key.
 
     Raises:
         MalformedBody: `binary_bytes` is not the sum that the inputs state.
@@ -73,6 +76,8 @@ def read_heads(
         report.add("/inputs", "must be a list of tensors")
         return [], 0
     features = {feature.name: feature for feature in manifest.inputs}
+    for table in tables.all:
+        features[table.table.key] = table.key_input
     if len(inputs) > len(features):
         detail = f"too many inputs: {len(inputs)}, the model has {len(features)}"
         report.add("/inputs", detail)
@@ -86,10 +91,20 @@ def read_heads(
         head = _head(tensor, span, f"/inputs/{place}", features, named, report)
         if head is not None:
             heads[head.feature.name] = head
+    given = [each for each in tables.all if each.table.key in named]
     for feature in manifest.inputs:
-        if feature.name not in named and feature.default is None:
-            report.add("/inputs", f"required input {feature.name} is missing")
+        is_given = feature.name in named or feature.default is not None
+        if not is_given and not any(feature.name in each.names for each in given):
+            report.add("/inputs", _missing(feature, tables))
     return list(heads.values()), _check_rows(heads, report, max_candidates)
+
+
+def _missing(feature: Input, tables: ModelTables) -> str:
+    detail = f"required input {feature.name} is missing"
+    for each in tables.all:
+        if feature.name in each.names:
+            detail += f"; send it, or {each.table.key}, the key of the {each.kind} table"
+    return detail
 
 
 def read_tensors(
@@ -155,7 +170,7 @@ def _head(
     if feature.name in named:
         report.add(pointer, f"duplicate input {feature.name}")
     named.add(feature.name)
-    report.unknown_keys(pointer, tensor, _MEMBERS)
+    report.unknown_members(pointer, tensor, _MEMBERS)
     refuse_parameters(tensor.get("parameters"), pointer, {"binary_data_size"}, report)
     datatype = tensor.get("datatype")
     if datatype not in datatypes_of(feature):

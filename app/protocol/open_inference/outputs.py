@@ -8,7 +8,9 @@ import numpy as np
 import orjson
 
 from app.artifacts.manifest import Manifest
+from app.engine.request import TableUse
 from app.protocol.open_inference.parameters import refuse_parameters
+from app.protocol.table_features import MOST_POSITIONS
 from app.protocol.validation import ValidationReport, listing
 from app.ranking.batch import RankedRequest
 from app.ranking.formulas import Scores
@@ -59,7 +61,7 @@ def read_outputs(
 def _is_binary(
     output: Mapping[str, Any], pointer: str, report: ValidationReport, by_default: bool
 ) -> bool:
-    report.unknown_keys(pointer, output, _MEMBERS)
+    report.unknown_members(pointer, output, _MEMBERS)
     if output.get("datatype", "FP32") not in ("FP32", None):
         report.add(f"{pointer}/datatype", "must be FP32, the datatype of every output")
     parameters = output.get("parameters")
@@ -78,8 +80,18 @@ def write_outputs(
     request_id: str | None,
     outputs: Sequence[Output],
     ranked: RankedRequest,
+    used: TableUse | None = None,
 ) -> tuple[bytes, list[bytes]]:
-    """Return the response's JSON document, and the bytes of each binary output after it."""
+    """Return the response's JSON document, and the bytes of each binary output after it.
+
+    If the request takes rows of tables, the parameters say which versions of them, and which keys
+    are unknown. The protocol allows no lists there: positions are separated by commas.
+    """
+    parameters = {"role": role}
+    if used is not None:
+        parameters |= {f"{kind}_table": label for kind, label in used.versions.items()}
+        for kind, unknown in used.unknown.items():
+            parameters[f"unknown_{kind}"] = ",".join(map(str, unknown[:MOST_POSITIONS].tolist()))
     written: list[dict[str, Any]] = []
     binary = binary_outputs(manifest, outputs, ranked)
     for each in outputs:
@@ -93,7 +105,7 @@ def write_outputs(
     document: dict[str, Any] = {
         "model_name": manifest.name,
         "model_version": str(manifest.version),
-        "parameters": {"role": role},
+        "parameters": parameters,
         "outputs": written,
     }
     if request_id is not None:

@@ -5,6 +5,7 @@ import gc
 import logging
 import re
 import weakref
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from app import main
+from app.artifacts.columns import column_dtype, column_shape
 from app.artifacts.loader import Model, load
 from app.artifacts.manifest import Argument, RowsCall
 from app.engine.batch import Chunk
@@ -20,7 +22,7 @@ from app.engine.gpu.buckets import Buckets
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor
 from app.engine.hardware import warm_up_batches
 from app.engine.lanes import BatchResult, Lane, run
-from app.engine.request import QueuedRequest, RequestFeatures
+from app.engine.request import QueuedRequest, RequestFeatures, TableRows, TableUse
 from app.lifecycle.deployment import Deployment
 from app.lifecycle.registry import Registry
 from app.settings import Settings
@@ -31,6 +33,7 @@ from tests.engine.test_lanes import batch_of, chunk
 from tests.support.builders import CPU, model, own_policies, published
 from tests.support.direct import direct_scores
 from tests.support.fakes import POISON, sums_model
+from tests.support.model_tables import MemoryTable
 from tests.support.streams import CpuStream
 
 LIMIT = 64
@@ -96,6 +99,21 @@ def golden_chunks(served: Model, sizes) -> list[Chunk]:
     return chunks
 
 
+def by_position(chunk: Chunk, rng: np.random.Generator) -> Chunk:
+    """The same request with its candidates in a table, among others and in another order."""
+    features = chunk.features
+    inputs = chunk.request.model.manifest.candidate_inputs
+    places = rng.permutation(2 * features.rows)[: features.rows]  # [n]
+    fields = [(f.name, column_dtype(f), column_shape(f, 1)[1:]) for f in inputs]
+    records = np.zeros(2 * features.rows, fields)
+    for name, column in features.candidate.items():
+        records[name][places] = column
+    table = MemoryTable("key", list(range(len(records))), records)
+    rows = TableRows(table, places, frozenset(features.candidate))
+    used = TableUse(None, rows, {"items": "1"}, {}, None, features.rows)
+    return replace(chunk, features=replace(features, candidate={}, tables=used))
+
+
 @pytest.fixture(scope="module", params=["network", "request", "rows"])
 def served(request, tiny, tmp_path_factory) -> Model:
     """A trained network, and small modules of both layouts."""
@@ -105,6 +123,20 @@ def served(request, tiny, tmp_path_factory) -> Model:
     if request.param == "request":
         return model(folder)
     return load(published(folder, RowsModule(), call=ROWS), CPU)
+
+
+@pytest.mark.parametrize("sizes", [[1], [33], [3, 1, 2], [1] * 40], ids=str)
+def test_graph_gives_the_same_scores_for_rows_of_a_table(served, sizes, executor, metrics):
+    chunks = golden_chunks(served, sizes)
+    rng = np.random.default_rng(0)
+    some = [by_position(each, rng) if rng.random() < 0.7 else each for each in chunks]
+    every = [by_position(each, rng) for each in chunks]
+    executor(served, chunks)  # captures
+    for _ in range(2):
+        expected = scores_of(executor(served, chunks))
+        np.testing.assert_array_equal(scores_of(executor(served, some)), expected)
+        np.testing.assert_array_equal(scores_of(executor(served, every)), expected)
+    assert fallbacks(metrics, served.manifest.name) is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ def splits():
 
 @pytest.fixture(scope="module")
 def simulated():
-    return feed.simulate(CONFIG)
+    world, rounds, _ = feed.simulate(CONFIG)
+    return world, rounds
 
 
 def test_the_same_seed_gives_the_same_feed(splits):

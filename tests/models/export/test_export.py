@@ -173,3 +173,25 @@ def test_complete_dense_features_are_required_in_requests(tmp_path):
     network.columns.fit(splits.dense_sample)
 
     assert network.columns.defaults() == {}
+
+
+def test_artifact_has_the_distributions_of_held_out_rows(tiny, held_out, tmp_path):
+    artifact = train.run(tiny, Store(tmp_path), quiet=True, console=Console(file=io.StringIO()))
+    model = load(artifact, DEVICE)
+    known = model.manifest.distributions
+    assert known is not None
+    assert known.features.keys() == {each.name for each in tiny.features}
+    assert known.scores.keys() == {task.name for task in tiny.tasks}
+    columns = {**held_out.user, **held_out.candidate}
+    for name, bins in known.features.items():
+        counts = bins.counts(columns[name].numpy())
+        assert counts / counts.sum() == pytest.approx(bins.shares, abs=1e-5)
+    batch = ModelInputs(
+        {name: column.numpy() for name, column in held_out.user.items()},
+        {name: column.numpy() for name, column in held_out.candidate.items()},
+        held_out.row_to_request.numpy(),
+    )
+    served = scores(model.program.run(batch), model.manifest.tasks)
+    for k, bins in enumerate(known.scores.values()):
+        assert bins.stability_index(bins.counts(served[:, k])) < 1e-4
+    assert (artifact.folder / "model.json").stat().st_size < 30_000

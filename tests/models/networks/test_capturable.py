@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.artifacts.columns import ModelInputs
+from app.artifacts.effects import effects
 from app.artifacts.program import Program
 from models.export.export import description
 from models.networks.build import build
@@ -87,6 +88,7 @@ def test_network_does_not_synchronise_with_the_host(architecture):
     built = build(network, tiny.features, tasks, seed=0).eval()
     module = torch.jit.freeze(torch.jit.script(built))
     assert waiting(module, Program(module, told, CPU), batch(told.inputs)) == set()
+    assert not effects(module, module).reads_values
 
 
 class Masks(nn.Module):

@@ -1,0 +1,97 @@
+"""`GET /v1/models/{model}/items/{key}` and `/users/{key}`: one row of a table, for debugging."""
+
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter
+
+from app.api.openapi.responses import problems
+from app.api.openapi.schemas import TableRow, TableState
+from app.artifacts.ids import feature_values, ids_of
+from app.artifacts.loader import Model
+from app.artifacts.manifest import DenseInput, Input
+from app.artifacts.model_tables import NO_TABLES, BoundTable
+from app.artifacts.tables.description import TableKind
+from app.errors import KeyNotFound, ModelNotFound, NotReady
+from app.lifecycle.registry import Registry
+
+
+def routes(registry: Registry) -> APIRouter:
+    """Return the routes over the tables of a registry's active versions."""
+    router = APIRouter(prefix="/v1/models/{model}", tags=["models"])
+    found = problems(ModelNotFound, KeyNotFound, NotReady)
+
+    @router.get("/items/{key}", summary="One row of the items table", responses=found)
+    async def show_item(model: str, key: str) -> TableRow:
+        return _row(registry, model, "items", key)
+
+    @router.get("/users/{key}", summary="One row of the users table", responses=found)
+    async def show_user(model: str, key: str) -> TableRow:
+        return _row(registry, model, "users", key)
+
+    return router
+
+
+def _row(registry: Registry, name: str, kind: TableKind, text: str) -> TableRow:
+    model = registry.active(name)
+    tables = registry.tables.get(model, NO_TABLES)
+    bound: BoundTable | None = getattr(tables, kind)
+    if bound is None:
+        raise KeyNotFound(f'model "{model.manifest.name}" has no table of {kind}')
+    key = _key(bound, text)
+    keys: Any = np.array([key], np.int64) if isinstance(key, int) else [key]
+    position = bound.table.find(keys) if key is not None else np.array([-1])
+    if position[0] < 0:
+        raise KeyNotFound(f"the table {kind}/{bound.table.label} has no such {bound.table.key}")
+    assert key is not None
+    return TableRow(
+        model=model.manifest.name,
+        table=kind,
+        version=bound.table.label,
+        key=key,
+        features={
+            each.name: _shown(model, bound, each, position)
+            for each in bound.features
+            if each.name in bound.names
+        },
+    )
+
+
+def _key(bound: BoundTable, text: str) -> int | str | None:
+    """Return the key that a path names; None if it cannot be one."""
+    if bound.table.key_type is str:
+        return text
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 19):
+        return None
+    key = int(text)
+    return key if -(2**63) <= key < 2**63 else None
+
+
+def _shown(
+    model: Model, bound: BoundTable, feature: Input, position: "np.ndarray[Any, Any]"
+) -> Any:  # noqa: ANN401  (a value of any feature, as JSON)
+    column = {feature.name: bound.table.gather(feature.name, position)}
+    (value,) = feature_values(feature, column, 1, ids_of(model), shown_ids=None)
+    if isinstance(feature, DenseInput):  # 0.1 and not 0.10000000149011612
+        numbers = [float(str(each)) for each in np.atleast_1d(value)]
+        return numbers[0] if feature.dim == 1 else numbers
+    return value
+
+
+def table_state(registry: Registry, name: str, bound: BoundTable) -> TableState:
+    """Return what is shown of a table that a model serves from."""
+    table = bound.table
+    return TableState(
+        table=bound.kind,
+        version=table.label,
+        key=table.key,
+        key_type="string" if table.key_type is str else "int64",
+        unknown=table.unknown,
+        rows=table.rows,
+        bytes=table.size,
+        columns=list(table.columns),
+        created=table.created,
+        max_age_s=table.max_age_s,
+        problem=registry.table_problems.get((name, f"{bound.kind}/{table.version}")),
+    )

@@ -1,0 +1,88 @@
+"""The item and user tables that one version of a model serves from.
+
+A table has the features of many items or users, encoded as a request's are; a request names its
+rows by their keys. `app.artifacts.tables` reads tables; here they meet a model.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from app.artifacts.encoding import Hashed
+from app.artifacts.manifest import Description, IdInput, Input
+from app.artifacts.tables.description import TableKind, side_of
+from app.artifacts.tables.reader import Table
+
+
+@dataclass(frozen=True, eq=False)
+class BoundTable:
+    """One version of a table, as one version of a model uses it.
+
+    Attributes:
+        table: it never changes: a new version or a delta is another object.
+        kind: `items` or `users`.
+        features: of the model on that side, in call order.
+    """
+
+    table: Table
+    kind: TableKind
+    features: tuple[Input, ...]
+
+    @classmethod
+    def of(cls, table: Table, kind: TableKind, description: Description) -> "BoundTable":
+        """Bind a table to a version that it is compatible with."""
+        is_of_users = kind == "users"
+        return cls(
+            table, kind, description.user_inputs if is_of_users else description.candidate_inputs
+        )
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The features of the model that the table has."""
+        return frozenset([each.name for each in self.features if each.name in self.table.columns])
+
+    @cached_property
+    def others(self) -> tuple[Input, ...]:
+        """The features of the model that the table lacks: sent, or their default."""
+        return tuple(each for each in self.features if each.name not in self.names)
+
+    @cached_property
+    def is_complete(self) -> bool:
+        """Whether a key alone makes a request: what the table lacks has a default."""
+        return all(each.default is not None for each in self.others)
+
+    @cached_property
+    def accepted(self) -> frozenset[str]:
+        """The names that a request may send on this side: features, and the key."""
+        return frozenset([self.table.key, *(each.name for each in self.features)])
+
+    @cached_property
+    def key_input(self) -> Input:
+        """The key as an input of the V2 protocol: the model's feature, or an id of any value."""
+        for each in self.features:
+            if each.name == self.table.key:
+                return each
+        ids: Literal["string", "int64"] = "string" if self.table.key_type is str else "int64"
+        encoding = Hashed(ids=ids, buckets=1)
+        return IdInput(
+            name=self.table.key, side=side_of(self.kind), vocabulary_size=2, encoding=encoding
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ModelTables:
+    """The tables of one version of a model; falsy without any."""
+
+    items: BoundTable | None = None
+    users: BoundTable | None = None
+
+    def __bool__(self) -> bool:
+        return self.items is not None or self.users is not None
+
+    @property
+    def all(self) -> tuple[BoundTable, ...]:
+        """The tables that there are: items, then users."""
+        return tuple(each for each in (self.items, self.users) if each is not None)
+
+
+NO_TABLES = ModelTables()

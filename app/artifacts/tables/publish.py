@@ -1,0 +1,430 @@
+"""Write tables and deltas: completely, or not at all.
+
+A table is written under a temporary name and renamed to the next number, so readers see all of it
+or nothing, and a publisher that is killed leaves nothing that could serve. Rows go to the disk as
+they come; keys stay in memory until the index is built.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from app.artifacts.tables.description import (
+    KEY_HASHES,
+    KEY_PLACES,
+    KEY_ROWS,
+    KEY_STARTS,
+    KEYS,
+    MOST_ROWS,
+    PIECE,
+    ROWS,
+    TABLE,
+    Base,
+    FileName,
+    Pieces,
+    TableColumn,
+    TableDescription,
+    TableKey,
+    TableKind,
+    UnknownPolicy,
+)
+from app.artifacts.tables.keys import (
+    LONGEST_KEY,
+    Int64,
+    Int64Index,
+    PaddedStrings,
+    StringIndex,
+    build,
+    pad,
+)
+from app.artifacts.tables.reader import (
+    ListedTable,
+    Records,
+    open_table,
+    read_description,
+    tables_of,
+)
+from app.artifacts.unnamed_folder import unnamed_folder, write_file
+from app.errors import ArtifactInvalid
+
+_COMPACT_ROWS = 65_536  # that are copied at a time
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@dataclass(frozen=True, slots=True)
+class TablePlan:
+    """What a new table will be, before its rows are known.
+
+    Attributes:
+        model: the folder of the model in the store.
+        kind: whose features it holds.
+        key: names a row.
+        columns: the features.
+        defaults: `[1]` the row of the defaults.
+        sent: features that every request sends.
+        unknown: what happens to a request with an unknown key.
+        max_age_s: the age (s) from which on the newest data is too old to serve.
+        source: the file that it is made of.
+        created: of the newest data; None for now.
+    """
+
+    model: Path
+    kind: TableKind
+    key: TableKey
+    columns: tuple[TableColumn, ...]
+    defaults: Records
+    sent: tuple[str, ...] = ()
+    unknown: UnknownPolicy = "error"
+    max_age_s: float | None = None
+    source: str = ""
+    created: datetime | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the tables."""
+        return self.model / self.kind
+
+
+class DuplicateKeys(ArtifactInvalid):
+    """Rows have the same key. `pairs` has the first row and another one, int64 `[d, 2]`."""
+
+    def __init__(self, pairs: Int64) -> None:
+        super().__init__(f"{len(pairs)} rows repeat the key of an earlier row")
+        self.pairs = pairs
+
+
+@dataclass(slots=True)
+class TableWriter:
+    """Writes the files of one table or delta into a folder that has no name yet."""
+
+    plan: TablePlan
+    folder: Path
+    rows: int = 0
+    _file: "_HashedFile" = field(init=False)
+    _keys: list[Int64 | PaddedStrings] = field(default_factory=list)
+    _removed: list[Int64 | PaddedStrings] = field(default_factory=list)
+    _files: dict[FileName, Pieces] = field(default_factory=dict)
+    _index: Int64Index | StringIndex = field(init=False)
+
+    def __enter__(self) -> Self:
+        self._file = _HashedFile(self.folder / ROWS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.abandon()
+
+    def add(self, keys: Int64 | Sequence[str], records: Records) -> None:
+        """Append rows and their keys, `[n]` each.
+
+        Raises:
+            ArtifactInvalid: the table would have too many rows, or a key is too long.
+            OSError: the disk is full, for instance.
+        """
+        self.rows += len(records)
+        if self.rows > MOST_ROWS:
+            raise ArtifactInvalid(f"a table has at most {MOST_ROWS} rows")
+        self._keys.append(_checked(keys))
+        self._file.write(np.ascontiguousarray(records).view(np.uint8))
+
+    def remove(self, keys: Int64 | Sequence[str]) -> None:
+        """Let a delta remove keys."""
+        self._removed.append(_checked(keys))
+
+    def finish(self) -> None:
+        """Write the index.
+
+        Raises:
+            DuplicateKeys: two rows have the same key.
+            ArtifactInvalid: the keys cannot be indexed.
+            OSError: a file cannot be written.
+        """
+        self._file.write(self.plan.defaults.view(np.uint8))
+        self._files = {ROWS: self._file.close()}
+        removed = sum(len(each) for each in self._removed)
+        rows = np.arange(self.rows + removed, dtype=np.int32)
+        rows[self.rows :] = -1
+        none = np.zeros(0, np.int64) if self.plan.key.type == "int64" else pad([])
+        built = build([none, *self._keys, *self._removed], rows)
+        if len(built.same):
+            raise DuplicateKeys(built.same)
+        self._index = index = built.index
+        arrays: dict[FileName, npt.NDArray[Any]] = {
+            KEY_ROWS: index.rows,
+            KEY_STARTS: index.starts,
+        }
+        if isinstance(index, Int64Index):
+            arrays[KEYS] = index.keys
+        else:
+            arrays |= {KEYS: index.words, KEY_PLACES: index.places, KEY_HASHES: index.hashes}
+        for name, array in arrays.items():
+            file = _HashedFile(self.folder / name)
+            try:
+                file.write(array.view(np.uint8))
+                self._files[name] = file.close()
+            finally:
+                file.abandon()
+
+    def describe(self, version: int, base: Base | None = None) -> None:
+        """Write `table.json`."""
+        index = self._index
+        description = TableDescription(
+            kind=self.plan.kind,
+            model=self.plan.model.name,
+            version=version,
+            base=base,
+            id=secrets.token_hex(16),
+            key=self.plan.key,
+            rows=self.rows,
+            removed=len(index.rows) - self.rows,
+            bits=index.bits,
+            seed=index.seed,
+            columns=self.plan.columns,
+            sent=self.plan.sent,
+            unknown=self.plan.unknown,
+            max_age_s=self.plan.max_age_s,
+            created=self.plan.created or datetime.now(UTC).replace(microsecond=0),
+            source=self.plan.source,
+            files=self._files,
+        )
+        content = description.model_dump_json(indent=2).encode() + b"\n"
+        write_file(self.folder / TABLE, content)
+        _sync_folder(self.folder)
+
+
+Fill = Callable[[TableWriter], None]
+"""Adds the rows of a table or a delta to its writer."""
+
+
+def publish_table(plan: TablePlan, fill: Fill) -> ListedTable:
+    """Write a table under the next number, and return it.
+
+    Raises:
+        DuplicateKeys: two rows have the same key.
+        ArtifactInvalid: the rows cannot be a table.
+        OSError: the store cannot be written.
+    """
+    with unnamed_folder(plan.folder) as written, TableWriter(plan, written) as writer:
+        fill(writer)
+        writer.finish()
+        with _locked(plan.folder):
+            return _name_table(writer)
+
+
+def _name_table(writer: TableWriter) -> ListedTable:
+    folder, kind = writer.plan.folder, writer.plan.kind
+    version = max(_numbers(folder), default=0)
+    while True:
+        version += 1
+        writer.describe(version)
+        if _rename(writer.folder, folder / str(version)):
+            return ListedTable(kind, version, folder / str(version))
+
+
+def publish_delta(plan: TablePlan, fill: Fill, table: int | None = None) -> ListedTable:
+    """Write a delta of a table, and return the table with its deltas.
+
+    Args:
+        plan: as that of the table.
+        fill: adds the rows to the writer, and the keys to remove.
+        table: the number of the table (default: the newest when the delta is complete).
+
+    Raises:
+        DuplicateKeys: a key is there twice.
+        ArtifactInvalid: there is no such table, or it has other columns.
+        OSError: the store cannot be written.
+    """
+    with unnamed_folder(plan.folder) as written, TableWriter(plan, written) as writer:
+        fill(writer)
+        writer.finish()
+        with _locked(plan.folder):
+            listed = find_table(plan.model, plan.kind, table)
+            found = read_description(listed.folder)
+            if (found.columns, found.key) != (plan.columns, plan.key):
+                raise ArtifactInvalid(f"{found.label} has other columns than the delta")
+            target = listed.delta_folder(1).parent
+            target.mkdir(exist_ok=True)
+            number = len(listed.deltas) + 1
+            writer.describe(number, Base(version=found.version, id=found.id))
+            while not _rename(written, target / str(number)):
+                # Something without a table.json has this number: a copy that was interrupted.
+                _set_aside(target / str(number))
+            return find_table(plan.model, plan.kind, listed.version)
+
+
+def find_table(model: Path, kind: TableKind, version: int | None = None) -> ListedTable:
+    """Return a table of a model; by default the newest.
+
+    Raises:
+        ArtifactInvalid: there is none.
+        OSError: the folder cannot be read.
+    """
+    listed = tables_of(model, kind)
+    found = [each for each in listed if version in (None, each.version)]
+    if not found:
+        known = ", ".join(str(each.version) for each in listed) or "none"
+        wanted = kind if version is None else f"{kind} {version}"
+        raise ArtifactInvalid(f"{model.name} has no {wanted} (tables: {known})")
+    return found[-1]
+
+
+def compact(model: Path, kind: TableKind, version: int | None = None) -> ListedTable:
+    """Write a table and its deltas as a new table, and return that.
+
+    The new table is as old as its newest data. Deltas that others publish meanwhile wait.
+
+    Raises:
+        ArtifactInvalid: the table or a delta is wrong, or there is no delta.
+        OSError: the store cannot be read or written.
+    """
+    folder = model / kind
+    with _locked(folder):
+        listed = find_table(model, kind, version)
+        if not listed.deltas:
+            raise ArtifactInvalid(f"{kind} {listed.version} has no deltas")
+        table = open_table(listed, model.name)
+        found = table.description
+        plan = TablePlan(
+            model=model,
+            kind=kind,
+            key=found.key,
+            columns=found.columns,
+            defaults=table.take(np.array([-1])),
+            sent=found.sent,
+            unknown=found.unknown,
+            max_age_s=found.max_age_s,
+            source=f"{kind} {table.label}",
+            created=table.created,
+        )
+        with unnamed_folder(folder) as written, TableWriter(plan, written) as writer:
+            for keys, records in table.batches(_COMPACT_ROWS):
+                writer.add(keys, records)
+            writer.finish()
+            return _name_table(writer)
+
+
+def remove(listed: ListedTable) -> None:
+    """Remove a table and its deltas. A process that has opened it keeps it.
+
+    Raises:
+        OSError: the store cannot be written.
+    """
+    with _locked(listed.folder.parent):
+        _set_aside(listed.folder)
+        deltas = listed.delta_folder(1).parent
+        if deltas.exists():
+            _set_aside(deltas)
+
+
+def _set_aside(folder: Path) -> None:
+    """Remove a folder at once for those who list it, then its files."""
+    with unnamed_folder(folder.parent.parent if folder.parent.suffix else folder.parent) as place:
+        folder.rename(place / folder.name)
+
+
+def _rename(written: Path, target: Path) -> bool:
+    """Give a folder its name; return False if another one has it."""
+    try:
+        written.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+        return False
+    _sync_folder(target.parent)
+    return True
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Return every number that a table or its deltas has, complete or not."""
+    names = [each.name.removesuffix(".delta") for each in folder.iterdir()]
+    return [int(name) for name in names if name.isascii() and name.isdecimal()]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time give numbers; without locks, renaming still keeps them apart."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _checked(keys: Int64 | Sequence[str]) -> Int64 | PaddedStrings:
+    """Return keys as the index takes them.
+
+    Raises:
+        ArtifactInvalid: a key is too long.
+    """
+    if isinstance(keys, np.ndarray):
+        return keys.astype(np.int64)
+    if len(keys) and max(map(len, keys)) > LONGEST_KEY:
+        raise ArtifactInvalid(f"a key has more than {LONGEST_KEY} characters")
+    return pad(keys)
+
+
+class _HashedFile:
+    """A new file whose pieces are hashed while they are written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._size = 0
+        self._digests: list[str] = []
+        self._hasher = hashlib.sha256()
+
+    def write(self, content: npt.NDArray[np.uint8]) -> None:
+        """Append bytes."""
+        view = content.reshape(-1).data
+        while len(view):
+            part = view[: PIECE - self._size % PIECE]
+            self._hasher.update(part)
+            self._file.write(part)
+            self._size += len(part)
+            view = view[len(part) :]
+            if self._size % PIECE == 0:
+                self._next_piece()
+
+    def _next_piece(self) -> None:
+        self._digests.append(self._hasher.hexdigest())
+        self._hasher = hashlib.sha256()
+
+    def abandon(self) -> None:
+        """Close the file, if it is open, however little of it is there."""
+        with suppress(OSError):  # its last bytes do not fit onto the disk
+            self._file.close()
+
+    def close(self) -> Pieces:
+        """Wait until the disk has the file; return its digests."""
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if self._size % PIECE:
+            self._next_piece()
+        return Pieces(size=self._size, sha256=tuple(self._digests))

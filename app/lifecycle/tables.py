@@ -1,0 +1,455 @@
+"""Follows the item and user tables in the store, `<store>/<model>/items/<n>/` and `users/<n>/`.
+
+Each loaded version of a model serves from the newest table that fits it. A table is verified and
+mapped on a thread that gives way to the lanes; then one assignment lets new requests use it, while
+requests that have begun keep theirs. A table that is wrong is refused, and the one before stays.
+
+If the store has tables of a kind for a model, or its active version serves from one, another
+version becomes active only with a table of that kind that fits it: callers may send keys alone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+from app.artifacts.loader import Model
+from app.artifacts.manifest import Manifest
+from app.artifacts.model_tables import BoundTable, ModelTables
+from app.artifacts.store import Fingerprint
+from app.artifacts.tables.description import TableDescription, TableKind, incompatibilities
+from app.artifacts.tables.reader import (
+    ListedTable,
+    Table,
+    open_table,
+    read_description,
+    tables_of,
+)
+from app.errors import ArtifactInvalid
+from app.lifecycle.background import BackgroundThread
+from app.lifecycle.registry import Registry
+from app.telemetry.metrics import Metrics
+from app.telemetry.tables import TableFigures
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+KINDS: Final[tuple[TableKind, ...]] = ("items", "users")
+_MOST_REASONS = 3  # of an incompatible table, that a message lists
+
+
+@dataclass(slots=True)
+class _Refusal:
+    """A table or a delta that cannot be used.
+
+    Attributes:
+        fingerprint: its files at that time; None if they could not be read.
+        reason: why.
+        is_reported: whether it was logged and counted. If its files still change, for somebody
+            copies it, it is reported when they have stopped changing.
+    """
+
+    fingerprint: Fingerprint | None
+    reason: str
+    is_reported: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What `table.json` says, and the files beside it when it was read."""
+
+    fingerprint: Fingerprint
+    description: TableDescription
+
+
+_Key = tuple[str, TableKind]  # of a model
+
+
+class TableFollower:
+    """Keeps the tables of all loaded versions up to date; owned by the event loop."""
+
+    def __init__(self, store: Path, registry: Registry, metrics: Metrics) -> None:
+        """Read nothing yet.
+
+        Args:
+            store: the folder of the store.
+            registry: gets the tables of each version, and the reasons of refusals.
+            metrics: counts swaps and refusals.
+        """
+        self._store = store
+        self._registry = registry
+        self._metrics = metrics
+        self._background = BackgroundThread()
+        self._turn = asyncio.Lock()
+        self._listed: dict[_Key, list[ListedTable]] = {}
+        self._described: dict[tuple[str, TableKind, int], _Described] = {}
+        self._open: dict[tuple[str, TableKind, int], tuple[Table, Fingerprint]] = {}
+        self._chosen: dict[tuple[str, TableKind], Table] = {}  # by `name/version` of a model
+        self._refusals: dict[tuple[str, TableKind, str], _Refusal] = {}
+        self._prepared = ""  # a version that is being loaded
+        self._list_errors: dict[_Key, str] = {}
+
+    async def refresh(self, name: str) -> None:
+        """Give every loaded version of a model the newest table of each kind that fits it."""
+        async with self._turn:
+            loaded = self._registry.versions(name)
+            for kind in KINDS:
+                await self._list(name, kind)
+                for model in loaded:
+                    await self._choose(model.manifest, kind)
+            for model in loaded:
+                self.assign(model)
+            await self._check_files(name)
+            self._report(name)
+
+    async def prepare(self, manifest: Manifest) -> str:
+        """Open the tables that a version needs; return why it must not be active, or "".
+
+        They stay open until it is loaded and `assign` is called, or another one is prepared.
+        """
+        async with self._turn:
+            self._prepared = f"{manifest.name}/{manifest.version}"
+            for kind in KINDS:
+                if (manifest.name, kind) not in self._listed:
+                    await self._list(manifest.name, kind)
+                await self._choose(manifest, kind)
+        return self.missing(manifest)
+
+    def missing(self, manifest: Manifest) -> str:
+        """Return why a version that was prepared must not be active, or ""."""
+        label = f"{manifest.name}/{manifest.version}"
+        active = self._active(manifest.name)
+        for kind in KINDS:
+            has_table = active is not None and getattr(active, kind) is not None
+            is_needed = has_table or bool(self._listed.get((manifest.name, kind)))
+            if is_needed and (label, kind) not in self._chosen:
+                return f"needs a table of {kind}: {self._why_none(manifest, kind)}"
+        return ""
+
+    def assign(self, model: Model) -> None:
+        """Let a version serve from the tables that were chosen for it; one assignment."""
+        registry, manifest = self._registry, model.manifest
+        before = registry.tables.get(model)
+        bound: dict[TableKind, BoundTable] = {}
+        is_changed = False
+        if self._prepared == model.label:
+            self._prepared = ""
+        for kind in KINDS:
+            table = self._chosen.get((model.label, kind))
+            former: BoundTable | None = None if before is None else getattr(before, kind)
+            if table is None:
+                continue
+            newest = self._open.get((manifest.name, kind, table.version))
+            if newest is not None:  # with the deltas that came while the version was loaded
+                table = self._chosen[model.label, kind] = newest[0]
+            if former is not None and former.table is table:
+                bound[kind] = former
+            else:
+                bound[kind] = BoundTable.of(table, kind, manifest)
+                is_changed = True
+                self._log(model, kind, table, former)
+        if is_changed:
+            registry.tables[model] = ModelTables(bound.get("items"), bound.get("users"))
+
+    def _log(self, model: Model, kind: TableKind, table: Table, former: BoundTable | None) -> None:
+        self._metrics.table_swapped(model.manifest.name, kind, activated=True)
+        after = "" if former is None else f", after {former.table.label}"
+        is_delta = former is not None and former.table.version == table.version
+        logger.log(
+            logging.DEBUG if is_delta else logging.INFO,
+            "model %s serves from its table %s/%s with %d rows%s",
+            model,
+            kind,
+            table.label,
+            table.rows,
+            after,
+        )
+
+    def _active(self, name: str) -> ModelTables | None:
+        version = self._registry.active_version(name)
+        model = self._registry.version(name, version)
+        return None if model is None else self._registry.tables.get(model)
+
+    async def _list(self, name: str, kind: TableKind) -> None:
+        try:
+            listed = await asyncio.to_thread(tables_of, self._store / name, kind)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            if self._list_errors.get((name, kind)) != reason:
+                self._list_errors[name, kind] = reason
+                logger.error("%s/%s in the store %s", name, kind, reason)  # noqa: TRY400
+            self._listed.setdefault((name, kind), [])
+            return
+        self._list_errors.pop((name, kind), None)
+        self._listed[name, kind] = listed
+        kept = {each.version for each in listed}
+        for key in [each for each in self._described if each[:2] == (name, kind)]:
+            if key[2] not in kept:
+                del self._described[key]
+        labels = {
+            f"{each.version}.{delta}" if delta else f"{each.version}"
+            for each in listed
+            for delta in (0, *each.deltas)
+        }
+        for refused in [each for each in self._refusals if each[:2] == (name, kind)]:
+            if refused[2] not in labels:
+                self._forgive(refused)
+
+    async def _choose(self, manifest: Manifest, kind: TableKind) -> None:
+        """Choose the table of a version: never an older one than the one that it has."""
+        label = f"{manifest.name}/{manifest.version}"
+        current = self._chosen.get((label, kind))
+        for listed in reversed(self._listed[manifest.name, kind]):
+            if current is not None and listed.version <= current.version:
+                if listed.version == current.version:
+                    table = await self._open_with_deltas(manifest.name, listed)
+                    self._chosen[label, kind] = table or current
+                return
+            described = await self._describe(manifest.name, listed)
+            if described is None or incompatibilities(described, manifest):
+                continue
+            table = await self._open_with_deltas(manifest.name, listed)
+            if table is not None:
+                self._chosen[label, kind] = table
+                return
+
+    async def _describe(self, name: str, listed: ListedTable) -> TableDescription | None:
+        """Return what `table.json` says; None if the table is refused."""
+        key = (name, listed.kind, listed.version)
+        fingerprint: Fingerprint | None = None
+        try:
+            fingerprint = await asyncio.to_thread(listed.fingerprint)
+            known = self._described.get(key)
+            if known is None or known.fingerprint != fingerprint:
+                if self._is_refused((name, listed.kind, str(listed.version)), fingerprint):
+                    return None
+                found = await asyncio.to_thread(read_description, listed.folder)
+                known = self._described[key] = _Described(fingerprint, found)
+        except (ArtifactInvalid, OSError) as error:
+            self._refuse((name, listed.kind, str(listed.version)), fingerprint, error)
+            return None
+        return known.description
+
+    async def _open_with_deltas(self, name: str, listed: ListedTable) -> Table | None:
+        """Return a table with all of its good deltas; None if it is refused."""
+        key = (name, listed.kind, listed.version)
+        opened = self._open.get(key)
+        if opened is None:
+            refused = (name, listed.kind, str(listed.version))
+            opened = await self._attempt(
+                refused, listed.fingerprint, partial(open_table, listed, name, 0)
+            )
+            if opened is None:
+                return None
+            self._open[key] = opened
+        table, fingerprint = opened
+        table = await self._with_all_deltas(table, listed)
+        self._open[key] = table, fingerprint
+        for number in listed.deltas[table.delta :]:  # one by one: which one is wrong?
+            extended = await self._attempt(
+                (name, listed.kind, f"{listed.version}.{number}"),
+                partial(listed.delta_fingerprint, number),
+                partial(table.extended, listed, number),
+            )
+            if extended is None:
+                break
+            table = extended[0]
+            self._open[key] = table, fingerprint
+        return table
+
+    async def _with_all_deltas(self, table: Table, listed: ListedTable) -> Table:
+        """Return a table with all of its deltas, or unchanged if one of them is wrong."""
+        if len(listed.deltas) - table.delta < 2:
+            return table
+        try:
+            return await self._run(partial(table.extended, listed))
+        except (ArtifactInvalid, OSError):
+            return table
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        """Run a function on a thread, which gives way to the lanes once something is served."""
+        if self._registry.has_started:
+            return await self._background.run(function)
+        return await asyncio.to_thread(function)
+
+    async def _attempt(
+        self,
+        key: tuple[str, TableKind, str],
+        fingerprint_of: Callable[[], Fingerprint],
+        function: Callable[[], T],
+    ) -> tuple[T, Fingerprint] | None:
+        """Open something, unless it was refused with the same files; None if it is refused."""
+        fingerprint: Fingerprint | None = None
+        try:
+            fingerprint = await asyncio.to_thread(fingerprint_of)
+            if self._is_refused(key, fingerprint):
+                return None
+            opened = await self._run(function)
+        except (ArtifactInvalid, OSError) as error:
+            self._refuse(key, fingerprint, error)
+            return None
+        self._forgive(key)
+        return opened, fingerprint
+
+    def _is_refused(self, key: tuple[str, TableKind, str], fingerprint: Fingerprint | None) -> bool:
+        refusal = self._refusals.get(key)
+        if refusal is None or refusal.fingerprint is None or refusal.fingerprint != fingerprint:
+            return False
+        self._report_refusal(key, refusal)
+        return True
+
+    def _refuse(
+        self,
+        key: tuple[str, TableKind, str],
+        fingerprint: Fingerprint | None,
+        error: ArtifactInvalid | OSError,
+    ) -> None:
+        reason = str(error)
+        if isinstance(error, OSError):  # it may pass: the next refresh tries again
+            fingerprint, reason = None, f"cannot be read now: {error.strerror or error}"
+        former = self._refusals.get(key)
+        refusal = _Refusal(fingerprint, reason, former is not None and former.reason == reason)
+        if former is not None and not former.is_reported:
+            refusal.is_reported = False
+        self._refusals[key] = refusal
+        name, kind, label = key
+        self._registry.refused_tables[name, f"{kind}/{label}"] = reason
+        if not self._registry.has_started or fingerprint is None:
+            self._report_refusal(key, refusal)
+
+    def _report_refusal(self, key: tuple[str, TableKind, str], refusal: _Refusal) -> None:
+        if refusal.is_reported:
+            return
+        refusal.is_reported = True
+        name, kind, label = key
+        self._metrics.table_swapped(name, kind, activated=False)
+        logger.error("table %s/%s of model %s is refused: %s", kind, label, name, refusal.reason)
+
+    def _forgive(self, key: tuple[str, TableKind, str]) -> None:
+        """Forget that a table was refused: it is good now, or gone."""
+        self._refusals.pop(key, None)
+        name, kind, label = key
+        self._registry.refused_tables.pop((name, f"{kind}/{label}"), None)
+
+    def _why_none(self, manifest: Manifest, kind: TableKind) -> str:
+        """Return why no table fits a version."""
+        name = manifest.name
+        for listed in reversed(self._listed.get((name, kind), [])):
+            place = f"{kind}/{listed.version}"
+            refused = self._registry.refused_tables.get((name, place))
+            if refused is not None:
+                return f"{place}: {refused}"
+            described = self._described.get((name, kind, listed.version))
+            if described is not None:
+                return f"{place}: {_listing(incompatibilities(described.description, manifest))}"
+        return "the store has none"
+
+    async def _check_files(self, name: str) -> None:
+        """Report tables that serve and are missing or changed in the store."""
+        problems = self._registry.table_problems
+        for model in self._registry.versions(name):
+            for bound in (self._registry.tables.get(model) or ModelTables()).all:
+                place = f"{bound.kind}/{bound.table.version}"
+                problem = await self._file_problem(name, bound)
+                known = problems.get((name, place))
+                if problem and known != problem:
+                    logger.error(
+                        "table %s of model %s %s; it goes on serving until the server stops",
+                        place,
+                        name,
+                        problem,
+                    )
+                    problems[name, place] = problem
+                elif not problem and known is not None:
+                    logger.info("table %s of model %s: its files are intact again", place, name)
+                    del problems[name, place]
+
+    async def _file_problem(self, name: str, bound: BoundTable) -> str:
+        version = bound.table.version
+        listed = {each.version: each for each in self._listed[name, bound.kind]}
+        if version not in listed:
+            return "was removed from the store"
+        try:
+            found = await asyncio.to_thread(listed[version].fingerprint)
+        except OSError as error:
+            return f"cannot be read: {error.strerror or error}"
+        opened = self._open.get((name, bound.kind, version))
+        if opened is not None and found != opened[1]:
+            return "has other files in the store than those that serve"
+        return ""
+
+    def _report(self, name: str) -> None:
+        """Refuse tables that no loaded version can use; release those that none uses any more."""
+        used: set[tuple[str, TableKind, int]] = set()
+        models = self._registry.versions(name)
+        for model in models:
+            for bound in (self._registry.tables.get(model) or ModelTables()).all:
+                used.add((name, bound.kind, bound.table.version))
+        labels = {model.label for model in models} | {self._prepared}
+        for label, kind in [each for each in self._chosen if each[0].split("/")[0] == name]:
+            if label not in labels:
+                del self._chosen[label, kind]
+            else:
+                used.add((name, kind, self._chosen[label, kind].version))
+        for key in [each for each in self._open if each[0] == name and each not in used]:
+            del self._open[key]
+        for kind in KINDS:
+            self._refuse_incompatible(name, kind, models, used)
+        problems = self._registry.table_problems
+        places = {f"{kind}/{version}" for _, kind, version in used}
+        for each in [each for each in problems if each[0] == name and each[1] not in places]:
+            del problems[each]
+        self.show()
+
+    def show(self) -> None:
+        """Publish the figures of the tables of all active versions."""
+        self._registry.table_figures = tuple(self._figures())
+
+    def _refuse_incompatible(
+        self,
+        name: str,
+        kind: TableKind,
+        models: list[Model],
+        used: set[tuple[str, TableKind, int]],
+    ) -> None:
+        """Refuse a table that is newer than those in use, and fits no loaded version."""
+        newest = max((version for _, k, version in used if k == kind), default=0)
+        for listed in self._listed[name, kind]:
+            described = self._described.get((name, kind, listed.version))
+            key = (name, kind, str(listed.version))
+            if listed.version <= newest or described is None or not models:
+                continue
+            if key in self._refusals:
+                continue
+            model = models[0]
+            reasons = incompatibilities(described.description, model.manifest)
+            if reasons:
+                refusal = _Refusal(None, f"does not fit {model}: {_listing(reasons)}")
+                self._refusals[key] = refusal
+                self._registry.refused_tables[name, f"{kind}/{listed.version}"] = refusal.reason
+                self._report_refusal(key, refusal)
+
+    def _figures(self) -> Iterator[TableFigures]:
+        """Yield what `show` publishes."""
+        for model in self._registry.models():
+            for bound in (self._registry.tables.get(model) or ModelTables()).all:
+                table = bound.table
+                yield TableFigures(
+                    model.manifest.name,
+                    bound.kind,
+                    table.label,
+                    table.rows,
+                    table.size,
+                    table.created.timestamp(),
+                    table.max_age_s,
+                )
+
+
+def _listing(reasons: list[str]) -> str:
+    more = len(reasons) - _MOST_REASONS
+    text = "; ".join(reasons[:_MOST_REASONS])
+    return f"{text}; and {more} more" if more > 0 else text

@@ -1,0 +1,110 @@
+"""One scrape for all processes of a service: each sample gets the label `process`.
+
+A scrape reaches any of the processes, and the next scrape another one. Whichever it is collects the
+metrics of the others over Unix sockets in a private folder. The series of different processes stay
+apart, so a counter never jumps back because another process answered. A restarted process resets
+its own counters only, which `rate()` expects. A process that does not answer in time is left out.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+TIMEOUT_S = 0.1
+UP = "gatehouse_process_up"
+UP_HELP = "1 if the metrics of the process are in this scrape, 0 if it did not answer in 0.1 s."
+
+_END = b"# EOF\n"  # as in OpenMetrics: the text is complete
+_LABELLED = re.compile(rb"^(\w+)\{", re.MULTILINE)
+_UNLABELLED = re.compile(rb"^(\w+) ", re.MULTILINE)
+
+Render = Callable[[], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One of the processes of a service.
+
+    Attributes:
+        folder: has a socket for each process; only this user may enter it.
+        number: of this process, from 0.
+        count: how many processes there are.
+    """
+
+    folder: Path
+    number: int
+    count: int
+
+    def socket_of(self, number: int) -> Path:
+        """Return the path of a process's socket."""
+        return self.folder / f"{number}.sock"
+
+
+async def answer(member: Member, render: Render) -> None:
+    """Send this process's metrics to each sibling that connects, until cancelled."""
+
+    async def send(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):  # the sibling did not wait
+            writer.write(await render() + _END)
+            await writer.drain()
+        writer.close()
+
+    path = member.socket_of(member.number)
+    path.unlink(missing_ok=True)  # of the process that had this number before
+    async with await asyncio.start_unix_server(send, path) as server:
+        await server.serve_forever()
+
+
+async def render_all(member: Member, render: Render) -> bytes:
+    """Return the metrics of all processes that answer within `TIMEOUT_S`, as one text."""
+
+    async def text_of(number: int) -> bytes | None:
+        if number == member.number:
+            return await render()
+        return await _ask(member.socket_of(number))
+
+    texts = await asyncio.gather(*map(text_of, range(member.count)))
+    return await asyncio.to_thread(merge, dict(enumerate(texts)))
+
+
+async def _ask(path: Path) -> bytes | None:
+    """Return the metrics of the process that listens on a socket, or None."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                text = await reader.read()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):  # it is starting, ended, or hangs
+        return None
+    return text.removesuffix(_END) if text.endswith(_END) else None
+
+
+def merge(texts: Mapping[int, bytes | None]) -> bytes:
+    """Join texts in the Prometheus format by process number; None counts as not answered.
+
+    The samples of a metric stay together, as the format demands.
+    """
+    families: dict[bytes, list[bytes]] = {}
+    for number, text in texts.items():
+        label = b'process="%d"' % number
+        for header, samples in _families(text or b""):
+            labelled = _LABELLED.sub(rb"\1{%b," % label, samples)
+            labelled = _UNLABELLED.sub(rb"\1{%b} " % label, labelled)
+            families.setdefault(header, []).append(labelled)
+    families[f"# HELP {UP} {UP_HELP}\n# TYPE {UP} gauge\n".encode()] = [
+        f'{UP}{{process="{number}"}} {int(text is not None)}\n'.encode()
+        for number, text in texts.items()
+    ]
+    return b"".join(b"".join((header, *samples)) for header, samples in families.items())
+
+
+def _families(text: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Return each metric's two lines of header, and its samples."""
+    for block in (b"\n" + text).split(b"\n# HELP ")[1:]:  # a label value contains no line end
+        help_line, type_line, *samples = block.rstrip(b"\n").split(b"\n", 2)
+        yield b"# HELP %b\n%b\n" % (help_line, type_line), b"".join(b"%b\n" % s for s in samples)

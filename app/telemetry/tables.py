@@ -1,0 +1,76 @@
+"""Metrics of the item and user tables that active versions serve from."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+_LABELS = ("model", "table")
+
+
+@dataclass(frozen=True, slots=True)
+class TableFigures:
+    """A table that the active version of a model serves from.
+
+    Attributes:
+        model: the model's name.
+        kind: `items` or `users`.
+        label: the table's version and, after a dot, its last delta.
+        rows: how many keys it has.
+        bytes: of its files.
+        created_at: when its newest data was published (s since 1970).
+        max_age_s: how old the newest data may be; None for any age.
+    """
+
+    model: str
+    kind: str
+    label: str
+    rows: int
+    bytes: int
+    created_at: float
+    max_age_s: float | None
+
+
+class TableCollector(Collector):
+    """Exports the figures of tables; they are read at each scrape."""
+
+    def __init__(self, read: Callable[[], Sequence[TableFigures]]) -> None:
+        """Export what `read` returns, which any thread may call."""
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        """Name the metrics, without reading them."""
+        return self._families()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current figures."""
+        info, rows, size, age, limit = families = self._families()
+        now = time.time()
+        for each in self._read():
+            labels = (each.model, each.kind)
+            info.add_metric((*labels, each.label), 1)
+            rows.add_metric(labels, each.rows)
+            size.add_metric(labels, each.bytes)
+            age.add_metric(labels, now - each.created_at)
+            if each.max_age_s is not None:
+                limit.add_metric(labels, each.max_age_s)
+        yield from families
+
+    def _families(self) -> tuple[GaugeMetricFamily, ...]:
+        def gauge(name: str, help_: str, labels: Sequence[str] = _LABELS) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"gatehouse_{name}", help_, labels=labels)
+
+        return (
+            gauge(
+                "table_info",
+                "The tables that active versions serve from. The value is always 1.",
+                (*_LABELS, "version"),
+            ),
+            gauge("table_rows", "Keys in a table."),
+            gauge("table_bytes", "Size of a table's files in bytes; processes share the memory."),
+            gauge("table_age_seconds", "Age of the newest data in a table, in seconds."),
+            gauge("table_max_age_seconds", "Age from which on the server is not ready."),
+        )

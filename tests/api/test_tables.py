@@ -1,0 +1,162 @@
+"""Where a table is active, every example is short, and one row can be looked at."""
+
+import shutil
+
+import httpx
+import jsonschema
+import numpy as np
+import pytest
+
+from app.artifacts.loader import read_manifest
+from app.main import gatehouse
+from app.settings import Settings
+from tests.support.artifacts import corrupt
+from tests.support.model_tables import change_rows, publish_rows, random_rows
+
+KEYS = [7, 3, 11, 5]
+
+
+@pytest.fixture
+def manifest(tiny):
+    return read_manifest(tiny)
+
+
+@pytest.fixture
+def folder(tmp_path, tiny):
+    shutil.copytree(tiny.folder, tmp_path / "tiny" / "1")
+    return tmp_path
+
+
+@pytest.fixture
+async def served(folder, manifest):
+    """A service of `tiny` with both tables; and a client."""
+    publish_rows(
+        folder, manifest, "items", "item_id", random_rows(manifest, "items", KEYS), unknown="drop"
+    )
+    publish_rows(folder, manifest, "users", "user_id", random_rows(manifest, "users", [42, 43]))
+    async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
+        await parts.start()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            yield parts, client
+
+
+async def test_example_request_is_the_short_one_and_is_answered(served):
+    _, client = served
+    card = (await client.get("/v1/models/tiny")).json()
+    assert card["example_request"] == {
+        "user": 42,
+        "candidates": [7, 3, 11],
+        "ranking": {"top_k": 3},
+    }
+    got = await client.post(card["score_url"], json=card["example_request"])
+    assert got.status_code == 200
+    assert sorted(got.json()["ranking"]) == [3, 7, 11]
+    more = (await client.get("/v1/models/tiny/example?candidates=9")).json()
+    assert more["candidates"] == KEYS
+
+
+async def test_home_page_shows_the_short_request(served):
+    _, client = served
+    assert '{"user": 42, "candidates": [7, 3, 11]' in (await client.get("/")).text
+
+
+async def test_openapi_has_the_short_request_and_accepts_every_form(served):
+    _, client = served
+    document = (await client.get("/openapi.json")).json()
+    body = document["paths"]["/v1/models/{model}/score"]["post"]["requestBody"]["content"]
+    example = body["application/json"]["examples"]["tiny"]["value"]
+    assert example["candidates"] == [7, 3, 11]
+    name = next(each for each in document["components"]["schemas"] if each.endswith("tiny"))
+    schema = document["components"]["schemas"][name] | {"components": document["components"]}
+    forms = [
+        example,
+        {"user": {"user_id": 42, "age_bucket": 1}, "candidates": {"item_id": [7], "category": [1]}},
+        {"user": 42, "candidates": [{"item_id": 7, "category": 1}, 3]},
+    ]
+    for each in forms:
+        jsonschema.validate(each, schema)
+        assert (await client.post("/v1/models/tiny/score", json=each)).status_code == 200
+    for wrong in ({"candidates": ["7"]}, {"candidates": {"category": [1]}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"user": 42} | wrong, schema)
+        got = await client.post("/v1/models/tiny/score", json={"user": 42} | wrong)
+        assert got.status_code == 422
+
+
+async def test_v2_example_has_keys_only_and_is_answered(served):
+    _, client = served
+    document = (await client.get("/openapi.json")).json()
+    body = document["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]
+    example = body["application/json"]["examples"]["tiny"]["value"]
+    assert [each["name"] for each in example["inputs"]] == ["user_id", "item_id"]
+    got = (await client.post("/v2/models/tiny/infer", json=example)).json()
+    assert got["parameters"]["items_table"] == "1"
+    config = (await client.get("/v2/models/tiny/config")).json()
+    assert all(each["optional"] for each in config["input"])
+
+
+async def test_v2_metadata_lists_a_key_that_is_no_feature(folder, manifest):
+    rows = random_rows(manifest, "items", KEYS)
+    named = {f"sku-{key}": row for key, row in rows.items()}
+    publish_rows(folder, manifest, "items", "sku", named)
+    async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
+        await parts.start()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            inputs = (await client.get("/v2/models/tiny")).json()["inputs"]
+            assert inputs[-1] == {"name": "sku", "datatype": "BYTES", "shape": [-1, 1]}
+            row = (await client.get("/v1/models/tiny/items/sku-7")).json()
+            assert row["key"] == "sku-7"
+            assert row["features"]["item_id"] == 7
+
+
+async def test_one_row_is_shown_as_a_request_would_send_it(served, folder, manifest):
+    parts, client = served
+    row = (await client.get("/v1/models/tiny/items/7")).json()
+    assert (row["table"], row["version"], row["key"]) == ("items", "1", 7)
+    expected = random_rows(manifest, "items", KEYS)[7]
+    assert row["features"]["category"] == expected["category"]
+    assert row["features"]["quality"] == [float(str(np.float32(x))) for x in expected["quality"]]
+    user = (await client.get("/v1/models/tiny/users/42")).json()["features"]
+    recent = random_rows(manifest, "users", [42, 43])[42]["recent_items"]
+    assert user["recent_items"] == recent
+    newer = random_rows(manifest, "items", [7], seed=5)
+    change_rows(folder, manifest, "items", "item_id", newer)
+    await parts.deployment.refresh()
+    row = (await client.get("/v1/models/tiny/items/7")).json()
+    assert row["version"] == "1.1"
+    assert row["features"]["quality"] == pytest.approx(newer[7]["quality"])
+
+
+@pytest.mark.parametrize("path", ["items/99", "items/seven", "items/-7", f"items/{2**63}"])
+async def test_key_that_is_not_there_is_a_404(served, path):
+    _, client = served
+    got = await client.get(f"/v1/models/tiny/{path}")
+    assert got.status_code == 404
+    assert got.json()["type"] == "/problems/key-not-found"
+    assert got.json()["detail"] == "the table items/1 has no such item_id"
+
+
+async def test_model_without_a_table_says_so(client):
+    got = await client.get("/v1/models/tiny/items/7")
+    assert got.status_code == 404
+    assert got.json()["detail"] == 'model "tiny" has no table of items'
+
+
+async def test_models_show_tables_and_refusals(served, folder, manifest):
+    parts, client = served
+    listed = publish_rows(folder, manifest, "items", "item_id", random_rows(manifest, "items", [1]))
+    corrupt(listed.folder / "rows")
+    for _ in range(2):
+        await parts.deployment.refresh()
+    document = (await client.get("/v1/models")).json()
+    (model,) = document["models"]
+    items, users = model["tables"]
+    assert (items["table"], items["version"], items["rows"]) == ("items", "1", len(KEYS))
+    assert (items["key"], items["key_type"], items["unknown"]) == ("item_id", "int64", "drop")
+    assert items["problem"] is None
+    assert users["table"] == "users"
+    (refused,) = document["refused_tables"]
+    assert (refused["model"], refused["table"]) == ("tiny", "items/2")
+    assert "rows" in refused["reason"]

@@ -1,0 +1,366 @@
+"""`gatehouse items` and `gatehouse users` on a store."""
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from app.artifacts.encoding import Listed, write_vocabulary
+from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.artifacts.publish import publish
+from app.artifacts.store import Store
+from app.artifacts.tables.reader import open_table, tables_of
+from app.cli.main import main
+from app.errors import ExitCode
+from app.settings import Settings
+from tests import REPOSITORY
+from tests.support.artifacts import corrupt
+from tests.support.builders import Request, batch, description, published, scripted
+from tests.support.server import clean_environment
+
+VOCABULARY = "vocabulary.item.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal wide enough for a table, and no setting from outside."""
+    monkeypatch.setenv("COLUMNS", "250")
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"GATEHOUSE_{name.upper()}", raising=False)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A store with `feed/1`; its items have the features `item` (id) and `quality` (2 numbers)."""
+    store = tmp_path_factory.mktemp("models")
+    published(store)
+    return store
+
+
+@pytest.fixture
+def store(models, tmp_path, monkeypatch):
+    """A copy of the store; it is the default one, and its folder the current one."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models, tmp_path / "store")
+    return tmp_path / "store"
+
+
+def items(text, name="items.csv"):
+    Path(name).write_text(text, encoding="utf-8")
+    return name
+
+
+GOOD = "item,quality\n1,0.1 0.2\n2,0.3 0.4\n3,0.5 0.6\n"
+
+
+def run(capsys, *arguments, code=ExitCode.OK):
+    found = main(["items", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert found == code, err
+    return out if code == ExitCode.OK else err.replace("gatehouse: ", "")
+
+
+def table(store, kind="items"):
+    return open_table(tables_of(store / "feed", kind)[-1], "feed")
+
+
+def test_publish_list_show(store, capsys):
+    out = run(capsys, "publish", items(GOOD))
+    assert out.startswith(
+        "published items 1 of feed: 3 rows, 2 features, key item (int64), 0.0 MB, encoded for "
+        "version 1, in "
+    )
+    found = table(store)
+    assert found.take(found.find(np.array([2])))["quality"].tolist() == [
+        np.array([0.3, 0.4], np.float32).tolist()
+    ]
+    (line,) = (each for each in run(capsys, "list").splitlines() if "feed 1" in each)
+    for cell in ("3", "item (int64)", "unknown keys: error"):
+        assert f"│ {cell}" in line
+    assert run(capsys, "show", 3) == ("items 1 of feed, item 3\n  item: 3\n  quality: 0.5 0.6\n")
+    assert "items 1 has no key 4" in run(capsys, "show", 4, code=ExitCode.FAILED)
+    assert "keys of this table are integers" in run(capsys, "show", "x", code=ExitCode.USAGE)
+
+
+def test_users_are_published_by_a_key_that_is_no_feature(store, capsys):
+    users = [{"user_id": f"u{n}", "age": n, "recent": [1, 2]} for n in range(3)]
+    path = items("\n".join(map(json.dumps, users)), "users.jsonl")
+    assert main(["users", "publish", path]) == ExitCode.USAGE
+    assert "choose the key with --key (id features: none; columns of the file: user_id, age" in (
+        capsys.readouterr().err
+    )
+    assert main(["users", "publish", path, "--key", "user_id", "--max-age", "36h"]) == ExitCode.OK
+    found = table(store, "users")
+    assert (found.key, found.key_type, found.max_age_s) == ("user_id", str, 36 * 3600)
+    taken = found.take(found.find(["u2", "u9"]))
+    assert taken["age"].tolist() == [[2.0], [0.0]]
+    assert taken["recent"].tolist() == [[1, 2, -1], [-1, -1, -1]]
+    assert main(["users", "publish", path]) == ExitCode.OK  # the key of the newest table
+    assert main(["users", "list"]) == ExitCode.OK
+    assert "at most 36h old" in capsys.readouterr().out
+    assert main(["users", "publish", path, "--unknown", "drop"]) == ExitCode.USAGE
+
+
+def test_bad_rows_are_listed_with_file_line_column_and_rule(store, capsys):
+    path = items(GOOD + "x,1 2\n5,1\n6,nan 1\n7\n")
+    assert run(capsys, "publish", path, code=ExitCode.USAGE).splitlines() == [
+        'items.csv, line 5: column "item": must be an integer that fits in int64',
+        'items.csv, line 6: column "quality": must have 2 numbers, has 1',
+        'items.csv, line 7: column "quality", element 1: must be finite and within the range of '
+        "float32",
+        "items.csv, line 8: has 1 columns, the header has 2",
+        "nothing is published: 4 bad rows",
+    ]
+    assert tables_of(store / "feed", "items") == []
+    assert list((store / "feed" / "items").iterdir()) == []
+    out, err = main(["items", "publish", path, "--max-bad-rows", "4"]), capsys.readouterr().err
+    assert out == ExitCode.OK
+    assert "left out: items.csv, line 8: has 1 columns" in err
+    assert table(store).rows == 3
+
+
+@pytest.mark.usefixtures("store")
+def test_twenty_bad_rows_are_listed_and_all_are_counted(capsys):
+    path = items(GOOD + "9,z 1\n" * 1234)
+    lines = run(capsys, "publish", path, code=ExitCode.USAGE).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "nothing is published: 1,234 bad rows"
+
+
+def test_repeated_keys_are_named_by_their_places(store, capsys):
+    other = items("item,quality\n7,1 2\n2,1 2\n", "more.csv")
+    lines = run(capsys, "publish", items(GOOD + "3,0 0\n"), other, code=ExitCode.USAGE).splitlines()
+    assert lines == [
+        "items.csv, line 5: repeats the key of items.csv, line 4",
+        "more.csv, line 3: repeats the key of items.csv, line 3",
+        "nothing is published: 2 repeated keys",
+    ]
+    assert tables_of(store / "feed", "items") == []
+
+
+@pytest.mark.usefixtures("store")
+def test_every_reason_against_a_file_is_told_at_once(capsys):
+    parquet.write_table(pa.table({"itm": [1], "quality": ["a"]}), "items.parquet")
+    arguments = ["--unknown", "default", "--sent", "colour", "--column", "qualty=q"]
+    lines = run(capsys, "publish", "items.parquet", *arguments, code=ExitCode.USAGE).splitlines()
+    assert lines == [
+        '--column qualty: is not a feature; did you mean "quality"? (item, quality)',
+        'items.parquet: no column "item", the key; did you mean "itm"? (columns: itm, quality)',
+        'items.parquet: column "quality" is string, feature "quality" needs lists of numbers',
+        "--sent colour: is not a feature (item, quality)",
+        'feature "quality": has no default, which --unknown default needs',
+        "nothing is published: 5 problems",
+    ]
+
+
+def test_missing_and_unused_columns(store, capsys):
+    message = run(capsys, "publish", items("item,qualty\n1,2\n"), code=ExitCode.USAGE)
+    assert message.splitlines()[0] == (
+        'items.csv: no column "quality" for feature "quality": it has no default; '
+        'did you mean "qualty"?'
+    )
+    out = run(capsys, "publish", items("item,colour\n1,2\n"), "--sent", "quality")
+    assert "columns not used: colour" in out
+    assert table(store).description.sent == ("quality",)
+    path = items("user_id,age\n1,30\n", "users.csv")
+    assert main(["users", "publish", path, "--key", "user_id"]) == ExitCode.OK
+    assert "without a column, so always the default: recent" in capsys.readouterr().out
+
+
+def test_columns_may_have_other_names_and_be_several(store, capsys):
+    path = items("id,a,b\n1,0.5,1.5\n")
+    run(capsys, "publish", path, "--column", "item=id", "--column", "quality=a,b")
+    assert table(store).take(np.array([0]))["quality"].tolist() == [[0.5, 1.5]]
+    message = run(capsys, "publish", path, "--column", "quality=a,b,c", code=ExitCode.USAGE)
+    assert "--column quality: 3 columns, the feature needs 2" in message
+
+
+def test_deltas_change_rows_and_compaction_keeps_them(store, capsys):
+    run(capsys, "publish", items(GOOD), "--unknown", "drop")
+    change = items("item,quality,gone\n2,7 7,\n9,1 1,no\n2,8 8,\n1,,yes\n", "change.csv")
+    out = run(capsys, "publish", change, "--delta", "--deleted", "gone")
+    assert out.startswith("published items 1.1 of feed: 2 rows, 1 removed keys, 2 features")
+    found = table(store)
+    assert found.find(np.array([1, 2, 3, 9]))[0] == -1
+    assert found.take(found.find(np.array([2, 9])))["quality"].tolist() == [[8, 8], [1, 1]]
+    assert (found.rows, found.unknown) == (3, "drop")
+    assert "published items 2 of feed: items 1.1, 3 rows" in run(capsys, "compact")
+    assert table(store).label == "2"
+    assert table(store).unknown == "drop"
+    assert "items 2 has no deltas" in run(capsys, "compact", code=ExitCode.USAGE)
+    run(capsys, "publish", change, "--delta", "--table", "1", "--deleted", "gone")
+    assert [each.deltas for each in tables_of(store / "feed", "items")] == [(1, 2), ()]
+    message = run(capsys, "publish", items("item\n1\n"), "--delta", code=ExitCode.USAGE)
+    assert 'feature "quality": a delta has every column of its table' in message
+    message = run(capsys, "publish", change, "--delta", "--deleted", "gnoe", code=ExitCode.USAGE)
+    assert 'change.csv: no column "gnoe" for --deleted; did you mean "gone"?' in message
+    for option in (["--key", "item"], ["--unknown", "error"], ["--sent", "quality"]):
+        message = run(capsys, "publish", change, "--delta", *option, code=ExitCode.USAGE)
+        assert f"{option[0]} cannot be used with --delta" in message
+    message = run(capsys, "publish", change, "--table", "1", code=ExitCode.USAGE)
+    assert "--table is for deltas; add --delta" in message
+    message = run(capsys, "publish", change, "--delta", "--table", "8", code=ExitCode.USAGE)
+    assert "feed has no items 8 (tables: 1, 2)" in message
+
+
+def with_vocabulary(store, words):
+    """Publish a version of `feed` whose items are words."""
+    inputs = (
+        DenseInput(name="age", side="user"),
+        IdListInput(name="recent", side="user", vocabulary_size=10, max_length=3),
+        IdInput(
+            name="item", side="candidate", vocabulary_size=10, encoding=Listed(file=VOCABULARY)
+        ),
+        DenseInput(name="quality", side="candidate", dim=2),
+    )
+    content = {VOCABULARY: write_vocabulary(words)}
+    model = description(inputs=inputs)
+    return publish(Store(store), model, scripted(Request()), batch(inputs), content)
+
+
+def test_a_table_belongs_to_the_vocabulary_of_a_version(store, capsys):
+    with_vocabulary(store, ["apple", "pear"])
+    with_vocabulary(store, ["plum", "apple", "pear"])
+    fruit = items("item,quality\napple,1 2\npear,3 4\nkiwi,5 6\n")
+    out = run(capsys, "publish", fruit, "--version", "2")
+    assert 'feature "item": 1 unknown ids' in out
+    assert "encoded for version 2" in out
+    run(capsys, "publish", fruit)
+    run(capsys, "publish", items(GOOD, "numbers.csv"), "--version", "1", "--key", "item")
+    first, second, third = (open_table(e, "feed") for e in tables_of(store / "feed", "items"))
+    assert first.take(first.find(["apple", "pear", "kiwi"]))["item"].tolist() == [1, 2, 0]
+    assert second.take(second.find(["apple", "pear", "kiwi"]))["item"].tolist() == [2, 3, 0]
+    listed = [line for line in run(capsys, "list").splitlines() if "feed" in line]
+    assert [line.split("│")[7].strip() for line in listed] == ["2", "3", "1"]
+    assert run(capsys, "show", "pear", "--table", "1").splitlines()[1] == "  item: 2 (pear)"
+    shutil.rmtree(store / "feed" / "2")
+    listed = [line for line in run(capsys, "list").splitlines() if "feed 1" in line]
+    assert 'feature "item": the table was made with another vocabulary' in listed[0]
+    message = run(capsys, "publish", fruit, "--delta", "--table", "1", code=ExitCode.USAGE)
+    assert "nothing is published: no version of the model fits items 1" in message
+    assert third.key_type is int
+
+
+def test_prune_keeps_what_a_version_needs(store, capsys):
+    with_vocabulary(store, ["apple"])
+    run(capsys, "publish", items(GOOD), "--version", "1")
+    for _ in range(3):
+        run(capsys, "publish", items("item,quality\napple,1 2\n"), "--key", "item")
+    would = run(capsys, "prune", "--keep", "1", "--dry-run")
+    assert would == "would remove items 2 of feed\nwould remove items 3 of feed\n"
+    assert run(capsys, "prune", "--keep", "1") == would.replace("would remove", "removed")
+    assert [each.version for each in tables_of(store / "feed", "items")] == [1, 4]
+    assert "--keep must be 1 or more" in run(capsys, "prune", "--keep", "0", code=ExitCode.USAGE)
+
+
+def test_a_damaged_table_is_listed_with_the_reason(store, capsys):
+    run(capsys, "publish", items(GOOD))
+    folder = tables_of(store / "feed", "items")[0].folder
+    corrupt(folder / "rows")
+    assert "rows: its SHA-256 differs" in run(capsys, "show", "1", code=ExitCode.USAGE)
+    (folder / "table.json").write_text("{}")
+    assert "required key is missing" in run(capsys, "list")
+    shutil.rmtree(folder)
+    assert 'store "store" has no items' in run(capsys, "list", code=ExitCode.FAILED)
+
+
+def test_check_verifies_tables_and_their_deltas(store, capsys):
+    run(capsys, "publish", items(GOOD))
+    run(capsys, "publish", items(GOOD), "--delta")
+    run(capsys, "publish", items(GOOD))
+    assert main(["check"]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert [c.strip() for c in re.findall("│([^│]*)", out) if "items" in c or "table" in c] == [
+        "feed/items/1",
+        "table with 1 deltas",
+        "feed/items/2",
+        "table",
+    ]
+    corrupt(store / "feed" / "items" / "1.delta" / "1" / "keys")
+    assert main(["check"]) == ExitCode.FAILED
+    assert "delta 1: keys: its SHA-256 differs from that in table.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "missing COMMAND; see gatehouse items --help"),
+        (["pubish"], 'unknown command "pubish" of gatehouse items; did you mean "publish"?'),
+        (["zzz"], 'unknown command "zzz" of gatehouse items (commands: publish, list, show'),
+        (["publish"], "missing FILE; see gatehouse items publish --help"),
+        (["publish", "a.csv", "--kye", "x"], "unknown option --kye; did you mean --key?"),
+        (["publish", "none.csv"], "none.csv: cannot be read: No such file or directory"),
+        (["publish", "a.csv", "--max-age", "6"], "--max-age 6: must be a time such as 90s"),
+        (["publish", "a.csv", "--column", "x"], "--column x: must be FEATURE=COLUMN"),
+        (["publish", "a.csv", "--model", "fed"], 'has no model "fed"; did you mean "feed"?'),
+        (["publish", "a.csv", "--version", "9"], "has no version 9"),
+        (["publish", "a.csv", "--max-bad-rows", "-1"], "must be a whole number, 0 or more"),
+        (["prune"], "missing --keep"),
+        (["show", "1"], "feed has no items (tables: none)"),
+    ],
+)
+@pytest.mark.usefixtures("store")
+def test_wrong_usage_is_one_line(capsys, arguments, line):
+    assert line in run(capsys, *arguments, code=ExitCode.USAGE)
+
+
+def test_help_names_the_kind(capsys):
+    for kind in ("items", "users"):
+        for command in ("", "publish", "list", "show", "compact", "prune"):
+            assert main([kind, *filter(None, [command]), "--help"]) == ExitCode.OK
+            out = capsys.readouterr().out
+            assert f"usage: gatehouse {kind} {command}".rstrip() in out
+        assert main([kind, "publish", "--help"]) == ExitCode.OK
+        assert ("drop" in capsys.readouterr().out) == (kind == "items")
+
+
+@pytest.mark.usefixtures("store")
+def test_without_pyarrow_the_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    message = run(capsys, "publish", items(GOOD), code=ExitCode.USAGE)
+    assert message == "reading tables needs pyarrow: pip install -e '.[data]'\n"
+
+
+def test_the_commands_of_the_operators_guide_work(store, capsys):
+    guide = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```sh\n(gatehouse items publish.*?)^```$", guide, flags=re.S | re.M)
+    parquet.write_table(pa.table({"item": [1, 42], "quality": [[1.0, 2.0]] * 2}), "items.parquet")
+    items('{"item": 7, "quality": [0, 1]}\n', "changes.jsonl")
+    items("user_id,age\n1,30\n", "users.csv")
+    for command in block.splitlines():
+        assert main(shlex.split(command)[1:]) == ExitCode.OK, capsys.readouterr().err
+    assert "items 1.1 of feed, item 42" in capsys.readouterr().out
+    assert table(store).label == "2"
+
+
+@pytest.mark.slow
+def test_a_killed_publish_leaves_nothing_that_serves(store, capsys):
+    rows = "".join(
+        f'{{"item": {n % 10}, "quality": [0.5, {n}], "sku": {n}}}\n' for n in range(400_000)
+    )
+    path = items(rows, "items.jsonl")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli.main", "items", "publish", path, "--key", "sku"],
+        env=clean_environment() | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    folder = store / "feed" / "items"
+    deadline = time.monotonic() + 60
+    while not any(each.stat().st_size for each in folder.rglob("rows")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert tables_of(store / "feed", "items") == []
+    run(capsys, "publish", items(GOOD), "--key", "item")
+    assert table(store).rows == 3

@@ -1,0 +1,224 @@
+"""A new version is examined before it serves: compatible, and near enough on recorded traffic."""
+
+import httpx
+import pytest
+
+from app.artifacts.manifest import DenseInput
+from app.main import gatehouse
+from app.scoring.version_trial import VersionTrial
+from app.settings import Settings
+from tests.support.builders import INPUTS, published
+from tests.support.traffic import Reversed, record_of, write_log
+
+NEW = (*INPUTS, DenseInput(name="mood", side="user"))
+WITH_DEFAULT = (*INPUTS, DenseInput(name="mood", side="user", default=(0.5,)))
+GATE = 'active = "latest"\n[replay]\nrequests = 40\nkendall_tau = 0.9\n'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A store with version 1 of `feed`."""
+    published(tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def log(tmp_path):
+    write_log(tmp_path / "log", [record_of(2 + number % 20) for number in range(50)])
+    return tmp_path / "log"
+
+
+def serving(folder, **changes):
+    return gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000, **changes))
+
+
+def traffic(folder, text):
+    (folder / "feed" / "traffic.toml").write_text(text)
+
+
+def roles(parts):
+    registry = parts.service.registry
+    return {each.manifest.version: str(registry.role(each)) for each in registry.versions("feed")}
+
+
+def refused(parts):
+    return {str(artifact): why for artifact, why in parts.service.registry.refused.items()}
+
+
+async def test_version_that_needs_a_new_feature_is_refused_unless_it_may_serve(folder, caplog):
+    async with serving(folder) as parts:
+        await parts.deployment.refresh()
+        published(folder, inputs=NEW)
+        for _ in range(3):
+            await parts.deployment.refresh()
+        assert roles(parts) == {1: "active"}
+        assert refused(parts) == {
+            "feed/2": "it does not accept the example request of feed/1: /user/mood: required "
+            "feature is missing (traffic.toml: accept_incompatible = true lets it serve)"
+        }
+        assert caplog.text.count("artifact feed/2 is refused") == 1
+        traffic(folder, "accept_incompatible = true")
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}
+        assert refused(parts) == {}
+
+
+async def test_version_with_a_new_feature_that_has_a_default_serves(folder):
+    async with serving(folder) as parts:
+        await parts.deployment.refresh()
+        published(folder, inputs=WITH_DEFAULT)
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}
+
+
+async def test_version_that_the_policies_do_not_fit_is_refused_until_they_do(folder, tmp_path):
+    policies = tmp_path / "policies.toml"
+    text = '[policy.home]\nmodels = ["feed"]\nweights = {{ {} = 1.0 }}\n'
+    policies.write_text(text.format("dwell"))
+    async with serving(folder, policies=policies) as parts:
+        await parts.start()
+        tasks = parts.service.registry.active("feed").manifest.tasks
+        ranking = {"weights": {"click": 1.0}}
+        published(
+            folder, tasks=(tasks[0], tasks[1].model_copy(update={"name": "watch"})), ranking=ranking
+        )
+        await parts.deployment.refresh()
+        assert roles(parts) == {1: "active"}
+        assert "the policies file does not fit it: " in refused(parts)["feed/2"]
+        policies.write_text(text.format("click"))
+        parts.policy_file.prepare()()
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}
+
+
+async def test_return_to_an_older_version_is_never_refused(folder, log):
+    published(folder, inputs=WITH_DEFAULT)
+    published(folder, Reversed())
+    async with serving(folder, record=log, record_share=0) as parts:
+        traffic(folder, GATE.replace('"latest"', "3"))
+        await parts.deployment.refresh()
+        assert roles(parts) == {3: "active"}
+        traffic(folder, GATE.replace('"latest"', "2"))  # not loaded, and it differs
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 3: "previous"}
+        traffic(folder, GATE.replace('"latest"', "3"))
+        await parts.deployment.refresh()  # it was active before
+        assert roles(parts) == {3: "active", 2: "previous"}
+
+
+async def test_version_whose_order_differs_on_recorded_traffic_is_refused(folder, log, caplog):
+    caplog.set_level("INFO")
+    traffic(folder, GATE)
+    async with serving(folder, record=log, record_share=0) as parts:
+        await parts.deployment.refresh()
+        published(folder, Reversed())
+        for _ in range(2):
+            await parts.deployment.refresh()
+        assert roles(parts) == {1: "active"}
+        reason = refused(parts)["feed/2"]
+        assert reason.startswith("replay of recorded traffic: kendall_tau: ")
+        assert "at least 0.9 is required: 40 recorded requests, 0 refused; Kendall tau" in reason
+        assert caplog.text.count("artifact feed/2 is refused") == 1
+        assert "model feed/2 is warmed up with 16 recorded requests" in caplog.text
+        published(folder, inputs=WITH_DEFAULT)
+        await parts.deployment.refresh()
+        assert roles(parts) == {3: "active", 1: "previous"}
+        assert "model feed/3 passes the replay of recorded traffic: 40 recorded" in caplog.text
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            card = (await client.get("/v1/models/feed")).json()
+            assert "Kendall tau 1.000" in card["versions"][0]["replay"]
+            assert card["versions"][1]["replay"] is None
+            listed = (await client.get("/v1/models")).json()["refused"]
+            assert [each["version"] for each in listed] == [2]
+        assert (
+            parts.metrics.registry.get_sample_value(
+                "gatehouse_model_swaps_total", {"model": "feed", "result": "refused"}
+            )
+            == 1
+        )
+
+
+async def test_refused_version_is_examined_again_when_the_gate_changes(folder, log, monkeypatch):
+    replayed = []
+    original = VersionTrial.replay
+
+    def counting(self, active, model, gates):
+        replayed.append(model.label)
+        return original(self, active, model, gates)
+
+    monkeypatch.setattr(VersionTrial, "replay", counting)
+    traffic(folder, GATE)
+    async with serving(folder, record=log, record_share=0) as parts:
+        await parts.deployment.refresh()
+        published(folder, Reversed())
+        for _ in range(3):
+            await parts.deployment.refresh()
+        assert replayed == ["feed/2"]
+        traffic(folder, GATE.replace("0.9", "-1.0"))
+        await parts.deployment.refresh()
+        assert replayed == ["feed/2", "feed/2"]
+        assert roles(parts) == {2: "active", 1: "previous"}
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+async def test_without_recorded_traffic_a_version_serves_with_a_warning(
+    folder, tmp_path, caplog, has_folder
+):
+    traffic(folder, GATE)
+    changes = {"record": tmp_path / "empty", "record_share": 0} if has_folder else {}
+    async with serving(folder, **changes) as parts:
+        await parts.deployment.refresh()
+        published(folder, Reversed())
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}
+    (warning,) = [each for each in caplog.records if "not replayed: " in each.getMessage()]
+    assert warning.levelname == "WARNING"
+
+
+async def test_canary_must_pass_and_a_shadow_need_not(folder, log):
+    published(folder, Reversed())
+    published(folder, inputs=NEW)
+    gates = "[replay]\nkendall_tau = 0.9\n"
+    traffic(folder, f"active = 1\n[canary]\nversion = 2\nshare = 0.5\nfor = '1h'\n{gates}")
+    async with serving(folder, record=log, record_share=0) as parts:
+        await parts.deployment.refresh()
+        assert roles(parts) == {1: "active"}
+        assert "replay of recorded traffic" in parts.service.registry.unassigned["feed"]
+        traffic(folder, f"active = 1\n[shadow]\nversion = 3\nshare = 0.5\n{gates}")
+        await parts.deployment.refresh()
+        assert roles(parts) == {1: "active", 3: "shadow"}
+        traffic(folder, f"active = 3\n{gates}")  # it is loaded, but was not examined
+        await parts.deployment.refresh()
+        assert roles(parts) == {1: "active", 3: "shadow"}
+        assert "does not accept the example request" in refused(parts)["feed/3"]
+
+
+async def test_recorded_traffic_that_cannot_be_read_does_not_stop_a_version(
+    folder, tmp_path, caplog
+):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "feed").symlink_to("feed")  # a loop: OSError when it is listed
+    traffic(folder, GATE)
+    async with serving(folder, record=tmp_path / "log", record_share=0) as parts:
+        await parts.deployment.refresh()
+        assert roles(parts) == {1: "active"}
+        published(folder, Reversed())
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}
+    assert "recorded traffic cannot be read to warm up feed/1" in caplog.text
+    assert "not replayed: recorded traffic cannot be read: " in caplog.text
+
+
+async def test_version_that_was_refused_is_refused_after_a_restart(folder, log):
+    published(folder)
+    published(folder, Reversed())
+    traffic(folder, GATE)
+    async with serving(folder, record=log, record_share=0) as parts:
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active"}
+        assert "replay of recorded traffic: kendall_tau" in refused(parts)["feed/3"]
+    traffic(folder, GATE + "[canary]\nversion = 3\nshare = 0.1\nfor = '1h'\n")
+    async with serving(folder, record=log, record_share=0) as parts:
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}  # the canary must pass, too
