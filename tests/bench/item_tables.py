@@ -308,15 +308,15 @@ def main() -> None:
         print(f"\n{ROWS} candidates of {COLUMNS} numbers\n")
         print("| model | form | bytes | requests/s | p50 ms | p99 ms | CPU µs | beside the model |")
         print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-        for each in rates:
-            each.print_all()
-            goals += each.goals()
+        for measured in rates:
+            measured.print_all()
+            goals += measured.goals()
         goals += large_table(folder, arguments.rows)
     print("\n| goal | at most | measured | |")
     print("| --- | ---: | ---: | --- |")
-    for what, measured, most in goals:
-        verdict = "met" if measured <= most else "not met"
-        print(f"| {what} | {most:.2f} | {measured:.2f} | {verdict} |")
+    for what, found, most in goals:
+        verdict = "met" if found <= most else "not met"
+        print(f"| {what} | {most:.2f} | {found:.2f} | {verdict} |")
 
 
 if __name__ == "__main__":

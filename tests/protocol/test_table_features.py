@@ -509,7 +509,8 @@ def test_too_many_keys_are_refused():
 
 
 def test_no_candidates_are_no_problem():
-    for candidates in ([], {"item": []}):
+    forms: tuple[Any, ...] = ([], {"item": []})
+    for candidates in forms:
         assert parse({"user": 7, "candidates": candidates}, tables()).features.rows == 0
 
 

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -249,7 +250,7 @@ def _change(
             if change == "version":
                 version = publish_echo(store).version
                 began = time.monotonic()
-                _until(client, lambda card, version=version: card["version"] == version)
+                _until(client, partial(_is_version, version))
             else:
                 has_delta = tables.current[kind][1] > 0
                 if change == "swap" and has_delta and drawn.random() < 0.5:
@@ -260,7 +261,7 @@ def _change(
                     keys = ITEMS if kind == "items" else USERS
                     label = tables.change(kind, drawn.sample(keys, drawn.randint(1, 10)))
                 began = time.monotonic()
-                _until(client, lambda card, at=(kind, label): at in _serving(card))
+                _until(client, partial(_is_serving, (kind, label)))
             took.setdefault(name, []).append(time.monotonic() - began)
             memory.append(resident(server.process.pid))
     return took, memory
@@ -268,6 +269,14 @@ def _change(
 
 def _serving(card: Any) -> set[tuple[str, str]]:
     return {(each["table"], each["version"]) for each in card["tables"]}
+
+
+def _is_version(version: int, card: Any) -> bool:
+    return bool(card["version"] == version)
+
+
+def _is_serving(at: tuple[str, str], card: Any) -> bool:
+    return at in _serving(card)
 
 
 def _until(client: httpx.Client, is_so: Callable[[Any], bool]) -> None:

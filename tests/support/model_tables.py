@@ -53,11 +53,13 @@ class MemoryTable:
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         self.takes.append(len(positions))
-        return self.records[positions]
+        taken: np.ndarray = self.records[positions]
+        return taken
 
     def gather(self, name: str, positions: np.ndarray, out: Any = None) -> np.ndarray:
         assert out is None
-        return self.records[name][positions]
+        column: np.ndarray = self.records[name][positions]
+        return column
 
 
 def memory_table(

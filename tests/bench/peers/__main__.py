@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,14 +34,24 @@ from app.artifacts.program import Program, scores
 from app.artifacts.store import PROGRAM, Store
 from app.benchmarking.load import Plan, fire, http
 from app.engine.hardware import usable_cores
+from tests import REPOSITORY
 from tests.bench.hot_path import in_process_cpu_us, settled
 from tests.bench.http import candidates, in_process, reference_artifact
 from tests.bench.peers.environments import FOLDER, CannotInstall
-from tests.bench.peers.peers import PEERS, Peer, Running, Scores, Settings, check, running
+from tests.bench.peers.peers import (
+    PEERS,
+    Peer,
+    Running,
+    Scores,
+    Settings,
+    check,
+    items_file,
+    running,
+)
 from tests.bench.peers.tables import CONNECTIONS, SIZES, Result, write
 from tests.bench.wrk import wrk
 
-GROUPS = (("binary",), ("json",))
+GROUPS = (("binary", "ids"), ("json",))
 """Forms whose servers run at the same time."""
 RESULTS = FOLDER / "results.jsonl"
 CHOSEN = FOLDER / "chosen.json"
@@ -256,6 +267,14 @@ def open_rates(done: Sequence[Result], number: int) -> Mapping[int, float]:
     return {rows: _OPEN_SHARE * min(rates[rows, peer] for peer in _OPEN_PEERS) for rows in SIZES}
 
 
+def publish_items(folder: Path) -> None:
+    """Publish the candidates of the largest request as an items table of the reference model."""
+    file = items_file(folder, max(SIZES))
+    store = ("--store", str(folder / "store"), "--model", "reference", "--key", "item_id")
+    command = [sys.executable, "-m", "app", "items", "publish", str(file), *store]
+    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+
+
 def main() -> None:
     """Measure what is missing, then print or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -279,6 +298,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         artifact = reference_artifact(Store(folder / "store"))
+        publish_items(folder)
         program = load(artifact, torch.device("cpu")).program
         torch.set_num_threads(1)
         file = (artifact.folder / PROGRAM).absolute()

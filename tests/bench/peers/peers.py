@@ -47,7 +47,7 @@ class Peer:
 
     Attributes:
         name: as in the tables.
-        forms: `binary` and `json`, as far as it has them.
+        forms: `binary`, `json` and `ids` (keys of a table only), as far as it has them.
         sweep: the settings that are tried, as environment variables of its script.
         command: returns the command that starts it, from its port, its settings and a folder.
         package: the environment of its packages; empty for Gatehouse.
@@ -90,6 +90,20 @@ def _json(path: str, read: Callable[[object], object] = lambda document: documen
         return Post(path, body, {"content-type": "application/json"})
 
     return Form(post, lambda body, _: np.array(read(json.loads(body)), np.float32))
+
+
+def _ids(rows: int) -> Post:
+    """Return a request that has the keys of its candidates only; a table has their features."""
+    body = orjson.dumps({"candidates": list(range(rows))})
+    return Post("/v1/score", body, {"content-type": "application/json"})
+
+
+def items_file(folder: Path, rows: int) -> Path:
+    """Write the candidates of a request as a file for `gatehouse items publish`."""
+    file = folder / "items.jsonl"
+    lines = [orjson.dumps({"item_id": n, "x": each.tolist()}) for n, each in enumerate(_x(rows))]
+    file.write_bytes(b"\n".join(lines))
+    return file
 
 
 def _read_native(body: bytes, _: Mapping[str, str]) -> Scores:
@@ -204,7 +218,11 @@ _FIT = (1, 2)  # processes that compute, on two cores
 PEERS = [
     Peer(
         "Gatehouse",
-        {"binary": Form(v2_binary, _read_v2), "json": Form(native, _read_native)},
+        {
+            "binary": Form(v2_binary, _read_v2),
+            "json": Form(native, _read_native),
+            "ids": Form(_ids, _read_native),
+        },
         [{}],
         _gatehouse_command,
     ),

@@ -118,7 +118,7 @@ def summary(cells: Cells) -> Iterator[str]:
             f"| the model in process, all cores | {' | '.join(rates)} | {alone.p50_ms:.1f} ms "
             f"| {limit[1].cpu_us:,.0f} µs |"
         )
-    for form in ("binary", "json"):
+    for form in _FORMS:
         for name in peers_of(cells, form):
             bold = "**" if name == OURS else ""
             shown = [f"{bold}{name}, {_FORMS[form]}{bold}"]
@@ -131,7 +131,7 @@ def summary(cells: Cells) -> Iterator[str]:
             yield f"| {' | '.join(shown)} |"
 
 
-_FORMS = {"binary": "binary", "json": "JSON"}
+_FORMS = {"binary": "binary", "json": "JSON", "ids": "keys of a table only"}
 
 
 def ratios(cells: Cells) -> Iterator[str]:
@@ -165,7 +165,7 @@ def details(cells: Cells) -> Iterator[str]:
     """Yield every cell."""
     yield "| form | rows | connections | server | requests/s | p50 ms | p99 ms | CPU µs a request |"
     yield "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |"
-    for form in ("binary", "json"):
+    for form in _FORMS:
         for rows in SIZES:
             for connections in CONNECTIONS:
                 for name in peers_of(cells, form):
@@ -233,6 +233,12 @@ def goals(cells: Cells) -> Iterator[Goal]:
             2 * max(best) / json_500.rate,
             1.0,
         )
+    ids = cells.get((OURS, "ids", 500, 32))
+    for form, most in (("json", 0.2), ("binary", 0.6)):
+        full = cells.get((OURS, form, 500, 32))
+        if ids and full and alone:
+            what = f"500 rows, keys only: CPU beside the model's / that of {_FORMS[form]}"
+            yield what, (ids.cpu_us - alone.cpu_us) / (full.cpu_us - alone.cpu_us), most
     for rows in SIZES:
         opened = {
             peer: cell for (peer, _, size, n), cell in cells.items() if n == 0 and size == rows
@@ -331,7 +337,7 @@ def plot(cells: Cells) -> None:
         for axes, rows in zip(figure.subplots(1, 3), SIZES, strict=True):
             bars = [
                 (cell.rate, f"{name}, {_FORMS[form]}", name == OURS)
-                for form in ("binary", "json")
+                for form in _FORMS
                 for name in peers_of(cells, form)
                 if (cell := cells.get((name, form, rows, 32))) is not None
             ]
