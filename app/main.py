@@ -1,8 +1,9 @@
 """The composition root: settings become objects, and objects become one ASGI app."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -10,8 +11,9 @@ from importlib.metadata import version
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import console, models, open_inference as v2, operations, problems, tables
+from app.api import models, open_inference as v2, operations, problems, rank, tables
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
+from app.api.console import page as console
 from app.api.examples import example_request
 from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
@@ -30,6 +32,7 @@ from app.scoring.body import BodyReader, ByteBudget
 from app.scoring.keys import Keys
 from app.scoring.score import Limits, Scorer
 from app.scoring.service import Service
+from app.scoring.trace import span_recorder
 from app.scoring.traffic_recorder import TrafficRecorder, require_pyarrow
 from app.scoring.version_trial import VersionTrial
 from app.settings import Settings
@@ -84,6 +87,7 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
     keys = Keys(text=secrets, file=settings.keys_file)
     device = device_named(settings.device)
     metrics = Metrics()
+    spans = span_recorder(os.environ, metrics, scheme=settings.scheme)
     registry = Registry(metrics, default_model=settings.default_model)
     lost = asyncio.Event()
     recorder = _recorder(settings, metrics)
@@ -126,6 +130,7 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
             limits=_limits(settings),
             log=log,
             metrics=metrics,
+            spans=spans,
             recorder=recorder,
         )
         bodies = BodyReader(
@@ -136,7 +141,11 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
         render = partial(asyncio.to_thread, metrics.render)
         scrape = render if member is None else partial(render_all, member, render)
         app = create_app(settings, service, scorer, bodies, log, metrics, keys, scrape)
-        with closing(EventLoopMonitor(metrics)), closing(log):
+        with ExitStack() as stack:
+            if spans is not None:
+                stack.enter_context(closing(spans))
+            stack.enter_context(closing(EventLoopMonitor(metrics)))
+            stack.enter_context(closing(log))
             yield Gatehouse(
                 app,
                 scorer,
@@ -242,7 +251,8 @@ def create_app(
         scorer.limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes
     )
     routers = [
-        models.routes(service),
+        models.routes(service, metrics.gates),
+        rank.routes(service, bodies, keys),
         tables.routes(service.registry),
         operations.routes(
             service, scrape, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port

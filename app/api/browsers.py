@@ -39,7 +39,10 @@ _PAGE_HEADERS = [
 
 
 class SecurityHeadersMiddleware:
-    """Adds headers to HTML pages: no foreign content, no framing, no referrer."""
+    """Adds headers to HTML pages: no foreign content, no framing, no referrer.
+
+    A page may have a content security policy of its own.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -51,7 +54,9 @@ class SecurityHeadersMiddleware:
             if message["type"] == "http.response.start":
                 headers = message.get("headers", [])
                 if any(name == b"content-type" and b"html" in value for name, value in headers):
-                    message["headers"] = [*headers, *_PAGE_HEADERS]
+                    own = {name for name, _ in headers}
+                    added = [each for each in _PAGE_HEADERS if each[0] not in own]
+                    message["headers"] = [*headers, *added]
             await send(message)
 
         await self._app(scope, receive, send_safely)

@@ -9,6 +9,9 @@ from app.api.openapi.responses import problems
 from app.api.openapi.schemas import (
     CanaryState,
     DriftState,
+    GateLevelUse,
+    GateUse,
+    GoldenCheck,
     IgnoredFolder,
     LoadedVersion,
     ModelCard,
@@ -21,6 +24,7 @@ from app.api.openapi.schemas import (
     TrafficState,
 )
 from app.api.tables import table_state
+from app.artifacts.golden import device_name
 from app.artifacts.loader import Model
 from app.artifacts.model_tables import NO_TABLES
 from app.errors import FieldError, InvalidRequest, ModelNotFound, NotReady
@@ -29,6 +33,7 @@ from app.lifecycle.traffic import Traffic
 from app.ranking.ranker import Ranker
 from app.scoring.drift import Drift
 from app.scoring.service import Service
+from app.telemetry.gates import GateMetrics
 
 _CANDIDATES = {
     "name": "candidates",
@@ -43,15 +48,15 @@ _CANDIDATES = {
 }
 
 
-def routes(service: Service) -> APIRouter:
-    """Return the routes over a service's registry."""
+def routes(service: Service, gates: GateMetrics) -> APIRouter:
+    """Return the routes over a service's registry; `gates` has what gates choose."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("", summary="Active models and refused versions")
     async def list_models() -> ModelList:
         registry = service.registry
         return ModelList(
-            models=[_card(model, service) for model in registry.models()],
+            models=[_card(model, service, gates) for model in registry.models()],
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()
@@ -77,7 +82,7 @@ def routes(service: Service) -> APIRouter:
     )
     async def show_model(model: str) -> ModelCard:
         registry = service.registry
-        return _card(registry.active(model), service)
+        return _card(registry.active(model), service, gates)
 
     @router.get(
         "/{model}/example",
@@ -103,7 +108,7 @@ def _candidates(text: str | None) -> int:
     raise InvalidRequest([FieldError("", detail)])
 
 
-def _card(model: Model, service: Service) -> ModelCard:
+def _card(model: Model, service: Service, gates: GateMetrics) -> ModelCard:
     manifest, policies, registry = model.manifest, service.policies, service.registry
     own = policies.of(model)
     tables = registry.tables.get(model, NO_TABLES)
@@ -111,7 +116,7 @@ def _card(model: Model, service: Service) -> ModelCard:
     return ModelCard(
         name=manifest.name,
         version=manifest.version,
-        versions=[_loaded(each, registry) for each in registry.versions(manifest.name)],
+        versions=[_loaded(each, registry, gates) for each in registry.versions(manifest.name)],
         traffic=_traffic(manifest.name, registry),
         architecture=manifest.architecture,
         created=manifest.created,
@@ -132,16 +137,45 @@ def _card(model: Model, service: Service) -> ModelCard:
     )
 
 
-def _loaded(model: Model, registry: Registry) -> LoadedVersion:
+def _loaded(model: Model, registry: Registry, gates: GateMetrics) -> LoadedVersion:
     manifest = model.manifest
+    golden = GoldenCheck(
+        examples=model.golden.requests,
+        largest_difference=model.golden_difference,
+        tolerance=manifest.precision.tolerance[device_name(model.program)],
+    )
     return LoadedVersion(
         version=manifest.version,
         role=registry.role(model),
         created=manifest.created,
+        architecture=manifest.architecture,
+        precision=manifest.precision,
+        golden=golden,
+        evaluation=manifest.evaluation,
+        gates=_gate_use(model, gates),
         score_url=f"/v1/models/{manifest.name}/versions/{manifest.version}/score",
         problem=registry.damaged.get(model.label),
         replay=registry.replays.get(model.label),
     )
+
+
+def _gate_use(model: Model, gates: GateMetrics) -> GateUse | None:
+    if not model.manifest.gates:
+        return None
+    requests, means = gates.recent(model.label)
+    left = iter(() if means is None else means.tolist())
+    levels = []
+    for level in model.manifest.gates:
+        weights = None
+        if means is not None:
+            weights = [[None] * len(level.experts) for _ in level.gates]
+            for row, positions in zip(weights, level.sees, strict=True):
+                for position in positions:
+                    row[position] = next(left)
+        levels.append(
+            GateLevelUse(gates=list(level.gates), experts=list(level.experts), weights=weights)
+        )
+    return GateUse(requests=requests, levels=levels)
 
 
 def _traffic(name: str, registry: Registry) -> TrafficState:

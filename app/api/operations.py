@@ -1,11 +1,14 @@
 """Routes for operators: health, readiness, engine state, metrics and the home page."""
 
+from datetime import UTC, datetime
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from app.api.home import home_page
 from app.api.openapi.responses import problems
+from app.api.openapi.schemas import EventList, EventSchema
 from app.engine.state import EngineState
 from app.errors import Draining, NotReady, PathNotFound
 from app.scoring.keys import Keys
@@ -50,6 +53,23 @@ def routes(
     @router.get("/v1/engine", summary="State of the engine: queues, lanes and batch costs")
     async def engine() -> EngineState:
         return service.state(lane_hang_s)
+
+    @router.get(
+        "/v1/events",
+        summary="The last events of this process: versions, traffic and files that changed",
+    )
+    async def events() -> EventList:
+        return EventList(
+            events=[
+                EventSchema(
+                    at=datetime.fromtimestamp(each.unix_s, UTC),
+                    kind=each.kind,
+                    text=each.text,
+                    is_problem=each.is_problem,
+                )
+                for each in service.registry.events.latest()
+            ]
+        )
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:

@@ -115,8 +115,10 @@ class Effects:
         return ""
 
 
-def effects(module: torch.jit.ScriptModule, frozen: torch.jit.ScriptModule) -> Effects:
-    """Return what a call of `forward` may change.
+def effects(
+    module: torch.jit.ScriptModule, frozen: torch.jit.ScriptModule, *methods: str
+) -> Effects:
+    """Return what a call of `forward`, or of one of the other `methods`, may change.
 
     Both forms are followed. Freezing removes branches that only training takes, and resolves
     flags. But it also loses some writes, so the frozen module alone is not enough.
@@ -124,11 +126,14 @@ def effects(module: torch.jit.ScriptModule, frozen: torch.jit.ScriptModule) -> E
     Args:
         module: in `eval` mode, as it was saved.
         frozen: the same, frozen; `module` itself where it was frozen before it was saved.
+        methods: names of methods that are called beside `forward`.
     """
     found = Effects()
-    if module is not frozen:
-        _Analysis(found, is_frozen=False).follow_graph(_without_training(module.inlined_graph))
-    _Analysis(found, is_frozen=True).follow_graph(frozen.inlined_graph)
+    for method in ("forward", *methods):
+        if module is not frozen:
+            graph = _without_training(getattr(module, method).inlined_graph)
+            _Analysis(found, is_frozen=False).follow_graph(graph)
+        _Analysis(found, is_frozen=True).follow_graph(getattr(frozen, method).inlined_graph)
     return found
 
 
@@ -172,7 +177,7 @@ class _Analysis:
         self._origins: dict[str, _Origins] = {}
 
     def follow_graph(self, graph: Any) -> None:
-        """Follow the graph of a module's `forward`."""
+        """Follow the graph of a module's method."""
         self_, *inputs = graph.inputs()
         self._share(self_, {_SELF})
         for each in inputs:

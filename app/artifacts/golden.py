@@ -84,8 +84,16 @@ class Golden:
             scores=take("scores", np.float32, expected),
         )
 
-    def check(self, program: Program) -> None:
+    @property
+    def requests(self) -> int:
+        """The number of requests."""
+        return len(np.unique(self.batch.row_to_request))
+
+    def check(self, program: Program) -> float:
         """Run all requests as one batch, then each alone, and compare with the recorded outputs.
+
+        Returns:
+            The largest difference, `|y - g| / (1 + |g|)`.
 
         Raises:
             ArtifactInvalid: an output differs by more than the manifest's tolerance, or the program
@@ -96,11 +104,14 @@ class Golden:
             raise ArtifactInvalid(
                 f"model.json: precision.tolerance has no entry for {program.device.type}"
             )
-        self._compare(program, self.batch, slice(None), tolerance, "all requests in one batch")
+        how = "all requests in one batch"
+        largest = self._compare(program, self.batch, slice(None), tolerance, how)
         row_to_request = self.batch.row_to_request
         for request, batch in zip(np.unique(row_to_request), self.batch.requests(), strict=True):
             mine = row_to_request == request
-            self._compare(program, batch, mine, tolerance, f"request {request} alone")
+            found = self._compare(program, batch, mine, tolerance, f"request {request} alone")
+            largest = max(largest, found)
+        return largest
 
     def _compare(
         self,
@@ -109,7 +120,8 @@ class Golden:
         rows: slice | npt.NDArray[np.bool_],
         tolerance: float,
         how: str,
-    ) -> None:
+    ) -> float:
+        largest = 0.0
         raw = _run(program, batch, f"golden check, {how}")
         for what, got, golden in (
             ("raw output", raw, self.raw[rows]),
@@ -123,6 +135,8 @@ class Golden:
                     f"golden check, {how}: {what} of task {program.description.tasks[k].name} "
                     f"differs by {worst:.3g}, tolerance {tolerance:g} on {program.device.type}"
                 )
+            largest = max(largest, worst)
+        return largest
 
 
 def device_name(program: Program) -> Device:

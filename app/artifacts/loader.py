@@ -35,6 +35,8 @@ from app.artifacts.program import Program, error_summary
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact
 from app.errors import ArtifactInvalid
 
+GATE_WEIGHTS = "gate_weights"
+"""The method of a module that returns what its gates choose."""
 LARGEST_MANIFEST = 16 * 2**20
 """Bytes; a manifest of a thousand features has a quarter of a megabyte."""
 _CHUNK = 4 * 2**20
@@ -48,6 +50,8 @@ class Model:
     program: Program
     golden: Golden
     vocabularies: Vocabularies = field(default_factory=dict)
+    golden_difference: float = 0.0
+    """The largest difference from the golden examples when it was loaded; see `Golden.check`."""
     label: str = field(init=False)
     """`name/version`, as in logs and metrics."""
 
@@ -86,8 +90,10 @@ def _load(artifact: Artifact, device: torch.device) -> Model:
         _read_verified(artifact, EXPORTED, manifest)
     program = load_program(content, manifest, device)
     del content
-    golden.check(program)
-    return Model(manifest, program, golden, load_vocabularies(artifact, manifest))
+    difference = golden.check(program)
+    check_gates(program, golden)
+    vocabularies = load_vocabularies(artifact, manifest)
+    return Model(manifest, program, golden, vocabularies, difference)
 
 
 def load_vocabularies(artifact: Artifact, manifest: Manifest) -> Vocabularies:
@@ -150,14 +156,19 @@ def load_program(
             because of what it changes when it is called.
     """
     module = load_module(content, device)
+    kept = [GATE_WEIGHTS] if description.gates else []
+    if kept and not hasattr(module, GATE_WEIGHTS):
+        raise ArtifactInvalid(
+            f"{PROGRAM}: {MANIFEST} describes gates, but the module has no method {GATE_WEIGHTS}"
+        )
     try:
         with warnings.catch_warnings():
             _ignore_deprecation()
             # A module that was frozen before it was saved has no `training` attribute left.
-            frozen = torch.jit.freeze(module) if hasattr(module, "training") else module
+            frozen = torch.jit.freeze(module, kept) if hasattr(module, "training") else module
     except (RuntimeError, ValueError) as error:
         raise _unloadable(error) from error
-    found = effects(module, frozen)
+    found = effects(module, frozen, *kept)
     if found.problem:
         raise ArtifactInvalid(f"{PROGRAM}: {found.problem}")
     return Program(
@@ -167,6 +178,19 @@ def load_program(
         copy_inputs=found.inputs,
         has_steady_cost=not found.reads_values,
     )
+
+
+def check_gates(program: Program, golden: Golden) -> None:
+    """Check that the gates of a program can be observed as its description says.
+
+    Raises:
+        ArtifactInvalid: they cannot; there is no check without gates.
+    """
+    if program.gates:
+        try:
+            program.gate_weights(golden.batch)
+        except (RuntimeError, ValueError) as error:
+            raise ArtifactInvalid(f"{PROGRAM}: {error_summary(error)}") from error
 
 
 def load_module(content: bytes | memoryview, device: torch.device) -> torch.jit.ScriptModule:

@@ -36,6 +36,7 @@ FeatureName = Annotated[str, Field(pattern=r"^[^\s./\\\p{C}](?:[^/\\\p{C}]{0,62}
 """1 to 64 characters of any script, with spaces inside; no slashes and no control characters."""
 ForeignName = Annotated[str, Field(min_length=1, max_length=256)]
 """The name of an argument or an output of a module from elsewhere: any text."""
+Label = Annotated[str, Field(min_length=1, max_length=80)]
 Side = Literal["user", "candidate"]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
@@ -56,6 +57,9 @@ PrecisionName = Literal["fp32", "bf16", "fp16", "int8-embeddings"]
 scale per row, and all else is fp32. Softmax and logits are fp32 in every precision."""
 Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Change = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+MOST_GATE_WEIGHTS = 1024
+"""The most weights of one version that become time series."""
 
 FP32_TOLERANCE: Mapping[Device, float] = {"cpu": 1e-5, "cuda": 1e-4}
 """Tolerance of fp32: how much outputs may differ between machines and between batches."""
@@ -363,6 +367,44 @@ class Precision(Value):
         return cls(name=name, tolerance=tolerance, parity=parity)
 
 
+class GateLevel(Value):
+    """The gates of one level of a mixture of experts.
+
+    The module has a method `gate_weights`, with the arguments of `forward`. It returns one tensor
+    `[B, gates, experts]` for each level: the weight that each gate gives to each expert.
+
+    Attributes:
+        gates: their names, in the order of the weights.
+        experts: their names, in the order of the weights.
+        sees: for each gate the positions of the experts that it chooses from; its weights of
+            these sum to 1, and the others are 0.
+    """
+
+    gates: tuple[Label, ...] = Field(min_length=1)
+    experts: tuple[Label, ...] = Field(min_length=1)
+    sees: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
+
+    @property
+    def cells(self) -> int:
+        """How many weights are not always 0."""
+        return sum(map(len, self.sees))
+
+    @model_validator(mode="after")
+    def _names_and_positions_agree(self) -> Self:
+        for what, names in (("gates", self.gates), ("experts", self.experts)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"two {what} have the same name")
+        if len(self.sees) != len(self.gates):
+            raise ValueError(f"sees has {len(self.sees)} entries for {len(self.gates)} gates")
+        for gate, positions in zip(self.gates, self.sees, strict=True):
+            is_known = positions and max(positions) < len(self.experts)
+            if not is_known or len(set(positions)) < len(positions):
+                raise ValueError(
+                    f"sees of gate {gate}: must be different positions below {len(self.experts)}"
+                )
+        return self
+
+
 class Description(Value):
     """The description of a model: the manifest without files, version and time."""
 
@@ -373,6 +415,8 @@ class Description(Value):
     tasks: tuple[TaskOutput, ...] = Field(min_length=1)
     ranking: Policy
     precision: Precision = Precision()
+    gates: tuple[GateLevel, ...] = Field(default=(), max_length=64)
+    """The levels of a mixture of experts, whose gates are observed; empty for other models."""
     evaluation: Mapping[str, Mapping[str, Figure]] = Field(default={})
     """Held-out metrics per task, such as `{"click": {"auc": 0.74}}`."""
     training: dict[str, JsonValue] = Field(default={})
@@ -388,6 +432,14 @@ class Description(Value):
             raise ValueError(f'name: "stats" is reserved: {rule}')
         if any(task.name == "rank_score" for task in self.tasks):
             raise ValueError('tasks: "rank_score" is reserved: it is an output of every model')
+        return self
+
+    @model_validator(mode="after")
+    def _gates_can_be_observed(self) -> Self:
+        if (cells := sum(level.cells for level in self.gates)) > MOST_GATE_WEIGHTS:
+            raise ValueError(f"gates: {cells} weights, at most {MOST_GATE_WEIGHTS} are observed")
+        if self.gates and not isinstance(self.call, RequestCall):
+            raise ValueError('gates: the layout of the call must be "request"')
         return self
 
     @model_validator(mode="after")
@@ -544,5 +596,6 @@ _KEYS = frozenset(
             for name in kind.model_fields
         ),
         *(name for kind in (Policy, Precision, Parity, FileDigest) for name in kind.model_fields),
+        *GateLevel.model_fields,
     }
 )

@@ -12,6 +12,7 @@ from app.artifacts.manifest import (
     Argument,
     Derived,
     Description,
+    GateLevel,
     IdListInput,
     RequestCall,
     RowsCall,
@@ -20,6 +21,8 @@ from app.artifacts.manifest import (
 
 Raw = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
+GateWeights = npt.NDArray[np.float32]
+"""The weights of one level, `[B, gates, experts]`."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -30,6 +33,7 @@ DTYPES = {
 }
 """The dtypes of arguments by their names in a manifest."""
 
+_GATE_TOLERANCE = 1e-3  # of a sum of weights
 _LARGEST_EXPONENT = np.float32(80)  # exp(88.8) leaves float32
 
 
@@ -62,6 +66,7 @@ class Program:
         self.device = device
         self._module = module
         self._copy_inputs = copy_inputs
+        self.gates = description.gates
         self.has_steady_cost = has_steady_cost
         outputs = [task.output for task in description.tasks]
         self._lists = {each.name: each for each in description.inputs if each.kind == "id_list"}
@@ -99,14 +104,45 @@ class Program:
             RuntimeError: the module raised.
         """
         with torch.inference_mode():
-            user = {name: torch.from_numpy(array) for name, array in batch.user.items()}
-            candidate = {name: torch.from_numpy(array) for name, array in batch.candidate.items()}
-            row_to_request = torch.from_numpy(batch.row_to_request)
-            if self.device.type != "cpu":
-                user = {name: tensor.to(self.device) for name, tensor in user.items()}
-                candidate = {name: tensor.to(self.device) for name, tensor in candidate.items()}
-                row_to_request = row_to_request.to(self.device)
-            return self._call(user, candidate, row_to_request)
+            return self._call(*self._tensors(batch))
+
+    def gate_weights(self, batch: ModelInputs) -> list[GateWeights]:
+        """Return the weight that each gate gives to each expert, by level.
+
+        Raises:
+            ValueError: the module did not return what the description says.
+            RuntimeError: the module raised.
+        """
+        with torch.inference_mode():
+            returned = self._gate_weights(*self._tensors(batch))
+            if not isinstance(returned, list | tuple) or len(returned) != len(self.gates):
+                raise ValueError(f"gate_weights must return {len(self.gates)} tensors, in a list")
+            return [
+                _weights(tensor, number, level, batch.rows)
+                for number, (tensor, level) in enumerate(zip(returned, self.gates, strict=True), 1)
+            ]
+
+    def _tensors(self, batch: ModelInputs) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Return a batch as tensors on the program's device."""
+        user = {name: torch.from_numpy(array) for name, array in batch.user.items()}
+        candidate = {name: torch.from_numpy(array) for name, array in batch.candidate.items()}
+        row_to_request = torch.from_numpy(batch.row_to_request)
+        if self.device.type != "cpu":
+            user = {name: tensor.to(self.device) for name, tensor in user.items()}
+            candidate = {name: tensor.to(self.device) for name, tensor in candidate.items()}
+            row_to_request = row_to_request.to(self.device)
+        return user, candidate, row_to_request
+
+    def _gate_weights(
+        self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
+    ) -> object:
+        if self._copy_inputs:
+            user, candidate, row_to_request = _copies(user, candidate, row_to_request)
+        try:
+            with nullcontext() if self.device.type == "cpu" else unoptimised():
+                return self._module.gate_weights(user, candidate, row_to_request)
+        except torch.jit.Error as error:  # as in `_call`
+            raise RuntimeError(str(error)) from error
 
     def _stacked(self, returned: object, rows: int) -> Tensor:
         whole = (rows, len(self.description.tasks))
@@ -120,9 +156,7 @@ class Program:
     ) -> object:
         call = self.description.call
         if self._copy_inputs:
-            user = {name: tensor.clone() for name, tensor in user.items()}
-            candidate = {name: tensor.clone() for name, tensor in candidate.items()}
-            row_to_request = row_to_request.clone()
+            user, candidate, row_to_request = _copies(user, candidate, row_to_request)
         try:
             with nullcontext() if self.device.type == "cpu" else unoptimised():
                 if isinstance(call, RequestCall):
@@ -135,6 +169,35 @@ class Program:
     def _call_rows(self, call: RowsCall, features: dict[str, Tensor]) -> object:
         packed = {each.name: _pack(each, features, self._lists) for each in call.arguments}
         return self._module(packed) if call.style == "dict" else self._module(*packed.values())
+
+
+def _copies(
+    user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    return (
+        {name: tensor.clone() for name, tensor in user.items()},
+        {name: tensor.clone() for name, tensor in candidate.items()},
+        row_to_request.clone(),
+    )
+
+
+def _weights(tensor: object, number: int, level: GateLevel, rows: int) -> GateWeights:
+    """Return the weights of one level, `[B, gates, experts]`, checked."""
+    shape = (rows, len(level.gates), len(level.experts))
+    if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
+        found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"gate_weights: level {number} is {found}, expected {shape}")
+    weights: GateWeights = tensor.to(torch.float32).cpu().numpy()
+    seen = np.zeros(shape[1:], np.bool_)
+    for gate, experts in enumerate(level.sees):
+        seen[gate, list(experts)] = True
+    is_mixture = np.abs(weights.sum(2) - 1) <= _GATE_TOLERANCE  # [B, gates]; false for NaN
+    if not is_mixture.all() or (weights[:, ~seen] != 0).any():
+        raise ValueError(
+            f"gate_weights: level {number}: the weights of a gate must sum to 1, "
+            "and be 0 for experts that it does not see"
+        )
+    return weights
 
 
 def unoptimised() -> AbstractContextManager[None]:

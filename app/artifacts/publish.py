@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
-from app.artifacts.loader import load, load_program, read_vocabularies
+from app.artifacts.loader import check_gates, load, load_program, read_vocabularies
 from app.artifacts.manifest import Description, FileDigest, Manifest, first_problem
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact, Store
 from app.artifacts.unnamed_folder import unnamed_folder, write_file
@@ -56,6 +56,7 @@ def publish(
     program = load_program(content, description, torch.device("cpu"))
     golden = Golden.record(program, requests)
     golden.check(program)
+    check_gates(program, golden)
     files = {PROGRAM: content, GOLDEN: golden.to_bytes(), **vocabularies}
     if exported is not None:
         files[EXPORTED] = exported

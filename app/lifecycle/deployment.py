@@ -235,11 +235,14 @@ class Deployment:
         self._registry.compare(name)
         if canary.state == "promoted":
             logger.info("canary %s is promoted: %s", canary.model, canary.report())
+            self._registry.events.add("traffic", f"canary {canary.model} is promoted")
             self._registry.switch(canary.model)
             self._tables.show()
         else:
             self._registry.assign(canary.model, Role.PREVIOUS)
             logger.error("canary %s is ended: %s: %s", canary.model, canary.reason, canary.report())
+            text = f"canary {canary.model} is ended: {canary.reason}"
+            self._registry.events.add("traffic", text, is_problem=True)
         canary.close()
         self._metrics.canary_over(name, canary.state)
 
@@ -269,6 +272,8 @@ class Deployment:
             return
         self._registry.last_canaries[name] = self._registry.canaries[name] = canary
         self._registry.assign(model, Role.CANARY)
+        text = f"canary {model} gets {settings.share:g} of the traffic of {canary.active}"
+        self._registry.events.add("traffic", text)
         logger.info(
             "canary %s gets %g of the traffic of %s for %s, by %s",
             model,
@@ -306,6 +311,8 @@ class Deployment:
         if registry.role(model) != Role.CANARY:
             registry.assign(model, Role.SHADOW)
         logger.info("shadow %s scores %g of the traffic of %s", model, settings.share, active)
+        text = f"shadow {model} scores {settings.share:g} of the traffic of {active}"
+        registry.events.add("traffic", text)
 
     async def _load_beside(
         self, name: str, version: int, versions: Sequence[Artifact], *, is_tried: bool = False
@@ -334,6 +341,7 @@ class Deployment:
         if self._registry.unassigned.get(name) != reason:
             self._registry.unassigned[name] = reason
             logger.error("model %s: %s", name, reason)
+            self._registry.events.add("traffic", f"{name}: {reason}", is_problem=True)
 
     async def _follow(self, name: str, versions: Sequence[Artifact]) -> None:
         """Load, activate and free versions of one model as its traffic file says."""
@@ -405,6 +413,7 @@ class Deployment:
             except OSError as error:
                 problem = f"its files in the store cannot be read: {_os_reason(error)}"
             if problem and registry.damaged.get(model.label) != problem:
+                registry.events.add("version", f"{model} {problem}", is_problem=True)
                 logger.error(
                     "model %s (%s) %s; it goes on serving until the server stops",
                     model,
@@ -412,6 +421,7 @@ class Deployment:
                     problem,
                 )
             elif not problem and model.label in registry.damaged:
+                registry.events.add("version", f"{model}: its files in the store are intact again")
                 logger.info("model %s: its files in the store are intact again", model)
             registry.damaged.pop(model.label, None)
             if problem:

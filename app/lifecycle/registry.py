@@ -65,6 +65,7 @@ class Registry:
         table_problems: what is wrong with the files of a table that serves, by the same.
         table_figures: of the tables of active versions.
         on_freed: called with each version that is not loaded any more.
+        events: what happens to versions is added to these.
     """
 
     def __init__(self, metrics: Metrics, *, default_model: str | None = None) -> None:
@@ -86,6 +87,7 @@ class Registry:
         self.table_problems: dict[tuple[str, str], str] = {}
         self.table_figures: Sequence[TableFigures] = ()
         self.on_freed: list[Callable[[Model], None]] = []
+        self.events = metrics.events
         self._active: dict[str, Model] = {}
         self._loaded: dict[str, dict[int, Model]] = {}
         self._former: dict[str, list[int]] = {}  # that were active, the latest first
@@ -224,6 +226,7 @@ class Registry:
         self._show_roles(name)
         after = "" if former is None or former is model else f", after {former}"
         logger.info("model %s is active%s", model, after)
+        self.events.add("version", f"{model} is active{after}")
 
     def _keep_default(self, name: str) -> None:
         """Let the only model stay the default when a second one, `name`, becomes active."""
@@ -263,6 +266,7 @@ class Registry:
             for call in self.on_freed:
                 call(model)
             logger.info("model %s is freed", model)
+            self.events.add("version", f"{model} is freed")
         self._show_roles(name)
 
     def _show_roles(self, name: str) -> None:
@@ -279,3 +283,4 @@ class Registry:
         self.refused[artifact] = reason
         self._metrics.tried(artifact.model, activated=False)
         logger.error("artifact %s is refused: %s", artifact, reason)
+        self.events.add("version", f"{artifact} is refused: {reason}", is_problem=True)

@@ -47,12 +47,15 @@ class TrafficFiles:
                 "%s/%s cannot be used, the previous one stays: %s", model, TRAFFIC, error
             )
             self._metrics.reloaded(_WATCHED, succeeded=False)
+            text = f"{model}/{TRAFFIC} cannot be used, the previous one stays: {error}"
+            self._metrics.events.add("file", text, is_problem=True)
             return self.of(model)
         self._registry.traffic[model] = traffic
         self._registry.traffic_problems.pop(model, None)
         if content is not None or not is_first:
             logger.info("%s/%s: %s", model, TRAFFIC, _summary(traffic))
             self._metrics.reloaded(_WATCHED, succeeded=True)
+            self._metrics.events.add("file", f"{model}/{TRAFFIC}: {_summary(traffic)}")
         return traffic
 
 

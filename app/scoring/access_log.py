@@ -80,7 +80,7 @@ class AccessLog:
             problem: the slug of its error, or empty.
             left: the stage at which its client disconnected, or empty.
             timeout_s: from its arrival to its deadline, or 0 if that is not known.
-            trace: its place in the caller's trace.
+            trace: its place in a trace.
         """
         self._append(record)
         status, duration_s = record.status, record.duration_s
@@ -113,7 +113,7 @@ class AccessLog:
                 line["stages_ms"] = {name: round(stage_s * 1e3, 3) for name, stage_s in stages}
             if trace is not None:
                 ids = {"trace_id": trace.trace_id, "span_id": trace.span_id}
-                line |= ids | {"parent_id": trace.parent_id}
+                line |= ids | ({"parent_id": trace.parent_id} if trace.parent_id else {})
             logger.log(_level(status), "request", extra={"fields": line})
 
     def _add_shed(self, problem: str, request_id: str) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -38,15 +38,19 @@ from app.ranking.batch import rank_alone
 from app.ranking.policies import ModelPolicies
 from app.scoring.access_log import AccessLog, request_id_of
 from app.scoring.content_coding import MIN_COMPRESSED_BYTES, compress
+from app.scoring.gate_sampler import GateSampler
 from app.scoring.keys import Keys
 from app.scoring.request_headers import check_body_headers, priority, timeout_s
 from app.scoring.score_distributions import ResponseSampler
 from app.scoring.service import Service
-from app.scoring.trace import Trace, parse_traceparent
+from app.scoring.trace import SampledCall, Trace, parse_traceparent
 from app.scoring.traffic_recorder import Recording, TrafficRecorder
 from app.scoring.version_comparer import VersionComparer
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import RequestRecord
+
+if TYPE_CHECKING:
+    from app.scoring.spans import SpanRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +142,8 @@ class ScoreCall:
         is_done: whether it has its response.
         is_assigned: whether it was assigned to a canary or to the active version beside it.
         compared: the comparison that uses this call, and the call's body.
-        trace: its place in the caller's trace, if it names one.
+        trace: its place in a trace, if the caller names one or the call is sampled.
+        span: if its span is exported.
         recording: what of it is recorded, if it is.
     """
 
@@ -160,6 +165,7 @@ class ScoreCall:
     is_assigned: bool = False
     compared: tuple[Comparison, bytes] | None = None
     trace: Trace | None = None
+    span: SampledCall | None = None
     recording: Recording | None = None
 
 
@@ -175,15 +181,21 @@ class Scorer:
         limits: Limits,
         log: AccessLog,
         metrics: Metrics,
+        spans: "SpanRecorder | None" = None,
         recorder: TrafficRecorder | None = None,
     ) -> None:
-        """Score with `service`; if there are any `keys`, a request needs one of them."""
+        """Score with `service`; if there are any `keys`, a request needs one of them.
+
+        With `spans`, the spans of sampled calls are exported.
+        """
         self._service = service
         self._dialects = dialects
         self._keys = keys
         self._limits = limits
         self._log = log
         self._metrics = metrics
+        self._spans = spans
+        self._gates = GateSampler(metrics.gates)
         self._recorder = recorder
         self._sampler = ResponseSampler(metrics.ranking, service.drift)
         self._registry = service.registry
@@ -249,6 +261,8 @@ class Scorer:
         )
         if (traceparent := headers.get(b"traceparent")) is not None:
             call.trace = parse_traceparent(traceparent)
+        if self._spans is not None:
+            call.trace, call.span = self._spans.sample(call.trace, f"{method} {route.template}")
         try:
             self._check_head(call, headers)
         except GatehouseError as error:
@@ -450,12 +464,20 @@ class Scorer:
             call.recording.ranked = ranked
         if now >= self._sampler.next_at:
             self._sampler.sample(now, request.model, request.features, ranker, ranked)
+            if request.model.manifest.gates:
+                self._gates.sample(now, request)
         if call.compared is not None:
             assert call.head is not None
             comparison, request_body = call.compared
             kept = None if parsed.features.tables is None else parsed.features.tables.kept
             self._comparer.compare_soon(
                 comparison, call.route.dialect, call.head.headers, request_body, ranked, kept
+            )
+        if call.span is not None:
+            call.span.starts = (
+                parsed.decoded_at - call.decode_s - call.began,
+                request.arrival - call.arrival if request.arrival else 0.0,
+                began - call.began,
             )
         respond_s = time.perf_counter() - began
         head += _SERVER_TIMING % (
@@ -546,6 +568,18 @@ class Scorer:
             timeout_s=timeout_s,
             trace=call.trace,
         )
+        if call.span is not None:
+            assert self._spans is not None
+            assert call.trace is not None
+            self._spans.end(
+                call.span,
+                call.trace,
+                record,
+                call.method,
+                call.request_id,
+                problem=problem,
+                left=left,
+            )
 
 
 class RowSizes:

@@ -73,7 +73,13 @@ class FileWatcher:
         else:
             succeeded = True
             logger.log(logging.DEBUG if is_first else logging.INFO, "reloaded %s", names)
-        self._metrics.reloaded(self._reloadable.name, succeeded=succeeded)
+        name = self._reloadable.name
+        self._metrics.reloaded(name, succeeded=succeeded)
+        if not succeeded:  # the reason may name paths, which clients must not see
+            text = f"{name}: the changed file cannot be used, the previous one stays; see the log"
+            self._metrics.events.add("file", text, is_problem=True)
+        elif not is_first:
+            self._metrics.events.add("file", f"{name}: the changed file is in use")
 
 
 def _contents(files: Sequence[Path]) -> list[bytes | str]:

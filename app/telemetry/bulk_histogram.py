@@ -6,24 +6,43 @@ pending observations together, at a scrape or when `drain` is called.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from app.telemetry.exposition import TextMetric, beginning, number
 
 Observe = Callable[[float], None]
 
 
 class _Series:
-    """One label set: the pending observations, and the counts of the others."""
+    """One label set: the pending observations, the counts of the others, and how lines begin."""
 
-    def __init__(self, bucket_count: int) -> None:
+    def __init__(self, name: str, labels: Mapping[str, str], edges: Sequence[str]) -> None:
         self.pending: deque[float] = deque()
-        self.counts: npt.NDArray[np.int64] = np.zeros(bucket_count, np.int64)
+        self.counts: npt.NDArray[np.int64] = np.zeros(len(edges), np.int64)
         self.total = 0.0
+        self.buckets = [beginning(f"{name}_bucket", {**labels, "le": edge}) for edge in edges]
+        self.count_and_sum = [beginning(f"{name}_{each}", labels) for each in ("count", "sum")]
+        self.text = ""  # its lines as they were written last; empty after a change
+
+    def lines(self, *, has_sum: bool) -> str:
+        """Return the lines of this label set; most have not changed since the last scrape."""
+        if not self.text:
+            cumulative = np.cumsum(self.counts).tolist()
+            pairs = zip(self.buckets, cumulative, strict=True)
+            lines = [f"{start}{number(count)}\n" for start, count in pairs]
+            count, total = self.count_and_sum
+            lines.append(f"{count}{number(cumulative[-1])}\n")
+            if has_sum:
+                lines.append(f"{total}{number(self.total)}\n")
+            self.text = "".join(lines)
+        return self.text
 
 
 class BulkHistogram(Collector):
@@ -45,7 +64,9 @@ class BulkHistogram(Collector):
         """Return the function that observes a value for these label values; creates the series."""
         series = self._series.get(values)
         if series is None:
-            series = self._series.setdefault(values, _Series(len(self._edges)))
+            labels = dict(zip(self._labels, values, strict=True))
+            made = _Series(self._name, labels, self._edges)
+            series = self._series.setdefault(values, made)
         return series.pending.append
 
     def observe_many(self, values: npt.NDArray[np.floating], *labels: str) -> None:
@@ -59,6 +80,7 @@ class BulkHistogram(Collector):
         bucket = np.searchsorted(self._bounds, values, side="left")
         series.counts += np.bincount(bucket, minlength=len(self._edges))
         series.total += float(values.sum(dtype=np.float64))
+        series.text = ""
 
     def drain(self) -> None:
         """Count the pending observations."""
@@ -77,10 +99,23 @@ class BulkHistogram(Collector):
     def collect(self) -> Iterator[Metric]:
         """Return the metric, including all pending observations."""
         self.drain()
+        yield TextMetric(next(self.describe()), self._lines(), self._samples)
+
+    def _lines(self) -> list[str]:
+        has_sum = self._bounds[0] >= 0  # else it could fall, which a counter must not
+        with self._lock:
+            series = list(self._series.values())
+            return [each.lines(has_sum=has_sum) for each in series]
+
+    def _samples(self) -> list[Sample]:
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
         with self._lock:
             for values, series in list(self._series.items()):
                 cumulative = np.cumsum(series.counts).tolist()
                 buckets = list(zip(self._edges, cumulative, strict=True))
                 family.add_metric(values, buckets, series.total)
-        yield family
+                if self._bounds[0] < 0:  # the library leaves out the count, too
+                    labels = dict(zip(self._labels, values, strict=True))
+                    name = f"{self._name}_count"
+                    family.samples.append(Sample(name, labels, cumulative[-1]))
+        return family.samples

@@ -6,20 +6,22 @@ and thread-safe; rendering takes milliseconds and should not run on the event lo
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from threading import Lock
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
-    generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.telemetry.bulk_histogram import BulkHistogram
+from app.telemetry.events import Events
+from app.telemetry.exposition import TextRenderer
+from app.telemetry.gates import GateMetrics
 from app.telemetry.ranking import RankingMetrics
 from app.telemetry.requests import RequestCounter
 from app.telemetry.tables import TableCollector, TableFigures
@@ -64,10 +66,15 @@ class Metrics:
         self.registry = registry or CollectorRegistry()
         self.registry.register(_DrainFirst(self))
         self._bulk_histograms: list[BulkHistogram] = []
+        self._renderer = TextRenderer()
+        self._render_lock = Lock()
         self.ranking = RankingMetrics(self.registry)
+        self.events = Events()
         self._create_for_requests()
         self._create_for_batches()
         self._create_for_models()
+        self.gates = GateMetrics()
+        self.registry.register(self.gates)
         self._create_for_process()
 
     def _create_for_requests(self) -> None:
@@ -124,6 +131,14 @@ class Metrics:
         )
         for stage in CANCEL_STAGES:
             self._cancelled.labels(stage)
+        self._traced = self._counter(
+            "traced_requests_total",
+            "Sampled requests, by what became of their spans: exported, failed to be exported, or "
+            "dropped because too many waited.",
+            ("result",),
+        )
+        for result in ("exported", "failed", "dropped"):
+            self._traced.labels(result)
         self._recorded = self._counter(
             "recorded_requests_total",
             "Requests of the recorded sample, by result: written; dropped because the disk is too "
@@ -214,18 +229,18 @@ class Metrics:
 
     def _create_for_process(self) -> None:
         ProcessCollector(registry=self.registry)  # CPU, memory, files and start time, on Linux
-        self._loop_lag = self._histogram(
+        self._loop_lag = self._bulk_histogram(
             "event_loop_lag_seconds",
             "How late a timer of the event loop fires, in seconds.",
             STAGE_BUCKETS,
-        )
-        pauses = self._histogram(
+        ).observer()
+        pauses = self._bulk_histogram(
             "gc_pause_seconds",
             "Duration of a Python garbage collection, in seconds, by generation.",
             STAGE_BUCKETS,
             ("generation",),
         )
-        self._gc_pauses = [pauses.labels(str(generation)) for generation in range(3)]
+        self._gc_pauses = [pauses.observer(str(generation)) for generation in range(3)]
         self._reloads = self._counter(
             "reloads_total", "Reloads of files that changed, by result.", ("file", "result")
         )
@@ -276,11 +291,11 @@ class Metrics:
 
     def loop_lagged(self, lag_s: float) -> None:
         """Record how late (s) a timer of the event loop fired."""
-        self._loop_lag.observe(lag_s)
+        self._loop_lag(lag_s)
 
     def gc_paused(self, generation: int, pause_s: float) -> None:
         """Record a garbage collection and its duration (s)."""
-        self._gc_pauses[generation].observe(pause_s)
+        self._gc_pauses[generation](pause_s)
 
     def refused(self, status: int) -> None:
         """Count a connection that was refused because its request head could not be parsed."""
@@ -311,6 +326,10 @@ class Metrics:
     def cancelled(self, stage: str) -> None:
         """Count a request whose client disconnected: during `body`, `queue` or `compute`."""
         self._cancelled.labels(stage).inc()
+
+    def traced(self, result: str, requests: int = 1) -> None:
+        """Count sampled requests whose spans were exported, failed or dropped; thread-safe."""
+        self._traced.labels(result).inc(requests)
 
     def batch_limit(self, model: str, rows: int) -> None:
         """Set the largest batch of a model version (`name/version`) after memory ran out."""
@@ -372,6 +391,7 @@ class Metrics:
         """Remove the series and sums of a version, `name/version`, that is no longer loaded."""
         self._batch_limit.remove(version)
         self._limited.discard(version)
+        self.gates.forget(version)
         self.requests.forget(version)
 
     def keep_only(self, versions: Collection[str]) -> None:
@@ -379,6 +399,7 @@ class Metrics:
         for version in self._limited.difference(versions):
             self._batch_limit.remove(version)
         self._limited.intersection_update(versions)
+        self.gates.keep_only(versions)
         self.requests.keep_only(versions)
 
     def graph_fallback(self, model: str) -> None:
@@ -386,12 +407,14 @@ class Metrics:
         self._graph_fallbacks.labels(model).inc()
 
     def render(self) -> bytes:
-        """Return the metrics in the Prometheus text format; takes milliseconds."""
-        return generate_latest(self.registry)
+        """Return the metrics in the Prometheus text format; takes milliseconds; thread-safe."""
+        with self._render_lock:
+            return self._renderer.render(self.registry)
 
     def drain(self) -> None:
         """Count pending records and observations; called regularly, so that few are pending."""
         self.requests.drain()
+        self.ranking.drain()
         for histogram in self._bulk_histograms:
             histogram.drain()
 
@@ -408,13 +431,6 @@ class Metrics:
 
     def _gauge(self, name: str, help_: str, labels: tuple[str, ...] = ()) -> Gauge:
         return Gauge(f"gatehouse_{name}", help_, labels, registry=self.registry)
-
-    def _histogram(
-        self, name: str, help_: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
-    ) -> Histogram:
-        return Histogram(
-            f"gatehouse_{name}", help_, labels, buckets=buckets, registry=self.registry
-        )
 
 
 class _ExternalCounter(Collector):

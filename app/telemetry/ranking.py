@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -36,6 +36,7 @@ class RankingMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Create every metric on `registry`."""
+        self._histograms: list[BulkHistogram] = []
         self._registry = registry
         self._create_for_policies(registry)
         self._create_for_scores(registry)
@@ -65,37 +66,37 @@ class RankingMetrics:
 
     def _create_for_scores(self, registry: CollectorRegistry) -> None:
         pair = ("policy", "shadow")
-        self._tau = Histogram(
+        self._tau = self._histogram(
+            registry,
             "gatehouse_shadow_kendall_tau",
             "Kendall rank correlation, -1 to 1, of the orders of a policy and its shadow, over a "
             "sample of responses.",
+            TAU_BUCKETS,
             pair,
-            buckets=TAU_BUCKETS,
-            registry=registry,
         )
-        self._overlap = Histogram(
+        self._overlap = self._histogram(
+            registry,
             "gatehouse_shadow_top_10_overlap",
             "Share, 0 to 1, of a policy's 10 best candidates that are among its shadow's 10 best, "
             "over a sample of responses.",
+            OVERLAP_BUCKETS,
             pair,
-            buckets=OVERLAP_BUCKETS,
-            registry=registry,
         )
-        self._scores = BulkHistogram(
+        self._scores = self._histogram(
+            registry,
             "gatehouse_task_score",
             "Scores of each task, over a sample of responses: probabilities, or values in the "
             "unit of the task such as seconds.",
             SCORE_BUCKETS,
             ("model", "task"),
         )
-        self._rank_scores = BulkHistogram(
+        self._rank_scores = self._histogram(
+            registry,
             "gatehouse_rank_score",
             "Rank scores of each model, over a sample of responses.",
             RANK_SCORE_BUCKETS,
             ("model",),
         )
-        registry.register(self._scores)
-        registry.register(self._rank_scores)
 
     def _create_for_versions(self, registry: CollectorRegistry) -> None:
         trial = ("model", "role")
@@ -106,30 +107,48 @@ class RankingMetrics:
             (*trial, "result"),
             registry=registry,
         )
-        self._version_tau = Histogram(
+        self._version_tau = self._histogram(
+            registry,
             "gatehouse_version_kendall_tau",
             "Kendall rank correlation, -1 to 1, of the orders of the active version and of the one "
             "on trial, shadow or canary.",
+            TAU_BUCKETS,
             trial,
-            buckets=TAU_BUCKETS,
-            registry=registry,
         )
-        self._version_overlap = Histogram(
+        self._version_overlap = self._histogram(
+            registry,
             "gatehouse_version_top_10_overlap",
             "Share, 0 to 1, of the 10 best candidates of one version that are among the 10 best of "
             "the other, for the active version and the one on trial.",
+            OVERLAP_BUCKETS,
             trial,
-            buckets=OVERLAP_BUCKETS,
-            registry=registry,
         )
-        self._version_differences = Histogram(
+        self._version_differences = self._histogram(
+            registry,
             "gatehouse_version_score_difference",
             "Mean absolute difference of a task's scores in one request, between the active "
             "version and the one on trial.",
+            SCORE_BUCKETS,
             (*trial, "task"),
-            buckets=SCORE_BUCKETS,
-            registry=registry,
         )
+
+    def _histogram(
+        self,
+        registry: CollectorRegistry,
+        name: str,
+        help_: str,
+        buckets: tuple[float, ...],
+        labels: tuple[str, ...],
+    ) -> BulkHistogram:
+        histogram = BulkHistogram(name, help_, buckets, labels)
+        registry.register(histogram)
+        self._histograms.append(histogram)
+        return histogram
+
+    def drain(self) -> None:
+        """Count pending observations; called regularly, so that few are pending."""
+        for histogram in self._histograms:
+            histogram.drain()
 
     def watch_drift(
         self,
@@ -168,8 +187,8 @@ class RankingMetrics:
 
     def shadow_compared(self, policy: str, shadow: str, *, tau: float, overlap: float) -> None:
         """Record how well the order of a shadow agrees with that of the response."""
-        self._tau.labels(policy, shadow).observe(tau)
-        self._overlap.labels(policy, shadow).observe(overlap)
+        self._tau.observer(policy, shadow)(tau)
+        self._overlap.observer(policy, shadow)(overlap)
 
     def version_compared(self, model: str, role: str, result: str) -> None:
         """Count a request that two versions score, or should have scored."""
@@ -179,10 +198,10 @@ class RankingMetrics:
         self, model: str, role: str, *, tau: float, overlap: float, differences: Mapping[str, float]
     ) -> None:
         """Record how far two versions differ on one request; `differences` are by task."""
-        self._version_tau.labels(model, role).observe(tau)
-        self._version_overlap.labels(model, role).observe(overlap)
+        self._version_tau.observer(model, role)(tau)
+        self._version_overlap.observer(model, role)(overlap)
         for task, difference in differences.items():
-            self._version_differences.labels(model, role, task).observe(difference)
+            self._version_differences.observer(model, role, task)(difference)
 
     def scores_sampled(
         self, model: str, tasks: Sequence[str], scores: Numbers, rank_score: Numbers

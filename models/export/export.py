@@ -17,6 +17,7 @@ from app.artifacts.encoding import Encoding, Identity
 from app.artifacts.manifest import (
     DenseInput,
     Description,
+    GateLevel,
     IdInput,
     IdListInput,
     Input,
@@ -32,6 +33,7 @@ from app.errors import ArtifactInvalid
 from models import data
 from models.data import PADDING, UNKNOWN, Dataset
 from models.export.distributions import distributions
+from models.export.gates import gate_levels
 from models.export.precision import Form, parity, reduced, refuse_unless_near
 from models.export.torch_export import exported
 from models.networks.build import RankingNetwork
@@ -81,7 +83,8 @@ def export(
         scores(raw, outputs),
         defaults,
     )
-    described = description(experiment, evaluation, precision, defaults)
+    gates = gate_levels(experiment) if isinstance(network, RankingNetwork) else ()
+    described = description(experiment, evaluation, precision, defaults, gates)
     return publish(
         store,
         described.model_copy(update={"distributions": known}),
@@ -121,6 +124,7 @@ def description(
     evaluation: Evaluation,
     precision: Precision | None = None,
     defaults: Mapping[str, tuple[float, ...]] | None = None,
+    gates: tuple[GateLevel, ...] = (),
 ) -> Description:
     """Describe the network of an experiment to the service.
 
@@ -129,6 +133,7 @@ def description(
         evaluation: metrics for the manifest.
         precision: of the network; fp32 if `None`.
         defaults: values of dense features that may be missing in a request, as in training.
+        gates: of the network, if the service shall observe them.
     """
     encodings = data.encodings(experiment.data)
     return Description(
@@ -139,6 +144,7 @@ def description(
         tasks=task_outputs(experiment),
         ranking=experiment.ranking,
         precision=precision or Precision(),
+        gates=gates,
         evaluation=evaluation,
         training=experiment.model_dump(mode="json"),
     )

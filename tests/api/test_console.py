@@ -3,6 +3,9 @@
 `tests.end_to_end.test_console` opens it in a browser.
 """
 
+import base64
+import hashlib
+import re
 from pathlib import Path
 
 import httpx
@@ -15,9 +18,24 @@ async def test_console_is_one_page_with_a_strict_content_policy(client):
     response = await client.get("/console")
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/html; charset=utf-8"
-    assert "default-src 'self'" in response.headers["content-security-policy"]
     assert "https://" not in response.text
     assert 'src="' not in response.text
+    assert ' style="' not in response.text  # the policy would refuse it
+
+
+async def test_policy_of_the_console_allows_its_own_script_and_style_only(client):
+    response = await client.get("/console")
+    [policy] = response.headers.get_list("content-security-policy")
+    allowed = dict(each.strip().split(" ", 1) for each in policy.split(";"))
+    assert allowed.pop("connect-src") == "'self'"
+    assert allowed.pop("img-src") == "data:"
+    for tag in ("script", "style"):
+        [content] = re.findall(rf"<{tag}>(.*?)</{tag}>", response.text, flags=re.S)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert allowed.pop(f"{tag}-src") == f"'sha256-{digest}'"
+    assert set(allowed) == {"default-src", "frame-ancestors", "base-uri", "form-action"}
+    assert set(allowed.values()) == {"'none'"}
+    assert "default-src 'self'" in (await client.get("/docs")).headers["content-security-policy"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 12, 32])

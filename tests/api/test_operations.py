@@ -41,7 +41,15 @@ async def test_draining_server_answers_and_closes_connections(service, client, e
 
 PATHS = (
     *("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems/draining"),
-    *("/v1/models", "/v1/models/tiny", "/v1/engine", "/v2", "/v2/health/live", "/v2/health/ready"),
+    *(
+        "/v1/models",
+        "/v1/models/tiny",
+        "/v1/engine",
+        "/v1/events",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+    ),
     *("/v2/models/tiny", "/v2/models/tiny/ready", "/v2/models/tiny/config", "/v2/models/stats"),
 )
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
@@ -21,6 +22,7 @@ from app.artifacts.program import Program
 from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact
 from app.errors import ArtifactInvalid
 from tests.support.builders import CPU, Company, Request, description, published, scripted
+from tests.support.mixtures import GATES, Mixture
 
 
 @pytest.fixture(scope="module")
@@ -427,3 +429,104 @@ def test_any_exception_while_loading_is_a_refusal(artifact, monkeypatch, error):
 
     monkeypatch.setattr(torch.jit, "load", fail)
     assert refusal(artifact).startswith(f"{PROGRAM}: {type(error).__name__}: ")
+
+
+class Shifting(Request):
+    """Its gates count their calls."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    @torch.jit.export
+    def gate_weights(
+        self,
+        user: dict[str, Tensor],  # noqa: ARG002
+        candidate: dict[str, Tensor],  # noqa: ARG002
+        row_to_request: Tensor,
+    ) -> list[Tensor]:
+        self.calls.add_(1)
+        return [torch.ones(len(row_to_request), 1, 1)]
+
+
+def test_gates_of_a_loaded_module_are_those_of_the_module(tmp_path):
+    artifact = published(tmp_path, Mixture(), gates=(GATES,))
+    model = load(artifact, CPU)
+    batch = model.golden.batch
+    (weights,) = model.program.gate_weights(batch)
+    user, candidate = (
+        {name: torch.from_numpy(column) for name, column in side.items()}
+        for side in (batch.user, batch.candidate)
+    )
+    (expected,) = Mixture().gate_weights(user, candidate, torch.from_numpy(batch.row_to_request))
+    np.testing.assert_allclose(weights, expected.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(model.program.run(batch), model.golden.raw)
+
+
+def test_module_with_gates_that_the_manifest_does_not_describe_is_loaded_as_before(tmp_path):
+    model = load(published(tmp_path, Mixture()), CPU)
+    assert model.program.gates == ()
+    assert not hasattr(model.program._module, "gate_weights")
+
+
+@pytest.mark.parametrize(
+    ("module", "gates", "message"),
+    [
+        (Request(), GATES, "describes gates, but the module has no method gate_weights"),
+        (Mixture(1.5), GATES, "level 1: the weights of a gate must sum to 1"),
+        (Mixture(), GATES | {"sees": [[0, 1, 2], [0, 2]]}, "be 0 for experts that it does not see"),
+        (
+            Mixture(),
+            GATES | {"experts": ["a", "b", "c", "d"]},
+            r"gate_weights: level 1 is \(6, 2, 3\), expected \(6, 2, 4\)",
+        ),
+        (
+            Shifting(),
+            {"gates": ["all"], "experts": ["a"], "sees": [[0]]},
+            "it changes its own state when it is called: calls",
+        ),
+    ],
+    ids=["no method", "sums", "unseen", "shape", "state"],
+)
+def test_gates_that_differ_from_the_manifest_are_refused(tmp_path, module, gates, message):
+    with pytest.raises(ArtifactInvalid, match=message):
+        published(tmp_path, module, gates=(gates,))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gates": ["click", "click"]}, "two gates have the same name"),
+        ({"experts": ["a", "b", "b"]}, "two experts have the same name"),
+        ({"sees": [[0, 1, 2]]}, "sees has 1 entries for 2 gates"),
+        ({"sees": [[0, 1, 3], [1, 2]]}, "different positions below 3"),
+        ({"sees": [[0, 1, 1], [1, 2]]}, "different positions below 3"),
+        ({"sees": [[0, 1, 2], []]}, "different positions below 3"),
+    ],
+)
+def test_manifest_with_gates_that_contradict_themselves_is_refused(artifact, change, message):
+    edit_manifest(artifact, lambda manifest: manifest.update(gates=[GATES | change]))
+    assert message in refusal(artifact)
+
+
+def test_manifest_with_more_gate_weights_than_are_observed_is_refused(artifact):
+    experts = [str(i) for i in range(1025)]
+    level = {"gates": ["all"], "experts": experts, "sees": [list(range(1025))]}
+    edit_manifest(artifact, lambda manifest: manifest.update(gates=[level]))
+    assert "1025 weights, at most 1024 are observed" in refusal(artifact)
+
+
+def test_keeping_the_gates_leaves_the_graph_of_the_scores_as_it_is():
+    module = scripted(Mixture())
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    plain = load_program(buffer.getvalue(), description(), CPU)
+    observed = load_program(buffer.getvalue(), description(gates=(GATES,)), CPU)
+    assert operators(plain) == operators(observed)
+
+
+def operators(program: Program) -> list[str]:
+    """The operators of a frozen module's `forward`, in order."""
+    return [node.kind() for node in program._module.graph.nodes()]

@@ -216,7 +216,7 @@ def _subjects(
             Subject("JSON, through ASGI", ours.url, pid, native, {"origin": "http://bench"}),
         ]
         if checkout is not None:
-            other = stack.enter_context(_server_of(checkout, folder))
+            other = stack.enter_context(server_of(checkout, folder))
             subjects += [
                 Subject("other JSON", other.url, other.process.pid, native),
                 Subject("other binary", other.url, other.process.pid, v2_binary),
@@ -230,7 +230,7 @@ def _subjects(
 
 
 @contextmanager
-def _server_of(checkout: Path, folder: Path) -> Iterator[Server]:
+def server_of(checkout: Path, folder: Path) -> Iterator[Server]:
     """Run the server of another working tree, which publishes the reference model itself."""
     environment = {"PYTHONPATH": str(checkout)}
     store = folder / "other"

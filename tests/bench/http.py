@@ -24,7 +24,14 @@ import torch
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import load
-from app.artifacts.manifest import DenseInput, Description, RequestCall, TaskOutput
+from app.artifacts.manifest import (
+    MOST_GATE_WEIGHTS,
+    DenseInput,
+    Description,
+    GateLevel,
+    RequestCall,
+    TaskOutput,
+)
 from app.artifacts.program import Program, scores
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
@@ -77,6 +84,15 @@ def reference_artifact(
             for k, task in enumerate(tasks)
         ),
         ranking=Policy(weights=dict.fromkeys(tasks, 1.0)),
+        gates=(
+            GateLevel(
+                gates=tuple(tasks),
+                experts=tuple(f"expert.{number}" for number in range(1, num_experts + 1)),
+                sees=(tuple(range(num_experts)),) * len(tasks),
+            ),
+        )
+        if num_experts * len(tasks) <= MOST_GATE_WEIGHTS
+        else (),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

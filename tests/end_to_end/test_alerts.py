@@ -61,6 +61,13 @@ def test_guide_has_a_row_for_each_alert():
     assert re.findall(r"^\| `(Gatehouse\w+)` \|", GUIDE, flags=re.M) == list(ALERTS)
 
 
+def test_runbook_has_a_symptom_for_each_alert():
+    _, runbook = GUIDE.split("## Runbook\n")
+    rows = [line[1:-1].split(" |") for line in runbook.splitlines() if line.startswith("| ")]
+    assert {len(row) for row in rows} == {4}
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[1])} == set(ALERTS)
+
+
 def test_each_alert_has_a_severity_a_summary_and_a_runbook():
     for alert in ALERTS.values():
         assert alert["labels"]["severity"] in ("page", "ticket")

@@ -1,7 +1,10 @@
 """The console in a real, headless Chromium, against a real server."""
 
+import re
 import shutil
+import time
 import tomllib
+from pathlib import Path
 
 import httpx
 import pytest
@@ -97,17 +100,106 @@ def ranking(server, example, **wanted):
 
 @pytest.fixture
 def example(server):
-    answer = httpx.get(f"{server.url}/v1/models/tiny/example", params={"candidates": 12}).json()
+    answer = httpx.get(f"{server.url}/v1/models/tiny/example", params={"candidates": 10}).json()
     del answer["ranking"]
-    assert len(answer["candidate_keys"]) == 12
+    assert len(answer["candidate_keys"]) == 10
     return answer
 
 
 def test_refused_version_and_its_reason_are_shown(page, server):
     [refused] = httpx.get(f"{server.url}/v1/models").json()["refused"]
     assert page.inner_text("#status") == "ready; 1 version refused"
-    assert f"version {refused['version']} is refused" in page.inner_text("#refused")
-    assert refused["reason"] in page.inner_text("#refused")
+    assert f"version {refused['version']} is refused" in page.inner_text("#findings")
+    assert refused["reason"] in page.inner_text("#findings")
+    row = page.inner_text("[data-model=tiny] tr.bad")
+    assert row.split()[:2] == [str(refused["version"]), "refused"]
+    assert refused["reason"] in row
+    events = httpx.get(f"{server.url}/v1/events").json()["events"]
+    assert page.get_attribute("#eventlist time", "datetime") == events[0]["at"]
+    assert [each["text"] for each in events if each["is_problem"]] == [
+        each.inner_text() for each in page.query_selector_all("#eventlist .bad")
+    ]
+
+
+def test_versions_show_their_golden_difference_precision_and_evaluation(page, server):
+    [version] = httpx.get(f"{server.url}/v1/models/tiny").json()["versions"]
+    row = page.inner_text("[data-model=tiny] tbody tr")
+    largest, of, tolerance = row.split("\t")[3].replace("−", "-").split()
+    assert of == "of"
+    difference = version["golden"]["largest_difference"]
+    assert float(largest) == pytest.approx(difference, rel=0.06)
+    assert float(tolerance) == version["golden"]["tolerance"]
+    assert "fp32" in row
+    shown = page.inner_text("[data-model=tiny] .grid.wide table").split("\n")
+    assert shown[0].split("\t") == ["measure", *version["evaluation"]]
+    for line in shown[1:]:
+        measure, *figures = line.split("\t")
+        for task, figure in zip(version["evaluation"], figures, strict=True):
+            exact = version["evaluation"][task].get(measure)
+            if exact is None:
+                assert figure == "–"
+            else:
+                assert float(figure.replace("−", "-")) == pytest.approx(exact, rel=0.06)
+
+
+def test_heat_map_shows_the_weights_of_the_gates_as_a_table(page, server, example):
+    for _ in range(3):
+        httpx.post(f"{server.url}/v1/score", json=example).raise_for_status()
+        time.sleep(0.3)
+    page.wait_for_selector("[data-gates] table.heat")
+    [version] = httpx.get(f"{server.url}/v1/models/tiny").json()["versions"]
+    levels = version["gates"]["levels"]
+    maps = page.query_selector_all("table.heat")
+    assert len(maps) == len(levels) == 2
+    for level, table in zip(levels, maps, strict=True):
+        heads = [each.inner_text() for each in table.query_selector_all("thead th")]
+        assert heads == ["gate", *level["experts"]]
+        gates = [each.inner_text() for each in table.query_selector_all("tbody th")]
+        assert gates == level["gates"]
+        cells = [each.inner_text() for each in table.query_selector_all("tbody td")]
+        weights = [weight for row in level["weights"] for weight in row]
+        for cell, weight in zip(cells, weights, strict=True):
+            if weight is None:
+                assert cell == "·"
+            else:
+                assert float(cell.removesuffix(" %").lstrip("<")) == pytest.approx(
+                    100 * weight, abs=5
+                )
+
+
+def test_expert_that_no_gate_uses_is_pointed_out(page):
+    weights = [[0.98, 0.01, 0.01], [0.5, 0.49, 0.01]]
+    level = {"gates": ["a", "b"], "experts": ["x", "y", "z"], "weights": weights}
+    assert page.evaluate("level => expertShares(level)", level) == pytest.approx([2.94, 1.47, 0.03])
+    heads = page.evaluate(
+        "level => [...heatMap(level, 9).querySelectorAll('thead th')].map(e => e.textContent)",
+        level,
+    )
+    assert heads == ["gate", "x", "y", "z †"]
+
+
+def test_versions_are_compared_with_the_active_one(page):
+    text = page.evaluate(
+        """() => evaluation({version: 1, versions: [
+            {version: 2, evaluation: {click: {auc: 0.76}}},
+            {version: 1, evaluation: {click: {auc: 0.75, ndcg_10: 0.5}}}]}).innerText"""
+    )
+    assert "0.76 +0.01" in text
+    assert "click" in text
+
+
+def test_staleness_of_a_table_is_shown_where_the_server_has_one(page):
+    shown = page.evaluate(
+        "text => tableNotes(parse(text), 'tiny').map(note => [note.className, note.textContent])",
+        'gatehouse_table_info{model="tiny",table="items",version="3.7"} 1\n'
+        'gatehouse_table_rows{model="tiny",table="items"} 20000\n'
+        'gatehouse_table_age_seconds{model="tiny",table="items"} 700\n'
+        'gatehouse_table_max_age_seconds{model="tiny",table="items"} 600\n'
+        'gatehouse_table_info{model="other",table="items",version="1"} 1\n',
+    )
+    assert shown == [
+        ["small bad", "Table items 3.7: 20 k rows, newest data 12 min old, at most 10 min"]
+    ]
 
 
 def test_playground_shows_the_orders_of_the_api(page, server, example):
@@ -150,6 +242,86 @@ def test_candidate_shows_the_explanation_of_the_api(page, server, example):
     assert float(text) == pytest.approx(lead, rel=1e-2)
 
 
+def test_drift_is_shown_where_the_server_measures_it(page):
+    shown = page.evaluate(
+        "text => driftNotes(parse(text), 'tiny').map(note => [note.className, note.textContent])",
+        'gatehouse_feature_drift{model="tiny",feature="age"} 0.02\n'
+        'gatehouse_feature_drift{model="tiny",feature="quality"} 0.4\n'
+        'gatehouse_feature_drift{model="other",feature="age"} 3\n'
+        'gatehouse_feature_drift{model="tiny",feature="new"} NaN\n',
+    )
+    note = "Drift of features against the training data: quality 0.4, age 0.02"
+    assert shown == [["small bad", note]]
+
+
+def test_choosing_a_candidate_shows_how_its_rank_score_is_made(page, server, example):
+    wanted = {"policy": "home", "explain": True}
+    answer = httpx.post(f"{server.url}/v1/score", json={**example, "ranking": wanted}).json()
+    first = answer["explanation"]["candidates"][0]
+    page.locator("[data-side=A] tr[data-key] button").first.press("Enter")
+    text = page.inner_text(f"[data-side=A] tr[data-detail={first['candidate']}]").replace("−", "-")
+    numbers = [
+        float(each)
+        for line in text.split("\n")
+        if line.startswith("like")
+        for each in line.split()[1:]
+    ]
+    expected = [first["tasks"]["like"][name] for name in ("raw", "calibrated", "share", "lead")]
+    assert numbers == pytest.approx(expected, rel=1e-2)
+    button = page.locator("[data-side=A] tr[data-key] button").first
+    assert button.get_attribute("aria-expanded") == "true"
+    assert page.evaluate("document.activeElement.textContent") == str(first["candidate"])
+    button.press("Enter")
+    assert page.locator("[data-side=A] tr[data-detail]").count() == 0
+
+
+def wait_for_order(page, side, expected):
+    page.wait_for_function(
+        "([side, expected]) => [...document.querySelectorAll(`[data-side=${side}] tr[data-key]`)]"
+        ".map(row => row.dataset.key).join() === expected",
+        arg=[side, ",".join(expected)],
+    )
+
+
+def tried(server, example, policy):
+    scores = httpx.post(f"{server.url}/v1/score", json=example).json()["scores"]
+    body = {"scores": scores, "policy": policy, "candidate_keys": example["candidate_keys"]}
+    answer = httpx.post(f"{server.url}/v1/models/tiny/rank", json=body)
+    return answer.raise_for_status().json()["ranking"]
+
+
+def test_any_formula_ranks_as_the_api_does_and_can_be_copied(page, server, example):
+    weights = {"click": 1.0, "like": 0.5, "dwell": 0.5}
+    for formula in ("weighted_sum", "rank_position"):
+        page.get_by_label("Formula A").select_option(formula)
+        wait_for_order(page, "A", tried(server, example, {"formula": formula, "weights": weights}))
+    slider = page.get_by_label("Weight of dwell, policy A")
+    slider.press("Home")
+    changed = weights | {"dwell": 0.0}
+    expected = tried(server, example, {"formula": "rank_position", "weights": changed})
+    wait_for_order(page, "A", expected)
+    policy = tomllib.loads(page.evaluate("policyToml(play.sides[0])"))["policy"]["home"]
+    assert policy == {"formula": "rank_position", "weights": changed}
+    page.get_by_label("Formula A").select_option("power_product")
+    wait_for_order(page, "A", ranking(server, example, policy="home"))
+
+
+def test_expression_is_tried_as_it_is_typed(page, server, example):
+    page.get_by_label("Formula B").select_option("expression")
+    page.get_by_label("Expression B").fill("w.c * click - like / (1 + w.d * dwell)")
+    policy = {
+        "formula": "expression",
+        "expression": "w.c * click - like / (1 + w.d * dwell)",
+        "weights": {"c": 1.0, "d": 1.0},
+    }
+    wait_for_order(page, "B", tried(server, example, policy))
+    assert page.get_by_label("Weight of d, policy B").is_enabled()
+    page.get_by_label("Expression B").fill("clik +")
+    page.wait_for_selector("#playproblem .message")
+    assert "/policy/expression" in page.inner_text("#playproblem")
+    page.errors[:] = [each for each in page.errors if "422" not in each]
+
+
 def test_copied_policy_is_valid_toml_with_the_weights_of_the_sliders(page):
     page.get_by_label("Weight of like, policy A").press("End")
     page.wait_for_function(
@@ -169,6 +341,7 @@ def test_charts_move_under_load(page, server, example):
     page.wait_for_function("() => parseFloat(document.querySelector('#tiles b').textContent) > 0")
     page.wait_for_selector("#stages .stack")
     page.wait_for_selector("#cards svg rect:not([height='0'])")
+    page.hover("#latency svg")
     assert "compute" in page.inner_text("#stages")
     assert page.get_attribute("#latency svg", "aria-label").startswith("Latency: p50 ")
 
@@ -192,6 +365,7 @@ def test_server_that_stops_is_reported_and_the_page_stays(page):
         "() => document.querySelector('#status').textContent === 'not reachable'"
     )
     assert "does not answer" in page.inner_text("#problems")
+    assert page.inner_text("#findings") == ""
     assert order(page, "A")
     page.context.set_offline(False)
     page.wait_for_function(
@@ -250,8 +424,15 @@ def test_console_of_an_empty_store_says_what_to_do(browser, tmp_path):
         page.close()
 
 
-def test_readme_shows_a_picture_of_the_console():
-    picture = REPOSITORY / "docker" / "console.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert picture.stat().st_size < 200_000
-    assert "docker/console.png" in (REPOSITORY / "README.md").read_text()
+def test_guides_show_the_pictures_of_the_console():
+    folder = REPOSITORY / "docker"
+    shown = re.findall(r"(?:\]\(|src=\")(pictures/\w+\.png)", (folder / "README.md").read_text())
+    assert sorted(shown) == sorted(f"pictures/{each.name}" for each in folder.glob("pictures/*"))
+    assert {Path(each).stem for each in shown} == {
+        *("load", "refused", "playground", "dark", "phone"),
+    }
+    for each in shown:
+        picture = folder / each
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.stat().st_size < 150_000
+    assert "docker/pictures/playground.png" in (REPOSITORY / "README.md").read_text()

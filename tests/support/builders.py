@@ -106,9 +106,11 @@ def own_policies(of: Manifest) -> ModelPolicies:
     return NO_POLICIES.policies_for(of.traits)
 
 
-def batch(inputs: Sequence[Input] = INPUTS, sizes: Sequence[int] = (3, 1, 2)) -> ModelInputs:
+def batch(
+    inputs: Sequence[Input] = INPUTS, sizes: Sequence[int] = (3, 1, 2), *, seed: int = 7
+) -> ModelInputs:
     """Return random requests with the given numbers of candidates."""
-    random = np.random.default_rng(7)
+    random = np.random.default_rng(seed)
 
     def columns(side: str, rows: int) -> dict[str, Column]:
         return {each.name: _column(random, each, rows) for each in inputs if each.side == side}

@@ -24,7 +24,8 @@ _FASTAPI_ERROR = "#/components/schemas/HTTPValidationError"
 _SCHEME = {
     "type": "http",
     "scheme": "bearer",
-    "description": "API key. Scoring requires one if the server has keys; other calls never do.",
+    "description": "API key. Scoring and ranking require one if the server has keys; other calls "
+    "never do.",
 }
 
 
@@ -60,11 +61,13 @@ def _document(app: FastAPI, served: Sequence[Served], *, needs_key: bool) -> byt
         description=app.description,
         routes=app.routes,
     )
+    key: dict[str, list[str]] = {"key": []}
+    security = [key] if needs_key else [key, {}]
     for path, methods in document["paths"].items():
         for operation in methods.values():
             _complete(path, operation, models)
-    key: dict[str, list[str]] = {"key": []}
-    security = [key] if needs_key else [key, {}]
+            if path.endswith("/rank"):
+                operation["security"] = security
     scoring = {
         path: {"post": operation | {"security": security}}
         for path, operation in (native.operations(served) | v2.operations(served)).items()

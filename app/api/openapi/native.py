@@ -16,7 +16,13 @@ from app.api.openapi.responses import (
     problems,
     scoring_errors,
 )
-from app.api.openapi.schemas import Problem, ScoreRequest, ScoreResponse
+from app.api.openapi.schemas import (
+    Problem,
+    RankRequest,
+    RankResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
 from app.artifacts.loader import Model
 from app.artifacts.model_tables import ModelTables
 from app.protocol.native import ROUTES
@@ -28,7 +34,13 @@ Served = tuple[Model, ModelTables]
 def schemas(served: Sequence[Served]) -> dict[str, Any]:
     """Return the schemas of the native documents, with one request schema per active model."""
     _, made = models_json_schema(
-        [(ScoreRequest, "validation"), (ScoreResponse, "serialization"), (Problem, "validation")],
+        [
+            (ScoreRequest, "validation"),
+            (ScoreResponse, "serialization"),
+            (Problem, "validation"),
+            (RankRequest, "validation"),
+            (RankResponse, "serialization"),
+        ],
         ref_template=SCHEMA,
     )
     definitions: dict[str, Any] = made["$defs"]

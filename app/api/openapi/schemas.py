@@ -131,6 +131,47 @@ class ScoreResponse(BaseModel):
     explanation: Explanation | None = Field(None, description="if the request asks for one")
 
 
+class TriedPolicy(BaseModel):
+    """A policy as in policies.toml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field("default", pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+    formula: Formula = "weighted_sum"
+    weights: dict[str, float] = Field({}, description="task, or name in the expression, to weight")
+    multiplier: str | None = Field(None, min_length=1, max_length=64)
+    alpha: dict[str, float] | None = None
+    beta: dict[str, float] | None = None
+    expression: str | None = None
+
+
+class RankRequest(BaseModel):
+    """Scores of n candidates, and the policy that ranks them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scores: dict[str, list[float]] = Field(
+        description="task to scores, one per candidate, as in a score response; every task"
+    )
+    policy: TriedPolicy
+    multiplier: list[float] | None = Field(
+        None, description="values of the candidate feature that the policy multiplies by"
+    )
+    candidate_keys: Keys | None = Field(
+        None, description="n different keys, for `ranking`; default: positions from 0"
+    )
+    explain: bool | None = Field(None, description="add an explanation")
+
+
+class RankResponse(BaseModel):
+    """The ranking by a policy that the request wrote."""
+
+    rank_score: list[float] = Field(description="one fused score per candidate; higher ranks first")
+    ranking: list[str | int] = Field(description="candidate keys or positions, best first")
+    policy: AppliedPolicy
+    explanation: Explanation | None = Field(None, description="if the request asks for one")
+
+
 class FieldErrorSchema(BaseModel):
     """One problem: an RFC 6901 pointer into the request, and what is wrong there."""
 
@@ -170,6 +211,34 @@ class PolicyState(BaseModel):
     )
 
 
+class GateLevelUse(BaseModel):
+    """What the gates of one level choose."""
+
+    gates: list[str]
+    experts: list[str]
+    weights: list[list[float | None]] | None = Field(
+        description="gate by gate, the mean weight of each expert; null for an expert that the "
+        "gate does not see; all null before the first sampled request"
+    )
+
+
+class GateUse(BaseModel):
+    """What the gates of a version choose, over a sample of its recent requests."""
+
+    requests: int = Field(description="recent requests that were sampled, one a second at most")
+    levels: list[GateLevelUse]
+
+
+class GoldenCheck(BaseModel):
+    """How close a version's outputs were to its golden examples when it was loaded."""
+
+    examples: int = Field(description="golden requests")
+    largest_difference: float = Field(
+        description="largest |y - g| / (1 + |g|) of an output y and its golden value g"
+    )
+    tolerance: float = Field(description="the most that it may be on this device")
+
+
 class LoadedVersion(BaseModel):
     """A loaded version of a model. It answers requests that name it."""
 
@@ -180,6 +249,11 @@ class LoadedVersion(BaseModel):
         "without answering them"
     )
     created: datetime
+    architecture: str
+    precision: Precision
+    golden: GoldenCheck
+    evaluation: Mapping[str, Mapping[str, float | None]]
+    gates: GateUse | None = Field(description="null for a model without gates")
     score_url: str
     problem: str | None = Field(
         description="what is wrong with its files in the store, so that it could not be loaded "
@@ -310,6 +384,21 @@ class ModelCard(BaseModel):
     example_request: dict[str, JsonValue] = Field(
         description="a valid request; POST it to score_url"
     )
+
+
+class EventSchema(BaseModel):
+    """Something that happened to this process."""
+
+    at: datetime
+    kind: str = Field(description="version, traffic or file")
+    text: str
+    is_problem: bool = Field(description="whether somebody should do something about it")
+
+
+class EventList(BaseModel):
+    """The last events of this process, the latest first."""
+
+    events: list[EventSchema]
 
 
 class RefusedArtifact(BaseModel):

@@ -1,0 +1,1 @@
+"""The page at `/console`: its parts, and the route that serves them as one response."""

@@ -1,0 +1,108 @@
+"""Events: what happened to versions, traffic and files, with the time, at `/v1/events`."""
+
+import shutil
+import time
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+import httpx
+import pytest
+
+from app.main import gatehouse
+from app.server.file_watcher import FileWatcher
+from app.settings import Settings
+from app.telemetry.events import MOST, Events
+from tests.support.artifacts import add_version, corrupt
+
+
+@pytest.fixture
+def folder(tmp_path, tiny):
+    """A store of the test's own that holds version 1 of `tiny`."""
+    shutil.copytree(tiny.folder, tmp_path / "store" / "tiny" / "1")
+    return tmp_path / "store"
+
+
+@asynccontextmanager
+async def started(folder, **changes):
+    async with gatehouse(Settings(store=folder, lanes=1, **changes)) as parts:
+        await parts.start()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            yield parts, client
+
+
+async def events(client):
+    return (await client.get("/v1/events")).json()["events"]
+
+
+async def texts(client):
+    return [each["text"] for each in await events(client)]
+
+
+async def test_versions_and_roles_are_events_with_their_times_latest_first(folder):
+    before = time.time()
+    async with started(folder) as (parts, client):
+        add_version(folder, "tiny", 2)
+        await parts.deployment.refresh()
+        corrupt(add_version(folder, "tiny", 3) / "model.ts")
+        for _ in range(3):
+            await parts.deployment.refresh()
+        (folder / "tiny" / "traffic.toml").write_text("active = 1\nkeep = 0\n")
+        await parts.deployment.refresh()
+        found = await events(client)
+    assert [each["text"] for each in reversed(found)][:2] == [
+        "tiny/1 is active",
+        "tiny/2 is active, after tiny/1",
+    ]
+    refused = [each for each in found if each["text"].startswith("tiny/3 is refused: model.ts:")]
+    assert [each["is_problem"] for each in refused] == [True]
+    assert "tiny/1 is active, after tiny/2" in [each["text"] for each in found]
+    assert "tiny/2 is freed" in [each["text"] for each in found]
+    assert "tiny/traffic.toml: active = 1, keep = 0" in [each["text"] for each in found]
+    times = [datetime.fromisoformat(each["at"]).timestamp() for each in found]
+    assert times == sorted(times, reverse=True)
+    assert before - 1e-3 <= times[-1] <= times[0] <= time.time()
+
+
+async def test_canary_and_shadow_are_events(folder):
+    add_version(folder, "tiny", 2)
+    traffic = folder / "tiny" / "traffic.toml"
+    traffic.write_text("active = 1\n[canary]\nversion = 2\nshare = 0.1\nfor = '1h'\n")
+    async with started(folder) as (parts, client):
+        await parts.deployment.refresh()
+        assert "canary tiny/2 gets 0.1 of the traffic of tiny/1" in await texts(client)
+        traffic.write_text("active = 1\n[shadow]\nversion = 2\nshare = 0.5\n")
+        await parts.deployment.refresh()
+        assert "shadow tiny/2 scores 0.5 of the traffic of tiny/1" in await texts(client)
+        traffic.write_text("active = 7\n")
+        await parts.deployment.refresh()
+        [latest, *_] = await events(client)
+    assert latest["kind"] == "traffic"
+    assert latest["is_problem"]
+    assert "version 7 is not in the store" in latest["text"]
+
+
+async def test_files_are_events_that_name_no_path_and_no_content(folder):
+    keys = folder.parent / "keys"
+    keys.write_text("a:0123456789abcdef0123456789abcdef\n")
+    async with started(folder, keys_file=keys) as (parts, client):
+        watcher = FileWatcher(parts.keys, parts.metrics)
+        await watcher.look()
+        assert await texts(client) == ["tiny/1 is active"]
+        keys.write_text("b:0123456789abcdef0123456789abcdef\n")
+        await watcher.look()
+        keys.write_text("secret without a name\n")
+        await watcher.look()
+        latest = await texts(client)
+    assert latest[:2] == [
+        "keys: the changed file cannot be used, the previous one stays; see the log",
+        "keys: the changed file is in use",
+    ]
+
+
+def test_old_events_are_forgotten():
+    events = Events()
+    for number in range(MOST + 5):
+        events.add("file", str(number))
+    found = [each.text for each in events.latest()]
+    assert found == [str(number) for number in reversed(range(5, MOST + 5))]
