@@ -7,7 +7,9 @@ from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
+import torch
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
@@ -39,6 +41,9 @@ from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
 from app.telemetry.siblings import Member, Render, render_all
+
+if TYPE_CHECKING:  # it needs the extra `otel`
+    from app.scoring.spans import SpanRecorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,42 +92,24 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
     keys = Keys(text=secrets, file=settings.keys_file)
     device = device_named(settings.device)
     metrics = Metrics()
-    spans = span_recorder(os.environ, metrics, scheme=settings.scheme)
     registry = Registry(metrics, default_model=settings.default_model)
     lost = asyncio.Event()
-    recorder = _recorder(settings, metrics)
-    lanes = start_lanes(
-        device,
-        settings.lanes,
-        processes=settings.processes,
-        max_batch_rows=settings.max_batch_rows,
-        metrics=metrics,
-        on_lost=lost.set,
-    )
-    try:
+    with ExitStack() as stack:
+        recorder = _recorder(settings, metrics, stack)
+        lanes = start_lanes(
+            device,
+            settings.lanes,
+            processes=settings.processes,
+            max_batch_rows=settings.max_batch_rows,
+            metrics=metrics,
+            on_lost=lost.set,
+        )
+        for lane in lanes:
+            stack.callback(lane.stop)
         batcher = _batcher(settings, lanes, metrics)
         service = Service(registry, batcher, lanes)
         _watch(service, lanes, metrics, lane_hang_s=settings.lane_hang_s)
-        policy_file = PolicyFile(settings.policies, service.policies, registry, metrics.ranking)
-        deployment = Deployment(
-            Store(settings.store),
-            registry,
-            lanes,
-            metrics,
-            device=device,
-            warm_up=warm_up_batches(
-                device,
-                min_chunk_rows=settings.min_chunk_rows,
-                max_batch_rows=settings.max_batch_rows,
-            ),
-            on_warm=batcher.learn,
-            trial=VersionTrial(service.policies, example_request, settings.record),
-        )
-        log = AccessLog(
-            metrics,
-            log_sample=settings.log_sample,
-            slow_request_s=settings.slow_request_ms / 1e3,
-        )
+        log = stack.enter_context(closing(_access_log(settings, metrics)))
         scorer = Scorer(
             service,
             [Native(), OpenInference()],
@@ -130,7 +117,7 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
             limits=_limits(settings),
             log=log,
             metrics=metrics,
-            spans=spans,
+            spans=_spans(settings, metrics, stack),
             recorder=recorder,
         )
         bodies = BodyReader(
@@ -140,33 +127,57 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
         )
         render = partial(asyncio.to_thread, metrics.render)
         scrape = render if member is None else partial(render_all, member, render)
-        app = create_app(settings, service, scorer, bodies, log, metrics, keys, scrape)
-        with ExitStack() as stack:
-            if spans is not None:
-                stack.enter_context(closing(spans))
-            stack.enter_context(closing(EventLoopMonitor(metrics)))
-            stack.enter_context(closing(log))
-            yield Gatehouse(
-                app,
-                scorer,
-                bodies,
-                service,
-                deployment,
-                keys,
-                policy_file,
-                metrics,
-                render,
-                lost,
-            )
-    finally:
-        for lane in lanes:
-            lane.stop()
-        if recorder is not None:
-            recorder.close()
+        stack.enter_context(closing(EventLoopMonitor(metrics)))
+        yield Gatehouse(
+            create_app(settings, service, scorer, bodies, log, metrics, keys, scrape),
+            scorer,
+            bodies,
+            service,
+            _deployment(settings, device, service, lanes, metrics),
+            keys,
+            PolicyFile(settings.policies, service.policies, registry, metrics.ranking),
+            metrics,
+            render,
+            lost,
+        )
 
 
-def _recorder(settings: Settings, metrics: Metrics) -> TrafficRecorder | None:
-    """Return what records requests, if a folder for them is set.
+def _access_log(settings: Settings, metrics: Metrics) -> AccessLog:
+    slow_request_s = settings.slow_request_ms / 1e3
+    return AccessLog(metrics, log_sample=settings.log_sample, slow_request_s=slow_request_s)
+
+
+def _spans(settings: Settings, metrics: Metrics, stack: ExitStack) -> "SpanRecorder | None":
+    """Return what exports spans, if the environment asks for it; it is closed with the stack."""
+    spans = span_recorder(os.environ, metrics, scheme=settings.scheme)
+    return None if spans is None else stack.enter_context(closing(spans))
+
+
+def _deployment(
+    settings: Settings,
+    device: torch.device,
+    service: Service,
+    lanes: Sequence[Lane],
+    metrics: Metrics,
+) -> Deployment:
+    return Deployment(
+        Store(settings.store),
+        service.registry,
+        lanes,
+        metrics,
+        device=device,
+        warm_up=warm_up_batches(
+            device,
+            min_chunk_rows=settings.min_chunk_rows,
+            max_batch_rows=settings.max_batch_rows,
+        ),
+        on_warm=service.batcher.learn,
+        trial=VersionTrial(service.policies, example_request, settings.record),
+    )
+
+
+def _recorder(settings: Settings, metrics: Metrics, stack: ExitStack) -> TrafficRecorder | None:
+    """Return what records requests, if a folder for them is set; it is closed with the stack.
 
     Raises:
         ConfigurationInvalid: pyarrow is not installed, or the folder can never be written.
@@ -176,12 +187,13 @@ def _recorder(settings: Settings, metrics: Metrics) -> TrafficRecorder | None:
     require_pyarrow()
     if not settings.record_share:  # its recorded traffic is only read
         return None
-    return TrafficRecorder(
+    recorder = TrafficRecorder(
         settings.record,
         share=settings.record_share,
         max_bytes=settings.record_max_bytes,
         on_counted=metrics.recorded,
     )
+    return stack.enter_context(closing(recorder))
 
 
 def _batcher(settings: Settings, lanes: Sequence[Lane], metrics: Metrics) -> Batcher:
