@@ -10,9 +10,13 @@ import sys
 import tomllib
 from pathlib import Path
 
+import orjson
 import pytest
 import torch
 
+from app.api.examples import example_request
+from app.artifacts.loader import load
+from app.artifacts.store import Store
 from app.settings import Settings
 from tests import REPOSITORY
 from tests.support.artifacts import add_version
@@ -46,6 +50,8 @@ COMMANDS = [
     for block in blocks(README, "sh") + blocks(OPERATIONS, "sh")
     for command in re.split(r"(?<!\\)\n(?=\S)(?!\}')", block.strip())
 ]
+ASSIGNMENT = re.compile(r"[A-Z_]+=")
+"""A variable in front of a command."""
 (PRINTED,) = map(json.loads, blocks(README, "json"))
 EXPLAINED = next(each for each in map(json.loads, blocks(API, "json")) if "explanation" in each)
 INLINE = re.findall(r"`([^`\n]+)`", "\n".join(re.split(r"^```.*?^```$", README, flags=re.S | re.M)))
@@ -78,7 +84,11 @@ def test_readme_and_map_are_short():
 
 
 def test_every_command_is_of_a_kind_that_is_tested():
-    kinds = {Path(command.split()[0]).name for command in COMMANDS}
+    programs = [
+        next(word for word in command.replace("\\\n", " ").split() if not ASSIGNMENT.match(word))
+        for command in COMMANDS
+    ]
+    kinds = {Path(program).name for program in programs}
     assert kinds == {"make", "curl", "python", "gatehouse", "pip", "docker"}
 
 
@@ -186,7 +196,10 @@ def test_gatehouse_commands_run(store, tmp_path):
     shutil.copytree(store.folder, tmp_path / "store")
     add_version(tmp_path / "store", "feed", 1, name="feed")
     shutil.rmtree(tmp_path / "store" / "tiny")
-    (tmp_path / "request.json").write_text(request_body())
+    active = load(next(Store(tmp_path / "store").artifacts()), torch.device("cpu"))
+    (tmp_path / "request.json").write_bytes(
+        orjson.dumps(example_request(active), option=orjson.OPT_SERIALIZE_NUMPY)
+    )
     matrix_file(tmp_path).rename(tmp_path / "ctr.pt")
     (tmp_path / "build").mkdir()
     worlds.write(tmp_path / "build" / "log.parquet", worlds.columns(worlds.log()))
