@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import orjson
 from rich.console import Console
 
 from app.artifacts.store import Store
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEFAULT_STORE = Path("store")
-_JSON_LINES = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,6 +127,23 @@ def _add_schema(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", type=Path, metavar="TABLE", help="a Parquet or text file")
 
 
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/tables"),
+        metavar="DIR",
+        help="folder of the files, one of items and one of users (default: %(default)s)",
+    )
+    for what, usual in (("item", ""), ("user", ", or the user of the schema")):
+        parser.add_argument(
+            f"--{what}-key",
+            metavar="FEATURE",
+            help=f"id feature that identifies {what}s (default: the only one{usual})",
+        )
+
+
 def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the experiment, a TOML file")
 
@@ -170,17 +185,6 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
         "--validation",
         action="store_true",
         help="include the validation requests, which training used for early stopping",
-    )
-
-
-def _add_tables(parser: argparse.ArgumentParser) -> None:
-    _add_config(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("build/tables"),
-        metavar="DIR",
-        help="folder of items.jsonl and users.jsonl (default: %(default)s)",
     )
 
 
@@ -238,19 +242,6 @@ def _log(arguments: argparse.Namespace) -> None:
     )
 
 
-def _tables(arguments: argparse.Namespace) -> None:
-    planned = experiment.read(arguments.config)
-    folder: Path = arguments.out
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in data.tables_of(planned.data).items():
-        count = 0
-        with (folder / f"{name}.jsonl").open("wb") as file:
-            for row in rows:
-                file.write(orjson.dumps(row, option=_JSON_LINES))
-                count += 1
-        print(f"{folder / name}.jsonl: {count:,} rows, for gatehouse {name} publish")
-
-
 def _fetch(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.out or Path("data") / arguments.dataset
     for table, rows in data.fetch(arguments.dataset, folder, arguments.source).items():
@@ -265,6 +256,13 @@ def _schema(arguments: argparse.Namespace) -> None:
 def _vocabulary(arguments: argparse.Namespace) -> None:
     for path, size in data.make_vocabularies(experiment.read(arguments.config).data).items():
         print(f"{path}: {size}")
+
+
+def _tables(arguments: argparse.Namespace) -> None:
+    planned = experiment.read(arguments.config)
+    keys = {"items": arguments.item_key, "users": arguments.user_key}
+    for path, rows in data.write_tables(planned.data, arguments.out, keys).items():
+        print(f"{path}: {rows:,} rows, for gatehouse {path.stem} publish")
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -350,14 +348,6 @@ COMMANDS = (
         _log,
     ),
     _Command(
-        "tables",
-        "write the items and users of a simulated feed, for gatehouse items publish",
-        "--config models/configs/demo.toml --out build/tables",
-        _add_tables,
-        _tables,
-        "the files are not complete",
-    ),
-    _Command(
         "fetch",
         "download a public data set and convert it to tables with a schema",
         "census-income --out data/census-income",
@@ -377,6 +367,14 @@ COMMANDS = (
         "--config clips.toml",
         _add_config,
         _vocabulary,
+    ),
+    _Command(
+        "tables",
+        "write the items and users of an experiment's data, for gatehouse items publish",
+        "--config clips.toml --out build/tables",
+        _add_tables,
+        _tables,
+        "the files are not complete",
     ),
     _Command(
         "show",

@@ -15,8 +15,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -31,6 +33,10 @@ from app.ranking.policy import Policy
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Label = Annotated[str, Field(min_length=1, max_length=80)]
+FeatureName = Annotated[str, Field(pattern=r"^[^\s./\\\p{C}](?:[^/\\\p{C}]{0,62}[^\s/\\\p{C}])?$")]
+"""1 to 64 characters of any script, with spaces inside; no slashes and no control characters."""
+ForeignName = Annotated[str, Field(min_length=1, max_length=256)]
+"""The name of an argument or an output of a module from elsewhere: any text."""
 Side = Literal["user", "candidate"]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
@@ -66,27 +72,44 @@ class Value(BaseModel):
 
 
 class DenseInput(Value):
-    """A vector of float32, `[·, dim]`; a plain number is accepted where `dim` is 1."""
+    """A vector of float32, `[·, dim]`; a plain number is accepted where `dim` is 1.
+
+    `default` is the value of a feature that a request leaves out. `missing` says what null and NaN
+    become: an error (`refuse`), the numbers of `default` in their place, or NaN (`nan`), which the
+    module then fills itself. With `nan`, a feature that is left out is NaN too: `default` then only
+    states what the module makes of it.
+    """
 
     kind: Literal["dense"] = "dense"
-    name: Name
+    name: FeatureName
     side: Side
     dim: int = Field(1, ge=1)
     default: tuple[Float32, ...] | None = None
+    missing: Literal["refuse", "default", "nan"] = "refuse"
 
     @model_validator(mode="after")
     def _default_has_dim_numbers(self) -> Self:
         if self.default is not None and len(self.default) != self.dim:
             raise ValueError(f"default has {len(self.default)} numbers, dim is {self.dim}")
+        if self.default is None and self.missing != "refuse":
+            raise ValueError(f'missing = "{self.missing}" requires a default')
         return self
+
+    @property
+    def absent(self) -> tuple[float, ...] | None:
+        """The numbers of a feature that a request leaves out; None if it is required."""
+        return (math.nan,) * self.dim if self.missing == "nan" else self.default
 
 
 class _Vocabulary(Value):
-    name: Name
+    name: FeatureName
     side: Side
     vocabulary_size: Int64 = Field(ge=1)
     unknown: int | Literal["reject"] = 0
     """The row of an id outside `[0, vocabulary_size)`; `reject` makes such an id an error."""
+    missing: Literal["refuse", "unknown"] = "refuse"
+    """What null is in place of an id: an error, or an unknown id. Null in place of a list is then
+    an empty list."""
     encoding: Encoding = Identity()
     """How the ids of a request become rows of the embedding table."""
 
@@ -94,6 +117,8 @@ class _Vocabulary(Value):
     def _unknown_is_a_row(self) -> Self:
         if self.unknown != "reject" and not 0 <= self.unknown < self.vocabulary_size:
             raise ValueError(f"unknown must be in [0, {self.vocabulary_size}) or 'reject'")
+        if self.unknown == "reject" and self.missing == "unknown":
+            raise ValueError('missing = "unknown" requires a row for unknown ids')
         if isinstance(self.encoding, Hashed) and self.vocabulary_size <= self.encoding.buckets:
             raise ValueError(
                 f"vocabulary_size must be greater than encoding.buckets, {self.encoding.buckets}"
@@ -117,6 +142,11 @@ class IdInput(_Vocabulary):
     kind: Literal["id"] = "id"
     default: Int64 | str | None = None
 
+    @property
+    def absent(self) -> Id | None:
+        """The id of a feature that a request leaves out; None if it is required."""
+        return self.default
+
     @model_validator(mode="after")
     def _default_is_accepted(self) -> Self:
         self._check_default(() if self.default is None else (self.default,))
@@ -131,6 +161,11 @@ class IdListInput(_Vocabulary):
     padding: Int64 = -1
     padding_side: Literal["left", "right"] = "right"
     default: tuple[Int64 | str, ...] | None = None
+
+    @property
+    def absent(self) -> tuple[Id, ...] | None:
+        """The list of a feature that a request leaves out; None if it is required."""
+        return self.default
 
     @model_validator(mode="after")
     def _default_fits(self) -> Self:
@@ -153,22 +188,84 @@ class RequestCall(Value):
     layout: Literal["request"] = "request"
 
 
-class Argument(Value):
-    """One tensor argument of a `rows` call: features side by side, in one dtype.
+class Derived(Value):
+    """A part of an argument that is computed from an id list, so that requests do not contain it.
 
-    `rank` 1 is `[B]` and takes one feature of width 1. `rank` 2 is `[B, total width]`.
+    Attributes:
+        of: the id list.
+        take: `length` is the position of its last id, counted from 1 on the side that is not
+            padded, one column; `mask` is 1 for ids and 0 for padding, `padding` the opposite;
+            `ids` are the ids.
+        at_least: a shorter list counts as one of this length, in a length, a mask or a padding.
+        empty: the row that stands in a list without ids, for a module that cannot take such a list.
     """
 
-    name: Name
-    pack: tuple[Name, ...] = Field(min_length=1)
-    dtype: Literal["float32", "int64"]
+    of: FeatureName
+    take: Literal["length", "mask", "padding", "ids"]
+    at_least: int = Field(0, ge=0)
+    empty: int | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        if self.take == "ids" and self.at_least:
+            raise ValueError('at_least is for take = "length", "mask" or "padding"')
+        if self.take != "ids" and self.empty is not None:
+            raise ValueError('empty is for take = "ids"')
+        return self
+
+
+Part = Annotated[
+    Annotated[FeatureName, Tag("feature")] | Annotated[Derived, Tag("derived")],
+    Discriminator(lambda part: "feature" if isinstance(part, str) else "derived"),
+]
+"""A feature by name, or what is derived from one."""
+
+
+class Argument(Value):
+    """One tensor argument of a `rows` call: parts side by side, in one dtype.
+
+    A part is a feature, or derived from one. `rank` 1 is `[B]` and takes one part of width 1.
+    `rank` 2 is `[B, total width]`. A `bool` is true where a value is not zero.
+    """
+
+    name: ForeignName
+    pack: tuple[Part, ...] = Field(min_length=1)
+    dtype: Literal["float32", "float64", "int64", "int32", "bool"]
     rank: Literal[1, 2] = 2
 
     @model_validator(mode="after")
-    def _rank_1_takes_one_feature(self) -> Self:
+    def _rank_1_takes_one_part(self) -> Self:
         if self.rank == 1 and len(self.pack) > 1:
             raise ValueError(f"rank 1 takes one feature, not {len(self.pack)}")
+        if self.rank == 1 and isinstance(self.pack[0], Derived) and self.pack[0].take != "length":
+            raise ValueError(f'rank 1 takes one number per row, but take is "{self.pack[0].take}"')
         return self
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The features that the argument reads."""
+        return tuple(each if isinstance(each, str) else each.of for each in self.pack)
+
+    def problem(self, inputs: Mapping[str, Input]) -> str | None:
+        """Return why the argument cannot be made of its features; None if it can."""
+        largest = _LARGEST_ID.get(self.dtype)
+        for part, feature in (
+            (each, inputs[name]) for each, name in zip(self.pack, self.features, strict=True)
+        ):
+            if isinstance(part, Derived):
+                if not isinstance(feature, IdListInput):
+                    return f"{self.name}: only an id_list has {part.take}; {part.of} is not one"
+                if part.empty is not None and part.empty >= feature.vocabulary_size:
+                    return f"{self.name}: empty must be below {feature.vocabulary_size}"
+            holds_ids = isinstance(part, str) or part.take == "ids"
+            if isinstance(feature, DenseInput) or not holds_ids or largest is None:
+                continue
+            if feature.vocabulary_size > largest:
+                return (
+                    f"{feature.name}: {self.dtype} holds integers up to 2**"
+                    f"{largest.bit_length() - 1} exactly; pack larger ids as int64"
+                )
+        return None
 
 
 class RowsCall(Value):
@@ -185,11 +282,12 @@ Call = Annotated[RequestCall | RowsCall, Field(discriminator="layout")]
 class Output(Value):
     """The place of a task's raw output in the value that the module returns.
 
-    `path` is None if the module returns one tensor, an index of a tuple or list, or a key of a
-    dict. The tensor there is `[B]`, or `[B, columns]` of which `column` is taken.
+    `path` is None if the module returns one tensor, an index of a tuple or list, a field of a named
+    tuple, or a key of a dict. The tensor there is `[B]`, or `[B, columns]` of which `column` is
+    taken.
     """
 
-    path: int | Name | None = None
+    path: int | ForeignName | None = None
     column: int = Field(0, ge=0)
 
 
@@ -364,10 +462,11 @@ class Description(Value):
         multiplier = self.ranking.multiplier
         if multiplier is not None and multiplier not in self.traits.multipliers:
             raise ValueError(
-                f'ranking: multiplier "{multiplier}" must be a dense candidate input of dim 1'
+                f'ranking: multiplier "{multiplier}" must be a dense candidate input of dim 1, '
+                "and not one that may be NaN"
             )
         if arguments:
-            packed = [name for argument in arguments for name in argument.pack]
+            packed = [name for argument in arguments for name in argument.features]
             if unknown := sorted(set(packed) - set(features)):
                 raise ValueError(
                     f"arguments: unknown input {_quoted(unknown)}"
@@ -375,13 +474,10 @@ class Description(Value):
                 )
             if unused := sorted(set(features) - set(packed)):
                 raise ValueError(f"arguments: no argument packs the input {_quoted(unused)}")
-            as_floats = {n for each in arguments if each.dtype == "float32" for n in each.pack}
-            for each in self.inputs:
-                if each.name in as_floats and getattr(each, "vocabulary_size", 0) > 2**24:
-                    raise ValueError(
-                        f"{each.name}: float32 holds integers up to 2**24 exactly; "
-                        "pack larger ids as int64"
-                    )
+            by_name = {each.name: each for each in self.inputs}
+            for problem in (argument.problem(by_name) for argument in arguments):
+                if problem is not None:
+                    raise ValueError(problem)
         return self
 
     @cached_property
@@ -430,7 +526,9 @@ class Description(Value):
             policy=self.ranking,
             calibrations={task.name: task.calibration for task in self.tasks},
             probabilities=frozenset(task.name for task in self.tasks if task.kind == "binary"),
-            multipliers=frozenset(each.name for each in numbers if each.dim == 1),
+            multipliers=frozenset(
+                each.name for each in numbers if each.dim == 1 and each.missing != "nan"
+            ),
         )
 
 
@@ -484,6 +582,7 @@ def _quoted(names: Sequence[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
 
+_LARGEST_ID: Mapping[str, int] = {"float32": 2**24, "int32": 2**31}
 _KEYS = frozenset(
     {
         *(
@@ -491,7 +590,11 @@ _KEYS = frozenset(
             for kind in (Manifest, TaskOutput, IdInput, IdListInput)
             for name in kind.model_fields
         ),
-        *(name for kind in (DenseInput, Argument, RowsCall, Output) for name in kind.model_fields),
+        *(
+            name
+            for kind in (DenseInput, Argument, Derived, RowsCall, Output)
+            for name in kind.model_fields
+        ),
         *(name for kind in (Policy, Precision, Parity, FileDigest) for name in kind.model_fields),
         *GateLevel.model_fields,
     }

@@ -10,8 +10,10 @@ from torch import Tensor
 from app.artifacts.columns import ModelInputs
 from app.artifacts.manifest import (
     Argument,
+    Derived,
     Description,
     GateLevel,
+    IdListInput,
     RequestCall,
     RowsCall,
     TaskOutput,
@@ -21,6 +23,15 @@ Raw = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
 GateWeights = npt.NDArray[np.float32]
 """The weights of one level, `[B, gates, experts]`."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+"""The dtypes of arguments by their names in a manifest."""
 
 _GATE_TOLERANCE = 1e-3  # of a sum of weights
 _LARGEST_EXPONENT = np.float32(80)  # exp(88.8) leaves float32
@@ -58,6 +69,7 @@ class Program:
         self.gates = description.gates
         self.has_steady_cost = has_steady_cost
         outputs = [task.output for task in description.tasks]
+        self._lists = {each.name: each for each in description.inputs if each.kind == "id_list"}
         self._is_matrix = all(o.path is None and o.column == k for k, o in enumerate(outputs))
 
     def run(self, batch: ModelInputs) -> Raw:
@@ -127,7 +139,7 @@ class Program:
         if self._copy_inputs:
             user, candidate, row_to_request = _copies(user, candidate, row_to_request)
         try:
-            with nullcontext() if self.device.type == "cpu" else _unoptimised():
+            with nullcontext() if self.device.type == "cpu" else unoptimised():
                 return self._module.gate_weights(user, candidate, row_to_request)
         except torch.jit.Error as error:  # as in `_call`
             raise RuntimeError(str(error)) from error
@@ -146,7 +158,7 @@ class Program:
         if self._copy_inputs:
             user, candidate, row_to_request = _copies(user, candidate, row_to_request)
         try:
-            with nullcontext() if self.device.type == "cpu" else _unoptimised():
+            with nullcontext() if self.device.type == "cpu" else unoptimised():
                 if isinstance(call, RequestCall):
                     return self._module(user, candidate, row_to_request)
                 tiled = {name: column[row_to_request] for name, column in user.items()}  # [B, ·]
@@ -155,7 +167,7 @@ class Program:
             raise RuntimeError(str(error)) from error
 
     def _call_rows(self, call: RowsCall, features: dict[str, Tensor]) -> object:
-        packed = {argument.name: _pack(argument, features) for argument in call.arguments}
+        packed = {each.name: _pack(each, features, self._lists) for each in call.arguments}
         return self._module(packed) if call.style == "dict" else self._module(*packed.values())
 
 
@@ -188,7 +200,7 @@ def _weights(tensor: object, number: int, level: GateLevel, rows: int) -> GateWe
     return weights
 
 
-def _unoptimised() -> AbstractContextManager[None]:
+def unoptimised() -> AbstractContextManager[None]:
     """Run a module's operators one by one, in this thread.
 
     By default TorchScript's executor profiles the first runs, fuses operators, and compiles them
@@ -230,12 +242,57 @@ def _inverse_link(raw: Raw, link: str) -> Raw:
     return score
 
 
-def _pack(argument: Argument, features: dict[str, Tensor]) -> Tensor:
-    dtype = torch.float32 if argument.dtype == "float32" else torch.int64
-    parts = [features[name].to(dtype) for name in argument.pack]
+def _pack(argument: Argument, features: dict[str, Tensor], lists: dict[str, IdListInput]) -> Tensor:
+    """Return the tensor of an argument, `[B]` or `[B, width]`."""
+    dtype = DTYPES[argument.dtype]
+    parts = [
+        (features[each] if isinstance(each, str) else _derived(each, features, lists)).to(dtype)
+        for each in argument.pack
+    ]
     if argument.rank == 1:
         return parts[0].reshape(parts[0].shape[0])  # [B, 1] or [B] → [B]
     return torch.cat([part.reshape(part.shape[0], -1) for part in parts], dim=1)  # [B, width]
+
+
+def _derived(part: Derived, features: dict[str, Tensor], lists: dict[str, IdListInput]) -> Tensor:
+    """Return the length `[B, 1]` of lists `[B, L]`, or their mask, padding or ids `[B, L]`."""
+    ids, feature = features[part.of], lists[part.of]
+    real, place = ids != feature.padding, _places(feature, ids.device)  # [B, L], [L]
+    length = (real * place).amax(1, keepdim=True)  # [B, 1]
+    match part.take:
+        case "length":
+            return length.clamp(min=part.at_least)
+        case "ids":
+            row = feature.padding if part.empty is None else part.empty
+            return torch.where((length == 0) & (place == 1), row, ids)
+    if part.at_least:
+        real = real | ((place <= part.at_least) & (length < part.at_least))
+    return real if part.take == "mask" else ~real
+
+
+def _places(feature: IdListInput, device: torch.device) -> Tensor:
+    """The place of each position of a list, from 1, counted from the side without padding."""
+    places = torch.arange(1, feature.max_length + 1, device=device)  # [L]
+    return places if feature.padding_side == "right" else places.flip(0)
+
+
+def element(returned: object, path: int | str) -> object:
+    """Return a part of what a module returned: an element, a value by key, or a field by name.
+
+    Raises:
+        TypeError, KeyError, IndexError: there is no such part.
+    """
+    if isinstance(returned, Tensor):  # its first index is a candidate, not a task
+        raise TypeError
+    if isinstance(path, str) and isinstance(returned, tuple):
+        path = fields(returned).index(path) if path in fields(returned) else len(returned)
+    return returned[path]  # type: ignore[index]  # a TypeError is expected
+
+
+def fields(returned: tuple[object, ...]) -> tuple[str, ...]:
+    """Return the field names of a named tuple; of another tuple, none."""
+    names: tuple[str, ...] = getattr(returned, "_fields", ())
+    return names
 
 
 def _column(returned: object, task: TaskOutput, rows: int) -> Tensor:
@@ -243,9 +300,7 @@ def _column(returned: object, task: TaskOutput, rows: int) -> Tensor:
     path = task.output.path
     if path is not None:
         try:
-            if isinstance(returned, Tensor):  # its first index is a candidate, not a task
-                raise TypeError
-            found = returned[path]  # type: ignore[index]  # a TypeError is caught below
+            found = element(returned, path)
         except (TypeError, KeyError, IndexError):
             raise ValueError(f"task {task.name}: the module's output has no {path!r}") from None
     if isinstance(found, Tensor):

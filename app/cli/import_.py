@@ -1,6 +1,7 @@
 """`gatehouse import`: make an artifact from a TorchScript file."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,17 @@ example:
   gatehouse import ctr.pt --name ctr --columns age,gender@3,price,item@5000 --user age,gender
                    --tasks click:logit,dwell:log-seconds
 
-These options describe a module that takes one matrix, one row per candidate. A column is NAME for
-a number, NAME:16 for 16 numbers, NAME@5000 for an id from 0 to 4999, checked to be whole and in
-range. Tasks are in the order of the outputs: columns of a matrix or elements of a tuple. If the
-module returns a dict, a task's name is its key. What the module gives for a task is one of
+  gatehouse import --draft ctr.pt > ctr.toml     # check the file, and then:
+  gatehouse import ctr.pt --config ctr.toml
+
+--draft prints a description: it reads the module's signature, finds out by calls which arguments
+are ids, lists, numbers, lengths and masks, and tries the result. Sides and tasks are guesses.
+
+The options of the first example describe a module that takes one matrix, one row per candidate. A
+column is NAME for a number, NAME:16 for 16 numbers, NAME@5000 for an id from 0 to 4999, checked to
+be whole and in range. Tasks are in the order of the outputs: columns of a matrix or elements of a
+tuple. If the module returns a dict, a task's name is its key, unless `output` says otherwise. What
+the module gives for a task is one of
 
   probability, logit, log-probability       the score is a probability
   seconds, log-seconds, log1p-seconds       the score is a number of seconds
@@ -45,19 +53,26 @@ Any other module is described by a TOML file, --config:
   vocabulary_size = 5000                    #   padding_side = "right" or "left")
   unknown = "reject"                        # or the row for an id outside the vocabulary
   default = 0                               # used if a request leaves the feature out
+  missing = "unknown"                       # null: an unknown id; or "default", of dense features
   encoding = { kind = "hash", buckets = 4999 }  # of strings; or "vocabulary", file beside this one
 
   [[arguments]]                             # the module's tensors; left out: all as one matrix
   name = "item_id"
   pack = ["item"]                           # features side by side
-  dtype = "int64"                           # or "float32"; ids as float32 up to 2**24 only
+  dtype = "int64"                           # int64, int32, bool, float32 or float64
   rank = 1                                  # 1 is [B], 2 is [B, width]
+
+  [[arguments]]                             # derived from an id list: requests do not contain it
+  name = "history_length"
+  pack = [{ take = "length", of = "history", at_least = 1 }]  # length | mask | padding, or
+  dtype = "int32"                           #   { take = "ids", of = "history", empty = 1 }: a row
+  rank = 1                                  #   in place of an empty list
 
   [[tasks]]
   name = "click"
   gives = "logit"
   clamp = [0.0, 0.9]                        # optional: limits of the score
-  output = { path = 0, column = 1 }         # optional: index or key, then column
+  output = { path = 0, column = 1 }         # optional: index, key or field, then column
 
 The module runs with 1, 2 and 257 rows. It is refused, with the reason, if it fails, if a row's
 output depends on other rows or is not finite, if it changes its own state or draws random numbers,
@@ -75,6 +90,9 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--config", type=Path, metavar="TOML", help="file that describes the module"
+    )
+    parser.add_argument(
+        "--draft", action="store_true", help="print a description of the module, to be edited"
     )
     add_store(parser)
     parser.add_argument("--name", help="the model's name in the store")
@@ -94,6 +112,8 @@ def run(options: argparse.Namespace) -> int:
     """
     try:
         content = options.file.read_bytes()
+        if options.draft:
+            return _draft(options, content)
         model = _described(options)
     except ForeignInvalid as error:
         raise WrongUsage(str(error)) from None
@@ -107,6 +127,22 @@ def run(options: argparse.Namespace) -> int:
         place = f"{error.filename}: " if error.filename else ""
         return _refused(options.file, f"{place}{error.strerror}")
     Output().print_line(f"published {artifact}: {artifact.folder}")
+    return ExitCode.OK
+
+
+def _draft(options: argparse.Namespace, content: bytes) -> int:
+    if options.config is not None or options.columns or options.user or options.tasks:
+        raise WrongUsage("--draft takes no description; only --name")
+    with importing():
+        from app.importing.draft import draft
+
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", options.name or options.file.stem).strip("_.-")
+    try:
+        text = draft(content, name or "model")
+    except ArtifactInvalid as error:
+        complain(f"{options.file}: {error}")
+        return ExitCode.FAILED
+    Output().print_line(text.removesuffix("\n"))
     return ExitCode.OK
 
 

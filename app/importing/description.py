@@ -16,6 +16,7 @@ from app.artifacts.manifest import (
     Argument,
     DenseInput,
     Description,
+    FeatureName,
     Float32,
     Input,
     Name,
@@ -85,8 +86,8 @@ class ForeignModel(_Table):
     arguments: tuple[Argument, ...] = ()
     tasks: tuple[ForeignTask, ...] = Field(min_length=1)
     ranking: Policy | None = None
-    ranges: dict[Name, tuple[Float32, Float32]] = {}
-    unused: tuple[Name, ...] = ()
+    ranges: dict[FeatureName, tuple[Float32, Float32]] = {}
+    unused: tuple[FeatureName, ...] = ()
 
     @field_validator("inputs", mode="before")
     @classmethod
@@ -148,7 +149,7 @@ def read(path: Path) -> ForeignModel:
         raise ForeignInvalid(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise ForeignInvalid(f"{path}: not valid TOML: {error}") from error
-    return _validated(tables, f"{path}: ")
+    return validated(tables, f"{path}: ")
 
 
 def from_flags(
@@ -174,7 +175,7 @@ def from_flags(
         )
     pairs = [task.partition(":") for task in tasks]
     described = [{"name": task, "gives": gives} for task, _, gives in pairs]
-    return _validated({"name": name, "inputs": inputs, "tasks": described}, "")
+    return validated({"name": name, "inputs": inputs, "tasks": described}, "")
 
 
 def _column(column: str, user: Sequence[str]) -> dict[str, Any]:
@@ -205,7 +206,12 @@ def _task(task: ForeignTask, output: Output) -> TaskOutput:
     )
 
 
-def _validated(tables: Mapping[str, Any], place: str) -> ForeignModel:
+def validated(tables: Mapping[str, Any], place: str) -> ForeignModel:
+    """Return a description from its tables; errors begin with `place`.
+
+    Raises:
+        ForeignInvalid: a rule is broken.
+    """
     try:
         return ForeignModel.model_validate(tables)
     except ValidationError as error:

@@ -58,6 +58,7 @@ def refuse_misused_inputs(program: Program, model: ForeignModel) -> None:
         idle = trial.without_influence(idle, _other_value(model, scale))
         if not idle:
             break
+    idle = [each for each in idle if not _is_between(each, positions, idle)]
     if idle:
         names = ", ".join(map(str, idle[:8])) + (", ..." if len(idle) > 8 else "")
         raise ArtifactInvalid(
@@ -66,6 +67,18 @@ def refuse_misused_inputs(program: Program, model: ForeignModel) -> None:
             "named in `unused`"
         )
     _refuse_numbers_used_as_ids(trial, positions)
+
+
+def _is_between(
+    position: _Position, positions: Sequence[_Position], idle: Sequence[_Position]
+) -> bool:
+    """Whether positions on both sides in the same list matter: in a long list, one may be faint."""
+    if not isinstance(position.feature, IdListInput):
+        return False
+    matters = [
+        each.index for each in positions if each.feature is position.feature and each not in idle
+    ]
+    return bool(matters) and matters[0] < position.index < matters[-1]
 
 
 def _refuse_numbers_used_as_ids(trial: "_Influence", positions: Sequence[_Position]) -> None:

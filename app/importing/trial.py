@@ -19,7 +19,7 @@ from app.artifacts.columns import Column, ModelInputs
 from app.artifacts.effects import effects
 from app.artifacts.loader import load_module, load_program
 from app.artifacts.manifest import DenseInput, Description, IdListInput, Input, Output, Precision
-from app.artifacts.program import Program, Raw, error_summary
+from app.artifacts.program import Program, Raw, element, error_summary, fields
 from app.errors import ArtifactInvalid, did_you_mean
 from app.importing.description import ForeignModel, ForeignTask
 from app.importing.influence import refuse_misused_inputs
@@ -92,7 +92,10 @@ def _refuse_side_effects(module: torch.jit.ScriptModule) -> bool:
 def _refuse_training_mode(graph: torch._C.Graph) -> None:
     for operator, position, name in (("batch_norm", 5, "BatchNorm"), ("dropout", 2, "dropout")):
         for node in _nodes(graph, f"aten::{operator}"):
-            if list(node.inputs())[position].toIValue() is True:
+            arguments = [each.toIValue() for each in node.inputs()]  # None if not a constant
+            # A probability that is computed is left to `effects`, which follows the frozen graph.
+            drops_out = operator != "dropout" or arguments[1] not in (None, 0)
+            if arguments[position] is True and drops_out:
                 raise ArtifactInvalid(
                     f"{name} is in training mode: call eval() on the module before tracing it"
                 )
@@ -131,13 +134,14 @@ def _outputs(
 
 
 def _places(returned: object, tasks: Sequence[ForeignTask]) -> list[Output]:
-    """Return the place of each task's output: by key in a dict, else in the order of the tasks."""
-    if isinstance(returned, dict):
-        if missing := [task.name for task in tasks if task.name not in returned]:
-            keys = ", ".join(map(str, returned))
+    """Return the place of each task's output: by key or field if there are any, else in order."""
+    names = _output_names(returned)
+    if isinstance(returned, dict) or {task.name for task in tasks} <= set(names):
+        if missing := [task.name for task in tasks if task.name not in names]:
             raise ArtifactInvalid(
-                f'it returns no output "{missing[0]}"; outputs: {keys}'
-                f"{did_you_mean(missing[0], map(str, returned))}"
+                f'it returns no output "{missing[0]}"; outputs: {", ".join(names)}'
+                f"{did_you_mean(missing[0], names)}; an output of another name is "
+                'named with output = { path = "…" }'
             )
         found = [Output(path=task.name) for task in tasks]
     elif isinstance(returned, tuple | list):
@@ -150,12 +154,19 @@ def _places(returned: object, tasks: Sequence[ForeignTask]) -> list[Output]:
             "each output, in order, or state the output of each task"
         )
     for place in found:
-        width = 1 if place.path is None else _width(returned[place.path])  # type: ignore[index]
+        width = 1 if place.path is None else _width(element(returned, place.path))
         if width != 1:
             raise ArtifactInvalid(
                 f"its output {place.path!r} has {width} columns: state the output of each task"
             )
     return found
+
+
+def _output_names(returned: object) -> list[str]:
+    """Return the keys of a dict, or the fields of a named tuple."""
+    if isinstance(returned, dict):
+        return list(map(str, returned))
+    return list(fields(returned)) if isinstance(returned, tuple) else []
 
 
 def _width(tensor: object) -> int:
@@ -178,6 +189,7 @@ def _run_all_sizes(program: Program, model: ForeignModel) -> Raw:
             if isinstance(error, RuntimeError):
                 _refuse_failing_input(program, model, batch)
     if not failures:
+        _refuse_unwritten_memory(program, batch, raw)
         _refuse_meaningless_outputs(model, raw)
         for sizes in TRIAL_SIZES.values():
             _refuse_meaningless_outputs(model, program.run(generate(model, sizes)))
@@ -264,11 +276,7 @@ def _runs(program: Program, batch: ModelInputs) -> bool:
 def _refuse_dependent_rows(program: Program, batch: ModelInputs, raw: Raw) -> None:
     """Compare the program as it is served, frozen, with the raw outputs of the file itself."""
     tolerance = program.description.precision.tolerance["cpu"]
-    with _new_memory_is_nan():
-        if np.isnan(program.run(batch)).any():
-            raise ArtifactInvalid(
-                "its outputs depend on memory that it has not written to, such as torch.empty gives"
-            )
+    _refuse_unwritten_memory(program, batch, raw)
     again = program.run(batch)
     if not (np.abs(again - raw) <= tolerance * (1 + np.abs(raw))).all():
         raise ArtifactInvalid("the same rows give other outputs when they are run again")
@@ -282,6 +290,15 @@ def _refuse_dependent_rows(program: Program, batch: ModelInputs, raw: Raw) -> No
                 f"a row's output depends on the other rows: task "
                 f"{program.description.tasks[k].name} gives {alone[0, k]:g} for a row alone, and "
                 f"{raw[row, k]:g} for the same row in a batch"
+            )
+
+
+def _refuse_unwritten_memory(program: Program, batch: ModelInputs, raw: Raw) -> None:
+    """Refuse a module that gives NaN because new memory is NaN; by chance it may be so already."""
+    with _new_memory_is_nan():
+        if (np.isnan(program.run(batch)) & ~np.isnan(raw)).any():
+            raise ArtifactInvalid(
+                "its outputs depend on memory that it has not written to, such as torch.empty gives"
             )
 
 

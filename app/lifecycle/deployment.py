@@ -7,22 +7,18 @@ happens on a thread beside the lanes.
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-import numpy as np
 import torch
 
 from app.artifacts.loader import Model, load, read_manifest, verify
 from app.artifacts.store import Artifact, Fingerprint, Store, StoreListing
-from app.engine.batch import Batch, Chunk
-from app.engine.lanes import BatchResult, Lane, run
-from app.engine.request import QueuedRequest, RequestFeatures
+from app.engine.lanes import Lane
+from app.engine.request import RequestFeatures
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
 from app.lifecycle.canary import Canary
@@ -32,16 +28,10 @@ from app.lifecycle.registry import Registry, Role
 from app.lifecycle.tables import TableFollower
 from app.lifecycle.traffic import TRAFFIC, ReplaySettings, Traffic
 from app.lifecycle.traffic_files import TrafficFiles
-from app.ranking.policies import NO_POLICIES
+from app.lifecycle.warm_up import BatchTimings, WarmUp
 from app.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
-
-BatchTimings = Sequence[tuple[int, float]]
-"""Batches that ran: `(rows, seconds)` each."""
-
-_LONGEST_PAUSE_S = 0.1
-_WARM_UP_PASSES = 3  # the TorchScript executor profiles, then compiles, then runs
 
 
 @dataclass(slots=True)
@@ -108,11 +98,10 @@ class Deployment:
         """
         self._store = store
         self._registry = registry
-        self._lanes = lanes
         self._metrics = metrics
         self._device = device
         self._background = BackgroundThread()
-        self._warm_up_sizes = warm_up
+        self._warm_ups = WarmUp(lanes, self._background, warm_up, is_on_cpu=device.type == "cpu")
         self._on_warm = on_warm
         self._trial = trial
         self._passed: set[str] = set()  # `name/version` of loaded versions that may serve
@@ -647,97 +636,20 @@ class Deployment:
         return await asyncio.to_thread(load, artifact, self._device)
 
     async def _warm_up(self, model: Model) -> None:
-        """Run every batch size a few times, so that no request is the first of its kind.
-
-        On a CPU, what is compiled belongs to the model, whichever thread ran it. On a GPU every
-        lane has graphs of its own, and a batch takes a few milliseconds.
-        """
-        batches = [_batch(model, sizes) for sizes in self._warm_up_sizes] * _WARM_UP_PASSES
-        if self._registry.has_started and self._device.type == "cpu":
-            observed = await self._background.run(partial(_run_here, model, batches))
-        else:
-            observed = await self._run_on_lanes(batches)
-        await self._warm_up_with_recorded(model)
-        passes = [observed[i :: len(self._warm_up_sizes)] for i in range(len(self._warm_up_sizes))]
-        # Anything may have slowed down a pass; the first ones compile.
-        self._on_warm(model, [min(each, key=itemgetter(1)) for each in passes])
-
-    async def _warm_up_with_recorded(self, model: Model) -> None:
-        """Run recorded requests, each alone: their sizes and ids are those of real traffic."""
-        if self._trial is None:
-            return
-        try:
-            recorded = await self._background.run(partial(self._trial.recorded, model))
-        except Exception:
-            logger.exception("recorded traffic cannot be read to warm up %s", model)
-            return
-        batches = [_batch_of(model, [features]) for features in recorded] * _WARM_UP_PASSES
-        if self._registry.has_started and self._device.type == "cpu":
-            await self._background.run(partial(_run_here, model, batches))
-        else:
-            await self._run_on_lanes(batches)
+        """Warm a version up, with recorded requests too if there are any."""
+        recorded: list[RequestFeatures] = []
+        if self._trial is not None:
+            try:
+                recorded = await self._background.run(partial(self._trial.recorded, model))
+            except Exception:
+                logger.exception("recorded traffic cannot be read to warm up %s", model)
+        is_beside = self._registry.has_started
+        self._on_warm(model, await self._warm_ups.run(model, recorded, beside_requests=is_beside))
         if recorded:
             logger.info("model %s is warmed up with %d recorded requests", model, len(recorded))
-
-    async def _run_on_lanes(self, batches: Sequence[Batch]) -> BatchTimings:
-        observed: list[tuple[int, float]] = []
-        for lane in self._lanes:
-            for batch in batches:
-                result = await lane.run(batch)
-                _check(result)
-                observed.append((batch.rows, result.timing.busy_s))
-        return observed
 
 
 def _os_reason(error: OSError) -> str:
     """Return the reason without the path, which callers of the API must not see."""
     name = "" if error.filename is None else f"{Path(str(error.filename)).name}: "
     return f"{name}{error.strerror or error}"
-
-
-def _run_here(model: Model, batches: Sequence[Batch]) -> BatchTimings:
-    """Run batches on this thread; its CPU time is how long a lane that has a core would take.
-
-    After each one it pauses for as long: the lanes may need the core.
-    """
-    observed: list[tuple[int, float]] = []
-    for batch in batches:
-        began, cpu_began = time.perf_counter(), time.thread_time()
-        _check(run(model, batch.chunks))
-        observed.append((batch.rows, time.thread_time() - cpu_began))
-        time.sleep(min(_LONGEST_PAUSE_S, time.perf_counter() - began))
-    return observed
-
-
-def _check(result: BatchResult) -> None:
-    if isinstance(result.scores, Exception):
-        raise ArtifactInvalid(f"warm-up failed: {result.scores}") from result.scores
-
-
-def _batch(model: Model, sizes: Sequence[int]) -> Batch:
-    """Return a batch of requests with so many candidates each.
-
-    The user is the first golden user, and the golden candidates are repeated.
-    """
-    golden = model.golden.batch
-    made = []
-    for rows in sizes:
-        taken = np.arange(rows) % golden.rows
-        features = RequestFeatures(
-            user={name: column[:1] for name, column in golden.user.items()},
-            candidate={name: column[taken] for name, column in golden.candidate.items()},
-            rows=rows,
-            unknown_ids={},
-        )
-        made.append(features)
-    return _batch_of(model, made)
-
-
-def _batch_of(model: Model, requests: Sequence[RequestFeatures]) -> Batch:
-    """Return a batch of whole requests, ranked by the model's own policy."""
-    options = NO_POLICIES.policies_for(model.manifest.traits).default_options
-    chunks = []
-    for features in requests:
-        request = QueuedRequest(model, features, options)
-        chunks.append(Chunk(request, features, 0, features.rows))
-    return Batch.of(model, chunks)

@@ -7,6 +7,7 @@ reads the column again value by value, and reports the place and the rule of eac
 return the same column for correct values.
 """
 
+import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -18,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from app.artifacts.columns import Column, column_dtype, column_shape
-from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabulary, rows_of
+from app.artifacts.encoding import (
+    NO_VOCABULARY,
+    NOT_KNOWN,
+    Identity,
+    Vocabularies,
+    Vocabulary,
+    rows_of,
+)
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
 from app.engine.request import RequestFeatures
 from app.protocol.validation import (
@@ -35,6 +43,7 @@ BEYOND_FLOAT32 = float(2**128 - 2**103)
 
 NOT_FINITE = "must be finite and within the range of float32"
 MISSING_FEATURE = "required feature is missing"
+_NUMBER_OR_NULL = frozenset((int, float, bool, type(None)))
 
 AddProblem = Callable[[int | None, str], None]  # (element of the value or None, what is wrong)
 
@@ -51,7 +60,8 @@ def encode(
     """Check a request's features and turn them into columns.
 
     A dense value may be a boolean, which counts as 0 or 1; an id may not. An id outside the
-    vocabulary is *unknown*: it becomes the manifest's `unknown` row and is counted.
+    vocabulary is *unknown*: it becomes the manifest's `unknown` row and is counted. Null, and NaN
+    in a dense feature, are missing values: the manifest's `missing` says what they become.
 
     Args:
         manifest: lists the features.
@@ -122,7 +132,7 @@ def default_column(
     feature: Input, rows: int, vocabulary: Vocabulary, report: ValidationReport
 ) -> Column:
     """Return a column of a feature's default, which it must have."""
-    return _fast_column(feature, [feature.default] * rows, vocabulary, report)
+    return _fast_column(feature, [feature.absent] * rows, vocabulary, report)
 
 
 def outside_vocabulary(feature: IdInput | IdListInput) -> str:
@@ -162,7 +172,7 @@ def encode_feature(
             if feature.name not in side.refused:
                 report.add(side.pointer(feature.name), missing)
             return None
-        values = [feature.default] * side.rows
+        values = [feature.absent] * side.rows
     vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
     try:
         return _fast_column(feature, values, vocabulary, report)
@@ -178,7 +188,7 @@ def _fast_column(
     feature: Input, values: Sequence[Any] | Matrix, vocabulary: Vocabulary, report: ValidationReport
 ) -> Column:
     if isinstance(values, np.ndarray):
-        return _dense_matrix(column_shape(feature, len(values)), values)
+        return _dense_matrix(feature, values)
     if not values:
         return np.zeros(column_shape(feature, 0), column_dtype(feature))
     match feature:
@@ -190,17 +200,53 @@ def _fast_column(
             return _id_list(feature, values, vocabulary, report)
 
 
-def _dense_matrix(shape: tuple[int, ...], numbers: Matrix) -> Column:
-    if numbers.shape != shape:
+def _dense_matrix(feature: Input, numbers: Matrix) -> Column:
+    if not isinstance(feature, DenseInput) or numbers.shape != column_shape(feature, len(numbers)):
         raise ValueError
     with np.errstate(over="ignore"):
         column = numbers.astype(np.float32)  # [n, dim]
-    if not np.isfinite(column).all():
-        raise ValueError
-    return column
+    return column if np.isfinite(column).all() else fill_missing(feature, column)
 
 
 def _dense(feature: DenseInput, values: Sequence[Any]) -> Column:
+    try:
+        column = _packed(feature, values)
+    except (struct.error, TypeError):
+        if feature.missing == "refuse":
+            raise
+        column = _packed(feature, _nan_for_null(feature, values))
+    return column if np.isfinite(column).all() else fill_missing(feature, column)
+
+
+def fill_missing(feature: DenseInput, column: Column) -> Column:
+    """Return a column `[n, dim]` that contains NaN as the feature declares it.
+
+    Raises:
+        ValueError: a number is infinite, or the feature is never missing.
+    """
+    missing = np.isnan(column)
+    if feature.missing == "refuse" or np.isinf(column).any():
+        raise ValueError
+    if feature.missing == "nan":
+        return column
+    return np.where(missing, np.asarray(feature.default, np.float32), column)
+
+
+def _nan_for_null(feature: DenseInput, values: Sequence[Any]) -> Sequence[Any]:
+    nan = math.nan
+    if feature.dim == 1 and type(values[0]) in _NUMBER_OR_NULL:
+        return [nan if each is None else each for each in values]
+    return [
+        (nan,) * feature.dim
+        if row is None
+        else [nan if each is None else each for each in row]
+        if type(row) is list
+        else row
+        for row in values
+    ]
+
+
+def _packed(feature: DenseInput, values: Sequence[Any]) -> Column:
     if feature.dim == 1 and isinstance(values[0], int | float):
         packed = _format(f"{len(values)}f").pack(*values)
     else:
@@ -208,10 +254,7 @@ def _dense(feature: DenseInput, values: Sequence[Any]) -> Column:
             raise TypeError
         pack_row = _format(f"{feature.dim}f").pack
         packed = b"".join([pack_row(*row) for row in values])
-    column = np.frombuffer(bytearray(packed), np.float32).reshape(len(values), feature.dim)
-    if not np.isfinite(column).all():
-        raise ValueError
-    return column
+    return np.frombuffer(bytearray(packed), np.float32).reshape(len(values), feature.dim)
 
 
 def _id(
@@ -325,7 +368,7 @@ def _read(
         if feature.default is None:
             add_problem(None, MISSING_FEATURE)
             return None
-        value = feature.default
+        value = feature.absent
     match feature:
         case DenseInput():
             return _read_dense(feature, value, add_problem)
@@ -336,18 +379,42 @@ def _read(
 
 
 def _read_dense(feature: DenseInput, value: object, add_problem: AddProblem) -> list[float]:
+    if feature.missing != "refuse":
+        value = _without_missing(feature, value)
     if feature.dim == 1 and not isinstance(value, list | tuple):
-        return [_read_number(value, None, add_problem)]
+        return [_read_number(value, None, add_problem, feature.missing)]
     if not isinstance(value, list | tuple):
         add_problem(None, f"must be a list of {feature.dim} numbers")
     elif len(value) != feature.dim:
         add_problem(None, f"must have {feature.dim} numbers, has {len(value)}")
     else:
-        return [_read_number(number, element, add_problem) for element, number in enumerate(value)]
+        return [
+            _read_number(number, element, add_problem, feature.missing)
+            for element, number in enumerate(value)
+        ]
     return []
 
 
-def _read_number(number: object, element: int | None, add_problem: AddProblem) -> float:
+def _without_missing(feature: DenseInput, value: object) -> object:
+    """Return a value in which null and NaN are NaN, or the default's numbers."""
+    fill = (math.nan,) * feature.dim if feature.missing == "nan" else feature.default
+    assert fill is not None
+    if isinstance(value, list | tuple) and len(value) == feature.dim:
+        return [fill[i] if _is_missing(each) else each for i, each in enumerate(value)]
+    if not _is_missing(value):
+        return value
+    return fill if value is None or feature.dim == 1 else value
+
+
+def _is_missing(number: object) -> bool:
+    return number is None or (isinstance(number, float) and math.isnan(number))
+
+
+def _read_number(
+    number: object, element: int | None, add_problem: AddProblem, missing: str
+) -> float:
+    if missing == "nan" and _is_missing(number):
+        return math.nan
     if not isinstance(number, int | float):
         add_problem(element, "must be a number")
     elif not abs(number) < BEYOND_FLOAT32:  # NaN is not less than anything
@@ -384,6 +451,8 @@ def _row(
     vocabulary: Vocabulary,
 ) -> int | None:
     """Return the row that an id stands for, in the table or not; None if it is not an id."""
+    if value is None and feature.missing == "unknown":
+        return NOT_KNOWN
     if feature.encoding.id_type is str:
         if not isinstance(value, str):
             add_problem(element, "must be a string")
@@ -410,6 +479,8 @@ def _read_id_list(
     vocabulary: Vocabulary,
     report: ValidationReport,
 ) -> list[int]:
+    if value is None and feature.missing == "unknown":
+        value = ()
     if not isinstance(value, list | tuple):
         what = "strings" if feature.encoding.id_type is str else "integers"
         add_problem(None, f"must be a list of at most {feature.max_length} {what}")

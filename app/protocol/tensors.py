@@ -19,7 +19,7 @@ from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabu
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
 from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
 from app.engine.request import RequestFeatures, TableRows
-from app.protocol.features import NOT_FINITE, default_column, outside_vocabulary
+from app.protocol.features import NOT_FINITE, default_column, fill_missing, outside_vocabulary
 from app.protocol.table_features import EncodedSide, join_sides, refuse_or_drop
 from app.protocol.validation import MOST_PROBLEMS, ValidationReport
 
@@ -198,7 +198,11 @@ def _finite(feature: DenseInput, tensor: Tensor, report: ValidationReport) -> Te
         numbers = numbers.astype(np.float64).astype(np.float32)
     is_finite = np.isfinite(numbers)
     if not is_finite.all():
-        _add_problems(feature, tensor, ~is_finite, NOT_FINITE, report)
+        wrong = ~is_finite if feature.missing == "refuse" else np.isinf(numbers)
+        if wrong.any():
+            _add_problems(feature, tensor, wrong, NOT_FINITE, report)
+        else:
+            numbers = fill_missing(feature, numbers)
     return Tensor(tensor.pointer, numbers, tensor.rows, tensor.width)
 
 
@@ -209,8 +213,8 @@ def _only_row(feature: Input, tensor: Tensor, report: ValidationReport) -> Tenso
     if isinstance(values, list):
         is_same = values == first * tensor.rows
     else:
-        is_same = bool((values == first).all())
-    if not is_same and not report.problems:  # NaN != NaN, and is in the report already
+        is_same = bool(((values == first) | ((values != values) & (first != first))).all())  # NaN
+    if not is_same:
         detail = f"{feature.name} is a user feature: send one row, or n equal rows"
         report.add(tensor.pointer, detail)
     return Tensor(tensor.pointer, first, 1, tensor.width)

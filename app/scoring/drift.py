@@ -12,6 +12,7 @@ import numpy as np
 
 from app.artifacts.distributions import Counts, IdBins, NumberBins
 from app.artifacts.loader import Model
+from app.artifacts.manifest import DenseInput, Input
 from app.engine.request import RequestFeatures
 from app.lifecycle.registry import Registry, Role
 from app.ranking.formulas import Scores
@@ -71,8 +72,10 @@ class _Version:
         self.label = model.label
         self.columns = manifest.task_columns
         sides = {each.name: each.side for each in manifest.inputs}
+        # A missing number counts as the default, as it did when the bins were made.
+        fills = {each.name: each.default for each in manifest.inputs if _is_filled(each)}
         self.features = [
-            (name, sides[name], _Window(bins))
+            (name, sides[name], fills.get(name), _Window(bins))
             for name, bins in known.features.items()
             if name in sides
         ]
@@ -80,6 +83,11 @@ class _Version:
             task: _Window(bins) for task, bins in known.scores.items() if task in self.columns
         }
         self.next = 0
+
+
+def _is_filled(feature: Input) -> bool:
+    """Whether the module itself puts the default in place of NaN."""
+    return isinstance(feature, DenseInput) and feature.missing == "nan"
 
 
 class DriftMonitor:
@@ -105,10 +113,14 @@ class DriftMonitor:
         chosen = np.arange(m) * n // m  # [m]
         start, total = version.next, len(version.features)
         for number in range(min(total, FEATURES_AT_ONCE)):
-            name, side, window = version.features[(start + number) % total]
+            name, side, fill, window = version.features[(start + number) % total]
             of_user = side == "user"
             column = features.user_column(name) if of_user else features.candidate_column(name)
-            window.add(window.bins.counts(column if of_user else column[chosen]))
+            if not of_user:
+                column = column[chosen]
+            if fill is not None:
+                column = np.where(np.isnan(column), np.asarray(fill, np.float32), column)
+            window.add(window.bins.counts(column))
         version.next = (start + FEATURES_AT_ONCE) % max(1, total)
         for task, window in version.scores.items():
             window.add(window.bins.counts(scores[chosen, version.columns[task]]))
@@ -127,7 +139,7 @@ class DriftMonitor:
         return Drift(
             {
                 feature: index
-                for feature, _, window in version.features
+                for feature, _, _, window in version.features
                 if (index := window.index) is not None
             },
             {

@@ -1,7 +1,7 @@
 """Training data: from a configuration to features and labelled impressions."""
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,8 +37,8 @@ __all__ = [
     "generate",
     "label_kinds",
     "make_vocabularies",
-    "tables_of",
     "vocabulary_files",
+    "write_tables",
 ]
 
 SOURCES = ("feed", "synthetic", "files")
@@ -102,18 +102,6 @@ def generate(config: AnyConfig, tasks: Sequence[Task] = ()) -> Splits:
             return scan.generate(config, tasks)
 
 
-def tables_of(config: AnyConfig) -> Mapping[str, Iterable[Mapping[str, object]]]:
-    """Return the rows of `items` and `users` of a simulated feed; lists are NumPy arrays.
-
-    Raises:
-        DataInvalid: the data is not a simulated feed.
-    """
-    if not isinstance(config, FeedConfig):
-        raise DataInvalid('only a simulated feed (source = "feed") has tables of items and users')
-    world, _, memory = feed.simulate(config)
-    return {"items": feed.item_rows(world), "users": feed.user_rows(world, memory)}
-
-
 def make_vocabularies(config: AnyConfig) -> Mapping[Path, VocabularySize]:
     """Write the vocabulary files that `config` names and that do not exist.
 
@@ -141,6 +129,30 @@ def draft_schema(path: Path) -> str:
     from models.data import draft
 
     return draft.draft(path)
+
+
+def write_tables(
+    config: AnyConfig, folder: Path, keys: Mapping[str, str | None]
+) -> Mapping[Path, int]:
+    """Write the items and the users of the data as files; return the number of rows of each.
+
+    Args:
+        config: the source.
+        folder: of the files; created if absent.
+        keys: of `items` and `users`: the id feature that identifies a row, None for the usual one.
+
+    Raises:
+        DataInvalid: the data has no items and users, or a key is no id feature.
+    """
+    match config:
+        case FeedConfig():
+            return feed.write_tables(config, folder)
+        case SyntheticConfig():
+            raise DataInvalid("synthetic data has no items and users")
+    _need_pyarrow()
+    from models.data import entities
+
+    return entities.write(config, folder, keys)
 
 
 def fetch(dataset: DatasetName, folder: Path, source: Path | None = None) -> dict[str, int]:

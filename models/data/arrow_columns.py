@@ -6,6 +6,7 @@ returns its values and the invalid rows, bool `[n]`. The value of an invalid row
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,13 +35,24 @@ MISSING_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
 TRUE_WORDS, FALSE_WORDS = ("true", "t", "yes", "y"), ("false", "f", "no", "n")
 """Text that stands for a label, in lower case."""
 _WORDS = dict.fromkeys(TRUE_WORDS, 1.0) | dict.fromkeys(FALSE_WORDS, 0.0)
+_DATE = re.compile(r"\s*(\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{2,4})([ T]|$)")
 _EXACT = 2.0**53  # float64 holds every integer up to here
 
 
-def numbers(array: pa.Array) -> tuple[Floats, Flags]:
-    """Floats `[n]`, NaN for null and `MISSING_WORDS`; text that is not a number is invalid."""
+def numbers(array: pa.Array, decimal: str = ".") -> tuple[Floats, Flags]:
+    """Floats `[n]`, NaN for null and `MISSING_WORDS`; what is not a number is invalid.
+
+    Args:
+        array: of numbers or of text.
+        decimal: the sign between the whole part and the fraction, in text.
+    """
+    if not is_text(array.type) and not is_number(array.type):
+        null = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False))
+        return np.full(len(array), math.nan), ~null
     if is_text(array.type):
         array = pc.utf8_trim_whitespace(pc.cast(array, pa.string()))
+        if decimal != ".":
+            array = pc.replace_substring(array, decimal, ".")
         missing = pc.is_in(pc.utf8_lower(array), value_set=pa.array(MISSING_WORDS))
         array = pc.if_else(missing, pa.scalar(None, pa.string()), array)
     try:
@@ -99,10 +111,12 @@ def _integer(value: str | float) -> int:
     return int(number)
 
 
-def labels(array: pa.Array, positive: Sequence[str | int]) -> tuple[Floats, Flags]:
+def labels(
+    array: pa.Array, positive: Sequence[str | int], decimal: str = "."
+) -> tuple[Floats, Flags]:
     """Labels `[n]`, NaN for null: 1 for one of `positive`, else 0; without any, numbers."""
     if not positive:
-        return numbers(array)
+        return numbers(array, decimal)
     null = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False))
     values = np.where(null, math.nan, is_one_of(array, positive))
     return values, np.zeros(len(array), dtype=np.bool_)
@@ -225,14 +239,18 @@ def id_lists(
     return filled, wrong
 
 
-def dense_lists(array: pa.Array, separator: str, dim: int) -> tuple[Floats, Flags]:
-    """Lists of exactly `dim` numbers as `[n, dim]`; every other list is invalid."""
+def dense_lists(
+    array: pa.Array, separator: str, dim: int, decimal: str = "."
+) -> tuple[Floats, Flags]:
+    """Lists of exactly `dim` numbers as `[n, dim]`, NaN for null; other lists are invalid."""
     elements, lengths = lists(array, separator)
-    values, bad = numbers(elements)  # [Σ lengths]
-    wrong = lengths != dim
+    values, bad = numbers(elements, decimal)  # [Σ lengths]
+    fits = lengths == dim
+    null = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False))
+    wrong = ~fits & ~null
     owner = np.repeat(np.arange(len(array)), lengths)
-    filled = np.zeros((len(array), dim))  # [n, dim]
-    filled[~wrong] = values[~wrong[owner]].reshape(-1, dim)
+    filled = np.full((len(array), dim), math.nan)  # [n, dim]
+    filled[fits] = values[fits[owner]].reshape(-1, dim)
     wrong[owner[bad]] = True
     return filled, wrong
 
@@ -251,6 +269,16 @@ def _is_text(kind: pa.DataType) -> bool:
 def is_text(kind: pa.DataType) -> bool:
     """Whether a type is a string type, dictionary-encoded or not."""
     return _is_text(kind.value_type) if pa.types.is_dictionary(kind) else _is_text(kind)
+
+
+def is_date(kind: pa.DataType) -> bool:
+    """Whether a type is a date, a time or a timestamp."""
+    return bool(pa.types.is_temporal(kind))
+
+
+def looks_like_date(text: str | None) -> bool:
+    """Whether a text begins like a date: 2024-01-31, 31.1.2024, 1/31/24."""
+    return text is not None and _DATE.match(text) is not None
 
 
 def is_number(kind: pa.DataType) -> bool:

@@ -27,6 +27,8 @@ URL = "https://archive.ics.uci.edu/static/public/117/census+income+kdd.zip"
 TRAIN_FILES = ("census-income.data", "census_income_1994_1995_train.csv")
 TEST_FILES = ("census-income.test", "census_income_1994_1995_test.csv")
 SCHEMA = Path(__file__).parents[1] / "configs" / "census_income" / "schema.toml"
+ROWS = (199_523, 99_762)
+"""Training and test rows of the published files."""
 ROW_GROUP_ROWS = 65_536
 SPLIT_SEED = 0
 
@@ -101,10 +103,15 @@ def fetch(folder: Path, source: Path | None = None) -> dict[str, int]:
         DataInvalid: the source does not contain the two files, or a file has other columns.
         OSError: the download failed, or the folder cannot be written.
     """
-    source = source or raw_files.download(URL, folder / "census-income.zip")
-    files = raw_files.find(source, (*TRAIN_FILES, *TEST_FILES))
+    archive = source or raw_files.download(URL, folder / "census-income.zip")
+    files = raw_files.find(archive, (*TRAIN_FILES, *TEST_FILES))
     train = _table(*raw_files.first(files, TRAIN_FILES))
     held_out = _table(*raw_files.first(files, TEST_FILES))
+    if source is None and (train.num_rows, held_out.num_rows) != ROWS:
+        raise DataInvalid(
+            f"{archive}: has {train.num_rows:,} training and {held_out.num_rows:,} test rows, "
+            f"expected {ROWS[0]:,} and {ROWS[1]:,}"
+        )
     order = np.random.default_rng(SPLIT_SEED).permutation(held_out.num_rows)
     half = held_out.num_rows // 2
     tables = {

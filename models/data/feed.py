@@ -19,10 +19,12 @@ logged in and some items are new: their id is *unknown*, so that a network learn
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import torch
 from pydantic import Field, PositiveInt
 
@@ -41,6 +43,7 @@ from models.networks.config import (
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+_JSON_LINES = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 LATENT_DIM = 3
 DWELL_SIGMA = 0.8
 """The standard deviation of log dwell: one visit in thirty lasts more than three times its mean."""
@@ -267,6 +270,18 @@ def generate(config: FeedConfig) -> SplitsInMemory:
         validation=_dataset(world, rounds[-2:-1]),
         test=_dataset(world, rounds[-1:]),
     )
+
+
+def write_tables(config: FeedConfig, folder: Path) -> dict[Path, int]:
+    """Write `items.jsonl` and `users.jsonl` to a folder; return the number of rows of each."""
+    world, _, memory = simulate(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for name, rows in (("items", item_rows(world)), ("users", user_rows(world, memory))):
+        lines = [orjson.dumps(row, option=_JSON_LINES) for row in rows]
+        (folder / f"{name}.jsonl").write_bytes(b"".join(lines))
+        written[folder / f"{name}.jsonl"] = len(lines)
+    return written
 
 
 def item_rows(world: World) -> Iterator[dict[str, object]]:

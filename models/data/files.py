@@ -127,6 +127,21 @@ def open_file(path: Path, *, delimiter: str | None = None, header: Sequence[str]
         raise DataInvalid(f"{path}: cannot be read: {_line(error)}") from error
 
 
+def first_fields(path: Path, delimiter: str | None = None) -> tuple[str, tuple[str, ...]]:
+    """The delimiter of a text file, and the fields of its first line.
+
+    Raises:
+        DataInvalid: the file cannot be read.
+    """
+    try:
+        with _open_bytes(path) as file:
+            first = file.readline().decode("utf-8").rstrip("\r\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataInvalid(f"{path}: cannot be read: {_line(error)}") from error
+    delimiter = delimiter or max(DELIMITERS, key=first.count)
+    return delimiter, tuple(next(csv.reader([first], delimiter=delimiter), ()))
+
+
 def is_text_file(path: Path) -> bool:
     """Whether the name of a file is that of a text file."""
     return Path(path.name.removesuffix(".gz")).suffix in TEXT_ENDINGS
@@ -157,10 +172,10 @@ def _parquet_chunks(path: Path, row_group: int, columns: Sequence[str]) -> Itera
 
 
 def _open_text(path: Path, delimiter: str | None, header: Sequence[str]) -> TableFile:
+    delimiter, fields = first_fields(path, delimiter)
+    names = tuple(header) or fields
     with _open_bytes(path) as file:
-        first = file.readline().decode("utf-8").rstrip("\r\n")
-        delimiter = delimiter or max(DELIMITERS, key=first.count)
-        names = tuple(header) or tuple(next(csv.reader([first], delimiter=delimiter), ()))
+        file.readline()
         if not header and not any(line.strip() for line in file):
             raise DataInvalid(f"{path}: has no rows")
     _check_unique(path, names)
@@ -241,7 +256,11 @@ def _text_chunk(
 
 def _check_unique(path: Path, names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
-        raise DataInvalid(f"{path}: two columns have the same name")
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        hint = '; if it has no header line, name its columns: header = ["name", …]'
+        raise DataInvalid(
+            f"{path}: two columns have the same name, {twice!r}{hint if is_text_file(path) else ''}"
+        )
 
 
 def _line(error: Exception) -> str:

@@ -28,6 +28,7 @@ from models.data import raw_files
 from models.data.schema import DataInvalid
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
+SHA256 = "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"
 RATING_FILES = ("u.data", "ml-100k.inter")  # of GroupLens, and of RecBole's sample data
 MOVIE_FILES = ("u.item", "ml-100k.item")
 USER_FILES = ("u.user", "ml-100k.user")
@@ -100,7 +101,7 @@ def fetch(folder: Path, source: Path | None = None) -> dict[str, int]:
         DataInvalid: the source does not contain the raw files, or one has another form.
         OSError: the download failed, or the folder cannot be written.
     """
-    source = source or raw_files.download(URL, folder / "ml-100k.zip")
+    source = source or raw_files.download(URL, folder / "ml-100k.zip", SHA256)
     files = raw_files.find(source, (*RATING_FILES, *MOVIE_FILES, *USER_FILES))
     try:
         ratings = _ratings(*raw_files.first(files, RATING_FILES))

@@ -1,10 +1,14 @@
 """Raw files of public data sets: downloaded, or found in a folder or an archive."""
 
+import hashlib
+import http.client
 import io
 import shutil
 import tarfile
+import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,44 +17,66 @@ from models.data.schema import DataInvalid
 ARCHIVES = (".zip", ".whl", ".tar", ".tar.gz", ".tgz")
 
 
-def download(url: str, path: Path) -> Path:
-    """Download a file, unless it exists already.
+def download(url: str, path: Path, sha256: str | None = None) -> Path:
+    """Download a file, unless it exists already. A failed download leaves nothing.
+
+    Args:
+        url: a constant of this package, not input.
+        path: where the file is kept.
+        sha256: of the file, if its publisher never changes it.
 
     Raises:
-        OSError: the download failed.
+        OSError: the download failed or was cut off, or the file has another hash.
     """
-    if not path.exists():
-        # `url` is a constant of this package, not input.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        try:
-            with (
-                urllib.request.urlopen(url, timeout=60) as response,  # noqa: S310
-                partial.open("wb") as file,
-            ):
-                shutil.copyfileobj(response, file)
-        except OSError as error:
-            raise OSError(
-                f"{url}: download failed: {error}; download it yourself and use --source FILE"
-            ) from error
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        _receive(url, partial)
+        found = hashlib.sha256(partial.read_bytes()).hexdigest()
+        if sha256 not in (None, found):
+            raise OSError(f"its SHA-256 is {found}, expected {sha256}")
         partial.replace(path)
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        raise OSError(
+            f"{url}: download failed: {error}; download it yourself and use --source FILE"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
     return path
+
+
+def _receive(url: str, path: Path) -> None:
+    """Write what a server sends, following redirects; check that it is all of it."""
+    request = urllib.request.Request(url, headers={"user-agent": "gatehouse"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=60) as response, path.open("wb") as file:  # noqa: S310
+        shutil.copyfileobj(response, file)
+        received, announced = file.tell(), response.headers.get("content-length")
+    if announced is not None and received != int(announced):
+        raise OSError(f"received {received:,} of {int(announced):,} bytes")
 
 
 def find(source: Path, wanted: Sequence[str]) -> dict[str, bytes]:
     """The content of the wanted files in a folder or an archive, at any depth, by name.
 
     Raises:
-        DataInvalid: the source does not exist.
+        DataInvalid: the source does not exist, or an archive is damaged.
     """
     if not source.exists():
         raise DataInvalid(f"{source}: no such file or folder")
-    if not source.is_dir():
-        return dict(_members(source.name, source.read_bytes(), wanted))
+    paths = sorted(source.rglob("*")) if source.is_dir() else [source]
     found: dict[str, bytes] = {}
-    for each in sorted(source.rglob("*")):
-        if each.is_file() and _may_hold(each.name, wanted):
-            found |= _members(each.name, each.read_bytes(), wanted)
+    for path in paths:
+        if path.is_file() and (path is source or _may_hold(path.name, wanted)):
+            try:
+                found |= _members(path.name, path.read_bytes(), wanted)
+            except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+                raise DataInvalid(
+                    f"{path}: the archive is damaged: {error}; delete it and fetch it again"
+                ) from error
     return found
 
 

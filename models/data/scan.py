@@ -21,6 +21,7 @@ from models.data import arrow_columns
 from models.data.dataset import Dataset, Splits, joined
 from models.data.files import TableFile, find, open_file
 from models.data.schema import (
+    DATES,
     DataInvalid,
     DenseColumns,
     FilesConfig,
@@ -283,7 +284,10 @@ def check_types(file: TableFile, config: FilesConfig) -> None:
     for column, use, must_be, fits in _expectations(file, config):
         if not fits and file.text is None:
             kind = file.kinds[column]
-            raise DataInvalid(f'{file.path}: column "{column}" is {kind}, {use} needs {must_be}')
+            hint = f"; {DATES}" if arrow_columns.is_date(kind) else ""
+            raise DataInvalid(
+                f'{file.path}: column "{column}" is {kind}, {use} needs {must_be}{hint}'
+            )
 
 
 def _expectations(file: TableFile, config: FilesConfig) -> Iterator[tuple[str, str, str, bool]]:

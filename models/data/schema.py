@@ -60,6 +60,9 @@ IdType = Literal["string", "int64"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
+DATES = "dates are no features: make hour, weekday or days since of them first (models/README.md)"
+
+
 class DataInvalid(ValueError):
     """Data cannot be used. The message is one line with file or column, and the rule."""
 
@@ -217,14 +220,16 @@ class FilesConfig(Record):
 
     `files` and vocabularies are in `folder`. Training holds `shuffle_rows` rows in memory at a time
     and shuffles within them, so a training set of up to that size is read only once; the validation
-    and the test set are held in memory. Up to `max_bad_rows` invalid rows are skipped. `weight` is
-    a column with the weight of each row in the training loss.
+    and the test set are held in memory. Numbers in text have a `decimal` point or comma. Up to
+    `max_bad_rows` invalid rows are skipped. `weight` is a column with the weight of each row in the
+    training loss.
     """
 
     source: Literal["files"] = "files"
     folder: str = "."
     files: tuple[str, ...] = ()
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    decimal: Literal[".", ","] = "."
     header: tuple[str, ...] = ()
     group: str | None = None
     user: str | None = Field(default_factory=lambda data: data.get("group"))

@@ -4,6 +4,7 @@ A request is a run of adjacent rows with the same group and the same user featur
 row has exactly the values of every row.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from models.data.arrow_columns import Flags
 from models.data.dataset import ROW_WEIGHT, Dataset
 from models.data.files import Chunk
 from models.data.schema import (
+    DATES,
     DenseColumns,
     FilesConfig,
     IdColumn,
@@ -119,9 +121,10 @@ class TableReader:
         sides: dict[str, dict[str, Values]] = {"user": {}, "candidate": {}}
         for feature in self._config.features:
             sides[feature.side][feature.name] = self._feature(table, feature, faults)
-        labels = {each.name: _label(table, each, faults) for each in self._config.labels}
+        decimal = self._config.decimal
+        labels = {each.name: _label(table, each, decimal, faults) for each in self._config.labels}
         if self._config.weight is not None:
-            labels[ROW_WEIGHT] = _weight(table, self._config.weight, faults)
+            labels[ROW_WEIGHT] = _weight(table, self._config.weight, decimal, faults)
         parts = parts_of(self._config, chunk, part)
         problems = chunk.problems()
         problems += [f"{chunk.place(row)}: {faults.reasons[row]}" for row in sorted(faults.reasons)]
@@ -139,7 +142,7 @@ class TableReader:
 
     def _feature(self, table: pa.RecordBatch, feature: TableFeature, faults: _RowErrors) -> Values:
         if isinstance(feature, DenseColumns):
-            return _dense(table, feature, faults)
+            return _dense(table, feature, self._config.decimal, faults)
         encoding, vocabulary = self._ids[feature.name]
         array = table[feature.column]
         if isinstance(feature, IdColumn):
@@ -194,12 +197,14 @@ def required_columns(config: FilesConfig) -> dict[str, str]:
     return uses
 
 
-def _dense(table: pa.RecordBatch, feature: DenseColumns, faults: _RowErrors) -> Values:
+def _dense(
+    table: pa.RecordBatch, feature: DenseColumns, decimal: str, faults: _RowErrors
+) -> Values:
     """Float32 `[n, dim]`; NaN for a missing value that the network fills."""
     fills = feature.missing == "fill"
     if len(feature.columns) == 1 and feature.dim > 1:
         values, wrong = arrow_columns.dense_lists(
-            table[feature.columns[0]], feature.separator, feature.dim
+            table[feature.columns[0]], feature.separator, feature.dim, decimal
         )
         dense, invalid = _finite(values, fills_missing=fills)  # [n, dim]
         expected = f"a list of {feature.dim} finite numbers"
@@ -207,11 +212,25 @@ def _dense(table: pa.RecordBatch, feature: DenseColumns, faults: _RowErrors) -> 
         return dense
     columns = []
     for name in feature.columns:
-        values, wrong = arrow_columns.numbers(table[name])
+        values, wrong = arrow_columns.numbers(table[name], decimal)
         column, invalid = _finite(values, fills_missing=fills)  # [n]
-        faults.add(wrong | invalid, f"column {name!r} is not a finite number")
+        reason = f"column {name!r} is not a finite number"
+        faults.add(wrong | invalid, f"{reason}{_hint(table[name], wrong)}")
         columns.append(column)
     return np.stack(columns, axis=1)  # [n, dim]
+
+
+def _hint(array: pa.Array, wrong: Flags) -> str:
+    """What to do about text that is not a number, if its form tells."""
+    rows = np.flatnonzero(wrong)
+    if not len(rows) or not arrow_columns.is_text(array.type):
+        return ""
+    first = str(array[rows[0]].as_py())
+    if arrow_columns.looks_like_date(first):
+        return f"; {DATES}"
+    if re.fullmatch(r"\s*[+-]?\d+,\d+\s*", first):
+        return '; numbers with a decimal comma need decimal = ","'
+    return ""
 
 
 def _finite(values: Values, *, fills_missing: bool) -> tuple[Values, Flags]:
@@ -221,16 +240,21 @@ def _finite(values: Values, *, fills_missing: bool) -> tuple[Values, Flags]:
     return floats, ~np.isfinite(floats) & ~(np.isnan(floats) & fills_missing)
 
 
-def _weight(table: pa.RecordBatch, column: str, faults: _RowErrors) -> npt.NDArray[np.float32]:
-    values, wrong = arrow_columns.numbers(table[column])
+def _weight(
+    table: pa.RecordBatch, column: str, decimal: str, faults: _RowErrors
+) -> npt.NDArray[np.float32]:
+    values, wrong = arrow_columns.numbers(table[column], decimal)
     wrong = wrong | ~((values >= 0) & np.isfinite(values))
     faults.add(wrong, f"column {column!r} (weight) is not a finite number ≥ 0")
     return values.astype(np.float32)
 
 
-def _label(table: pa.RecordBatch, label: Label, faults: _RowErrors) -> npt.NDArray[np.float32]:
-    values, wrong = arrow_columns.labels(table[label.column], label.positive)  # [n]
-    faults.add(wrong, f"label {label.name!r} is not a number")
+def _label(
+    table: pa.RecordBatch, label: Label, decimal: str, faults: _RowErrors
+) -> npt.NDArray[np.float32]:
+    array = table[label.column]
+    values, wrong = arrow_columns.labels(array, label.positive, decimal)  # [n]
+    faults.add(wrong, f"label {label.name!r} is not a number{_hint(array, wrong)}")
     if label.kind == "binary":
         values = np.where(values == -1, 0, values)
     if label.mask is not None:

@@ -5,7 +5,8 @@ tasks and how output columns become scores, the metrics, and golden requests wit
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ from models.training.evaluate import Evaluation, evaluate, predict
 from models.training.experiment import Experiment
 
 GOLDEN_SIZES = (1, 2, 3, 5, 8, 16, 32)
-"""Candidates per golden request; the first has unknown ids, the second has empty id lists."""
+"""Candidates per golden request; the first has unknown ids and missing numbers, the second empty id
+lists."""
 
 
 def export(
@@ -70,8 +72,8 @@ def export(
         warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
         scripted = torch.jit.script(served)
-    requests = golden_requests(experiment, held_out)
     defaults = network.columns.defaults() if isinstance(network, RankingNetwork) else {}
+    requests = golden_requests(experiment, held_out, defaults)
     raw = predict(served, held_out).float().numpy()
     outputs = task_outputs(experiment)
     known = distributions(
@@ -130,7 +132,7 @@ def description(
         experiment: its configuration.
         evaluation: metrics for the manifest.
         precision: of the network; fp32 if `None`.
-        defaults: values of dense features that a request may leave out.
+        defaults: values of dense features that may be missing in a request, as in training.
         gates: of the network, if the service shall observe them.
     """
     encodings = data.encodings(experiment.data)
@@ -164,11 +166,13 @@ def task_outputs(experiment: Experiment) -> tuple[TaskOutput, ...]:
     )
 
 
-def golden_requests(experiment: Experiment, held_out: Dataset) -> ModelInputs:
+def golden_requests(
+    experiment: Experiment, held_out: Dataset, may_miss: Collection[str] = ()
+) -> ModelInputs:
     """Requests with every size in `GOLDEN_SIZES`, from held-out users and candidates.
 
-    Request i is user i with the candidates after those of request i-1, so that the sizes do not
-    depend on the requests of the data.
+    Dense features of `may_miss` contain missing values. Request i is user i with the candidates
+    after those of request i-1, so that the sizes do not depend on the requests of the data.
     """
     row_to_request = np.repeat(np.arange(len(GOLDEN_SIZES)), GOLDEN_SIZES)  # [B]
     user = _first_rows(held_out.user, len(GOLDEN_SIZES))
@@ -177,8 +181,11 @@ def golden_requests(experiment: Experiment, held_out: Dataset) -> ModelInputs:
         columns = user if feature.side == "user" else candidate
         if isinstance(feature, IdFeature):
             columns[feature.name][0] = UNKNOWN
-        elif isinstance(feature, DenseFeature):  # a request contains no NaN
-            columns[feature.name] = np.nan_to_num(columns[feature.name])
+        elif isinstance(feature, DenseFeature):
+            if feature.name in may_miss:
+                columns[feature.name][0] = np.nan
+            else:  # a request contains no NaN
+                columns[feature.name] = np.nan_to_num(columns[feature.name])
         else:
             columns[feature.name][1] = PADDING
     return ModelInputs(user, candidate, row_to_request)
@@ -202,7 +209,9 @@ def _input(
             side=feature.side,
             dim=feature.dim,
             default=defaults.get(feature.name),
+            missing="nan" if feature.name in defaults else "refuse",
         )
+    missing: Literal["refuse", "unknown"] = "unknown" if feature.name in encodings else "refuse"
     encoding = encodings.get(feature.name, Identity())
     if isinstance(feature, IdFeature):
         return IdInput(
@@ -210,6 +219,7 @@ def _input(
             side=feature.side,
             vocabulary_size=feature.vocabulary_size,
             unknown=UNKNOWN,
+            missing=missing,
             encoding=encoding,
         )
     return IdListInput(
@@ -217,6 +227,7 @@ def _input(
         side=feature.side,
         vocabulary_size=feature.vocabulary_size,
         unknown=UNKNOWN,
+        missing=missing,
         encoding=encoding,
         max_length=feature.max_length,
         padding=PADDING,

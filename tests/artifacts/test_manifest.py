@@ -17,6 +17,7 @@ from app.artifacts.manifest import (
     Precision,
     RowsCall,
     TaskOutput,
+    first_problem,
 )
 from app.ranking.policy import Policy
 from tests.support.builders import description, manifest, task
@@ -79,6 +80,9 @@ def refused(kind: type, fields: dict[str, Any]) -> str:
         {"default": (float("inf"),)},
         {"default": (1e39,)},
         {"defualt": (1.0,)},
+        {"missing": "default"},
+        {"missing": "nan"},
+        {"missing": "unknown", "default": (1.0,)},
     ],
     ids=str,
 )
@@ -94,6 +98,7 @@ def test_a_dense_input_that_breaks_a_rule_is_refused(fields):
         {"unknown": 10},
         {"unknown": -1},
         {"unknown": "drop"},
+        {"unknown": "reject", "missing": "unknown"},
         {"default": INT64_END},
         {"default": 10, "unknown": "reject"},
         {"default": -1, "unknown": "reject"},
@@ -137,7 +142,7 @@ def test_unknown_default_is_accepted_if_unknown_ids_are():
         {"clamp": (0.0, float("nan"))},
         {"clamp": (0.0, float("inf"))},
         {"output": {"column": -1}},
-        {"output": {"path": "a b"}},
+        {"output": {"path": ""}},
     ],
     ids=str,
 )
@@ -239,3 +244,46 @@ def test_values_do_not_change():
 def test_description_and_manifest_differ_by_what_publishing_adds():
     added = set(Manifest.model_fields) - set(Description.model_fields)
     assert added == {"format", "version", "created", "torch_version", "files"}
+
+
+@pytest.mark.parametrize("name", ["wage per hour", "_item", "停留", "p(click)", "x" * 64])
+def test_features_have_names_of_any_script_with_spaces_inside(name):
+    assert DenseInput(**DENSE | {"name": name}).name == name
+
+
+LISTED = (
+    IdListInput(name="h", side="user", vocabulary_size=9, max_length=2, padding=0),
+    DenseInput(name="x", side="candidate"),
+)
+
+
+@pytest.mark.parametrize(
+    ("argument", "rule"),
+    [
+        ({"pack": [{"of": "x", "take": "length"}]}, "only an id_list has length; x is not one"),
+        ({"pack": [{"of": "h", "take": "ids", "empty": 9}]}, "empty must be below 9"),
+        ({"pack": [{"of": "h", "take": "ids", "at_least": 1}]}, "at_least is for take = "),
+        ({"pack": [{"of": "h", "take": "mask", "empty": 1}]}, "empty is for take = "),
+        ({"pack": [{"of": "h", "take": "mask"}], "rank": 1}, "rank 1 takes one number per row"),
+        ({"pack": [{"of": "g", "take": "mask"}]}, 'unknown input "g"'),
+        ({"pack": [{"of": "h", "take": "lenght"}]}, "take: "),
+        ({"pack": ["h"], "dtype": "int8"}, "dtype: "),
+    ],
+    ids=str,
+)
+def test_a_derived_part_that_breaks_a_rule_is_refused(argument, rule):
+    arguments = [
+        {"name": "a", "dtype": "int64"} | argument,
+        {"name": "rest", "dtype": "float32", "pack": ["h", "x"]},
+    ]
+    with pytest.raises(ValidationError) as caught:
+        description(inputs=LISTED, call={"layout": "rows", "style": "dict", "arguments": arguments})
+    assert rule in first_problem(caught.value)
+
+
+def test_a_multiplier_is_a_number_that_is_never_nan():
+    price = DenseInput(name="price", side="candidate", default=(1.0,), missing="default")
+    policy = {"formula": "power_product", "weights": {"click": 1.0}, "multiplier": "price"}
+    assert description(inputs=(price,), ranking=policy).ranking.multiplier == "price"
+    with pytest.raises(ValidationError, match="and not one that may be NaN"):
+        description(inputs=(price.model_copy(update={"missing": "nan"}),), ranking=policy)

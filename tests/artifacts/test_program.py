@@ -1,6 +1,6 @@
 """Programs: a module is called as its manifest says, and its outputs become scores."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -9,7 +9,15 @@ from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
 from app.artifacts.columns import ModelInputs
-from app.artifacts.manifest import Argument, Output, RowsCall, TaskOutput
+from app.artifacts.manifest import (
+    Argument,
+    Derived,
+    IdInput,
+    IdListInput,
+    Output,
+    RowsCall,
+    TaskOutput,
+)
 from app.artifacts.program import Program, scores
 from tests.support.builders import Request, batch, program, task
 
@@ -331,3 +339,102 @@ def test_a_matrix_is_returned_unchanged_only_if_its_columns_are_the_tasks(column
     whole = returning(Request(), Output(column=0), Output(column=1)).run(requests)
     some = returning(Request(), *(Output(column=column) for column in columns)).run(requests)
     assert some.tolist() == whole[:, columns].tolist()
+
+
+class Concatenated(nn.Module):
+    """[B, width]: all arguments side by side, as float32."""
+
+    def forward(self, a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor) -> Tensor:
+        assert (a.dtype, b.dtype, c.dtype, d.dtype, e.dtype) == (
+            torch.int32,
+            torch.bool,
+            torch.float64,
+            torch.int64,
+            torch.float32,
+        )
+        return torch.cat([a.unsqueeze(1), b, c, d, e], 1).to(torch.float32)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("at_least", [0, 1, 2])
+def test_lengths_and_masks_are_derived_from_a_list(side, at_least):
+    lists = [[], [0], [7], [7, 3], [3, 0, 7], [5, 6, 7]]  # 0 is padding, also between ids
+    listed = IdListInput(
+        name="h", side="user", vocabulary_size=9, max_length=3, padding=0, padding_side=side
+    )
+    item = IdInput(name="item", side="candidate", vocabulary_size=9)
+
+    def part(take: Any, **changes: Any) -> Derived:
+        least = {} if take == "ids" else {"at_least": at_least}
+        return Derived(of="h", take=take, **(least | changes))
+
+    one = program(
+        Concatenated(),
+        inputs=(listed, item),
+        tasks=tuple(task(f"t{k}", output=Output(column=k)) for k in range(15)),
+        ranking={"weights": {"t0": 1.0}},
+        call=RowsCall(
+            style="positional",
+            arguments=(
+                Argument(name="a", pack=(part("length"),), dtype="int32", rank=1),
+                Argument(name="b", pack=(part("mask"),), dtype="bool"),
+                Argument(name="c", pack=(part("padding"), part("length")), dtype="float64"),
+                Argument(name="d", pack=(part("ids", empty=8),), dtype="int64"),
+                Argument(name="e", pack=("h", "item"), dtype="float32"),
+            ),
+        ),
+    )
+    left = [[0] * (3 - len(each)) for each in lists]
+    column = np.array(
+        [
+            [*each, *pad] if side == "right" else [*pad, *each]
+            for each, pad in zip(lists, left, strict=True)
+        ]
+    )
+    rows = np.arange(6)
+    raw = one.run(ModelInputs({"h": column}, {"item": np.ones(6, np.int64)}, rows))
+    for row, ids in zip(raw.tolist(), column.tolist(), strict=True):
+        seen = ids if side == "right" else ids[::-1]
+        extent = max([i + 1 for i in range(3) if seen[i]], default=0)
+        mask = [seen[i] != 0 or (extent < at_least and i < at_least) for i in range(3)]
+        filled = seen if extent else [8, 0, 0]
+        turn = 1 if side == "right" else -1
+        assert row == [
+            max(extent, at_least),
+            *mask[::turn],
+            *[not each for each in mask[::turn]],
+            max(extent, at_least),
+            *filled[::turn],
+            *ids,
+            1,
+        ]
+
+
+class Fields(NamedTuple):
+    ctr: Tensor
+    cvr: Tensor
+
+
+class InFields(nn.Module):
+    def forward(self, x: Tensor) -> Fields:
+        return Fields(x[:, 0], x[:, 1:])
+
+
+def test_fields_of_a_named_tuple_are_found_by_name_and_by_index():
+    requests = batch()
+    found = rows_program(torch.jit.script(InFields()), packed("x", *FEATURES))
+    described = found.description.model_copy(
+        update={
+            "tasks": (
+                task("a", output=Output(path="cvr", column=1)),
+                task("b", output=Output(path=0)),
+            )
+        }
+    )
+    raw = Program(torch.jit.script(InFields()), described, torch.device("cpu")).run(requests)
+    one = tiled(requests)
+    np.testing.assert_array_equal(raw[:, 1], one["age"][:, 0])
+    np.testing.assert_array_equal(raw[:, 0], one["recent"][:, 1])
+    wrong = described.model_copy(update={"tasks": (task("a", output=Output(path="ctcvr")),)})
+    with pytest.raises(ValueError, match="task a: the module's output has no 'ctcvr'"):
+        Program(torch.jit.script(InFields()), wrong, torch.device("cpu")).run(requests)

@@ -4,7 +4,7 @@ import io
 import pickle
 import warnings
 import zipfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -62,6 +62,11 @@ class Normed(nn.Module):
 class Dropped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.dropout(x, 0.5)[:, :1]
+
+
+class DroppedNever(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.0)[:, :1]
 
 
 class Ranked(nn.Module):
@@ -175,6 +180,17 @@ class Logarithm(nn.Module):
 )
 def test_a_module_that_cannot_serve_is_refused_with_the_reason(module, reason):
     assert reason in refusal(file(module))
+
+
+def test_dropout_of_nothing_may_be_in_training_mode():
+    content = file(DroppedNever().train())
+    assert b"dropout" in code(content)
+    assert examine(content, model()).requests.rows
+
+
+def code(content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return b"".join(archive.read(each) for each in archive.namelist() if each.endswith(".py"))
 
 
 def test_a_module_that_writes_to_all_its_memory_can_serve():
@@ -568,3 +584,56 @@ def test_padding_that_is_not_a_row_of_the_table_is_named():
 def test_an_id_with_a_single_row_cannot_change_and_is_accepted():
     described = strict("a", "b", "c@1")
     assert examine(file(Narrow(), script=True), described).description.task_names == ("click",)
+
+
+class Fields(NamedTuple):
+    ctr: Tensor
+    cvr: Tensor
+
+
+class Returned(nn.Module):
+    def forward(self, x: Tensor) -> Fields:
+        return Fields(x[:, 0], x[:, 1] * 2)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "paths"),
+    [
+        (("cvr:number", "ctr:number"), ["cvr", "ctr"]),
+        (("cvr:number",), ["cvr"]),
+        (("first:number", "second:number"), [0, 1]),
+    ],
+)
+def test_outputs_of_a_named_tuple_are_found_by_field_or_by_place(tasks, paths):
+    described = examine(file(Returned(), script=True), model(*tasks)).description
+    assert [task.output.path for task in described.tasks] == paths
+
+
+def test_an_output_of_another_name_is_named_with_a_path():
+    reason = refusal(file(Keyed(), script=True), model("p_ctr:number"))
+    assert reason.endswith('; an output of another name is named with output = { path = "…" }')
+    tasks = [{"name": "p_ctr", "gives": "number", "output": {"path": "ctr"}}]
+    described = model().model_dump() | {"tasks": tasks, "ranking": None}
+    trial = examine(file(Keyed(), script=True), ForeignModel.model_validate(described))
+    assert trial.description.tasks[0].output.path == "ctr"
+
+
+class Weighted(nn.Module):
+    """The sum of a list with a weight for each position."""
+
+    weights: Tensor
+
+    def __init__(self, *weights: float) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.tensor(weights))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0] + (x[:, 1:] * self.weights).sum(1)
+
+
+def test_a_position_of_a_list_may_be_faint_but_not_its_end():
+    described = ForeignModel.model_validate(HISTORY)
+    examine(file(Weighted(1, 0, 1, 1), script=True), described)
+    for weights, named in (((1, 1, 1, 0), "history[3]"), ((0, 0, 1, 1), "history[0], history[1]")):
+        reason = refusal(file(Weighted(*weights), script=True), described)
+        assert reason.startswith(f"no output depends on {named}: ")

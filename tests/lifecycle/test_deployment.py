@@ -18,9 +18,10 @@ from app.engine.batch import Chunk
 from app.engine.lanes import BatchResult, Lane, run
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
-from app.lifecycle.deployment import BatchTimings, Deployment
+from app.lifecycle.deployment import Deployment
 from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.registry import Registry
+from app.lifecycle.warm_up import BatchTimings
 from app.main import gatehouse
 from app.settings import Settings
 from app.telemetry.metrics import Metrics

@@ -72,6 +72,25 @@ def test_drift_is_shown_after_enough_requests(registry):
     assert monitor.scores() == {("feed", "click"): found.scores["click"]}
 
 
+def test_a_missing_number_counts_as_the_default_as_in_training(tmp_path):
+    """By itself, NaN would be in the last bin, and the bins were made of zeros and ones."""
+    ages = np.repeat([0.0, 1.0], [900, 100])
+    known = Distributions(features={"age": NumberBins.of(ages)}, scores={})
+    age, *others = INPUTS
+    filled = age.model_copy(update={"default": (0.0,), "missing": "nan"})
+    registry = Registry(Metrics())
+    loaded = model(tmp_path, inputs=(filled, *others), distributions=known)
+    registry.activate(Artifact("feed", 1, tmp_path), loaded)
+    monitor = DriftMonitor(registry)
+    for row in range(drift.MIN_REQUESTS):
+        sent = features(0.0)
+        sent.user["age"][:] = 1.0 if row % 10 == 0 else np.nan
+        monitor.observe(loaded, sent, scores())
+    found = monitor.of("feed")
+    assert found is not None
+    assert found.features["age"] < 0.01
+
+
 def test_old_requests_are_forgotten(registry, monkeypatch):
     monkeypatch.setattr(drift, "WINDOW_REQUESTS", 300)
     monitor = DriftMonitor(registry)

@@ -101,21 +101,33 @@ def _value(feature: Input) -> Schema:
             schema = _id(feature)
         case IdListInput():
             schema = {"type": "array", "items": _id(feature), "maxItems": feature.max_length}
+            if feature.missing == "unknown":
+                schema = {"anyOf": [schema, {"type": "null"}]}
     return schema if feature.default is None else schema | {"default": feature.default}
 
 
 def _numbers(feature: DenseInput) -> Schema:
     # A boolean counts as 0 or 1.
+    may_miss = feature.missing != "refuse"
     number = {
-        "type": ["number", "boolean"],
+        "type": ["number", "boolean", *(["null"] if may_miss else [])],
         "exclusiveMinimum": -BEYOND_FLOAT32,
         "exclusiveMaximum": BEYOND_FLOAT32,
     }
     vector = {"type": "array", "items": number, "minItems": feature.dim, "maxItems": feature.dim}
-    return {"anyOf": [number, vector]} if feature.dim == 1 else vector
+    if feature.dim == 1:
+        return {"anyOf": [number, vector]}
+    return {"anyOf": [vector, {"type": "null"}]} if may_miss else vector
 
 
 def _id(feature: IdInput | IdListInput) -> Schema:
+    schema = _known_id(feature)
+    if feature.missing == "refuse":
+        return schema
+    return schema | {"type": [schema["type"], "null"]}
+
+
+def _known_id(feature: IdInput | IdListInput) -> Schema:
     if feature.encoding.id_type is str:
         return {"type": "string"}
     if feature.unknown == "reject" and isinstance(feature.encoding, Identity):

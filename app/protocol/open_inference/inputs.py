@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from app.artifacts.manifest import Input, Manifest
+from app.artifacts.manifest import DenseInput, Input, Manifest
 from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.errors import MalformedBody
 from app.protocol.open_inference.parameters import refuse_parameters
@@ -226,7 +226,10 @@ def _values(
         report.add(f"{head.pointer}{place}", f"{head.feature.name} {rule}")
 
     if head.span is None:
-        return elements_from_json(head.data, head.datatype, head.rows, head.width, add_problem)
+        may_miss = isinstance(head.feature, DenseInput) and head.feature.missing != "refuse"
+        return elements_from_json(
+            head.data, head.datatype, head.rows, head.width, add_problem, may_miss=may_miss
+        )
     content = binary[head.span[0] : head.span[1]]
     if head.datatype in STRINGS:
         try:

@@ -1,5 +1,6 @@
 """The data of tensors: datatypes, and their elements in JSON or in binary."""
 
+import math
 import struct
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
@@ -89,7 +90,13 @@ def strings_from_bytes(content: memoryview, count: int) -> list[str]:
 
 
 def elements_from_json(
-    data: object, datatype: str, rows: int, width: int, add_problem: AddProblem
+    data: object,
+    datatype: str,
+    rows: int,
+    width: int,
+    add_problem: AddProblem,
+    *,
+    may_miss: bool = False,
 ) -> Numbers | list[str] | None:
     """Return float32 or int64 `[rows, width]`, or `rows · width` strings; None if any is wrong.
 
@@ -101,6 +108,7 @@ def elements_from_json(
         rows: of the tensor's shape.
         width: of the tensor's shape.
         add_problem: takes every problem.
+        may_miss: whether null may stand for a float; it becomes NaN.
     """
     if isinstance(data, np.ndarray):
         if data.shape in ((rows * width,), (rows, width)):
@@ -126,6 +134,8 @@ def elements_from_json(
     if datatype in STRINGS:
         found: Numbers | list[str] | None = flat if set(map(type, flat)) <= {str} else None
     else:
+        if may_miss and datatype in FLOATS and None in flat:
+            flat = [math.nan if each is None else each for each in flat]
         found = _pack(flat, datatype, rows, width)
     if found is None:
         return _read_by_element(flat, datatype, rows, width, is_nested, add_problem)

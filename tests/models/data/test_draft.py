@@ -1,6 +1,7 @@
 """A drafted schema can be used as it is, and says what each column was taken for."""
 
 import tomllib
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -88,3 +89,86 @@ def test_schema_of_csv_is_that_of_parquet_except_for_lists(tmp_path):
     assert [each for each in kinds[0] if each[0] != "recent"] == [
         each for each in kinds[1] if each[0] != "recent"
     ]
+
+
+def written(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+PANDAS = """;user id;clip id;price;watched at;tags;genres;code;bought?
+0;9.0;3.0;5,75;2024-01-31 10:00;4.0 30.0;a|b;007;yes
+1;;4.0;6;2024-02-01 11:00;;b;012;no
+2;7.0;;-7,25;2024-02-01 12:00;29.0;a|c d;007;yes
+"""
+
+
+def test_table_that_pandas_wrote_is_understood(tmp_path):
+    path = written(tmp_path / "rows.csv", PANDAS)
+    text = data.draft_schema(path)
+    schema = tomllib.loads(text)
+    features = {each["name"]: each for each in schema["features"]}
+    assert schema["decimal"] == ","
+    assert [each["column"] for each in schema["labels"]] == ["bought?"]
+    assert {name: each["kind"] for name, each in features.items()} == {
+        "user_id": "id",
+        "clip_id": "id",
+        "price": "dense",
+        "tags": "id_list",
+        "genres": "id_list",
+        "code": "id",
+    }
+    ids = {name: each["encoding"]["ids"] for name, each in features.items() if name != "price"}
+    assert ids == {
+        "user_id": "int64",
+        "clip_id": "int64",
+        "tags": "int64",
+        "genres": "string",
+        "code": "string",  # 007 is not 7
+    }
+    assert features["genres"]["separator"] == "|"
+    assert '# "" numbers the rows.' in text
+    assert '# "watched at" has dates, such as 2024-01-31 10:00: make hour' in text
+
+
+def test_text_file_without_a_header_gets_names(tmp_path):
+    path = written(tmp_path / "rows.txt", "1\t5\t68fd1e64\n0\t\t68fd1e64\n0\t7\t80e26c9b\n")
+    schema = drafted(path)
+    assert schema["header"] == ["column_1", "column_2", "column_3"]
+    assert [each["name"] for each in schema["labels"]] == ["column_1"]
+    assert schema["features"][1]["encoding"]["ids"] == "string"
+    with pytest.raises(data.DataInvalid, match=r"two columns have the same name, '5'; if it has"):
+        data.generate(
+            FilesConfig.model_validate(
+                {
+                    "files": [written(tmp_path / "b.csv", "5,5\n1,2\n").name],
+                    "folder": str(tmp_path),
+                    "features": [{"name": "a", "kind": "dense", "side": "user"}],
+                    "labels": [{"name": "b", "kind": "binary"}],
+                }
+            )
+        )
+
+
+def test_columns_of_parquet_that_are_no_features_are_named(tmp_path):
+    path = tmp_path / "rows.parquet"
+    moments = [datetime(2024, 1, day, tzinfo=UTC) for day in (1, 2, 3)]
+    parquet.write_table(
+        pa.table(
+            {
+                "ts": moments,
+                "day": [each.date() for each in moments],
+                "embedding": [[0.5, 1.0], None, [2.0, 3.5]],
+                "country": pa.array(["de", "fr", "de"]).dictionary_encode(),
+                "click": [True, False, None],
+            }
+        ),
+        path,
+    )
+    text = data.draft_schema(path)
+    features = {each["name"]: each for each in tomllib.loads(text)["features"]}
+    assert list(features) == ["embedding", "country"]
+    assert (features["embedding"]["kind"], features["embedding"]["dim"]) == ("dense", 2)
+    assert features["country"]["encoding"]["ids"] == "string"
+    assert '# "ts" has dates' in text
+    assert '# "day" has dates' in text

@@ -388,7 +388,9 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     twice = table().append_column("click", [columns()["click"]])
     impressions.write_parquet(tmp_path / "rows.parquet", twice)
     settings = experiment.read(path)
-    with pytest.raises(data.DataInvalid, match=r"rows.parquet: two columns have the same name$"):
+    with pytest.raises(
+        data.DataInvalid, match=r"rows.parquet: two columns have the same name, 'click'$"
+    ):
         data.generate(settings.data, settings.tasks)
 
 

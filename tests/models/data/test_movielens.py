@@ -2,9 +2,13 @@
 
 from collections import Counter
 
+import httpx
 import pyarrow.parquet as parquet
 import pytest
 
+from app.cli.main import main as gatehouse_command
+from app.main import gatehouse
+from app.settings import Settings
 from models import __main__ as cli, data
 from models.data import movielens
 from models.training import experiment
@@ -144,3 +148,37 @@ def test_raw_file_of_another_form_is_reported(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "a raw file has another form" in error
     assert error.count("\n") == 1
+
+
+async def test_served_with_its_tables_a_request_by_keys_equals_the_full_one(tmp_path, tables):
+    """Also for a movie without a year: a missing number is the same in a table and in a request."""
+    assert tables
+    config = tmp_path / "models" / "configs" / "movielens" / "mmoe.toml"
+    config.parent.mkdir(parents=True)
+    text = (CONFIGS / "mmoe.toml").read_text()
+    config.write_text(text.replace("epochs = 10", "epochs = 1"))
+    store, out = tmp_path / "store", tmp_path / "out"
+    assert cli.main(["train", "--config", str(config), "--store", str(store), "--quiet"]) == 0
+    assert cli.main(["tables", "--config", str(config), "--out", str(out)]) == 0
+    for name, key in (("items", "movie_id"), ("users", "user_id")):
+        command = [name, "publish", str(out / f"{name}.parquet"), "--key", key]
+        assert gatehouse_command([*command, "--store", str(store)]) == 0
+    items, users = (parquet.read_table(out / f"{name}.parquet") for name in ("items", "users"))
+    movies = items.to_pydict()
+    assert None in [year for year, _ in movies["movie"]]
+    short = {"user": {"user_id": "3"}, "candidates": {"movie_id": movies["movie_id"]}}
+    user = next(each for each in users.to_pylist() if each["user_id"] == "3")
+    full = {"user": user, "candidates": movies}
+    settings = Settings(store=store, lanes=1, request_timeout_ms=30_000)
+    async with gatehouse(settings) as parts:
+        await parts.deployment.refresh()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            by_key, whole = [
+                (await client.post("/v1/models/movielens/score", json=each)).json()
+                for each in (short, full)
+            ]
+    assert by_key["tables"] == {"items": "1", "users": "1"}
+    assert by_key["scores"] == whole["scores"]
+    assert by_key["ranking"] == whole["ranking"]
+    assert len(set(by_key["rank_score"])) > MOVIES / 2

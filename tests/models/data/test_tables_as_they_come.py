@@ -263,3 +263,42 @@ def test_wrong_delimiter_ends_every_process_with_status_2(tmp_path):
     assert finished.returncode == 2
     assert 'no column "' in finished.stderr
     assert finished.stderr.count("\n") == 1
+
+
+def test_decimal_comma_is_read_if_the_schema_says_so(tmp_path):
+    text = "item;price;click\n" + "".join(f"{i % 9};{i},5;{i % 2}\n" for i in range(200))
+    _, splits = simple(tmp_path, text, schema='decimal = ","\n' + SIMPLE)
+    prices = everything(splits).candidate["price"][:, 0]
+    assert sorted(prices.tolist()) == [i + 0.5 for i in range(200)]
+    with pytest.raises(data.DataInvalid, match=r'decimal comma need decimal = ","'):
+        simple(tmp_path, text)
+
+
+@pytest.mark.parametrize("date", ["2024-01-31 10:00", "31.1.2024", "1/31/24", "2024-01-31T10:00"])
+def test_date_in_place_of_a_number_says_what_to_do(tmp_path, date):
+    text = "item,price,click\n" + f'1,"{date}",0\n2,"{date}",1\n' * 100
+    with pytest.raises(data.DataInvalid) as caught:
+        simple(tmp_path, text)
+    assert "line 2: column 'price' is not a finite number; dates are no features: make hour" in str(
+        caught.value
+    )
+
+
+def test_date_column_of_parquet_says_what_to_do(tmp_path):
+    days = [np.datetime64("2024-01-01") + day for day in range(ROWS)]
+    with pytest.raises(data.DataInvalid) as caught:
+        data.generate(read(tmp_path, price=np.array(days)).data)
+    assert 'column "price" is date32[day], feature "quality" needs numbers; dates are no' in str(
+        caught.value
+    )
+
+
+def test_null_in_place_of_a_vector_is_missing_in_every_column(tmp_path):
+    vectors = [None if row % 5 == 0 else [0.5, row] for row in range(ROWS)]
+    schema = ('columns = ["price", "age"]\nmissing = "refuse"', 'columns = ["price"]\ndim = 2')
+    splits = data.generate(read(tmp_path, schema=schema, price=vectors).data)
+    quality = everything(splits).candidate["quality"]
+    assert torch.isnan(quality).all(1).sum() == torch.isnan(quality).any(1).sum() == ROWS / 5
+    refused = (schema[0], schema[1] + '\nmissing = "refuse"')
+    with pytest.raises(data.DataInvalid, match="column 'price' is not a list of 2 finite numbers"):
+        data.generate(read(tmp_path, schema=refused, price=vectors).data)

@@ -1,5 +1,6 @@
 import io
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,8 @@ from app.artifacts.loader import load
 from app.artifacts.manifest import IdListInput
 from app.artifacts.program import scores
 from app.artifacts.store import Store
+from app.main import gatehouse
+from app.settings import Settings
 from models import data
 from models.export.export import GOLDEN_SIZES, description, export, golden_requests, task_outputs
 from models.networks.build import build
@@ -195,3 +198,51 @@ def test_artifact_has_the_distributions_of_held_out_rows(tiny, held_out, tmp_pat
     for k, bins in enumerate(known.scores.values()):
         assert bins.stability_index(bins.counts(served[:, k])) < 1e-4
     assert (artifact.folder / "model.json").stat().st_size < 30_000
+
+
+async def test_missing_values_of_requests_agree_with_the_table_bit_for_bit(tmp_path):
+    """Null in JSON, NaN in a tensor, and null in the table are one thing to the network."""
+    price, item = impressions.columns()["price"], impressions.columns()["item"]
+    for row in range(0, len(price), 3):
+        price[row], item[row + 1] = None, None
+    path = impressions.folder(
+        tmp_path,
+        schema=('missing = "refuse"', "missing_indicator = true"),
+        price=price,
+        item=item,
+    )
+    settings = experiment.read(path)
+    model = load(
+        train.run(settings, Store(tmp_path / "store"), console=Console(file=io.StringIO())), DEVICE
+    )
+    test = data.generate(settings.data, settings.tasks).test
+    rows = np.flatnonzero(test.row_to_request.numpy() == 0)
+    missing = np.isnan(test.candidate["quality"].numpy()[rows])
+    assert missing.any()
+    assert not missing.all()
+
+    batch = ModelInputs(
+        {"user": np.array([data.UNKNOWN]), "recent": np.array([[data.PADDING] * 2])},
+        {name: column.numpy()[rows] for name, column in test.candidate.items()},
+        np.zeros(len(rows), np.int64),
+    )
+    want = scores(model.program.run(batch), model.manifest.tasks)
+    names = {row: name for name, row in model.vocabularies["item"].items()}
+    quality = batch.candidate["quality"].tolist()
+    items = [names.get(row) for row in batch.candidate["item"].tolist()]
+    assert None in items
+    numbers = [[None if each != each else each for each in row] for row in quality]
+    request = {
+        "user": {"user": None, "recent": None},
+        "candidates": {"item": items, "quality": numbers},
+    }
+    required = {each.name: each.missing for each in model.manifest.inputs}
+    assert required == dict.fromkeys(("user", "recent", "item"), "unknown") | {"quality": "nan"}
+
+    serving = Settings(store=tmp_path / "store", lanes=1, request_timeout_ms=30_000)
+    async with gatehouse(serving) as parts:
+        await parts.deployment.refresh()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            answer = (await client.post("/v1/models/shop/score", json=request)).json()
+    np.testing.assert_array_equal(np.float32(answer["scores"]["click"]), want[:, 0])

@@ -1,0 +1,135 @@
+"""Warm-up: a version runs batches of every size before it serves, so that no request is the first.
+
+The batches also tell what they cost. While other versions answer requests, they run on a thread
+beside the lanes.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from operator import itemgetter
+
+import numpy as np
+
+from app.artifacts.loader import Model
+from app.engine.batch import Batch, Chunk
+from app.engine.lanes import BatchResult, Lane, run
+from app.engine.request import QueuedRequest, RequestFeatures
+from app.errors import ArtifactInvalid
+from app.lifecycle.background import BackgroundThread
+from app.ranking.policies import NO_POLICIES
+
+BatchTimings = Sequence[tuple[int, float]]
+"""Batches that ran: `(rows, seconds)` each."""
+
+_LONGEST_PAUSE_S = 0.1
+_PASSES = 3  # the TorchScript executor profiles, then compiles, then runs
+
+
+class WarmUp:
+    """Warms versions up, on lanes or beside them."""
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        background: BackgroundThread,
+        sizes: Sequence[Sequence[int]],
+        *,
+        is_on_cpu: bool,
+    ) -> None:
+        """Use these threads.
+
+        Args:
+            lanes: every one of them runs every batch, if they run any.
+            background: runs the batches beside requests.
+            sizes: of the batches, each as the rows of its requests.
+            is_on_cpu: whether models run there. What is compiled then belongs to the model,
+                whichever thread ran it; on a GPU every lane has graphs of its own.
+        """
+        self._lanes = lanes
+        self._background = background
+        self._sizes = sizes
+        self._is_on_cpu = is_on_cpu
+
+    async def run(
+        self, model: Model, recorded: Sequence[RequestFeatures], *, beside_requests: bool
+    ) -> BatchTimings:
+        """Run batches of every size a few times, then recorded requests, each alone.
+
+        Args:
+            model: the version.
+            recorded: requests whose sizes and ids are those of real traffic.
+            beside_requests: whether other versions answer requests meanwhile.
+
+        Returns:
+            The shortest time of each size.
+
+        Raises:
+            ArtifactInvalid: the model failed on a batch.
+        """
+        observed = await self._run([_batch(model, each) for each in self._sizes], beside_requests)
+        await self._run([_batch_of(model, [each]) for each in recorded], beside_requests)
+        count = len(self._sizes)
+        passes = [observed[i::count] for i in range(count)]
+        # Anything may have slowed down a pass; the first ones compile.
+        return [min(each, key=itemgetter(1)) for each in passes]
+
+    async def _run(self, batches: Sequence[Batch], beside_requests: bool) -> BatchTimings:
+        batches = [*batches] * _PASSES
+        if beside_requests and self._is_on_cpu:
+            return await self._background.run(partial(_run_here, batches))
+        observed: list[tuple[int, float]] = []
+        for lane in self._lanes:
+            for batch in batches:
+                result = await lane.run(batch)
+                _check(result)
+                observed.append((batch.rows, result.timing.busy_s))
+        return observed
+
+
+def _run_here(batches: Sequence[Batch]) -> BatchTimings:
+    """Run batches on this thread; its CPU time is how long a lane that has a core would take.
+
+    After each one it pauses for as long: the lanes may need the core.
+    """
+    observed: list[tuple[int, float]] = []
+    for batch in batches:
+        began, cpu_began = time.perf_counter(), time.thread_time()
+        _check(run(batch.model, batch.chunks))
+        observed.append((batch.rows, time.thread_time() - cpu_began))
+        time.sleep(min(_LONGEST_PAUSE_S, time.perf_counter() - began))
+    return observed
+
+
+def _check(result: BatchResult) -> None:
+    if isinstance(result.scores, Exception):
+        raise ArtifactInvalid(f"warm-up failed: {result.scores}") from result.scores
+
+
+def _batch(model: Model, sizes: Sequence[int]) -> Batch:
+    """Return a batch of requests with so many candidates each.
+
+    The user is the first golden user, and the golden candidates are repeated.
+    """
+    golden = model.golden.batch
+    made = []
+    for rows in sizes:
+        taken = np.arange(rows) % golden.rows
+        features = RequestFeatures(
+            user={name: column[:1] for name, column in golden.user.items()},
+            candidate={name: column[taken] for name, column in golden.candidate.items()},
+            rows=rows,
+            unknown_ids={},
+        )
+        made.append(features)
+    return _batch_of(model, made)
+
+
+def _batch_of(model: Model, requests: Sequence[RequestFeatures]) -> Batch:
+    """Return a batch of whole requests, ranked by the model's own policy."""
+    options = NO_POLICIES.policies_for(model.manifest.traits).default_options
+    chunks = []
+    for features in requests:
+        request = QueuedRequest(model, features, options)
+        chunks.append(Chunk(request, features, 0, features.rows))
+    return Batch.of(model, chunks)
