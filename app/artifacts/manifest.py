@@ -197,7 +197,7 @@ class Derived(Value):
             padded, one column; `mask` is 1 for ids and 0 for padding, `padding` the opposite;
             `ids` are the ids.
         at_least: a shorter list counts as one of this length, in a length, a mask or a padding.
-        empty: the row that stands in a list without ids, for a module that cannot take such a list.
+        empty: the row that is in a list without ids, for a module that cannot take such a list.
     """
 
     of: FeatureName
