@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.benchmarking.load import Report
+from app.benchmarking.load import UNANSWERED, Report
 
 _LAG_SHARE = 0.25
 """A lag (p99) above this part of the latency that is judged makes the result useless."""
@@ -30,10 +30,14 @@ class Objective:
     def broken(self, report: Report) -> str | None:
         """Return what the objective lacks in a report, or None if it is met.
 
-        A report without a single good response meets no objective, not even an empty one.
+        A report without a single good response meets no objective, not even an empty one. Nor does
+        one with unanswered requests, unless the objective says how many may fail.
         """
         if 200 not in report.statuses:
             return "no response has status 200"
+        unanswered = report.statuses.get(UNANSWERED, 0)
+        if unanswered and self.errors is None:
+            return f"{unanswered:,} without a response"
         if self.errors is not None and report.error_ratio > self.errors:
             return f"{report.error_ratio:.2%} failed > {self.errors:.2%}"
         p99_ms = report.latency_ms(0.99)
@@ -47,14 +51,13 @@ class Objective:
         Its lag is part of every latency, so a p99 that is mostly lag is not the server's. None if
         the generator kept up.
         """
-        if report.rate is None:
+        if report.rate is None or 200 not in report.statuses:
             return None
         if report.busiest > _BUSIEST:
             return f"generator used {report.busiest:.0%} of a core"
-        lag_ms, judged_ms = report.lag_ms(0.99), report.latency_ms(0.99)
-        if self.p99_ms is not None:
-            judged_ms = self.p99_ms
-        if lag_ms > max(_LEAST_LAG_MS, _LAG_SHARE * (0 if math.isnan(judged_ms) else judged_ms)):
+        lag_ms = report.lag_ms(0.99)
+        judged_ms = report.latency_ms(0.99) if self.p99_ms is None else self.p99_ms
+        if lag_ms > max(_LEAST_LAG_MS, _LAG_SHARE * judged_ms):
             return f"generator lagged {lag_ms:.2f} ms"
         return None
 

@@ -333,7 +333,8 @@ class Sender:
         self._shown = len(self._rows)
         elapsed_s = time.perf_counter() - self._start
         sample = recent[:: max(1, len(recent) // 500)]
-        progress = Progress(elapsed_s, self._sent, len(self._rows), self._failed, sample)
+        sent = self._sent + self._refused
+        progress = Progress(elapsed_s, sent, len(self._rows), self._failed, sample)
         self._on_progress(progress)
         self._loop.call_later(_PROGRESS_S, self._report_progress)
 

@@ -489,7 +489,7 @@ def number_above_0(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < 1e7:
-        raise argparse.ArgumentTypeError("must be a number above 0")
+        raise argparse.ArgumentTypeError("must be a number above 0 and below 10000000")
     return number
 
 

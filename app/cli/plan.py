@@ -97,14 +97,28 @@ def add_arguments(parser: Parser) -> None:
         "--scaler", choices=("hpa", "keda"), help="print this Kubernetes object instead, as YAML"
     )
     output.add_argument(
-        "--name", default="gatehouse", metavar="NAME", help="of the Deployment (default: gatehouse)"
+        "--name",
+        type=_label,
+        default="gatehouse",
+        metavar="NAME",
+        help="of the Deployment (default: gatehouse)",
     )
     output.add_argument(
         "--namespace",
+        type=_label,
         default="default",
         metavar="NAME",
         help="of the Deployment (default: default)",
     )
+
+
+def _label(text: str) -> str:
+    """Convert the name of a Kubernetes object (RFC 1123, section 2.1)."""
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", text):
+        raise argparse.ArgumentTypeError(
+            "must be 1 to 63 lowercase letters, digits and hyphens, such as gatehouse"
+        )
+    return text
 
 
 def run(options: argparse.Namespace) -> int:
@@ -232,9 +246,20 @@ def _response_bytes(target: Target, url: str) -> int:
         with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
             return len(response.read())
     except urllib.error.HTTPError as error:
-        raise _CannotMeasure(f"{url} answers a request with status {error.code}") from None
+        detail = _detail(error.read())
+        raise _CannotMeasure(f"{url} answers a request with status {error.code}{detail}") from None
     except OSError as error:
         raise _CannotMeasure(f"{url}: {error}") from None
+
+
+def _detail(body: bytes) -> str:
+    """Return what an error response of the service says, after a colon; else nothing."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return ""
+    detail = document.get("detail") or document.get("error") if isinstance(document, dict) else None
+    return f": {detail}" if detail else ""
 
 
 def _asked(url: str) -> Any:  # noqa: ANN401  (JSON)

@@ -82,7 +82,8 @@ def require_version(options: argparse.Namespace, command: str) -> None:
     Raises:
         WrongUsage: there is no argument.
     """
-    if options.version is None:
+    is_model = options.model is not None and not options.model[:1].isdecimal()
+    if options.version is None and (not is_model or options.model == "latest"):
         options.model, options.version = None, options.model
     if options.version is None:
         raise WrongUsage(f"missing VERSION; see gatehouse {command} --help")

@@ -220,8 +220,12 @@ class Deployment:
 
     def _stop_canary(self, name: str) -> None:
         """Send no more traffic to a canary, and forget how it went."""
-        self._registry.last_canaries.pop(name, None)
+        canary = self._registry.last_canaries.pop(name, None)
         self._registry.canaries.pop(name, None)
+        if canary is not None and canary.state == "running":
+            if self._registry.role(canary.model) == Role.CANARY:
+                self._registry.assign(canary.model, Role.PREVIOUS)
+            canary.close()
 
     def _evaluate(self, name: str) -> None:
         """Evaluate the gates of a model's canary; promote or end it, and log the figures."""

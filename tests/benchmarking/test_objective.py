@@ -2,16 +2,18 @@
 
 import pytest
 
-from app.benchmarking.load import Plan, Report
+from app.benchmarking.load import UNANSWERED, Plan, Report
 from app.benchmarking.objective import Objective, highest, sweep
 
 
-def report_of(rate, *, p99_ms=5.0, failed=0, lag_ms=0.0, busiest=0.1, count=1000) -> Report:
+def report_of(
+    rate, *, p99_ms=5.0, failed=0, status_of_failed=503, lag_ms=0.0, busiest=0.1, count=1000
+) -> Report:
     """A report of `count` requests: one in fifty takes `p99_ms`, the others 1 ms."""
     rows = []
     for number in range(count):
         latency_ms = p99_ms if number % 50 == 0 else 1.0
-        status = 503 if number < failed else 200
+        status = status_of_failed if number < failed else 200
         rows.append((0, status, latency_ms / 1e3, False, lag_ms / 1e3, number / rate, lag_ms / 1e3))
     return Report.of_rows(Plan(1, [b""], rate=rate, seconds=count / rate), rows, busiest)
 
@@ -24,6 +26,19 @@ def test_p99_and_errors_break_an_objective():
     assert objective.broken(report_of(100, failed=10)) is None
     assert Objective().broken(report_of(100, failed=999)) is None
     assert Objective().broken(report_of(100, failed=1000)) == "no response has status 200"
+
+
+def test_requests_without_a_response_break_an_objective_that_does_not_allow_failures():
+    report = report_of(100, failed=3, status_of_failed=UNANSWERED)
+    assert Objective(p99_ms=10).broken(report) == "3 without a response"
+    assert Objective().broken(report) == "3 without a response"
+    assert Objective(errors=0.01).broken(report) is None
+
+
+def test_generator_is_not_to_blame_if_no_request_succeeded():
+    refused = report_of(100, failed=1000, status_of_failed=422, lag_ms=1.3)
+    assert Objective().unfit(refused) is None
+    assert Objective().broken(refused) == "no response has status 200"
 
 
 def test_result_is_unfit_when_the_generator_was_the_bottleneck():

@@ -72,6 +72,8 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         ([*OBJECTIVE, "--store", str(tmp_path / "no")], ExitCode.USAGE, "does not exist"),
         ([*OBJECTIVE, "--url", "http://127.0.0.1:1"], ExitCode.FAILED, "127.0.0.1:1: "),
         ([*OBJECTIVE, "--scaler", "vpa"], ExitCode.USAGE, "vpa"),
+        ([*OBJECTIVE, "--name", "Bad_Name"], ExitCode.USAGE, "must be 1 to 63 lowercase letters"),
+        (["--rate", "1e12", "--p99", "9ms"], ExitCode.USAGE, "above 0 and below 10000000"),
     ):
         assert main(["plan", *arguments]) == code
         out, err = capsys.readouterr()

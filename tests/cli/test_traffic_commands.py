@@ -78,7 +78,7 @@ def test_rollback_returns_to_the_version_before(store):
         (["activate", "feed", "1", "--keep", "99"], "--keep must be a number between 0 and 16"),
         (["activate", "feed", "1", "--wait", "host"], "must begin with http:// or https://"),
         (["rollback", "feed", "--to", "9"], "feed has no version 9"),
-        (["canary", "feed"], "VERSION feed: must be a version number"),
+        (["canary", "feed"], "missing VERSION; see gatehouse canary --help"),
         (["canary", "feed", "3", "--share", "2"], "canary.share: input should be less than or"),
         (["canary", "feed", "3", "--for", "soon"], "canary.for: must be a number and s, m, h or d"),
         (["shadow", "feed", "3", "--share", "0"], "shadow.share: input should be greater than 0"),
@@ -297,7 +297,9 @@ def test_a_running_server_follows_a_rollback_and_keeps_to_it_after_a_restart(
             card = httpx.get(f"{server.url}/v1/models/tiny").json()
             assert card["traffic"][role]["version"] == 2
             assert main([role, "tiny", "--end", *nudge]) == ExitCode.OK
-            assert httpx.get(f"{server.url}/v1/models/tiny").json()["traffic"][role] is None
+            card = httpx.get(f"{server.url}/v1/models/tiny").json()
+            assert card["traffic"][role] is None
+            assert {each["role"] for each in card["versions"]} == {"active", "previous"}
         late = ["--wait", server.url, "--timeout", "0.3", "--store", str(store)]
         assert main(["activate", "tiny", "latest", *late]) == ExitCode.FAILED
         assert "has not followed within 0.3 s: version 1 is active" in capsys.readouterr().err
