@@ -100,6 +100,8 @@ def _table_checks(model: Path) -> list[tuple[str, Check]]:
 def _open_table(listed: ListedTable, model: str) -> tuple[str, str]:
     """Verify a table and its deltas; return what it is, and how many keys it has."""
     table = open_table(listed, model)
+    if listed.gap:
+        raise ArtifactInvalid(listed.gap)
     deltas = f" with {table.delta} deltas" if table.delta else ""
     return f"table{deltas}", f"{table.rows:,} keys"
 

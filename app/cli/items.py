@@ -253,6 +253,8 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
     if reasons and not fits:
         newest_version = max(reasons)
         note = f"version {newest_version}: {'; '.join(reasons[newest_version])}"
+    if listed.gap:
+        note = f"{listed.gap}; {note}"
     return [
         f"{found.rows:,}",
         str(len(listed.deltas)),

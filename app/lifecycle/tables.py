@@ -193,7 +193,7 @@ class TableFollower:
         labels = {
             f"{each.version}.{delta}" if delta else f"{each.version}"
             for each in listed
-            for delta in (0, *each.deltas)
+            for delta in (0, *each.deltas, *each.stranded)
         }
         for refused in [each for each in self._refusals if each[:2] == (name, kind)]:
             if refused[2] not in labels:
@@ -247,7 +247,7 @@ class TableFollower:
                 return None
             self._open[key] = opened
         table, fingerprint = opened
-        table = await self._with_all_deltas(table, listed)
+        table = await self._with_all_deltas(name, table, listed)
         self._open[key] = table, fingerprint
         for number in listed.deltas[table.delta :]:  # one by one: which one is wrong?
             extended = await self._attempt(
@@ -259,16 +259,23 @@ class TableFollower:
                 break
             table = extended[0]
             self._open[key] = table, fingerprint
+        for number in listed.stranded[:1]:
+            delta = (name, listed.kind, f"{listed.version}.{number}")
+            if number > table.delta and not self._is_refused(delta, frozenset()):
+                self._refuse(delta, frozenset(), ArtifactInvalid(listed.gap))
         return table
 
-    async def _with_all_deltas(self, table: Table, listed: ListedTable) -> Table:
+    async def _with_all_deltas(self, name: str, table: Table, listed: ListedTable) -> Table:
         """Return a table with all of its deltas, or unchanged if one of them is wrong."""
         if len(listed.deltas) - table.delta < 2:
             return table
         try:
-            return await self._run(partial(table.extended, listed))
+            extended = await self._run(partial(table.extended, listed))
         except (ArtifactInvalid, OSError):
             return table
+        for number in listed.deltas:
+            self._forgive((name, listed.kind, f"{listed.version}.{number}"))
+        return extended
 
     async def _run(self, function: Callable[[], T]) -> T:
         """Run a function on a thread, which gives way to the lanes once something is served."""

@@ -274,6 +274,25 @@ def test_a_damaged_table_is_listed_with_the_reason(store, capsys):
     assert 'store "store" has no items' in run(capsys, "list", code=ExitCode.FAILED)
 
 
+def test_a_missing_delta_is_told_and_nothing_comes_before_those_after_it(store, capsys):
+    run(capsys, "publish", items(GOOD))
+    for quality in (1, 2, 3):
+        path = items(f"item,quality\n3,{quality} {quality}\n", "change.csv")
+        run(capsys, "publish", path, "--delta")
+    shutil.rmtree(store / "feed" / "items" / "1.delta" / "2")
+    gap = (
+        "delta 2 is missing, so delta 3 will not be applied: restore items/1.delta/2, or remove "
+        "the deltas after it"
+    )
+    for command in (["publish", path, "--delta"], ["compact"]):
+        assert run(capsys, *command, code=ExitCode.USAGE) == f"items 1: {gap}\n"
+    assert gap in run(capsys, "list")
+    assert main(["check"]) == ExitCode.FAILED
+    assert gap in capsys.readouterr().out
+    shutil.rmtree(store / "feed" / "items" / "1.delta" / "3")
+    assert "published items 1.2" in run(capsys, "publish", path, "--delta")
+
+
 def test_check_verifies_tables_and_their_deltas(store, capsys):
     run(capsys, "publish", items(GOOD))
     run(capsys, "publish", items(GOOD), "--delta")

@@ -241,7 +241,7 @@ def publish_delta(plan: TablePlan, fill: Fill, table: int | None = None) -> List
 
     Raises:
         DuplicateKeys: a key is there twice.
-        ArtifactInvalid: there is no such table, or it has other columns.
+        ArtifactInvalid: there is no such table, it has other columns, or a delta is missing.
         OSError: the store cannot be written.
     """
     with unnamed_folder(plan.folder) as written, TableWriter(plan, written) as writer:
@@ -249,6 +249,7 @@ def publish_delta(plan: TablePlan, fill: Fill, table: int | None = None) -> List
         writer.finish()
         with _locked(plan.folder):
             listed = find_table(plan.model, plan.kind, table)
+            _check_gap(listed)
             found = read_description(listed.folder)
             if (found.columns, found.key) != (plan.columns, plan.key):
                 raise ArtifactInvalid(f"{found.label} has other columns than the delta")
@@ -278,18 +279,29 @@ def find_table(model: Path, kind: TableKind, version: int | None = None) -> List
     return found[-1]
 
 
+def _check_gap(listed: ListedTable) -> None:
+    """Check that no delta is missing: a new one in its place would come before older ones.
+
+    Raises:
+        ArtifactInvalid: names the delta.
+    """
+    if listed.gap:
+        raise ArtifactInvalid(f"{listed.kind} {listed.version}: {listed.gap}")
+
+
 def compact(model: Path, kind: TableKind, version: int | None = None) -> ListedTable:
     """Write a table and its deltas as a new table, and return that.
 
     The new table is as old as its newest data. Deltas that others publish meanwhile wait.
 
     Raises:
-        ArtifactInvalid: the table or a delta is wrong, or there is no delta.
+        ArtifactInvalid: the table or a delta is wrong, a delta is missing, or there is none.
         OSError: the store cannot be read or written.
     """
     folder = model / kind
     with _locked(folder):
         listed = find_table(model, kind, version)
+        _check_gap(listed)
         if not listed.deltas:
             raise ArtifactInvalid(f"{kind} {listed.version} has no deltas")
         table = open_table(listed, model.name)

@@ -162,9 +162,16 @@ def test_delta_after_a_gap_waits(tmp_path):
     publish(plan(tmp_path), {1: 1})
     for number in (2, 3, 4, 5):
         change(plan(tmp_path), {1: number})
+    model = tmp_path / "feed"
     deltas = tmp_path / "feed" / "items" / "1.delta"
     (deltas / "2").rename(deltas / ".2")
     assert find_table(tmp_path / "feed", "items").deltas == (1,)
+    assert find_table(tmp_path / "feed", "items").stranded == (3, 4)
+    for refused in (lambda: change(plan(tmp_path), {1: 9}), lambda: compact(model, "items")):
+        with pytest.raises(
+            ArtifactInvalid, match="items 1: delta 2 is missing, so delta 3 and 1 "
+        ):
+            refused()
     (deltas / "2").mkdir()  # a copy that was interrupted gives way to a new delta
     (deltas / "3").rename(deltas / ".3")
     (deltas / "4").rename(deltas / ".4")
