@@ -30,7 +30,8 @@ Floats = npt.NDArray[np.float64]
 
 _EXACT = 2.0**53  # float64 holds every integer up to here
 _BETWEEN = re.compile(r"[\s,;|]+")
-_WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+_WHOLE = re.compile(r"([+-]?)([0-9]+)(?:\.0*)?")
+_MOST_DIGITS = 30  # a number with as many is beyond int64; `int` takes 4,300
 _CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,18}")
 TRUE_WORDS = ("true", "t", "yes", "y", "1")
 
@@ -313,6 +314,18 @@ def _is_list_feature(feature: Input) -> bool:
     return isinstance(feature, IdListInput)
 
 
+def _whole(text: str) -> int | None:
+    """Return the whole number that text stands for; None if there is none.
+
+    One with very many digits loses some: it is out of the range of every column either way.
+    """
+    found = _WHOLE.fullmatch(text.strip())
+    if found is None:
+        return None
+    size = int(found[2].lstrip("0")[:_MOST_DIGITS] or "0")
+    return -size if found[1] == "-" else size
+
+
 def _from_text_scalar(feature: Input, value: object) -> object:
     if isinstance(feature, DenseInput):
         try:
@@ -321,8 +334,8 @@ def _from_text_scalar(feature: Input, value: object) -> object:
             return value
     if feature.encoding.id_type is str:
         return value
-    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
-        return int(value.strip().partition(".")[0])
+    if isinstance(value, str) and (number := _whole(value)) is not None:
+        return number
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
         return int(value)
     return value
@@ -424,10 +437,9 @@ def _integers(array: Array, file: TableFile) -> tuple[Int64, Flags, Flags]:
     wrong = ~null
     if file.is_text:
         for row, text in enumerate(array.to_pylist()):
-            if text is not None and _WHOLE.fullmatch(text.strip()):
-                number = int(text.strip().partition(".")[0])
-                if -(2**63) <= number < 2**63:
-                    values[row], wrong[row] = number, False
+            number = None if text is None else _whole(text)
+            if number is not None and -(2**63) <= number < 2**63:
+                values[row], wrong[row] = number, False
     return values, null, wrong
 
 
