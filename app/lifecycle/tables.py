@@ -379,7 +379,11 @@ class TableFollower:
         version = bound.table.version
         listed = {each.version: each for each in self._listed[name, bound.kind]}
         if version not in listed:
-            return "was removed from the store"
+            problem, newest = "was removed from the store", max(listed, default=version)
+            if newest < version:
+                place = f"{bound.kind}/{newest}"
+                problem += f"; {place}, the newest there, does not replace it: its number is lower"
+            return problem
         try:
             found = await asyncio.to_thread(listed[version].fingerprint)
         except OSError as error:

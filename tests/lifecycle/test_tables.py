@@ -227,7 +227,10 @@ async def test_a_removed_table_goes_on_serving_and_is_reported(folder, manifest,
         for _ in range(2):
             await parts.deployment.refresh()
         assert items_of(registry, registry.active("tiny")).version == 2
-        assert registry.table_problems == {("tiny", "items/2"): "was removed from the store"}
+        assert registry.table_problems == {
+            ("tiny", "items/2"): "was removed from the store; items/1, the newest there, does not "
+            "replace it: its number is lower"
+        }
         assert sum("was removed" in each.getMessage() for each in caplog.records) == 1
         moved.rename(folder / "tiny" / "items" / "2")
         await parts.deployment.refresh()

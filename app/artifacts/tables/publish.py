@@ -57,8 +57,10 @@ from app.artifacts.tables.reader import (
 )
 from app.artifacts.unnamed_folder import unnamed_folder, write_file
 from app.errors import ArtifactInvalid
+from app.files import read_small_file
 
 _COMPACT_ROWS = 65_536  # that are copied at a time
+_LONGEST_NUMBER = 17  # bytes of the file that keeps the last number
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -223,12 +225,35 @@ def publish_table(plan: TablePlan, fill: Fill) -> ListedTable:
 
 def _name_table(writer: TableWriter) -> ListedTable:
     folder, kind = writer.plan.folder, writer.plan.kind
+    last = writer.plan.model / f".{kind}.last"
     version = max(_numbers(folder), default=0)
+    version = max(version, _last_number(last))
     while True:
         version += 1
         writer.describe(version)
         if _rename(writer.folder, folder / str(version)):
+            _keep_number(last, version, writer.folder.parent)
             return ListedTable(kind, version, folder / str(version))
+
+
+def _last_number(file: Path) -> int:
+    """Return the number that was given last; 0 if nobody knows."""
+    try:
+        text = read_small_file(file, max_bytes=_LONGEST_NUMBER).decode("ascii").strip()
+    except (OSError, ValueError, ArtifactInvalid):
+        return 0
+    return int(text) if text.isdecimal() else 0
+
+
+def _keep_number(file: Path, number: int, place: Path) -> None:
+    """Remember a number when its table is removed by hand: servers never go back to a lower one.
+
+    The table is published without it, where only its own folder may be written.
+    """
+    written = place / file.name
+    with suppress(OSError):
+        write_file(written, f"{number}\n".encode())
+        written.replace(file)
 
 
 def publish_delta(plan: TablePlan, fill: Fill, table: int | None = None) -> ListedTable:
