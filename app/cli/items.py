@@ -139,6 +139,11 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
         help="feature that every request sends, so the table need not have it; may be repeated",
     )
     _add_rules(parser, kind)
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="publish a table with another key than the newest has, or with under half of its rows",
+    )
     parser.add_argument("--delta", action="store_true", help="change a table, do not replace it")
     parser.add_argument(
         "--table",

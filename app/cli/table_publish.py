@@ -83,6 +83,7 @@ class _Plan:
         files: the input.
         kind: whose features they are.
         table: the plan of the table, but for the type of its key.
+        former: the newest table that fits the version, if the new one must be like it.
         encoder: of the rows.
         is_delta: whether rows change a table.
         unused: columns that are not read.
@@ -93,6 +94,7 @@ class _Plan:
     files: Sequence[TableFile]
     kind: TableKind
     table: TablePlan
+    former: TableDescription | None
     encoder: RowEncoder
     is_delta: bool
     unused: Sequence[str]
@@ -126,6 +128,12 @@ def _planned(options: argparse.Namespace, kind: TableKind) -> _Plan:
     sources, defaulted = _sources(features, key, mapped, files, problems, is_delta=base is not None)
     sent = base.sent if base is not None else _sent(options, inputs, key, problems)
     problems += _option_problems(options, sources, key, files)
+    former = None if options.force or base is not None else _former(model, kind, manifest)
+    if former is not None and former.key != TableKey(name=key, type=key_type):
+        problems.append(
+            f"the key would be {key} ({key_type}), that of {former.label} is {former.key.name} "
+            f"({former.key.type}): requests with the former keys would fail; --force changes it"
+        )
     if not sources and not problems:
         problems.append(f"{files[0].path}: has no column of a feature ({_listing(inputs)})")
     if problems:
@@ -149,7 +157,21 @@ def _planned(options: argparse.Namespace, kind: TableKind) -> _Plan:
     )
     read = {*encoder.columns}
     unused = dict.fromkeys(name for each in files for name in each.names if name not in read)
-    return _Plan(artifact, files, kind, table, encoder, base is not None, list(unused), defaulted)
+    return _Plan(
+        artifact, files, kind, table, former, encoder, base is not None, list(unused), defaulted
+    )
+
+
+def _former(model: Path, kind: TableKind, manifest: Manifest) -> TableDescription | None:
+    """Return the newest table that a new one replaces for a version; None if there is none."""
+    for listed in reversed(tables_of(model, kind)):
+        try:
+            found = read_description(listed.folder)
+        except (ArtifactInvalid, OSError):
+            continue  # it does not serve
+        if not incompatibilities(found, manifest):
+            return found
+    return None
 
 
 def _option_problems(
@@ -327,12 +349,21 @@ class _Rows:
         """Add the rows to a table.
 
         Raises:
-            Refused: there are too many bad rows.
+            Refused: there are too many bad rows, or too few good ones.
         """
         for rows in self._encoded():
             if self.bad <= self._most_bad:
                 writer.add(rows.keys, rows.records)
         self._check()
+        former = self._plan.former
+        if writer.rows == 0:
+            raise Refused([], "nothing is published: there is no row")
+        if former is not None and writer.rows < former.rows / 2:
+            raise Refused(
+                [],
+                f"nothing is published: {writer.rows:,} rows are under half of the "
+                f"{former.rows:,} of {former.label}; --force publishes them",
+            )
 
     def fill_delta(self, writer: TableWriter) -> None:
         """Add the rows to a delta; the last row of a key counts.

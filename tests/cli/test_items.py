@@ -251,6 +251,31 @@ def test_a_table_belongs_to_the_vocabulary_of_a_version(store, capsys):
     assert third.key_type is int
 
 
+def test_a_table_that_would_break_most_requests_needs_force(store, capsys):
+    header, *rows = GOOD.splitlines(keepends=True)
+    empty = items(header, "empty.csv")
+    nothing = "nothing is published: there is no row\n"
+    assert run(capsys, "publish", empty, code=ExitCode.USAGE) == nothing
+    run(capsys, "publish", items(GOOD))
+    assert run(capsys, "publish", empty, "--force", code=ExitCode.USAGE) == nothing
+    small = items(header + rows[0], "small.csv")
+    assert run(capsys, "publish", small, code=ExitCode.USAGE) == (
+        "nothing is published: 1 rows are under half of the 3 of items 1; --force publishes them\n"
+    )
+    skus = items("item,quality,sku\n" + "".join(f"{n},1 2,s{n}\n" for n in range(3)), "skus.csv")
+    assert run(capsys, "publish", skus, "--key", "sku", code=ExitCode.USAGE).splitlines() == [
+        "the key would be sku (string), that of items 1 is item (int64): requests with the former "
+        "keys would fail; --force changes it",
+        "nothing is published: 1 problem",
+    ]
+    assert [each.version for each in tables_of(store / "feed", "items")] == [1]
+    run(capsys, "publish", items(header + "".join(rows[:2]), "most.csv"))
+    run(capsys, "publish", skus, "--key", "sku", "--force")
+    assert table(store).key == "sku"
+    run(capsys, "publish", small, "--key", "item", "--force")
+    assert (table(store).rows, table(store).key) == (1, "item")
+
+
 def test_prune_keeps_what_a_version_needs(store, capsys):
     with_vocabulary(store, ["apple"])
     run(capsys, "publish", items(GOOD), "--version", "1")
