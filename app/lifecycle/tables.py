@@ -159,6 +159,10 @@ class TableFollower:
         self._metrics.table_swapped(model.manifest.name, kind, activated=True)
         after = "" if former is None else f", after {former.table.label}"
         is_delta = former is not None and former.table.version == table.version
+        if not is_delta:  # there may be one in every poll
+            self._registry.events.add(
+                "table", f"{model} serves from {kind}/{table.label}, {table.rows} rows{after}"
+            )
         logger.log(
             logging.DEBUG if is_delta else logging.INFO,
             "model %s serves from its table %s/%s with %d rows%s",
@@ -335,6 +339,8 @@ class TableFollower:
         name, kind, label = key
         self._metrics.table_swapped(name, kind, activated=False)
         logger.error("table %s/%s of model %s is refused: %s", kind, label, name, refusal.reason)
+        text = f"{name}: {kind}/{label} is refused: {refusal.reason}"
+        self._registry.events.add("table", text, is_problem=True)
 
     def _forgive(self, key: tuple[str, TableKind, str]) -> None:
         """Forget that a table was refused: it is good now, or gone."""
@@ -371,8 +377,12 @@ class TableFollower:
                         problem,
                     )
                     problems[name, place] = problem
+                    text = f"{name}: {place} {problem}; it goes on serving"
+                    self._registry.events.add("table", text, is_problem=True)
                 elif not problem and known is not None:
                     logger.info("table %s of model %s: its files are intact again", place, name)
+                    text = f"{name}: {place}: its files in the store are intact again"
+                    self._registry.events.add("table", text)
                     del problems[name, place]
 
     async def _file_problem(self, name: str, bound: BoundTable) -> str:
