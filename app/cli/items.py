@@ -154,7 +154,8 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
     parser.add_argument(
         "--deleted",
         metavar="COLUMN",
-        help="with --delta: column that is true where the key is to be removed",
+        help="with --delta: column that is true where the key is to be removed; a file that only "
+        "removes keys needs no column of a feature",
     )
 
 

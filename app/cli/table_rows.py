@@ -89,6 +89,10 @@ class RowEncoder:
         names = [self.key, *(name for each in self.sources for name in each.columns)]
         return list(dict.fromkeys([*names, *([self.deleted] if self.deleted else [])]))
 
+    def columns_in(self, file: TableFile) -> list[str]:
+        """Return those that a file has, or JSON may have in later lines."""
+        return [each for each in self.columns if file.kind == "json" or each in file.names]
+
     def defaults(self) -> Records:
         """Return the row of the defaults, `[1]`; zeros for a feature that has none."""
         record = np.zeros(1, record_dtype([each.feature for each in self.sources]))
@@ -102,7 +106,8 @@ class RowEncoder:
 
         An empty cell is the feature's default, or an empty list of ids. In CSV a list is JSON
         (`[1, 2]`), or has spaces, `,`, `;` or `|` between its elements. Whole numbers may be
-        written as floats (`12.0`), except in JSON.
+        written as floats (`12.0`), except in JSON. A file that only removes keys may lack the
+        columns of features.
 
         Raises:
             FileUnreadable: text is not UTF-8.
@@ -117,9 +122,13 @@ class RowEncoder:
             removed = _flags(columns[self.deleted])
         records = np.zeros(chunk.rows, record_dtype([each.feature for each in self.sources]))
         for source in self.sources:
+            lacking = _lacking(source, file, chunk, bad, removed)
+            wrong |= lacking
+            if not columns.keys() >= {*source.columns}:
+                continue
             arrays = [columns[name] for name in source.columns]
             is_key = source.columns == (self.key,)  # what is wrong with it is known
-            ignored = removed | not_keys if is_key else removed
+            ignored = removed | not_keys if is_key else removed | lacking
             column, not_read = self._column(source, arrays, file, chunk, bad, ignored)
             records[source.feature.name] = column
             wrong |= not_read
@@ -197,6 +206,21 @@ class RowEncoder:
         for name, count in report.unknown_ids.items():
             self.unknown_ids[name] = self.unknown_ids.get(name, 0) + count
         return column, wrong
+
+
+def _lacking(
+    source: Source, file: TableFile, chunk: Chunk, bad: dict[int, list[str]], removed: Flags
+) -> Flags:
+    """Return which rows need a column that their file does not have: those that stay."""
+    lacking = np.zeros(chunk.rows, np.bool_)
+    for name in [each for each in source.columns if each not in file.names]:
+        values = chunk.columns.get(name, [None] * chunk.rows)
+        empty = np.array([each is None for each in values], np.bool_) & ~removed
+        for row in np.flatnonzero(empty).tolist():
+            why = f'column "{name}": is missing; only rows that remove their key may lack it'
+            bad.setdefault(int(chunk.numbers[row]), []).append(why)
+        lacking |= empty
+    return lacking
 
 
 def _is_integer(key: object, file: TableFile) -> bool:

@@ -168,9 +168,7 @@ def test_delta_after_a_gap_waits(tmp_path):
     assert find_table(tmp_path / "feed", "items").deltas == (1,)
     assert find_table(tmp_path / "feed", "items").stranded == (3, 4)
     for refused in (lambda: change(plan(tmp_path), {1: 9}), lambda: compact(model, "items")):
-        with pytest.raises(
-            ArtifactInvalid, match="items 1: delta 2 is missing, so delta 3 and 1 "
-        ):
+        with pytest.raises(ArtifactInvalid, match="items 1: delta 2 is missing, so delta 3 and 1 "):
             refused()
     (deltas / "2").mkdir()  # a copy that was interrupted gives way to a new delta
     (deltas / "3").rename(deltas / ".3")
