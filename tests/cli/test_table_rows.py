@@ -217,6 +217,25 @@ def test_integers_of_thousands_of_digits_are_out_of_range(tmp_path):
     }
 
 
+def test_a_column_that_is_twice_in_a_line_is_an_error(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text(
+        '{"KEY": 1, "brand": 1, "note": {"KEY": 2, "brand": 3}, "other": "KEY"}\n'
+        '{"KEY": 2, "brand": 1, "KEY": 3}\n'
+        '{"KEY": 4, "brand": 1, "\\u0062rand": 2}\n'
+        '{"KEY": 5, "brand": 1, "note": "\\n", "note": 2}\n'
+        f'{{"KEY": 6, "brand": 1, "note": "\\n", "size": {"9" * 300}}}\n'
+        f'{{"KEY": 7, "brand": 1, "deep": {"[" * 1000}"KEY"{"]" * 1000}}}\n'
+    )
+    _, rows = encoded(path, [BRAND])
+    assert list(rows.keys) == [1, 5, 6, 7]
+    assert rows.records["brand"].tolist() == [1, 1, 1, 1]
+    assert dict(rows.bad) == {
+        2: ['has the column "KEY" twice'],
+        3: ['has the column "brand" twice'],
+    }
+
+
 def test_pandas_numbers_with_gaps_and_categories_are_read(tmp_path):
     path = tmp_path / "items.parquet"
     category = pa.array(["a", "b", None, "a"]).dictionary_encode()
