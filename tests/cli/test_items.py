@@ -367,6 +367,22 @@ def test_check_verifies_tables_and_their_deltas(store, capsys):
     assert "delta 1: keys: its SHA-256 differs from that in table.json" in capsys.readouterr().out
 
 
+def test_an_active_version_without_a_table_is_a_problem(store, capsys):
+    run(capsys, "publish", items(GOOD))
+    with_vocabulary(store, ["apple", "pear"])
+    problem = "needs a table of items: items/1: "
+    assert main(["check"]) == ExitCode.FAILED
+    shown = [line for line in capsys.readouterr().out.splitlines() if problem in line]
+    assert [line.split("│")[1].strip() for line in shown] == ["feed/2"]
+    assert main(["versions"]) == ExitCode.OK
+    shown = [line for line in capsys.readouterr().out.splitlines() if problem in line]
+    assert [line.split("│")[2].strip() for line in shown] == ["2"]
+    run(capsys, "publish", items("item,quality\napple,1 2\n"), "--key", "item")
+    for command in ("check", "versions"):
+        assert main([command]) == ExitCode.OK
+        assert "needs a table" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

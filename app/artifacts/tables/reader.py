@@ -129,6 +129,38 @@ def _listed(kind: TableKind, folder: Path, version: int) -> ListedTable:
     )
 
 
+def missing_table(model: Path, manifest: Manifest) -> str:
+    """Return why servers refuse a version, for it needs a table of the store; "" if it has all.
+
+    Args:
+        model: the model's folder in the store.
+        manifest: of the version.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    kinds: tuple[TableKind, ...] = ("items", "users")
+    for kind in kinds:
+        reason = ""
+        for listed in tables_of(model, kind):
+            found = _unfit(listed, manifest)
+            if not found:
+                reason = ""
+                break
+            reason = f"needs a table of {kind}: {kind}/{listed.version}: {found}"
+        if reason:
+            return reason
+    return ""
+
+
+def _unfit(listed: ListedTable, manifest: Manifest) -> str:
+    """Return why a table cannot be used by a version; "" if it can."""
+    try:
+        return "; ".join(incompatibilities(read_description(listed.folder), manifest))
+    except (ArtifactInvalid, OSError) as error:
+        return str(error)
+
+
 def _complete(folder: Path) -> set[int]:
     """Return the numbers of the folders that have a `table.json`."""
     try:
