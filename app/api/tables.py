@@ -21,11 +21,12 @@ def routes(registry: Registry) -> APIRouter:
     router = APIRouter(prefix="/v1/models/{model}", tags=["models"])
     found = problems(ModelNotFound, KeyNotFound, NotReady)
 
-    @router.get("/items/{key}", summary="One row of the items table", responses=found)
+    # A key may have slashes, which arrive decoded.
+    @router.get("/items/{key:path}", summary="One row of the items table", responses=found)
     async def show_item(model: str, key: str) -> TableRow:
         return _row(registry, model, "items", key)
 
-    @router.get("/users/{key}", summary="One row of the users table", responses=found)
+    @router.get("/users/{key:path}", summary="One row of the users table", responses=found)
     async def show_user(model: str, key: str) -> TableRow:
         return _row(registry, model, "users", key)
 

@@ -1,7 +1,8 @@
 """`gatehouse check`: verify every artifact of a store, and its item and user tables."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from rich.table import Table
 
 from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.description import TableKind
-from app.artifacts.tables.reader import ListedTable, open_table, tables_of
+from app.artifacts.tables.reader import ListedTable, missing_table, open_table, tables_of
 from app.cli.output import Output
-from app.cli.parser import Parser, complain, not_empty
+from app.cli.parser import Parser, WrongUsage, complain, not_empty
 from app.cli.settings_options import add_store, existing_store, store_of
 from app.cli.signals import importing
+from app.cli.traffic_changes import active_of, traffic_of
 from app.errors import ArtifactInvalid, ExitCode
 
 Check = Callable[[], tuple[str, str]]
@@ -65,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
     for place, reason in listing.ignored.items():
         refuse(place, reason)
     checks: list[tuple[str, Check]]
-    checks = [(str(each), partial(_load, each)) for each in listing.artifacts]
+    active = _active(listing.artifacts)
+    checks = [(str(each), partial(_load, each, each in active)) for each in listing.artifacts]
     for folder in dict.fromkeys(each.folder.parent for each in listing.artifacts):
         checks += _table_checks(folder)
     for name, load in checks:
@@ -100,15 +103,34 @@ def _table_checks(model: Path) -> list[tuple[str, Check]]:
 def _open_table(listed: ListedTable, model: str) -> tuple[str, str]:
     """Verify a table and its deltas; return what it is, and how many keys it has."""
     table = open_table(listed, model)
+    if listed.gap:
+        raise ArtifactInvalid(listed.gap)
     deltas = f" with {table.delta} deltas" if table.delta else ""
     return f"table{deltas}", f"{table.rows:,} keys"
 
 
-def _load(artifact: Artifact) -> tuple[str, str]:
-    """Load an artifact and return its network and its tasks."""
+def _active(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """Return the version of each model that should be active."""
+    found = []
+    for model in dict.fromkeys(each.model for each in artifacts):
+        versions = [each for each in artifacts if each.model == model]
+        with suppress(WrongUsage):  # a traffic file that cannot be used leaves all as they are
+            active = active_of(versions, traffic_of(versions))
+            found += [each for each in versions if each.version == active]
+    return found
+
+
+def _load(artifact: Artifact, is_active: bool) -> tuple[str, str]:
+    """Load an artifact and return its network and its tasks.
+
+    Raises:
+        ArtifactInvalid: it is damaged, or it should be active and servers refuse it.
+    """
     with importing():
         import torch
 
         from app.artifacts.loader import load
     manifest = load(artifact, torch.device("cpu")).manifest
+    if is_active and (problem := missing_table(artifact.folder.parent, manifest)):
+        raise ArtifactInvalid(problem)
     return manifest.architecture, ", ".join(manifest.task_names)

@@ -139,6 +139,11 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
         help="feature that every request sends, so the table need not have it; may be repeated",
     )
     _add_rules(parser, kind)
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="publish a table with another key than the newest has, or with under half of its rows",
+    )
     parser.add_argument("--delta", action="store_true", help="change a table, do not replace it")
     parser.add_argument(
         "--table",
@@ -149,7 +154,8 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
     parser.add_argument(
         "--deleted",
         metavar="COLUMN",
-        help="with --delta: column that is true where the key is to be removed",
+        help="with --delta: column that is true where the key is to be removed; a file that only "
+        "removes keys needs no column of a feature",
     )
 
 
@@ -253,6 +259,8 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
     if reasons and not fits:
         newest_version = max(reasons)
         note = f"version {newest_version}: {'; '.join(reasons[newest_version])}"
+    if listed.gap:
+        note = f"{listed.gap}; {note}"
     return [
         f"{found.rows:,}",
         str(len(listed.deltas)),

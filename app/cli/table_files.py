@@ -7,6 +7,7 @@ Needs pyarrow, which is in the extra `data`.
 
 import csv
 import gzip
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,7 +237,7 @@ def _open_json(path: Path) -> TableFile:
 def _json(file: TableFile, columns: Sequence[str]) -> Iterator[Chunk]:
     with _Lines(file.path) as lines:
         for content, numbers in lines.blocks():
-            objects, broken = _objects(content, numbers)
+            objects, broken = _objects(content, numbers, columns)
             wrong = {number for number, _ in broken}
             kept = np.array([each for each in numbers if each not in wrong], np.int64)
             arrays = {name: [each.get(name) for each in objects] for name in columns}
@@ -244,20 +245,36 @@ def _json(file: TableFile, columns: Sequence[str]) -> Iterator[Chunk]:
 
 
 def _objects(
-    content: Sequence[bytes], numbers: Sequence[int]
+    content: Sequence[bytes], numbers: Sequence[int], columns: Sequence[str] = ()
 ) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
+    """Return the objects of lines, and why other lines are none; no column may be there twice."""
     objects, broken = [], []
+    names = [orjson.dumps(each) for each in columns]
     for line, number in zip(content, numbers, strict=True):
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
             broken.append((number, f"is not JSON: {error.msg}"))
             continue
-        if isinstance(value, dict):
-            objects.append(value)
-        else:
+        if not isinstance(value, dict):
             broken.append((number, "must be an object that maps column names to values"))
+        elif (b"\\" in line or max(map(line.count, names), default=0) > 1) and (
+            repeated := _repeated(line, columns)
+        ):
+            broken.append((number, f'has the column "{repeated}" twice'))
+        else:
+            objects.append(value)
     return objects, broken
+
+
+def _repeated(line: bytes, columns: Sequence[str]) -> str | None:
+    """Return a column that an object has twice; None if there is none."""
+    try:
+        pairs = json.loads(line, object_pairs_hook=list)
+    except RecursionError:  # orjson reads deeper objects
+        return None
+    names = [name for name, _ in pairs]
+    return next((each for each in columns if names.count(each) > 1), None)
 
 
 class _Lines:

@@ -35,7 +35,13 @@ from app.artifacts.tables.publish import (
     publish_delta,
     publish_table,
 )
-from app.artifacts.tables.reader import ListedTable, read_description, tables_of
+from app.artifacts.tables.reader import (
+    ListedTable,
+    open_segment,
+    open_table,
+    read_description,
+    tables_of,
+)
 from app.cli.output import Output
 from app.cli.parser import WrongUsage, complain
 from app.cli.table_files import TableFile, open_file
@@ -83,6 +89,7 @@ class _Plan:
         files: the input.
         kind: whose features they are.
         table: the plan of the table, but for the type of its key.
+        former: the newest table that fits the version, if the new one must be like it.
         encoder: of the rows.
         is_delta: whether rows change a table.
         unused: columns that are not read.
@@ -93,6 +100,7 @@ class _Plan:
     files: Sequence[TableFile]
     kind: TableKind
     table: TablePlan
+    former: TableDescription | None
     encoder: RowEncoder
     is_delta: bool
     unused: Sequence[str]
@@ -123,33 +131,60 @@ def _planned(options: argparse.Namespace, kind: TableKind) -> _Plan:
     features = [each for each in inputs.values() if each.name not in options.sent]
     if base is not None:
         features = [each.feature for each in base.columns]
-    sources, defaulted = _sources(features, key, mapped, files, problems, is_delta=base is not None)
+    is_delta, may_lack = base is not None, options.deleted is not None
+    sources, defaulted = _sources(
+        features, key, mapped, files, problems, is_delta=is_delta, may_lack=may_lack
+    )
     sent = base.sent if base is not None else _sent(options, inputs, key, problems)
     problems += _option_problems(options, sources, key, files)
+    former = None if options.force or is_delta else _former(model, kind, manifest)
+    problems += _key_problems(TableKey(name=key, type=key_type), former)
     if not sources and not problems:
         problems.append(f"{files[0].path}: has no column of a feature ({_listing(inputs)})")
     if problems:
         raise Refused(problems, _nothing(len(problems), "problem"))
     column, vocabularies = mapped.get(key, (key,))[0], load_vocabularies(artifact, manifest)
     encoder = RowEncoder(sources, column, key_type, vocabularies, options.deleted)
-    columns = [
-        TableColumn(feature=each.feature, vocabulary=vocabulary_digest(each.feature, manifest))
-        for each in sources
-    ]
     table = TablePlan(
         model=model,
         kind=kind,
         key=TableKey(name=key, type=key_type),
-        columns=tuple(columns),
+        columns=tuple(_column(each.feature, manifest) for each in sources),
         defaults=encoder.defaults(),
         sent=tuple(sent),
         unknown=options.unknown or "error",
         max_age_s=options.max_age,
         source=", ".join(each.path.name for each in files)[:1024],
     )
-    read = {*encoder.columns}
-    unused = dict.fromkeys(name for each in files for name in each.names if name not in read)
-    return _Plan(artifact, files, kind, table, encoder, base is not None, list(unused), defaulted)
+    named = dict.fromkeys(name for each in files for name in each.names)
+    unused = [each for each in named if each not in encoder.columns]
+    return _Plan(artifact, files, kind, table, former, encoder, is_delta, unused, defaulted)
+
+
+def _column(feature: Input, manifest: Manifest) -> TableColumn:
+    return TableColumn(feature=feature, vocabulary=vocabulary_digest(feature, manifest))
+
+
+def _former(model: Path, kind: TableKind, manifest: Manifest) -> TableDescription | None:
+    """Return the newest table that a new one replaces for a version; None if there is none."""
+    for listed in reversed(tables_of(model, kind)):
+        try:
+            found = read_description(listed.folder)
+        except (ArtifactInvalid, OSError):
+            continue  # it does not serve
+        if not incompatibilities(found, manifest):
+            return found
+    return None
+
+
+def _key_problems(key: TableKey, former: TableDescription | None) -> Iterator[str]:
+    """Yield why a table must not replace another one."""
+    if former is not None and former.key != key:
+        yield (
+            f"the key would be {key.name} ({key.type}), that of {former.label} is "
+            f"{former.key.name} ({former.key.type}): requests with the former keys would fail; "
+            "--force changes it"
+        )
 
 
 def _option_problems(
@@ -289,14 +324,19 @@ def _sources(
     problems: list[str],
     *,
     is_delta: bool,
+    may_lack: bool,
 ) -> tuple[list[Source], list[str]]:
-    """Return where features come from, and the features that have their default."""
+    """Return where features come from, and the features that have their default.
+
+    With `may_lack`, a file need not have the columns: its rows may only remove keys.
+    """
     sources, defaulted = [], []
     for feature in features:
         source = Source(feature, mapped.get(feature.name, (feature.name,)))
         missing = [(f, c) for f in files for c in source.columns if c not in f.names]
-        if not missing:
-            problems += [p for each in files if (p := column_problem(source, each))]
+        if not missing or (may_lack and feature.name not in mapped and feature.name != key):
+            complete = [each for each in files if each not in [file for file, _ in missing]]
+            problems += [p for each in complete if (p := column_problem(source, each))]
             sources.append(source)
         elif feature.name == key:
             pass  # _key_type says so
@@ -327,12 +367,21 @@ class _Rows:
         """Add the rows to a table.
 
         Raises:
-            Refused: there are too many bad rows.
+            Refused: there are too many bad rows, or too few good ones.
         """
         for rows in self._encoded():
             if self.bad <= self._most_bad:
                 writer.add(rows.keys, rows.records)
         self._check()
+        former = self._plan.former
+        if writer.rows == 0:
+            raise Refused([], "nothing is published: there is no row")
+        if former is not None and writer.rows < former.rows / 2:
+            raise Refused(
+                [],
+                f"nothing is published: {_counted(writer.rows, 'row')}, under half of the "
+                f"{former.rows:,} of {former.label}; --force publishes them",
+            )
 
     def fill_delta(self, writer: TableWriter) -> None:
         """Add the rows to a delta; the last row of a key counts.
@@ -361,7 +410,7 @@ class _Rows:
         encoder = self._plan.encoder
         done = 0
         for file in self._plan.files:
-            for chunk in file.chunks(encoder.columns):
+            for chunk in file.chunks(encoder.columns_in(file)):
                 rows = encoder.encode(file, chunk)
                 for number in sorted(rows.bad):
                     self.bad += 1
@@ -414,19 +463,33 @@ def _report(plan: _Plan, listed: ListedTable, took_s: float) -> None:
     found = read_description(folder)
     output = Output()
     size = sum(each.size for each in found.files.values())
-    removed = f", {found.removed:,} removed keys" if found.removed else ""
+    removed = ""
+    if found.removed:
+        unknown = _removed_in_vain(listed)
+        removed = f", {_counted(found.removed, 'removed key')}"
+        removed += f" ({unknown:,} unknown)" if unknown else ""
     output.print_line(
-        f"published {found.label} of {found.model}: {found.rows:,} rows{removed}, "
+        f"published {found.label} of {found.model}: {_counted(found.rows, 'row')}{removed}, "
         f"{len(found.columns)} features, key {found.key.name} ({found.key.type}), "
         f"{size / 1e6:.1f} MB, encoded for version {plan.artifact.version}, in {took_s:.1f} s"
     )
     for name, count in plan.encoder.unknown_ids.items():
-        output.print_line(f'feature "{name}": {count:,} unknown ids')
+        output.print_line(f'feature "{name}": {_counted(count, "unknown id")}')
     if plan.defaulted:
         output.print_line(f"without a column, so always the default: {_listing(plan.defaulted)}")
     if plan.unused:
         hints = "".join(did_you_mean(each, plan.defaulted) for each in plan.unused[:1])
         output.print_line(f"columns not used: {_listing(plan.unused)}{hints}")
+
+
+def _removed_in_vain(listed: ListedTable) -> int:
+    """Return how many keys the last delta removes that its table did not have."""
+    last = len(listed.deltas)
+    before = open_table(listed, listed.folder.parent.parent.name, last - 1)
+    index = open_segment(listed.delta_folder(last)).index
+    removed = index.keys_at(np.flatnonzero(index.rows < 0))
+    keys = np.array(removed, np.int64) if before.key_type is int else [*map(str, removed)]
+    return int(np.count_nonzero(before.find(keys) < 0))
 
 
 @contextmanager
@@ -449,7 +512,11 @@ def _progress(files: Sequence[TableFile]) -> Iterator[Progress | None]:
 
 
 def _nothing(count: int, what: str) -> str:
-    return f"nothing is published: {count:,} {what}{'' if count == 1 else 's'}"
+    return f"nothing is published: {_counted(count, what)}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _listing(names: Iterable[str]) -> str:

@@ -30,7 +30,8 @@ Floats = npt.NDArray[np.float64]
 
 _EXACT = 2.0**53  # float64 holds every integer up to here
 _BETWEEN = re.compile(r"[\s,;|]+")
-_WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+_WHOLE = re.compile(r"([+-]?)([0-9]+)(?:\.0*)?")
+_MOST_DIGITS = 30  # a number with as many is beyond int64; `int` takes 4,300
 _CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,18}")
 TRUE_WORDS = ("true", "t", "yes", "y", "1")
 
@@ -88,6 +89,10 @@ class RowEncoder:
         names = [self.key, *(name for each in self.sources for name in each.columns)]
         return list(dict.fromkeys([*names, *([self.deleted] if self.deleted else [])]))
 
+    def columns_in(self, file: TableFile) -> list[str]:
+        """Return those that a file has, or JSON may have in later lines."""
+        return [each for each in self.columns if file.kind == "json" or each in file.names]
+
     def defaults(self) -> Records:
         """Return the row of the defaults, `[1]`; zeros for a feature that has none."""
         record = np.zeros(1, record_dtype([each.feature for each in self.sources]))
@@ -101,7 +106,8 @@ class RowEncoder:
 
         An empty cell is the feature's default, or an empty list of ids. In CSV a list is JSON
         (`[1, 2]`), or has spaces, `,`, `;` or `|` between its elements. Whole numbers may be
-        written as floats (`12.0`), except in JSON.
+        written as floats (`12.0`), except in JSON. A file that only removes keys may lack the
+        columns of features.
 
         Raises:
             FileUnreadable: text is not UTF-8.
@@ -116,9 +122,13 @@ class RowEncoder:
             removed = _flags(columns[self.deleted])
         records = np.zeros(chunk.rows, record_dtype([each.feature for each in self.sources]))
         for source in self.sources:
+            lacking = _lacking(source, file, chunk, bad, removed)
+            wrong |= lacking
+            if not columns.keys() >= {*source.columns}:
+                continue
             arrays = [columns[name] for name in source.columns]
             is_key = source.columns == (self.key,)  # what is wrong with it is known
-            ignored = removed | not_keys if is_key else removed
+            ignored = removed | not_keys if is_key else removed | lacking
             column, not_read = self._column(source, arrays, file, chunk, bad, ignored)
             records[source.feature.name] = column
             wrong |= not_read
@@ -196,6 +206,21 @@ class RowEncoder:
         for name, count in report.unknown_ids.items():
             self.unknown_ids[name] = self.unknown_ids.get(name, 0) + count
         return column, wrong
+
+
+def _lacking(
+    source: Source, file: TableFile, chunk: Chunk, bad: dict[int, list[str]], removed: Flags
+) -> Flags:
+    """Return which rows need a column that their file does not have: those that stay."""
+    lacking = np.zeros(chunk.rows, np.bool_)
+    for name in [each for each in source.columns if each not in file.names]:
+        values = chunk.columns.get(name, [None] * chunk.rows)
+        empty = np.array([each is None for each in values], np.bool_) & ~removed
+        for row in np.flatnonzero(empty).tolist():
+            why = f'column "{name}": is missing; only rows that remove their key may lack it'
+            bad.setdefault(int(chunk.numbers[row]), []).append(why)
+        lacking |= empty
+    return lacking
 
 
 def _is_integer(key: object, file: TableFile) -> bool:
@@ -313,6 +338,18 @@ def _is_list_feature(feature: Input) -> bool:
     return isinstance(feature, IdListInput)
 
 
+def _whole(text: str) -> int | None:
+    """Return the whole number that text stands for; None if there is none.
+
+    One with very many digits loses some: it is out of the range of every column either way.
+    """
+    found = _WHOLE.fullmatch(text.strip())
+    if found is None:
+        return None
+    size = int(found[2].lstrip("0")[:_MOST_DIGITS] or "0")
+    return -size if found[1] == "-" else size
+
+
 def _from_text_scalar(feature: Input, value: object) -> object:
     if isinstance(feature, DenseInput):
         try:
@@ -321,8 +358,8 @@ def _from_text_scalar(feature: Input, value: object) -> object:
             return value
     if feature.encoding.id_type is str:
         return value
-    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
-        return int(value.strip().partition(".")[0])
+    if isinstance(value, str) and (number := _whole(value)) is not None:
+        return number
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
         return int(value)
     return value
@@ -424,10 +461,9 @@ def _integers(array: Array, file: TableFile) -> tuple[Int64, Flags, Flags]:
     wrong = ~null
     if file.is_text:
         for row, text in enumerate(array.to_pylist()):
-            if text is not None and _WHOLE.fullmatch(text.strip()):
-                number = int(text.strip().partition(".")[0])
-                if -(2**63) <= number < 2**63:
-                    values[row], wrong[row] = number, False
+            number = None if text is None else _whole(text)
+            if number is not None and -(2**63) <= number < 2**63:
+                values[row], wrong[row] = number, False
     return values, null, wrong
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
+from contextlib import suppress
 
 from rich.markup import escape
 from rich.table import Table
@@ -64,14 +65,16 @@ def run(options: argparse.Namespace) -> int:
         versions = [each for each in artifacts if each.model == name]
         roles = _wanted(versions) if live is None else live
         for artifact in versions:
-            table.add_row(*_row(artifact, *roles.get(str(artifact), ("", ""))))
+            role, problem = roles.get(str(artifact), ("", ""))
+            table.add_row(*_row(artifact, role, problem, is_live=live is not None))
     Output().print(table)
     return ExitCode.OK
 
 
-def _row(artifact: Artifact, role: str, problem: str) -> list[str]:
+def _row(artifact: Artifact, role: str, problem: str, *, is_live: bool) -> list[str]:
     with importing():
         from app.artifacts.loader import read_manifest
+        from app.artifacts.tables.reader import missing_table
     size = f"{size_of(artifact.folder) / 1e6:.1f} MB"
     try:
         manifest = read_manifest(artifact)
@@ -83,6 +86,9 @@ def _row(artifact: Artifact, role: str, problem: str) -> list[str]:
         for metric, value in list(metrics.items())[:1]
         if value is not None
     )
+    if not is_live:
+        with suppress(OSError):
+            problem = missing_table(artifact.folder.parent, manifest)
     created = f"{manifest.created:%Y-%m-%d %H:%M}"
     numbers = [artifact.model, str(artifact.version), role, created, size]
     return [*numbers, escape(evaluation), escape(problem)]

@@ -159,6 +159,10 @@ class TableFollower:
         self._metrics.table_swapped(model.manifest.name, kind, activated=True)
         after = "" if former is None else f", after {former.table.label}"
         is_delta = former is not None and former.table.version == table.version
+        if not is_delta:  # there may be one in every poll
+            self._registry.events.add(
+                "table", f"{model} serves from {kind}/{table.label}, {table.rows} rows{after}"
+            )
         logger.log(
             logging.DEBUG if is_delta else logging.INFO,
             "model %s serves from its table %s/%s with %d rows%s",
@@ -193,7 +197,7 @@ class TableFollower:
         labels = {
             f"{each.version}.{delta}" if delta else f"{each.version}"
             for each in listed
-            for delta in (0, *each.deltas)
+            for delta in (0, *each.deltas, *each.stranded)
         }
         for refused in [each for each in self._refusals if each[:2] == (name, kind)]:
             if refused[2] not in labels:
@@ -247,7 +251,7 @@ class TableFollower:
                 return None
             self._open[key] = opened
         table, fingerprint = opened
-        table = await self._with_all_deltas(table, listed)
+        table = await self._with_all_deltas(name, table, listed)
         self._open[key] = table, fingerprint
         for number in listed.deltas[table.delta :]:  # one by one: which one is wrong?
             extended = await self._attempt(
@@ -259,16 +263,23 @@ class TableFollower:
                 break
             table = extended[0]
             self._open[key] = table, fingerprint
+        for number in listed.stranded[:1]:
+            delta = (name, listed.kind, f"{listed.version}.{number}")
+            if number > table.delta and not self._is_refused(delta, frozenset()):
+                self._refuse(delta, frozenset(), ArtifactInvalid(listed.gap))
         return table
 
-    async def _with_all_deltas(self, table: Table, listed: ListedTable) -> Table:
+    async def _with_all_deltas(self, name: str, table: Table, listed: ListedTable) -> Table:
         """Return a table with all of its deltas, or unchanged if one of them is wrong."""
         if len(listed.deltas) - table.delta < 2:
             return table
         try:
-            return await self._run(partial(table.extended, listed))
+            extended = await self._run(partial(table.extended, listed))
         except (ArtifactInvalid, OSError):
             return table
+        for number in listed.deltas:
+            self._forgive((name, listed.kind, f"{listed.version}.{number}"))
+        return extended
 
     async def _run(self, function: Callable[[], T]) -> T:
         """Run a function on a thread, which gives way to the lanes once something is served."""
@@ -328,6 +339,8 @@ class TableFollower:
         name, kind, label = key
         self._metrics.table_swapped(name, kind, activated=False)
         logger.error("table %s/%s of model %s is refused: %s", kind, label, name, refusal.reason)
+        text = f"{name}: {kind}/{label} is refused: {refusal.reason}"
+        self._registry.events.add("table", text, is_problem=True)
 
     def _forgive(self, key: tuple[str, TableKind, str]) -> None:
         """Forget that a table was refused: it is good now, or gone."""
@@ -364,15 +377,23 @@ class TableFollower:
                         problem,
                     )
                     problems[name, place] = problem
+                    text = f"{name}: {place} {problem}; it goes on serving"
+                    self._registry.events.add("table", text, is_problem=True)
                 elif not problem and known is not None:
                     logger.info("table %s of model %s: its files are intact again", place, name)
+                    text = f"{name}: {place}: its files in the store are intact again"
+                    self._registry.events.add("table", text)
                     del problems[name, place]
 
     async def _file_problem(self, name: str, bound: BoundTable) -> str:
         version = bound.table.version
         listed = {each.version: each for each in self._listed[name, bound.kind]}
         if version not in listed:
-            return "was removed from the store"
+            problem, newest = "was removed from the store", max(listed, default=version)
+            if newest < version:
+                place = f"{bound.kind}/{newest}"
+                problem += f"; {place}, the newest there, does not replace it: its number is lower"
+            return problem
         try:
             found = await asyncio.to_thread(listed[version].fingerprint)
         except OSError as error:

@@ -175,7 +175,7 @@ class AccessLogMiddleware:
         finally:
             if not context.is_logged:
                 duration_s = time.perf_counter() - context.began
-                route = getattr(scope.get("route"), "path", "other")
+                route = getattr(scope.get("route"), "path_format", "other")
                 record = RequestRecord(route, "", context.status, duration_s)
                 self._log.add(record, scope["method"], context.request_id)
 

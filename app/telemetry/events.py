@@ -1,4 +1,4 @@
-"""The last events of this process: versions, roles, refusals and files that were read again.
+"""The last events of this process: versions, roles, tables, refusals, files read again.
 
 They answer "what changed at that time?" where nobody looks at logs. The log has the same and more.
 """
@@ -18,7 +18,7 @@ class Event:
 
     Attributes:
         unix_s: when (Unix time).
-        kind: `version`, `traffic` or `file`.
+        kind: `version`, `table`, `traffic` or `file`.
         text: what, in one line; clients may see it.
         is_problem: whether somebody should do something about it.
     """

@@ -99,6 +99,7 @@ async def test_v2_example_has_keys_only_and_is_answered(served):
 async def test_v2_metadata_lists_a_key_that_is_no_feature(folder, manifest):
     rows = random_rows(manifest, "items", KEYS)
     named = {f"sku-{key}": row for key, row in rows.items()}
+    named |= {"a/b": rows[7], "/a//": rows[11], "%2F": rows[5]}
     publish_rows(folder, manifest, "items", "sku", named)
     async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
         await parts.start()
@@ -109,6 +110,15 @@ async def test_v2_metadata_lists_a_key_that_is_no_feature(folder, manifest):
             row = (await client.get("/v1/models/tiny/items/sku-7")).json()
             assert row["key"] == "sku-7"
             assert row["features"]["item_id"] == 7
+            for path, key in (("a%2Fb", "a/b"), ("%2Fa%2F%2F", "/a//"), ("%252F", "%2F")):
+                row = (await client.get(f"/v1/models/tiny/items/{path}")).json()
+                assert row["key"] == key
+                assert row["features"]["item_id"] == named[key]["item_id"]
+            missing = await client.get("/v1/models/tiny/items/a%2Fc")
+            assert missing.json()["type"] == "/problems/key-not-found"
+            document = (await client.get("/openapi.json")).json()
+            assert "/v1/models/{model}/items/{key}" in document["paths"]
+            assert 'route="/v1/models/{model}/items/{key}"' in (await client.get("/metrics")).text
 
 
 async def test_one_row_is_shown_as_a_request_would_send_it(served, folder, manifest):

@@ -189,7 +189,7 @@ def test_deltas_change_rows_and_compaction_keeps_them(store, capsys):
     run(capsys, "publish", items(GOOD), "--unknown", "drop")
     change = items("item,quality,gone\n2,7 7,\n9,1 1,no\n2,8 8,\n1,,yes\n", "change.csv")
     out = run(capsys, "publish", change, "--delta", "--deleted", "gone")
-    assert out.startswith("published items 1.1 of feed: 2 rows, 1 removed keys, 2 features")
+    assert out.startswith("published items 1.1 of feed: 2 rows, 1 removed key, 2 features")
     found = table(store)
     assert found.find(np.array([1, 2, 3, 9]))[0] == -1
     assert found.take(found.find(np.array([2, 9])))["quality"].tolist() == [[8, 8], [1, 1]]
@@ -233,7 +233,7 @@ def test_a_table_belongs_to_the_vocabulary_of_a_version(store, capsys):
     with_vocabulary(store, ["plum", "apple", "pear"])
     fruit = items("item,quality\napple,1 2\npear,3 4\nkiwi,5 6\n")
     out = run(capsys, "publish", fruit, "--version", "2")
-    assert 'feature "item": 1 unknown ids' in out
+    assert 'feature "item": 1 unknown id' in out
     assert "encoded for version 2" in out
     run(capsys, "publish", fruit)
     run(capsys, "publish", items(GOOD, "numbers.csv"), "--version", "1", "--key", "item")
@@ -249,6 +249,31 @@ def test_a_table_belongs_to_the_vocabulary_of_a_version(store, capsys):
     message = run(capsys, "publish", fruit, "--delta", "--table", "1", code=ExitCode.USAGE)
     assert "nothing is published: no version of the model fits items 1" in message
     assert third.key_type is int
+
+
+def test_a_table_that_would_break_most_requests_needs_force(store, capsys):
+    header, *rows = GOOD.splitlines(keepends=True)
+    empty = items(header, "empty.csv")
+    nothing = "nothing is published: there is no row\n"
+    assert run(capsys, "publish", empty, code=ExitCode.USAGE) == nothing
+    run(capsys, "publish", items(GOOD))
+    assert run(capsys, "publish", empty, "--force", code=ExitCode.USAGE) == nothing
+    small = items(header + rows[0], "small.csv")
+    assert run(capsys, "publish", small, code=ExitCode.USAGE) == (
+        "nothing is published: 1 row, under half of the 3 of items 1; --force publishes them\n"
+    )
+    skus = items("item,quality,sku\n" + "".join(f"{n},1 2,s{n}\n" for n in range(3)), "skus.csv")
+    assert run(capsys, "publish", skus, "--key", "sku", code=ExitCode.USAGE).splitlines() == [
+        "the key would be sku (string), that of items 1 is item (int64): requests with the former "
+        "keys would fail; --force changes it",
+        "nothing is published: 1 problem",
+    ]
+    assert [each.version for each in tables_of(store / "feed", "items")] == [1]
+    run(capsys, "publish", items(header + "".join(rows[:2]), "most.csv"))
+    run(capsys, "publish", skus, "--key", "sku", "--force")
+    assert table(store).key == "sku"
+    run(capsys, "publish", small, "--key", "item", "--force")
+    assert (table(store).rows, table(store).key) == (1, "item")
 
 
 def test_prune_keeps_what_a_version_needs(store, capsys):
@@ -274,6 +299,57 @@ def test_a_damaged_table_is_listed_with_the_reason(store, capsys):
     assert 'store "store" has no items' in run(capsys, "list", code=ExitCode.FAILED)
 
 
+def test_a_delta_that_only_removes_keys_needs_no_features(store, capsys):
+    run(capsys, "publish", items(GOOD))
+    path = items("item,gone\n2,yes\n9,yes\n", "gone.csv")
+    out = run(capsys, "publish", path, "--delta", "--deleted", "gone")
+    assert out.startswith("published items 1.1 of feed: 0 rows, 2 removed keys (1 unknown), ")
+    assert table(store).find(np.array([1, 2, 3]))[1] == -1
+    assert table(store).rows == 2
+    lines = items('{"item": 1, "gone": true}\n{"item": 9, "gone": true}\n', "gone.jsonl")
+    out = run(capsys, "publish", lines, path, "--delta", "--deleted", "gone")
+    assert "0 rows, 3 removed keys (2 unknown), " in out
+    assert table(store).rows == 1
+    for kept in ("gone.csv", "gone.jsonl"):
+        text = "item,gone\n3,\n" if kept == "gone.csv" else '{"item": 3, "gone": false}\n'
+        message = run(
+            capsys,
+            "publish",
+            items(text, kept),
+            "--delta",
+            "--deleted",
+            "gone",
+            code=ExitCode.USAGE,
+        )
+        assert 'column "quality": is missing; only rows that remove their key may lack' in message
+        assert message.endswith("nothing is published: 1 bad row\n")
+    message = run(
+        capsys,
+        *("publish", path, "--delta", "--deleted", "gone", "--column", "quality=q"),
+        code=ExitCode.USAGE,
+    )
+    assert 'no column "q" for feature "quality"' in message
+
+
+def test_a_missing_delta_is_told_and_nothing_comes_before_those_after_it(store, capsys):
+    run(capsys, "publish", items(GOOD))
+    for quality in (1, 2, 3):
+        path = items(f"item,quality\n3,{quality} {quality}\n", "change.csv")
+        run(capsys, "publish", path, "--delta")
+    shutil.rmtree(store / "feed" / "items" / "1.delta" / "2")
+    gap = (
+        "delta 2 is missing, so delta 3 will not be applied: restore items/1.delta/2, or remove "
+        "the deltas after it"
+    )
+    for command in (["publish", path, "--delta"], ["compact"]):
+        assert run(capsys, *command, code=ExitCode.USAGE) == f"items 1: {gap}\n"
+    assert gap in run(capsys, "list")
+    assert main(["check"]) == ExitCode.FAILED
+    assert gap in capsys.readouterr().out
+    shutil.rmtree(store / "feed" / "items" / "1.delta" / "3")
+    assert "published items 1.2" in run(capsys, "publish", path, "--delta")
+
+
 def test_check_verifies_tables_and_their_deltas(store, capsys):
     run(capsys, "publish", items(GOOD))
     run(capsys, "publish", items(GOOD), "--delta")
@@ -289,6 +365,22 @@ def test_check_verifies_tables_and_their_deltas(store, capsys):
     corrupt(store / "feed" / "items" / "1.delta" / "1" / "keys")
     assert main(["check"]) == ExitCode.FAILED
     assert "delta 1: keys: its SHA-256 differs from that in table.json" in capsys.readouterr().out
+
+
+def test_an_active_version_without_a_table_is_a_problem(store, capsys):
+    run(capsys, "publish", items(GOOD))
+    with_vocabulary(store, ["apple", "pear"])
+    problem = "needs a table of items: items/1: "
+    assert main(["check"]) == ExitCode.FAILED
+    shown = [line for line in capsys.readouterr().out.splitlines() if problem in line]
+    assert [line.split("│")[1].strip() for line in shown] == ["feed/2"]
+    assert main(["versions"]) == ExitCode.OK
+    shown = [line for line in capsys.readouterr().out.splitlines() if problem in line]
+    assert [line.split("│")[2].strip() for line in shown] == ["2"]
+    run(capsys, "publish", items("item,quality\napple,1 2\n"), "--key", "item")
+    for command in ("check", "versions"):
+        assert main([command]) == ExitCode.OK
+        assert "needs a table" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

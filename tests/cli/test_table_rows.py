@@ -193,6 +193,49 @@ def test_every_wrong_cell_of_csv_is_named(tmp_path):
     }
 
 
+def test_integers_of_thousands_of_digits_are_out_of_range(tmp_path):
+    path = tmp_path / "items.csv"
+    long = "9" * 5000
+    path.write_text(
+        "KEY,brand,tags\n"
+        f"{'0' * 5000}1,3,1\n"
+        f"{long},3,1\n"
+        f"3,-{long}.0,1\n"
+        f"4,3,1|{long}\n"
+        f'5,3,"[1, {long}]"\n'
+        f"-{'0' * 5000}6,+{'0' * 5000}4,1|{'0' * 5000}2\n"
+    )
+    _, rows = encoded(path, [BRAND, TAGS])
+    assert list(rows.keys) == [1, -6]
+    assert rows.records["brand"].tolist() == [3, 4]
+    assert rows.records["tags"].tolist()[1] == [1, 2]
+    assert {number: list(why) for number, why in rows.bad.items()} == {
+        3: ['column "KEY": must be an integer that fits in int64'],
+        4: ['column "brand": must fit in int64'],
+        5: ['column "tags", element 2: must fit in int64'],
+        6: ['column "tags": must be a list of at most 2 integers'],
+    }
+
+
+def test_a_column_that_is_twice_in_a_line_is_an_error(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text(
+        '{"KEY": 1, "brand": 1, "note": {"KEY": 2, "brand": 3}, "other": "KEY"}\n'
+        '{"KEY": 2, "brand": 1, "KEY": 3}\n'
+        '{"KEY": 4, "brand": 1, "\\u0062rand": 2}\n'
+        '{"KEY": 5, "brand": 1, "note": "\\n", "note": 2}\n'
+        f'{{"KEY": 6, "brand": 1, "note": "\\n", "size": {"9" * 300}}}\n'
+        f'{{"KEY": 7, "brand": 1, "deep": {"[" * 1000}"KEY"{"]" * 1000}}}\n'
+    )
+    _, rows = encoded(path, [BRAND])
+    assert list(rows.keys) == [1, 5, 6, 7]
+    assert rows.records["brand"].tolist() == [1, 1, 1, 1]
+    assert dict(rows.bad) == {
+        2: ['has the column "KEY" twice'],
+        3: ['has the column "brand" twice'],
+    }
+
+
 def test_pandas_numbers_with_gaps_and_categories_are_read(tmp_path):
     path = tmp_path / "items.parquet"
     category = pa.array(["a", "b", None, "a"]).dictionary_encode()

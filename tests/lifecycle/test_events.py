@@ -1,4 +1,4 @@
-"""Events: what happened to versions, traffic and files, with the time, at `/v1/events`."""
+"""Events: what happened to versions, tables, traffic and files, with the time, at `/v1/events`."""
 
 import shutil
 import time
@@ -8,11 +8,13 @@ from datetime import datetime
 import httpx
 import pytest
 
+from app.artifacts.loader import read_manifest
 from app.main import gatehouse
 from app.server.file_watcher import FileWatcher
 from app.settings import Settings
 from app.telemetry.events import MOST, Events
 from tests.support.artifacts import add_version, corrupt
+from tests.support.model_tables import change_rows, publish_rows, random_rows
 
 
 @pytest.fixture
@@ -62,6 +64,43 @@ async def test_versions_and_roles_are_events_with_their_times_latest_first(folde
     times = [datetime.fromisoformat(each["at"]).timestamp() for each in found]
     assert times == sorted(times, reverse=True)
     assert before - 1e-3 <= times[-1] <= times[0] <= time.time()
+
+
+async def test_tables_are_events(folder, tiny):
+    manifest = read_manifest(tiny)
+    rows = random_rows(manifest, "items", [1, 2, 3])
+
+    def publish():
+        return publish_rows(folder, manifest, "items", "item_id", rows)
+
+    first = publish()
+    async with started(folder) as (parts, client):
+        second = publish()
+        await parts.deployment.refresh()
+        change_rows(folder, manifest, "items", "item_id", rows)
+        await parts.deployment.refresh()
+        corrupt(change_rows(folder, manifest, "items", "item_id", rows).delta_folder(2) / "rows")
+        moved = folder / "moved"
+        for _ in range(2):
+            await parts.deployment.refresh()
+        second.folder.rename(moved)
+        await parts.deployment.refresh()
+        moved.rename(second.folder)
+        await parts.deployment.refresh()
+        found = [each for each in reversed(await events(client)) if each["kind"] == "table"]
+    assert first.version == 1
+    digest = "rows: its SHA-256 differs from that in table.json"
+    assert [(each["text"], each["is_problem"]) for each in found] == [
+        ("tiny/1 serves from items/1, 3 rows", False),
+        ("tiny/1 serves from items/2, 3 rows, after 1", False),
+        (f"tiny: items/2.2 is refused: delta 2: {digest}", True),
+        (
+            "tiny: items/2 was removed from the store; items/1, the newest there, does not replace "
+            "it: its number is lower; it goes on serving",
+            True,
+        ),
+        ("tiny: items/2: its files in the store are intact again", False),
+    ]
 
 
 async def test_canary_and_shadow_are_events(folder):

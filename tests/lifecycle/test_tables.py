@@ -180,6 +180,28 @@ async def test_a_damaged_delta_leaves_those_before_it(folder, manifest):
         assert list(registry.refused_tables) == [("tiny", "items/1.2")]
 
 
+async def test_deltas_after_a_missing_one_are_refused_until_it_is_there(folder, manifest, caplog):
+    publish(folder, manifest)
+    for key in (100, 101, 102):
+        listed = change(folder, manifest, key)
+    moved = folder / "moved"
+    listed.delta_folder(2).rename(moved)
+    async with gatehouse(settings(folder)) as parts:
+        await parts.start()
+        registry = parts.service.registry
+        for _ in range(2):
+            await parts.deployment.refresh()
+        assert items_of(registry, registry.active("tiny")).label == "1.1"
+        (reason,) = registry.refused_tables.values()
+        assert reason.startswith("delta 2 is missing, so delta 3 will not be applied: restore ")
+        assert list(registry.refused_tables) == [("tiny", "items/1.3")]
+        assert sum("delta 2 is missing" in each.getMessage() for each in caplog.records) == 1
+        moved.rename(listed.delta_folder(2))
+        await parts.deployment.refresh()
+        assert items_of(registry, registry.active("tiny")).label == "1.3"
+        assert registry.refused_tables == {}
+
+
 async def test_a_table_that_does_not_fit_is_refused_with_the_reasons(folder, manifest):
     publish(folder, manifest)
     async with gatehouse(settings(folder)) as parts:
@@ -205,7 +227,10 @@ async def test_a_removed_table_goes_on_serving_and_is_reported(folder, manifest,
         for _ in range(2):
             await parts.deployment.refresh()
         assert items_of(registry, registry.active("tiny")).version == 2
-        assert registry.table_problems == {("tiny", "items/2"): "was removed from the store"}
+        assert registry.table_problems == {
+            ("tiny", "items/2"): "was removed from the store; items/1, the newest there, does not "
+            "replace it: its number is lower"
+        }
         assert sum("was removed" in each.getMessage() for each in caplog.records) == 1
         moved.rename(folder / "tiny" / "items" / "2")
         await parts.deployment.refresh()

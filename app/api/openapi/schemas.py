@@ -390,7 +390,7 @@ class EventSchema(BaseModel):
     """Something that happened to this process."""
 
     at: datetime
-    kind: str = Field(description="version, traffic or file")
+    kind: str = Field(description="version, table, traffic or file")
     text: str
     is_problem: bool = Field(description="whether somebody should do something about it")
 

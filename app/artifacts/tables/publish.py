@@ -57,8 +57,10 @@ from app.artifacts.tables.reader import (
 )
 from app.artifacts.unnamed_folder import unnamed_folder, write_file
 from app.errors import ArtifactInvalid
+from app.files import read_small_file
 
 _COMPACT_ROWS = 65_536  # that are copied at a time
+_LONGEST_NUMBER = 17  # bytes of the file that keeps the last number
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -223,12 +225,35 @@ def publish_table(plan: TablePlan, fill: Fill) -> ListedTable:
 
 def _name_table(writer: TableWriter) -> ListedTable:
     folder, kind = writer.plan.folder, writer.plan.kind
+    last = writer.plan.model / f".{kind}.last"
     version = max(_numbers(folder), default=0)
+    version = max(version, _last_number(last))
     while True:
         version += 1
         writer.describe(version)
         if _rename(writer.folder, folder / str(version)):
+            _keep_number(last, version, writer.folder.parent)
             return ListedTable(kind, version, folder / str(version))
+
+
+def _last_number(file: Path) -> int:
+    """Return the number that was given last; 0 if nobody knows."""
+    try:
+        text = read_small_file(file, max_bytes=_LONGEST_NUMBER).decode("ascii").strip()
+    except (OSError, ValueError, ArtifactInvalid):
+        return 0
+    return int(text) if text.isdecimal() else 0
+
+
+def _keep_number(file: Path, number: int, place: Path) -> None:
+    """Remember a number when its table is removed by hand: servers never go back to a lower one.
+
+    The table is published without it, where only its own folder may be written.
+    """
+    written = place / file.name
+    with suppress(OSError):
+        write_file(written, f"{number}\n".encode())
+        written.replace(file)
 
 
 def publish_delta(plan: TablePlan, fill: Fill, table: int | None = None) -> ListedTable:
@@ -241,7 +266,7 @@ def publish_delta(plan: TablePlan, fill: Fill, table: int | None = None) -> List
 
     Raises:
         DuplicateKeys: a key is there twice.
-        ArtifactInvalid: there is no such table, or it has other columns.
+        ArtifactInvalid: there is no such table, it has other columns, or a delta is missing.
         OSError: the store cannot be written.
     """
     with unnamed_folder(plan.folder) as written, TableWriter(plan, written) as writer:
@@ -249,6 +274,7 @@ def publish_delta(plan: TablePlan, fill: Fill, table: int | None = None) -> List
         writer.finish()
         with _locked(plan.folder):
             listed = find_table(plan.model, plan.kind, table)
+            _check_gap(listed)
             found = read_description(listed.folder)
             if (found.columns, found.key) != (plan.columns, plan.key):
                 raise ArtifactInvalid(f"{found.label} has other columns than the delta")
@@ -278,18 +304,29 @@ def find_table(model: Path, kind: TableKind, version: int | None = None) -> List
     return found[-1]
 
 
+def _check_gap(listed: ListedTable) -> None:
+    """Check that no delta is missing: a new one in its place would come before older ones.
+
+    Raises:
+        ArtifactInvalid: names the delta.
+    """
+    if listed.gap:
+        raise ArtifactInvalid(f"{listed.kind} {listed.version}: {listed.gap}")
+
+
 def compact(model: Path, kind: TableKind, version: int | None = None) -> ListedTable:
     """Write a table and its deltas as a new table, and return that.
 
     The new table is as old as its newest data. Deltas that others publish meanwhile wait.
 
     Raises:
-        ArtifactInvalid: the table or a delta is wrong, or there is no delta.
+        ArtifactInvalid: the table or a delta is wrong, a delta is missing, or there is none.
         OSError: the store cannot be read or written.
     """
     folder = model / kind
     with _locked(folder):
         listed = find_table(model, kind, version)
+        _check_gap(listed)
         if not listed.deltas:
             raise ArtifactInvalid(f"{kind} {listed.version} has no deltas")
         table = open_table(listed, model.name)

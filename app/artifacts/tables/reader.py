@@ -61,12 +61,27 @@ class ListedTable:
         version: its number.
         folder: of its files.
         deltas: the numbers of its deltas: 1, 2, … without a gap.
+        stranded: the numbers of the deltas after a gap, which are not applied.
     """
 
     kind: TableKind
     version: int
     folder: Path
     deltas: tuple[int, ...] = ()
+    stranded: tuple[int, ...] = ()
+
+    @property
+    def gap(self) -> str:
+        """Why deltas are not applied, and what to do; "" if all of them are."""
+        if not self.stranded:
+            return ""
+        missing, place = len(self.deltas) + 1, f"{self.kind}/{self.version}.delta"
+        first, *others = self.stranded
+        more = f" and {len(others)} more" if others else ""
+        return (
+            f"delta {missing} is missing, so delta {first}{more} will not be applied: restore "
+            f"{place}/{missing}, or remove the deltas after it"
+        )
 
     def delta_folder(self, number: int) -> Path:
         """Return the folder of a delta."""
@@ -92,8 +107,8 @@ class ListedTable:
 def tables_of(model: Path, kind: TableKind) -> list[ListedTable]:
     """Return the tables of a model, by version.
 
-    A folder is a table once its `table.json` is there. A delta after a gap is not listed: deltas
-    are applied in their order.
+    A folder is a table once its `table.json` is there. A delta after a gap is stranded: deltas are
+    applied in their order.
 
     Args:
         model: the model's folder in the store; it may be missing.
@@ -103,16 +118,47 @@ def tables_of(model: Path, kind: TableKind) -> list[ListedTable]:
         OSError: the folder cannot be read.
     """
     folder = model / kind
-    complete = _complete(folder)
-    return [ListedTable(kind, n, folder / str(n), _deltas(folder, n)) for n in sorted(complete)]
+    return [_listed(kind, folder, number) for number in sorted(_complete(folder))]
 
 
-def _deltas(folder: Path, version: int) -> tuple[int, ...]:
-    complete = _complete(folder / f"{version}.delta")
-    found: list[int] = []
-    while len(found) + 1 in complete:
-        found.append(len(found) + 1)
-    return tuple(found)
+def _listed(kind: TableKind, folder: Path, version: int) -> ListedTable:
+    numbers = sorted(_complete(folder / f"{version}.delta"))
+    applied = sum(number == place for place, number in enumerate(numbers, 1))
+    return ListedTable(
+        kind, version, folder / str(version), tuple(numbers[:applied]), tuple(numbers[applied:])
+    )
+
+
+def missing_table(model: Path, manifest: Manifest) -> str:
+    """Return why servers refuse a version, for it needs a table of the store; "" if it has all.
+
+    Args:
+        model: the model's folder in the store.
+        manifest: of the version.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    kinds: tuple[TableKind, ...] = ("items", "users")
+    for kind in kinds:
+        reason = ""
+        for listed in tables_of(model, kind):
+            found = _unfit(listed, manifest)
+            if not found:
+                reason = ""
+                break
+            reason = f"needs a table of {kind}: {kind}/{listed.version}: {found}"
+        if reason:
+            return reason
+    return ""
+
+
+def _unfit(listed: ListedTable, manifest: Manifest) -> str:
+    """Return why a table cannot be used by a version; "" if it can."""
+    try:
+        return "; ".join(incompatibilities(read_description(listed.folder), manifest))
+    except (ArtifactInvalid, OSError) as error:
+        return str(error)
 
 
 def _complete(folder: Path) -> set[int]:

@@ -162,9 +162,14 @@ def test_delta_after_a_gap_waits(tmp_path):
     publish(plan(tmp_path), {1: 1})
     for number in (2, 3, 4, 5):
         change(plan(tmp_path), {1: number})
+    model = tmp_path / "feed"
     deltas = tmp_path / "feed" / "items" / "1.delta"
     (deltas / "2").rename(deltas / ".2")
     assert find_table(tmp_path / "feed", "items").deltas == (1,)
+    assert find_table(tmp_path / "feed", "items").stranded == (3, 4)
+    for refused in (lambda: change(plan(tmp_path), {1: 9}), lambda: compact(model, "items")):
+        with pytest.raises(ArtifactInvalid, match="items 1: delta 2 is missing, so delta 3 and 1 "):
+            refused()
     (deltas / "2").mkdir()  # a copy that was interrupted gives way to a new delta
     (deltas / "3").rename(deltas / ".3")
     (deltas / "4").rename(deltas / ".4")
@@ -365,6 +370,27 @@ def test_a_removed_table_is_gone_with_its_deltas_and_its_number(tmp_path):
     check(table, plan(tmp_path), {1: 1, 2: 1}, [1, 2])
     shutil.rmtree(tmp_path / "feed" / "items" / "3")
     assert publish(plan(tmp_path), {1: 1}).version == 4  # never the number of an old delta
+
+
+def test_no_number_is_given_twice(tmp_path):
+    """A server that has opened items/3 never goes back, and does not take another items/3."""
+    for number in (1, 2, 3):
+        publish(plan(tmp_path), {1: number})
+    items = tmp_path / "feed" / "items"
+    shutil.rmtree(items / "3")
+    assert publish(plan(tmp_path), {1: 1}).version == 4
+    shutil.rmtree(items)
+    change(plan(tmp_path), {2: 2}, table=publish(plan(tmp_path), {1: 1}).version)
+    assert compact(tmp_path / "feed", "items").version == 6
+    assert sorted(each.name for each in (tmp_path / "feed").iterdir()) == [".items.last", "items"]
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"-3", b"9" * 5000, b"\xff"])
+def test_a_damaged_note_of_the_last_number_does_not_matter(tmp_path, content):
+    publish(plan(tmp_path), {1: 1})
+    (tmp_path / "feed" / ".items.last").write_bytes(content)
+    assert publish(plan(tmp_path), {1: 1}).version == 2
+    assert (tmp_path / "feed" / ".items.last").read_bytes() == b"2\n"
 
 
 def test_the_store_does_not_take_tables_for_versions(tmp_path):
