@@ -181,10 +181,12 @@ class _Feature:
             yield f"dim = {self.size}"
             return
         yield f"vocabulary_size = {self.size}"
-        yield "# unknown = 0   # is there a row for unknown ids? without it they are errors"
+        row = 1 if self.kind == "id_list" and self.padding == 0 else 0
+        yield f"# unknown = {row}   # is there a row for unknown ids? without it they are errors"
         if self.kind == "id_list":
             note = "   # it takes any length: which?" if self.any_length else ""
             yield f"max_length = {self.max_length}{note}"
+            yield "# With a derived length or mask, no id in a list may be the padding: error 422."
             yield f"padding = {self.padding}   # the row that pads lists in training?"
             yield 'padding_side = "right"   # right or left, in training?'
 

@@ -275,6 +275,47 @@ async def test_callers_send_the_list_only(client, files):
     assert response.json()["errors"][0]["pointer"] == "/user/seq_length"
 
 
+async def test_padding_is_no_id_of_a_list_that_a_mask_is_derived_from(client, files):
+    candidates = {"_item": [1, 2], "wage per hour": [0.5, -1.0]}
+    url = "/v1/models/other-names/score"
+    for history, place in (([3, 0, 7], 1), ([3, 7, 0], 2)):
+        request = {"user": {"hist items": history}, "candidates": candidates}
+        response = await client.post(url, json=request)
+        assert response.status_code == 422
+        assert response.json()["errors"] == [
+            {
+                "pointer": f"/user/hist items/{place}",
+                "detail": "must be an id between 1 and 29: 0 is the padding of this feature",
+            }
+        ]
+    padded = {
+        "inputs": [
+            {"name": "hist items", "datatype": "INT64", "shape": [1, 4], "data": [3, 7, 0, 0]},
+            {"name": "_item", "datatype": "INT64", "shape": [2], "data": [1, 2]},
+            {"name": "wage per hour", "datatype": "FP32", "shape": [2], "data": [0.5, -1.0]},
+        ]
+    }
+    response = await client.post("/v2/models/other-names/infer", json=padded)
+    assert response.status_code == 200, response.text
+    outputs = {each["name"]: each["data"] for each in response.json()["outputs"]}
+    want = call(
+        files["other-names"],
+        {
+            "hist items": torch.tensor([[3, 7]] * 2),
+            "hist mask": torch.ones(2, 2),
+            "_item": torch.tensor([1, 2]),
+            "wage per hour": torch.tensor([0.5, -1.0]),
+        },
+    )
+    np.testing.assert_allclose(outputs["p_click"], want["p(click)"], rtol=1e-5)
+    padded["inputs"][0]["data"] = [3, 0, 7, 0]
+    response = await client.post("/v2/models/other-names/infer", json=padded)
+    assert response.status_code in (400, 422)
+    assert "0 is the padding of this feature (row 0, element 1)" in response.text
+    document = (await client.get("/openapi.json")).text
+    assert '"not":{"const":0}' in document.replace(" ", "")
+
+
 async def test_an_empty_history_counts_as_one_padding_item(client, files):
     request = {"user": {"item_seq": []}, "candidates": {"item_id": [7]}}
     found = await scores(client, "self-attention", request)
