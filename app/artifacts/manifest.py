@@ -179,9 +179,11 @@ class IdListInput(_Vocabulary):
         Raises:
             ValueError: an id of the default has the row of the padding.
         """
+        if not 0 <= self.padding < self.vocabulary_size:
+            return self
         copied = self.model_copy()
         copied._is_measured = True  # noqa: SLF001 - of this class
-        if copied.reserves_padding and isinstance(self.encoding, Identity):
+        if isinstance(self.encoding, Identity):
             rows = [copied.known(int(each)) for each in self.default or ()]
             if self.padding in rows:
                 raise ValueError(f"{self.name}: default contains {self.padding}, the padding")
