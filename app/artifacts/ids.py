@@ -61,6 +61,8 @@ def feature_values(
 
 
 def _unpadded(feature: IdListInput, ids: list[int]) -> list[int]:
+    if feature.reserves_padding:  # a golden request may have it between ids; a request may not
+        return [each for each in ids if each != feature.padding]
     step = -1 if feature.padding_side == "right" else 1
     kept = list(itertools.dropwhile(lambda each: each == feature.padding, ids[::step]))
     return kept[::step]

@@ -262,6 +262,12 @@ def _check_vocabulary(feature: IdInput | IdListInput, file: str, vocabulary: Voc
     defaults = feature.default if isinstance(feature.default, tuple) else (feature.default,)
     if feature.unknown == "reject" and not set(defaults) - {None} <= vocabulary.keys():
         raise ArtifactInvalid(f"{file}: the default of {feature.name} is missing")
+    if isinstance(feature, IdListInput) and feature.reserves_padding:
+        rows = [vocabulary.get(each, feature.unknown) for each in feature.default or ()]
+        if feature.padding in rows:
+            raise ArtifactInvalid(
+                f"{file}: an id of {feature.name}'s default has its padding's row"
+            )
 
 
 def _ignore_deprecation() -> None:

@@ -18,6 +18,7 @@ from pydantic import (
     Discriminator,
     Field,
     JsonValue,
+    PrivateAttr,
     Tag,
     ValidationError,
     model_validator,
@@ -154,13 +155,43 @@ class IdInput(_Vocabulary):
 
 
 class IdListInput(_Vocabulary):
-    """Up to `max_length` ids; int64 `[·, max_length]`, where missing ids are `padding`."""
+    """Up to `max_length` ids; int64 `[·, max_length]`, where missing ids are `padding`.
+
+    If a length, a mask or the ids of an empty list are derived from the list, its `padding` is no
+    id: in the column it would look like a missing id.
+    """
 
     kind: Literal["id_list"] = "id_list"
     max_length: int = Field(ge=1)
     padding: Int64 = -1
     padding_side: Literal["left", "right"] = "right"
     default: tuple[Int64 | str, ...] | None = None
+    _is_measured: bool = PrivateAttr(False)
+
+    @property
+    def reserves_padding(self) -> bool:
+        """Whether `padding` is a row of the table that no id of a request may have."""
+        return 0 <= self.padding < self.vocabulary_size and self._is_measured
+
+    def measured(self) -> Self:
+        """Return the list as part of a description that derives something from it.
+
+        Raises:
+            ValueError: an id of the default has the row of the padding.
+        """
+        if not 0 <= self.padding < self.vocabulary_size:
+            return self
+        copied = self.model_copy()
+        copied._is_measured = True  # noqa: SLF001 - of this class
+        if isinstance(self.encoding, Identity):
+            rows = [copied.known(int(each)) for each in self.default or ()]
+            if self.padding in rows:
+                raise ValueError(f"{self.name}: default contains {self.padding}, the padding")
+        return copied
+
+    def known(self, row: int) -> int | str:
+        """Return a row of the table: this one, or what `unknown` says of a row outside it."""
+        return row if 0 <= row < self.vocabulary_size else self.unknown
 
     @property
     def absent(self) -> tuple[Id, ...] | None:
@@ -478,6 +509,20 @@ class Description(Value):
             for problem in (argument.problem(by_name) for argument in arguments):
                 if problem is not None:
                     raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _measured_lists_reserve_their_padding(self) -> Self:
+        arguments = self.call.arguments if isinstance(self.call, RowsCall) else ()
+        measured = {
+            part.of for each in arguments for part in each.pack if isinstance(part, Derived)
+        }
+        if measured:
+            inputs = tuple(
+                each.measured() if isinstance(each, IdListInput) and each.name in measured else each
+                for each in self.inputs
+            )
+            object.__setattr__(self, "inputs", inputs)  # frozen
         return self
 
     @cached_property

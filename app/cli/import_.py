@@ -50,7 +50,8 @@ Any other module is described by a TOML file, --config:
   name = "item"
   side = "candidate"                        # or "user": sent once a request, repeated for each row
   kind = "id"                               # dense (dim) | id | id_list (max_length, padding,
-  vocabulary_size = 5000                    #   padding_side = "right" or "left")
+  vocabulary_size = 5000                    #   padding_side = "right" or "left"); with a derived
+                                            #   length or mask, its padding is no id
   unknown = "reject"                        # or the row for an id outside the vocabulary
   default = 0                               # used if a request leaves the feature out
   missing = "unknown"                       # null: an unknown id; or "default", of dense features

@@ -395,7 +395,7 @@ class _Rows:
         last = {key: row for row, key in enumerate(keys)}
         kept = np.array(sorted(last.values()), np.int64)
         none = np.zeros(0, self._plan.table.defaults.dtype)
-        records = np.concatenate([none, *(each.records for each in parts)])[kept]
+        records = np.concatenate([none, *(each.records for each in parts)], dtype=none.dtype)[kept]
         removed = np.concatenate([np.zeros(0, np.bool_), *(each.removed for each in parts)])[kept]
         is_integer = self._plan.table.key.type == "int64"
         for goes, rows in ((False, kept[~removed]), (True, kept[removed])):

@@ -535,6 +535,10 @@ def _id_lists(
     bad[owner[wrong | empty]] = True
     if feature.unknown == "reject":
         bad[owner[_outside(feature, rows)]] = True
+    if feature.reserves_padding:
+        bad[owner[rows == feature.padding]] = True
+        if feature.unknown == feature.padding:
+            bad[owner[_outside(feature, rows)]] = True
     good = ~bad[owner]
     rows = _known(feature, rows, good, report)
     place = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -12,12 +12,14 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from app.artifacts.encoding import Hashed
 from app.artifacts.manifest import (
     Argument,
     DenseInput,
     Description,
     FeatureName,
     Float32,
+    IdListInput,
     Input,
     Name,
     Output,
@@ -98,7 +100,11 @@ class ForeignModel(_Table):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        self.description({task.name: Output() for task in self.tasks})
+        described = self.description({task.name: Output() for task in self.tasks})
+        object.__setattr__(self, "inputs", described.inputs)  # frozen
+        for each in self.inputs:
+            if isinstance(each, IdListInput) and each.reserves_padding:
+                _check_padding(each)
         stated = sum(task.output is not None for task in self.tasks)
         if stated not in (0, len(self.tasks)):
             raise ValueError("tasks: state the output of every task, or of none")
@@ -193,6 +199,21 @@ def _rejecting(table: Mapping[str, Any]) -> Mapping[str, Any]:
     if table.get("kind") == "id_list" and "padding" not in table:
         raise ValueError(f"{table.get('name')}: an id_list must state its padding")
     return {"unknown": "reject", **table} if table.get("kind") in ("id", "id_list") else table
+
+
+def _check_padding(feature: IdListInput) -> None:
+    """Refuse a list that would turn ids into its padding, where a mask takes them for no ids."""
+    row, encoding = feature.padding, feature.encoding
+    if feature.unknown == row:
+        raise ValueError(
+            f"{feature.name}: unknown ids would be padding, row {row}, but something is derived "
+            'from the list; name another row, or unknown = "reject"'
+        )
+    if isinstance(encoding, Hashed) and 1 <= row <= encoding.buckets:
+        raise ValueError(
+            f"{feature.name}: the hash gives ids the rows 1 to {encoding.buckets}, but row {row} "
+            "is the padding, and something is derived from the list"
+        )
 
 
 def _task(task: ForeignTask, output: Output) -> TaskOutput:

@@ -67,7 +67,9 @@ def draft(content: bytes, name: str) -> str:
     signature = read_signature(module)
     caller = Caller(module, signature)
     fit = find(caller, _float_type(module))
-    tasks = _unique(_tasks(caller.outputs(fit.forms, fit.sizes, rows=_MANY_ROWS)))
+    returned = caller.outputs(fit.forms, fit.sizes, rows=_MANY_ROWS)
+    tasks = _unique(_tasks(returned))
+    notes = "".join(f"# {each}\n" for each in (*_optional(signature), *_left_out(returned)))
     reasons: dict[str, str] = {}  # by description
     for variant in _VARIANTS:
         body = "\n".join(_lines(name, signature, fit, tasks, variant)) + "\n"
@@ -76,17 +78,17 @@ def draft(content: bytes, name: str) -> str:
         reason = _problem(content, body)
         if reason is None:
             status = "It imports as it is.\n# A line with a question mark is a guess: check it."
-            return _head(status) + body
+            return _head(status, notes) + body
         reasons[body] = reason
     body, reason = next(iter(reasons.items()))
-    return _head(f"It does not import yet: {reason}") + body
+    return _head(f"It does not import yet: {reason}", notes) + body
 
 
-def _head(status: str) -> str:
+def _head(status: str, notes: str) -> str:
     return (
         "# Drafted from the module's signature and from trial calls. "
         f"{status}\n"
-        "# All keys: gatehouse import --help.\n\n"
+        f"# All keys: gatehouse import --help.\n{notes}\n"
     )
 
 
@@ -181,10 +183,12 @@ class _Feature:
             yield f"dim = {self.size}"
             return
         yield f"vocabulary_size = {self.size}"
-        yield "# unknown = 0   # is there a row for unknown ids? without it they are errors"
+        row = 1 if self.kind == "id_list" and self.padding == 0 else 0
+        yield f"# unknown = {row}   # is there a row for unknown ids? without it they are errors"
         if self.kind == "id_list":
             note = "   # it takes any length: which?" if self.any_length else ""
             yield f"max_length = {self.max_length}{note}"
+            yield "# With a derived length or mask, no id in a list may be the padding: error 422."
             yield f"padding = {self.padding}   # the row that pads lists in training?"
             yield 'padding_side = "right"   # right or left, in training?'
 
@@ -275,6 +279,31 @@ def _tasks(returned: object) -> Iterator[_Task]:
             return
         for column in range(returned.shape[1]):
             yield _task(f"task_{column + 1}", returned[:, column], column=column)
+
+
+def _optional(signature: Signature) -> Iterator[str]:
+    """Name the arguments that the description leaves out."""
+    for name in signature.optional:
+        yield f"Left out: argument {_text(name)}, which has a default. Requests cannot change it."
+
+
+def _left_out(returned: object) -> Iterator[str]:
+    """Name the outputs that are no task, and say how one becomes a task."""
+    elements: Iterable[tuple[str, object]] = ()
+    if isinstance(returned, dict):
+        elements = ((_text(str(key)), value) for key, value in returned.items())
+    elif isinstance(returned, tuple | list):
+        names = fields(returned) if isinstance(returned, tuple) else ()
+        paths = map(_text, names) if names else map(str, range(len(returned)))
+        elements = zip(paths, returned, strict=True)
+    for path, value in elements:
+        if not isinstance(value, Tensor):
+            yield f"Left out: output {path}, which is no tensor."
+        elif value.ndim == 2 and not _is_column(value):
+            how = f"output = {{ path = {path}, column = 0 }}"
+            yield f"Left out: output {path}, of {value.shape[1]} columns. A task takes one: {how}."
+        elif not _is_column(value):
+            yield f"Left out: output {path}, which has {value.ndim} dimensions."
 
 
 def _is_column(output: Tensor) -> bool:

@@ -34,6 +34,8 @@ _LONGEST_LIST = 1024
 _WIDEST = 4096
 _PRODUCT = re.compile(r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)")
 _NUMBER = re.compile(r"\d+")
+_NO_ROWS = "its outputs do not have one row for each row"
+_MIXES = "the outputs of a row change with the other rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +143,20 @@ def find(caller: Caller, float_type: str) -> Fit:
     slots = caller.signature.slots
     may_list = any(slot.table is not None for slot in slots)
     choices = [_forms(slot, float_type, may_list=may_list) for slot in slots]
-    reason = ""
+    reason, mixes = "", False
     for forms in _likeliest_first(choices):
         fit, error = _fitted(caller, forms)
         if fit is not None:
             return _longest(caller, _with_polarity(caller, fit))
-        reason = reason or error
+        reason, mixes = reason or error, mixes or error == _MIXES
         if caller.calls > _MOST_CALLS:
             break
+    if mixes:
+        raise ArtifactInvalid(
+            f"it runs for {_ROWS} rows, but the outputs of a row change with the other rows of the "
+            "batch (a softmax, a mean or a norm over dim 0?); a row must have the same outputs in "
+            "every batch"
+        )
     raise ArtifactInvalid(
         "no tensors were found with which it runs for 5 rows (is the batch size of a trace part of "
         "its graph?); describe it by hand (gatehouse import --help); "
@@ -204,9 +212,10 @@ def _fitted(caller: Caller, forms: tuple[Form, ...]) -> tuple[Fit | None, str]:
     reason = ""
     for sizes in itertools.islice(_growing(queue), _MOST_REPAIRS):
         try:
-            if _is_sound(caller, forms, sizes):
+            fault = _fault(caller, forms, sizes)
+            if not fault:
                 return Fit(forms, sizes), ""
-            reason = reason or "its outputs do not have one row for each row"
+            reason = fault if fault == _MIXES else reason or fault
         except RuntimeError as error:
             reason = reason or str(error).strip().splitlines()[-1]
             for further in _repairs(str(error), forms, sizes, caller.signature):
@@ -266,20 +275,23 @@ def _replaced(widths: tuple[int, ...], place: int, width: int) -> tuple[int, ...
     return (*widths[:place], width, *widths[place + 1 :])
 
 
-def _is_sound(caller: Caller, forms: Sequence[Form], sizes: Sizes) -> bool:
-    """Return whether every output has one row per row, and no row depends on the others.
+def _fault(caller: Caller, forms: Sequence[Form], sizes: Sizes) -> str:
+    """Say if an output lacks one row per row, or if a row depends on the others; "" if neither.
 
     Raises:
         RuntimeError: the module raised.
     """
     together = caller.outputs(forms, sizes)
     if not _has_rows(together, _ROWS):
-        return False
+        return _NO_ROWS
     alone = caller.outputs(forms, sizes, one_row=1)
-    return _has_rows(alone, 1) and all(
+    if not _has_rows(alone, 1):
+        return _NO_ROWS
+    is_same = all(
         torch.allclose(whole[1:2], part, rtol=1e-3, atol=1e-5, equal_nan=True)
         for whole, part in zip(tensors(together), tensors(alone), strict=True)
     )
+    return "" if is_same else _MIXES
 
 
 def _has_rows(returned: object, rows: int) -> bool:

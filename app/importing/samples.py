@@ -13,7 +13,7 @@ def generate(model: ForeignModel, sizes: Sequence[int]) -> ModelInputs:
     """Return random requests, the same ones every time.
 
     Of two rows or more, the first has the smallest id and an empty list, and the last has the
-    largest id and a full list.
+    largest id and a full list. A padding that is reserved is in no list.
 
     Args:
         model: its inputs are generated.
@@ -44,6 +44,9 @@ def _values(
         if rows > 1:
             length[0], length[-1] = 0, width
         position = np.arange(width) if feature.padding_side == "right" else np.arange(width)[::-1]
+        if feature.reserves_padding and feature.vocabulary_size > 1:
+            other = feature.padding - 1 if feature.padding else 1
+            ids[ids == feature.padding] = other
         ids[position >= length] = feature.padding
     return ids
 

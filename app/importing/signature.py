@@ -81,11 +81,13 @@ class Signature:
         is_dict: whether it takes one dict of tensors.
         slots: its tensors.
         positions: the rows of tables that no argument indexes: of positions in a list, perhaps.
+        optional: the names of arguments with a default, which are left out.
     """
 
     is_dict: bool
     slots: tuple[Slot, ...]
     positions: tuple[int, ...]
+    optional: tuple[str, ...] = ()
 
 
 def read_signature(module: torch.jit.ScriptModule) -> Signature:
@@ -121,7 +123,8 @@ def read_signature(module: torch.jit.ScriptModule) -> Signature:
             _follow(value, slot)
     if not found:
         raise ArtifactInvalid("its forward() takes no tensors")
-    return Signature(is_dict, found, _positions(graph, found))
+    optional = tuple(each.name for each, _ in given if each.has_default_value())
+    return Signature(is_dict, found, _positions(graph, found), optional)
 
 
 def _keys(given: Any) -> list[tuple[str, Any]]:  # noqa: ANN401

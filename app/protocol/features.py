@@ -138,8 +138,35 @@ def default_column(
 def outside_vocabulary(feature: IdInput | IdListInput) -> str:
     """Return the message for an id outside the vocabulary of a feature that accepts no such id."""
     if isinstance(feature.encoding, Identity):
-        return f"must be an id between 0 and {feature.vocabulary_size - 1}"
+        return f"must be an id {_range(feature)}"
     return "must be an id of the feature's vocabulary"
+
+
+def row_of_padding(feature: IdListInput, row: int) -> str:
+    """Return the message for an id that has the row of the padding, which is reserved.
+
+    Args:
+        feature: the list.
+        row: what the id stands for, in the table or not.
+    """
+    padding = f"{feature.padding} is the padding of this feature"
+    if row != feature.padding:
+        return f"must be a known id: unknown ids are row {feature.padding}, and {padding}"
+    if isinstance(feature.encoding, Identity):
+        return f"must be an id {_range(feature)}: {padding}"
+    return f"must be an id with another row than {feature.padding}: {padding}"
+
+
+def _range(feature: IdInput | IdListInput) -> str:
+    low, high, other = 0, feature.vocabulary_size - 1, ""
+    if isinstance(feature, IdListInput) and feature.reserves_padding:
+        if feature.padding == low < high:
+            low += 1
+        elif feature.padding == high > low:
+            high -= 1
+        else:
+            other = f" other than {feature.padding}"
+    return f"between {low} and {high}{other}"
 
 
 def encode_side(
@@ -289,13 +316,23 @@ def _id_list(
         filled = np.full(real.shape, padding)  # [n, max_length]
         ids = list(chain.from_iterable(values))
         filled[real] = rows_of(feature.encoding, ids, vocabulary)
-        return _replace_unknown(feature, filled, real, report)
+        return _without_padding(feature, filled, real, report)
     if is_right:
         rows = [pack_row(*row, *[padding] * (width - len(row))) for row in values]
     else:
         rows = [pack_row(*[padding] * (width - len(row)), *row) for row in values]
     column = np.frombuffer(bytearray(b"".join(rows)), np.int64).reshape(len(values), width)
-    return _replace_unknown(feature, column, real, report)
+    return _without_padding(feature, column, real, report)
+
+
+def _without_padding(
+    feature: IdListInput, column: Column, real: npt.NDArray[np.bool_], report: ValidationReport
+) -> Column:
+    """Map unknown ids, and make sure that no id has a row that is reserved for padding."""
+    column = _replace_unknown(feature, column, real, report)
+    if feature.reserves_padding and (real & (column == feature.padding)).any():
+        raise ValueError
+    return column
 
 
 def _replace_unknown(
@@ -433,6 +470,14 @@ def _read_id(
     report: ValidationReport,
 ) -> int:
     row = _row(feature, value, element, add_problem, vocabulary)
+    if (
+        row is not None
+        and isinstance(feature, IdListInput)
+        and feature.reserves_padding
+        and feature.known(row) == feature.padding
+    ):
+        add_problem(element, row_of_padding(feature, row))
+        return 0
     if row is None or 0 <= row < feature.vocabulary_size:
         return row or 0
     if feature.unknown == "reject":

@@ -3,7 +3,8 @@
 This does for arrays what `app.protocol.features` does for JSON values. It reads single values only
 to report wrong ones, and copies no array that it can use as it is. A row with fewer ids than the
 tensor is wide is padded: at its end if the model pads on the right, else at its beginning. The
-padding is the manifest's `padding` for integers and the empty string for strings.
+padding is the manifest's `padding` for integers and the empty string for strings. Between ids, a
+padding that is reserved is an error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,24 @@ import numpy as np
 import numpy.typing as npt
 
 from app.artifacts.columns import Column, column_dtype, column_shape
-from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabulary, rows_of
+from app.artifacts.encoding import (
+    NO_VOCABULARY,
+    NOT_KNOWN,
+    Identity,
+    Vocabularies,
+    Vocabulary,
+    rows_of,
+)
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
 from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
 from app.engine.request import RequestFeatures, TableRows
-from app.protocol.features import NOT_FINITE, default_column, fill_missing, outside_vocabulary
+from app.protocol.features import (
+    NOT_FINITE,
+    default_column,
+    fill_missing,
+    outside_vocabulary,
+    row_of_padding,
+)
 from app.protocol.table_features import EncodedSide, join_sides, refuse_or_drop
 from app.protocol.validation import MOST_PROBLEMS, ValidationReport
 
@@ -236,9 +250,13 @@ def _id_list(
     feature: IdListInput, tensor: Tensor, report: ValidationReport, vocabulary: Vocabulary
 ) -> Column:
     real = _real(feature, tensor)  # [n, k]
-    ids = _replace_unknown(
-        feature, tensor, _rows(feature, tensor, vocabulary), real, report
-    )  # [n, k]
+    rows = _rows(feature, tensor, vocabulary)  # [n, k]
+    ids = _replace_unknown(feature, tensor, rows, real, report)  # [n, k]
+    if feature.reserves_padding and (reserved := real & (ids == feature.padding)).any():
+        for unknown in (False, True):
+            wrong = reserved & ((rows != feature.padding) == unknown)
+            row = NOT_KNOWN if unknown else feature.padding
+            _add_problems(feature, tensor, wrong, row_of_padding(feature, row), report)
     if tensor.width == feature.max_length and isinstance(feature.encoding, Identity):
         return ids  # padded exactly as the column is
     column = np.full(column_shape(feature, tensor.rows), feature.padding)  # [n, max_length]

@@ -80,6 +80,16 @@ def test_id_equal_to_the_padding_stays_within_its_list():
     assert features.user["recent"].tolist() == [[0, 7, 0]]
 
 
+def test_example_lists_have_no_reserved_padding():
+    recent = IdListInput(name="recent", side="user", vocabulary_size=10, max_length=3, padding=0)
+    served = model(inputs=(INPUTS[0], recent.measured(), *INPUTS[2:]))
+    served.golden.batch.user["recent"][1] = [0, 7, 0]
+    sent = example_request(served)
+    assert sent["user"]["recent"] == [7]
+    features, _, _ = read(sent, served, max_candidates=9)
+    assert features.user["recent"].tolist() == [[7, 0, 0]]
+
+
 def test_example_does_not_change_the_golden_request():
     served = model()
     before = served.golden.to_bytes()

@@ -185,6 +185,18 @@ def test_columns_may_have_other_names_and_be_several(store, capsys):
     assert "--column quality: 3 columns, the feature needs 2" in message
 
 
+def test_a_delta_of_rows_that_end_in_padding_bytes_is_published(store, capsys):
+    users = Path("users.jsonl")
+    for age, more in ((30, ["--key", "user"]), (40, ["--delta"])):
+        users.write_text(json.dumps({"user": 1, "age": age, "recent": [4, 7]}) + "\n")
+        assert main(["users", "publish", str(users), *more]) == ExitCode.OK
+    capsys.readouterr()
+    found = table(store, "users")
+    assert found.description.record.itemsize == 32  # 3 ids, a number, 4 bytes of padding
+    row = found.take(found.find(np.array([1])))
+    assert (row["age"].tolist(), row["recent"].tolist()) == ([[40]], [[4, 7, -1]])
+
+
 def test_deltas_change_rows_and_compaction_keeps_them(store, capsys):
     run(capsys, "publish", items(GOOD), "--unknown", "drop")
     change = items("item,quality,gone\n2,7 7,\n9,1 1,no\n2,8 8,\n1,,yes\n", "change.csv")

@@ -269,6 +269,32 @@ def test_a_dense_feature_may_be_in_several_columns(tmp_path):
         assert rows.bad[4] == ['column "a": must be a number']
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_of_a_measured_list_is_no_id_of_a_table(tmp_path, form):
+    feature = IdListInput(
+        name="tags",
+        side="candidate",
+        vocabulary_size=9,
+        max_length=3,
+        padding=0,
+        unknown="reject",
+    )
+    lists = [[3, 0, 7], [3, 7], [], [3, 7, 0], [9]]
+    path = write(tmp_path, form, {"KEY": [1, 2, 3, 4, 5], "tags": lists})
+    _, rows = encoded(path, [feature.measured()])
+    rule = "must be an id between 1 and 8: 0 is the padding of this feature"
+    assert list(rows.bad.values()) == [
+        [f'column "tags", element 2: {rule}'],
+        [f'column "tags", element 3: {rule}'],
+        ['column "tags", element 1: must be an id between 1 and 8'],
+    ]
+    assert rows.records["tags"].tolist() == [[3, 7, 0], [0, 0, 0]]
+    lost = feature.model_copy(update={"unknown": 0}).measured()
+    encoder, rows = encoded(path, [lost])
+    assert len(rows.bad) == 3
+    assert encoder.unknown_ids == {}
+
+
 def test_string_keys_and_removed_rows(tmp_path):
     path = tmp_path / "items.jsonl"
     lines = [

@@ -73,6 +73,14 @@ def told(**changes: Any) -> dict[str, Any]:
 ID_LIST = {"name": "h", "side": "user", "kind": "id_list", "vocabulary_size": 9, "max_length": 2}
 
 
+def measured(**changes: Any) -> dict[str, Any]:
+    length = {"take": "length", "of": "h"}
+    return {
+        "inputs": [ID_LIST | {"padding": 0} | changes],
+        "arguments": [{"name": "a", "pack": ["h", length], "dtype": "float32"}],
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
@@ -96,6 +104,15 @@ ID_LIST = {"name": "h", "side": "user", "kind": "id_list", "vocabulary_size": 9,
         (
             {"arguments": [{"name": "a", "pack": ["y"], "dtype": "float32"}]},
             'arguments: unknown input "y"',
+        ),
+        (
+            measured(unknown=0),
+            "h: unknown ids would be padding, row 0, but something is derived from the list",
+        ),
+        (measured(default=[3, 0]), "h: default contains 0, the padding"),
+        (
+            measured(padding=4, encoding={"kind": "hash", "buckets": 8}),
+            "h: the hash gives ids the rows 1 to 8, but row 4 is the padding",
         ),
         ({"colour": "red"}, 'unknown key "colour"'),
     ],

@@ -168,14 +168,27 @@ class Endless(nn.Module):
         return x
 
 
+class OverRows(nn.Module):
+    """Probabilities over the batch instead of over the columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares: Tensor = self.top(x).softmax(dim=0)
+        return shares
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (scripted(ListOfTensors()), 'its argument "x" is List[Tensor]; arguments must be tensors'),
         (scripted(Endless()), "no tensors were found with which it runs"),
+        (scripted(OverRows()), "the outputs of a row change with the other rows of the batch"),
         (b"\x80", "not a TorchScript file"),
     ],
-    ids=["list", "endless", "noise"],
+    ids=["list", "endless", "over-rows", "noise"],
 )
 def test_a_module_that_cannot_be_drafted_is_refused_with_the_reason(content, reason):
     with pytest.raises(ArtifactInvalid) as caught:
@@ -197,6 +210,30 @@ def test_unused_arguments_and_outputs_of_like_names_import_as_drafted():
     assert drafted["unused"] == ["debug"]
     names = [(each["name"], each["output"]["path"]) for each in drafted["tasks"]]
     assert names == [("p_a", "p(a)"), ("p_a_2", "p a"), ("rank_score_2", "rank_score")]
+
+
+def test_a_draft_names_what_it_leaves_out():
+    class Rich(nn.Module):
+        def forward(
+            self, price: Tensor, scale: float = 1.0, bias: Tensor | None = None
+        ) -> dict[str, Tensor]:
+            total = price.sum(1) * scale
+            if bias is not None:
+                total = total + bias
+            pair = torch.stack([total, -total], 1)
+            return {"click": total, "other": pair, "all": pair.unsqueeze(2)}
+
+    text = draft(scripted(Rich()), "rich")
+    assert "It imports as it is." in text
+    notes = [each for each in text.splitlines() if each.startswith("# Left out: ")]
+    assert notes == [
+        '# Left out: argument "scale", which has a default. Requests cannot change it.',
+        '# Left out: argument "bias", which has a default. Requests cannot change it.',
+        '# Left out: output "other", of 2 columns. A task takes one: '
+        'output = { path = "other", column = 0 }.',
+        '# Left out: output "all", which has 3 dimensions.',
+    ]
+    assert [each["name"] for each in tomllib.loads(text)["tasks"]] == ["click"]
 
 
 def test_a_draft_that_does_not_import_says_why():
@@ -273,6 +310,47 @@ async def test_callers_send_the_list_only(client, files):
     response = await client.post("/v1/models/interest/score", json=request)
     assert response.status_code == 422
     assert response.json()["errors"][0]["pointer"] == "/user/seq_length"
+
+
+async def test_padding_is_no_id_of_a_list_that_a_mask_is_derived_from(client, files):
+    candidates = {"_item": [1, 2], "wage per hour": [0.5, -1.0]}
+    url = "/v1/models/other-names/score"
+    for history, place in (([3, 0, 7], 1), ([3, 7, 0], 2)):
+        request = {"user": {"hist items": history}, "candidates": candidates}
+        response = await client.post(url, json=request)
+        assert response.status_code == 422
+        assert response.json()["errors"] == [
+            {
+                "pointer": f"/user/hist items/{place}",
+                "detail": "must be an id between 1 and 29: 0 is the padding of this feature",
+            }
+        ]
+    padded = {
+        "inputs": [
+            {"name": "hist items", "datatype": "INT64", "shape": [1, 4], "data": [3, 7, 0, 0]},
+            {"name": "_item", "datatype": "INT64", "shape": [2], "data": [1, 2]},
+            {"name": "wage per hour", "datatype": "FP32", "shape": [2], "data": [0.5, -1.0]},
+        ]
+    }
+    response = await client.post("/v2/models/other-names/infer", json=padded)
+    assert response.status_code == 200, response.text
+    outputs = {each["name"]: each["data"] for each in response.json()["outputs"]}
+    want = call(
+        files["other-names"],
+        {
+            "hist items": torch.tensor([[3, 7]] * 2),
+            "hist mask": torch.ones(2, 2),
+            "_item": torch.tensor([1, 2]),
+            "wage per hour": torch.tensor([0.5, -1.0]),
+        },
+    )
+    np.testing.assert_allclose(outputs["p_click"], want["p(click)"], rtol=1e-5)
+    padded["inputs"][0]["data"] = [3, 0, 7, 0]
+    response = await client.post("/v2/models/other-names/infer", json=padded)
+    assert response.status_code in (400, 422)
+    assert "0 is the padding of this feature (row 0, element 1)" in response.text
+    document = (await client.get("/openapi.json")).text
+    assert '"not":{"const":0}' in document.replace(" ", "")
 
 
 async def test_an_empty_history_counts_as_one_padding_item(client, files):

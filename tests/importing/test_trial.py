@@ -371,6 +371,25 @@ def test_samples_have_extreme_ids_and_empty_and_full_lists():
     assert batch.rows == 257
 
 
+@pytest.mark.parametrize("padding", [0, 3, 8])
+def test_samples_have_no_padding_among_the_ids_of_a_measured_list(padding):
+    listed = IdListInput(
+        name="h",
+        side="candidate",
+        vocabulary_size=9,
+        unknown="reject",
+        max_length=3,
+        padding=padding,
+    )
+    columns = {"name": "c", "tasks": [{"name": "t", "gives": "number"}]}
+    arguments = [{"name": "n", "pack": [{"take": "length", "of": "h"}], "dtype": "int64"}]
+    described = ForeignModel.model_validate(columns | {"inputs": [listed], "arguments": arguments})
+    column = generate(described, TRIAL_SIZES[257]).candidate["h"]
+    real = column != padding
+    assert (real[:, 1:] <= real[:, :-1]).all()
+    assert set(column[real]) == set(range(9)) - {padding}
+
+
 def test_samples_of_a_dense_input_keep_to_its_range():
     described = model(columns=("age", "price:2")).model_copy(update={"ranges": {"price": (3, 4)}})
     batch = generate(described, TRIAL_SIZES[257])

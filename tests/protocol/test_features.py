@@ -246,6 +246,73 @@ def test_lists_are_padded_on_the_side_of_the_manifest():
     np.testing.assert_array_equal(request.user["right"], [[4, -5, -5]])
 
 
+@pytest.mark.parametrize(
+    ("padding", "size", "accepted"),
+    [
+        (0, 500, "between 1 and 499"),
+        (9, 10, "between 0 and 8"),
+        (7, 9, "between 0 and 8 other than 7"),
+    ],
+)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_padding_of_a_measured_list_is_no_id(padding, size, accepted, padding_side):
+    plain = IdListInput(
+        name="history",
+        side="candidate",
+        vocabulary_size=size,
+        max_length=3,
+        unknown="reject",
+        padding=padding,
+        padding_side=padding_side,
+    )
+    rule = f"must be an id {accepted}: {padding} is the padding of this feature"
+    lists = [[3, padding, 4], [3], [3, padding], [padding, 4], []]
+    for candidates in ({"history": lists}, [{"history": each} for each in lists]):
+        assert [each.detail for each in problems((plain.measured(),), candidates)] == [rule] * 3
+        column = encoded((plain,), candidates).candidate["history"]
+        assert (padding, padding, padding) == tuple(column[4])
+    start = "/candidates/history"
+    assert [each.pointer for each in problems((plain.measured(),), {"history": lists})] == [
+        f"{start}/0/1",
+        f"{start}/2/1",
+        f"{start}/3/0",
+    ]
+    right = [each for each in lists if padding not in each]
+    np.testing.assert_array_equal(
+        encoded((plain.measured(),), {"history": right}).candidate["history"],
+        encoded((plain,), {"history": right}).candidate["history"],
+    )
+    outside = problems((plain.measured(),), {"history": [[size]]})
+    assert [each.detail for each in outside] == [f"must be an id {accepted}"]
+
+
+def test_ids_that_become_the_padding_of_a_measured_list_are_refused():
+    words = IdListInput(
+        name="words",
+        side="user",
+        vocabulary_size=5,
+        max_length=2,
+        padding=2,
+        encoding=Listed(file="vocabulary.words.jsonl"),
+    ).measured()
+    known: Vocabularies = {"words": {"a": 1, "b": 2}}
+    found = problems((words, ITEM), {"item": [1]}, {"words": ["a", "b"]}, known)
+    rule = "must be an id with another row than 2: 2 is the padding of this feature"
+    assert found == [FieldError("/user/words/1", rule)]
+    request = encoded((words, ITEM), {"item": [1]}, {"words": ["z", "a"]}, vocabularies=known)
+    assert request.user["words"].tolist() == [[0, 1]]
+    lost = words.model_copy(update={"padding": 0})
+    found = problems((lost, ITEM), {"item": [1]}, {"words": ["a", "z"]}, known)
+    rule = "must be a known id: unknown ids are row 0, and 0 is the padding of this feature"
+    assert found == [FieldError("/user/words/1", rule)]
+
+
+def test_padding_outside_the_vocabulary_reserves_nothing():
+    tags = IdListInput(name="tags", side="user", vocabulary_size=10, max_length=3, unknown=2)
+    request = encoded((tags.measured(), ITEM), {"item": [1]}, {"tags": [3, -1]})
+    assert request.user["tags"].tolist() == [[3, 2, -1]]
+
+
 @pytest.mark.parametrize("none", [[], {"item": [], "quality": []}], ids=["objects", "columns"])
 def test_zero_candidates_give_empty_columns(none):
     request = encoded((AGE, ITEM, QUALITY, TAGS), none)

@@ -138,6 +138,41 @@ def test_empty_string_within_a_list_is_an_id():
     assert result.user["ids"][0, 0] == 0
 
 
+@pytest.mark.parametrize("width", [2, 3])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_of_a_measured_list_pads_at_one_end_only(width, side):
+    feature = LIST.model_copy(update={"padding": 0, "padding_side": side})
+    ends = [[0] * width, [*[0] * (width - 1), 3], [4, *[0] * (width - 1)]]
+    wrong = ends[2] if side == "left" else ends[1]
+    rule = "ids must be an id between 1 and 4: 0 is the padding of this feature (row 0, element "
+    for row in ends:
+        result, found = encoded(feature.measured(), np.array([row]), 1, width)
+        if row == wrong:
+            places = [place for place, each in enumerate(row) if not each]
+            assert found == [("/inputs/0", f"{rule}{place})") for place in places]
+        else:
+            assert found == []
+            plain, _ = encoded(feature, np.array([row]), 1, width)
+            np.testing.assert_array_equal(result.user["ids"], plain.user["ids"])
+
+
+def test_ids_that_become_the_padding_of_a_measured_list_are_refused():
+    feature = IdListInput(
+        name="ids",
+        side="user",
+        vocabulary_size=5,
+        max_length=3,
+        padding=0,
+        encoding=Listed(file="vocabulary.ids.jsonl"),
+    ).measured()
+    known = {"ids": {"a": 1}}
+    result, found = encoded(feature, ["a", "", ""], 1, 3, vocabularies=known)
+    assert (found, result.user["ids"].tolist()) == ([], [[1, 0, 0]])
+    _, found = encoded(feature, ["z", "a", ""], 1, 3, vocabularies=known)
+    rule = "must be a known id: unknown ids are row 0, and 0 is the padding of this feature"
+    assert found == [("/inputs/0", f"ids {rule} (row 0, element 0)")]
+
+
 def test_differing_user_rows_are_reported_once():
     age = DenseInput(name="age", side="user")
     _, problems = encoded(age, np.array([[1], [1], [2]], np.float32), 3, 1)

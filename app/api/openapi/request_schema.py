@@ -100,7 +100,10 @@ def _value(feature: Input) -> Schema:
         case IdInput():
             schema = _id(feature)
         case IdListInput():
-            schema = {"type": "array", "items": _id(feature), "maxItems": feature.max_length}
+            items = _id(feature)
+            if feature.reserves_padding and isinstance(feature.encoding, Identity):
+                items = items | {"not": {"const": feature.padding}}
+            schema = {"type": "array", "items": items, "maxItems": feature.max_length}
             if feature.missing == "unknown":
                 schema = {"anyOf": [schema, {"type": "null"}]}
     return schema if feature.default is None else schema | {"default": feature.default}

@@ -39,6 +39,7 @@ from app.artifacts.encoding import Listed
 from app.artifacts.manifest import (
     DenseInput,
     IdInput,
+    IdListInput,
     Input,
     Manifest,
     Name,
@@ -84,10 +85,24 @@ class Pieces(Value):
 
 
 class TableColumn(Value):
-    """A feature of the table: its entry in the manifest, and the digest of its vocabulary."""
+    """A feature of the table: its entry in the manifest, and the digest of its vocabulary.
+
+    `measured` says that the model derives something from the list, so that its padding was refused
+    among the ids.
+    """
 
     feature: Input
     vocabulary: _Sha256 | None = None
+    measured: bool = False
+
+    @model_validator(mode="after")
+    def _feature_is_measured(self) -> Self:
+        if isinstance(self.feature, IdListInput):
+            if self.measured:
+                object.__setattr__(self, "feature", self.feature.measured())  # frozen
+            else:
+                object.__setattr__(self, "measured", self.feature.reserves_padding)
+        return self
 
 
 class TableKey(Value):
@@ -301,6 +316,11 @@ def _differences(stored: TableColumn, feature: Input, manifest: Manifest) -> lis
         for key in dict.fromkeys([*now, *was])
         if was.get(key) != now.get(key)
     ]
+    if isinstance(feature, IdListInput) and feature.reserves_padding and not stored.measured:
+        problems.append(
+            f'feature "{name}": lists of the table may contain {feature.padding}, the padding, '
+            "which is no id of this version: publish the table again"
+        )
     if not problems and stored.vocabulary != vocabulary_digest(feature, manifest):
         problems.append(f'feature "{name}": the table was made with another vocabulary')
     return problems

@@ -103,6 +103,34 @@ def test_every_reason_is_told_at_once():
     ]
 
 
+def test_lists_that_may_contain_a_reserved_padding_are_told():
+    tags = IdListInput(
+        name="tags", side="candidate", vocabulary_size=9, max_length=2, padding=0, unknown=1
+    )
+    problem = (
+        'feature "tags": lists of the table may contain 0, the padding, which is no id of this '
+        "version: publish the table again"
+    )
+    measured = tags.measured()
+    assert incompatibilities(table(INPUTS[1], tags), model(INPUTS[1], measured)) == [problem]
+    assert incompatibilities(table(INPUTS[1], measured), model(INPUTS[1], measured)) == []
+    assert incompatibilities(table(INPUTS[1], measured), model(INPUTS[1], tags)) == []
+    assert incompatibilities(table(INPUTS[1], tags), model(INPUTS[1], tags)) == []
+
+
+def test_a_column_of_a_measured_list_is_the_same_when_it_is_read_again():
+    tags = IdListInput(
+        name="tags", side="candidate", vocabulary_size=9, max_length=2, padding=0, unknown=1
+    )
+    outside = tags.model_copy(update={"padding": -1})
+    for feature in (tags, tags.measured(), outside.measured()):
+        column = TableColumn(feature=feature)
+        again = TableColumn.model_validate_json(column.model_dump_json())
+        assert again == column
+        assert isinstance(again.feature, IdListInput)
+        assert again.feature.reserves_padding == feature.reserves_padding
+
+
 def test_another_vocabulary_is_told():
     assert incompatibilities(table(*INPUTS[1:]), model(*INPUTS[1:], digest="b" * 64)) == [
         'feature "brand": the table was made with another vocabulary'
