@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import httpx
 import pytest
@@ -30,11 +31,10 @@ def message(numbers, padding=0):
 
 
 def until(is_so):
-    """Look until it is so."""
-    for _ in range(10_000):
-        if is_so():
-            return
-    raise AssertionError
+    """Look until it is so, for a minute at most."""
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
 
 
 def idle_lanes(url):
@@ -95,5 +95,7 @@ def test_client_may_disconnect_with_several_requests_in_flight(tmp_path):
         assert b"200 OK" in leaver.recv(4096)
         until(lambda: idle_lanes(server.url) == 0)
         leaver.close()
-        until(lambda: cancelled(server.url)["compute"] == 1)
+        # The slow request is dropped after it was computed; or the one behind it in the queue, if
+        # this process was slow itself and the first one was answered already.
+        until(lambda: cancelled(server.url)["compute"] + cancelled(server.url)["queue"] >= 1)
         assert '"level": "error"' not in server.log.read_text()
