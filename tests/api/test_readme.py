@@ -33,7 +33,7 @@ async def test_both_forms_of_candidates_get_the_same_response(client):
 async def test_requests_by_keys_are_answered_where_the_model_has_tables(sent, tiny, tmp_path):
     shutil.copytree(tiny.folder, tmp_path / "tiny" / "1")
     manifest = read_manifest(tiny)
-    for kind, key, keys in (("items", "item_id", [11, 12, 13]), ("users", "user_id", [42])):
+    for kind, key, keys in (("items", "item_id", [11, 12, 14]), ("users", "user_id", [42])):
         publish_rows(tmp_path, manifest, kind, key, random_rows(manifest, kind, keys))
     async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts:
         await parts.start()
