@@ -120,11 +120,7 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
             spans=_spans(settings, metrics, stack),
             recorder=recorder,
         )
-        bodies = BodyReader(
-            max_bytes=settings.max_body_bytes,
-            timeout_s=settings.body_timeout_ms / 1e3,
-            budget=ByteBudget(settings.max_bodies_bytes, metrics),
-        )
+        bodies = _bodies(settings, metrics)
         render = partial(asyncio.to_thread, metrics.render)
         scrape = render if member is None else partial(render_all, member, render)
         stack.enter_context(closing(EventLoopMonitor(metrics)))
@@ -140,6 +136,14 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
             render,
             lost,
         )
+
+
+def _bodies(settings: Settings, metrics: Metrics) -> BodyReader:
+    return BodyReader(
+        max_bytes=settings.max_body_bytes,
+        timeout_s=settings.body_timeout_ms / 1e3,
+        budget=ByteBudget(settings.max_bodies_bytes, metrics),
+    )
 
 
 def _access_log(settings: Settings, metrics: Metrics) -> AccessLog:

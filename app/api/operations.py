@@ -13,6 +13,7 @@ from app.engine.state import EngineState
 from app.errors import Draining, NotReady, PathNotFound
 from app.scoring.keys import Keys
 from app.scoring.service import Service
+from app.telemetry.events import Event
 from app.telemetry.siblings import Render
 
 
@@ -59,17 +60,7 @@ def routes(
         summary="The last events of this process: versions, traffic and files that changed",
     )
     async def events() -> EventList:
-        return EventList(
-            events=[
-                EventSchema(
-                    at=datetime.fromtimestamp(each.unix_s, UTC),
-                    kind=each.kind,
-                    text=each.text,
-                    is_problem=each.is_problem,
-                )
-                for each in service.registry.events.latest()
-            ]
-        )
+        return EventList(events=[_shown(each) for each in service.registry.events.latest()])
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
@@ -84,6 +75,15 @@ def routes(
         return HTMLResponse(page)
 
     return router
+
+
+def _shown(event: Event) -> EventSchema:
+    return EventSchema(
+        at=datetime.fromtimestamp(event.unix_s, UTC),
+        kind=event.kind,
+        text=event.text,
+        is_problem=event.is_problem,
+    )
 
 
 def check_ready(service: Service) -> None:

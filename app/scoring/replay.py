@@ -301,11 +301,7 @@ def replay(
     reason = ""
     cpu_s = other_cpu_s = 0.0
     for number, request in enumerate(islice(recorded, most_requests)):
-        # The one that runs second finds warm caches; so they take turns.
-        if number % 2:
-            second, first = after.answer(request.document), before.answer(request.document)
-        else:
-            first, second = before.answer(request.document), after.answer(request.document)
+        first, second = _answers(request.document, before, after, is_odd=number % 2 == 1)
         if isinstance(first, str):
             unusable += 1
             continue
@@ -338,6 +334,16 @@ def replay(
         {name: _joined(each.kept) for name, each in comparisons.items()} if keep_scores else {},
         comparisons[RANK_SCORE].taus if keep_scores else (),
     )
+
+
+def _answers(
+    document: dict[str, Any], before: Contender, after: Contender, *, is_odd: bool
+) -> tuple[Scored | str, Scored | str]:
+    """Return both answers. The one that runs second finds warm caches, so they take turns."""
+    if is_odd:
+        second = after.answer(document)
+        return before.answer(document), second
+    return before.answer(document), after.answer(document)
 
 
 def _joined(pairs: Sequence[tuple[Numbers, Numbers]]) -> tuple[Numbers, Numbers]:

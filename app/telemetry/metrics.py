@@ -71,6 +71,7 @@ class Metrics:
         self.ranking = RankingMetrics(self.registry)
         self.events = Events()
         self._create_for_requests()
+        self._create_for_some_requests()
         self._create_for_batches()
         self._create_for_models()
         self.gates = GateMetrics()
@@ -117,6 +118,9 @@ class Metrics:
             ),
         )
         self.record = self.requests.append
+
+    def _create_for_some_requests(self) -> None:
+        """Create what counts requests that were refused, given up, traced or recorded."""
         self._shed = self._counter(
             "shed_total",
             "Requests refused or dropped because of overload or their deadline, by reason.",
