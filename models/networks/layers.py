@@ -52,15 +52,20 @@ def draw(*shape: int, inputs: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
+def is_scripted_on_cpu(x: Tensor) -> bool:
+    """Whether a scripted form runs on a CPU: the one that may decide by the sizes of its inputs."""
+    return torch.jit.is_scripting() and not x.is_cuda  # type: ignore[attr-defined]
+
+
 def experts_at_once(count: int, rows: int, width: int, like: Tensor) -> int:
     """How many of ``count`` experts to run together so that a layer fits in the CPU cache.
 
-    On a CPU, activations above about 1 MB cost more memory time than the batched product saves.
+    On a CPU, activations above about 0.5 MB cost more memory time than the batched product saves.
     Only the scripted form limits the number: training and traced graphs use one product.
     """
-    if not torch.jit.is_scripting() or like.is_cuda:  # type: ignore[attr-defined]
+    if not is_scripted_on_cpu(like):
         return count
-    return max(1, (1 << 20) // (max(1, rows * width) * like.element_size()))
+    return max(1, (1 << 19) // (max(1, rows * width) * like.element_size()))
 
 
 class StackedLinear(nn.Module):
@@ -79,10 +84,12 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """Map ``[n, B, in]`` to ``[n, B, out]`` by the ``n`` maps from ``first`` on."""
-        if x.size(0) == self.count:
-            return torch.baddbmm(self.bias, x, self.weight)
-        last = first + x.size(0)
-        return torch.baddbmm(self.bias[first:last], x, self.weight[first:last])
+        bias: Tensor = self.bias
+        weight: Tensor = self.weight
+        if x.size(0) < self.count:
+            last = first + x.size(0)
+            bias, weight = bias[first:last], weight[first:last]
+        return torch.baddbmm(bias, x, weight)
 
 
 class InputLinear(nn.Module):
@@ -122,6 +129,8 @@ class InputLinear(nn.Module):
         c = x.candidate.to(weight.dtype).expand(count, -1, -1)  # [n, B, D_candidate], no copy
         if self.user == 0:
             return torch.baddbmm(part, c, weight)
+        if is_scripted_on_cpu(part) and part.size(1) == 1 and part.dtype == torch.float32:
+            return torch.baddbmm(part, c, weight[:, self.user :])  # faster for a single request
         gathered = part.index_select(1, x.row_to_request)  # [n, B, out]
         if self.candidate == 0:
             return gathered
