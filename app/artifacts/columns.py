@@ -36,6 +36,11 @@ class ModelInputs:
         """The number of candidates, `B`."""
         return len(self.row_to_request)
 
+    @property
+    def request_count(self) -> int:
+        """The number of requests, `R`; 1 for a model without user features."""
+        return next((len(column) for column in self.user.values()), 1)
+
     def requests(self) -> Iterable["ModelInputs"]:
         """Yield each request that has candidates as a batch of its own."""
         for request in np.unique(self.row_to_request):

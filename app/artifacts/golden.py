@@ -113,11 +113,30 @@ class Golden:
             largest = max(largest, found)
         return largest
 
+    def check_repeated(self, program: Program, rows: int) -> float:
+        """Run the examples again and again in one batch of at least `rows` rows, as `check` does.
+
+        Returns, Raises: as `check`.
+        """
+        batch = self.batch
+        times = -(-rows // batch.rows)
+        requests = batch.request_count
+        row_to_request = np.concatenate([batch.row_to_request + i * requests for i in range(times)])
+        large = ModelInputs(
+            {name: np.concatenate([each] * times) for name, each in batch.user.items()},
+            {name: np.concatenate([each] * times) for name, each in batch.candidate.items()},
+            row_to_request if batch.user else np.zeros_like(row_to_request),
+        )
+        repeated = np.tile(np.arange(batch.rows), times)
+        tolerance = program.description.precision.tolerance[device_name(program)]
+        how = f"a batch of {len(repeated)} rows"
+        return self._compare(program, large, repeated, tolerance, how)
+
     def _compare(
         self,
         program: Program,
         batch: ModelInputs,
-        rows: slice | npt.NDArray[np.bool_],
+        rows: slice | npt.NDArray[np.bool_ | np.int64],
         tolerance: float,
         how: str,
     ) -> float:

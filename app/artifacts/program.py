@@ -1,6 +1,7 @@
 """Programs: a TorchScript module, called as its manifest says, on one device."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from app.artifacts.manifest import (
     RowsCall,
     TaskOutput,
 )
+from app.artifacts.onednn import padded_rows
 
 Raw = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
@@ -42,6 +44,8 @@ class Program:
 
     Attributes:
         has_steady_cost: whether a call's cost depends on the number of rows alone.
+        pads_from: `run` pads batches of so many rows or more, because each number of rows has
+            kernels of its own; see `app.artifacts.onednn`. 0 if it pads none.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Program:
         *,
         copy_inputs: bool = False,
         has_steady_cost: bool = False,
+        pads_from: int = 0,
     ) -> None:
         """Wrap a module that does not change its own state (`app.artifacts.effects`).
 
@@ -61,6 +66,7 @@ class Program:
             device: where it runs.
             copy_inputs: give the module its own copy of each tensor, because it writes to them.
             has_steady_cost: whether a call's cost is known to depend on the number of rows alone.
+            pads_from: how many rows a batch has at least if `run` pads it; 0 to pad none.
         """
         self.description = description
         self.device = device
@@ -68,6 +74,7 @@ class Program:
         self._copy_inputs = copy_inputs
         self.gates = description.gates
         self.has_steady_cost = has_steady_cost
+        self.pads_from = pads_from
         outputs = [task.output for task in description.tasks]
         self._lists = {each.name: each for each in description.inputs if each.kind == "id_list"}
         self._is_matrix = all(o.path is None and o.column == k for k, o in enumerate(outputs))
@@ -79,9 +86,25 @@ class Program:
             ValueError: the module did not return one number per row and task.
             RuntimeError: the module raised.
         """
+        rows = batch.rows
+        if self.pads_from:
+            batch = self._padded(batch)
         with torch.inference_mode():
             raw: Raw = self._stacked(self.call(batch), batch.rows).cpu().numpy()
-            return raw
+            return raw[:rows]
+
+    def _padded(self, batch: ModelInputs) -> ModelInputs:
+        """Return a batch with one of the sizes of `padded_rows`; its last row is repeated."""
+        requests, rows = batch.request_count, batch.rows
+        more_requests = padded_rows(requests) if requests >= self.pads_from else requests
+        more_rows = padded_rows(rows) if rows >= self.pads_from else rows
+        user, candidate, row_to_request = batch.user, batch.candidate, batch.row_to_request
+        if more_requests > requests:
+            user = {name: _lengthened(column, more_requests) for name, column in user.items()}
+        if more_rows > rows:
+            row_to_request = _lengthened(row_to_request, more_rows)
+            candidate = {name: _lengthened(each, more_rows) for name, each in candidate.items()}
+        return ModelInputs(user, candidate, row_to_request)
 
     def outputs(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
@@ -169,6 +192,14 @@ class Program:
     def _call_rows(self, call: RowsCall, features: dict[str, Tensor]) -> object:
         packed = {each.name: _pack(each, features, self._lists) for each in call.arguments}
         return self._module(packed) if call.style == "dict" else self._module(*packed.values())
+
+
+def _lengthened(column: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """Return a column with more rows, which are copies of its last one."""
+    longer = np.empty((rows, *column.shape[1:]), column.dtype)
+    longer[: len(column)] = column
+    longer[len(column) :] = column[-1]
+    return longer
 
 
 def _copies(

@@ -11,7 +11,9 @@ from operator import itemgetter
 
 import numpy as np
 
+from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import Model
+from app.artifacts.onednn import padded_sizes
 from app.engine.batch import Batch, Chunk
 from app.engine.lanes import BatchResult, Lane, run
 from app.engine.request import QueuedRequest, RequestFeatures
@@ -67,15 +69,20 @@ class WarmUp:
         Raises:
             ArtifactInvalid: the model failed on a batch.
         """
-        observed = await self._run([_batch(model, each) for each in self._sizes], beside_requests)
-        await self._run([_batch_of(model, [each]) for each in recorded], beside_requests)
+        if model.program.pads_from:
+            most = max(map(sum, self._sizes))
+            await self._background.run(
+                partial(compile_kernels, model, most, pauses=beside_requests)
+            )
+        batches = [_batch(model, each) for each in self._sizes] * _PASSES
+        observed = await self._run(batches, beside_requests)
+        await self._run([_batch_of(model, [each]) for each in recorded] * _PASSES, beside_requests)
         count = len(self._sizes)
         passes = [observed[i::count] for i in range(count)]
         # Anything may have slowed down a pass; the first ones compile.
         return [min(each, key=itemgetter(1)) for each in passes]
 
     async def _run(self, batches: Sequence[Batch], beside_requests: bool) -> BatchTimings:
-        batches = [*batches] * _PASSES
         if beside_requests and self._is_on_cpu:
             return await self._background.run(partial(_run_here, batches))
         observed: list[tuple[int, float]] = []
@@ -87,18 +94,42 @@ class WarmUp:
         return observed
 
 
+def compile_kernels(model: Model, most: int, *, pauses: bool) -> None:
+    """Run every size that batches of up to `most` rows are padded to, on this thread.
+
+    Kernels are compiled for each number of rows, and belong to the process. The part of a network
+    that is computed once per request has as many rows as the batch has requests, so each size also
+    runs as one request per row.
+    """
+    golden, program = model.golden.batch, model.program
+    for rows in padded_sizes(program.pads_from, most):
+        taken, user = np.arange(rows) % golden.rows, np.arange(rows) % golden.request_count
+        candidate = {name: column[taken] for name, column in golden.candidate.items()}
+        for requests in (1, rows) if golden.user else (1,):
+            began = time.perf_counter()
+            users = {name: column[user[:requests]] for name, column in golden.user.items()}
+            program.run(ModelInputs(users, candidate, np.arange(rows) % requests))
+            if pauses:
+                _pause(began)
+
+
 def _run_here(batches: Sequence[Batch]) -> BatchTimings:
     """Run batches on this thread; its CPU time is how long a lane that has a core would take.
 
-    After each one it pauses for as long: the lanes may need the core.
+    After each one it pauses for as long.
     """
     observed: list[tuple[int, float]] = []
     for batch in batches:
         began, cpu_began = time.perf_counter(), time.thread_time()
         _check(run(batch.model, batch.chunks))
         observed.append((batch.rows, time.thread_time() - cpu_began))
-        time.sleep(min(_LONGEST_PAUSE_S, time.perf_counter() - began))
+        _pause(began)
     return observed
+
+
+def _pause(began: float) -> None:
+    """Pause for as long as the work that began then took: the lanes may need the core."""
+    time.sleep(min(_LONGEST_PAUSE_S, time.perf_counter() - began))
 
 
 def _check(result: BatchResult) -> None:

@@ -25,6 +25,7 @@ from app.artifacts.store import Store
 from app.engine.batch import Chunk
 from app.engine.lanes import run
 from app.engine.request import RequestFeatures
+from app.lifecycle.warm_up import compile_kernels
 from tests.bench.http import reference_artifact
 from tests.support.fakes import chunk_of
 
@@ -61,6 +62,8 @@ def measure(model: Model, batches: int) -> None:
         for sizes in ([rows], [1, max(1, rows - 1)], [1] * rows):
             for _ in range(WARM_UP_PASSES):
                 run(model, [chunk(model, size, rng) for size in sizes])
+    if model.program.pads_from:
+        compile_kernels(model, max(WARM_UP_ROWS), pauses=False)
     observed: list[tuple[int, int, float]] = []
     for sizes in random_batches(batches, rng):
         chunks = [chunk(model, size, rng) for size in sizes]

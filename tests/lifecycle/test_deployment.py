@@ -12,7 +12,11 @@ import httpx
 import pytest
 from torch import get_num_threads
 
+from app.artifacts import loader
+from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import Model, load
+from app.artifacts.onednn import FEWEST_ROWS
+from app.artifacts.program import Program
 from app.artifacts.store import Store
 from app.engine.batch import Chunk
 from app.engine.lanes import BatchResult, Lane, run
@@ -215,7 +219,9 @@ class Recorder:
 
 
 @asynccontextmanager
-async def deployment_on(store: Store, recorders: Sequence[Recorder]):
+async def deployment_on(
+    store: Store, recorders: Sequence[Recorder], sizes: Sequence[Sequence[int]] = ((1,), (1, 3))
+):
     """A deployment on lanes of its own; yields it, its registry, and what it says of warm-up."""
     loop = asyncio.get_running_loop()
     lanes = [Lane(f"lane-{i}", loop, executor=each) for i, each in enumerate(recorders)]
@@ -231,7 +237,7 @@ async def deployment_on(store: Store, recorders: Sequence[Recorder]):
         registry,
         lanes,
         device=CPU,
-        warm_up=[(1,), (1, 3)],
+        warm_up=sizes,
         on_warm=on_warm,
         metrics=Metrics(),
     )
@@ -249,6 +255,28 @@ async def test_version_is_warmed_up_on_every_lane_before_it_is_active(store):
         assert [each.batches for each in recorders] == [[(1,), (1, 3)] * 3] * 2
         assert told == [("tiny/1", [1, 4], False)]
         assert [str(model) for model in registry.models()] == ["tiny/1"]
+
+
+async def test_kernels_of_every_padded_size_are_compiled_before_a_version_serves(
+    folder, monkeypatch
+):
+    monkeypatch.setattr(loader, "_use_onednn", lambda *_: FEWEST_ROWS)
+    ran: list[tuple[int, int]] = []  # rows and users
+    run = Program.run
+
+    def recording(program: Program, inputs: ModelInputs):
+        if threading.current_thread().name.startswith("background"):
+            ran.append((inputs.rows, inputs.request_count))
+        return run(program, inputs)
+
+    recorders = [Recorder(), Recorder()]
+    sizes = [(1,), (20,)]
+    async with deployment_on(Store(folder), recorders, sizes) as (deployment, _, told):
+        monkeypatch.setattr(Program, "run", recording)
+        await deployment.refresh()
+        assert ran[-4:] == [(16, 1), (16, 16), (20, 1), (20, 20)]
+        assert [each.batches for each in recorders] == [sizes * 3] * 2
+        assert told == [("tiny/1", [1, 20], False)]
 
 
 async def test_version_that_fails_at_warm_up_is_refused(store):

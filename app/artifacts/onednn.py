@@ -1,0 +1,285 @@
+"""Run the matrix products of a frozen module with oneDNN where it is faster than MKL.
+
+PyTorch for x86 contains both libraries, and multiplies float32 matrices with MKL. On processors of
+AMD, MKL leaves half of the vector units unused: 500 rows times a matrix of 256 × 128 take 290 µs,
+and 140 µs with oneDNN (AMD EPYC, AVX-512). On those of Intel the two are equal. A small product is
+slower with oneDNN everywhere, because each call has a fixed cost of some 10 µs.
+
+So a process measures once how large a product must be (`least_work`), and the graph of a module
+gets both: each product decides by its size when it runs. The results differ by the rounding of
+float32 sums. `relu` stays an operator of its own: the one that oneDNN can append turns NaN into 0.
+
+oneDNN compiles a kernel for each number of rows, which takes 0.4 ms for each layer. So that no
+request waits for that, batches are padded to a few sizes (`padded_rows`), and a version runs each
+of them before it serves. Networks in bf16 need the same: PyTorch always runs those with oneDNN.
+"""
+# ruff: noqa: ANN401, SLF001  (PyTorch has the graph's types in `torch._C`, untyped)
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+FEWEST_ROWS = 16
+"""A product of fewer rows is always left to MKL: it reads the weights, and computes little."""
+
+_SMALL_SIZES = (0, 1, 2, 4, 8, 12, 16)
+_CACHED_KERNELS = 16_384
+"""Kernels that a process keeps, of all models, sizes and layers; oneDNN's own default is 1,024."""
+
+_WORTH = 1.3  # a gain below this is lost again by padding, and by products in parts
+_WIDTH = 128  # inputs and outputs of the products that are measured: those of a hidden layer
+_ROWS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
+_TURNS = 7
+
+# The last argument is `least_work`. A number of rows that is no padded size, as the elements of
+# lists may have, is left to MKL: each one would get kernels of its own.
+_FUNCTIONS = f"""
+def is_large(rows: int, parameters: int, work: int) -> bool:
+    if rows < {FEWEST_ROWS} or rows * parameters < work:
+        return False
+    return rows % (4 if rows <= 64 else 8 if rows <= 128 else 16 if rows <= 256 else 32) == 0
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], work: int) -> Tensor:
+    rows = x.numel() // max(1, x.size(-1))
+    if is_large(rows, weight.numel(), work) and weight.dim() == 2:
+        if x.dtype == torch.float32 and weight.dtype == torch.float32:
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.nn.functional.linear(x, weight, bias)
+
+def addmm(bias: Tensor, x: Tensor, weight: Tensor, work: int) -> Tensor:
+    if is_large(x.size(0), weight.numel(), work) and bias.dim() == 1:
+        if x.dtype == torch.float32 and bias.size(0) == weight.size(1):
+            return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "none", [], "")
+    return torch.addmm(bias, x, weight)
+
+def mm(x: Tensor, weight: Tensor, work: int) -> Tensor:
+    if is_large(x.size(0), weight.numel(), work):
+        if x.dtype == torch.float32:
+            return torch.ops.mkldnn._linear_pointwise(x, weight.t(), None, "none", [], "")
+    return torch.mm(x, weight)
+
+def matmul(x: Tensor, weight: Tensor, work: int) -> Tensor:
+    if x.dim() == 2 and weight.dim() == 2:
+        if is_large(x.size(0), weight.numel(), work) and x.dtype == torch.float32:
+            return torch.ops.mkldnn._linear_pointwise(x, weight.t(), None, "none", [], "")
+    return torch.matmul(x, weight)
+
+def bmm(x: Tensor, weight: Tensor, work: int) -> Tensor:
+    E, parameters = x.size(0), weight.size(1) * weight.size(2)
+    if not is_large(x.size(1), parameters, work) or x.dtype != torch.float32 or E == 0:
+        return torch.bmm(x, weight)
+    parts: List[Tensor] = []
+    for e in range(E):
+        parts.append(
+            torch.ops.mkldnn._linear_pointwise(x[e], weight[e].t(), None, "none", [], "")
+        )
+    return torch.stack(parts) if E > 1 else parts[0].unsqueeze(0)
+
+def baddbmm(bias: Tensor, x: Tensor, weight: Tensor, work: int) -> Tensor:
+    E, parameters = x.size(0), weight.size(1) * weight.size(2)
+    if not is_large(x.size(1), parameters, work) or x.dtype != torch.float32 or E == 0:
+        return torch.baddbmm(bias, x, weight)
+    if bias.dim() != 3 or bias.size(0) != E:
+        return torch.baddbmm(bias, x, weight)
+    parts: List[Tensor] = []
+    if bias.size(1) == 1 and bias.size(2) == weight.size(2):
+        for e in range(E):
+            parts.append(
+                torch.ops.mkldnn._linear_pointwise(
+                    x[e], weight[e].t(), bias[e].reshape(-1), "none", [], ""
+                )
+            )
+    else:
+        for e in range(E):
+            part = torch.ops.mkldnn._linear_pointwise(x[e], weight[e].t(), None, "none", [], "")
+            parts.append(part.add_(bias[e]))
+    return torch.stack(parts) if E > 1 else parts[0].unsqueeze(0)
+"""
+
+
+class _Product(NamedTuple):
+    """What replaces an operator, how many of its arguments that takes, and which is the weight."""
+
+    function: str
+    arguments: int
+    weight: int
+
+
+_PRODUCTS: Mapping[str, _Product] = {
+    "aten::linear": _Product("linear", 3, 1),
+    "aten::addmm": _Product("addmm", 3, 2),
+    "aten::mm": _Product("mm", 2, 1),
+    "aten::matmul": _Product("matmul", 2, 1),
+    "aten::bmm": _Product("bmm", 2, 1),
+    "aten::baddbmm": _Product("baddbmm", 3, 2),
+    "aten::baddbmm_": _Product("baddbmm", 3, 2),
+}
+_VIEWS = frozenset(f"aten::{name}" for name in ("slice", "select", "t", "transpose", "contiguous"))
+
+
+def padded_rows(rows: int) -> int:
+    """Return the size that a batch is padded to: less than an eighth more, above 32 rows."""
+    if rows <= FEWEST_ROWS:
+        return next(each for each in _SMALL_SIZES if each >= rows)
+    step = max(4, (1 << (rows - 1).bit_length()) >> 4)  # an eighth of the power of two below
+    return -(-rows // step) * step
+
+
+def padded_sizes(least: int, most: int) -> list[int]:
+    """Return every size that batches of `least` to `most` rows are padded to, ascending."""
+    found = [padded_rows(least)] if least <= most else []
+    while found and found[-1] < most:
+        found.append(padded_rows(found[-1] + 1))
+    return found
+
+
+def rewrite(graph: Any, work: int) -> int:
+    """Let the products of a frozen graph run with oneDNN where they are large.
+
+    The graph must not have run yet: its executor would keep what it compiled. Products of two
+    activations, which have no parameters, are left alone.
+
+    Args:
+        graph: a `torch.Graph`, changed in place.
+        work: the least number of multiplications; see `least_work`.
+
+    Returns:
+        From how many rows on a product is large; 0 if there is no product.
+    """
+    largest = 0
+    for node in list(_nodes(graph)):
+        product = _PRODUCTS.get(node.kind())
+        if product is None or not _is_replaceable(node, product):
+            continue
+        size = _parameters(node.inputsAt(product.weight))
+        if not size:
+            continue
+        largest = max(largest, size)
+        graph.setInsertPoint(node)
+        values = [*list(node.inputs())[: product.arguments], graph.insertConstant(work)]
+        (result,) = graph.insertGraph(_functions()[product.function].graph, values)
+        node.output().replaceAllUsesWith(result)
+        node.destroy()
+    graph.lint()
+    return max(FEWEST_ROWS, -(-work // largest)) if largest else 0
+
+
+def _is_replaceable(node: Any, product: _Product) -> bool:
+    """Whether the function has the same result and the same effects."""
+    inputs = list(node.inputs())
+    more = inputs[product.arguments :]
+    if node.kind() in ("aten::addmm", "aten::baddbmm", "aten::baddbmm_"):
+        if any(each.toIValue() != 1 for each in more):  # `beta` and `alpha`
+            return False
+    elif more:  # an overload with an output or a dtype
+        return False
+    # `baddbmm_` writes to its first argument. Nobody sees that if it is a new tensor, used once.
+    return node.kind() != "aten::baddbmm_" or (len(inputs[0].uses()) == 1 and _is_new(inputs[0]))
+
+
+def _parameters(value: Any) -> int:
+    """Return inputs × outputs of a weight, if it is a parameter or a part of one; else 0."""
+    shape = _shape(value)
+    return shape[-2] * shape[-1] if len(shape) >= 2 else 0
+
+
+def _shape(value: Any) -> list[int]:
+    """Return the shape of a parameter or of a part of it, the largest if it varies; else nothing.
+
+    The number of stacked matrices may be too large: it does not count.
+    """
+    constant = value.toIValue()
+    if isinstance(constant, Tensor):
+        return list(constant.shape)
+    node = value.node()
+    if node.kind() == "prim::If":
+        branches = [list(block.outputs()) for block in node.blocks()]
+        return max((_shape(outputs[value.offset()]) for outputs in branches), key=prod)
+    if node.kind() not in _VIEWS:
+        return []
+    shape = _shape(node.inputsAt(0))
+    numbers = [each.toIValue() for each in list(node.inputs())[1:]]
+    match node.kind(), numbers:
+        case "aten::t", _:
+            return shape[::-1]
+        case "aten::transpose", [int(a), int(b)] if shape:
+            shape[a], shape[b] = shape[b], shape[a]
+        case "aten::select", [int(dim), *_] if shape:
+            del shape[dim]
+        case "aten::slice", [int(dim), int(start), int() | None as stop, int(step)] if shape:
+            shape[dim] = len(range(shape[dim])[start:stop:step])
+    return shape
+
+
+def _is_new(value: Any) -> bool:
+    """Whether a value is a tensor that an operator has just made, by the operator's schema."""
+    schema = value.node().schema()
+    if schema in ("", "(no schema)"):
+        return False
+    (returned,) = torch._C.parse_schema(schema).returns[:1] or (None,)
+    return returned is not None and returned.alias_info is None
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
+
+
+@cache
+def _functions() -> Mapping[str, Any]:
+    unit = torch.jit.CompilationUnit(_FUNCTIONS)
+    return {each.function: getattr(unit, each.function) for each in _PRODUCTS.values()}
+
+
+@cache
+def least_work() -> int | None:
+    """Return how large a product must be for oneDNN to be worth it; None if it never is.
+
+    The unit is multiplications: rows × inputs × outputs. Measured once per process, on the calling
+    thread, in some 10 ms of one core.
+    """
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # PyTorch was built without oneDNN
+        return None
+    # Read when the first kernel is compiled.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_CACHED_KERNELS))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            return _least_work()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _least_work() -> int | None:
+    weight, bias = torch.zeros(_WIDTH, _WIDTH), torch.zeros(_WIDTH)
+    for rows in _ROWS:
+        x = torch.zeros(rows, _WIDTH)
+        mkl_s, onednn_s = _shortest_s(
+            partial(functional.linear, x, weight, bias),
+            partial(torch.ops.mkldnn._linear_pointwise, x, weight, bias, "none", [], ""),
+        )
+        if mkl_s > _WORTH * onednn_s:
+            return rows * _WIDTH * _WIDTH
+    return None
+
+
+def _shortest_s(*works: Callable[[], Tensor]) -> list[float]:
+    """Return the shortest time of each piece of work (s); they take turns."""
+    shortest = [float("inf")] * len(works)
+    for turn in range(_TURNS + 1):  # the first turn compiles
+        for place, work in enumerate(works):
+            began = time.perf_counter()
+            work()
+            if turn:
+                shortest[place] = min(shortest[place], time.perf_counter() - began)
+    return shortest
