@@ -9,7 +9,17 @@ import pytest
 from tests.bench.dialects import v2_binary
 from tests.bench.peers import tables
 from tests.bench.peers.peers import PEERS, SERVERS, _read_v2, settings
-from tests.bench.peers.tables import ALONE, OURS, Result, between, goals, medians, ratios, summary
+from tests.bench.peers.tables import (
+    ALONE,
+    OURS,
+    PLAIN,
+    Result,
+    between,
+    goals,
+    medians,
+    ratios,
+    summary,
+)
 
 
 def results() -> list[Result]:
@@ -17,7 +27,10 @@ def results() -> list[Result]:
     made = []
     for number in (1, 2):
         for rows in tables.SIZES:
-            made.append(Result(number, ALONE, "", rows, 1, 1e4 / rows, rows / 100, 0, 10.0 * rows))
+            made += [
+                Result(number, alone, "", rows, 1, 1e4 / rows, rows / 100, 0, 10.0 * rows)
+                for alone in (ALONE, PLAIN)
+            ]
             for connections in tables.CONNECTIONS:
                 for form in ("binary", "json"):
                     rate = 8000 / rows
@@ -67,10 +80,22 @@ def test_open_loop_compares_p99():
     assert found == {"50 rows, open loop at 70 %: p99 / the best peer": 0.75}
 
 
+def test_own_artifact_is_compared_with_the_fastest_peer():
+    own = Result(1, OURS, "own", 500, 32, 48.0, 1, 1, 1)
+    found = {what: (ratio, most) for what, ratio, most in goals(medians([*results(), own]))}
+    what = "500 rows: 3 × the rate of the best peer / our own artifact's"
+    assert found[what] == pytest.approx((3 * 0.8 * 16 / 48, 1.0))
+
+
 def test_summary_has_a_line_per_server_and_form():
     lines = list(summary(medians(results())))[2:]
     assert [line.split(" | ")[0].strip("| ") for line in lines] == [
-        *("the model in process, all cores", f"**{OURS}, binary**", "mosec, binary"),
+        *(
+            "the file in process, all cores",
+            "the same, [with oneDNN](#matrix-products-mkl-onednn-and-bf16)",
+            f"**{OURS}, binary**",
+            "mosec, binary",
+        ),
         *(f"**{OURS}, JSON**", "mosec, JSON"),
     ]
 

@@ -22,14 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from app.artifacts.loader import load
+from app.artifacts.loader import load, load_program
 from app.artifacts.program import Program, scores
 from app.artifacts.store import PROGRAM, Store
 from app.benchmarking.load import Plan, fire, http
@@ -37,6 +37,7 @@ from app.engine.hardware import usable_cores
 from tests import REPOSITORY
 from tests.bench.hot_path import in_process_cpu_us, settled
 from tests.bench.http import candidates, in_process, reference_artifact
+from tests.bench.own_artifact import publish_own
 from tests.bench.peers.environments import FOLDER, CannotInstall
 from tests.bench.peers.peers import (
     PEERS,
@@ -48,10 +49,10 @@ from tests.bench.peers.peers import (
     items_file,
     running,
 )
-from tests.bench.peers.tables import CONNECTIONS, SIZES, Result, write
+from tests.bench.peers.tables import ALONE, CONNECTIONS, PLAIN, SIZES, Result, write
 from tests.bench.wrk import wrk
 
-GROUPS = (("binary", "ids"), ("json",))
+GROUPS = (("binary", "ids", "own"), ("json",))
 """Forms whose servers run at the same time."""
 RESULTS = FOLDER / "results.jsonl"
 CHOSEN = FOLDER / "chosen.json"
@@ -92,9 +93,21 @@ class _Busy:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every measurement needs: the model, a folder for files, how long, and when to stop."""
+    """What every measurement needs: the models, a folder for files, how long, and when to stop.
+
+    Attributes:
+        program: the reference model as Gatehouse runs it.
+        plain: the same file, loaded and frozen as PyTorch does it.
+        own: computes the scores of a request to our own artifact.
+        file: the TorchScript file of the reference model.
+        folder: for files; Gatehouse's store is in it.
+        seconds: of a measurement.
+        end: monotonic time when to stop (s).
+    """
 
     program: Program
+    plain: Program
+    own: Callable[[int], Scores]
     file: Path
     folder: Path
     seconds: float
@@ -186,12 +199,13 @@ def best_settings(bench: Bench, peer: Peer) -> Settings:
 
 def measure_in_process(bench: Bench, number: int, done: Sequence[Result]) -> None:
     """Measure the model without a server: the rate of all cores, and the CPU time of one."""
-    if any(each.peer == "in process" and each.round == number for each in done):
+    if any(each.peer == ALONE and each.round == number for each in done):
         return
     for rows in SIZES:
-        cpu_us = in_process_cpu_us(bench.program, rows, 1)
-        rate, p50_ms = in_process(bench.program, rows, bench.seconds, usable_cores())
-        keep(Result(number, "in process", "", rows, 1, rate, p50_ms, float("nan"), cpu_us))
+        for name, program in ((PLAIN, bench.plain), (ALONE, bench.program)):
+            cpu_us = in_process_cpu_us(program, rows, 1)
+            rate, p50_ms = in_process(program, rows, bench.seconds, usable_cores())
+            keep(Result(number, name, "", rows, 1, rate, p50_ms, float("nan"), cpu_us))
 
 
 def measure_group(bench: Bench, peers: Sequence[Peer], forms: Sequence[str], number: int) -> None:
@@ -244,7 +258,7 @@ def _started(bench: Bench, peer: Peer, form: str, stack: ExitStack) -> Running |
         bench.in_time()
         chosen = best_settings(bench, peer)
         server = stack.enter_context(running(peer, form, chosen, bench.file, bench.folder))
-        check(server, bench.expected, SIZES)
+        check(server, {"reference": bench.expected, "own": bench.own}, SIZES)
     except (CannotInstall, RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())
         failed.write_text(reason[:400])
@@ -299,11 +313,14 @@ def main() -> None:
         folder = Path(temporary)
         artifact = reference_artifact(Store(folder / "store"))
         publish_items(folder)
-        program = load(artifact, torch.device("cpu")).program
+        own = publish_own(folder / "store")
+        cpu = torch.device("cpu")
+        program = load(artifact, cpu).program
         torch.set_num_threads(1)
         file = (artifact.folder / PROGRAM).absolute()
+        plain = load_program(file.read_bytes(), program.description, cpu)
         end = time.monotonic() + arguments.minutes * 60
-        bench = Bench(program, file, folder, arguments.seconds, end)
+        bench = Bench(program, plain, own, file, folder, arguments.seconds, end)
         peers = [each for each in PEERS if not arguments.peers or each.name in arguments.peers]
         with suppress(_TimeIsOver):
             for number in range(1, arguments.rounds + 1):

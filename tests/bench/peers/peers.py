@@ -21,6 +21,7 @@ import orjson
 
 from app.benchmarking.requests import Post
 from tests import REPOSITORY
+from tests.bench import own_artifact
 from tests.bench.dialects import v2_binary, v2_json
 from tests.bench.http import COLUMNS, TASKS, candidates, native
 from tests.bench.peers.environments import FOLDER, python_of
@@ -35,10 +36,11 @@ _START_S = 240.0  # imports from a cold disk take long
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How requests and responses of a server are written."""
+    """How requests and responses of a server are written, and which model they are for."""
 
     post: Callable[[int], Post]
     read: Callable[[bytes, Mapping[str, str]], Scores]
+    model: str = "reference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Peer:
 
     Attributes:
         name: as in the tables.
-        forms: `binary`, `json` and `ids` (keys of a table only), as far as it has them.
+        forms: `binary`, `json`, `ids` (keys of a table only) and `own` (our own artifact, see
+            `tests.bench.own_artifact`), as far as it has them.
         sweep: the settings that are tried, as environment variables of its script.
         command: returns the command that starts it, from its port, its settings and a folder.
         package: the environment of its packages; empty for Gatehouse.
@@ -222,6 +225,7 @@ PEERS = [
             "binary": Form(v2_binary, _read_v2),
             "json": Form(native, _read_native),
             "ids": Form(_ids, _read_native),
+            "own": Form(own_artifact.request, _read_v2, own_artifact.MODEL),
         },
         [{}],
         _gatehouse_command,
@@ -419,8 +423,10 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
     process.wait()
 
 
-def check(server: Running, expected: Callable[[int], Scores], sizes: Sequence[int]) -> None:
-    """Compare a server's scores with those of the model in process.
+def check(
+    server: Running, expected: Mapping[str, Callable[[int], Scores]], sizes: Sequence[int]
+) -> None:
+    """Compare a server's scores with those of the model in process, by the model's name.
 
     Raises:
         AssertionError: they differ by more than rounding.
@@ -434,5 +440,5 @@ def check(server: Running, expected: Callable[[int], Scores], sizes: Sequence[in
         assert answer.status_code == 200, f"{server.peer.name}: {answer.status_code} {answer.text}"
         scores = form.read(answer.content, answer.headers)
         np.testing.assert_allclose(
-            scores, expected(rows), rtol=2e-5, atol=2e-6, err_msg=server.peer.name
+            scores, expected[form.model](rows), rtol=2e-5, atol=2e-6, err_msg=server.peer.name
         )
