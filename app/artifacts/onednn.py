@@ -30,8 +30,9 @@ FEWEST_ROWS = 16
 """A product of fewer rows is always left to MKL: it reads the weights, and computes little."""
 
 _SMALL_SIZES = (0, 1, 2, 4, 8, 12, 16)
-_CACHED_KERNELS = 16_384
-"""Kernels that a process keeps, of all models, sizes and layers; oneDNN's own default is 1,024."""
+_CACHED_KERNELS = 4096
+"""Kernels that a process keeps, of all models: a network has some 200, of 0.1 MB each, which its
+versions share. oneDNN's own default is 1,024."""
 
 _WORTH = 1.3  # a gain below this is lost again by padding, and by products in parts
 _WIDTH = 128  # inputs and outputs of the products that are measured: those of a hidden layer

@@ -1,4 +1,4 @@
-"""How cost grows: with rows, connections, experts, tasks and models; memory; the time to ready.
+"""How cost grows: with rows, connections, experts, tasks, models and items; the time to ready.
 
     python -m tests.bench.scaling [--parts rows experts models] [--seconds 2]
 
@@ -18,14 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
+import orjson
 import torch
 
 from app.artifacts.loader import load
+from app.artifacts.manifest import DenseInput
 from app.artifacts.store import Store
 from app.benchmarking.requests import Post
 from tests.bench.dialects import v2_binary
 from tests.bench.hot_path import cpu_s, in_process_cpu_us, settled
-from tests.bench.http import reference_artifact
+from tests.bench.http import COLUMNS, reference_artifact
+from tests.bench.item_tables import publish_random
 from tests.bench.wrk import wrk
 from tests.support.server import Server, running_server
 
@@ -52,12 +56,15 @@ class Bench:
             yield server, time.perf_counter() - began
 
     def load(
-        self, server: Server, post: Post, connections: int
+        self, server: Server, post: Post, connections: int, bodies: Sequence[bytes] = ()
     ) -> tuple[float, float, float, float]:
-        """Return rate (1/s), p50 and p99 (ms) and CPU time a request (µs)."""
-        wrk(server.url, post, connections, 1, self.folder, _PATIENT)
+        """Return rate (1/s), p50 and p99 (ms) and CPU time a request (µs).
+
+        With `bodies`, they are sent in turn.
+        """
+        wrk(server.url, post, connections, 1, self.folder, _PATIENT, bodies)
         before = settled(lambda: cpu_s(server.process.pid))
-        found = wrk(server.url, post, connections, self.seconds, self.folder, _PATIENT)
+        found = wrk(server.url, post, connections, self.seconds, self.folder, _PATIENT, bodies)
         cpu_us = (cpu_s(server.process.pid) - before) / found.requests * 1e6
         return found.rate, found.p50_ms, found.p99_ms, cpu_us
 
@@ -158,6 +165,34 @@ def models(bench: Bench) -> None:
             )
 
 
+def items(bench: Bench) -> None:
+    """Print the cost of 500 keys by the number of items in the table; each has 100 numbers."""
+    print("| items | files | to ready | p50 ms | CPU µs a request | memory |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    feature = DenseInput(name="x", side="candidate", dim=COLUMNS)
+    random = np.random.default_rng(0)
+    for count in (1_000, 10_000, 100_000, 1_000_000):
+        files: list[Path] = []
+
+        def publish(store: Store, count: int = count, files: list[Path] = files) -> None:
+            reference_artifact(store)
+            files += publish_random(store.folder, "reference", feature, count).folder.iterdir()
+
+        with bench.server(f"items-{count}", publish) as (server, ready_s):
+            bodies = [
+                orjson.dumps({"candidates": random.choice(count, 500, replace=False).tolist()})
+                for _ in range(64)
+            ]
+            post = Post("/v1/score", bodies[0], {"content-type": "application/json"})
+            _, p50_ms, _, cpu_us = bench.load(server, post, 8, bodies)
+            size_mb = sum(each.stat().st_size for each in files) / 1e6
+            print(
+                f"| {count:,} | {size_mb:,.1f} MB | {ready_s:.1f} s | {p50_ms:.1f} "
+                f"| {cpu_us:,.0f} | {memory_mb(server):,.0f} MB |",
+                flush=True,
+            )
+
+
 def start(bench: Bench) -> None:
     """Print the time from the start of the process to ready, cold and warm."""
     print("| start | to ready | CPU time | memory |")
@@ -189,7 +224,7 @@ def forget(folders: Sequence[Path]) -> None:
 
 
 PARTS: Mapping[str, Callable[[Bench], None]] = {
-    each.__name__: each for each in (rows, connections, experts, tasks, models, start)
+    each.__name__: each for each in (rows, connections, experts, tasks, models, items, start)
 }
 
 
