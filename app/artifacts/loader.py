@@ -32,7 +32,7 @@ from app.artifacts.manifest import (
     Manifest,
     first_problem,
 )
-from app.artifacts.onednn import least_work, rewrite
+from app.artifacts.onednn import gain_of, least_work, rewrite
 from app.artifacts.program import Program, error_summary
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact
 from app.errors import ArtifactInvalid
@@ -42,7 +42,7 @@ GATE_WEIGHTS = "gate_weights"
 LARGEST_MANIFEST = 16 * 2**20
 """Bytes; a manifest of a thousand features has a quarter of a megabyte."""
 _CHUNK = 4 * 2**20
-_HALF = (torch.bfloat16, torch.float16)
+_HALF = frozenset((torch.bfloat16, torch.float16))
 _LARGE_BATCH = 256  # rows; enough that every hidden layer is a large product
 
 logger = logging.getLogger(__name__)
@@ -201,7 +201,14 @@ def load_program(
 
 def _use_onednn(module: torch.jit.ScriptModule, frozen: torch.jit.ScriptModule) -> int:
     """Rewrite a frozen module that has not run yet; return `Program.pads_from`."""
-    if any(each.dtype in _HALF for each in module.parameters()):
+    for dtype in {each.dtype for each in module.parameters()} & _HALF:
+        if gain_of(dtype) < 1:
+            logger.warning(
+                "the model has parameters in %s, which this CPU computes at %.2f of the speed of "
+                "float32: publish it in fp32 for such CPUs",
+                str(dtype).removeprefix("torch."),
+                gain_of(dtype),
+            )
         return 1  # PyTorch runs these with oneDNN, whatever their size
     work = least_work()
     return 0 if frozen is module or work is None else rewrite(frozen.graph, work)

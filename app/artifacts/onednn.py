@@ -261,6 +261,22 @@ def least_work() -> int | None:
         torch.set_num_threads(threads)
 
 
+@cache
+def gain_of(dtype: torch.dtype) -> float:
+    """Return how many times as fast as in float32 a large product of a reduced precision is.
+
+    Below 1, the processor has no instructions for it: bf16 needs `avx512_bf16` or `amx_bf16`.
+    Measured once per process, on the calling thread.
+    """
+    rows, weight = torch.zeros(_ROWS[-1], _WIDTH), torch.zeros(_WIDTH, _WIDTH)
+    with torch.inference_mode():
+        full_s, reduced_s = _shortest_s(
+            partial(functional.linear, rows, weight),
+            partial(functional.linear, rows.to(dtype), weight.to(dtype)),
+        )
+    return full_s / reduced_s
+
+
 def _least_work() -> int | None:
     weight, bias = torch.zeros(_WIDTH, _WIDTH), torch.zeros(_WIDTH)
     for rows in _ROWS:
