@@ -80,6 +80,12 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where models run; auto is cuda if it is available"
     )
+    gpu_table_bytes: int = Field(
+        0,
+        ge=0,
+        description="GPU memory for copies of item tables, so that requests of keys are gathered "
+        "there; 0: tables stay in the host's memory (bytes)",
+    )
     lanes: int | None = Field(
         None,
         ge=1,

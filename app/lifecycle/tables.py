@@ -72,17 +72,26 @@ _Key = tuple[str, TableKind]  # of a model
 class TableFollower:
     """Keeps the tables of all loaded versions up to date; owned by the event loop."""
 
-    def __init__(self, store: Path, registry: Registry, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: Path,
+        registry: Registry,
+        metrics: Metrics,
+        place: Callable[[Table], None] | None = None,
+    ) -> None:
         """Read nothing yet.
 
         Args:
             store: the folder of the store.
             registry: gets the tables of each version, and the reasons of refusals.
             metrics: counts swaps and refusals.
+            place: called on a thread with the items table of each version, before it serves and at
+                each refresh: copies it to where batches are gathered.
         """
         self._store = store
         self._registry = registry
         self._metrics = metrics
+        self._place = place
         self._background = BackgroundThread()
         self._turn = asyncio.Lock()
         self._listed: dict[_Key, list[ListedTable]] = {}
@@ -100,7 +109,7 @@ class TableFollower:
             for kind in KINDS:
                 await self._list(name, kind)
                 for model in loaded:
-                    await self._choose(model.manifest, kind)
+                    await self._choose_and_place(model.manifest, kind)
             for model in loaded:
                 self.assign(model)
             await self._check_files(name)
@@ -116,7 +125,7 @@ class TableFollower:
             for kind in KINDS:
                 if (manifest.name, kind) not in self._listed:
                     await self._list(manifest.name, kind)
-                await self._choose(manifest, kind)
+                await self._choose_and_place(manifest, kind)
         return self.missing(manifest)
 
     def missing(self, manifest: Manifest) -> str:
@@ -202,6 +211,12 @@ class TableFollower:
         for refused in [each for each in self._refusals if each[:2] == (name, kind)]:
             if refused[2] not in labels:
                 self._forgive(refused)
+
+    async def _choose_and_place(self, manifest: Manifest, kind: TableKind) -> None:
+        await self._choose(manifest, kind)
+        table = self._chosen.get((f"{manifest.name}/{manifest.version}", kind))
+        if self._place is not None and kind == "items" and table is not None:
+            await self._run(partial(self._place, table))
 
     async def _choose(self, manifest: Manifest, kind: TableKind) -> None:
         """Choose the table of a version: never an older one than the one that it has."""

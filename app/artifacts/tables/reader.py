@@ -224,7 +224,7 @@ class _Changes:
     rows: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Table:
     """A verified table with the deltas that have been applied; never changes.
 
@@ -292,6 +292,11 @@ class Table:
     def columns(self) -> Sequence[str]:
         """The features that the table holds."""
         return self.description.record.names or ()
+
+    @property
+    def changed_records(self) -> Records:
+        """The rows that deltas brought, `[c]`: their positions follow those of `base.records`."""
+        return self.base.records[:0] if self._changes is None else self._changes.records
 
     def incompatibilities(self, manifest: Manifest) -> list[str]:
         """Return every reason why a version of a model cannot use the table; none if it can."""
