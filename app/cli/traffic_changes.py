@@ -273,7 +273,7 @@ def nudge_and_wait_for_table(
         options: of the command.
         began: when it was published (`time.monotonic`, s).
     """
-    kind, wanted = listed.kind, (listed.version, len(listed.deltas))
+    kind, wanted = listed.kind, (listed.version, max(listed.deltas, default=0))
     places = [f"{kind}/{listed.version}"]
     places += [f"{places[0]}.{number}" for number in listed.deltas]
 
