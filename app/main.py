@@ -200,6 +200,7 @@ def _recorder(settings: Settings, metrics: Metrics, stack: ExitStack) -> Traffic
         settings.record,
         share=settings.record_share,
         max_bytes=settings.record_max_bytes,
+        gives_ids=settings.record_ids == "random",
         on_counted=metrics.recorded,
     )
     return stack.enter_context(closing(recorder))

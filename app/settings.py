@@ -175,6 +175,11 @@ class Settings(BaseSettings):
     record_share: float = Field(
         0.01, ge=0, le=1, description="share of requests that are recorded, at random"
     )
+    record_ids: Literal["none", "random"] = Field(
+        "none",
+        description="id of each recorded request, so that outcomes can be joined to it: random is "
+        "also the response's x-record-id",
+    )
     record_max_bytes: int = Field(
         1 << 30,
         ge=1 << 20,
