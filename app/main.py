@@ -13,7 +13,7 @@ import torch
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import models, open_inference as v2, operations, problems, rank, tables
+from app.api import models, open_inference as v2, operations, problems, rank, tables as table_rows
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
 from app.api.console import page as console
 from app.api.examples import example_request
@@ -21,7 +21,8 @@ from app.api.head import HeadMiddleware
 from app.api.openapi import document as openapi
 from app.artifacts.store import Store
 from app.engine.batcher import Batcher
-from app.engine.hardware import device_named, start_lanes, warm_up_batches
+from app.engine.gpu.tables import DeviceTables
+from app.engine.hardware import device_named, device_tables, start_lanes, warm_up_batches
 from app.engine.lanes import Lane
 from app.lifecycle.deployment import Deployment
 from app.lifecycle.policies import PolicyFile
@@ -96,6 +97,7 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
     lost = asyncio.Event()
     with ExitStack() as stack:
         recorder = _recorder(settings, metrics, stack)
+        tables = device_tables(device, settings.gpu_table_bytes)
         lanes = start_lanes(
             device,
             settings.lanes,
@@ -103,6 +105,7 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
             max_batch_rows=settings.max_batch_rows,
             metrics=metrics,
             on_lost=lost.set,
+            tables=tables,
         )
         for lane in lanes:
             stack.callback(lane.stop)
@@ -129,7 +132,7 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
             scorer,
             bodies,
             service,
-            _deployment(settings, device, service, lanes, metrics),
+            _deployment(settings, device, service, lanes, metrics, tables),
             keys,
             PolicyFile(settings.policies, service.policies, registry, metrics.ranking),
             metrics,
@@ -163,6 +166,7 @@ def _deployment(
     service: Service,
     lanes: Sequence[Lane],
     metrics: Metrics,
+    tables: DeviceTables | None,
 ) -> Deployment:
     return Deployment(
         Store(settings.store),
@@ -177,6 +181,7 @@ def _deployment(
         ),
         on_warm=service.batcher.learn,
         trial=VersionTrial(service.policies, example_request, settings.record),
+        place_table=None if tables is None else tables.place,
     )
 
 
@@ -195,6 +200,7 @@ def _recorder(settings: Settings, metrics: Metrics, stack: ExitStack) -> Traffic
         settings.record,
         share=settings.record_share,
         max_bytes=settings.record_max_bytes,
+        gives_ids=settings.record_ids == "random",
         on_counted=metrics.recorded,
     )
     return stack.enter_context(closing(recorder))
@@ -269,7 +275,7 @@ def create_app(
     routers = [
         models.routes(service, metrics.gates),
         rank.routes(service, bodies, keys),
-        tables.routes(service.registry),
+        table_rows.routes(service.registry),
         operations.routes(
             service, scrape, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         ),

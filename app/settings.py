@@ -80,6 +80,12 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where models run; auto is cuda if it is available"
     )
+    gpu_table_bytes: int = Field(
+        0,
+        ge=0,
+        description="GPU memory for copies of item tables, so that requests of keys are gathered "
+        "there; 0: tables stay in the host's memory (bytes)",
+    )
     lanes: int | None = Field(
         None,
         ge=1,
@@ -168,6 +174,11 @@ class Settings(BaseSettings):
     )
     record_share: float = Field(
         0.01, ge=0, le=1, description="share of requests that are recorded, at random"
+    )
+    record_ids: Literal["none", "random"] = Field(
+        "none",
+        description="id of each recorded request, so that outcomes can be joined to it: random is "
+        "also the response's x-record-id",
     )
     record_max_bytes: int = Field(
         1 << 30,

@@ -161,6 +161,8 @@ OUT_OF_RANGE: dict[str, list[int | float | str]] = {
     "slow_request_ms": [-1],
     "record_share": [-0.1, 1.1],
     "record_max_bytes": [(1 << 20) - 1],
+    "gpu_table_bytes": [-1],
+    "record_ids": ["yes"],
 }
 
 

@@ -22,6 +22,7 @@ _RESPONSE_HEADERS = (
     "retry-after",
     "server-timing",
     "traceparent",
+    "x-record-id",
     "x-request-id",
     "inference-header-content-length",
 )

@@ -4,12 +4,14 @@ The files are in `<folder>/<model>/`. A file has one row for each request:
 
 | column | content |
 | --- | --- |
+| `id` | random, as in the response's `x-record-id`; null unless the server gives ids |
 | `time` | when it was answered (UTC) |
 | `model`, `version`, `role` | what scored it, and the version's role in traffic |
 | `status`, `duration_s`, `stages_s` | of the response; without features if it failed |
 | `requested_policy`, `weights`, `top_k` | what it asked for; null if it asked for nothing |
 | `policy` | that ranked it |
 | `candidates` | their number, n |
+| `kept` | their positions in the request, if a table dropped others; else null |
 | `user.<feature>` | a number, an id, or a list of them |
 | `candidate.<feature>` | a list with one entry per candidate |
 | `score.<task>`, `rank_score` | lists of n scores |
@@ -18,7 +20,7 @@ Dense features are kept as the model got them, defaults included. Ids are kept a
 so that a version with another vocabulary can score them; an id that was not sent is null. Features
 that come from an item or user table are kept as the table had them, except for hashed ids, which
 cannot be read off it. Nothing else of a request is kept: no request id, no header, no candidate
-key.
+key. An id of the record is made by the server, and says nothing to who has only the log.
 
 A file is written under a name that starts with a dot, and renamed when it is complete. Needs
 pyarrow.
@@ -57,6 +59,7 @@ class ScoredFeatures:
         requested_policy: the policy that the request names, if it names one.
         weights: the policy's weights, if the request sets some.
         top_k: of the request.
+        kept: int64 `[n]`, the candidates' positions in the request, if others were not scored.
     """
 
     user: Columns
@@ -67,6 +70,7 @@ class ScoredFeatures:
     requested_policy: str | None = None
     weights: Mapping[str, float] | None = None
     top_k: int | None = None
+    kept: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +87,7 @@ class TrafficRecord:
         stages_s: seconds by stage.
         scored: its features and scores, if it was scored.
         size: about how many bytes of memory it takes.
+        id: random; empty for none.
     """
 
     manifest: Manifest
@@ -94,6 +99,7 @@ class TrafficRecord:
     stages_s: Mapping[str, float]
     scored: ScoredFeatures | None
     size: int
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +113,8 @@ class RecordedRequest:
         scores: of the candidates, `[n]` float32 by task.
         rank_score: of the candidates, `[n]` float32.
         top_k: how many of the best were returned; None for all.
+        id: of the record; empty for none.
+        positions: of the candidates in the request as it was sent, `[n]`.
     """
 
     unix_s: float
@@ -115,6 +123,8 @@ class RecordedRequest:
     scores: Mapping[str, npt.NDArray[np.float32]]
     rank_score: npt.NDArray[np.float32]
     top_k: int | None
+    id: str
+    positions: npt.NDArray[np.integer]
 
 
 @dataclass(slots=True)
@@ -139,6 +149,7 @@ def to_parquet(records: Sequence[TrafficRecord]) -> bytes:
     manifest = records[0].manifest
     scored = [each.scored for each in records]
     columns: dict[str, Any] = {
+        "id": pa.array([each.id or None for each in records], pa.string()),
         "time": pa.array([int(r.unix_s * 1e6) for r in records], pa.timestamp("us", "UTC")),
         "model": pa.array([manifest.name] * len(records)),
         "version": pa.array([manifest.version] * len(records), pa.int64()),
@@ -153,6 +164,7 @@ def to_parquet(records: Sequence[TrafficRecord]) -> bytes:
         "weights": _map(pa, [None if s is None else s.weights for s in scored], pa.float64()),
         "top_k": pa.array([None if s is None else s.top_k for s in scored], pa.int64()),
         "candidates": pa.array([None if s is None else len(s.scores) for s in scored], pa.int32()),
+        "kept": pa.array([None if s is None else s.kept for s in scored], pa.list_(pa.int32())),
     }
     for feature in manifest.inputs:
         columns[f"{feature.side}.{feature.name}"] = _feature_column(pa, feature, scored)
@@ -287,6 +299,7 @@ def _requests(table: Any) -> Iterator[RecordedRequest]:  # noqa: ANN401
     weights = columns["weights"].to_pylist()
     limits = columns["top_k"].to_pylist()
     counts = columns["candidates"].to_pylist()
+    ids = columns["id"].to_pylist() if "id" in columns else [None] * len(counts)
     for row in reversed(range(table.num_rows)):
         if statuses[row] != 200 or not counts[row]:
             continue
@@ -310,7 +323,19 @@ def _requests(table: Any) -> Iterator[RecordedRequest]:  # noqa: ANN401
             document["ranking"] = asked
         rank_score = _array(columns["rank_score"], row)
         at_s = times[row] / 1e6
-        yield RecordedRequest(at_s, versions[row], document, scores, rank_score, limits[row])
+        positions = np.arange(counts[row])
+        if "kept" in columns and columns["kept"][row].is_valid:
+            positions = columns["kept"][row].values.to_numpy()
+        yield RecordedRequest(
+            at_s,
+            versions[row],
+            document,
+            scores,
+            rank_score,
+            limits[row],
+            ids[row] or "",
+            positions,
+        )
 
 
 def _array(column: Any, row: int) -> npt.NDArray[np.float32]:  # noqa: ANN401

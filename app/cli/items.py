@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,12 @@ from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain, not_empty
 from app.cli.settings_options import add_store, existing_store, store_of
 from app.cli.signals import importing
-from app.cli.traffic_changes import chosen, version_number
+from app.cli.traffic_changes import (
+    add_waiting,
+    chosen,
+    nudge_and_wait_for_table,
+    version_number,
+)
 from app.errors import ArtifactInvalid, ExitCode
 
 _DESCRIPTION = """\
@@ -54,11 +60,12 @@ A table belongs to the encodings and vocabularies of a version of the model. Bef
 others serves, publish a table for it (--version); servers give each version the newest table that
 fits it.
 
-exit codes: 0 published; 2 wrong usage, or the file cannot be published: every reason is listed
+exit codes: 0 published; 1 published, and the server of --wait has refused it or has not followed in
+time; 2 wrong usage, or the file cannot be published: every reason is listed
 
 examples:
   gatehouse {kind} publish {kind}.parquet --model feed
-  gatehouse {kind} publish changes.jsonl --model feed --delta
+  gatehouse {kind} publish changes.jsonl --model feed --delta --wait http://127.0.0.1:8000
 """
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -157,6 +164,7 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
         help="with --delta: column that is true where the key is to be removed; a file that only "
         "removes keys needs no column of a feature",
     )
+    add_waiting(parser)
 
 
 def _add_rules(parser: Parser, kind: TableKind) -> None:
@@ -200,6 +208,11 @@ def _add_table(parser: Parser) -> None:
     )
 
 
+def _add_compact(parser: Parser) -> None:
+    _add_table(parser)
+    add_waiting(parser)
+
+
 def _add_show(parser: Parser) -> None:
     parser.add_argument("key", metavar="KEY", help="key of the row")
     _add_table(parser)
@@ -216,7 +229,7 @@ def _add_prune(parser: Parser) -> None:
 _ARGUMENTS: Mapping[str, Callable[[Parser], None]] = {
     "list": _add_model,
     "show": _add_show,
-    "compact": _add_table,
+    "compact": _add_compact,
     "prune": _add_prune,
 }
 
@@ -334,11 +347,12 @@ def _compact(options: argparse.Namespace, kind: TableKind) -> int:
     """Write a table and its deltas as a new table."""
     model = chosen(options)[0].folder.parent
     listed = compact(model, kind, options.table)
+    published = time.monotonic()
     found = read_description(listed.folder)
     Output().print_line(
         f"published {found.label} of {model.name}: {found.source}, {found.rows:,} rows"
     )
-    return ExitCode.OK
+    return nudge_and_wait_for_table(model.name, listed, options, published)
 
 
 def _prune(options: argparse.Namespace, kind: TableKind) -> int:

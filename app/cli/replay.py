@@ -320,8 +320,9 @@ def _plot(report: "ReplayReport", path: Path) -> None:
 def _write_rows(path: Path, recorded: Iterator["RecordedRequest"], contender: "Contender") -> None:
     """Write the candidates that were returned, with scores of a version, as `gatehouse tune` reads.
 
-    Beside `request_id`, a number, and `position` there are `time`, the ids, and the features that
-    are one number: whatever outcomes can be joined on.
+    Beside `request_id` (the record's id, or a number) and `position` there are `candidate`, the
+    position in the request from 0, `time`, the ids, and the features that are one number: whatever
+    outcomes can be joined on.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -335,7 +336,8 @@ def _write_rows(path: Path, recorded: Iterator["RecordedRequest"], contender: "C
             continue
         shown = np.argsort(-request.rank_score, kind="stable")[: request.top_k]
         row: dict[str, list[Any]] = {
-            "request_id": [number] * len(shown),
+            "request_id": [request.id or str(number)] * len(shown),
+            "candidate": request.positions[shown].tolist(),
             "time": [int(request.unix_s * 1e6)] * len(shown),
             "position": list(range(1, len(shown) + 1)),
         }

@@ -46,7 +46,7 @@ from app.cli.output import Output
 from app.cli.parser import WrongUsage, complain
 from app.cli.table_files import TableFile, open_file
 from app.cli.table_rows import EncodedRows, RowEncoder, Source, column_problem, key_type_in
-from app.cli.traffic_changes import check_version, chosen
+from app.cli.traffic_changes import check_version, chosen, nudge_and_wait_for_table
 from app.errors import ArtifactInvalid, ExitCode, did_you_mean
 
 MOST_PROBLEMS = 20
@@ -67,8 +67,9 @@ def run_publish(options: argparse.Namespace, kind: TableKind) -> int:
         return ExitCode.USAGE
     except ArtifactInvalid as error:
         raise WrongUsage(str(error)) from None
-    _report(plan, listed, time.monotonic() - began)
-    return ExitCode.OK
+    published = time.monotonic()
+    _report(plan, listed, published - began)
+    return nudge_and_wait_for_table(plan.artifact.model, listed, options, published)
 
 
 class Refused(Exception):

@@ -8,12 +8,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import quote
 
 from app.artifacts.store import Artifact, Store
+from app.artifacts.tables.reader import ListedTable
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain
 from app.cli.settings_options import add_store, existing_store, store_of
@@ -21,6 +23,7 @@ from app.errors import ConfigurationInvalid, ExitCode, did_you_mean
 from app.lifecycle.traffic import TRAFFIC, Traffic
 
 _ASK_EVERY_S = 0.02
+_ASK_ABOUT_TABLES_EVERY_S = 0.2  # the list of all models is some work for a server
 _ASK_TIMEOUT_S = 5.0
 
 
@@ -242,6 +245,86 @@ def nudge_and_wait(
     """
     if version is None and active != "latest":
         version = int(active)
+
+    def look(url: str) -> _Sight:
+        card = ask(f"{url}/v1/models/{quote(model)}")
+        traffic = card["traffic"]
+        is_followed = traffic["active"] == active and all(
+            (traffic[role] or {"version": None})["version"] == wanted
+            for role, wanted in trial.items()
+        )
+        if is_followed and version in (None, card["version"]):
+            return _Sight(f"version {card['version']} of {model} is active", has_followed=True)
+        return _Sight("; ".join([f"version {card['version']} is active", *traffic["problems"]]))
+
+    return _follow(options, began, look, _ASK_EVERY_S)
+
+
+def nudge_and_wait_for_table(
+    model: str, listed: ListedTable, options: argparse.Namespace, began: float
+) -> int:
+    """Send SIGHUP and wait until a server serves from a table, if asked to; return the exit code.
+
+    A newer table or delta will do. If the server refuses the table or a delta, waiting ends.
+
+    Args:
+        model: its name.
+        listed: the table, and the deltas that must be applied.
+        options: of the command.
+        began: when it was published (`time.monotonic`, s).
+    """
+    kind, wanted = listed.kind, (listed.version, max(listed.deltas, default=0))
+    places = [f"{kind}/{listed.version}"]
+    places += [f"{places[0]}.{number}" for number in listed.deltas]
+
+    def look(url: str) -> _Sight:
+        found = ask(f"{url}/v1/models")
+        tables = [
+            each["version"]
+            for card in found["models"]
+            for each in card["tables"]
+            if card["name"] == model and each["table"] == kind
+        ]
+        if tables:
+            version, _, delta = tables[0].partition(".")
+            if (int(version), int(delta or 0)) >= wanted:
+                return _Sight(f"{model} serves from {kind}/{tables[0]}", has_followed=True)
+        reasons = [
+            f"{each['table']}: {each['reason']}"
+            for each in found["refused_tables"]
+            if each["model"] == model and each["table"] in places
+        ]
+        if reasons:
+            return _Sight(f"refuses {'; '.join(reasons)}", has_refused=True)
+        if tables:
+            return _Sight(f"{model} serves from {kind}/{tables[0]}")
+        if any(card["name"] == model for card in found["models"]):
+            return _Sight(f"{model} has no table of {kind}")
+        return _Sight(f'model "{model}" is not active')
+
+    return _follow(options, began, look, _ASK_ABOUT_TABLES_EVERY_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What a server does now: it has followed a change, has refused it, or neither yet."""
+
+    state: str
+    has_followed: bool = False
+    has_refused: bool = False
+
+
+def _follow(
+    options: argparse.Namespace, began: float, look: Callable[[str], _Sight], every_s: float
+) -> int:
+    """Send SIGHUP and wait until a server has followed, if asked to; return the exit code.
+
+    Args:
+        options: of the command.
+        began: when the change was made (`time.monotonic`, s).
+        look: asks the server at a URL; may raise OSError.
+        every_s: how often.
+    """
     if options.hup is not None:
         try:
             os.kill(options.hup, signal.SIGHUP)
@@ -250,31 +333,22 @@ def nudge_and_wait(
             return ExitCode.FAILED
     if options.wait is None:
         return ExitCode.OK
-    url = f"{options.wait}/v1/models/{quote(model)}"
-    deadline = began + options.timeout
     state = "no answer"
-    while time.monotonic() < deadline:
+    while time.monotonic() < began + options.timeout:
         try:
-            card = ask(url)
+            sight = look(options.wait)
         except OSError as error:
             state = f"no answer: {error}"
         else:
-            traffic = card["traffic"]
-            state = f"version {card['version']} is active"
-            if traffic["problems"]:
-                state += f"; {'; '.join(traffic['problems'])}"
-            is_followed = traffic["active"] == active and all(
-                (traffic[role] or {"version": None})["version"] == wanted
-                for role, wanted in trial.items()
-            )
-            if is_followed and version in (None, card["version"]):
+            state = sight.state
+            if sight.has_followed:
                 waited_s = time.monotonic() - began
-                Output().print_line(
-                    f"{options.wait}: version {card['version']} of {model} is active "
-                    f"({waited_s:.2f} s)"
-                )
+                Output().print_line(f"{options.wait}: {state} ({waited_s:.2f} s)")
                 return ExitCode.OK
-        time.sleep(_ASK_EVERY_S)
+            if sight.has_refused:
+                complain(f"{options.wait} {state}")
+                return ExitCode.FAILED
+        time.sleep(every_s)
     complain(f"{options.wait} has not followed within {options.timeout:g} s: {state}")
     return ExitCode.FAILED
 

@@ -13,6 +13,7 @@ import torch
 from app.engine.gpu.buckets import Buckets
 from app.engine.gpu.cuda import CudaStream, memory_bytes
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor, Stream
+from app.engine.gpu.tables import DeviceTables
 from app.engine.lanes import Lane, Staging, run, use_threads
 from app.telemetry.metrics import Metrics
 
@@ -26,6 +27,18 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
+def device_tables(device: torch.device, budget: int) -> DeviceTables | None:
+    """Return the item tables of a GPU, none yet; None on a CPU, or if they may take no memory.
+
+    Args:
+        device: where models run.
+        budget: most memory of all tables together (bytes).
+    """
+    if device.type == "cpu" or not budget:
+        return None
+    return DeviceTables(CudaStream(device), budget)
+
+
 def start_lanes(
     device: torch.device,
     count: int | None,
@@ -34,6 +47,7 @@ def start_lanes(
     max_batch_rows: int,
     metrics: Metrics,
     on_lost: Callable[[], None],
+    tables: DeviceTables | None = None,
 ) -> list[Lane]:
     """Start the lanes of a device; call it on the event loop.
 
@@ -45,6 +59,7 @@ def start_lanes(
         max_batch_rows: on a GPU, the largest batch that has a CUDA graph.
         metrics: counts GPU memory and batches without CUDA graphs.
         on_lost: called when the device will never compute again.
+        tables: item tables in the memory of a GPU.
     """
     loop = asyncio.get_running_loop()
     if device.type == "cpu":
@@ -59,14 +74,19 @@ def start_lanes(
             )
             for i in range(count or share)
         ]
-    metrics.watch_device_memory(memory_bytes(device))
+    reads = memory_bytes(device)
+    if tables is not None:
+        reads["tables"] = tables.bytes
+    metrics.watch_device_memory(reads)
     fallbacks = Fallbacks(metrics)
     streams: list[Stream] = [CudaStream(device) for _ in range(count or _GPU_LANES)]
     return [
         Lane(
             f"lane-{i}",
             loop,
-            executor=GraphExecutor(stream, max_batch_rows=max_batch_rows, fallbacks=fallbacks),
+            executor=GraphExecutor(
+                stream, max_batch_rows=max_batch_rows, fallbacks=fallbacks, tables=tables
+            ),
             on_lost=on_lost,
         )
         for i, stream in enumerate(streams)

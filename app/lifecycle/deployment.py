@@ -17,6 +17,7 @@ import torch
 
 from app.artifacts.loader import Model, load, read_manifest, verify
 from app.artifacts.store import Artifact, Fingerprint, Store, StoreListing
+from app.artifacts.tables.reader import Table
 from app.engine.lanes import Lane
 from app.engine.request import RequestFeatures
 from app.errors import ArtifactInvalid
@@ -83,6 +84,7 @@ class Deployment:
         warm_up: Sequence[Sequence[int]],
         on_warm: Callable[[Model, BatchTimings], None],
         trial: Trial | None = None,
+        place_table: Callable[[Table], None] | None = None,
     ) -> None:
         """Load nothing yet; the registry has not started until the first `refresh` is over.
 
@@ -95,6 +97,7 @@ class Deployment:
             warm_up: batches that every lane runs beforehand, each as the rows of its requests.
             on_warm: called before a version is activated, with the cost of its batches.
             trial: examines a new version before it serves.
+            place_table: copies an item table to where batches are gathered; see `TableFollower`.
         """
         self._store = store
         self._registry = registry
@@ -106,7 +109,7 @@ class Deployment:
         self._trial = trial
         self._passed: set[str] = set()  # `name/version` of loaded versions that may serve
         self._traffic = TrafficFiles(store.folder, registry, metrics)
-        self._tables = TableFollower(store.folder, registry, metrics)
+        self._tables = TableFollower(store.folder, registry, metrics, place_table)
         self._refusals: dict[Artifact, _Refusal] = {}
         self._loaded: dict[str, tuple[Artifact, Fingerprint]] = {}  # by `name/version`
         self._store_error = ""  # the last one that was logged

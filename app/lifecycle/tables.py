@@ -10,7 +10,7 @@ version becomes active only with a table of that kind that fits it: callers may 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from app.artifacts.store import Fingerprint
 from app.artifacts.tables.description import TableDescription, TableKind, incompatibilities
 from app.artifacts.tables.reader import (
     ListedTable,
+    Stamp,
     Table,
     open_table,
     read_description,
@@ -72,23 +73,33 @@ _Key = tuple[str, TableKind]  # of a model
 class TableFollower:
     """Keeps the tables of all loaded versions up to date; owned by the event loop."""
 
-    def __init__(self, store: Path, registry: Registry, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: Path,
+        registry: Registry,
+        metrics: Metrics,
+        place: Callable[[Table], None] | None = None,
+    ) -> None:
         """Read nothing yet.
 
         Args:
             store: the folder of the store.
             registry: gets the tables of each version, and the reasons of refusals.
             metrics: counts swaps and refusals.
+            place: called on a thread with the items table of each version, before it serves and at
+                each refresh: copies it to where batches are gathered.
         """
         self._store = store
         self._registry = registry
         self._metrics = metrics
+        self._place = place
         self._background = BackgroundThread()
         self._turn = asyncio.Lock()
         self._listed: dict[_Key, list[ListedTable]] = {}
         self._described: dict[tuple[str, TableKind, int], _Described] = {}
         self._open: dict[tuple[str, TableKind, int], tuple[Table, Fingerprint]] = {}
         self._chosen: dict[tuple[str, TableKind], Table] = {}  # by `name/version` of a model
+        self._stamps: dict[tuple[str, TableKind, int], tuple[Stamp, ...]] = {}  # of applied deltas
         self._refusals: dict[tuple[str, TableKind, str], _Refusal] = {}
         self._prepared = ""  # a version that is being loaded
         self._list_errors: dict[_Key, str] = {}
@@ -100,7 +111,7 @@ class TableFollower:
             for kind in KINDS:
                 await self._list(name, kind)
                 for model in loaded:
-                    await self._choose(model.manifest, kind)
+                    await self._choose_and_place(model.manifest, kind)
             for model in loaded:
                 self.assign(model)
             await self._check_files(name)
@@ -116,7 +127,7 @@ class TableFollower:
             for kind in KINDS:
                 if (manifest.name, kind) not in self._listed:
                     await self._list(manifest.name, kind)
-                await self._choose(manifest, kind)
+                await self._choose_and_place(manifest, kind)
         return self.missing(manifest)
 
     def missing(self, manifest: Manifest) -> str:
@@ -203,6 +214,12 @@ class TableFollower:
             if refused[2] not in labels:
                 self._forgive(refused)
 
+    async def _choose_and_place(self, manifest: Manifest, kind: TableKind) -> None:
+        await self._choose(manifest, kind)
+        table = self._chosen.get((f"{manifest.name}/{manifest.version}", kind))
+        if self._place is not None and kind == "items" and table is not None:
+            await self._run(partial(self._place, table))
+
     async def _choose(self, manifest: Manifest, kind: TableKind) -> None:
         """Choose the table of a version: never an older one than the one that it has."""
         label = f"{manifest.name}/{manifest.version}"
@@ -251,6 +268,7 @@ class TableFollower:
                 return None
             self._open[key] = opened
         table, fingerprint = opened
+        table = await self._without_lost_deltas(name, table, listed)
         table = await self._with_all_deltas(name, table, listed)
         self._open[key] = table, fingerprint
         for number in listed.deltas[table.delta :]:  # one by one: which one is wrong?
@@ -263,11 +281,31 @@ class TableFollower:
                 break
             table = extended[0]
             self._open[key] = table, fingerprint
+        self._stamps[key] = listed.stamps[: table.delta]
         for number in listed.stranded[:1]:
             delta = (name, listed.kind, f"{listed.version}.{number}")
             if number > table.delta and not self._is_refused(delta, frozenset()):
                 self._refuse(delta, frozenset(), ArtifactInvalid(listed.gap))
         return table
+
+    async def _without_lost_deltas(self, name: str, table: Table, listed: ListedTable) -> Table:
+        """Return a table without deltas if the store does not have one of them any more.
+
+        Those that it has are applied again: a server serves what the store has, and the number of a
+        delta does not say what is in it.
+        """
+        key = (name, listed.kind, listed.version)
+        known = self._stamps.get(key, ())
+        if known == listed.stamps[: table.delta] and len(known) == table.delta:
+            return table
+        lost = await asyncio.to_thread(_lost_delta, table, listed, known)
+        if not lost:
+            return table
+        place = f"{listed.kind}/{table.label}"
+        logger.warning("model %s: its table %s is made again without deltas: %s", name, place, lost)
+        text = f"{name}: {place}: {lost}; the deltas in the store are applied again"
+        self._registry.events.add("table", text, is_problem=True)
+        return table.without_deltas()
 
     async def _with_all_deltas(self, name: str, table: Table, listed: ListedTable) -> Table:
         """Return a table with all of its deltas, or unchanged if one of them is wrong."""
@@ -418,6 +456,7 @@ class TableFollower:
                 used.add((name, kind, self._chosen[label, kind].version))
         for key in [each for each in self._open if each[0] == name and each not in used]:
             del self._open[key]
+            self._stamps.pop(key, None)
         for kind in KINDS:
             self._refuse_incompatible(name, kind, models, used)
         problems = self._registry.table_problems
@@ -468,6 +507,27 @@ class TableFollower:
                     table.created.timestamp(),
                     table.max_age_s,
                 )
+
+
+def _lost_delta(table: Table, listed: ListedTable, known: Sequence[Stamp]) -> str:
+    """Return which delta of a table the store does not have any more, and why; "" if it has all.
+
+    Args:
+        table: with the deltas that are applied.
+        listed: the table as it is in the store.
+        known: the stamps that the deltas had when they were applied.
+    """
+    for number, applied in enumerate(table.delta_ids, 1):
+        if number > len(listed.deltas):
+            return f"delta {number} was removed from the store"
+        if known[number - 1 : number] != listed.stamps[number - 1 : number]:
+            try:
+                found = read_description(listed.delta_folder(number))
+            except (ArtifactInvalid, OSError):  # it is being copied, or cannot be read now
+                continue
+            if found.id != applied:
+                return f"delta {number} was replaced in the store"
+    return ""
 
 
 def _listing(reasons: list[str]) -> str:

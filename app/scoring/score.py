@@ -312,7 +312,7 @@ class Scorer:
         registry = self._registry
         recorder = self._recorder
         if recorder is not None and recorder.takes_next():
-            call.recording = Recording(len(body))
+            call.recording = recorder.begin(len(body))
         parsed = None
         if registry.canaries and call.route.version is None:
             parsed = self._split(call, body)
@@ -462,6 +462,7 @@ class Scorer:
         ranker, rows = parsed.ranking.ranker, request.features.rows
         if call.recording is not None:
             call.recording.ranked = ranked
+            head += call.recording.header
         if now >= self._sampler.next_at:
             self._sampler.sample(now, request.model, request.features, ranker, ranked)
             if request.model.manifest.gates:

@@ -69,11 +69,18 @@ class Recording:
 
     Attributes:
         body_bytes: the size of its body.
+        id: of the record, random; empty for none.
         ranked: its scores, once there are any.
     """
 
     body_bytes: int
+    id: str = ""
     ranked: RankedRequest | None = None
+
+    @property
+    def header(self) -> bytes:
+        """The line of the response's head that has the id."""
+        return b"x-record-id: %b\r\n" % self.id.encode() if self.id else b""
 
     def record(
         self,
@@ -103,6 +110,7 @@ class Recording:
             stage_names(record.stages) if record.stages else {},
             scored,
             _RECORD_BYTES + (0 if scored is None else self.body_bytes + scored.scores.nbytes),
+            self.id,
         )
 
 
@@ -132,6 +140,7 @@ def _scored(
         if is_reweighted
         else None,
         parsed.ranking.top_k,
+        None if features.tables is None else features.tables.kept,
     )
 
 
@@ -184,6 +193,7 @@ class TrafficRecorder:
         share: float,
         max_bytes: int,
         on_counted: Callable[[str, int], None],
+        gives_ids: bool = False,
         file_age_s: float = FILE_AGE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -195,6 +205,7 @@ class TrafficRecorder:
             max_bytes: of all files in the folder.
             on_counted: called with a result (`written`, `dropped`, `failed`) and a number of
                 records, by any thread.
+            gives_ids: whether each recorded request gets a random id.
             file_age_s: how long a record waits until it is written, at most (s).
             clock: counts seconds.
 
@@ -206,6 +217,7 @@ class TrafficRecorder:
         self._share = share
         self._max_bytes = max_bytes
         self._on_counted = on_counted
+        self._gives_ids = gives_ids
         self._file_age_s = file_age_s
         self._clock = clock
         self._process = uuid4().hex[:8]
@@ -227,6 +239,10 @@ class TrafficRecorder:
     def takes_next(self) -> bool:
         """Decide whether the next request is recorded, at random."""
         return random.random() < self._share  # noqa: S311  (no secret)
+
+    def begin(self, body_bytes: int) -> Recording:
+        """Begin to record a call with a body of so many bytes."""
+        return Recording(body_bytes, uuid4().hex if self._gives_ids else "")
 
     def add(self, record: TrafficRecord) -> None:
         """Queue a record, or count it as dropped. Takes no lock that the thread may hold."""

@@ -287,7 +287,7 @@ class Metrics:
         """Export the memory of the device (bytes), by kind; each is read at each scrape."""
         memory = self._gauge(
             "device_memory_bytes",
-            "GPU memory in bytes: allocated to tensors, or reserved by PyTorch.",
+            "GPU memory in bytes: allocated to tensors, reserved by PyTorch, and of item tables.",
             ("kind",),
         )
         for kind, read in reads.items():

@@ -5,9 +5,12 @@ Prints for the network of `tests.bench.http`:
 - for each bucket, from collating to scores as a lane does it: a loop over experts and stacked
   experts, both eager, and stacked experts replayed from a CUDA graph in fp32 and in bf16; medians
   of alternating turns, and candidates per second;
+- 500 candidates of an items table, from collating to scores: with their features, as keys gathered
+  on the host, and as keys gathered on the GPU;
 - candidates per second in process, by number of lanes;
 - the share of copy time that overlaps with kernels of another lane, from a profiler trace;
-- requests of 500 candidates over HTTP, binary and JSON: rate, p50, p99, candidates per second.
+- requests of 500 candidates over HTTP, binary, JSON and keys only, with the table on the host and
+  on the GPU: rate, p50, p99, candidates per second.
 """
 
 import argparse
@@ -22,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import orjson
 import torch
 
 from app.artifacts.columns import ModelInputs
@@ -30,13 +34,16 @@ from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, FileDigest, Manifest, Output, TaskOutput
 from app.artifacts.program import Program
 from app.artifacts.store import Store
+from app.artifacts.tables.reader import ListedTable, open_table
 from app.benchmarking.load import Plan, fire, http
+from app.benchmarking.requests import Post
 from app.engine.batch import Chunk
 from app.engine.gpu.buckets import Bucket, Buckets
 from app.engine.gpu.cuda import CudaStream
-from app.engine.gpu.graphs import Fallbacks, GraphExecutor
+from app.engine.gpu.graphs import Fallbacks, GraphExecutor, Stream
+from app.engine.gpu.tables import DeviceTables
 from app.engine.lanes import Executor, run
-from app.engine.request import RequestFeatures
+from app.engine.request import RequestFeatures, TableRows, TableUse
 from app.ranking.policy import Policy
 from app.telemetry.metrics import Metrics
 from models.networks.build import build
@@ -44,9 +51,11 @@ from models.networks.config import DenseFeature, NetworkConfig, Task
 from tests.bench.dialects import v2_binary
 from tests.bench.fused import LoopOfColumns, frozen
 from tests.bench.http import COLUMNS, native, reference_artifact
+from tests.bench.item_tables import publish_random
 from tests.models.loop import loop_of
 from tests.support.fakes import chunk_of
 from tests.support.server import running_server
+from tests.support.streams import CpuStream
 
 TASKS = ("click", "like", "follow")
 NETWORK = NetworkConfig(architecture="mmoe", num_experts=8, expert_hidden_units=(256, 128, 64))
@@ -111,10 +120,16 @@ def chunks(bucket: Bucket) -> list[Chunk]:
     ]
 
 
-def lane(device: torch.device, max_batch_rows: int) -> GraphExecutor:
+def lane(
+    device: torch.device, max_batch_rows: int, tables: DeviceTables | None = None
+) -> GraphExecutor:
     """Return the executor of a lane. Batches over `max_batch_rows` (may be 0) are not captured."""
-    stream = CudaStream(device)
-    return GraphExecutor(stream, max_batch_rows=max_batch_rows, fallbacks=Fallbacks(Metrics()))
+    return GraphExecutor(
+        stream_of(device),
+        max_batch_rows=max_batch_rows,
+        fallbacks=Fallbacks(Metrics()),
+        tables=tables,
+    )
 
 
 def seconds(executor: Executor, model: Model, batch: Sequence[Chunk], calls: int = 20) -> float:
@@ -156,17 +171,78 @@ def by_bucket(device: torch.device, limit: int, turns: int) -> None:
         )
 
 
-def over_http(device: str, window_s: float, rows: int = 500) -> None:
+def by_keys(
+    device: torch.device, folder: Path, limit: int, turns: int, items: int = 1_000_000
+) -> None:
+    """Print the time of a batch of one request, by how its candidates are named and gathered."""
+    model, rows = served(device), min(500, limit)
+    listed = publish_random(
+        folder, "bench", DenseInput(name="x", side="candidate", dim=COLUMNS), items
+    )
+    table = open_table(listed, "bench")
+    positions = np.random.default_rng(0).permutation(items)[:rows]
+    names = frozenset(table.columns)
+    used = TableUse(None, TableRows(table, positions, names), {}, {}, None, rows)
+    keys = [chunk_of(RequestFeatures({}, {}, rows, {}, used), model=model)]
+    x = table.gather("x", positions)
+    full = [chunk_of(RequestFeatures({}, {"x": x}, rows, {}), model=model)]
+    tables = DeviceTables(stream_of(device), 2 * listed_size(listed))
+    tables.place(table)
+    forms = {
+        "features": (lane(device, limit), full),
+        "keys, gathered on the host": (lane(device, limit), keys),
+        "keys, gathered on the GPU": (lane(device, limit, tables), keys),
+    }
+    for executor, batch in forms.values():  # warm up, and capture
+        seconds(executor, model, batch)
+    assert tables.shared(model, keys) is not None
+    print(f"| {rows} candidates of {items:,} items | batch | collate | copy in | compute |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in forms}
+    for _ in range(turns):
+        for name, (executor, batch) in forms.items():
+            took = seconds(executor, model, batch)
+            timing = executor(model, batch).timing
+            found[name].append((took, timing.collate_s, timing.copy_in_s, timing.compute_s))
+    for name, times in found.items():
+        medians = [statistics.median(each) for each in zip(*times, strict=True)]
+        print(f"| {name} | " + " | ".join(f"{each * 1e6:.0f} µs" for each in medians) + " |")
+
+
+def listed_size(listed: ListedTable) -> int:
+    """Return how many bytes the files of a table have."""
+    return sum(each.stat().st_size for each in listed.folder.iterdir())
+
+
+def stream_of(device: torch.device) -> Stream:
+    """Return a stream of the device; on a CPU a stand-in."""
+    return CpuStream() if device.type == "cpu" else CudaStream(device)
+
+
+def over_http(device: str, window_s: float, rows: int = 500, items: int = 1_000_000) -> None:
     """Print rate and latency over HTTP: a closed loop of 32 connections, then an open loop."""
     print("| form | load | requests/s | candidates/s | p50 ms | p99 ms |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        reference_artifact(Store(folder / "store"))
-        options = ("--device", device, "--request-timeout-ms", "60000")
-        with running_server(folder / "store", folder / "log", *options) as server:
-            port = int(server.url.rpartition(":")[2])
-            for name, post in (("binary", v2_binary(rows)), ("JSON", native(rows))):
+        model = reference_artifact(Store(folder / "store")).model
+        feature = DenseInput(name="x", side="candidate", dim=COLUMNS)
+        publish_random(folder / "store", model, feature, items)
+        options = ("--device", device, "--request-timeout-ms", "60000", "--gpu-table-bytes")
+        keys = np.random.default_rng(0).permutation(items)[:rows]
+        body = orjson.dumps({"candidates": keys}, option=orjson.OPT_SERIALIZE_NUMPY)
+        by_key = Post("/v1/score", body, {"content-type": "application/json"})
+        with (
+            running_server(folder / "store", folder / "log", *options, "0") as server,
+            running_server(folder / "store", folder / "gpu.log", *options, "4000000000") as other,
+        ):
+            for name, post, url in (
+                ("binary", v2_binary(rows), server.url),
+                ("JSON", native(rows), server.url),
+                ("keys, table on the host", by_key, server.url),
+                ("keys, table on the GPU", by_key, other.url),
+            ):
+                port = int(url.rpartition(":")[2])
                 request = http(post.path, post.body, post.headers)
                 plan = Plan(
                     port, [request], connections=32, seconds=window_s, warm_up_s=0.2 * window_s
@@ -249,6 +325,9 @@ def main() -> int:
     device = torch.device("cuda")
     print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}\n")
     by_bucket(device, options.rows, options.turns)
+    print()
+    with tempfile.TemporaryDirectory() as folder:
+        by_keys(device, Path(folder), options.rows, options.turns)
     model = served(device)
     print("\n| lanes | candidates/s |\n| ---: | ---: |")
     for lanes in (1, 2, 3):

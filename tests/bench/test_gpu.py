@@ -56,9 +56,21 @@ def test_every_form_of_the_benchmark_model_gives_the_same_scores():
     np.testing.assert_allclose(scores[0], scores[2], atol=0.02)
 
 
+def test_part_by_keys_prints_a_line_for_each_way_to_gather(tmp_path, capsys):
+    gpu.by_keys(torch.device("cpu"), tmp_path, 64, 1, items=1000)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| 64 candidates of 1,000 items |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| features",
+        "| keys, gathered on the host",
+        "| keys, gathered on the GPU",
+    ]
+
+
 @pytest.mark.slow
 def test_http_part_prints_a_line_per_form_and_load(capsys):
-    gpu.over_http("cpu", 0.2, rows=20)
+    gpu.over_http("cpu", 0.2, rows=20, items=1000)
     lines = capsys.readouterr().out.splitlines()[2:]
-    assert [line.split(" | ")[0] for line in lines] == ["| binary"] * 2 + ["| JSON"] * 2
+    forms = ("binary", "JSON", "keys, table on the host", "keys, table on the GPU")
+    assert [line.split(" | ")[0] for line in lines] == [f"| {f}" for f in forms for _ in range(2)]
     assert all(float(line.split(" | ")[2].replace(",", "")) > 0 for line in lines)

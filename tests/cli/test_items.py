@@ -26,7 +26,7 @@ from app.settings import Settings
 from tests import REPOSITORY
 from tests.support.artifacts import corrupt
 from tests.support.builders import Request, batch, description, published, scripted
-from tests.support.server import clean_environment
+from tests.support.server import clean_environment, running_server
 
 VOCABULARY = "vocabulary.item.jsonl"
 
@@ -359,7 +359,7 @@ def test_a_missing_delta_is_told_and_nothing_comes_before_those_after_it(store, 
     assert main(["check"]) == ExitCode.FAILED
     assert gap in capsys.readouterr().out
     shutil.rmtree(store / "feed" / "items" / "1.delta" / "3")
-    assert "published items 1.2" in run(capsys, "publish", path, "--delta")
+    assert "published items 1.4" in run(capsys, "publish", path, "--delta")  # 2 and 3 are no more
 
 
 def test_check_verifies_tables_and_their_deltas(store, capsys):
@@ -468,3 +468,29 @@ def test_a_killed_publish_leaves_nothing_that_serves(store, capsys):
     assert tables_of(store / "feed", "items") == []
     run(capsys, "publish", items(GOOD), "--key", "item")
     assert table(store).rows == 3
+
+
+@pytest.mark.slow
+def test_publish_waits_until_a_server_serves_from_the_table_or_refuses_it(store, tmp_path, capsys):
+    with_vocabulary(store, ["apple", "pear"])
+    fruit = items("item,quality\napple,1 2\npear,3 4\n")
+    delta = items("item,quality\npear,5 6\n", "delta.csv")
+    numbers = items(GOOD, "numbers.csv")
+    flags = ("--store-poll-s", "60", "--lanes", "1")
+    with running_server(store, tmp_path / "log", *flags) as server:
+        wait = ["--wait", server.url]
+        nudge = [*wait, "--hup", server.process.pid]
+        out = run(capsys, "publish", fruit, *nudge)
+        assert re.search(rf"^{server.url}: feed serves from items/1 \([0-9.]+ s\)$", out, re.M)
+        assert "feed serves from items/1.1 (" in run(capsys, "publish", delta, "--delta", *nudge)
+        assert "feed serves from items/2 (" in run(capsys, "compact", *nudge)
+        soon = [*wait, "--timeout", "0.5"]
+        late = run(capsys, "publish", delta, "--delta", *soon, code=ExitCode.FAILED)
+        state = "feed serves from items/2"
+        assert late == f"{server.url} has not followed within 0.5 s: {state}\n"
+        for_another = [numbers, "--version", "1", "--key", "item"]
+        refused = run(capsys, "publish", *for_another, *nudge, code=ExitCode.FAILED)
+        assert refused.startswith(f"{server.url} refuses items/3: does not fit feed/2: feature ")
+    nobody = run(capsys, "publish", fruit, *soon, code=ExitCode.FAILED)
+    assert "has not followed within 0.5 s: no answer: " in nobody
+    assert [each.version for each in tables_of(store / "feed", "items")] == [1, 2, 3, 4]

@@ -1,6 +1,8 @@
 """`gatehouse replay`: two versions on recorded traffic, their figures and gates."""
 
 import re
+import shutil
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import kendalltau
 
-from app.artifacts.loader import load
+from app.artifacts.loader import load, read_manifest
 from app.artifacts.manifest import DenseInput
 from app.artifacts.store import Store
 from app.artifacts.traffic_log import TrafficLog
@@ -17,7 +19,10 @@ from app.errors import ExitCode
 from app.lifecycle.traffic import ReplaySettings
 from app.scoring.replay import Contender, replay
 from app.settings import Settings
+from tests import REPOSITORY
 from tests.support.builders import CPU, INPUTS, own_policies, published
+from tests.support.model_tables import publish_rows, random_rows
+from tests.support.server import running_server
 from tests.support.traffic import Reversed, record_of, write_log
 
 NEW = (*INPUTS, DenseInput(name="mood", side="user"))
@@ -210,3 +215,53 @@ def test_rows_with_outcomes_joined_to_them_can_be_tuned(tmp_path, capsys):
     pq.write_table(joined, logged)
     arguments = ["tune", str(logged), "--model", "feed", "--mix", "click=1", "--dry-run"]
     assert main([*arguments, "--anyway"]) == ExitCode.OK, capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_outcomes_are_joined_as_the_operators_guide_says(tmp_path, tiny, monkeypatch, capsys):
+    """The key of the items is no feature, and the table drops unknown ones."""
+    monkeypatch.chdir(tmp_path)
+    store, traffic = tmp_path / "store", tmp_path / "traffic"
+    shutil.copytree(tiny.folder, store / "tiny" / "1")
+    manifest = read_manifest(tiny)
+    keys = list(range(100, 150))
+    publish_rows(
+        store, manifest, "items", "sku", random_rows(manifest, "items", keys), unknown="drop"
+    )
+    publish_rows(store, manifest, "users", "user_id", random_rows(manifest, "users", [42]))
+    guide = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
+    caller, join = (
+        next(each for each in re.findall(r"```python\n(.*?)```", guide, re.S) if part in each)
+        for part in ("x-record-id", "rows.join")
+    )
+    random = np.random.default_rng(0)
+    shown = []
+    for _ in range(250):
+        items = [*random.choice(keys, 6, replace=False).tolist(), 999]
+        random.shuffle(items)
+        shown.append((items, {item for item in items if random.random() < 0.3}))
+    once = "show(user=42, items=[11, 12, 13], clicked={12})\n"
+    assert once in caller
+    caller = caller.replace(once, "for items, clicked in SHOWN:\n    show(42, items, clicked)\n")
+    options = ("--record", str(traffic), "--record-share", "1", "--record-ids", "random")
+    with running_server(store, tmp_path / "log", "--lanes", "1", *options) as server:
+        url = "http://127.0.0.1:8000/v1/models/feed"
+        assert url in caller
+        names: dict[str, Any] = {"SHOWN": shown}
+        exec(caller.replace(url, f"{server.url}/v1/models/tiny"), names)
+        names["client"].close()
+        server.terminate()
+    command = ["replay", "tiny", "1", "--against", "1", "--store", str(store)]
+    assert main([*command, "--log", str(traffic), "--rows", "rows.parquet"]) == ExitCode.OK
+    exec(join)
+    rows = pq.read_table("log.parquet").to_pylist()
+    ids = pq.read_table("outcomes.parquet").column("request_id").to_pylist()
+    requests = dict(zip(dict.fromkeys(ids), shown, strict=True))
+    assert len(rows) == 6 * len(shown)
+    for row in rows:
+        items, clicked = requests[row["request_id"]]
+        item = items[row["candidate"]]
+        assert item != 999
+        assert row["outcome_click"] == (item in clicked)
+    tune = ["tune", "log.parquet", "--model", "tiny", "--mix", "click=1", "--dry-run", "--anyway"]
+    assert main(tune) == ExitCode.OK, capsys.readouterr().err

@@ -7,7 +7,7 @@ import torch
 
 from app.engine import hardware
 from app.engine.gpu.buckets import Buckets
-from app.engine.hardware import device_named, start_lanes, warm_up_batches
+from app.engine.hardware import device_named, device_tables, start_lanes, warm_up_batches
 from app.telemetry.metrics import Metrics
 from tests.support.builders import CPU
 
@@ -31,6 +31,11 @@ async def test_processes_share_the_cores_unless_lanes_are_set(
 def test_auto_is_a_gpu_if_there_is_one():
     assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert device_named("cpu") == CPU
+
+
+def test_tables_stay_on_the_host_of_a_cpu_and_without_a_budget():
+    assert device_tables(CPU, 10**9) is None
+    assert device_tables(torch.device("cuda"), 0) is None
 
 
 def test_warm_up_of_a_cpu_runs_three_sizes_as_one_request_and_as_two():

@@ -740,3 +740,19 @@ async def test_new_version_is_loaded_on_one_core_by_a_thread_that_shares_the_loc
     assert niceness == os.getpriority(os.PRIO_PROCESS, 0)  # less would be a priority inversion
     assert threads == 1
     assert interval_s < before == sys.getswitchinterval()
+
+
+async def test_threads_that_work_at_once_restore_the_switch_interval():
+    before = sys.getswitchinterval()
+    second_began, first_ended = threading.Event(), threading.Event()
+
+    def second() -> float:
+        second_began.set()
+        assert first_ended.wait(10)
+        return sys.getswitchinterval()
+
+    first = asyncio.create_task(BackgroundThread().run(lambda: second_began.wait(10)))
+    last = asyncio.create_task(BackgroundThread().run(second))
+    assert await first
+    first_ended.set()
+    assert await last < before == sys.getswitchinterval()

@@ -6,11 +6,14 @@ import shutil
 from datetime import UTC, datetime, timedelta
 
 import httpx
+import numpy as np
 import pytest
 
 from app.artifacts.loader import read_manifest
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Artifact
+from app.artifacts.tables.publish import find_table
+from app.artifacts.tables.reader import open_table
 from app.errors import ArtifactInvalid
 from app.main import gatehouse
 from app.settings import Settings
@@ -200,6 +203,78 @@ async def test_deltas_after_a_missing_one_are_refused_until_it_is_there(folder, 
         await parts.deployment.refresh()
         assert items_of(registry, registry.active("tiny")).label == "1.3"
         assert registry.refused_tables == {}
+
+
+@pytest.mark.parametrize("kind", ["items", "users"])
+async def test_a_delta_that_is_removed_or_replaced_is_undone(folder, manifest, kind, caplog):
+    """Another delta may have its number, for instance from a copy of the store."""
+    publish(folder, manifest, kind=kind)
+    keys = (1, 2, 3)
+    name = "item_id" if kind == "items" else "user_id"
+    for key in keys:
+        rows = random_rows(manifest, kind, [key], seed=9)
+        listed = change_rows(folder, manifest, kind, name, rows)
+
+    def serving():
+        registry = parts.service.registry
+        bound = getattr(registry.tables[registry.active("tiny")], kind)
+        rows = bound.table.take(bound.table.find(np.array(keys)))
+        return bound.table.label, rows.tobytes()
+
+    def expected(*sources):
+        """The rows of these keys, each from a seed of random rows."""
+        table = open_table(find_table(folder / "tiny", kind), "tiny", upto=0)
+        of = {0: table, 9: table.extended(listed, 3)}
+        found = [
+            of[each].take(of[each].find(np.array([key])))
+            for key, each in zip(keys, sources, strict=True)
+        ]
+        return np.concatenate(found).tobytes()
+
+    all_applied = expected(9, 9, 9)
+    two_applied = expected(9, 9, 0)
+    none_applied = expected(0, 0, 0)
+    deltas = listed.delta_folder(1).parent
+    aside = folder / "aside"
+    shutil.copytree(deltas, aside)
+    async with gatehouse(settings(folder)) as parts:
+        await parts.start()
+        assert serving() == ("1.3", all_applied)
+        shutil.rmtree(deltas / "3")
+        for _ in range(2):
+            await parts.deployment.refresh()
+        assert serving() == ("1.2", two_applied)
+        (warning,) = caplog.records
+        place = f"{kind}/1.3"
+        assert warning.getMessage() == (
+            f"model tiny: its table {place} is made again without deltas: "
+            "delta 3 was removed from the store"
+        )
+        # Restored by a copy: the same delta, but not the same file.
+        shutil.copytree(aside / "3", deltas / ".3")
+        (deltas / ".3").rename(deltas / "3")
+        await parts.deployment.refresh()
+        before = serving()
+        assert before == ("1.3", all_applied)
+        shutil.copytree(aside / "2", deltas / ".2")
+        shutil.rmtree(deltas / "2")
+        (deltas / ".2").rename(deltas / "2")
+        caplog.clear()
+        await parts.deployment.refresh()
+        assert (serving(), caplog.records) == (before, [])
+        # Another delta with the number of one that is applied.
+        shutil.rmtree(deltas / "3")
+        (deltas.parent / ".1.delta.last").unlink()
+        row = random_rows(manifest, kind, [3], seed=8)
+        change_rows(folder, manifest, kind, name, row)
+        await parts.deployment.refresh()
+        label, rows = serving()
+        assert label == "1.3"
+        assert rows not in (all_applied, two_applied)
+        assert "delta 3 was replaced in the store" in caplog.text
+        shutil.rmtree(deltas)
+        await parts.deployment.refresh()
+        assert serving() == ("1", none_applied)
 
 
 async def test_a_table_that_does_not_fit_is_refused_with_the_reasons(folder, manifest):

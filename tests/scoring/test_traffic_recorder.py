@@ -1,6 +1,7 @@
 """Recorded traffic: complete, without keys, bounded, and harmless when the disk is not."""
 
 import errno
+import re
 import resource
 import shutil
 import signal
@@ -115,6 +116,7 @@ async def test_a_recorded_request_scores_as_the_original_did(
             transport_of_record.close()
             log = TrafficLog(folder, "feed")
             (recorded,) = log.requests()
+            assert ("x-record-id" in first.headers, recorded.id) == (False, "")
             assert log.skipped.count == 0
             document = recorded.document
             assert document["user"] == {"age": 31.5, "recent": ["x"] if is_v2 else ["x", ""]}
@@ -153,6 +155,8 @@ async def test_a_recorded_request_scores_as_the_original_did(
         [11, 12, 13],
         [11, 99, 12, 13],  # 99 is dropped
         [{"item_id": 11, "quality": [0.5, 0.25]}, 12, 13],
+        [{"item_id": 11, "item": 9}, 99, 12, {"item_id": 13, "item": 8}],
+        [{"item": 9, "quality": [0.5, 0.25]}, 12],
         {"item_id": [99, 13], "quality": [[0, 1], [2, 3]]},
     ],
 )
@@ -163,7 +167,7 @@ async def test_a_request_of_keys_is_recorded_with_the_features_of_the_tables(tmp
     items = random_rows(manifest, "items", [11, 12, 13])
     publish_rows(store, manifest, "items", "item_id", items, unknown="drop")
     publish_rows(store, manifest, "users", "user_id", random_rows(manifest, "users", [42]))
-    settings = Settings(store=store, lanes=1, record=folder, record_share=1)
+    settings = Settings(store=store, lanes=1, record=folder, record_share=1, record_ids="random")
     async with gatehouse(settings) as parts:
         await parts.start()
         transport = httpx.ASGITransport(parts.app)
@@ -179,7 +183,12 @@ async def test_a_request_of_keys_is_recorded_with_the_features_of_the_tables(tmp
                 "/v1/score", content=document, headers={"content-type": "application/json"}
             )
     for task, scores in again.json()["scores"].items():
-        assert scores == [each for each in first.json()["scores"][task] if each is not None]
+        sent = first.json()["scores"][task]
+        assert scores == [each for each in sent if each is not None]
+        assert scores == [sent[position] for position in recorded.positions]
+    assert re.fullmatch("[0-9a-f]{32}", recorded.id)
+    assert first.headers["x-record-id"] == recorded.id
+    assert again.headers["x-record-id"] != recorded.id
 
 
 class Counts(dict[str, int]):

@@ -19,6 +19,8 @@ class CpuStream:
         refusal: error that a capture raises, or None.
         usable: result of `is_usable`.
         asked: number of calls of `is_usable`.
+        copied: how many bytes of inputs each run copied.
+        room: bytes of device memory that are left; None for any number.
     """
 
     def __init__(self) -> None:
@@ -26,6 +28,8 @@ class CpuStream:
         self.offset = 0.0
         self.refusal: Exception | None = None
         self.usable = True
+        self.copied: list[int] = []
+        self.room: int | None = None
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -36,6 +40,10 @@ class CpuStream:
         return torch.full((size,), 0xA5, dtype=torch.uint8)  # uninitialized memory is not zero
 
     def device_bytes(self, size: int) -> Tensor:
+        if self.room is not None:
+            if size > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self.room -= size
         return self.host_bytes(size)
 
     def pool(self) -> object:
@@ -55,6 +63,7 @@ class CpuStream:
         return Graph(replay, output)
 
     def run(self, transfer: Transfer) -> tuple[float, float]:
+        self.copied.append(transfer.sent.nbytes)
         transfer.received.copy_(transfer.sent)
         transfer.replay()
         transfer.result.copy_(transfer.output)

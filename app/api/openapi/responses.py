@@ -62,6 +62,11 @@ REQUEST_HEADERS: Sequence[Mapping[str, Any]] = (
 )
 """Headers of scoring requests."""
 RESPONSE_HEADERS: Mapping[str, Any] = {
+    "x-record-id": {
+        "description": "Id of this request in recorded traffic, if it is recorded and the server "
+        "gives ids (`--record-ids random`).",
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    },
     "server-timing": {
         "description": "Duration of each stage, in milliseconds.",
         "schema": {"type": "string"},

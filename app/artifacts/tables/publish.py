@@ -60,6 +60,7 @@ from app.errors import ArtifactInvalid
 from app.files import read_small_file
 
 _COMPACT_ROWS = 65_536  # that are copied at a time
+_MOST_GAPS = 100  # that are filled; each one takes a few milliseconds
 _LONGEST_NUMBER = 17  # bytes of the file that keeps the last number
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -278,14 +279,54 @@ def publish_delta(plan: TablePlan, fill: Fill, table: int | None = None) -> List
             found = read_description(listed.folder)
             if (found.columns, found.key) != (plan.columns, plan.key):
                 raise ArtifactInvalid(f"{found.label} has other columns than the delta")
-            target = listed.delta_folder(1).parent
-            target.mkdir(exist_ok=True)
-            number = len(listed.deltas) + 1
-            writer.describe(number, Base(version=found.version, id=found.id))
-            while not _rename(written, target / str(number)):
-                # Something without a table.json has this number: a copy that was interrupted.
-                _set_aside(target / str(number))
+            base = Base(version=found.version, id=found.id)
+            last = _last_delta(listed)
+            number = max(len(listed.deltas), _last_number(last)) + 1
+            _check_removed(listed, number)
+            for removed in range(len(listed.deltas) + 1, number):
+                _fill_gap(plan, listed, removed, base)
+            _name_delta(writer, listed, number, base)
+            _keep_number(last, number, written.parent)
             return find_table(plan.model, plan.kind, listed.version)
+
+
+def _check_removed(listed: ListedTable, number: int) -> None:
+    """Check that few deltas before a new one were removed by hand.
+
+    Raises:
+        ArtifactInvalid: says what to do.
+    """
+    if number - len(listed.deltas) > _MOST_GAPS:
+        raise ArtifactInvalid(
+            f"{listed.kind} {listed.version}: deltas {len(listed.deltas) + 1} to {number - 1} were "
+            f"removed ({listed.kind}/{_last_delta(listed).name} has the last number): restore them,"
+            " or publish a new table"
+        )
+
+
+def _last_delta(listed: ListedTable) -> Path:
+    """Return the file that keeps the number of a table's last delta."""
+    return listed.folder.with_name(f".{listed.version}.delta.last")
+
+
+def _fill_gap(plan: TablePlan, listed: ListedTable, number: int, base: Base) -> None:
+    """Write a delta that changes nothing in place of one that was removed by hand.
+
+    Its number must not get another content: servers may have applied the first. No number may be
+    missing either.
+    """
+    with unnamed_folder(plan.folder) as written, TableWriter(plan, written) as writer:
+        writer.finish()
+        _name_delta(writer, listed, number, base)
+
+
+def _name_delta(writer: TableWriter, listed: ListedTable, number: int, base: Base) -> None:
+    target = listed.delta_folder(number)
+    target.parent.mkdir(exist_ok=True)
+    writer.describe(number, base)
+    while not _rename(writer.folder, target):
+        # Something without a table.json has this number: a copy that was interrupted.
+        _set_aside(target)
 
 
 def find_table(model: Path, kind: TableKind, version: int | None = None) -> ListedTable:
@@ -361,6 +402,7 @@ def remove(listed: ListedTable) -> None:
         deltas = listed.delta_folder(1).parent
         if deltas.exists():
             _set_aside(deltas)
+        _last_delta(listed).unlink(missing_ok=True)
 
 
 def _set_aside(folder: Path) -> None:

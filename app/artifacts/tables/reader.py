@@ -6,6 +6,7 @@ not change afterwards: publish another table instead. A file that is removed sta
 process that uses it ends; a file that is cut short ends those processes (SIGBUS).
 """
 
+import errno
 import hashlib
 import mmap
 import os
@@ -47,8 +48,12 @@ from app.files import read_small_file
 Records = npt.NDArray[np.void]
 _Key = int | str
 
+Stamp = tuple[int, int, int]
+"""The inode, the size and the time of the last change (ns) of a `table.json`."""
+
 LARGEST_DESCRIPTION = 16 * 2**20  # bytes
 _HASHING_THREADS = min(4, os.cpu_count() or 1)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NUMBER = re.compile(r"[1-9][0-9]{0,15}")
 
 
@@ -62,6 +67,7 @@ class ListedTable:
         folder: of its files.
         deltas: the numbers of its deltas: 1, 2, … without a gap.
         stranded: the numbers of the deltas after a gap, which are not applied.
+        stamps: of each of `deltas`; another one may be another delta with the same number.
     """
 
     kind: TableKind
@@ -69,6 +75,7 @@ class ListedTable:
     folder: Path
     deltas: tuple[int, ...] = ()
     stranded: tuple[int, ...] = ()
+    stamps: tuple[Stamp, ...] = ()
 
     @property
     def gap(self) -> str:
@@ -122,10 +129,16 @@ def tables_of(model: Path, kind: TableKind) -> list[ListedTable]:
 
 
 def _listed(kind: TableKind, folder: Path, version: int) -> ListedTable:
-    numbers = sorted(_complete(folder / f"{version}.delta"))
+    stamps = _complete(folder / f"{version}.delta")
+    numbers = sorted(stamps)
     applied = sum(number == place for place, number in enumerate(numbers, 1))
     return ListedTable(
-        kind, version, folder / str(version), tuple(numbers[:applied]), tuple(numbers[applied:])
+        kind,
+        version,
+        folder / str(version),
+        tuple(numbers[:applied]),
+        tuple(numbers[applied:]),
+        tuple(stamps[number] for number in numbers[:applied]),
     )
 
 
@@ -161,14 +174,23 @@ def _unfit(listed: ListedTable, manifest: Manifest) -> str:
         return str(error)
 
 
-def _complete(folder: Path) -> set[int]:
-    """Return the numbers of the folders that have a `table.json`."""
+def _complete(folder: Path) -> dict[int, Stamp]:
+    """Return the numbers of the folders that have a `table.json`, and its stamp."""
     try:
         names = os.listdir(folder)  # noqa: PTH208  (names only, twice as fast)
     except (FileNotFoundError, NotADirectoryError):
-        return set()
-    numbers = [name for name in names if _NUMBER.fullmatch(name)]
-    return {int(name) for name in numbers if (folder / name / TABLE).exists()}
+        return {}
+    found = {}
+    for name in names:
+        if _NUMBER.fullmatch(name):
+            try:
+                status = (folder / name / TABLE).stat()
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+            else:
+                found[int(name)] = status.st_ino, status.st_size, status.st_ctime_ns
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,7 +246,7 @@ class _Changes:
     rows: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Table:
     """A verified table with the deltas that have been applied; never changes.
 
@@ -235,12 +257,14 @@ class Table:
         created: when the newest data was published.
         size: of the files, all deltas included (bytes).
         delta: the number of the last delta; 0 without one.
+        delta_ids: the `id` of each delta, in their order.
     """
 
     base: Segment
     created: datetime
     size: int
     delta: int = 0
+    delta_ids: tuple[str, ...] = ()
     _changes: _Changes | None = None
 
     @property
@@ -292,6 +316,11 @@ class Table:
     def columns(self) -> Sequence[str]:
         """The features that the table holds."""
         return self.description.record.names or ()
+
+    @property
+    def changed_records(self) -> Records:
+        """The rows that deltas brought, `[c]`: their positions follow those of `base.records`."""
+        return self.base.records[:0] if self._changes is None else self._changes.records
 
     def incompatibilities(self, manifest: Manifest) -> list[str]:
         """Return every reason why a version of a model cannot use the table; none if it can."""
@@ -388,6 +417,10 @@ class Table:
     def _as_keys(self, keys: Sequence[_Key]) -> Int64 | list[str]:
         return np.array(keys, np.int64) if self.key_type is int else [*map(str, keys)]
 
+    def without_deltas(self) -> "Table":
+        """Return the table as it was published; its files are not read again."""
+        return _without_deltas(self.base)
+
     def extended(self, listed: ListedTable, upto: int | None = None) -> "Table":
         """Return a view with further deltas; this one stays as it is.
 
@@ -439,8 +472,12 @@ def open_table(listed: ListedTable, model: str, upto: int | None = None) -> Tabl
             f"{TABLE}: describes {found.label} of {found.model}, "
             f"its folder is {listed.kind} {listed.version} of {model}"
         )
-    table = Table(segment, created=found.created, size=_size(found))
-    return table.extended(listed, upto)
+    return _without_deltas(segment).extended(listed, upto)
+
+
+def _without_deltas(base: Segment) -> Table:
+    found = base.description
+    return Table(base, created=found.created, size=_size(found))
 
 
 def _size(description: TableDescription) -> int:
@@ -481,6 +518,7 @@ def _with_deltas(table: Table, deltas: Sequence[Segment]) -> Table:
     return replace(
         table,
         delta=last.version,
+        delta_ids=(*table.delta_ids, *(each.description.id for each in deltas)),
         created=max([table.created, *(each.description.created for each in deltas)]),
         size=table.size + sum(_size(each.description) for each in deltas),
         _changes=_Changes(positions, room, room.records[:count], rows),

@@ -6,6 +6,9 @@ is captured when the first batch of its shape runs, which is during warm-up. It 
 scores match the model's scores for that batch. A model that cannot be captured, for example because
 it reads a value on the host, runs without graphs; this is logged once and counted.
 
+If the item table of a batch is on the device (`tables.py`), its records are gathered there, and a
+second graph copies their fields into the inputs of the first one.
+
 This module does not call CUDA itself. `Stream` does; `cuda.py` has the real one.
 """
 
@@ -27,8 +30,10 @@ from app.artifacts.golden import device_name
 from app.artifacts.loader import Model
 from app.artifacts.program import error_summary, scores
 from app.engine.batch import Chunk
-from app.engine.gpu.arena import Arena, Layout
+from app.engine.gather import use_tables
+from app.engine.gpu.arena import Arena, DeviceInputs, Layout
 from app.engine.gpu.buckets import Bucket, Buckets
+from app.engine.gpu.tables import DeviceTables, SharedTable
 from app.engine.lanes import BatchResult, run
 from app.engine.request import BatchTiming
 from app.telemetry.metrics import Metrics
@@ -90,11 +95,75 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class _BucketGraph:
-    """The graph of one bucket, and the host side of its inputs."""
+    """The graph of one bucket, and its inputs on both sides.
+
+    Attributes:
+        arena: where its batches are collated.
+        layout: of the inputs.
+        sent: the inputs on the host.
+        received: the same on the device; the graph reads them.
+    """
 
     arena: Arena
-    size: int  # bytes of inputs
+    layout: Layout
+    sent: DeviceInputs
+    received: DeviceInputs
     graph: Graph
+
+
+@dataclass(slots=True)
+class _Unpacking:
+    """Graphs that copy the fields of records into the inputs of a model.
+
+    Attributes:
+        layout: of the records.
+        records: int64 `[largest B, W]` on the device: the rows of a batch.
+        graphs: by bucket.
+    """
+
+    layout: str
+    records: Tensor
+    graphs: dict[Bucket, Graph] = field(default_factory=dict)
+
+    def gather(self, table: SharedTable, bucket: Bucket) -> "_Gather":
+        """Return how a batch of a captured bucket is gathered."""
+        return _Gather(table, self.records[: bucket.rows], self.graphs[bucket])
+
+
+@dataclass(frozen=True, slots=True)
+class _Gather:
+    """How the candidates of one batch come from a table on the device.
+
+    Attributes:
+        table: it has the rows.
+        records: int64 `[B, W]` on the device, where the rows are gathered.
+        unpack: copies the fields of `records` into the inputs of the bucket's graph.
+    """
+
+    table: SharedTable
+    records: Tensor
+    unpack: Graph
+
+    def collate(
+        self, bucket: _BucketGraph, chunks: Sequence[Chunk]
+    ) -> tuple[slice, Callable[[], None]]:
+        """Collate a batch; return what of the arena to copy, and what to run on the stream then."""
+        rows, names, received = self.table.rows, self.table.names, bucket.received
+        changed = bucket.arena.fill_rows(chunks, names, rows.padding)
+        sent = [name for name in received.candidate if name not in names]
+
+        def replay() -> None:
+            torch.index_select(rows.base.records, 0, received.rows, out=self.records)
+            if changed and rows.changed is not None:
+                places, numbers = received.changes[:, :changed]
+                self.records.index_copy_(0, places, rows.changed.index_select(0, numbers))
+            self.unpack.replay()
+            for name in sent:  # after the fields: what a request sends wins
+                received.candidate[name].copy_(bucket.sent.candidate[name], non_blocking=True)
+            bucket.graph.replay()
+
+        layout = bucket.layout
+        return layout.changed_rows if changed else layout.rows, replay
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -107,6 +176,7 @@ class _ModelGraphs:
     pool: object
     captured: dict[Bucket, _BucketGraph] = field(default_factory=dict)
     is_capturable: bool = True
+    unpacking: _Unpacking | None = None
 
 
 class Fallbacks:
@@ -131,9 +201,24 @@ class Fallbacks:
 class GraphExecutor:
     """Runs the batches of one lane; called in the lane's thread."""
 
-    def __init__(self, stream: Stream, *, max_batch_rows: int, fallbacks: Fallbacks) -> None:
-        """Run on `stream`; batches of more than `max_batch_rows` are not captured."""
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        max_batch_rows: int,
+        fallbacks: Fallbacks,
+        tables: DeviceTables | None = None,
+    ) -> None:
+        """Run on a stream.
+
+        Args:
+            stream: of this lane.
+            max_batch_rows: larger batches are not captured.
+            fallbacks: reports models that run without graphs.
+            tables: item tables on the stream's device; None if there are none.
+        """
         self._stream = stream
+        self._tables = tables
         self._buckets = Buckets(max_batch_rows)
         self._fallbacks = fallbacks
         self._graphs: WeakKeyDictionary[Model, _ModelGraphs] = WeakKeyDictionary()
@@ -160,6 +245,11 @@ class GraphExecutor:
         if graphs is None:
             graphs = self._graphs[model] = self._new_graphs(model)
         if bucket in graphs.captured:
+            shared = None
+            if self._tables is not None and use_tables(chunks):
+                shared = self._tables.shared(model, chunks)
+            if shared is not None:
+                return self._gather(model, chunks, graphs, bucket, shared)
             return self._replay(model, chunks, graphs, graphs.captured[bucket])
         result = run(model, chunks)
         if bucket and graphs.is_capturable and not isinstance(result.scores, Exception):
@@ -191,8 +281,8 @@ class GraphExecutor:
 
     def _capture(self, model: Model, graphs: _ModelGraphs, bucket: Bucket) -> _BucketGraph:
         layout = Layout(model.manifest, bucket)
-        arena = Arena(model.manifest, layout.over(graphs.sent))
-        inputs = layout.over(graphs.received)
+        sent, inputs = layout.over(graphs.sent), layout.over(graphs.received)
+        arena = Arena(model.manifest, sent)
         # Captured with a batch of padding: a graph contains addresses, not values.
         arena.fill_with_padding()
         graphs.received.copy_(graphs.sent)
@@ -201,19 +291,92 @@ class GraphExecutor:
             lambda: program.outputs(inputs.user, inputs.candidate, inputs.row_to_request),
             graphs.pool,
         )
-        return _BucketGraph(arena, layout.size, graph)
+        return _BucketGraph(arena, layout, sent, inputs, graph)
+
+    def _gather(
+        self,
+        model: Model,
+        chunks: Sequence[Chunk],
+        graphs: _ModelGraphs,
+        bucket: Bucket,
+        shared: SharedTable,
+    ) -> BatchResult:
+        """Run a batch whose candidates come from a table on the device.
+
+        The first batch of each bucket is gathered on the host, too: the scores must be the same.
+        """
+        captured, unpacking = graphs.captured[bucket], graphs.unpacking
+        is_known = unpacking is not None and unpacking.layout == shared.rows.base.layout
+        if unpacking is not None and is_known and bucket in unpacking.graphs:
+            gather = unpacking.gather(shared, bucket)
+            return self._replay(model, chunks, graphs, captured, gather)
+        result = self._replay(model, chunks, graphs, captured)
+        assert not isinstance(result.scores, Exception)
+        try:
+            if unpacking is None or not is_known:
+                unpacking = graphs.unpacking = self._new_unpacking(shared)
+            self._capture_unpacking(model, graphs, bucket, unpacking, shared)
+            gather = unpacking.gather(shared, bucket)
+            gathered = self._replay(model, chunks, graphs, captured, gather)
+            _check_equal(model, gathered.scores, result.scores)
+        except Exception as error:  # noqa: BLE001  (the batch has its scores)
+            assert self._tables is not None
+            self._tables.exclude(model, error)
+            graphs.unpacking = None
+            if not self._stream.is_usable():
+                return BatchResult(error)
+        return result
+
+    def _new_unpacking(self, shared: SharedTable) -> _Unpacking:
+        rows, size = next(iter(self._buckets)).rows, shared.rows.base.record.itemsize
+        records = self._stream.device_bytes(rows * size).view(torch.int64)
+        return _Unpacking(shared.rows.base.layout, records.view(rows, size // 8))
+
+    def _capture_unpacking(
+        self,
+        model: Model,
+        graphs: _ModelGraphs,
+        bucket: Bucket,
+        unpacking: _Unpacking,
+        shared: SharedTable,
+    ) -> None:
+        """Capture how records become the inputs of a bucket's graph."""
+        received = graphs.captured[bucket].received
+        fields = shared.rows.base.fields(unpacking.records[: bucket.rows])
+        pairs = [
+            (received.candidate[each.name], fields[each.name])
+            for each in model.manifest.candidate_inputs
+            if each.name in fields
+        ]
+
+        def unpack() -> Tensor:
+            for column, part in pairs:
+                column.copy_(part)
+            return received.rows
+
+        unpacking.graphs[bucket] = self._stream.capture(unpack, graphs.pool)
 
     def _replay(
-        self, model: Model, chunks: Sequence[Chunk], graphs: _ModelGraphs, captured: _BucketGraph
+        self,
+        model: Model,
+        chunks: Sequence[Chunk],
+        graphs: _ModelGraphs,
+        captured: _BucketGraph,
+        gather: _Gather | None = None,
     ) -> BatchResult:
         began = time.perf_counter()
-        rows = captured.arena.fill(chunks)
+        rows = sum([chunk.stop - chunk.start for chunk in chunks])
+        graph = captured.graph
+        if gather is None:
+            captured.arena.fill(chunks)
+            part, replay = captured.layout.features, graph.replay
+        else:
+            part, replay = gather.collate(captured, chunks)
         collated = time.perf_counter()
-        size, graph = captured.size, captured.graph
         transfer = Transfer(
-            sent=graphs.sent[:size],
-            received=graphs.received[:size],
-            replay=graph.replay,
+            sent=graphs.sent[part],
+            received=graphs.received[part],
+            replay=replay,
             output=graph.output[:rows],
             result=graphs.result[:rows],
         )

@@ -126,7 +126,7 @@ def test_table_says_what_it_is(tmp_path):
     assert opened(tmp_path, upto=0).label == "1"
     files = [each for each in (tmp_path / "feed" / "items").rglob("*") if each.is_file()]
     assert table.size == sum(
-        e.stat().st_size for e in files if e.name not in ("table.json", ".lock")
+        e.stat().st_size for e in files if e.name != "table.json" and e.name[0] != "."
     )
 
 
@@ -173,7 +173,7 @@ def test_delta_after_a_gap_waits(tmp_path):
     (deltas / "2").mkdir()  # a copy that was interrupted gives way to a new delta
     (deltas / "3").rename(deltas / ".3")
     (deltas / "4").rename(deltas / ".4")
-    assert change(plan(tmp_path), {1: 9}).deltas == (1, 2)
+    assert change(plan(tmp_path), {1: 9}).deltas == (1, 2, 3, 4, 5)
     check(opened(tmp_path), plan(tmp_path), {1: 9}, [1])
 
 
@@ -366,7 +366,7 @@ def test_a_removed_table_is_gone_with_its_deltas_and_its_number(tmp_path):
     table = opened(tmp_path, version=1)
     remove(find_table(tmp_path / "feed", "items", 1))
     left = sorted(each.name for each in (tmp_path / "feed" / "items").iterdir())
-    assert left == [".lock", "2", "2.delta", "3", "3.delta"]
+    assert left == [".2.delta.last", ".3.delta.last", ".lock", "2", "2.delta", "3", "3.delta"]
     check(table, plan(tmp_path), {1: 1, 2: 1}, [1, 2])
     shutil.rmtree(tmp_path / "feed" / "items" / "3")
     assert publish(plan(tmp_path), {1: 1}).version == 4  # never the number of an old delta
@@ -383,6 +383,41 @@ def test_no_number_is_given_twice(tmp_path):
     change(plan(tmp_path), {2: 2}, table=publish(plan(tmp_path), {1: 1}).version)
     assert compact(tmp_path / "feed", "items").version == 6
     assert sorted(each.name for each in (tmp_path / "feed").iterdir()) == [".items.last", "items"]
+
+
+@pytest.mark.parametrize("key_type", ["int64", "string"])
+def test_no_number_of_a_delta_is_given_twice(tmp_path, key_type):
+    """A server that has applied items/1.2 would not see that there is another items/1.2."""
+    the_plan = plan(tmp_path, key_type)
+    one, two, three, four = (1, 2, 3, 4) if key_type == "int64" else ("a", "b", "c", "d")
+    publish(the_plan, {one: 1})
+    for key in (two, three, four):
+        change(the_plan, {key: 1}, [one])
+    deltas = tmp_path / "feed" / "items" / "1.delta"
+    shutil.rmtree(deltas / "2")
+    with pytest.raises(ArtifactInvalid, match="delta 2 is missing"):
+        change(the_plan, {two: 5})
+    shutil.rmtree(deltas)
+    assert change(the_plan, {three: 7}).deltas == (1, 2, 3, 4)
+    check(opened(tmp_path), the_plan, {one: 1, three: 7}, [one, two, three, four])
+    shutil.rmtree(deltas / "4")
+    assert change(the_plan, {four: 8}).deltas == (1, 2, 3, 4, 5)
+    check(opened(tmp_path), the_plan, {one: 1, four: 8}, [one, two, three, four])
+    assert compact(tmp_path / "feed", "items").version == 2
+    check(opened(tmp_path), the_plan, {one: 1, four: 8}, [one, two, three, four])
+
+
+def test_many_deltas_that_were_removed_are_not_filled(tmp_path):
+    publish(plan(tmp_path), {1: 1})
+    change(plan(tmp_path), {2: 2})
+    (tmp_path / "feed" / "items" / ".1.delta.last").write_bytes(b"9" * 15)
+    with pytest.raises(ArtifactInvalid) as refused:
+        change(plan(tmp_path), {3: 3})
+    assert str(refused.value) == (
+        "items 1: deltas 2 to 999999999999999 were removed (items/.1.delta.last has the last "
+        "number): restore them, or publish a new table"
+    )
+    assert find_table(tmp_path / "feed", "items").deltas == (1,)
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"-3", b"9" * 5000, b"\xff"])

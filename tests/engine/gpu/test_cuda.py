@@ -14,12 +14,14 @@ from app.artifacts.loader import load
 from app.artifacts.program import Program
 from app.engine.gpu.cuda import CudaStream, memory_bytes
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor
+from app.engine.gpu.tables import DeviceTables
 from app.engine.lanes import run
 from app.main import gatehouse
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from tests import REPOSITORY
 from tests.engine.gpu.test_graphs import ROWS, RowsModule, fallbacks, golden_chunks, scores_of
+from tests.engine.gpu.test_tables import changed, opened, request_of
 from tests.engine.test_lanes import chunk
 from tests.support.builders import published
 from tests.support.direct import direct_scores
@@ -125,6 +127,37 @@ def test_memory_of_graphs_is_freed_with_their_model(tiny, executor):
     gc.collect()
     torch.cuda.synchronize()
     assert allocated() <= before + (64 << 20)  # what libraries keep for a stream
+
+
+@pytest.mark.parametrize("sent", [(), ("item_id",)], ids=["keys", "with a feature"])
+def test_rows_of_a_table_on_the_gpu_give_the_scores_of_the_host(tmp_path, tiny, metrics, sent):
+    model = load(tiny, GPU)
+    tables = DeviceTables(CudaStream(GPU), 10**8)
+    ours, twin = (
+        GraphExecutor(
+            CudaStream(GPU), max_batch_rows=LIMIT, fallbacks=Fallbacks(metrics), tables=each
+        )
+        for each in (tables, None)
+    )
+    base = opened(tmp_path, model.manifest)
+    items = changed(base, tmp_path, model.manifest, [3, 4, 200])
+    tables.place(base)
+    tables.place(items)
+    random = np.random.default_rng(0)
+    for sizes in ([1], [33], [3, 1, 2], [1] * 40):
+        for table in (base, items):
+            chunks = [
+                request_of(model, table, random.integers(1, 210, n).tolist(), sent) for n in sizes
+            ]
+            assert tables.shared(model, chunks) is not None
+            for _ in range(4):
+                got, want = scores_of(ours(model, chunks)), scores_of(twin(model, chunks))
+                np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    assert not tables._excluded
+    assert tables.bytes() == 105 * base.base.records.dtype.itemsize
+    del base, items, table, chunks
+    gc.collect()
+    assert tables.bytes() == 0
 
 
 LOSES_THE_DEVICE = """
