@@ -17,6 +17,7 @@ import torch
 
 from app.artifacts.loader import Model, load, read_manifest, verify
 from app.artifacts.store import Artifact, Fingerprint, Store, StoreListing
+from app.artifacts.tables.reader import Table
 from app.engine.lanes import Lane
 from app.engine.request import RequestFeatures
 from app.errors import ArtifactInvalid
@@ -106,7 +107,7 @@ class Deployment:
         self._trial = trial
         self._passed: set[str] = set()  # `name/version` of loaded versions that may serve
         self._traffic = TrafficFiles(store.folder, registry, metrics)
-        self._tables = TableFollower(store.folder, registry, metrics)
+        self._tables = TableFollower(store.folder, registry, metrics, self._warm_up_folded)
         self._refusals: dict[Artifact, _Refusal] = {}
         self._loaded: dict[str, tuple[Artifact, Fingerprint]] = {}  # by `name/version`
         self._store_error = ""  # the last one that was logged
@@ -597,6 +598,7 @@ class Deployment:
                 return None
             model = await self._load_in_thread(artifact)
             await self._warm_up(model)
+            await self._tables.fold(model)
         except ArtifactInvalid as error:
             self._refuse(artifact, fingerprint, str(error))
         except OSError as error:  # it may pass: the next refresh tries again
@@ -651,6 +653,10 @@ class Deployment:
         self._on_warm(model, await self._warm_ups.run(model, recorded, beside_requests=is_beside))
         if recorded:
             logger.info("model %s is warmed up with %d recorded requests", model, len(recorded))
+
+    async def _warm_up_folded(self, model: Model, table: Table) -> None:
+        is_beside = self._registry.has_started
+        await self._warm_ups.run_folded(model, table, beside_requests=is_beside)
 
 
 def _os_reason(error: OSError) -> str:
