@@ -6,7 +6,7 @@ import numpy as np
 from fastapi import APIRouter
 
 from app.api.openapi.responses import problems
-from app.api.openapi.schemas import TableRow, TableState
+from app.api.openapi.schemas import FoldState, TableRow, TableState
 from app.artifacts.ids import feature_values, ids_of
 from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, Input
@@ -95,4 +95,18 @@ def table_state(registry: Registry, name: str, bound: BoundTable) -> TableState:
         created=table.created,
         max_age_s=table.max_age_s,
         problem=registry.table_problems.get((name, f"{bound.kind}/{table.version}")),
+        folded=_fold_state(bound),
+    )
+
+
+def _fold_state(bound: BoundTable) -> FoldState | None:
+    fold = bound.table.description.fold
+    if fold is None:
+        return None
+    serves = bound.folded_for is not None
+    return FoldState(
+        version=fold.version,
+        bytes_per_item=4 * fold.width,
+        serves=serves,
+        problem=None if serves else bound.fold_problem or "it has not been examined yet",
     )

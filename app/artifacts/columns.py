@@ -25,11 +25,15 @@ class ModelInputs:
         user: columns with `R` rows.
         candidate: columns with `B` rows.
         row_to_request: int64 `[B]`, the user row of each candidate row.
+        folded: float32 `[B, H]`, what the program's `fold` makes of the candidates; their columns
+            are then missing. There may be more rows, so that padding needs no copy. None for a
+            batch that has the columns.
     """
 
     user: Columns
     candidate: Columns
     row_to_request: npt.NDArray[np.int64]
+    folded: npt.NDArray[np.float32] | None = None
 
     @property
     def rows(self) -> int:

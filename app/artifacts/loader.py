@@ -12,7 +12,7 @@ import mmap
 import os
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -39,6 +39,8 @@ from app.errors import ArtifactInvalid
 
 GATE_WEIGHTS = "gate_weights"
 """The method of a module that returns what its gates choose."""
+FOLD, SCORE_FOLDED = "fold", "score_folded"
+"""The methods of a module that a table of items may be folded for: see `app.artifacts.fold`."""
 LARGEST_MANIFEST = 16 * 2**20
 """Bytes; a manifest of a thousand features has a quarter of a megabyte."""
 _CHUNK = 4 * 2**20
@@ -175,9 +177,11 @@ def load_program(
     """
     module = load_module(content, device)
     kept = [GATE_WEIGHTS] if description.gates else []
-    if kept and not hasattr(module, GATE_WEIGHTS):
+    kept += [] if description.folded_width is None else [FOLD, SCORE_FOLDED]
+    if lacking := [method for method in kept if not hasattr(module, method)]:
+        what = "gates" if lacking[0] == GATE_WEIGHTS else "folded_width"
         raise ArtifactInvalid(
-            f"{PROGRAM}: {MANIFEST} describes gates, but the module has no method {GATE_WEIGHTS}"
+            f"{PROGRAM}: {MANIFEST} describes {what}, but the module has no method {lacking[0]}"
         )
     try:
         with warnings.catch_warnings():
@@ -195,11 +199,13 @@ def load_program(
         device,
         copy_inputs=found.inputs,
         has_steady_cost=not found.reads_values,
-        pads_from=_use_onednn(module, frozen) if uses_onednn and device.type == "cpu" else 0,
+        pads_from=_use_onednn(module, frozen, kept) if uses_onednn and device.type == "cpu" else 0,
     )
 
 
-def _use_onednn(module: torch.jit.ScriptModule, frozen: torch.jit.ScriptModule) -> int:
+def _use_onednn(
+    module: torch.jit.ScriptModule, frozen: torch.jit.ScriptModule, methods: Sequence[str]
+) -> int:
     """Rewrite a frozen module that has not run yet; return `Program.pads_from`."""
     for dtype in {each.dtype for each in module.parameters()} & _HALF:
         if gain_of(dtype) < 1:
@@ -211,7 +217,11 @@ def _use_onednn(module: torch.jit.ScriptModule, frozen: torch.jit.ScriptModule) 
             )
         return 1  # PyTorch runs these with oneDNN, whatever their size
     work = least_work()
-    return 0 if frozen is module or work is None else rewrite(frozen.graph, work)
+    if frozen is module or work is None:
+        return 0
+    if SCORE_FOLDED in methods:
+        rewrite(getattr(frozen, SCORE_FOLDED).graph, work)
+    return rewrite(frozen.graph, work)
 
 
 def check_gates(program: Program, golden: Golden) -> None:

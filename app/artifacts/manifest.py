@@ -61,6 +61,8 @@ Change = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 MOST_GATE_WEIGHTS = 1024
 """The most weights of one version that become time series."""
+MOST_FOLDED = 2**20
+"""The most numbers that a version may make of an item; a row of a table has 4 bytes for each."""
 
 FP32_TOLERANCE: Mapping[Device, float] = {"cpu": 1e-5, "cuda": 1e-4}
 """Tolerance of fp32: how much outputs may differ between machines and between batches."""
@@ -448,6 +450,12 @@ class Description(Value):
     precision: Precision = Precision()
     gates: tuple[GateLevel, ...] = Field(default=(), max_length=64)
     """The levels of a mixture of experts, whose gates are observed; empty for other models."""
+    folded_width: int | None = Field(None, ge=1, le=MOST_FOLDED)
+    """The width H of the module's method `fold`; None for a module that cannot be folded.
+
+    `fold(candidate)` returns what the first layers make of candidates alone, float32 `[B, H]`, so
+    that a table of items may keep it. `score_folded(user, folded, row_to_request)` returns what
+    `forward` does. Both take the features as the layout `request` does."""
     evaluation: Mapping[str, Mapping[str, Figure]] = Field(default={})
     """Held-out metrics per task, such as `{"click": {"auc": 0.74}}`."""
     training: dict[str, JsonValue] = Field(default={})
@@ -471,6 +479,15 @@ class Description(Value):
             raise ValueError(f"gates: {cells} weights, at most {MOST_GATE_WEIGHTS} are observed")
         if self.gates and not isinstance(self.call, RequestCall):
             raise ValueError('gates: the layout of the call must be "request"')
+        return self
+
+    @model_validator(mode="after")
+    def _candidates_can_be_folded(self) -> Self:
+        if self.folded_width is not None:
+            if not isinstance(self.call, RequestCall):
+                raise ValueError('folded_width: the layout of the call must be "request"')
+            if all(each.side == "user" for each in self.inputs):
+                raise ValueError("folded_width: there is no candidate input")
         return self
 
     @model_validator(mode="after")

@@ -4,13 +4,16 @@ A table has the features of many items or users, encoded as a request's are; a r
 rows by their keys. `app.artifacts.tables` reads tables; here they meet a model.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from app.artifacts.encoding import Hashed
 from app.artifacts.manifest import Description, IdInput, Input
+from app.artifacts.program import Program
 from app.artifacts.tables.description import TableKind, side_of
+from app.artifacts.tables.keys import Int64
 from app.artifacts.tables.reader import Table
 
 
@@ -22,19 +25,43 @@ class BoundTable:
         table: it never changes: a new version or a delta is another object.
         kind: `items` or `users`.
         features: of the model on that side, in call order.
+        folded_for: the program of the version, if what the table has folded serves it.
+        fold_problem: why it does not, if the table is folded for this version; "" otherwise.
     """
 
     table: Table
     kind: TableKind
     features: tuple[Input, ...]
+    folded_for: Program | None = None
+    fold_problem: str = ""
 
     @classmethod
-    def of(cls, table: Table, kind: TableKind, description: Description) -> "BoundTable":
+    def of(
+        cls,
+        table: Table,
+        kind: TableKind,
+        description: Description,
+        folded_for: Program | None = None,
+        fold_problem: str = "",
+    ) -> "BoundTable":
         """Bind a table to a version that it is compatible with."""
         is_of_users = kind == "users"
-        return cls(
-            table, kind, description.user_inputs if is_of_users else description.candidate_inputs
-        )
+        features = description.user_inputs if is_of_users else description.candidate_inputs
+        return cls(table, kind, features, folded_for, fold_problem)
+
+    def folded_by(self, gathered: Set[str], positions: Int64) -> Program | None:
+        """Return the program for which rows of the table are folded, if it may run them so.
+
+        All features of the candidates must come from the table. The key is there as requests send
+        it: its column may be either.
+
+        Args:
+            gathered: the features that come from the table.
+            positions: of the rows, int64 `[n]`; the row of the defaults is not folded.
+        """
+        if self.folded_for is None or not len(positions) or positions.min() < 0:
+            return None
+        return self.folded_for if self.names - {self.table.key} <= gathered else None
 
     @cached_property
     def names(self) -> frozenset[str]:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from app.artifacts.columns import ModelInputs
+from app.artifacts.columns import Columns, ModelInputs
 from app.artifacts.manifest import (
     Argument,
     Derived,
@@ -96,15 +96,21 @@ class Program:
     def _padded(self, batch: ModelInputs) -> ModelInputs:
         """Return a batch with one of the sizes of `padded_rows`; its last row is repeated."""
         requests, rows = batch.request_count, batch.rows
-        more_requests = padded_rows(requests) if requests >= self.pads_from else requests
-        more_rows = padded_rows(rows) if rows >= self.pads_from else rows
+        more_requests, more_rows = self.padded(requests), self.padded(rows)
         user, candidate, row_to_request = batch.user, batch.candidate, batch.row_to_request
         if more_requests > requests:
             user = {name: _lengthened(column, more_requests) for name, column in user.items()}
         if more_rows > rows:
             row_to_request = _lengthened(row_to_request, more_rows)
             candidate = {name: _lengthened(each, more_rows) for name, each in candidate.items()}
-        return ModelInputs(user, candidate, row_to_request)
+        folded = batch.folded
+        if folded is not None and len(folded) < more_rows:
+            folded = _lengthened(folded, more_rows)
+        return ModelInputs(user, candidate, row_to_request, folded)
+
+    def padded(self, rows: int) -> int:
+        """Return with how many rows `run` runs a batch of so many."""
+        return padded_rows(rows) if self.pads_from and rows >= self.pads_from else rows
 
     def outputs(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
@@ -127,7 +133,32 @@ class Program:
             RuntimeError: the module raised.
         """
         with torch.inference_mode():
+            if batch.folded is not None:
+                return self._call_folded(batch, batch.folded)
             return self._call(*self._tensors(batch))
+
+    def fold(self, candidate: Columns) -> Raw:
+        """Return what the first layers make of candidates, float32 `[B, H]`, for any user.
+
+        Raises:
+            ValueError: the module did not return what the description says.
+            RuntimeError: the module raised.
+        """
+        rows = len(next(iter(candidate.values())))
+        tensors = {name: torch.from_numpy(column) for name, column in candidate.items()}
+        with torch.inference_mode():
+            if self._copy_inputs:
+                tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            try:
+                folded = self._module.fold({n: t.to(self.device) for n, t in tensors.items()})
+            except torch.jit.Error as error:  # as in `_call`
+                raise RuntimeError(str(error)) from error
+            shape = (rows, self.description.folded_width)
+            if not isinstance(folded, Tensor) or tuple(folded.shape) != shape:
+                found = tuple(folded.shape) if isinstance(folded, Tensor) else type(folded).__name__
+                raise ValueError(f"fold must return {shape}, it returned {found}")
+            raw: Raw = folded.to(torch.float32).cpu().numpy()
+            return raw
 
     def gate_weights(self, batch: ModelInputs) -> list[GateWeights]:
         """Return the weight that each gate gives to each expert, by level.
@@ -155,6 +186,17 @@ class Program:
             candidate = {name: tensor.to(self.device) for name, tensor in candidate.items()}
             row_to_request = row_to_request.to(self.device)
         return user, candidate, row_to_request
+
+    def _call_folded(self, batch: ModelInputs, folded: Raw) -> object:
+        user, candidate, row_to_request = self._tensors(batch)
+        rows = torch.from_numpy(folded[: batch.rows]).to(self.device)
+        if self._copy_inputs:
+            user, _, row_to_request = _copies(user, candidate, row_to_request)
+            rows = rows.clone()
+        try:
+            return self._module.score_folded(user, rows, row_to_request)
+        except torch.jit.Error as error:  # as in `_call`
+            raise RuntimeError(str(error)) from error
 
     def _gate_weights(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor

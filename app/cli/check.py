@@ -11,7 +11,13 @@ from rich.table import Table
 
 from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.description import TableKind
-from app.artifacts.tables.reader import ListedTable, missing_table, open_table, tables_of
+from app.artifacts.tables.reader import (
+    ListedTable,
+    Table as ItemTable,
+    missing_table,
+    open_table,
+    tables_of,
+)
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain, not_empty
 from app.cli.settings_options import add_store, existing_store, store_of
@@ -70,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
     active = _active(listing.artifacts)
     checks = [(str(each), partial(_load, each, each in active)) for each in listing.artifacts]
     for folder in dict.fromkeys(each.folder.parent for each in listing.artifacts):
-        checks += _table_checks(folder)
+        mine = [each for each in listing.artifacts if each.folder.parent == folder]
+        checks += _table_checks(folder, mine)
     for name, load in checks:
         try:
             network, tasks = load()
@@ -90,23 +97,51 @@ def run(options: argparse.Namespace) -> int:
     return ExitCode.FAILED if failures else ExitCode.OK
 
 
-def _table_checks(model: Path) -> list[tuple[str, Check]]:
+def _table_checks(model: Path, artifacts: Sequence[Artifact]) -> list[tuple[str, Check]]:
     """Return what verifies the item and user tables of a model, by their names."""
     kinds: tuple[TableKind, ...] = ("items", "users")
     return [
-        (f"{model.name}/{kind}/{listed.version}", partial(_open_table, listed, model.name))
+        (
+            f"{model.name}/{kind}/{listed.version}",
+            partial(_open_table, listed, model.name, artifacts),
+        )
         for kind in kinds
         for listed in tables_of(model, kind)
     ]
 
 
-def _open_table(listed: ListedTable, model: str) -> tuple[str, str]:
+def _open_table(listed: ListedTable, model: str, artifacts: Sequence[Artifact]) -> tuple[str, str]:
     """Verify a table and its deltas; return what it is, and how many keys it has."""
     table = open_table(listed, model)
     if listed.gap:
         raise ArtifactInvalid(listed.gap)
     deltas = f" with {table.delta} deltas" if table.delta else ""
-    return f"table{deltas}", f"{table.rows:,} keys"
+    folded = ""
+    if table.fold is not None:
+        folded = f", folded for version {table.fold.version}"
+        _check_fold(table, artifacts)
+    return f"table{deltas}{folded}", f"{table.rows:,} keys"
+
+
+def _check_fold(table: ItemTable, artifacts: Sequence[Artifact]) -> None:
+    """Compare the scores of some rows, folded and not, as a server does before it uses them.
+
+    Raises:
+        ArtifactInvalid: they differ by too much.
+    """
+    with importing():
+        import torch
+
+        from app.artifacts.fold import check_table, version_of
+        from app.artifacts.loader import load
+    artifact = None if table.fold is None else version_of(table.fold, artifacts)
+    if artifact is None:
+        return  # no version runs from it
+    try:
+        model = load(artifact, torch.device("cpu"))
+    except ArtifactInvalid:
+        return  # it has a row of its own
+    check_table(model, table)
 
 
 def _active(artifacts: Sequence[Artifact]) -> list[Artifact]:

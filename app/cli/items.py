@@ -15,6 +15,7 @@ from app.artifacts.encoding import Vocabularies
 from app.artifacts.manifest import DenseInput, Manifest
 from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.description import (
+    Fold,
     TableDescription,
     TableKind,
     incompatibilities,
@@ -146,6 +147,7 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
         help="feature that every request sends, so the table need not have it; may be repeated",
     )
     _add_rules(parser, kind)
+    _add_fold(parser, kind)
     parser.add_argument(
         "--force",
         action="store_true",
@@ -165,6 +167,19 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
         "removes keys needs no column of a feature",
     )
     add_waiting(parser)
+
+
+def _add_fold(parser: Parser, kind: TableKind) -> None:
+    """Add `--fold`, which tables of users do not have."""
+    if kind == "users":
+        parser.set_defaults(fold=False)
+        return
+    parser.add_argument(
+        "--fold",
+        action="store_true",
+        help="also keep what the first layers of the version make of each item, so that requests "
+        "of keys leave that out; for networks of python -m models; says first what it takes",
+    )
 
 
 def _add_rules(parser: Parser, kind: TableKind) -> None:
@@ -267,6 +282,8 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
     reasons = {number: incompatibilities(found, each) for number, each in manifests.items()}
     fits = [number for number, why in reasons.items() if not why]
     note = f"unknown keys: {found.unknown}"
+    if found.fold is not None:
+        note += f"; {_fold_note(listed, found.fold, manifests)}"
     if found.max_age_s is not None:
         note += f"; at most {_time(found.max_age_s)} old"
     if reasons and not fits:
@@ -285,6 +302,16 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
     ]
 
 
+def _fold_note(listed: ListedTable, fold: Fold, manifests: Mapping[int, Manifest]) -> str:
+    """Return which versions of the model serve from what a table has folded."""
+    for number in listed.deltas:
+        if read_description(listed.delta_folder(number)).fold != fold:
+            return f"not folded any more: delta {number} is not"
+    serves = [number for number, each in manifests.items() if fold.serves(each)]
+    numbers = ", ".join(map(str, serves)) or f"{fold.version}, which the store does not have"
+    return f"folded for version {numbers} ({4 * fold.width:,} bytes per item)"
+
+
 def _show(options: argparse.Namespace, kind: TableKind) -> int:
     """Print one row."""
     versions = chosen(options)
@@ -299,7 +326,10 @@ def _show(options: argparse.Namespace, kind: TableKind) -> int:
     row = table.take(position)
     words = _words(table.description, versions)
     output = Output()
-    output.print_line(f"{table.kind} {table.label} of {model.name}, {table.key} {options.key}")
+    folded = "" if table.fold is None else f", folded for version {table.fold.version}"
+    output.print_line(
+        f"{table.kind} {table.label} of {model.name}, {table.key} {options.key}{folded}"
+    )
     for name in table.columns:
         values = np.atleast_1d(row[name][0]).tolist()
         feature = next(e.feature for e in table.description.columns if e.feature.name == name)
@@ -349,8 +379,9 @@ def _compact(options: argparse.Namespace, kind: TableKind) -> int:
     listed = compact(model, kind, options.table)
     published = time.monotonic()
     found = read_description(listed.folder)
+    folded = "" if found.fold is None else f", folded for version {found.fold.version}"
     Output().print_line(
-        f"published {found.label} of {model.name}: {found.source}, {found.rows:,} rows"
+        f"published {found.label} of {model.name}: {found.source}, {found.rows:,} rows{folded}"
     )
     return nudge_and_wait_for_table(model.name, listed, options, published)
 

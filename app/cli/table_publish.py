@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -20,6 +22,7 @@ from app.artifacts.tables.description import (
     TableDescription,
     TableKey,
     TableKind,
+    fold_problems,
     incompatibilities,
     key_problem,
     key_type_of,
@@ -44,10 +47,14 @@ from app.artifacts.tables.reader import (
 )
 from app.cli.output import Output
 from app.cli.parser import WrongUsage, complain
+from app.cli.signals import importing
 from app.cli.table_files import TableFile, open_file
 from app.cli.table_rows import EncodedRows, RowEncoder, Source, column_problem, key_type_in
 from app.cli.traffic_changes import check_version, chosen, nudge_and_wait_for_table
 from app.errors import ArtifactInvalid, ExitCode, did_you_mean
+
+if TYPE_CHECKING:  # it imports torch
+    from app.cli.table_fold import TableFold
 
 MOST_PROBLEMS = 20
 
@@ -69,6 +76,12 @@ def run_publish(options: argparse.Namespace, kind: TableKind) -> int:
         raise WrongUsage(str(error)) from None
     published = time.monotonic()
     _report(plan, listed, published - began)
+    if rows.folded:
+        Output().print_line(rows.folded)
+    elif plan.former is not None and (fold := plan.former.fold) is not None:
+        label = plan.former.label
+        what = f"{label} was folded for version {fold.version}, this table is not"
+        Output().print_line(f"{what}; --fold folds it")
     return nudge_and_wait_for_table(plan.artifact.model, listed, options, published)
 
 
@@ -93,6 +106,7 @@ class _Plan:
         former: the newest table that fits the version, if the new one must be like it.
         encoder: of the rows.
         is_delta: whether rows change a table.
+        fold: what folds the rows; None if the table is not folded.
         unused: columns that are not read.
         defaulted: features without a column, which have their default.
     """
@@ -104,6 +118,7 @@ class _Plan:
     former: TableDescription | None
     encoder: RowEncoder
     is_delta: bool
+    fold: "TableFold | None"
     unused: Sequence[str]
     defaulted: Sequence[str]
 
@@ -142,8 +157,13 @@ def _planned(options: argparse.Namespace, kind: TableKind) -> _Plan:
     problems += _key_problems(TableKey(name=key, type=key_type), former)
     if not sources and not problems:
         problems.append(f"{files[0].path}: has no column of a feature ({_listing(inputs)})")
+    if options.fold:
+        problems += fold_problems([each.feature.name for each in sources], manifest)
     if problems:
         raise Refused(problems, _nothing(len(problems), "problem"))
+    fold = _fold(options, artifact)
+    if base is not None:
+        fold = _delta_fold(find_table(model, kind, options.table), versions)
     column, vocabularies = mapped.get(key, (key,))[0], load_vocabularies(artifact, manifest)
     encoder = RowEncoder(sources, column, key_type, vocabularies, options.deleted)
     table = TablePlan(
@@ -159,7 +179,40 @@ def _planned(options: argparse.Namespace, kind: TableKind) -> _Plan:
     )
     named = dict.fromkeys(name for each in files for name in each.names)
     unused = [each for each in named if each not in encoder.columns]
-    return _Plan(artifact, files, kind, table, former, encoder, is_delta, unused, defaulted)
+    return _Plan(artifact, files, kind, table, former, encoder, is_delta, fold, unused, defaulted)
+
+
+def _fold(options: argparse.Namespace, artifact: Artifact) -> "TableFold | None":
+    """Return what folds the rows of a new table.
+
+    Raises:
+        Refused: the version cannot be folded.
+    """
+    if not options.fold:
+        return None
+    with importing():
+        from app.cli.table_fold import TableFold
+    try:
+        return TableFold.of(artifact)
+    except ArtifactInvalid as error:
+        raise Refused([f"version {artifact.version}: {error}"], _nothing(1, "problem")) from None
+
+
+def _delta_fold(listed: ListedTable, versions: Sequence[Artifact]) -> "TableFold | None":
+    """Return what folds the rows of a delta; without it, its table serves from the features."""
+    if read_description(listed.folder).fold is None:
+        return None
+    with importing():
+        from app.cli.table_fold import fold_of_delta
+    try:
+        return fold_of_delta(listed, versions)
+    except ArtifactInvalid as error:
+        complain(_not_folded(str(error)))
+        return None
+
+
+def _not_folded(reason: str) -> str:
+    return f"the delta is not folded, so its table will serve from its features: {reason}"
 
 
 def _column(feature: Input, manifest: Manifest) -> TableColumn:
@@ -214,6 +267,8 @@ def _base(options: argparse.Namespace, model: Path, kind: TableKind) -> TableDes
         if getattr(options, name) is not None:
             option = name.replace("_", "-")
             raise WrongUsage(f"--{option} cannot be used with --delta: its table has one")
+    if options.fold:
+        raise WrongUsage("--fold cannot be used with --delta: a delta is folded if its table is")
     if options.sent:
         raise WrongUsage("--sent cannot be used with --delta: a delta has the columns of its table")
     return read_description(find_table(model, kind, options.table).folder)
@@ -359,6 +414,7 @@ class _Rows:
     def __init__(self, plan: _Plan, most_bad: int) -> None:
         self.progress: Progress | None = None
         self.bad = 0
+        self.folded = ""
         self._plan = plan
         self._most_bad = most_bad
         self._problems: list[str] = []
@@ -383,6 +439,28 @@ class _Rows:
                 f"nothing is published: {_counted(writer.rows, 'row')}, under half of the "
                 f"{former.rows:,} of {former.label}; --force publishes them",
             )
+        if self._plan.fold is not None:
+            try:
+                self._fold(writer, self._plan.fold)
+            except ArtifactInvalid as error:
+                raise Refused([str(error)], _nothing(1, "problem")) from error
+
+    def _fold(self, writer: TableWriter, fold: "TableFold") -> None:
+        """Say what folding takes, then fold the rows.
+
+        Raises:
+            ArtifactInvalid: the disk is too full, or the scores of rows differ by too much.
+        """
+        # On a terminal it has to come above the bar, which belongs to another console.
+        console = Output() if self.progress is None else self.progress.console
+        console.print(fold.memory(writer), markup=False, highlight=False, soft_wrap=True)
+        show = partial(self._show_folded, writer.rows)
+        self.folded = fold.summary(fold.fill(writer, show))
+
+    def _show_folded(self, rows: int, done: int) -> None:
+        if self.progress is not None:
+            task = self.progress.task_ids[0]
+            self.progress.update(task, description="folding", total=rows, completed=done)
 
     def fill_delta(self, writer: TableWriter) -> None:
         """Add the rows to a delta; the last row of a key counts.
@@ -406,6 +484,12 @@ class _Rows:
                 writer.remove(as_keys)
             else:
                 writer.add(as_keys, records[~removed])
+        if self._plan.fold is not None:
+            try:
+                self._fold(writer, self._plan.fold)
+            except ArtifactInvalid as error:
+                writer.give_up_fold()
+                complain(_not_folded(str(error)))
 
     def _encoded(self) -> Iterator[EncodedRows]:
         encoder = self._plan.encoder
@@ -500,7 +584,7 @@ def _progress(files: Sequence[TableFile]) -> Iterator[Progress | None]:
         yield None
         return
     progress = Progress(
-        TextColumn("publishing"),
+        TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
@@ -508,7 +592,7 @@ def _progress(files: Sequence[TableFile]) -> Iterator[Progress | None]:
         transient=True,
     )
     with progress:
-        progress.add_task("publish", total=sum(each.size for each in files))
+        progress.add_task("publishing", total=sum(each.size for each in files))
         yield progress
 
 

@@ -22,6 +22,7 @@ from app.artifacts.columns import Column, ModelInputs
 from app.artifacts.loader import Model
 from app.artifacts.program import scores as link_and_clamp
 from app.engine.batch import Batch, Chunk
+from app.engine.fold import folded_bytes, gather_folded, is_folded
 from app.engine.gather import Allocate, column, room, sides, use_tables
 from app.engine.request import BatchTiming, RequestFeatures
 from app.ranking.batch import RankedRequest, rank_alone, rank_batch
@@ -224,10 +225,13 @@ def multiplier_of(ranking: RankingOptions, features: RequestFeatures) -> Numbers
     return None if name is None else features.candidate_column(name)[:, 0]  # [n, 1] → [n]
 
 
-def collate(chunks: Sequence[Chunk]) -> ModelInputs:
-    """Join chunks: one user row for each, then the candidate rows one chunk after the other."""
+def collate(chunks: Sequence[Chunk], *, unfolded: bool = False) -> ModelInputs:
+    """Join chunks: one user row for each, then the candidate rows one chunk after the other.
+
+    With `unfolded` the batch has the features of its candidates, even if they are folded.
+    """
     if use_tables(chunks):
-        return _gathered(chunks, np.empty)
+        return _gathered(chunks, np.empty, folded=not unfolded and is_folded(chunks))
     if len(chunks) == 1:
         (chunk,) = chunks
         features = chunk.features
@@ -245,17 +249,18 @@ def collate(chunks: Sequence[Chunk]) -> ModelInputs:
     )
 
 
-def _gathered(chunks: Sequence[Chunk], allocate: Allocate) -> ModelInputs:
+def _gathered(chunks: Sequence[Chunk], allocate: Allocate, *, folded: bool) -> ModelInputs:
     """Join chunks as `collate` does; columns from tables are gathered into new memory."""
     manifest = chunks[0].request.model.manifest
     users, candidates = sides(chunks)
-    return ModelInputs(
-        user={each.name: column(each, users, allocate) for each in manifest.user_inputs},
-        candidate={
-            each.name: column(each, candidates, allocate) for each in manifest.candidate_inputs
-        },
-        row_to_request=_row_to_request(chunks),
-    )
+    user = {each.name: column(each, users, allocate) for each in manifest.user_inputs}
+    row_to_request = _row_to_request(chunks)
+    if folded:
+        rows = gather_folded(chunks, len(row_to_request), allocate)
+        return ModelInputs(user, {}, row_to_request, rows)
+    inputs = manifest.candidate_inputs
+    candidate = {each.name: column(each, candidates, allocate) for each in inputs}
+    return ModelInputs(user, candidate, row_to_request)
 
 
 def _columns(
@@ -298,8 +303,12 @@ class Staging:
         if use_tables(chunks):
             rows = sum([chunk.stop - chunk.start for chunk in chunks])
             manifest = chunks[0].request.model.manifest
-            self._make_room(room(manifest, len(chunks), rows, _ALIGNMENT) + _ALIGNMENT)
-            return _gathered(chunks, self._allocate)
+            size = room(manifest, len(chunks), rows, _ALIGNMENT) + _ALIGNMENT
+            folded = is_folded(chunks)
+            if folded:
+                size += folded_bytes(chunks, rows) + _ALIGNMENT
+            self._make_room(size)
+            return _gathered(chunks, self._allocate, folded=folded)
         if len(chunks) == 1:
             return collate(chunks)
         user, candidate = _columns(chunks)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from app.artifacts.columns import Column, Columns
 from app.artifacts.loader import Model
+from app.artifacts.program import Program
 from app.ranking.batch import RankedRequest
 from app.ranking.ranker import RankingOptions
 
@@ -35,6 +36,11 @@ class RowSource(Protocol):
     def gather(self, name: str, positions: Positions) -> Column:
         """Return the rows of one feature at `positions`."""
 
+    def take_folded(
+        self, positions: Positions, out: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Write the folded part of the rows at `positions`, `[n, H]`, into `out`."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableRows:
@@ -45,11 +51,14 @@ class TableRows:
         positions: of the rows in the table: one for a user, n for candidates; -1 stands for the
             defaults of the features.
         names: the features that come from the table.
+        folded_for: the program whose `fold` made what the table has of these rows, if it stands for
+            all features of the candidates; None if it does not.
     """
 
     table: RowSource
     positions: Positions
     names: frozenset[str]
+    folded_for: Program | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -109,7 +109,9 @@ class Deployment:
         self._trial = trial
         self._passed: set[str] = set()  # `name/version` of loaded versions that may serve
         self._traffic = TrafficFiles(store.folder, registry, metrics)
-        self._tables = TableFollower(store.folder, registry, metrics, place_table)
+        self._tables = TableFollower(
+            store.folder, registry, metrics, self._warm_up_folded, place_table
+        )
         self._refusals: dict[Artifact, _Refusal] = {}
         self._loaded: dict[str, tuple[Artifact, Fingerprint]] = {}  # by `name/version`
         self._store_error = ""  # the last one that was logged
@@ -600,6 +602,7 @@ class Deployment:
                 return None
             model = await self._load_in_thread(artifact)
             await self._warm_up(model)
+            await self._tables.fold(model)
         except ArtifactInvalid as error:
             self._refuse(artifact, fingerprint, str(error))
         except OSError as error:  # it may pass: the next refresh tries again
@@ -654,6 +657,10 @@ class Deployment:
         self._on_warm(model, await self._warm_ups.run(model, recorded, beside_requests=is_beside))
         if recorded:
             logger.info("model %s is warmed up with %d recorded requests", model, len(recorded))
+
+    async def _warm_up_folded(self, model: Model, table: Table) -> None:
+        is_beside = self._registry.has_started
+        await self._warm_ups.run_folded(model, table, beside_requests=is_beside)
 
 
 def _os_reason(error: OSError) -> str:

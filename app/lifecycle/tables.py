@@ -31,6 +31,7 @@ from app.artifacts.tables.reader import (
 )
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
+from app.lifecycle.folds import Folds, WarmUpFolded
 from app.lifecycle.registry import Registry
 from app.telemetry.metrics import Metrics
 from app.telemetry.tables import TableFigures
@@ -78,6 +79,7 @@ class TableFollower:
         store: Path,
         registry: Registry,
         metrics: Metrics,
+        warm_up_folded: WarmUpFolded,
         place: Callable[[Table], None] | None = None,
     ) -> None:
         """Read nothing yet.
@@ -86,6 +88,7 @@ class TableFollower:
             store: the folder of the store.
             registry: gets the tables of each version, and the reasons of refusals.
             metrics: counts swaps and refusals.
+            warm_up_folded: warms up a version that is going to run from folded rows.
             place: called on a thread with the items table of each version, before it serves and at
                 each refresh: copies it to where batches are gathered.
         """
@@ -94,6 +97,7 @@ class TableFollower:
         self._metrics = metrics
         self._place = place
         self._background = BackgroundThread()
+        self._folds = Folds(registry, self._run, warm_up_folded)
         self._turn = asyncio.Lock()
         self._listed: dict[_Key, list[ListedTable]] = {}
         self._described: dict[tuple[str, TableKind, int], _Described] = {}
@@ -113,6 +117,7 @@ class TableFollower:
                 for model in loaded:
                     await self._choose_and_place(model.manifest, kind)
             for model in loaded:
+                await self._fold(model)
                 self.assign(model)
             await self._check_files(name)
             self._report(name)
@@ -141,6 +146,25 @@ class TableFollower:
                 return f"needs a table of {kind}: {self._why_none(manifest, kind)}"
         return ""
 
+    async def fold(self, model: Model) -> None:
+        """Find out whether a version that was loaded may run from what its table has folded."""
+        async with self._turn:
+            await self._fold(model)
+
+    async def _fold(self, model: Model) -> None:
+        table = self._newest(model, "items")
+        if table is not None:
+            await self._folds.examine(model, table)
+
+    def _newest(self, model: Model, kind: TableKind) -> Table | None:
+        """Return the table that was chosen, with the deltas that came since then."""
+        table = self._chosen.get((model.label, kind))
+        if table is not None:
+            newest = self._open.get((model.manifest.name, kind, table.version))
+            if newest is not None:
+                table = self._chosen[model.label, kind] = newest[0]
+        return table
+
     def assign(self, model: Model) -> None:
         """Let a version serve from the tables that were chosen for it; one assignment."""
         registry, manifest = self._registry, model.manifest
@@ -150,25 +174,26 @@ class TableFollower:
         if self._prepared == model.label:
             self._prepared = ""
         for kind in KINDS:
-            table = self._chosen.get((model.label, kind))
+            table = self._newest(model, kind)
             former: BoundTable | None = None if before is None else getattr(before, kind)
             if table is None:
                 continue
-            newest = self._open.get((manifest.name, kind, table.version))
-            if newest is not None:  # with the deltas that came while the version was loaded
-                table = self._chosen[model.label, kind] = newest[0]
-            if former is not None and former.table is table:
+            fold = self._folds.of(model, table)
+            if former is not None and former.table is table and former.folded_for is fold.program:
                 bound[kind] = former
             else:
-                bound[kind] = BoundTable.of(table, kind, manifest)
+                bound[kind] = BoundTable.of(table, kind, manifest, fold.program, fold.problem)
                 is_changed = True
-                self._log(model, kind, table, former)
+                if former is None or former.table is not table:
+                    self._log(model, kind, table, former)
         if is_changed:
             registry.tables[model] = ModelTables(bound.get("items"), bound.get("users"))
 
     def _log(self, model: Model, kind: TableKind, table: Table, former: BoundTable | None) -> None:
         self._metrics.table_swapped(model.manifest.name, kind, activated=True)
         after = "" if former is None else f", after {former.table.label}"
+        if self._folds.of(model, table).program is not None:
+            after = f", folded{after}"
         is_delta = former is not None and former.table.version == table.version
         if not is_delta:  # there may be one in every poll
             self._registry.events.add(
@@ -506,6 +531,7 @@ class TableFollower:
                     table.size,
                     table.created.timestamp(),
                     table.max_age_s,
+                    bound.folded_for is not None,
                 )
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import Model
 from app.artifacts.onednn import padded_sizes
+from app.artifacts.tables.reader import Table
 from app.engine.batch import Batch, Chunk
 from app.engine.lanes import BatchResult, Lane, run
-from app.engine.request import QueuedRequest, RequestFeatures
+from app.engine.request import QueuedRequest, RequestFeatures, TableRows, TableUse
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
 from app.ranking.policies import NO_POLICIES
@@ -81,6 +82,21 @@ class WarmUp:
         passes = [observed[i::count] for i in range(count)]
         # Anything may have slowed down a pass; the first ones compile.
         return [min(each, key=itemgetter(1)) for each in passes]
+
+    async def run_folded(self, model: Model, table: Table, *, beside_requests: bool) -> None:
+        """Run batches of every size a few times, whose candidates are folded rows of a table.
+
+        Args:
+            model: the version; `table` is folded for its program.
+            table: with rows.
+            beside_requests: whether versions answer requests meanwhile.
+
+        Raises:
+            ArtifactInvalid: the model failed on a batch.
+        """
+        if table.rows:
+            batches = [_folded_batch(model, table, each) for each in self._sizes] * _PASSES
+            await self._run(batches, beside_requests)
 
     async def _run(self, batches: Sequence[Batch], beside_requests: bool) -> BatchTimings:
         if beside_requests and self._is_on_cpu:
@@ -153,6 +169,19 @@ def _batch(model: Model, sizes: Sequence[int]) -> Batch:
             unknown_ids={},
         )
         made.append(features)
+    return _batch_of(model, made)
+
+
+def _folded_batch(model: Model, table: Table, sizes: Sequence[int]) -> Batch:
+    """Return a batch as `_batch` does, whose candidates are rows of a table."""
+    user = {name: column[:1] for name, column in model.golden.batch.user.items()}
+    positions = table.newest(max(sizes))
+    made = []
+    for rows in sizes:
+        taken = positions[np.arange(rows) % len(positions)]
+        from_table = TableRows(table, taken, frozenset(table.columns), model.program)
+        used = TableUse(None, from_table, {}, {}, None, rows)
+        made.append(RequestFeatures(user, {}, rows, {}, used))
     return _batch_of(model, made)
 
 

@@ -200,7 +200,7 @@ def by_keys(
         each.name: default_column(each, rows, vocabularies.get(each.name, NO_VOCABULARY), report)
         for each in bound.others
     }
-    taken = TableRows(bound.table, positions, bound.names)
+    taken = TableRows(bound.table, positions, bound.names, bound.folded_for)
     return EncodedSide(columns, rows, rows, bound, taken)
 
 
@@ -403,7 +403,8 @@ def _columns(
                 columns[name] = column
     if not gathered:
         return columns, None
-    return columns, TableRows(bound.table, positions, frozenset(gathered))
+    folded_for = bound.folded_by(gathered, positions)
+    return columns, TableRows(bound.table, positions, frozenset(gathered), folded_for)
 
 
 def _mixed(

@@ -179,7 +179,8 @@ def _from_table(
     if kept is not None and not report.problems:
         positions, rows = positions[kept], len(kept)
         columns = {name: column[kept] for name, column in columns.items()}
-    table = TableRows(bound.table, positions, frozenset(gathered))
+    folded_for = bound.folded_by(gathered, positions)
+    table = TableRows(bound.table, positions, frozenset(gathered), folded_for)
     return EncodedSide(columns, rows, sent, bound, table, unknown if unknown.size else None, kept)
 
 

@@ -79,7 +79,7 @@ def mean_weights(model: Model, chunk: Chunk) -> Means:
     Raises:
         ValueError, RuntimeError: see `Program.gate_weights`.
     """
-    inputs = collate([chunk])
+    inputs = collate([chunk], unfolded=True)
     rows = min(inputs.rows, MOST_ROWS)
     chosen = np.arange(rows) * inputs.rows // rows  # [rows], evenly spaced
     candidate = {name: column[chosen] for name, column in inputs.candidate.items()}

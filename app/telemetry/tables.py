@@ -23,6 +23,7 @@ class TableFigures:
         bytes: of its files.
         created_at: when its newest data was published (s since 1970).
         max_age_s: how old the newest data may be; None for any age.
+        is_folded: whether requests are scored from what the table has folded.
     """
 
     model: str
@@ -32,6 +33,7 @@ class TableFigures:
     bytes: int
     created_at: float
     max_age_s: float | None
+    is_folded: bool = False
 
 
 class TableCollector(Collector):
@@ -47,7 +49,7 @@ class TableCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the current figures."""
-        info, rows, size, age, limit = families = self._families()
+        info, rows, size, age, limit, folded = families = self._families()
         now = time.time()
         for each in self._read():
             labels = (each.model, each.kind)
@@ -57,6 +59,8 @@ class TableCollector(Collector):
             age.add_metric(labels, now - each.created_at)
             if each.max_age_s is not None:
                 limit.add_metric(labels, each.max_age_s)
+            if each.kind == "items":
+                folded.add_metric(labels, each.is_folded)
         yield from families
 
     def _families(self) -> tuple[GaugeMetricFamily, ...]:
@@ -73,4 +77,5 @@ class TableCollector(Collector):
             gauge("table_bytes", "Size of a table's files in bytes; processes share the memory."),
             gauge("table_age_seconds", "Age of the newest data in a table, in seconds."),
             gauge("table_max_age_seconds", "Age from which on the server is not ready."),
+            gauge("table_folded", "1 if what an items table has folded serves, else 0."),
         )

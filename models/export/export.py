@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from app.artifacts.columns import Column, ModelInputs
 from app.artifacts.encoding import Encoding, Identity
 from app.artifacts.manifest import (
+    MOST_FOLDED,
     DenseInput,
     Description,
     GateLevel,
@@ -87,12 +88,22 @@ def export(
     described = description(experiment, evaluation, precision, defaults, gates)
     return publish(
         store,
-        described.model_copy(update={"distributions": known}),
+        described.model_copy(
+            update={"distributions": known, "folded_width": _folded_width(network)}
+        ),
         scripted,
         requests,
         data.vocabulary_files(experiment.data),
         exported(served, requests) if experiment.export.torch_export else None,
     )
+
+
+def _folded_width(network: nn.Module) -> int | None:
+    """The width of what `RankingNetwork.fold` returns; None without candidate columns."""
+    if not isinstance(network, RankingNetwork) or not network.columns.candidate.width:
+        return None
+    width = network.folded_width
+    return width if width <= MOST_FOLDED else None
 
 
 def _in_precision(

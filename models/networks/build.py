@@ -13,7 +13,7 @@ from models.networks.cgc import CGC
 from models.networks.config import BodyName, Feature, NetworkConfig, Task, entire_space_parents
 from models.networks.esmm import ESMM
 from models.networks.features import InputColumns, Rows
-from models.networks.layers import Body
+from models.networks.layers import Body, InputLinear
 from models.networks.mmoe import MMoE
 from models.networks.moe import MoE
 from models.networks.ple import PLE
@@ -37,6 +37,11 @@ class RankingNetwork(nn.Module):
         super().__init__()
         self.columns = columns
         self.body = body
+        self.folded_width = 0  # H
+        for module in self.modules():
+            if isinstance(module, InputLinear):
+                module.folded_at = self.folded_width
+                self.folded_width += module.count * module.outputs
 
     def forward(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
@@ -67,6 +72,26 @@ class RankingNetwork(nn.Module):
         """
         u, c = self.columns(user, candidate)  # [R, D_user], [B, D_candidate]
         return self.body.gate_weights(Rows(u, c, row_to_request))
+
+    @torch.jit.export
+    def fold(self, candidate: dict[str, Tensor]) -> Tensor:
+        """What all first layers make of candidates, float32 ``[B, H]``: it holds for any user.
+
+        ``H`` is the number of units of all first layers that read the input, of experts and gates.
+        """
+        c = self.columns.of_candidates(candidate)  # [B, D_candidate]
+        folded = torch.empty(c.size(0), self.folded_width, dtype=torch.float32, device=c.device)
+        self.body.fold(c, folded)
+        return folded
+
+    @torch.jit.export
+    def score_folded(
+        self, user: dict[str, Tensor], folded: Tensor, row_to_request: Tensor
+    ) -> Tensor:
+        """Score candidates as `forward` does, from the rows that `fold` made of them."""
+        u = self.columns.of_users(user)  # [R, D_user]
+        no_columns = folded[:, :0]  # [B, 0]
+        return self.body(Rows(u, no_columns, row_to_request, folded))  # [B, K]
 
 
 def build(

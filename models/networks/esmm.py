@@ -40,6 +40,10 @@ class ESMM(nn.Module):
         product = log_p + log_p.index_select(1, self.parent)  # [B, K], eq. 1
         return torch.where(self.is_product, product, logits)
 
+    def fold(self, candidate: Tensor, folded: Tensor) -> None:
+        """Write what the body's first layers make of candidates into ``[B, H]``."""
+        self.body.fold(candidate, folded)
+
     def gate_weights(self, x: Rows) -> list[Tensor]:
         """The gate weights of the body."""
         return self.body.gate_weights(x)

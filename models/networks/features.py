@@ -28,12 +28,14 @@ from models.networks.dense import DenseScaling
 class Rows(NamedTuple):
     """The input ``x`` of every network, in two parts: the user part is computed once per request.
 
-    Row ``b`` of ``x`` is ``[user[row_to_request[b]]; candidate[b]]``.
+    Row ``b`` of ``x`` is ``[user[row_to_request[b]]; candidate[b]]``. With ``folded``, what the
+    first layers make of the candidates is there already, and ``candidate`` is not read.
     """
 
     user: Tensor  # [R, D_user]
     candidate: Tensor  # [B, D_candidate]
     row_to_request: Tensor  # [B] int64, in 0 … R-1
+    folded: Tensor | None = None  # [B, H], see :meth:`models.networks.build.RankingNetwork.fold`
 
 
 class TableRange(NamedTuple):
@@ -85,10 +87,23 @@ class InputColumns(nn.Module):
         self, user: dict[str, Tensor], candidate: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Columns ``[R, D_user]``, ``[B, D_candidate]``; ``[0, 0]`` of a side without features."""
+        return self.of_users(user), self.of_candidates(candidate)
+
+    def of_users(self, user: dict[str, Tensor]) -> Tensor:
+        """Columns ``[R, D_user]``; ``[0, 0]`` without features."""
+        columns: Tensor = self.user(user, self._list_tables())
+        return columns
+
+    def of_candidates(self, candidate: dict[str, Tensor]) -> Tensor:
+        """Columns ``[B, D_candidate]``; ``[0, 0]`` without features."""
+        columns: Tensor = self.candidate(candidate, self._list_tables())
+        return columns
+
+    def _list_tables(self) -> list[Tensor]:
         tables: list[Tensor] = []
         for table in self.tables:
             tables.append(table)  # noqa: PERF402 (TorchScript unrolls a ParameterList here only)
-        return self.user(user, tables), self.candidate(candidate, tables)
+        return tables
 
 
 class SideColumns(nn.Module):

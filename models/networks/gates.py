@@ -119,7 +119,7 @@ class InputGates(nn.Module):
         super().__init__()
         widths = [len(experts) for experts in sees]
         hidden = config.gate_hidden_units
-        self.first: nn.Module
+        self.first: InputMLP | InputLinear
         self.heads: nn.Module
         if hidden:
             self.first = InputMLP(len(sees), inputs, hidden, config.gate_activation)
@@ -128,6 +128,10 @@ class InputGates(nn.Module):
             self.first = InputLinear(1, *inputs, sum(widths), bias=config.gate_bias)
             self.heads = nn.Flatten(0, 1)
         self.softmax = Softmax(sees, num_experts)
+
+    def fold(self, candidate: Tensor, folded: Tensor) -> None:
+        """Write what the first layers make of candidates into their columns of ``[B, H]``."""
+        self.first.fold(candidate, folded)
 
     def forward(self, x: Rows) -> Tensor:
         """Weights ``[B, G, E]``, in full precision."""

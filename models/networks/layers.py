@@ -5,7 +5,8 @@ leading axis of weights ``[E, in, out]`` and activations ``[E, B, out]``: with t
 product copies neither.
 
 The first layer on the input ``x = [u; c]`` is split: ``[u; c] W + b = (u W_u + b) + c W_c``. The
-term in brackets is computed once per request and gathered to rows.
+term in brackets is computed once per request and gathered to rows. The other one depends on the
+item alone, so it can be computed once per item (``fold``) and be read from a table.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,6 +39,10 @@ class Body(Protocol):
 
     def gate_weights(self, x: Rows) -> list[Tensor]:
         """Gate weights ``[B, gates, experts]`` of each level; empty without gates."""
+        ...
+
+    def fold(self, candidate: Tensor, folded: Tensor) -> None:
+        """Write what every first layer makes of candidates ``[B, D_candidate]`` into ``[B, H]``."""
         ...
 
 
@@ -104,6 +109,8 @@ class InputLinear(nn.Module):
         self.count = count
         self.user = user
         self.candidate = candidate
+        self.outputs = outputs
+        self.folded_at = 0  # its first column in a folded row; set by the network
         inputs = user + candidate
         self.weight = draw(count, inputs, outputs, inputs=inputs)  # [E, D, out], user's rows first
         if bias:
@@ -121,6 +128,9 @@ class InputLinear(nn.Module):
     def rows(self, once: Tensor, x: Rows, first: int, count: int) -> Tensor:
         """``[n, B, out]`` of the ``n = count`` maps from ``first`` on, given `once` of all maps."""
         last = first + count
+        folded = x.folded
+        if folded is not None:
+            return self.unfolded(once, folded, x.row_to_request, first, count)
         part: Tensor = once
         weight: Tensor = self.weight
         if count < self.count:
@@ -135,6 +145,25 @@ class InputLinear(nn.Module):
         if self.candidate == 0:
             return gathered
         return gathered.baddbmm_(c, weight[:, self.user :])
+
+    def fold(self, candidate: Tensor, folded: Tensor) -> None:
+        """Write the candidates' part ``c W_c`` of every map into its columns of ``[B, H]``."""
+        c = candidate.to(self.weight.dtype).expand(self.count, -1, -1)  # [E, B, D_candidate]
+        part = torch.bmm(c, self.weight[:, self.user :])  # [E, B, out]
+        mine = folded.narrow(1, self.folded_at, self.count * self.outputs)  # [B, E·out]
+        mine.copy_(part.transpose(0, 1).flatten(1))
+
+    def unfolded(
+        self, once: Tensor, folded: Tensor, row_to_request: Tensor, first: int, count: int
+    ) -> Tensor:
+        """``[n, B, out]`` of maps from ``first`` on, given `once` and folded rows ``[B, H]``."""
+        start = self.folded_at + first * self.outputs
+        mine = folded.narrow(1, start, count * self.outputs).to(once.dtype)  # [B, n·out]
+        part = mine.view(-1, count, self.outputs).transpose(0, 1)  # [n, B, out]
+        of_user = once.narrow(0, first, count)  # [n, R, out]; [n, 1, out] without user columns
+        if of_user.size(1) > 1:
+            return of_user.index_select(1, row_to_request).add_(part)
+        return of_user + part
 
     def forward(self, x: Rows) -> Tensor:
         """Map ``x`` to ``[E, B, out]``."""
@@ -207,6 +236,10 @@ class InputMLP(nn.Module):
         self.rest = StackedMLP(
             count, widths, activation, activate_last=activate_last, dropout=dropout
         )
+
+    def fold(self, candidate: Tensor, folded: Tensor) -> None:
+        """Write what the first layers make of candidates into their columns of ``[B, H]``."""
+        self.first.fold(candidate, folded)
 
     def some(self, once: Tensor, x: Rows, first: int, count: int) -> Tensor:
         """``[n, B, widths[-1]]`` of the ``n = count`` MLPs from ``first`` on."""

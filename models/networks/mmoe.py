@@ -33,6 +33,11 @@ class MMoE(nn.Module):
         logits: Tensor = self.towers(z)  # [B, K], eq. 6
         return logits
 
+    def fold(self, candidate: Tensor, folded: Tensor) -> None:
+        """Write what the first layers make of candidates into ``[B, H]``."""
+        self.experts.fold(candidate, folded)
+        self.gates.fold(candidate, folded)
+
     def gate_weights(self, x: Rows) -> list[Tensor]:
         """The gates' weights, ``[B, K, n]``."""
         return [self.gates(x)]

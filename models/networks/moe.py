@@ -31,6 +31,11 @@ class MoE(nn.Module):
         logits: Tensor = self.towers(z.expand(self.num_tasks, -1, -1))  # [B, K]
         return logits
 
+    def fold(self, candidate: Tensor, folded: Tensor) -> None:
+        """Write what the first layers make of candidates into ``[B, H]``."""
+        self.experts.fold(candidate, folded)
+        self.gate.fold(candidate, folded)
+
     def gate_weights(self, x: Rows) -> list[Tensor]:
         """The gate's weights, ``[B, 1, n]``."""
         return [self.gate(x)]

@@ -83,6 +83,11 @@ class PLE(nn.Module):
         logits: Tensor = self.towers(X)  # [B, K], eq. 7
         return logits
 
+    def fold(self, candidate: Tensor, folded: Tensor) -> None:
+        """Write what the first layers make of candidates into ``[B, H]``."""
+        self.experts.fold(candidate, folded)
+        self.gates.fold(candidate, folded)
+
     def gate_weights(self, x: Rows) -> list[Tensor]:
         """The gates' weights of every level, ``[B, K + 1, Σm_t + m_s]``; last: ``[B, K, …]``."""
         weights = [self.gates(x)]

@@ -26,6 +26,10 @@ class SharedBottom(nn.Module):
         logits: Tensor = self.towers(z.expand(self.num_tasks, -1, -1))  # [B, K], eq. 1
         return logits
 
+    def fold(self, candidate: Tensor, folded: Tensor) -> None:
+        """Write what the first layer makes of candidates into ``[B, H]``."""
+        self.bottom.fold(candidate, folded)
+
     def gate_weights(self, x: Rows) -> list[Tensor]:  # noqa: ARG002 (every body has it)
         """No gates, no weights."""
         return []

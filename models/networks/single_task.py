@@ -25,6 +25,10 @@ class SingleTask(nn.Module):
         logits: Tensor = self.towers(e)  # [B, K]
         return logits
 
+    def fold(self, candidate: Tensor, folded: Tensor) -> None:
+        """Write what the first layers make of candidates into ``[B, H]``."""
+        self.experts.fold(candidate, folded)
+
     def gate_weights(self, x: Rows) -> list[Tensor]:  # noqa: ARG002 (every body has it)
         """No gates, no weights."""
         return []

@@ -1,145 +1,357 @@
-"""What precomputing the first layer per item could bring: ``python -m tests.bench.first_layer``.
+"""What folding an items table brings, and what it takes: ``python -m tests.bench.first_layer``.
 
-The first layer of a network is W_u·u + W_c·c + b. W_c·c depends on the item alone, so a table could
-hold it ("fold"), and a request would add it to W_u·u. This prints, for networks of this repository:
-the share of the multiplications that would be left out, the bytes per item that it would take, and
-the time of 500 candidates as they are and with the candidates' part read from a table of 100,000
-items. Rounds of both alternate; a cell is the median.
+    python -m tests.bench.first_layer [--rounds 3] [--seconds 3] [--connections 8] [--items 100000]
+
+The first layer of a network is W_u·u + W_c·c + b. A folded table has W_c·c of each item. For
+networks of this repository, published as artifacts, with tables of random items that are published
+twice, folded and not:
+
+- the share of the multiplications that is left out, and the bytes per item of the features and of
+  what is folded;
+- the time of a lane for one request of 500 keys: rows are read from the table, the program runs,
+  links and clamps are applied. Calls of both alternate; a cell is the median;
+- over HTTP, with wrk: requests per second, and the CPU time of the server by request. Rounds of
+  both alternate; a cell is the median.
+
+The scores of both are compared first. Needs wrk; without it, the last part is left out.
 """
 
 import argparse
+import shutil
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from pathlib import Path
+from statistics import median
 
+import httpx
 import numpy as np
+import orjson
 import torch
-from torch import Tensor, nn
+
+from app.artifacts.columns import ModelInputs
+from app.artifacts.loader import Model, load
+from app.artifacts.manifest import DenseInput, Description, IdInput, Input, Output, TaskOutput
+from app.artifacts.publish import publish
+from app.artifacts.store import Artifact, Store
+from app.artifacts.tables.description import TableColumn, TableKey, record_dtype
+from app.artifacts.tables.publish import TablePlan, TableWriter, publish_table
+from app.artifacts.tables.reader import Table, open_table
+from app.benchmarking.requests import Post
+from app.cli.table_fold import TableFold
+from app.engine.batch import Batch, Chunk
+from app.engine.hardware import usable_cores
+from app.engine.lanes import Staging, run
+from app.engine.request import QueuedRequest, RequestFeatures, TableRows, TableUse
+from app.ranking.policies import NO_POLICIES
+from app.ranking.policy import Policy
+from models.networks.build import RankingNetwork, build
+from models.networks.config import DenseFeature, Feature, IdFeature, NetworkConfig, Task
+from models.networks.show import parts
+from tests.bench.hot_path import cpu_s, settled
+from tests.bench.wrk import wrk
+from tests.support.server import Server, running_server
 
 CANDIDATES = 500
-ITEMS = 100_000
+BODIES = 64
+TASKS = ("click", "like", "dwell")
+_AT_ONCE = 20_000
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A mixture of experts on `user + item` columns, with linear gates and towers."""
+    """A network: its sizes, the dense columns of each side, and its id features of items."""
 
     name: str
+    label: str
+    network: NetworkConfig
     user: int
     item: int
-    experts: int
-    hidden: Sequence[int]
-    gates: int
-    tower: Sequence[int]
+    ids: int = 0
+    vocabulary: int = 100_000
+    dim: int = 16
 
-    @property
-    def columns(self) -> int:
-        """The width of the first layer: all experts and gates read the same input."""
-        return self.experts * self.hidden[0] + self.gates * self.experts
+    def features(self) -> list[Feature]:
+        """Return the features of the network."""
+        found: list[Feature] = []
+        if self.user:
+            found.append(DenseFeature(name="u", side="user", dim=self.user))
+        if self.item:
+            found.append(DenseFeature(name="x", side="candidate", dim=self.item))
+        return found + [
+            IdFeature(
+                name=f"id{i}",
+                side="candidate",
+                vocabulary_size=self.vocabulary,
+                embedding_dim=self.dim,
+            )
+            for i in range(self.ids)
+        ]
 
-    def multiplications(self) -> tuple[int, int]:
-        """Return the multiplications per candidate: in the item's part of layer one, and in all."""
-        first = self.item * self.columns
-        rest = sum(a * b for a, b in pairwise(self.hidden))
-        towers = sum(
-            a * b for a, b in zip((self.hidden[-1], *self.tower), (*self.tower, 1), strict=True)
+    def inputs(self) -> tuple[Input, ...]:
+        """Return the same for the manifest."""
+        return tuple(
+            DenseInput(name=each.name, side=each.side, dim=each.dim)
+            if isinstance(each, DenseFeature)
+            else IdInput(name=each.name, side=each.side, vocabulary_size=self.vocabulary)
+            for each in self.features()
         )
-        mix = self.experts * self.hidden[-1]
-        return first, first + self.experts * rest + self.gates * (towers + mix)
+
+    def built(self) -> RankingNetwork:
+        """Return the network, always with the same weights."""
+        tasks = [Task(name=task, kind="binary") for task in TASKS]
+        return build(self.network, self.features(), tasks, seed=0).eval()
+
+
+def _mmoe(experts: int, *hidden: int) -> NetworkConfig:
+    return NetworkConfig(
+        architecture="mmoe",
+        num_experts=experts,
+        expert_hidden_units=hidden,
+        tower_hidden_units=(16,),
+    )
 
 
 SHAPES = (
-    Shape("reference: 8 experts 100-256-128-64", 0, 100, 8, (256, 128, 64), 3, (64,)),
-    Shape("sizes of the demo: 5 experts 86-64-32-64-32", 52, 34, 5, (64, 32, 64, 32), 3, (16,)),
-    Shape("wide items: 4 experts 528-64-32", 16, 512, 4, (64, 32), 3, (16,)),
+    Shape("reference", "reference: 8 experts 100-256-128-64", _mmoe(8, 256, 128, 64), 0, 100),
+    Shape(
+        "demo",
+        "sizes of the demo: PLE, 5 experts 86-64-32, two levels",
+        NetworkConfig(
+            architecture="ple",
+            num_task_experts=1,
+            num_shared_experts=2,
+            num_levels=2,
+            expert_hidden_units=(64, 32),
+            tower_hidden_units=(16,),
+        ),
+        52,
+        34,
+    ),
+    Shape("wide", "wide items: 4 experts 528-64-32", _mmoe(4, 64, 32), 16, 512),
+    Shape("ids", "items of 20 ids: 4 experts 336-64-32", _mmoe(4, 64, 32), 16, 0, ids=20),
 )
 
 
-class Mixture(nn.Module):
-    """The network of a shape, from the first layer's sum on, and the first layer itself."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.of_user = nn.Linear(shape.user, shape.columns) if shape.user else None
-        self.of_item = nn.Linear(shape.item, shape.columns, bias=False)
-        widths = shape.hidden
-        self.layers = nn.ParameterList(
-            torch.randn(shape.experts, a, b) / a**0.5 for a, b in pairwise(widths)
-        )
-        sizes = (widths[-1], *shape.tower, 1)
-        self.towers = nn.ModuleList(
-            nn.Sequential(
-                *(part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU()))
-            )
-            for _ in range(shape.gates)
-        )
-
-    def forward(self, user: Tensor, item: Tensor) -> Tensor:
-        return self.folded(user, self.of_item(item))
-
-    def folded(self, user: Tensor, first: Tensor) -> Tensor:
-        """Continue from the items' part of the first layer, `[B, columns]`."""
-        if self.of_user is not None:
-            first = first + self.of_user(user)
-        experts, width = self.shape.experts, self.shape.hidden[0]
-        split = experts * width
-        hidden = first[:, :split].view(-1, experts, width).transpose(0, 1).relu()  # [K, B, width]
-        for layer in self.layers:
-            hidden = torch.bmm(hidden, layer).relu()
-        weights = first[:, split:].view(-1, self.shape.gates, experts).softmax(2)  # [B, gates, K]
-        mixed = torch.einsum("bgk,kbw->gbw", weights, hidden)
-        outputs = [tower(x) for tower, x in zip(self.towers, mixed, strict=True)]
-        return torch.cat(outputs, dim=1)
+def artifact(store: Store, shape: Shape, name: str) -> Artifact:
+    """Publish the network of a shape under a name."""
+    network, inputs = shape.built(), shape.inputs()
+    description = Description(
+        name=name,
+        architecture=shape.network.architecture,
+        inputs=inputs,
+        tasks=tuple(
+            TaskOutput(name=t, kind="binary", unit="", link="sigmoid", output=Output(column=k))
+            for k, t in enumerate(TASKS)
+        ),
+        ranking=Policy(weights=dict.fromkeys(TASKS, 1.0)),
+        folded_width=network.folded_width,
+    )
+    sizes = (2, 5, 9)
+    golden = ModelInputs(
+        {each.name: _random(each, len(sizes), 1) for each in inputs if each.side == "user"},
+        {each.name: _random(each, sum(sizes), 2) for each in inputs if each.side == "candidate"},
+        np.repeat(np.arange(len(sizes)), sizes),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return publish(store, description, torch.jit.script(network), golden)
 
 
-def medians_ms(works: Sequence[Callable[[int], object]], rounds: int) -> list[float]:
-    """Return the median time (ms) of each piece of work; they alternate."""
-    times: list[list[float]] = [[] for _ in works]
-    for turn in range(rounds):
-        for work, found in zip(works, times, strict=True):
+def _random(feature: Input, rows: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    if isinstance(feature, DenseInput):
+        return random.standard_normal((rows, feature.dim), dtype=np.float32)
+    return random.integers(0, feature.vocabulary_size, rows)
+
+
+def table(store: Store, of: Artifact, shape: Shape, items: int, *, fold: bool) -> Table:
+    """Publish a table of random items; the keys are the integers from 0 on."""
+    features = [each for each in shape.inputs() if each.side == "candidate"]
+    plan = TablePlan(
+        model=store.folder / of.model,
+        kind="items",
+        key=TableKey(name="item_id", type="int64"),
+        columns=tuple(TableColumn(feature=each) for each in features),
+        defaults=np.zeros(1, record_dtype(features)),
+    )
+
+    def fill(writer: TableWriter) -> None:
+        for start in range(0, items, _AT_ONCE):
+            count = min(_AT_ONCE, items - start)
+            records = np.zeros(count, plan.defaults.dtype)
+            for each in features:
+                records[each.name] = _random(each, count, start)
+            writer.add(np.arange(start, start + count), records)
+        if fold:
+            found = TableFold.of(of)
+            print(f"{shape.name}: {found.memory(writer)}")
             began = time.perf_counter()
-            work(turn)
+            print(f"{shape.name}: {found.summary(found.fill(writer, lambda _: None))}")
+            print(f"{shape.name}: folded in {time.perf_counter() - began:.1f} s")
+
+    return open_table(publish_table(plan, fill), of.model)
+
+
+class LaneCalls:
+    """Runs requests of keys as a lane does, always in the same memory."""
+
+    def __init__(self, model: Model, of: Table, *, folded: bool) -> None:
+        self._model = model
+        self._table = of
+        self._folded_for = model.program if folded else None
+        self._collate = Staging().collate
+        self._options = NO_POLICIES.policies_for(model.manifest.traits).default_options
+        self._user = {name: each[:1] for name, each in model.golden.batch.user.items()}
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        names = frozenset(self._table.columns)
+        rows = TableRows(self._table, positions, names, self._folded_for)
+        used = TableUse(None, rows, {}, {}, None, len(positions))
+        features = RequestFeatures(self._user, {}, len(positions), {}, used)
+        request = QueuedRequest(self._model, features, self._options)
+        batch = Batch.of(self._model, [Chunk(request, features, 0, len(positions))])
+        result = run(self._model, batch.chunks, self._collate)
+        if isinstance(result.scores, Exception):
+            raise result.scores
+        return result.scores
+
+
+def lane_ms(calls: Sequence[LaneCalls], items: int, turns: int) -> list[float]:
+    """Return the median time (ms) of a request of each; they alternate."""
+    random = np.random.default_rng(3)
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(turns):
+        positions = random.integers(0, items, CANDIDATES)
+        for call, found in zip(calls, times, strict=True):
+            began = time.perf_counter()
+            call(positions)
             found.append(time.perf_counter() - began)
-    return [float(np.median(each[rounds // 10 :])) * 1e3 for each in times]
+    return [median(each[turns // 10 :]) * 1e3 for each in times]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A shape whose table is published twice: `plain`, and `folded`."""
+
+    shape: Shape
+    plain: Model
+    folded: Model
+    tables: tuple[Table, Table]
+
+    def row(self, items: int, turns: int) -> str:
+        """Return the row of the first table."""
+        network = self.shape.built()
+        lines = parts(network)
+        first = sum(each.row_flops for each in lines if each.name.endswith(".first"))
+        everything = sum(each.row_flops for each in lines)
+        calls = [
+            LaneCalls(self.plain, self.tables[0], folded=False),
+            LaneCalls(self.folded, self.tables[1], folded=True),
+        ]
+        chosen = np.arange(CANDIDATES)
+        np.testing.assert_allclose(calls[1](chosen), calls[0](chosen), rtol=0, atol=1e-5)
+        plain, folded = lane_ms(calls, items, turns)
+        fold = self.tables[1].fold
+        assert fold is not None
+        record = self.tables[0].description.record.itemsize
+        return (
+            f"| {self.shape.label} | {first / everything:.0%} | {record:,}, {4 * fold.width:,} "
+            f"| {plain:.2f} ms, {folded:.2f} ms | {plain / folded:.2f} × |"
+        )
+
+
+def paired(store: Store, shape: Shape, items: int) -> Pair:
+    """Publish a shape twice, each with its table."""
+    made = [artifact(store, shape, f"{shape.name}{suffix}") for suffix in ("", "-folded")]
+    tables = [table(store, each, shape, items, fold=i == 1) for i, each in enumerate(made)]
+    plain, folded = (load(each, torch.device("cpu")) for each in made)
+    return Pair(shape, plain, folded, (tables[0], tables[1]))
+
+
+def over_http(
+    server: Server, pairs: Sequence[Pair], arguments: argparse.Namespace, folder: Path
+) -> Iterator[str]:
+    """Yield the rows of the second table."""
+    for pair in pairs:
+        found: dict[str, list[tuple[float, float]]] = {}
+        for number in range(arguments.rounds + 1):
+            for model in (pair.plain, pair.folded):
+                name = model.manifest.name
+                bodies = [_body(model, arguments.items, seed) for seed in range(BODIES)]
+                path = f"/v1/models/{name}/score"
+                post = Post(path, bodies[0], {"content-type": "application/json"})
+                if number == 0:
+                    _check_same(server, pair, bodies[0])
+                before = cpu_s(server.process.pid)
+                seconds = arguments.seconds if number else 1  # the first round only warms up
+                headers = {"x-request-timeout-ms": "60000"}
+                sent = wrk(
+                    server.url, post, arguments.connections, seconds, folder, headers, bodies
+                )
+                used_s = settled(lambda: cpu_s(server.process.pid)) - before
+                found.setdefault(name, []).append((sent.rate, used_s / sent.requests * 1e6))
+        (rate, cpu_us), (folded_rate, folded_us) = (
+            tuple(median(each[k] for each in found[model.manifest.name][1:]) for k in (0, 1))
+            for model in (pair.plain, pair.folded)
+        )
+        yield (
+            f"| {pair.shape.label} | {rate:,.0f}, {folded_rate:,.0f} | {folded_rate / rate:.2f} × "
+            f"| {cpu_us:,.0f} µs, {folded_us:,.0f} µs | {cpu_us / folded_us:.2f} × |"
+        )
+
+
+def _body(model: Model, items: int, seed: int) -> bytes:
+    keys = np.random.default_rng(seed).choice(items, CANDIDATES, replace=False)
+    user = {name: each[0] for name, each in model.golden.batch.user.items()}
+    sent = {"user": user, "candidates": keys} if user else {"candidates": keys}
+    return orjson.dumps(sent, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _check_same(server: Server, pair: Pair, body: bytes) -> None:
+    """Stop if the answers to one request differ, or if the folded rows do not serve."""
+    answers = []
+    for model in (pair.plain, pair.folded):
+        card = httpx.get(f"{server.url}/v1/models/{model.manifest.name}").json()
+        folded = card["tables"][0]["folded"]
+        assert (folded is not None and folded["serves"]) == (model is pair.folded), folded
+        path = f"{server.url}/v1/models/{model.manifest.name}/score"
+        answer = httpx.post(path, content=body, timeout=60).json()
+        answers.append([answer["scores"][task] for task in TASKS])
+    np.testing.assert_allclose(answers[1], answers[0], rtol=0, atol=1e-5)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
-    options = parser.parse_args()
-    torch.manual_seed(0)
+    """Measure and print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="over HTTP (default: 3)")
+    parser.add_argument("--seconds", type=int, default=3, help="of one of them (default: 3)")
+    parser.add_argument("--connections", type=int, default=8, help="(default: 8)")
+    parser.add_argument("--items", type=int, default=100_000, help="of a table (default: 100000)")
+    parser.add_argument("--turns", type=int, default=300, help="of a lane (default: 300)")
+    arguments = parser.parse_args()
+    print(f"{usable_cores()} cores, torch {torch.__version__}")
     torch.set_num_threads(1)
-    print("| network | left out | bytes per item, folded | 500 candidates, folded | faster |")
-    print("| --- | --- | --- | --- | --- |")
-    random = np.random.default_rng(0)
-    with torch.inference_mode():
-        for shape in SHAPES:
-            network = Mixture(shape).eval()
-            raw = torch.randn(ITEMS, shape.item)
-            folded = network.of_item(raw)
-            user = torch.randn(1, max(1, shape.user))
-            picks = [
-                torch.from_numpy(random.integers(0, ITEMS, CANDIDATES))
-                for _ in range(options.rounds)
-            ]
-            assert torch.allclose(
-                network(user, raw[picks[0]]), network.folded(user, folded[picks[0]]), atol=1e-4
-            )
-            plain_ms, folded_ms = medians_ms(
-                (
-                    lambda turn: network(user, raw.index_select(0, picks[turn])),  # noqa: B023
-                    lambda turn: network.folded(user, folded.index_select(0, picks[turn])),  # noqa: B023
-                ),
-                options.rounds,
-            )
-            first, everything = shape.multiplications()
-            print(
-                f"| {shape.name} | {first / everything:.0%} of {everything:,} "
-                f"| {4 * shape.item:,}, {4 * shape.columns:,} "
-                f"| {plain_ms:.2f} ms, {folded_ms:.2f} ms | {plain_ms / folded_ms:.2f} x |"
-            )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        store = Store(folder / "store")
+        pairs = [paired(store, shape, arguments.items) for shape in SHAPES]
+        print(f"\none request of {CANDIDATES} keys, {arguments.items:,} items\n")
+        print("| network | left out | bytes per item: features, folded | a lane | faster |")
+        print("| --- | ---: | ---: | ---: | ---: |")
+        for pair in pairs:
+            print(pair.row(arguments.items, arguments.turns))
+        if shutil.which("wrk") is None:
+            sys.exit("wrk is not installed")
+        print(f"\nover HTTP, {arguments.connections} connections\n")
+        print("| network | requests/s: features, folded | | CPU time of a request | |")
+        print("| --- | ---: | ---: | ---: | ---: |")
+        with running_server(store.folder, folder / "log") as server:
+            for row in over_http(server, pairs, arguments, folder):
+                print(row)
 
 
 if __name__ == "__main__":

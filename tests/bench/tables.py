@@ -136,7 +136,8 @@ def memory(folder: Path) -> str:
 def delta(folder: Path, table: Table, rows: int) -> tuple[str, Table]:
     """Publish a delta, and return the time to follow it and the new view."""
     found = table.description
-    keys, records = next(table.batches(rows))
+    keys, positions = next(table.batches(rows))
+    records = table.take(positions)
     plan = TablePlan(
         model=folder / "store" / MODEL,
         kind="items",

@@ -195,10 +195,11 @@ def test_staleness_of_a_table_is_shown_where_the_server_has_one(page):
         'gatehouse_table_rows{model="tiny",table="items"} 20000\n'
         'gatehouse_table_age_seconds{model="tiny",table="items"} 700\n'
         'gatehouse_table_max_age_seconds{model="tiny",table="items"} 600\n'
+        'gatehouse_table_folded{model="tiny",table="items"} 1\n'
         'gatehouse_table_info{model="other",table="items",version="1"} 1\n',
     )
     assert shown == [
-        ["small bad", "Table items 3.7: 20 k rows, newest data 12 min old, at most 10 min"]
+        ["small bad", "Table items 3.7: 20 k rows, newest data 12 min old, at most 10 min, folded"]
     ]
 
 

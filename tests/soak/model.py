@@ -29,6 +29,16 @@ class Echo(nn.Module):
         u = user["u"][row_to_request][:, 0]  # [R, 1] → [B]
         return torch.stack([u + c, c, torch.full_like(c, self.version)], dim=1)  # [B, 3]
 
+    @torch.jit.export
+    def fold(self, candidate: dict[str, Tensor]) -> Tensor:
+        return candidate["c"]  # [B, 1]
+
+    @torch.jit.export
+    def score_folded(
+        self, user: dict[str, Tensor], folded: Tensor, row_to_request: Tensor
+    ) -> Tensor:
+        return self.forward(user, {"c": folded}, row_to_request)
+
 
 def publish_echo(store: Store) -> Artifact:
     """Publish the next version of the model."""
@@ -45,6 +55,7 @@ def publish_echo(store: Store) -> Artifact:
             for column, name in enumerate(("sum", "own", "version"))
         ),
         ranking=Policy(weights={"sum": 1.0}),
+        folded_width=1,
     )
     golden = ModelInputs(
         user={"u": np.array([[1], [2]], np.float32)},

@@ -3,8 +3,9 @@
     python -m tests.soak.tables [--swaps 40] [--deltas 200] [--versions 5]
 
 Callers send requests by keys to a real server without a pause: keys alone, keys with overrides, and
-V2. Meanwhile new tables, deltas, compacted tables and new versions of the model are published. A
-row's number says which table and which delta it is from, so that the model's scores identify them.
+V2. Meanwhile new tables, deltas, compacted tables and new versions of the model are published. Two
+of three tables of items are folded for the newest version, and most of their deltas are. A row's
+number says which table and which delta it is from, so that the model's scores identify them.
 The soak checks that every request succeeds, that every row of a response is that of the table which
 the response names, that each change serves within the time between two looks at the store, and that
 memory does not grow.
@@ -29,7 +30,7 @@ import numpy as np
 
 from app.artifacts.loader import read_manifest
 from app.artifacts.manifest import Manifest
-from app.artifacts.store import Store
+from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.publish import compact
 from tests.soak.__main__ import growth_mib, resident
 from tests.soak.model import NAME, publish_echo
@@ -58,6 +59,9 @@ class Tables:
         golden: rows by table and label, there before the table is.
         current: the newest label and rows, by table.
         state: counts changes; every number in a table is drawn from it.
+        newest: version of the model.
+        folded_for: the version that the newest table of items is folded for.
+        folds: how often a folded table served so after a change, and why others did not.
     """
 
     store: Path
@@ -65,6 +69,9 @@ class Tables:
     golden: dict[tuple[str, str], Rows] = field(default_factory=dict)
     current: dict[str, tuple[int, int, Rows]] = field(default_factory=dict)
     state: int = 0
+    newest: Artifact | None = None
+    folded_for: Artifact | None = None
+    folds: dict[str, int] = field(default_factory=dict)
 
     def publish(self, kind: Kind) -> str:
         """Publish a table with new numbers for all keys; return its label."""
@@ -72,12 +79,15 @@ class Tables:
         version = self.current.get(kind, (0, 0, {}))[0] + 1
         rows = self._remember(kind, version, 0, {key: self._number(key) for key in keys})
         feature = _FEATURES[kind]
+        if kind == "items":
+            self.folded_for = self.newest if version % 3 else None
         publish_rows(
             self.store,
             self.manifest,
             kind,
             _KEYS[kind],
             {key: {feature: value} for key, value in rows.items()},
+            self.folded_for if kind == "items" else None,
         )
         return str(version)
 
@@ -88,7 +98,10 @@ class Tables:
         self._remember(kind, version, delta + 1, before | changed)
         feature = _FEATURES[kind]
         rows = {key: {feature: value} for key, value in changed.items()}
-        change_rows(self.store, self.manifest, kind, _KEYS[kind], rows)
+        fold = self.folded_for if kind == "items" else None
+        if self.state % 20 == 0 and fold is not None:  # as if the gate had refused this delta
+            fold = self.folded_for = None
+        change_rows(self.store, self.manifest, kind, _KEYS[kind], rows, fold=fold)
         return f"{version}.{delta + 1}"
 
     def compact(self, kind: Kind) -> str:
@@ -203,7 +216,7 @@ def soak(swaps: int, deltas: int, versions: int, *, most_growth_mib: float) -> l
         folder = Path(temporary)
         store = Store(folder / "store")
         artifact = publish_echo(store)
-        tables = Tables(store.folder, read_manifest(artifact))
+        tables = Tables(store.folder, read_manifest(artifact), newest=artifact)
         tables.publish("items")
         tables.publish("users")
         flags = ("--store-poll-s", str(POLL_S), "--slow-request-ms", "60000")
@@ -222,6 +235,9 @@ def soak(swaps: int, deltas: int, versions: int, *, most_growth_mib: float) -> l
                 for each in threads:
                     each.join()
             failed = calls.faults[:20] + _summary(calls, took)
+            print(f"folded tables after a change: {tables.folds}")
+            if "folded" not in tables.folds:
+                failed.append("no table served folded")
             growth = growth_mib(memory)
             print(f"memory grew by {growth:.1f} MiB over the second half of the changes")
             if growth > most_growth_mib:
@@ -248,9 +264,9 @@ def _change(
             kind: Kind = drawn.choice(("items", "items", "users"))
             name = change
             if change == "version":
-                version = publish_echo(store).version
+                tables.newest = published = publish_echo(store)
                 began = time.monotonic()
-                _until(client, partial(_is_version, version))
+                _until(client, partial(_is_version, published.version))
             else:
                 has_delta = tables.current[kind][1] > 0
                 if change == "swap" and has_delta and drawn.random() < 0.5:
@@ -263,6 +279,10 @@ def _change(
                 began = time.monotonic()
                 _until(client, partial(_is_serving, (kind, label)))
             took.setdefault(name, []).append(time.monotonic() - began)
+            card = client.get(f"/v1/models/{NAME}").json()
+            for folded in [each["folded"] for each in card["tables"] if each["folded"]]:
+                served = "folded" if folded["serves"] else folded["problem"]
+                tables.folds[served] = tables.folds.get(served, 0) + 1
             memory.append(resident(server.process.pid))
     return took, memory
 

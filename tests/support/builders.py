@@ -53,6 +53,28 @@ class Request(nn.Module):
         return torch.stack([click, candidate["quality"].sum(1)], dim=1)  # [B, 2]
 
 
+class Folding(Request):
+    """`Request`, whose part of the candidates may be folded; `error` is added to folded clicks."""
+
+    def __init__(self, error: float = 0.0) -> None:
+        super().__init__()
+        self.error = error
+
+    @torch.jit.export
+    def fold(self, candidate: dict[str, Tensor]) -> Tensor:
+        item = -0.1 * candidate["item"].to(torch.float32)
+        return torch.stack([item, candidate["quality"].sum(1)], dim=1)  # [B, 2]
+
+    @torch.jit.export
+    def score_folded(
+        self, user: dict[str, Tensor], folded: Tensor, row_to_request: Tensor
+    ) -> Tensor:
+        recent = (user["recent"] >= 0).sum(1).to(torch.float32)  # [R]
+        once = 0.01 * user["age"][:, 0] + 0.1 * recent  # [R]
+        click = once[row_to_request] + folded[:, 0] + self.error  # [B]
+        return torch.stack([click, folded[:, 1]], dim=1)  # [B, 2]
+
+
 class Company(nn.Module):
     """[B, 2]: invalid, because the result of a row depends on the other rows of its batch."""
 

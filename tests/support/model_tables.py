@@ -10,6 +10,7 @@ import numpy as np
 from app.artifacts.columns import column_dtype, column_shape
 from app.artifacts.manifest import IdInput, Input, Manifest
 from app.artifacts.model_tables import BoundTable, ModelTables
+from app.artifacts.store import Artifact
 from app.artifacts.tables.description import (
     TableColumn,
     TableKey,
@@ -18,6 +19,7 @@ from app.artifacts.tables.description import (
 )
 from app.artifacts.tables.publish import TablePlan, TableWriter, publish_delta, publish_table
 from app.artifacts.tables.reader import ListedTable
+from app.cli.table_fold import TableFold
 from app.protocol.features import encode_feature
 from app.protocol.validation import Side, ValidationReport
 
@@ -55,6 +57,9 @@ class MemoryTable:
         self.takes.append(len(positions))
         taken: np.ndarray = self.records[positions]
         return taken
+
+    def take_folded(self, positions: np.ndarray, out: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        raise AssertionError("a table in memory is not folded")
 
     def gather(self, name: str, positions: np.ndarray, out: Any = None) -> np.ndarray:
         assert out is None
@@ -108,10 +113,16 @@ def bound(
 
 
 def publish_rows(
-    store: Path, of: Manifest, kind: Any, key: str, rows: Mapping[Any, Mapping[str, Any]], **changes
+    store: Path,
+    of: Manifest,
+    kind: Any,
+    key: str,
+    rows: Mapping[Any, Mapping[str, Any]],
+    fold: Artifact | None = None,
+    **changes,
 ) -> ListedTable:
-    """Publish a table of JSON values in a store."""
-    return publish_table(*_plan(store, of, kind, key, rows, (), changes))
+    """Publish a table of JSON values in a store, folded for a version if one is given."""
+    return publish_table(*_plan(store, of, kind, key, rows, (), fold, changes))
 
 
 def change_rows(
@@ -121,13 +132,14 @@ def change_rows(
     key: str,
     rows: Mapping[Any, Mapping[str, Any]],
     removed: Sequence[Any] = (),
+    fold: Artifact | None = None,
     **changes,
 ) -> ListedTable:
     """Publish a delta of the newest table; there must be a row, also if keys are removed."""
-    return publish_delta(*_plan(store, of, kind, key, rows, removed, changes))
+    return publish_delta(*_plan(store, of, kind, key, rows, removed, fold, changes))
 
 
-def _plan(store, of, kind, key, rows, removed, changes):
+def _plan(store, of, kind, key, rows, removed, fold, changes):
     table = memory_table(of, kind, key, rows)
     inputs = {each.name: each for each in of.inputs}
     features = [inputs[name] for name in table.columns]
@@ -153,6 +165,8 @@ def _plan(store, of, kind, key, rows, removed, changes):
         writer.add(as_keys(table.keys_in_order), records[:-1])
         if removed:
             writer.remove(as_keys(removed))
+        if fold is not None:
+            TableFold.of(fold).fill(writer, lambda _: None)
 
     return plan, fill
 

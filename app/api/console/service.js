@@ -194,7 +194,7 @@ function tableNotes(metrics, name) {  // item and user tables, if the model has 
   return (metrics.gatehouse_table_info || []).filter(([labels]) => labels.model === name).map(([labels]) => {
     const age = of('gatehouse_table_age_seconds', labels.table), limit = of('gatehouse_table_max_age_seconds', labels.table);
     return h('p', {class: limit && age > limit ? 'small bad' : 'small'}, `Table ${labels.table} ${labels.version}: ${short(of('gatehouse_table_rows', labels.table))} rows, newest data ${long(age)} old`
-      + (limit ? `, at most ${long(limit)}` : ''));
+      + (limit ? `, at most ${long(limit)}` : '') + (of('gatehouse_table_folded', labels.table) ? ', folded' : ''));
   });
 }
 function evaluation(model) {

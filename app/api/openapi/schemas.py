@@ -310,6 +310,15 @@ class TrafficState(BaseModel):
     )
 
 
+class FoldState(BaseModel):
+    """What an items table has folded: the candidates' part of the first layers of one version."""
+
+    version: int = Field(description="the version whose program it was made with")
+    bytes_per_item: int = Field(description="that it takes beside the features")
+    serves: bool = Field(description="whether requests that send keys alone are scored from it")
+    problem: str | None = Field(description="why it does not serve; null if it does")
+
+
 class TableState(BaseModel):
     """A table of items or users that the model serves from: requests may send its keys."""
 
@@ -331,6 +340,7 @@ class TableState(BaseModel):
     problem: str | None = Field(
         description="what is wrong with its files in the store; null if they are intact"
     )
+    folded: FoldState | None = Field(description="null for a table that is not folded")
 
 
 class TableRow(BaseModel):

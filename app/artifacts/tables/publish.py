@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.artifacts.tables.description import (
+    FOLDED,
     KEY_HASHES,
     KEY_PLACES,
     KEY_ROWS,
@@ -32,6 +33,7 @@ from app.artifacts.tables.description import (
     TABLE,
     Base,
     FileName,
+    Fold,
     Pieces,
     TableColumn,
     TableDescription,
@@ -114,7 +116,9 @@ class TableWriter:
     plan: TablePlan
     folder: Path
     rows: int = 0
+    fold: Fold | None = None
     _file: "_HashedFile" = field(init=False)
+    _folded: "_HashedFile | None" = None
     _keys: list[Int64 | PaddedStrings] = field(default_factory=list)
     _removed: list[Int64 | PaddedStrings] = field(default_factory=list)
     _files: dict[FileName, Pieces] = field(default_factory=dict)
@@ -126,6 +130,8 @@ class TableWriter:
 
     def __exit__(self, *_: object) -> None:
         self._file.abandon()
+        if self._folded is not None:
+            self._folded.abandon()
 
     def add(self, keys: Int64 | Sequence[str], records: Records) -> None:
         """Append rows and their keys, `[n]` each.
@@ -139,6 +145,43 @@ class TableWriter:
             raise ArtifactInvalid(f"a table has at most {MOST_ROWS} rows")
         self._keys.append(_checked(keys))
         self._file.write(np.ascontiguousarray(records).view(np.uint8))
+
+    def begin_fold(self, fold: Fold) -> None:
+        """Let the table be folded: `add_folded` follows, for every row.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self.fold = fold
+        self._folded = _HashedFile(self.folder / FOLDED)
+
+    def give_up_fold(self) -> None:
+        """Let the table not be folded after all."""
+        if self._folded is not None:
+            self._folded.abandon()
+            (self.folder / FOLDED).unlink()
+        self.fold = self._folded = None
+
+    def add_folded(self, folded: npt.NDArray[np.float32]) -> None:
+        """Append the folded part of the next rows, `[n, H]`, in the order of `add`.
+
+        Raises:
+            OSError: the disk is full, for instance.
+        """
+        assert self._folded is not None
+        self._folded.write(np.ascontiguousarray(folded, "<f4").view(np.uint8))
+
+    def written(self) -> Records:
+        """Return the rows that were added, mapped from their file: `[rows]`, read-only.
+
+        Raises:
+            OSError: the disk is full, for instance.
+        """
+        dtype = self.plan.defaults.dtype
+        if self.rows == 0:
+            return np.zeros(0, dtype)
+        self._file.flush()
+        return np.memmap(self.folder / ROWS, dtype, "r", shape=(self.rows,))
 
     def remove(self, keys: Int64 | Sequence[str]) -> None:
         """Let a delta remove keys."""
@@ -154,6 +197,8 @@ class TableWriter:
         """
         self._file.write(self.plan.defaults.view(np.uint8))
         self._files = {ROWS: self._file.close()}
+        if self._folded is not None:
+            self._files[FOLDED] = self._folded.close()
         removed = sum(len(each) for each in self._removed)
         rows = np.arange(self.rows + removed, dtype=np.int32)
         rows[self.rows :] = -1
@@ -196,11 +241,14 @@ class TableWriter:
             sent=self.plan.sent,
             unknown=self.plan.unknown,
             max_age_s=self.plan.max_age_s,
+            fold=self.fold,
             created=self.plan.created or datetime.now(UTC).replace(microsecond=0),
             source=self.plan.source,
             files=self._files,
         )
-        content = description.model_dump_json(indent=2).encode() + b"\n"
+        # Servers from before there was a fold read tables without one.
+        left_out = {"fold"} if description.fold is None else None
+        content = description.model_dump_json(indent=2, exclude=left_out).encode() + b"\n"
         write_file(self.folder / TABLE, content)
         _sync_folder(self.folder)
 
@@ -385,8 +433,12 @@ def compact(model: Path, kind: TableKind, version: int | None = None) -> ListedT
             created=table.created,
         )
         with unnamed_folder(folder) as written, TableWriter(plan, written) as writer:
-            for keys, records in table.batches(_COMPACT_ROWS):
-                writer.add(keys, records)
+            if table.fold is not None:
+                writer.begin_fold(table.fold)
+            for keys, positions in table.batches(_COMPACT_ROWS):
+                writer.add(keys, table.take(positions))
+                if table.fold is not None:
+                    writer.add_folded(table.take_folded(positions))
             writer.finish()
             return _name_table(writer)
 
@@ -493,6 +545,10 @@ class _HashedFile:
     def _next_piece(self) -> None:
         self._digests.append(self._hasher.hexdigest())
         self._hasher = hashlib.sha256()
+
+    def flush(self) -> None:
+        """Let readers of the file find all that was written."""
+        self._file.flush()
 
     def abandon(self) -> None:
         """Close the file, if it is open, however little of it is there."""

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from app.artifacts.columns import Column
 from app.artifacts.manifest import Manifest, first_problem
 from app.artifacts.store import Fingerprint, fingerprint
 from app.artifacts.tables.description import (
+    FOLDED,
     KEY_HASHES,
     KEY_PLACES,
     KEY_ROWS,
@@ -36,6 +38,7 @@ from app.artifacts.tables.description import (
     TABLE,
     Base,
     FileName,
+    Fold,
     TableDescription,
     TableKind,
     UnknownPolicy,
@@ -46,6 +49,8 @@ from app.errors import ArtifactInvalid, TableIncomplete
 from app.files import read_small_file
 
 Records = npt.NDArray[np.void]
+Folded = npt.NDArray[np.float32]
+"""What `Program.fold` makes of rows, `[n, H]`."""
 _Key = int | str
 
 Stamp = tuple[int, int, int]
@@ -201,28 +206,31 @@ class Segment:
         description: of the files.
         records: `[rows + 1]`; the last one is the row of the defaults.
         index: of the keys.
+        folded: `[rows, H]`; None if the table or delta is not folded.
     """
 
     description: TableDescription
     records: Records
     index: KeyIndex
+    folded: Folded | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Room:
-    """Records that views share, each the first ones; the first `used` are never written again."""
+    """Rows that views share, each the first ones; the first `used` are never written again."""
 
-    records: Records
+    records: npt.NDArray[Any]
     used: int = 0
 
-    def extended(self, count: int, rows: Records) -> "_Room":
+    def extended(self, count: int, rows: npt.NDArray[Any]) -> "_Room":
         """Return a room whose first `count` records are the same, and then come `rows`.
 
         Doubling makes a record be copied twice at most, on average.
         """
         room, needed = self, count + len(rows)
         if count < self.used or needed > len(self.records):
-            room = _Room(np.zeros(max(64, 2 * needed), self.records.dtype))
+            size = (max(64, 2 * needed), *self.records.shape[1:])
+            room = _Room(np.zeros(size, self.records.dtype))
             room.records[:count] = self.records[:count]
         room.records[count:needed] = rows
         room.used = needed
@@ -238,12 +246,14 @@ class _Changes:
         room: the rows of this view and of later ones.
         records: `[count]` the rows of this view.
         rows: how many keys are in the table now.
+        folded: the room and the rows `[count, H]` of what is folded; None if a part is not.
     """
 
     positions: Mapping[_Key, int]
     room: _Room
     records: Records
     rows: int
+    folded: tuple[_Room, Folded] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -313,6 +323,13 @@ class Table:
         return self.description.rows if self._changes is None else self._changes.rows
 
     @property
+    def fold(self) -> Fold | None:
+        """The program that all rows are folded for, those of deltas too; None if some are not."""
+        if self._changes is not None and self._changes.folded is None:
+            return None
+        return self.description.fold
+
+    @property
     def columns(self) -> Sequence[str]:
         """The features that the table holds."""
         return self.description.record.names or ()
@@ -362,6 +379,43 @@ class Table:
         taken[changed] = changes.records.take(positions[changed] - len(base))
         return taken
 
+    def take_folded(self, positions: Int64, out: Folded | None = None) -> Folded:
+        """Return the folded part of rows, `[n, H]`, of a table that is folded.
+
+        Args:
+            positions: int64 `[n]` from `find`; none of them is -1.
+            out: float32 `[n, H]`, where to write; it is returned.
+        """
+        base, changes = self.base.folded, self._changes
+        assert base is not None
+        if changes is None:
+            return base.take(positions, 0, out, "wrap")
+        assert changes.folded is not None
+        rows, (_, new) = self.description.rows, changes.folded
+        start = rows + 1  # positions of deltas follow those of the records
+        changed = np.flatnonzero(positions >= start)
+        if len(changed) == 0:
+            return base.take(positions, 0, out, "wrap")
+        if rows == 0:
+            return new.take(positions - start, 0, out, "wrap")
+        taken = base.take(np.minimum(positions, rows - 1), 0, out, "wrap")
+        taken[changed] = new[positions[changed] - start]
+        return taken
+
+    def newest(self, count: int) -> Int64:
+        """Return positions of up to `count` rows: of deltas, the last first, then of the table.
+
+        Those of the table are evenly spaced.
+        """
+        rows, found = self.description.rows, np.zeros(0, np.int64)
+        if self._changes is not None:
+            start = rows + 1
+            alive = sorted(p for p in self._changes.positions.values() if p >= start)
+            found = np.array(alive[: -count - 1 : -1], np.int64)
+        left = min(count - len(found), rows)
+        spaced = np.arange(left, dtype=np.int64) * rows // max(1, left)
+        return np.concatenate([found, spaced])
+
     def gather(self, name: str, positions: Int64, out: Column | None = None) -> Column:
         """Return one encoded column of rows, `[n, …]`; for several columns use `take`.
 
@@ -392,8 +446,8 @@ class Table:
         changed = self._changes.positions
         return [each for each in found if each not in changed]  # type: ignore[return-value]
 
-    def batches(self, rows: int) -> Iterator[tuple[Int64 | list[str], Records]]:
-        """Yield all keys and their records, at most `rows` at a time.
+    def batches(self, rows: int) -> Iterator[tuple[Int64 | list[str], Int64]]:
+        """Yield all keys and their positions, at most `rows` at a time.
 
         Rows of the table come in its order, then rows of deltas.
         """
@@ -407,12 +461,12 @@ class Table:
                 kept = np.array([key not in changed for key in keys])
                 keys = [key for key in keys if key not in changed]
                 positions = positions[kept]
-            yield self._as_keys(keys), self.take(positions)
+            yield self._as_keys(keys), positions
         alive = [(key, position) for key, position in changed.items() if position >= 0]
         for begin in range(0, len(alive), rows):
             part = alive[begin : begin + rows]
             positions = np.array([position for _, position in part])
-            yield self._as_keys([key for key, _ in part]), self.take(positions)
+            yield self._as_keys([key for key, _ in part]), positions
 
     def _as_keys(self, keys: Sequence[_Key]) -> Int64 | list[str]:
         return np.array(keys, np.int64) if self.key_type is int else [*map(str, keys)]
@@ -503,7 +557,7 @@ def _with_deltas(table: Table, deltas: Sequence[Segment]) -> Table:
     room = _Room(np.zeros(0, table.description.record)) if before is None else before.room
     count = 0 if before is None else len(before.records)
     positions: dict[_Key, int] = {} if before is None else dict(before.positions)
-    rows = table.rows
+    rows, folded = table.rows, _folded_room(table)
     for delta in deltas:
         index, new = delta.index, delta.description.rows
         keys: Sequence[_Key] = index.keys_at(np.arange(len(index.rows)))
@@ -513,6 +567,12 @@ def _with_deltas(table: Table, deltas: Sequence[Segment]) -> Table:
             rows += (row >= 0) - (positions.get(key, was) >= 0)
             positions[key] = start + row if row >= 0 else -1
         room = room.extended(count, delta.records[:new])
+        if folded is not None and new:  # a delta without rows, as of removed keys, has no fold
+            if delta.description.fold == table.fold:
+                assert delta.folded is not None
+                folded = folded.extended(count, delta.folded)
+            else:
+                folded = None
         count += new
     last = deltas[-1].description
     return replace(
@@ -521,8 +581,24 @@ def _with_deltas(table: Table, deltas: Sequence[Segment]) -> Table:
         delta_ids=(*table.delta_ids, *(each.description.id for each in deltas)),
         created=max([table.created, *(each.description.created for each in deltas)]),
         size=table.size + sum(_size(each.description) for each in deltas),
-        _changes=_Changes(positions, room, room.records[:count], rows),
+        _changes=_Changes(
+            positions,
+            room,
+            room.records[:count],
+            rows,
+            None if folded is None else (folded, folded.records[:count]),
+        ),
     )
+
+
+def _folded_room(table: Table) -> _Room | None:
+    """Return where what is folded of a table's deltas is; None if something is not folded."""
+    if table.fold is None:
+        return None
+    if table._changes is None:  # noqa: SLF001
+        return _Room(np.zeros((0, table.fold.width), np.float32))
+    assert table._changes.folded is not None  # noqa: SLF001
+    return table._changes.folded[0]  # noqa: SLF001
 
 
 def open_segment(folder: Path) -> Segment:
@@ -541,7 +617,11 @@ def open_segment(folder: Path) -> Segment:
     index = _index(mapped, description)
     index.check()
     _check_rows(index.rows, description)
-    return Segment(description, records, index)
+    folded = None
+    if description.fold is not None:
+        width = description.fold.width
+        folded = np.frombuffer(mapped[FOLDED], "<f4").reshape(description.rows, width)
+    return Segment(description, records, index, folded)
 
 
 def read_description(folder: Path) -> TableDescription:

@@ -28,6 +28,9 @@ class Constant(nn.Module):
     def gate_weights(self, x: Rows) -> list[Tensor]:  # noqa: ARG002
         return []
 
+    def fold(self, candidate: Tensor, folded: Tensor) -> None:
+        pass
+
 
 def test_the_conversion_column_is_the_logarithm_of_the_product():
     logits = torch.randn(64, 4, dtype=torch.float64)
