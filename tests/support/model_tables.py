@@ -84,7 +84,7 @@ def memory_table(
         if feature.default is not None:
             records[feature.name][-1:] = _encoded(feature, [feature.default])
     keys = list(rows)
-    return MemoryTable(key, keys, records, key_type=type(keys[0]), **changes)
+    return MemoryTable(key, keys, records, key_type=type(next(iter(keys), 0)), **changes)
 
 
 def _record(features: Sequence[Input]) -> np.dtype:
@@ -135,7 +135,7 @@ def change_rows(
     fold: Artifact | None = None,
     **changes,
 ) -> ListedTable:
-    """Publish a delta of the newest table; there must be a row, also if keys are removed."""
+    """Publish a delta of the newest table."""
     return publish_delta(*_plan(store, of, kind, key, rows, removed, fold, changes))
 
 
