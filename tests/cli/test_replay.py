@@ -154,7 +154,7 @@ def test_a_policies_file_is_replayed_on_the_same_scores(log, tmp_path, capsys):
         (["1", "--log", "LOG"], "version 1 is the active one"),
         (["2", "--log", "nowhere"], 'folder "nowhere" does not exist'),
         (["2", "--log", "."], "has no recorded requests of feed"),
-        (["2", "--log", "LOG", "--kendall-tau", "2"], "--kendall-tau: input should be less"),
+        (["2", "--log", "LOG", "--kendall-tau", "2"], "--kendall-tau: must be at most 1"),
         (["2", "--log", "LOG", "--requests", "0"], "--requests must be 1 or more"),
         (["2", "--log", "LOG", "--policies", "no.toml"], "no.toml: no such file"),
         (["2", "--log", "LOG", "--plot", "x.dox"], "--plot x.dox: "),
