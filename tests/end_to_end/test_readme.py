@@ -27,7 +27,9 @@ from tests.tuning import worlds
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 API = (REPOSITORY / "app" / "api" / "README.md").read_text(encoding="utf-8")
 MAP = (REPOSITORY / "app" / "README.md").read_text(encoding="utf-8")
-OPERATIONS = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
+OPERATIONS = "\n".join(
+    path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "docker").glob("*.md"))
+)
 DOCUMENTS = sorted(
     [
         *REPOSITORY.glob("*.md"),
@@ -99,7 +101,7 @@ def test_demo_model_responds_as_printed(tmp_path):
     demo = ["-m", "models", "train", "--config", "models/configs/demo.toml", "--quiet"]
     run([sys.executable, *demo, "--store", str(tmp_path / "store")], REPOSITORY)
     publish_demo_tables(tmp_path)
-    (curl,) = commands("curl")
+    curl, *_ = commands("curl")
     with running_server(tmp_path / "store", tmp_path / "log") as server:
         here = curl.replace("http://127.0.0.1:8000", server.url)
         answer = json.loads(run(["sh", "-c", here], tmp_path))
