@@ -271,7 +271,7 @@ def test_variables_that_do_not_ask_for_spans_start_nothing():
         ),
         (
             {"OTEL_EXPORTER_OTLP_COMPRESSION": "gzpi"},
-            'OTEL_EXPORTER_OTLP_COMPRESSION=gzpi: must be none, gzip or deflate; did you',
+            "OTEL_EXPORTER_OTLP_COMPRESSION=gzpi: must be none, gzip or deflate; did you",
         ),
         (
             {"OTEL_EXPORTER_OTLP_CERTIFICATE": "/absent.pem"},
