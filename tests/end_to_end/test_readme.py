@@ -176,6 +176,18 @@ def test_printed_shares_add_up():
         assert each["total"] == pytest.approx(sum(shares), rel=1e-6)
 
 
+def test_figures_beside_triton_are_those_of_the_benchmarks():
+    """The README has the CPU time of binary requests; the table of BENCHMARKS.md has all."""
+    bench = (REPOSITORY / "BENCHMARKS.md").read_text(encoding="utf-8")
+
+    def row(server: str) -> str:
+        (cells,) = re.findall(rf"^\| \**{server}, binary\** \|(.*)\|$", bench, flags=re.M)[:1]
+        return " / ".join(each.strip(" *") for each in cells.split("|")[:3])
+
+    (line,) = (each for each in README.splitlines() if each.startswith("| CPU time, 1 / 50 / 500"))
+    assert f"binary: {row('Triton')} µs | {row('Gatehouse')} µs" in line
+
+
 def test_make_targets_exist():
     shown = [command for command in INLINE if command.startswith("make ")]
     for command in commands("make") + shown:
