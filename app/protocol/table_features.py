@@ -171,7 +171,13 @@ def _encode_candidates(
         if isinstance(candidates, list):
             key = bound.table.key
             candidates = [{key: each} if isinstance(each, Id) else each for each in candidates]
-        side = candidate_side(candidates, bound.accepted, report, max_rows=max_candidates)
+        side = candidate_side(
+            candidates,
+            bound.accepted,
+            report,
+            max_rows=max_candidates,
+            key=(bound.table.key, bound.kind),
+        )
     return _encode_side(side, bound, vocabularies, report)
 
 
@@ -350,9 +356,10 @@ def _look_up(
         if report.full:
             break
         if (rule := key_rule(key, kind)) is not None:
-            report.add(
-                side.pointer(bound.table.key, row), f"{rule}, a key of the {bound.kind} table"
-            )
+            detail = f"{rule}, a key of the {bound.kind} table"
+            if side.written_as == "user_key" and not isinstance(key, Id):
+                detail = f"must be a key of the {bound.kind} table, or an object of user features"
+            report.add(side.pointer(bound.table.key, row), detail)
     return None
 
 

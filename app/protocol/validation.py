@@ -231,9 +231,21 @@ def user_side(
 
 
 def candidate_side(
-    candidates: object, known: frozenset[str], report: ValidationReport, *, max_rows: int
+    candidates: object,
+    known: frozenset[str],
+    report: ValidationReport,
+    *,
+    max_rows: int,
+    key: TableKey | None = None,
 ) -> Side:
-    """Read candidates written as columns or as objects; `known` are the names of their features.
+    """Read candidates written as columns or as objects.
+
+    Args:
+        candidates: that member of the request, or `MISSING`.
+        known: the names of the candidate features.
+        report: takes every problem.
+        max_rows: the most candidates that are accepted.
+        key: stands for a candidate, if the model has a table of items.
 
     Raises:
         PayloadTooLarge: there are more than `max_rows` candidates.
@@ -244,6 +256,8 @@ def candidate_side(
         return _from_objects(candidates, known, report, max_rows)
     is_missing = isinstance(candidates, Missing)
     rule = "an object of feature columns, or a list of candidate objects"
+    if key is not None:
+        rule = f"a list of keys of the {key[1]} table, {rule}"
     report.add("/candidates", f"{'is required:' if is_missing else 'must be'} {rule}")
     return Side({}, 0, "columns", known)
 
@@ -263,9 +277,9 @@ def _from_columns(
         if not isinstance(values, list | np.ndarray):
             detail = "must be a list with one value per candidate"
         elif len(values) != len(expected):
-            detail = (
-                f"has {len(values)} values, but {join('/candidates', first)} has {len(expected)}"
-            )
+            plural = "" if len(values) == 1 else "s"
+            place = join("/candidates", first)
+            detail = f"has {len(values)} value{plural}, but {place} has {len(expected)}"
         else:
             columns[name] = values
             continue

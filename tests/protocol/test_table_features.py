@@ -477,6 +477,20 @@ WRONG: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
         {"candidates": {"item": [1, 99], "distance": [1, 2]}},
         [("/candidates/item", "1 of 2 keys are not in the items table (version 1): at position 1")],
     ),
+    "neither a key nor an object": (
+        {"user": None, "candidates": None},
+        [
+            (
+                "/user",
+                "must be a key of the users table, or an object of user features",
+            ),
+            (
+                "/candidates",
+                "must be a list of keys of the items table, an object of feature columns, "
+                "or a list of candidate objects",
+            ),
+        ],
+    ),
     "keys of another type": (
         {"candidates": [1, 1.5, True]},
         [
@@ -508,7 +522,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
     ),
     "a column of keys that is too short": (
         {"candidates": {"distance": [2, 3], "item": [1]}},
-        [("/candidates/item", "has 1 values, but /candidates/distance has 2")],
+        [("/candidates/item", "has 1 value, but /candidates/distance has 2")],
     ),
     "one candidate without its key": (
         {"candidates": [{"item": 1, "distance": 2}, {"distance": 2}]},
