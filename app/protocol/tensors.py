@@ -137,13 +137,28 @@ def _encode_side(
 ) -> EncodedSide:
     """Encode a side whose features may come from a table."""
     key = None if bound is None else tensors.get(bound.table.key)
-    if bound is None or key is None:
-        columns = _columns(features, tensors, rows, vocabularies, report)
-        return EncodedSide(columns, rows, rows)
-    gathered = frozenset([name for name in bound.names if name not in tensors])
+    gathered: frozenset[str] = frozenset()
+    if bound is not None and key is not None:
+        gathered = frozenset([name for name in bound.names if name not in tensors])
     if not gathered:
         columns = _columns(features, tensors, rows, vocabularies, report)
         return EncodedSide(columns, rows, rows)
+    assert key is not None
+    assert bound is not None
+    return _from_table(features, bound, key, gathered, tensors, rows, vocabularies, report)
+
+
+def _from_table(
+    features: Sequence[Input],
+    bound: BoundTable,
+    key: Tensor,
+    gathered: frozenset[str],
+    tensors: Mapping[str, Tensor],
+    rows: int,
+    vocabularies: Vocabularies,
+    report: ValidationReport,
+) -> EncodedSide:
+    """Look up the keys of a side, and apply the table's policy to unknown ones."""
     if bound.kind == "users" and key.rows > 1:
         key = _only_row(bound.key_input, key, report)
         tensors = {**tensors, bound.table.key: key}
@@ -157,13 +172,13 @@ def _encode_side(
         kept = refuse_or_drop(bound, unknown, rows, key.pointer, report)
         if refuses(bound):  # one problem for a key is enough
             features = [each for each in features if each.name != bound.table.key]
-    wanted = [each for each in features if each.name not in gathered]
-    columns = _columns(wanted, tensors, rows, vocabularies, report)
+    features = [each for each in features if each.name not in gathered]
+    columns = _columns(features, tensors, rows, vocabularies, report)
     sent = rows
     if kept is not None and not report.problems:
         positions, rows = positions[kept], len(kept)
         columns = {name: column[kept] for name, column in columns.items()}
-    table = TableRows(bound.table, positions, gathered)
+    table = TableRows(bound.table, positions, frozenset(gathered))
     return EncodedSide(columns, rows, sent, bound, table, unknown if unknown.size else None, kept)
 
 
