@@ -6,7 +6,7 @@ name of an element where it has one: `inputs[item].vocabulary_size`.
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType, NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -142,9 +142,11 @@ def _problem(
         case "missing" if location and isinstance(location[-1], int):
             return place, f"item {location[-1] + 1} is missing"
         case "missing" if location:
-            return _joined(place, str(location[-1])), _RULES["missing"]
+            return _joined(place, str(location[-1])), _missing(_type_at(kind, location))
         case "union_tag_not_found":
-            return _joined(place, str(context["discriminator"]).strip("'")), _RULES["missing"]
+            tag = str(context["discriminator"]).strip("'")
+            kinds = [_step(each, tag)[0] for each in _alternatives(_type_at(kind, location))]
+            return _joined(place, tag), _missing(*kinds)
         case "union_tag_invalid":
             tag = _joined(place, str(context["discriminator"]).strip("'"))
             return tag, _one_of(str(context["expected_tags"]), context["tag"])
@@ -233,12 +235,26 @@ def _listing(keys: Iterable[str]) -> str:
     return f" (known: {', '.join(known[:_MOST_KNOWN])}{more})" if known else ""
 
 
-def _keys_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Return the keys of the table at a place."""
+def _missing(*kinds: Any) -> str:  # noqa: ANN401
+    """Return the rule for a key that is missing; where it must be one of some names, with them."""
+    names = [f'"{name}"' for kind in kinds for name in get_args(kind) if isinstance(name, str)]
+    if not names or any(get_origin(kind) is not Literal for kind in kinds):
+        return _RULES["missing"]
+    listed = " or ".join(", ".join(names).rsplit(", ", 1))
+    return f"{_RULES['missing']}: {listed}"
+
+
+def _type_at(kind: type[BaseModel], location: Sequence[str | int]) -> Any:  # noqa: ANN401
+    """Return the type of the value at a place."""
     annotation: Any = kind
     for part in location:
         annotation, _ = _step(annotation, part)
-    for each in _alternatives(annotation):
+    return annotation
+
+
+def _keys_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Return the keys of the table at a place."""
+    for each in _alternatives(_type_at(kind, location)):
         if isinstance(each, type) and issubclass(each, BaseModel):
             return [field.alias or name for name, field in each.model_fields.items()]
     return []

@@ -49,7 +49,7 @@ def found(document: Any, **options: Any) -> list[str]:
             {"data": {"source": "fles"}},
             'data.source: must be "files" or "feed"; did you mean "files"?',
         ),
-        ({"data": {}}, "data.source: required key is missing"),
+        ({"data": {}}, 'data.source: required key is missing: "files" or "feed"'),
         ({"data": {"source": "files", "files": ["x"]}}, "data.files[0]: must be a whole number"),
         ({"data": {"source": "files", "files": 1}}, "data.files: must be an array"),
         ({"data": {"source": "files", "files": [1] * 3}}, "data.files: must have at most 2 items"),

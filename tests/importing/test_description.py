@@ -97,7 +97,10 @@ def measured(**changes: Any) -> dict[str, Any]:
         ({"tasks": [{"name": "a"}]}, "tasks[a].gives: required key is missing"),
         ({"tasks": [{"name": "a/b", "gives": "logit"}]}, "tasks[a/b].name: must have 1 to 64"),
         ({"tasks": [{"name": "a", "gives": "logit", "clamp": [1]}]}, "clamp: item 2 is missing"),
-        ({"inputs": [{"name": "x", "side": "user"}]}, "inputs[x].kind: required key is missing"),
+        (
+            {"inputs": [{"name": "x", "side": "user"}]},
+            'inputs[x].kind: required key is missing: "dense", "id" or "id_list"',
+        ),
         (
             {"inputs": [{"name": "x", "side": "user", "kind": "dens"}]},
             'inputs[x].kind: must be "dense", "id" or "id_list"; did you mean "dense"?',
@@ -118,7 +121,10 @@ def measured(**changes: Any) -> dict[str, Any]:
             {"arguments": [{"name": "a", "pack": [{"take": "lenght", "of": "h"}]}]},
             'arguments[a].pack[0].take: must be "length", "mask", "padding" or "ids"; did you',
         ),
-        ({"inputs": [{"name": "x", "kind": "dense"}]}, "inputs[x].side: required key is missing"),
+        (
+            {"inputs": [{"name": "x", "kind": "dense"}]},
+            'inputs[x].side: required key is missing: "user" or "candidate"',
+        ),
         (
             {
                 "tasks": [
