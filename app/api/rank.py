@@ -25,6 +25,7 @@ from app.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from app.file_problems import rule_of
 from app.protocol.json_body import decode
 from app.protocol.validation import MOST_PROBLEMS, ValidationReport, check_keys, join
 from app.ranking.batch import rank_alone
@@ -182,12 +183,11 @@ def _ranker(fields: object, own: Ranker, report: ValidationReport) -> Ranker | N
         calibrations = dict(zip(own.tasks, own.calibrations, strict=True))
         return Ranker.of(policy, own.tasks, calibrations)
     except ValidationError as error:
-        for each in error.errors(include_url=False, include_input=False)[:MOST_PROBLEMS]:
+        for each in error.errors(include_url=False)[:MOST_PROBLEMS]:
             pointer = "/policy"
             for part in each["loc"]:
                 pointer = join(pointer, str(part))
-            rule = each["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-            report.add(pointer, rule)
+            report.add(pointer, rule_of(each, is_json=True))
     except ValueError as error:
         report.add("/policy", str(error))
     return None

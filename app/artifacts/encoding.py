@@ -39,9 +39,9 @@ Rows = npt.NDArray[np.int64]
 NOT_KNOWN = -1  # not a row of any table
 NO_VOCABULARY: Vocabulary = MappingProxyType({})
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
-_FILE = r"^vocabulary\.[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.jsonl$"
+VOCABULARY_FILE_PATTERN = r"^vocabulary\.[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.jsonl$"
 
-VocabularyFile = Annotated[str, Field(pattern=_FILE)]
+VocabularyFile = Annotated[str, Field(pattern=VOCABULARY_FILE_PATTERN)]
 
 
 class _Value(BaseModel):

@@ -148,7 +148,7 @@ def read_manifest(artifact: Artifact) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise ArtifactInvalid(f"{MANIFEST}: {first_problem(error)}") from error
+        raise ArtifactInvalid(f"{MANIFEST}: {first_problem(error, content)}") from error
     except RecursionError as error:
         raise ArtifactInvalid(f"{MANIFEST}: is nested too deeply") from error
     if (manifest.name, manifest.version) != (artifact.model, artifact.version):

@@ -5,8 +5,9 @@ repository: which features there are, how they are packed into the module's argu
 belongs to which task, and how a raw output becomes a score.
 """
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Literal, Self
@@ -24,16 +25,36 @@ from pydantic import (
     model_validator,
 )
 
+from app import file_problems
 from app.artifacts.distributions import Distributions
-from app.artifacts.encoding import Encoding, Hashed, Id, Identity, Listed
+from app.artifacts.encoding import (
+    VOCABULARY_FILE_PATTERN,
+    Encoding,
+    Hashed,
+    Id,
+    Identity,
+    Listed,
+)
 from app.artifacts.store import LARGEST_VERSION
 from app.errors import did_you_mean
 from app.ranking.calibration import NO_CALIBRATION, Calibration, Platt
 from app.ranking.policies import ModelTraits
 from app.ranking.policy import Policy
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-FeatureName = Annotated[str, Field(pattern=r"^[^\s./\\\p{C}](?:[^/\\\p{C}]{0,62}[^\s/\\\p{C}])?$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+_FEATURE_NAME = r"^[^\s./\\\p{C}](?:[^/\\\p{C}]{0,62}[^\s/\\\p{C}])?$"
+_FILE_NAME = r"^(model\.(ts|pt2)|golden\.safetensors|vocabulary\.[A-Za-z0-9][\w.-]{0,63}\.jsonl)$"
+PATTERNS = {
+    _NAME: 'must have 1 to 64 letters, digits, "_", "." or "-", the first a letter or a digit',
+    _FEATURE_NAME: "must have 1 to 64 characters, no slash or control character among them, no dot "
+    "at the beginning and no space at either end",
+    _FILE_NAME: "must be model.ts, model.pt2, golden.safetensors or vocabulary.NAME.jsonl",
+    VOCABULARY_FILE_PATTERN: "must be vocabulary.NAME.jsonl",
+}
+"""The rules that these patterns stand for, in messages."""
+
+Name = Annotated[str, Field(pattern=_NAME)]
+FeatureName = Annotated[str, Field(pattern=_FEATURE_NAME)]
 """1 to 64 characters of any script, with spaces inside; no slashes and no control characters."""
 ForeignName = Annotated[str, Field(min_length=1, max_length=256)]
 """The name of an argument or an output of a module from elsewhere: any text."""
@@ -41,12 +62,7 @@ Label = Annotated[str, Field(min_length=1, max_length=80)]
 Side = Literal["user", "candidate"]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
-FileName = Annotated[
-    str,
-    Field(
-        pattern=r"^(model\.(ts|pt2)|golden\.safetensors|vocabulary\.[A-Za-z0-9][\w.-]{0,63}\.jsonl)$"
-    ),
-]
+FileName = Annotated[str, Field(pattern=_FILE_NAME)]
 Figure = Annotated[
     float | None, BeforeValidator(lambda f: None if isinstance(f, float) and math.isnan(f) else f)
 ]
@@ -618,26 +634,23 @@ class Manifest(Description):
         return self
 
 
-def first_problem(error: ValidationError, keys: Iterable[str] = ()) -> str:
+def first_problem(
+    error: ValidationError, document: object, kind: type[BaseModel] = Manifest
+) -> str:
     """Return the first problem of a document in one line: its place, the rule, how many more.
 
     Args:
-        error: from validating a manifest, or a document with the same parts.
-        keys: keys of the document that a manifest lacks, to suggest one for a misspelt key.
+        error: from validating it.
+        document: its content, or its text in JSON.
+        kind: the model of the document: a manifest, or one with the same parts.
     """
-    first, *more = error.errors(include_url=False, include_input=False, include_context=False)
-    *table, key = first["loc"] or ("document",)
-    place = ".".join(map(str, (*table, key)))
-    match first["type"]:
-        case "extra_forbidden":
-            where = f" in {'.'.join(map(str, table))}" if table else ""
-            text = f'unknown key "{key}"{where}{did_you_mean(str(key), {*_KEYS, *keys})}'
-        case "missing":
-            text = f"{place}: required key is missing"
-        case _:
-            rule = first["msg"].removeprefix("Value error, ")
-            text = f"{place}: {rule}" if first["loc"] else rule
-    return f"{text} (and {len(more)} more)" if more else text
+    is_json = isinstance(document, bytes)
+    if isinstance(document, bytes):
+        try:
+            document = json.loads(document)
+        except (ValueError, RecursionError):
+            document = None
+    return file_problems.first_problem(error, kind, document, PATTERNS, is_json=is_json)
 
 
 def _quoted(names: Sequence[str]) -> str:
@@ -645,19 +658,3 @@ def _quoted(names: Sequence[str]) -> str:
 
 
 _LARGEST_ID: Mapping[str, int] = {"float32": 2**24, "int32": 2**31}
-_KEYS = frozenset(
-    {
-        *(
-            name
-            for kind in (Manifest, TaskOutput, IdInput, IdListInput)
-            for name in kind.model_fields
-        ),
-        *(
-            name
-            for kind in (DenseInput, Argument, Derived, RowsCall, Output)
-            for name in kind.model_fields
-        ),
-        *(name for kind in (Policy, Precision, Parity, FileDigest) for name in kind.model_fields),
-        *GateLevel.model_fields,
-    }
-)

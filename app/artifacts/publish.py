@@ -74,11 +74,12 @@ def publish_copy(store: Store, folder: Path) -> Artifact:
         OSError: it cannot be read, or the store cannot be written.
     """
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        content = (folder / MANIFEST).read_bytes()
+        manifest = Manifest.model_validate_json(content)
     except FileNotFoundError:
         raise ArtifactInvalid(f"{MANIFEST}: is missing") from None
     except ValidationError as error:
-        raise ArtifactInvalid(f"{MANIFEST}: {first_problem(error)}") from error
+        raise ArtifactInvalid(f"{MANIFEST}: {first_problem(error, content)}") from error
     target = store.folder / manifest.name
     with unnamed_folder(target) as written:
         write_file(written / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")

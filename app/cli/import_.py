@@ -77,7 +77,8 @@ Any other module is described by a TOML file, --config:
 
 The module runs with 1, 2 and 257 rows. It is refused, with the reason, if it fails, if a row's
 output depends on other rows or is not finite, if it changes its own state or draws random numbers,
-or if no output depends on one of its inputs. Nothing is unpickled.
+or if no output depends on one of its inputs. Nothing is unpickled. Worked examples, and what to do
+about each refusal: app/importing/README.md.
 
 exit codes: 0 published; 1 the module was refused; 2 wrong usage, description or files
 """

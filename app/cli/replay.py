@@ -27,6 +27,7 @@ from app.cli.traffic_changes import (
     traffic_of,
 )
 from app.errors import ArtifactInvalid, ConfigurationInvalid, ExitCode, PoliciesInvalid
+from app.file_problems import rule_of
 from app.files import read_small_file
 from app.lifecycle.traffic import ReplaySettings, Traffic
 from app.ranking.policies import LARGEST_FILE, NO_POLICIES, PolicySet
@@ -179,7 +180,7 @@ def _gates(options: argparse.Namespace, traffic: Traffic) -> ReplaySettings:
     except ValidationError as error:
         first = error.errors()[0]
         option = str(first["loc"][0]).replace("_", "-")
-        raise WrongUsage(f"--{option}: {first['msg'].lower()}") from None
+        raise WrongUsage(f"--{option}: {rule_of(first)}") from None
 
 
 def _contenders(

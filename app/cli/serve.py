@@ -22,6 +22,7 @@ from app.cli.settings_options import (
     read_settings,
 )
 from app.errors import ArtifactInvalid
+from app.scoring.otel import misspelt_variables
 from app.server.sockets import reserve
 from app.server.supervisor import Supervisor
 from app.settings import Settings, variable_warnings
@@ -101,7 +102,7 @@ def _with_store(settings: Settings) -> tuple[Settings, ExitStack]:
 
 def _log_start(settings: Settings) -> None:
     """Log the policies file, and warnings about environment variables."""
-    for line in variable_warnings(os.environ):
+    for line in (*variable_warnings(os.environ), *misspelt_variables(os.environ)):
         logger.warning("%s", line)
     if settings.policies is None:
         logger.info("no policies file: %s does not exist", policies_beside(settings.store))

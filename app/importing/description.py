@@ -236,5 +236,4 @@ def validated(tables: Mapping[str, Any], place: str) -> ForeignModel:
     try:
         return ForeignModel.model_validate(tables)
     except ValidationError as error:
-        keys = (*ForeignModel.model_fields, *ForeignTask.model_fields)
-        raise ForeignInvalid(f"{place}{first_problem(error, keys)}") from error
+        raise ForeignInvalid(f"{place}{first_problem(error, tables, ForeignModel)}") from error

@@ -24,7 +24,7 @@ from app.importing.signature import Signature, Slot, Table, read_signature
 from app.importing.trial import CPU, NOT_TORCHSCRIPT, examine
 
 _USERS = re.compile(
-    r"user|uid|member|hist|seq|recent|behavi|session|past|(^|[^a-z])(age|gender|sex|city)([^a-z]|$)",
+    r"user|uid|member|hist|seq|recent|behavi|session|past|watch|bought|(^|[^a-z])(age|gender|sex|city)([^a-z]|$)",
     re.IGNORECASE,
 )
 _ITEMS = re.compile(r"target|cand|ad_?id|adgroup", re.IGNORECASE)

@@ -145,6 +145,8 @@ def find(caller: Caller, float_type: str) -> Fit:
     choices = [_forms(slot, float_type, may_list=may_list) for slot in slots]
     reason, mixes = "", False
     for forms in _likeliest_first(choices):
+        if not _have_lists(forms):
+            continue
         fit, error = _fitted(caller, forms)
         if fit is not None:
             return _longest(caller, _with_polarity(caller, fit))
@@ -202,6 +204,12 @@ def _likeliest_first(choices: Sequence[Sequence[Form]]) -> Iterator[tuple[Form, 
             if place + 1 < len(choices[i]) and further not in seen:
                 seen.add(further)
                 heapq.heappush(queue, (cost + 1, further))
+
+
+def _have_lists(forms: Sequence[Form]) -> bool:
+    """Whether there is a list for lengths and masks, which are derived from one."""
+    kinds = {form.kind for form in forms}
+    return "list" in kinds or kinds.isdisjoint(("length", "mask", "padding"))
 
 
 def _fitted(caller: Caller, forms: tuple[Form, ...]) -> tuple[Fit | None, str]:

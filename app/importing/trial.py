@@ -150,8 +150,8 @@ def _places(returned: object, tasks: Sequence[ForeignTask]) -> list[Output]:
         found = [Output(column=column) for column in range(_width(returned))]
     if len(found) != len(tasks):
         raise ArtifactInvalid(
-            f"it returns {len(found)} outputs, but {len(tasks)} tasks are named: name a task for "
-            "each output, in order, or state the output of each task"
+            f"it returns {len(found)} outputs, but tasks are named for {len(tasks)}: name a task "
+            "for each output, in order, or state the output of each task"
         )
     for place in found:
         width = 1 if place.path is None else _width(element(returned, place.path))

@@ -42,15 +42,19 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
 
+from app import file_problems
 from app.artifacts.store import LARGEST_VERSION
-from app.errors import ConfigurationInvalid, did_you_mean
+from app.errors import ConfigurationInvalid
 from app.files import parse_toml, read_small_file
 
 TRAFFIC = "traffic.toml"
 MAX_FILE_BYTES = 64 * 1024
 MAX_KEEP = 16
+
+
+_DURATION = r"^[1-9][0-9]{0,5}[smhd]$"
+_PATTERNS = {_DURATION: 'must be a number and s, m, h or d, such as "30m"'}
 
 
 class Gates(BaseModel):
@@ -72,7 +76,7 @@ class CanarySettings(BaseModel):
 
     version: int = Field(ge=1, le=LARGEST_VERSION)
     share: float = Field(gt=0, le=1)
-    for_: str = Field(alias="for", pattern=r"^[1-9][0-9]{0,5}[smhd]$")
+    for_: str = Field(alias="for", pattern=_DURATION)
     key: str | None = Field(default=None, min_length=1, max_length=256)
     gates: Gates = Gates()
 
@@ -152,9 +156,8 @@ class Traffic(BaseModel):
         try:
             traffic = cls.model_validate(document)
         except ValidationError as error:
-            for each in error.errors():
-                if each["loc"][:1] != ("active",):
-                    problems.append(_problem(each))
+            found = file_problems.problems(error, cls, document, _PATTERNS)
+            problems += [each for each in found if not each.startswith("active: ")]
         if problems:
             raise ConfigurationInvalid("; ".join(problems))
         return traffic
@@ -207,36 +210,6 @@ def _active_problem(document: Mapping[str, Any]) -> list[str]:
     if active == "latest" or (is_number and 1 <= active <= LARGEST_VERSION):
         return []
     return ['active: must be "latest" or a version number, such as 7']
-
-
-_TABLES: Mapping[tuple[str, ...], type[BaseModel]] = {
-    (): Traffic,
-    ("canary",): CanarySettings,
-    ("canary", "gates"): Gates,
-    ("shadow",): ShadowSettings,
-    ("replay",): ReplaySettings,
-}
-
-_RULES = {
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be a string",
-    "model_type": "must be a table",
-    "string_pattern_mismatch": 'must be a number and s, m, h or d, such as "30m"',
-    "missing": "required key is missing",
-}
-
-
-def _problem(error: ErrorDetails) -> str:
-    place = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        table = _TABLES[tuple(map(str, error["loc"][:-1]))]
-        known = [field.alias or name for name, field in table.model_fields.items()]
-        hint = did_you_mean(str(error["loc"][-1]), known)
-        return f'unknown key "{place[:64]}"{hint} (known: {", ".join(known)})'
-    rule = _RULES.get(error["type"]) or error["msg"].removeprefix("Value error, ")
-    return f"{place}: {rule[0].lower()}{rule[1:]}"
 
 
 def _toml(document: Mapping[str, Any], table: str = "") -> str:

@@ -30,9 +30,12 @@ from app.artifacts.encoding import (
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
 from app.engine.request import RequestFeatures
 from app.protocol.validation import (
+    MISSING,
+    MISSING_FEATURE,
     Matrix,
     Missing,
     Side,
+    TableKey,
     ValidationReport,
     candidate_side,
     user_side,
@@ -42,7 +45,6 @@ BEYOND_FLOAT32 = float(2**128 - 2**103)
 """The least number that rounds to infinity; between it and the largest float32, all round down."""
 
 NOT_FINITE = "must be finite and within the range of float32"
-MISSING_FEATURE = "required feature is missing"
 _NUMBER_OR_NULL = frozenset((int, float, bool, type(None)))
 
 AddProblem = Callable[[int | None, str], None]  # (element of the value or None, what is wrong)
@@ -65,7 +67,7 @@ def encode(
 
     Args:
         manifest: lists the features.
-        user: an object that maps feature names to values.
+        user: an object that maps feature names to values; `MISSING` if there is none.
         candidates: an object of columns, feature name to list of values; or a list of objects, one
             per candidate.
         report: takes every problem; if it has any, the columns are not fit for use.
@@ -80,7 +82,7 @@ def encode(
         if plain is not None:
             return plain
         report.unknown_ids.clear()  # they are counted again
-    one = user_side(user, manifest.user_names, report)
+    one = user_side(user, manifest.user_names, report, required(manifest.user_inputs))
     many = candidate_side(candidates, manifest.candidate_names, report, max_rows=max_candidates)
     return RequestFeatures(
         user=encode_side(one, manifest.user_inputs, vocabularies, report),
@@ -169,17 +171,18 @@ def _range(feature: IdInput | IdListInput) -> str:
     return f"between {low} and {high}{other}"
 
 
+def required(features: Sequence[Input]) -> list[str]:
+    """Return the names of the features without a default."""
+    return [each.name for each in features if each.default is None]
+
+
 def encode_side(
-    side: Side,
-    features: Sequence[Input],
-    vocabularies: Vocabularies,
-    report: ValidationReport,
-    missing: str = MISSING_FEATURE,
+    side: Side, features: Sequence[Input], vocabularies: Vocabularies, report: ValidationReport
 ) -> dict[str, Column]:
-    """Encode the features of one side; `missing` says that a required one is not there."""
+    """Encode the features of one side."""
     encoded: dict[str, Column] = {}
     for feature in features:
-        column = encode_feature(side, feature, vocabularies, report, missing)
+        column = encode_feature(side, feature, vocabularies, report)
         if column is not None:
             encoded[feature.name] = column
     return encoded
@@ -190,14 +193,17 @@ def encode_feature(
     feature: Input,
     vocabularies: Vocabularies,
     report: ValidationReport,
-    missing: str = MISSING_FEATURE,
+    key: TableKey | None = None,
 ) -> Column | None:
-    """Encode a feature as sent, or its default; None if it is required and not there."""
+    """Encode a feature as sent, or its default; None if it is required and not there.
+
+    `key` could have been sent in its place.
+    """
     values = side.columns.get(feature.name)
     if values is None:
         if feature.default is None:
             if feature.name not in side.refused:
-                report.add(side.pointer(feature.name), missing)
+                report.add_missing(side.parent(), feature.name, key)
             return None
         values = [feature.absent] * side.rows
     vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
@@ -205,7 +211,7 @@ def encode_feature(
         return _fast_column(feature, values, vocabulary, report)
     except (struct.error, TypeError, ValueError, OverflowError):
         sent = values.tolist() if isinstance(values, np.ndarray) else values
-        return column_by_value(feature, sent, side, report, vocabulary)
+        return column_by_value(feature, sent, side, report, vocabulary, key=key)
 
 
 # The fast encoder: returns a column, or raises any exception if some value is wrong.
@@ -373,16 +379,21 @@ def column_by_value(
     vocabulary: Vocabulary = NO_VOCABULARY,
     *,
     rows: Iterable[int] | None = None,
+    key: TableKey | None = None,
 ) -> Column:
     """Encode a column and report every wrong value; a row with a wrong value stays zero.
 
-    Only `rows` are encoded, by default all of them.
+    Only `rows` are encoded, by default all of them. `key` could have been sent in place of a
+    missing value.
     """
     column = np.zeros(column_shape(feature, len(values)), column_dtype(feature))
     for row in range(len(values)) if rows is None else rows:
         if report.full:
             break
         value = values[row]
+        if value is MISSING and feature.default is None and side.written_as == "objects":
+            report.add_missing(side.parent(row), feature.name, key)
+            continue
         before = len(report.problems)
 
         def add_problem(element: int | None, detail: str, row: int = row) -> None:

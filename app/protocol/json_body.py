@@ -17,6 +17,7 @@ import simdjson
 
 from app.artifacts.manifest import DenseInput, IdInput, Input, Manifest
 from app.errors import MalformedBody, PayloadTooLarge
+from app.protocol.duplicate_members import refuse_duplicates
 from app.protocol.validation import Matrix
 
 LARGE_BYTES = 32 << 10
@@ -44,15 +45,22 @@ def decode(body: bytes, *, most_values: int | None = None) -> object:
     Raises:
         MalformedBody: the body is not valid JSON.
         PayloadTooLarge: it contains too many values.
+        InvalidRequest: an object has two members of one name.
     """
     if most_values is not None and len(body) >= LARGE_BYTES:
         count_containers(body, most_values)
+    document = _parsed(body)
+    refuse_duplicates(body, document)
+    return document
+
+
+def _parsed(body: bytes) -> object:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         if b"NaN" in body or b"Infinity" in body or "infinity" in error.msg:
             with suppress(ValueError, TypeError, RecursionError):
-                document: object = json.loads(body, parse_int=_integer)
+                document = json.loads(body, parse_int=_integer)
                 orjson.dumps(document)  # keys come back in the response: it must be writable
                 return document
         at = f"line {error.lineno} column {error.colno}"
@@ -74,6 +82,7 @@ def decode_request(body: bytes, manifest: Manifest, *, max_candidates: int) -> o
     Raises:
         MalformedBody: the body is not valid JSON.
         PayloadTooLarge: it contains more values than a request of `max_candidates` can have.
+        InvalidRequest: an object has two members of one name.
     """
     if len(body) < LARGE_BYTES:
         return decode(body)
@@ -136,12 +145,12 @@ def read_matrices(body: bytes, dense: frozenset[str], containers: int) -> dict[s
         root = simdjson.Parser().parse(body)  # a reused one is no faster and keeps memory
         document = members(root)
         columns = members(document["candidates"], most=_MOST_COLUMNS)
+        for name, values in columns.items():
+            columns[name] = _matrix(values) if name in dense else plain(values)
+        for name, value in document.items():
+            document[name] = columns if name == "candidates" else plain(value)
     except (ValueError, TypeError, KeyError, RuntimeError):  # Runtime: an integer beyond 64 bits
         return None
-    for name, values in columns.items():
-        columns[name] = _matrix(values) if name in dense else plain(values)
-    for name, value in document.items():
-        document[name] = columns if name == "candidates" else plain(value)
     # simdjson flattens rows: it reads [[[1, 2], []]] as [[1, 2], []]; then the counts differ.
     return document if containers_in(document) == containers else None
 
@@ -182,10 +191,19 @@ def _matrix(column: object) -> Matrix | list[Any] | object:
 
 
 def plain(value: object) -> object:
-    """Convert a simdjson value to a Python value."""
+    """Convert a simdjson value to a Python value.
+
+    Raises:
+        ValueError: it is an object with a duplicate name.
+    """
     if isinstance(value, simdjson.Array):
         return value.as_list()
-    return value.as_dict() if isinstance(value, simdjson.Object) else value
+    if not isinstance(value, simdjson.Object):
+        return value
+    document = value.as_dict()
+    if len(document) < len(value):
+        raise ValueError
+    return document
 
 
 def containers_in(document: dict[str, Any]) -> int:

@@ -5,7 +5,7 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from app.protocol.table_features import (
     MOST_POSITIONS,
     are_keys,
     encode_with_tables,
+    refuses,
     routing_key,
     spread,
 )
@@ -86,7 +87,8 @@ def read_request(
         raise InvalidRequest([FieldError("", "must be an object")])
     report = ValidationReport()
     report.unknown_members("", document, _MEMBERS)
-    model, user = context.model, document.get("user", {})
+    model = context.model
+    user = document.get("user", MISSING if model.manifest.user_names else {})
     candidates, keys = document.get("candidates", MISSING), document.get("candidate_keys")
     if context.tables is not NO_TABLES:
         features = encode_with_tables(
@@ -108,11 +110,14 @@ def read_request(
             vocabularies=model.vocabularies,
         )
     rows, place = features.rows, "/candidate_keys"
+    refused: Collection[int] = ()
     if features.tables is not None:
         rows = features.tables.sent
         if keys is None and are_keys(candidates):
             keys, place = candidates, "/candidates"
-    keys = check_keys(keys, rows, report, place)
+            if "items" in features.tables.unknown and refuses(context.tables.items):
+                refused = features.tables.unknown["items"].tolist()
+    keys = check_keys(keys, rows, report, place, refused)
     ranking = read_options(document.get("ranking"), context.policies, report)
     report.raise_any()
     return features, ranking, keys

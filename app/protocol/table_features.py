@@ -13,7 +13,7 @@ request, `default` gives the candidate the defaults of the features, `drop` does
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -26,17 +26,18 @@ from app.artifacts.manifest import Input, Manifest
 from app.artifacts.model_tables import BoundTable, ModelTables
 from app.engine.request import Positions, RequestFeatures, TableRows, TableUse
 from app.protocol.features import (
-    MISSING_FEATURE,
     column_by_value,
     default_column,
     encode_feature,
     encode_plain,
     encode_side,
+    required,
 )
 from app.protocol.validation import (
     MISSING,
     Missing,
     Side,
+    TableKey,
     ValidationReport,
     candidate_side,
     check_count,
@@ -131,11 +132,12 @@ def _encode_user(
     vocabularies: Vocabularies,
     report: ValidationReport,
 ) -> EncodedSide:
+    needed = required(manifest.user_inputs) if user is MISSING else ()
     if bound is None:
-        side = user_side(user, manifest.user_names, report)
+        side = user_side(user, manifest.user_names, report, needed)
         return EncodedSide(encode_side(side, manifest.user_inputs, vocabularies, report), 1, 1)
-    if isinstance(user, dict):
-        side = user_side(user, bound.accepted, report)
+    if isinstance(user, dict) or user is MISSING:
+        side = user_side(user, bound.accepted, report, needed, (bound.table.key, bound.kind))
     else:
         found = by_keys(bound, [user], vocabularies, report)
         if found is not None:
@@ -169,7 +171,13 @@ def _encode_candidates(
         if isinstance(candidates, list):
             key = bound.table.key
             candidates = [{key: each} if isinstance(each, Id) else each for each in candidates]
-        side = candidate_side(candidates, bound.accepted, report, max_rows=max_candidates)
+        side = candidate_side(
+            candidates,
+            bound.accepted,
+            report,
+            max_rows=max_candidates,
+            key=(bound.table.key, bound.kind),
+        )
     return _encode_side(side, bound, vocabularies, report)
 
 
@@ -221,9 +229,8 @@ def _encode_side(
 ) -> EncodedSide:
     """Encode a side that may leave features to a table."""
     key = bound.table.key
-    missing = MISSING_FEATURE
-    if key not in side.columns:
-        missing += f"; send it, or {key}, the key of the {bound.kind} table"
+    if key in side.refused:  # what the table has is not missing: the key is wrong
+        side = replace(side, refused=side.refused | bound.names)
     absent = [
         name
         for name in bound.names
@@ -232,8 +239,7 @@ def _encode_side(
     partial = _partial(side, bound) if side.written_as == "objects" else {}
     wanted = _wanted(side, key, absent, partial)
     if wanted is None:
-        columns = encode_side(side, bound.features, vocabularies, report, missing)
-        return EncodedSide(columns, side.rows, side.rows)
+        return EncodedSide(_sent(side, bound, vocabularies, report), side.rows, side.rows)
     sent = side.rows
     positions = _look_up(side, bound, wanted, report)
     if positions is None:
@@ -248,11 +254,38 @@ def _encode_side(
             positions, wanted = positions[kept], wanted[kept]
             partial = _partial(side, bound) if partial else {}
     columns, table = _columns(
-        side, bound, positions, wanted, partial, vocabularies, report, missing
+        side,
+        bound,
+        positions,
+        wanted,
+        partial,
+        vocabularies,
+        report,
+        is_key_refused=bool(unknown.size) and refuses(bound),
     )
     return EncodedSide(
         columns, side.rows, sent, bound, table, unknown if unknown.size else None, kept
     )
+
+
+def _sent(
+    side: Side, bound: BoundTable, vocabularies: Vocabularies, report: ValidationReport
+) -> dict[str, Column]:
+    """Encode a side that leaves nothing to the table."""
+    columns: dict[str, Column] = {}
+    for feature in bound.features:
+        key = _key_for(feature.name, side, bound)
+        column = encode_feature(side, feature, vocabularies, report, key)
+        if column is not None:
+            columns[feature.name] = column
+    return columns
+
+
+def _key_for(name: str, side: Side, bound: BoundTable) -> TableKey | None:
+    """Return the key that could have been sent in place of a feature, if the table has it."""
+    key = bound.table.key
+    is_sent = key in side.columns and side.written_as != "objects"
+    return None if is_sent or name not in bound.names else (key, bound.kind)
 
 
 def _partial(side: Side, bound: BoundTable) -> dict[str, Sequence[Any]]:
@@ -323,9 +356,10 @@ def _look_up(
         if report.full:
             break
         if (rule := key_rule(key, kind)) is not None:
-            report.add(
-                side.pointer(bound.table.key, row), f"{rule}, a key of the {bound.kind} table"
-            )
+            detail = f"{rule}, a key of the {bound.kind} table"
+            if side.written_as == "user_key" and not isinstance(key, Id):
+                detail = f"must be a key of the {bound.kind} table, or an object of user features"
+            report.add(side.pointer(bound.table.key, row), detail)
     return None
 
 
@@ -342,6 +376,13 @@ def key_rule(key: object, kind: type[Id]) -> str | None:
     return None
 
 
+def refuses(bound: BoundTable | None) -> bool:
+    """Return whether a table refuses unknown keys; only candidates can be dropped."""
+    if bound is None or bound.table.unknown == "default":
+        return False
+    return bound.table.unknown == "error" or bound.kind == "users"
+
+
 def refuse_or_drop(
     bound: BoundTable, unknown: Positions, rows: int, pointer: str, report: ValidationReport
 ) -> Positions | None:
@@ -354,10 +395,9 @@ def refuse_or_drop(
         pointer: of the keys.
         report: takes the problem, if that is the policy.
     """
-    policy = bound.table.unknown
-    if policy == "default":
-        return None
-    if policy == "drop" and bound.kind == "items":
+    if not refuses(bound):
+        if bound.table.unknown == "default":
+            return None
         kept = np.ones(rows, np.bool_)
         kept[unknown] = False
         return np.flatnonzero(kept)
@@ -382,7 +422,8 @@ def _columns(
     partial: Mapping[str, Sequence[Any]],
     vocabularies: Vocabularies,
     report: ValidationReport,
-    missing: str,
+    *,
+    is_key_refused: bool,
 ) -> tuple[dict[str, Column], TableRows | None]:
     """Encode what is sent, and say what comes from the table."""
     columns: dict[str, Column] = {}
@@ -391,14 +432,15 @@ def _columns(
     for feature in bound.features:
         name = feature.name
         is_absent = name in bound.names and name not in side.columns
-        if name in side.refused:
+        if name in side.refused or (is_key_refused and name == bound.table.key):
             continue
         if is_absent and is_uniform:
             gathered.add(name)
         elif is_absent or name in partial:
             columns[name] = _mixed(feature, side, bound, positions, wanted, vocabularies, report)
         else:
-            column = encode_feature(side, feature, vocabularies, report, missing)
+            key = _key_for(name, side, bound)
+            column = encode_feature(side, feature, vocabularies, report, key)
             if column is not None:
                 columns[name] = column
     if not gathered:
@@ -422,7 +464,8 @@ def _mixed(
     from_table = is_missing & wanted
     vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
     rows = np.flatnonzero(~from_table).tolist()
-    column = column_by_value(feature, values, side, report, vocabulary, rows=rows)
+    key = _key_for(feature.name, side, bound)
+    column = column_by_value(feature, values, side, report, vocabulary, rows=rows, key=key)
     column[from_table] = bound.table.gather(feature.name, positions[from_table])
     return column
 

@@ -34,7 +34,7 @@ from app.protocol.features import (
     outside_vocabulary,
     row_of_padding,
 )
-from app.protocol.table_features import EncodedSide, join_sides, refuse_or_drop
+from app.protocol.table_features import EncodedSide, join_sides, refuse_or_drop, refuses
 from app.protocol.validation import MOST_PROBLEMS, ValidationReport
 
 Numbers = npt.NDArray[np.float32] | npt.NDArray[np.int64]
@@ -137,36 +137,31 @@ def _encode_side(
 ) -> EncodedSide:
     """Encode a side whose features may come from a table."""
     key = None if bound is None else tensors.get(bound.table.key)
-    gathered: set[str] = set()
-    columns: dict[str, Column] = {}
-    for feature in features:
-        name = feature.name
-        vocabulary = vocabularies.get(name, NO_VOCABULARY)
-        tensor = tensors.get(name)
-        if tensor is not None:
-            columns[name] = _column(feature, tensor, report, vocabulary)
-        elif key is not None and bound is not None and name in bound.names:
-            gathered.add(name)
-        elif feature.default is not None:
-            columns[name] = default_column(feature, rows, vocabulary, report)
+    gathered: frozenset[str] = frozenset()
+    if bound is not None and key is not None:
+        gathered = frozenset([name for name in bound.names if name not in tensors])
     if not gathered:
+        columns = _columns(features, tensors, rows, vocabularies, report)
         return EncodedSide(columns, rows, rows)
     assert key is not None
     assert bound is not None
-    return _from_table(bound, key, gathered, columns, rows, report)
+    return _from_table(features, bound, key, gathered, tensors, rows, vocabularies, report)
 
 
 def _from_table(
+    features: Sequence[Input],
     bound: BoundTable,
     key: Tensor,
-    gathered: set[str],
-    columns: dict[str, Column],
+    gathered: frozenset[str],
+    tensors: Mapping[str, Tensor],
     rows: int,
+    vocabularies: Vocabularies,
     report: ValidationReport,
 ) -> EncodedSide:
     """Look up the keys of a side, and apply the table's policy to unknown ones."""
     if bound.kind == "users" and key.rows > 1:
         key = _only_row(bound.key_input, key, report)
+        tensors = {**tensors, bound.table.key: key}
     values = key.values
     keys = values if isinstance(values, list) else values.reshape(-1).astype(np.int64, copy=False)
     positions = bound.table.find(keys)
@@ -175,6 +170,10 @@ def _from_table(
     if unknown.size:
         report.unknown_keys[bound.kind] = len(unknown)
         kept = refuse_or_drop(bound, unknown, rows, key.pointer, report)
+        if refuses(bound):  # one problem for a key is enough
+            features = [each for each in features if each.name != bound.table.key]
+    features = [each for each in features if each.name not in gathered]
+    columns = _columns(features, tensors, rows, vocabularies, report)
     sent = rows
     if kept is not None and not report.problems:
         positions, rows = positions[kept], len(kept)
@@ -182,6 +181,25 @@ def _from_table(
     folded_for = bound.folded_by(gathered, positions)
     table = TableRows(bound.table, positions, frozenset(gathered), folded_for)
     return EncodedSide(columns, rows, sent, bound, table, unknown if unknown.size else None, kept)
+
+
+def _columns(
+    features: Sequence[Input],
+    tensors: Mapping[str, Tensor],
+    rows: int,
+    vocabularies: Vocabularies,
+    report: ValidationReport,
+) -> dict[str, Column]:
+    """Return the columns of features that were sent or have a default."""
+    columns: dict[str, Column] = {}
+    for feature in features:
+        vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
+        tensor = tensors.get(feature.name)
+        if tensor is not None:
+            columns[feature.name] = _column(feature, tensor, report, vocabulary)
+        elif feature.default is not None:
+            columns[feature.name] = default_column(feature, rows, vocabulary, report)
+    return columns
 
 
 def _column(

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from app.errors import FieldError, InvalidRequest, PayloadTooLarge, did_you_mean
 
+MISSING_FEATURE = "required feature is missing"
+
 MOST_PROBLEMS = 20
 """The most problems that a report lists: one wrong column can hold thousands."""
 
@@ -42,6 +44,9 @@ class Missing:
 MISSING = Missing()
 """Stands for a value that was not sent; null is a value."""
 
+TableKey = tuple[str, str]
+"""A key that may be sent in place of features, and the kind of its table: `items` or `users`."""
+
 
 @dataclass(slots=True)
 class ValidationReport:
@@ -58,6 +63,9 @@ class ValidationReport:
     unknown_keys: dict[str, int] = field(default_factory=dict)
     _suggestions: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     _comparisons: int = field(default=0, compare=False, repr=False)
+    _missing: dict[tuple[str, TableKey | None], tuple[int, list[str]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def full(self) -> bool:
@@ -73,6 +81,26 @@ class ValidationReport:
         """Add a problem, unless the report is full."""
         if not self.full:
             self.problems.append(FieldError(pointer, detail))
+
+    def add_missing(self, pointer: str, name: str, key: TableKey | None = None) -> None:
+        """Add a required feature that is not there; those of one object become one problem.
+
+        Args:
+            pointer: of the object that lacks the feature.
+            name: of the feature.
+            key: stands for the feature, if a table has it.
+        """
+        known = self._missing.get((pointer, key))
+        if known is not None:
+            position, names = known
+            names.append(name)
+            detail = f"required features are missing: {listing(names)}"
+            self.problems[position] = FieldError(pointer, detail + _or_key(key, "them"))
+        elif not self.full:
+            self._missing[pointer, key] = len(self.problems), [name]
+            has_key = key is not None and key[0] != name
+            detail = MISSING_FEATURE + _or_key(key if has_key else None, "it")
+            self.problems.append(FieldError(join(pointer, name), detail))
 
     def unknown_members(
         self,
@@ -157,9 +185,41 @@ class Side:
             case "objects":
                 return f"{join('/candidates' + (at or '/0'), name)}{inside}"
 
+    def parent(self, row: int | None = None) -> str:
+        """Return the JSON pointer of the object that has a row's features, or all columns."""
+        if self.written_as in ("user", "user_key"):
+            return "/user"
+        if self.written_as != "objects":
+            return "/candidates"
+        if row is not None and self.origin is not None:
+            row = self.origin[row]
+        return f"/candidates/{row or 0}"
 
-def user_side(user: object, known: frozenset[str], report: ValidationReport) -> Side:
-    """Read `{"age": 3}` as columns of one row; `known` are the names of the user features."""
+
+def user_side(
+    user: object,
+    known: frozenset[str],
+    report: ValidationReport,
+    needed: Sequence[str] = (),
+    key: TableKey | None = None,
+) -> Side:
+    """Read `{"age": 3}` as columns of one row.
+
+    Args:
+        user: that member of the request, or `MISSING`.
+        known: the names of the user features.
+        report: takes every problem.
+        needed: the features without a default.
+        key: stands for the user, if the model has a table of users.
+    """
+    if user is MISSING:
+        if not needed:
+            return Side({}, 1, "user")
+        form = "an object of user features"
+        if key is not None:
+            form = f"a key of the {key[1]} table, or {form}"
+        report.add("/user", f"is required: {form}; the model needs: {listing(needed)}")
+        return Side({}, 1, "user", known)
     if not isinstance(user, dict):
         rule = "must be an object that maps feature names to values"
         if isinstance(user, str | int):
@@ -171,9 +231,21 @@ def user_side(user: object, known: frozenset[str], report: ValidationReport) -> 
 
 
 def candidate_side(
-    candidates: object, known: frozenset[str], report: ValidationReport, *, max_rows: int
+    candidates: object,
+    known: frozenset[str],
+    report: ValidationReport,
+    *,
+    max_rows: int,
+    key: TableKey | None = None,
 ) -> Side:
-    """Read candidates written as columns or as objects; `known` are the names of their features.
+    """Read candidates written as columns or as objects.
+
+    Args:
+        candidates: that member of the request, or `MISSING`.
+        known: the names of the candidate features.
+        report: takes every problem.
+        max_rows: the most candidates that are accepted.
+        key: stands for a candidate, if the model has a table of items.
 
     Raises:
         PayloadTooLarge: there are more than `max_rows` candidates.
@@ -184,7 +256,9 @@ def candidate_side(
         return _from_objects(candidates, known, report, max_rows)
     is_missing = isinstance(candidates, Missing)
     rule = "an object of feature columns, or a list of candidate objects"
-    report.add("/candidates", f"{'is required' if is_missing else 'must be'}: {rule}")
+    if key is not None:
+        rule = f"a list of keys of the {key[1]} table, {rule}"
+    report.add("/candidates", f"{'is required:' if is_missing else 'must be'} {rule}")
     return Side({}, 0, "columns", known)
 
 
@@ -203,9 +277,9 @@ def _from_columns(
         if not isinstance(values, list | np.ndarray):
             detail = "must be a list with one value per candidate"
         elif len(values) != len(expected):
-            detail = (
-                f"has {len(values)} values, but {join('/candidates', first)} has {len(expected)}"
-            )
+            plural = "" if len(values) == 1 else "s"
+            place = join("/candidates", first)
+            detail = f"has {len(values)} value{plural}, but {place} has {len(expected)}"
         else:
             columns[name] = values
             continue
@@ -256,7 +330,11 @@ def check_count(rows: int, max_rows: int) -> None:
 
 
 def check_keys(
-    keys: object, rows: int, report: ValidationReport, place: str = "/candidate_keys"
+    keys: object,
+    rows: int,
+    report: ValidationReport,
+    place: str = "/candidate_keys",
+    refused: Collection[int] = (),
 ) -> list[str | int] | None:
     """Check `candidate_keys`: one key per candidate, strings or integers, all different.
 
@@ -265,6 +343,8 @@ def check_keys(
         rows: the number of candidates.
         report: takes every problem; if it has any, the result is not fit for use.
         place: where the keys are in the request.
+        refused: positions of keys that the report says to be wrong, beside those with their own
+            pointer: one problem for a key is enough.
 
     Returns:
         The keys, or None if the request has none and positions stand for them.
@@ -279,7 +359,7 @@ def check_keys(
             report.add("/candidate_keys", f"has {len(keys)} keys for {rows} candidates")
         return None
     if not _are_keys(keys):
-        _report_keys(keys, report, place)
+        _report_keys(keys, report, place, frozenset(refused))
     return keys
 
 
@@ -294,11 +374,16 @@ def _are_keys(keys: list[Any]) -> bool:
     return max(map(len, strings), default=0) <= LONGEST_KEY and len(set(keys)) == len(keys)
 
 
-def _report_keys(keys: list[Any], report: ValidationReport, place: str) -> None:
-    """Add a problem for each wrong key, in order."""
+def _report_keys(
+    keys: list[Any], report: ValidationReport, place: str, refused: frozenset[int]
+) -> None:
+    """Add a problem for each wrong key that has none yet, in order."""
     first: dict[str | int, int] = {}
+    reported = {each.pointer for each in report.problems}
     for position, key in enumerate(keys):
         pointer = f"{place}/{position}"
+        if position in refused or pointer in reported:
+            continue
         if not isinstance(key, str | int) or isinstance(key, bool):
             report.add(pointer, "must be a string or an integer")
         elif isinstance(key, str) and len(key) > LONGEST_KEY:
@@ -308,6 +393,10 @@ def _report_keys(keys: list[Any], report: ValidationReport, place: str) -> None:
             report.add(pointer, f"duplicate key at position {position}, first at position {other}")
         if report.full:
             return
+
+
+def _or_key(key: TableKey | None, missing: str) -> str:
+    return "" if key is None else f"; send {missing}, or {key[0]}, the key of the {key[1]} table"
 
 
 def join(pointer: str, name: str) -> str:

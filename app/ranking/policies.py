@@ -30,7 +30,6 @@ knows models as `ModelTraits` only.
 """
 
 import hashlib
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
@@ -39,6 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from app.errors import PoliciesInvalid, did_you_mean
+from app.file_problems import rule_of
 from app.files import parse_toml
 from app.ranking.calibration import Calibration, Isotonic, NoCalibration, Platt, Scale
 from app.ranking.policy import Policy
@@ -262,19 +262,6 @@ _METHODS: Mapping[str, type[BaseModel]] = {
     "scale": Scale,
 }
 
-_RULES = {
-    "missing": "required key is missing",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "string_type": "must be a string",
-    "dict_type": "must be a table",
-    "mapping_type": "must be a table",
-    "model_type": "must be a table",
-    "model_attributes_type": "must be a table",
-    "tuple_type": "must be an array",
-}
-"""Messages for pydantic's errors in the terms of TOML, by type."""
-
 _NAME_RULE = (
     'a name has 1 to 64 letters, digits, "_", "." and "-", and begins with a letter or a digit; '
     "names of policies are lower case"
@@ -299,25 +286,17 @@ def _problem(error: ErrorDetails) -> str:
             return _unknown("key", location[-1], fields, where)
         case "union_tag_not_found":
             location.append("method")
-            rule = _RULES["missing"]
+            rule = "required key is missing"
         case "union_tag_invalid":
             location.append("method")
             rule = _unknown("method", str(context["tag"]), _METHODS)
-        case "literal_error":
-            expected = str(context["expected"]).replace("'", "")
-            nearest = did_you_mean(str(error["input"]), re.split(", | or ", expected))
-            rule = f"must be {expected}{nearest}"
         case "string_pattern_mismatch":
             location = location[:-1] if location[-1] == "name" else location
             rule = _NAME_RULE
-        case "too_short" | "too_long":
-            limit = context.get("min_length", context.get("max_length"))
-            least_or_most = "least" if error["type"] == "too_short" else "most"
-            rule = f"must have at {least_or_most} {limit} items"
         case "value_error":
             rule = _readable(str(context["error"]), 500)  # it may quote a key of the file
-        case kind:
-            rule = _RULES.get(kind, error["msg"].replace("Input should be", "must be"))
+        case _:
+            rule = rule_of(error)
     return f"{'.'.join(map(_readable, location))}: {rule}"
 
 

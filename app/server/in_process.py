@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from starlette.types import ASGIApp, Message
@@ -41,7 +42,13 @@ async def post(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {
+    await app(scope_of(path, headers), receive, send)
+    return int(sent[0]["status"]), b"".join(each.get("body", b"") for each in sent[1:])
+
+
+def scope_of(path: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    """Return the ASGI scope of a POST."""
+    return {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
@@ -55,8 +62,6 @@ async def post(
         "client": None,
         "server": None,
     }
-    await app(scope, receive, send)
-    return int(sent[0]["status"]), b"".join(each.get("body", b"") for each in sent[1:])
 
 
 def _lines(content: bytes) -> list[str]:

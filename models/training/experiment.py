@@ -34,12 +34,9 @@ the other file. A table is replaced as a whole.
 """
 
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
 
 from pydantic import (
-    BaseModel,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -47,15 +44,15 @@ from pydantic import (
     model_validator,
 )
 
-from app.artifacts.manifest import Float32, Name, PrecisionName
+from app.artifacts.manifest import PATTERNS, Float32, Name, PrecisionName
 from app.errors import did_you_mean
+from app.file_problems import first_problem
 from app.ranking.policy import Policy
 from models import data
-from models.data import SOURCES, DataConfig
+from models.data import DataConfig
 from models.networks.config import Feature, NetworkConfig, Pooling, Record, Task, links
 
 MAX_UNIT_LENGTH = 32  # limit of the manifest
-SHOWN_KEYS = 12
 USUAL_NAMES = {
     "lr": "learning_rate",
     "batch_size": "batch_rows",
@@ -175,7 +172,8 @@ def read(path: Path) -> Experiment:
     try:
         return Experiment.model_validate(tables)
     except ValidationError as error:
-        raise ExperimentInvalid(f"{path}: {_first_problem(error)}") from error
+        problem = first_problem(error, Experiment, tables, PATTERNS, USUAL_NAMES)
+        raise ExperimentInvalid(f"{path}: {problem}") from error
 
 
 def _tables(path: Path) -> dict[str, object]:
@@ -220,75 +218,3 @@ def _check_labels(task: Task, source: DataConfig) -> None:
             )
     if len(task.unit) > MAX_UNIT_LENGTH:
         raise ValueError(f"tasks.{task.name}.unit: longer than {MAX_UNIT_LENGTH} characters")
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first problem of a file as one line, with the number of further problems."""
-    problems = error.errors(include_url=False)
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{_problem(problems[0])}{more}"
-
-
-def _problem(problem: Mapping[str, Any]) -> str:
-    place = tuple(problem["loc"])
-    key = str(place[-1]) if place else ""
-    table, where = _shown(place[:-1]), _shown(place)
-    in_table = f" in [{table}]" if table else ""
-    match problem["type"]:
-        case "extra_forbidden":
-            known = _keys_at(Experiment, place[:-1])
-            usual = USUAL_NAMES.get(key)
-            near = f'; did you mean "{usual}"?' if usual in known else did_you_mean(key, known)
-            return f'unknown key "{key}"{in_table}{near or _known_keys(known)}'
-        case "missing":
-            return f'missing key "{key}"{in_table}'
-        case "literal_error":
-            expected = problem["ctx"]["expected"]
-            near = did_you_mean(str(problem["input"]), _quoted(expected))
-            return f"{where}: must be {expected}{near}"
-        case "union_tag_not_found":
-            name = problem["ctx"]["discriminator"].strip("'")
-            return f'missing key "{name}" in [{where}]'
-        case "union_tag_invalid":
-            tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
-            name = problem["ctx"]["discriminator"].strip("'")
-            near = did_you_mean(tag, _quoted(expected))
-            return f"{where}.{name}: must be {expected}{near}"
-    rule = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{where}: {rule}" if where else rule
-
-
-def _shown(place: tuple[str | int, ...]) -> str:
-    """The dotted name of a place, without the tag that pydantic adds for a data source."""
-    return ".".join(str(part) for i, part in enumerate(place) if i != 1 or part not in SOURCES)
-
-
-def _quoted(expected: str) -> list[str]:
-    """The names in a text such as `'user' or 'candidate'`."""
-    return expected.split("'")[1::2]
-
-
-def _known_keys(known: list[str]) -> str:
-    shown = ", ".join(known[:SHOWN_KEYS])
-    return f"; keys: {shown}{', …' if len(known) > SHOWN_KEYS else ''}" if known else ""
-
-
-def _keys_at(annotation: Any, place: tuple[str | int, ...]) -> list[str]:  # noqa: ANN401
-    """The keys of the table at `place`, where a union is followed by the tag of one member."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        if not place:
-            return list(annotation.model_fields)
-        field = annotation.model_fields.get(str(place[0]))
-        return _keys_at(field.annotation, place[1:]) if field else []
-    members = get_args(annotation)
-    models = [each for each in members if isinstance(each, type) and issubclass(each, BaseModel)]
-    if place and len(models) > 1:
-        tagged = [each for each in models if _has_tag(each, place[0])]
-        return _keys_at(tagged[0], place[1:]) if tagged else []
-    if place and isinstance(place[0], int):  # an array of tables
-        return _keys_at(members[0], place[1:])
-    return _keys_at(members[0], place) if members else []
-
-
-def _has_tag(model: type[BaseModel], tag: str | int) -> bool:
-    return any(tag in get_args(field.annotation) for field in model.model_fields.values())

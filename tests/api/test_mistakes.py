@@ -11,7 +11,7 @@ from app.errors import ModelNotFound
 
 SCORE = "/v1/models/tiny/score"
 JSON = {"content-type": "application/json"}
-Change = Callable[[dict[str, Any]], None]
+Change = Callable[[dict[str, Any]], object]
 
 
 def remove(side: str, name: str) -> Change:
@@ -67,6 +67,38 @@ FIELD_MISTAKES: dict[str, tuple[Change, list[tuple[str, str]]]] = {
     "missing candidate feature": (
         remove("candidates", "item_id"),
         [("/candidates/item_id", "required feature is missing")],
+    ),
+    "no user": (
+        lambda request: request.pop("user"),
+        [
+            (
+                "/user",
+                "is required: an object of user features; "
+                "the model needs: activity, age_bucket, recent_items, user_id",
+            )
+        ],
+    ),
+    "empty user": (
+        put({}, "user"),
+        [
+            (
+                "/user",
+                "required features are missing: activity, age_bucket, recent_items, user_id",
+            )
+        ],
+    ),
+    "several missing candidate features": (
+        lambda request: [request["candidates"].pop(name) for name in ("quality", "item_id")],
+        [("/candidates", "required features are missing: item_id, quality")],
+    ),
+    "no list or object of candidates": (
+        put(7, "candidates"),
+        [
+            (
+                "/candidates",
+                "must be an object of feature columns, or a list of candidate objects",
+            )
+        ],
     ),
     "string for an integer": (
         put("11", "candidates", "item_id", 1),

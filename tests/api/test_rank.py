@@ -119,7 +119,7 @@ GOOD: dict[str, Any] = {
         ({"scores": GOOD["scores"] | {"like": [0] * 1001}}, "/scores/like: must have 1 to 1000"),
         ({"policy": 1}, "/policy: must be an object, as in policies.toml"),
         ({"policy": {"weights": {"clik": 1.0}}}, '/policy: unknown task "clik"'),
-        ({"policy": {"weights": {"click": "1"}}}, "/policy/weights/click: must be a valid number"),
+        ({"policy": {"weights": {"click": "1"}}}, "/policy/weights/click: must be a number"),
         ({"policy": {"weights": {}}}, "/policy: weights: at least one is needed"),
         (
             {"policy": {"wieghts": {"click": 1.0}}},

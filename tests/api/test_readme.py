@@ -15,9 +15,18 @@ from tests import REPOSITORY
 from tests.support.model_tables import publish_rows, random_rows
 
 README = (REPOSITORY / "app/api/README.md").read_text(encoding="utf-8")
-COLUMNS, OBJECTS, *BY_KEYS, EXPLAINED, PROBLEM = map(
-    json.loads, re.findall(r"^```json\n(.*?)^```$", README, re.S | re.M)
+FIRST = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(?:json|sh)\n(.*?)^```$", README, re.S | re.M)
+CURL, ANSWER, *REQUESTS, EXPLAINED, PROBLEM = (
+    json.loads(block) if block.startswith("{") else block for block in BLOCKS
 )
+COLUMNS, OBJECTS, *BY_KEYS = REQUESTS
+BY_KEYS.append(json.loads(CURL.partition("-d '")[2].strip().rstrip("'")))
+
+
+def test_first_request_and_its_answer_are_those_of_the_first_page():
+    assert f"```sh\n{CURL}```" in FIRST
+    assert ANSWER in map(json.loads, re.findall(r"^```json\n(.*?)^```$", FIRST, re.S | re.M))
 
 
 async def test_both_forms_of_candidates_get_the_same_response(client):

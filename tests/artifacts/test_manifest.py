@@ -276,9 +276,10 @@ def test_a_derived_part_that_breaks_a_rule_is_refused(argument, rule):
         {"name": "a", "dtype": "int64"} | argument,
         {"name": "rest", "dtype": "float32", "pack": ["h", "x"]},
     ]
+    call = {"layout": "rows", "style": "dict", "arguments": arguments}
     with pytest.raises(ValidationError) as caught:
-        description(inputs=LISTED, call={"layout": "rows", "style": "dict", "arguments": arguments})
-    assert rule in first_problem(caught.value)
+        description(inputs=LISTED, call=call)
+    assert rule in first_problem(caught.value, {"call": call})
 
 
 def test_a_multiplier_is_a_number_that_is_never_nan():

@@ -199,9 +199,12 @@ def test_imported_artifacts_pass_the_check(files, capsys, monkeypatch):
         (["FILE", "--config", "TOML"], "TOML: name: required key is missing (and 2 more)"),
         (["FILE", "--conf", "TOML"], "unknown option --conf; did you mean --config?"),
         (["FILE", "--name", "a", "--columns", "x@", "--tasks", "c:logit"], "must be NAME, NAME@"),
-        (["FILE", "--name", "a", "--columns", "x", "--tasks", "c:logits"], "tasks.0.gives: Input"),
-        (["FILE", "--name", "a", "--columns", "x", "--tasks", "click"], "tasks.0.gives: Input"),
-        (["FILE", "--name", "a/b", "--columns", "x", "--tasks", "c:logit"], "name: String should"),
+        (["FILE", "--name", "a", "--columns", "x", "--tasks", "c:logits"], "tasks[c].gives: must"),
+        (["FILE", "--name", "a", "--columns", "x", "--tasks", "click"], "tasks[click].gives: must"),
+        (
+            ["FILE", "--name", "a/b", "--columns", "x", "--tasks", "c:logit"],
+            "name: must have 1 to 64",
+        ),
         (["FILE", "--name", "a", "--columns", "x,x", "--tasks", "c:logit"], "two inputs have"),
         (
             ["FILE", "--name", "a", "--columns", "x", "--user", "y", "--tasks", "c:logit"],

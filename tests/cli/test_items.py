@@ -436,7 +436,7 @@ def test_without_pyarrow_the_extra_is_named(capsys, monkeypatch):
 
 
 def test_the_commands_of_the_operators_guide_work(store, capsys):
-    guide = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
+    guide = (REPOSITORY / "docker" / "TABLES.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```sh\n(gatehouse items publish.*?)^```$", guide, flags=re.S | re.M)
     parquet.write_table(pa.table({"item": [1, 42], "quality": [[1.0, 2.0]] * 2}), "items.parquet")
     items('{"item": 7, "quality": [0, 1]}\n', "changes.jsonl")

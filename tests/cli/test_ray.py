@@ -59,7 +59,7 @@ def test_mistakes_are_told_where_the_application_is_deployed(tmp_path):
 
 
 def test_guide_s_configuration_and_arguments_are_those_of_the_application():
-    guide = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
+    guide = (REPOSITORY / "docker" / "REPLICAS.md").read_text(encoding="utf-8")
     guide = guide.split("\n## Ray Serve\n")[1].split("\n## ")[0]
     [block] = re.findall(r"^```yaml\n(.*?)^```$", guide, flags=re.DOTALL | re.MULTILINE)
     [written] = ServeDeploySchema.model_validate(yaml.safe_load(block)).applications

@@ -159,7 +159,7 @@ def test_a_policies_file_is_replayed_on_the_same_scores(log, tmp_path, capsys):
         (["1", "--log", "LOG"], "version 1 is the active one"),
         (["2", "--log", "nowhere"], 'folder "nowhere" does not exist'),
         (["2", "--log", "."], "has no recorded requests of feed"),
-        (["2", "--log", "LOG", "--kendall-tau", "2"], "--kendall-tau: input should be less"),
+        (["2", "--log", "LOG", "--kendall-tau", "2"], "--kendall-tau: must be at most 1"),
         (["2", "--log", "LOG", "--requests", "0"], "--requests must be 1 or more"),
         (["2", "--log", "LOG", "--policies", "no.toml"], "no.toml: no such file"),
         (["2", "--log", "LOG", "--plot", "x.dox"], "--plot x.dox: "),
@@ -229,7 +229,7 @@ def test_outcomes_are_joined_as_the_operators_guide_says(tmp_path, tiny, monkeyp
         store, manifest, "items", "sku", random_rows(manifest, "items", keys), unknown="drop"
     )
     publish_rows(store, manifest, "users", "user_id", random_rows(manifest, "users", [42]))
-    guide = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
+    guide = (REPOSITORY / "docker" / "VERSIONS.md").read_text(encoding="utf-8")
     caller, join = (
         next(each for each in re.findall(r"```python\n(.*?)```", guide, re.S) if part in each)
         for part in ("x-record-id", "rows.join")

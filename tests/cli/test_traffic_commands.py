@@ -79,9 +79,9 @@ def test_rollback_returns_to_the_version_before(store):
         (["activate", "feed", "1", "--wait", "host"], "must begin with http:// or https://"),
         (["rollback", "feed", "--to", "9"], "feed has no version 9"),
         (["canary", "feed"], "missing VERSION; see gatehouse canary --help"),
-        (["canary", "feed", "3", "--share", "2"], "canary.share: input should be less than or"),
+        (["canary", "feed", "3", "--share", "2"], "canary.share: must be at most 1"),
         (["canary", "feed", "3", "--for", "soon"], "canary.for: must be a number and s, m, h or d"),
-        (["shadow", "feed", "3", "--share", "0"], "shadow.share: input should be greater than 0"),
+        (["shadow", "feed", "3", "--share", "0"], "shadow.share: must be greater than 0"),
         (["shadow"], "missing VERSION"),
         (
             ["canary", "feed", "3", "--key", "agee"],

@@ -10,7 +10,7 @@ import yaml
 from tests import REPOSITORY
 
 FOLDER = REPOSITORY / "docker" / "prometheus"
-GUIDE = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
+GUIDE = (REPOSITORY / "docker" / "OBSERVE.md").read_text(encoding="utf-8")
 ALERTS = {
     rule["alert"]: rule
     for group in yaml.safe_load((FOLDER / "rules.yml").read_text())["groups"]
@@ -62,7 +62,7 @@ def test_guide_has_a_row_for_each_alert():
 
 
 def test_runbook_has_a_symptom_for_each_alert():
-    _, runbook = GUIDE.split("## Runbook\n")
+    runbook = GUIDE.split("## Runbook\n")[1].split("\n## ")[0]
     rows = [line[1:-1].split(" |") for line in runbook.splitlines() if line.startswith("| ")]
     assert {len(row) for row in rows} == {4}
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row[1])} == set(ALERTS)
@@ -72,4 +72,5 @@ def test_each_alert_has_a_severity_a_summary_and_a_runbook():
     for alert in ALERTS.values():
         assert alert["labels"]["severity"] in ("page", "ticket")
         assert set(alert["annotations"]) == {"summary", "runbook"}
+        assert alert["annotations"]["runbook"] == 'docker/OBSERVE.md, "Alerts"'
     assert "## Alerts\n" in GUIDE

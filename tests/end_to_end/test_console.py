@@ -427,7 +427,7 @@ def test_console_of_an_empty_store_says_what_to_do(browser, tmp_path):
 
 def test_guides_show_the_pictures_of_the_console():
     folder = REPOSITORY / "docker"
-    shown = re.findall(r"(?:\]\(|src=\")(pictures/\w+\.png)", (folder / "README.md").read_text())
+    shown = re.findall(r"(?:\]\(|src=\")(pictures/\w+\.png)", (folder / "OBSERVE.md").read_text())
     assert sorted(shown) == sorted(f"pictures/{each.name}" for each in folder.glob("pictures/*"))
     assert {Path(each).stem for each in shown} == {
         *("load", "refused", "playground", "dark", "phone"),

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 
 import httpx
 import pytest
@@ -12,6 +11,7 @@ from app.artifacts.publish import publish
 from app.artifacts.store import Store
 from tests.support.server import running_server
 from tests.support.slow import DAWDLES, slow_module
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -28,13 +28,6 @@ def message(numbers, padding=0):
     body = json.dumps({"candidates": {"x": numbers}}).encode() + b" " * padding
     head = b"POST /v1/score HTTP/1.1\r\nhost: gatehouse\r\ncontent-length: %d\r\n\r\n"
     return head % len(body) + body
-
-
-def until(is_so):
-    """Look until it is so, for a minute at most."""
-    deadline = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < deadline
 
 
 def idle_lanes(url):
@@ -57,16 +50,16 @@ def test_work_for_a_caller_that_left_is_dropped_and_counted_by_stage(tmp_path):
     with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:
         assert cancelled(server.url) == {"body": 0, "queue": 0, "compute": 0}
         running = send(server.url, [DAWDLES])
-        until(lambda: idle_lanes(server.url) == 0)
+        wait_until(lambda: idle_lanes(server.url) == 0)
         send(server.url, [1, 2, 3]).close()
         staying = send(server.url, [4, 5.5])
         assert b"200 OK" in running.recv(4096)
         assert b"200 OK" in staying.recv(4096)
         assert cancelled(server.url) == {"body": 0, "queue": 1, "compute": 0}
         leaver = send(server.url, [DAWDLES])
-        until(lambda: idle_lanes(server.url) == 0)
+        wait_until(lambda: idle_lanes(server.url) == 0)
         leaver.close()
-        until(lambda: cancelled(server.url) == {"body": 0, "queue": 1, "compute": 1})
+        wait_until(lambda: cancelled(server.url) == {"body": 0, "queue": 1, "compute": 1})
         running.close()
         staying.close()
 
@@ -77,12 +70,12 @@ def test_client_may_disconnect_after_a_large_body(tmp_path, padding):
     flags = ("--lanes", "1", "--request-timeout-ms", "60000")
     with running_server(tmp_path / "store", tmp_path / "log", *flags) as server:
         running = send(server.url, [DAWDLES])
-        until(lambda: idle_lanes(server.url) == 0)
+        wait_until(lambda: idle_lanes(server.url) == 0)
         leaver = send(server.url, [1, 2, 3], padding)
-        until(lambda: httpx.get(f"{server.url}/v1/engine").json()["queued_rows"] == 3)
+        wait_until(lambda: httpx.get(f"{server.url}/v1/engine").json()["queued_rows"] == 3)
         leaver.close()
         assert b"200 OK" in running.recv(4096)
-        until(lambda: cancelled(server.url)["queue"] == 1)
+        wait_until(lambda: cancelled(server.url)["queue"] == 1)
         running.close()
 
 
@@ -93,9 +86,9 @@ def test_client_may_disconnect_with_several_requests_in_flight(tmp_path):
         leaver = send(server.url, [1, 2, 3])
         leaver.sendall(message([DAWDLES]) + message([4]))
         assert b"200 OK" in leaver.recv(4096)
-        until(lambda: idle_lanes(server.url) == 0)
+        wait_until(lambda: idle_lanes(server.url) == 0)
         leaver.close()
         # The slow request is dropped after it was computed; or the one behind it in the queue, if
         # this process was slow itself and the first one was answered already.
-        until(lambda: cancelled(server.url)["compute"] + cancelled(server.url)["queue"] >= 1)
+        wait_until(lambda: cancelled(server.url)["compute"] + cancelled(server.url)["queue"] >= 1)
         assert '"level": "error"' not in server.log.read_text()

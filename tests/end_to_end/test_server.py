@@ -22,6 +22,7 @@ from tests.support.artifacts import add_version, corrupt
 from tests.support.direct import direct_scores
 from tests.support.server import Server, clean_environment, free_port, running_server, wait_for
 from tests.support.slow import HANGS, slow_module
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -177,8 +178,7 @@ def test_a_draining_server_answers_and_is_not_ready(store, tmp_path):
     with running_server(store.folder, tmp_path / "log", "--drain-delay-s", "1") as server:
         example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
         server.process.send_signal(signal.SIGTERM)
-        while httpx.get(f"{server.url}/readyz").status_code == 200:
-            time.sleep(0.01)
+        wait_until(lambda: httpx.get(f"{server.url}/readyz").status_code != 200, "not ready")
         answer = httpx.post(f"{server.url}/v1/score", json=example)
         assert answer.status_code == 200
         assert answer.headers["connection"] == "close"
@@ -208,8 +208,7 @@ def test_with_an_empty_store_it_is_alive_and_serves_the_first_artifact(store, tm
         assert httpx.post(f"{server.url}/v1/score", json={}).status_code == 503
         shutil.copytree(store.folder / "tiny", folder / "copy")
         (folder / "copy").rename(folder / "tiny")
-        while httpx.get(f"{server.url}/readyz").status_code != 200:
-            time.sleep(0.01)
+        wait_until(lambda: httpx.get(f"{server.url}/readyz").status_code == 200, "ready")
         assert server.terminate() == 0
 
 
@@ -250,8 +249,8 @@ def test_a_newer_version_is_activated_while_serving(store, tmp_path):
     with running_server(folder, tmp_path / "log", "--store-poll-s", "0.05") as server:
         assert httpx.get(f"{server.url}/v1/models/tiny").json()["version"] == 1
         add_version(folder, "tiny", 2)
-        while httpx.get(f"{server.url}/v1/models/tiny").json()["version"] != 2:
-            time.sleep(0.01)
+        url = f"{server.url}/v1/models/tiny"
+        wait_until(lambda: httpx.get(url).json()["version"] == 2, "version 2 is active")
         assert server.terminate() == 0
 
 
@@ -266,8 +265,9 @@ def test_sighup_reads_store_keys_and_policies_at_once(store, tmp_path):
         keys.write_text(f"anna:{'new-' * 5}")
         policies.write_text("[policy.extra]\nformula = 'power_product'\nweights = {click = 1}")
         server.process.send_signal(signal.SIGHUP)
-        while (card := httpx.get(f"{server.url}/v1/models/tiny").json())["version"] != 2:
-            time.sleep(0.01)
+        url = f"{server.url}/v1/models/tiny"
+        wait_until(lambda: httpx.get(url).json()["version"] == 2, "version 2 is active")
+        card = httpx.get(url).json()
 
         def status(secret: str) -> int:
             return httpx.post(
@@ -276,8 +276,7 @@ def test_sighup_reads_store_keys_and_policies_at_once(store, tmp_path):
                 headers={"authorization": f"Bearer {secret}"},
             ).status_code
 
-        while status("new-" * 5) != 200:
-            time.sleep(0.01)
+        wait_until(lambda: status("new-" * 5) == 200, "the new key is accepted")
         assert status("old-" * 5) == 401
         assert server.terminate() == 0
 

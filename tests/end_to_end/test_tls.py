@@ -16,6 +16,7 @@ from app.errors import ConfigurationInvalid
 from app.server.tls import Certificate
 from tests.end_to_end.test_docker import run_health_check
 from tests.support.server import clean_environment, running_server
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -120,8 +121,7 @@ def test_new_certificate_is_used_without_a_restart(server, files, tmp_path):
     before, expired = handshake(server, trusting(files[0]))[1], expiry(server, files[0])
     for new, old in zip(certificate(tmp_path, name="newer", days=30), files, strict=True):
         shutil.copy(new, old)
-    while handshake(server, anyone())[1] == before:  # until the next look
-        pass
+    wait_until(lambda: handshake(server, anyone())[1] != before, "the new certificate is used")
     assert httpx.get(f"{server.url}/livez", verify=trusting(files[0])).status_code == 200
     assert expiry(server, files[0]) - expired == pytest.approx(28 * 86_400, abs=3600)
 

@@ -84,11 +84,47 @@ def measured(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"inputs": 3}, "inputs: Input should be a valid tuple"),
-        ({"inputs": [3]}, "inputs.0: "),
+        ({"inputs": 3}, "inputs: must be an array"),
+        ({"inputs": [3]}, "inputs[0]: must be a table"),
         ({"inputs": [ID_LIST]}, "inputs: h: an id_list must state its padding"),
-        ({"tasks": []}, "tasks: "),
-        ({"tasks": [{"name": "a", "gives": "odds"}]}, "tasks.0.gives: "),
+        ({"tasks": []}, "tasks: must have at least 1 item"),
+        (
+            {"tasks": [{"name": "a", "gives": "odds"}]},
+            'tasks[a].gives: must be "probability", "logit", "log-probability", "seconds", ',
+        ),
+        ({"tasks": [{"name": "a", "gives": "logits"}]}, '"number"; did you mean "logit"?'),
+        ({"tasks": [{"name": "a", "givs": "logit"}]}, 'unknown key "givs" in tasks[a]; did you'),
+        ({"tasks": [{"name": "a"}]}, "tasks[a].gives: required key is missing"),
+        ({"tasks": [{"name": "a/b", "gives": "logit"}]}, "tasks[a/b].name: must have 1 to 64"),
+        ({"tasks": [{"name": "a", "gives": "logit", "clamp": [1]}]}, "clamp: item 2 is missing"),
+        (
+            {"inputs": [{"name": "x", "side": "user"}]},
+            'inputs[x].kind: required key is missing: "dense", "id" or "id_list"',
+        ),
+        (
+            {"inputs": [{"name": "x", "side": "user", "kind": "dens"}]},
+            'inputs[x].kind: must be "dense", "id" or "id_list"; did you mean "dense"?',
+        ),
+        (
+            {"inputs": [ID_LIST | {"padding": 0, "max_length": 0}]},
+            "inputs[h].max_length: must be at least 1",
+        ),
+        (
+            {"inputs": [ID_LIST | {"padding": 0, "unknown": "rejct"}]},
+            'inputs[h].unknown: must be a whole number or "reject"; did you mean "reject"?',
+        ),
+        (
+            {"inputs": [ID_LIST | {"padding": 0, "encoding": {"kind": "hash", "bukets": 9}}]},
+            'unknown key "bukets" in inputs[h].encoding; did you mean "buckets"? (and 1 more)',
+        ),
+        (
+            {"arguments": [{"name": "a", "pack": [{"take": "lenght", "of": "h"}]}]},
+            'arguments[a].pack[0].take: must be "length", "mask", "padding" or "ids"; did you',
+        ),
+        (
+            {"inputs": [{"name": "x", "kind": "dense"}]},
+            'inputs[x].side: required key is missing: "user" or "candidate"',
+        ),
         (
             {
                 "tasks": [

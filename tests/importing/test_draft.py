@@ -404,3 +404,27 @@ async def test_other_names_work_in_both_dialects_and_in_policies(client, files):
     assert response.json()["errors"][0]["pointer"] == "/candidates/wage per hour/0"
     metrics = (await client.get("/metrics")).text
     assert 'model="other-names"' in metrics
+
+
+class WatchedMean(nn.Module):
+    """A list whose name does not say so: summed over dim 1, it takes a single id as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item = nn.Embedding(500, 8)
+        self.layer = nn.Linear(8, 1)
+
+    def forward(self, seen: Tensor, seen_length: Tensor) -> Tensor:
+        mean = self.item(seen).sum(1) / seen_length.clamp(min=1).unsqueeze(1)
+        return torch.sigmoid(self.layer(mean))
+
+
+class MaskedSum(WatchedMean):
+    def forward(self, seen: Tensor, mask: Tensor) -> Tensor:
+        return torch.sigmoid(self.layer((self.item(seen) * mask.unsqueeze(2)).sum(1)))
+
+
+@pytest.mark.parametrize("module", [WatchedMean, MaskedSum])
+def test_a_length_or_a_mask_makes_a_list_of_what_could_be_one_id(module):
+    drafted = tomllib.loads(draft(scripted(module()), "seen"))
+    assert inputs(drafted)["seen"][1] == "id_list"

@@ -167,8 +167,8 @@ class Logarithm(nn.Module):
             "a fixed batch size is part of its graph: it runs with 4 rows, but fails with 1: ",
         ),
         (Squeezed(), "it fails with 1 row: task click: the module returned () for 1 rows"),
-        (Identity(), "it returns 2 outputs, but 1 tasks are named: name a task for each output"),
-        (Several(), "it returns 3 outputs, but 1 tasks are named"),
+        (Identity(), "it returns 2 outputs, but tasks are named for 1: name a task for each"),
+        (Several(), "it returns 3 outputs, but tasks are named for 1"),
         (Keyed(), 'it returns no output "click"; outputs: ctr, cvr'),
         (
             Column(9),

@@ -162,12 +162,12 @@ def test_a_traffic_file_with_a_canary_is_written_and_read_back():
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("shar = 0.1", 'unknown key "canary.shar"; did you mean "share"?'),
-        ("share = 2.0", "canary.share: input should be less than or equal to 1"),
+        ("shar = 0.1", 'unknown key "shar" in [canary]; did you mean "share"?'),
+        ("share = 2.0", "canary.share: must be at most 1"),
         ('for = "soon"', 'canary.for: must be a number and s, m, h or d, such as "30m"'),
         (
             "gates = { p99_rato = 1 }",
-            'unknown key "canary.gates.p99_rato"; did you mean "p99_ratio"?',
+            'unknown key "p99_rato" in [canary.gates]; did you mean "p99_ratio"?',
         ),
     ],
 )

@@ -12,6 +12,7 @@ from models import __main__ as cli
 from models.training import experiment
 from tests import TINY_EXPERIMENT
 from tests.models import impressions
+from tests.support.waiting import killed_after
 
 TINY = TINY_EXPERIMENT
 ROOT = Path(__file__).parents[2]
@@ -198,8 +199,9 @@ def test_interrupt_keeps_a_checkpoint_and_says_how_to_resume(tmp_path, capsys):
         text=True,
     )
     assert process.stdout is not None
-    while "epoch 1/" not in process.stdout.readline():
-        assert process.poll() is None
+    with killed_after(process, 120):
+        while "epoch 1/" not in process.stdout.readline():
+            assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
 

@@ -354,7 +354,7 @@ def test_unknown_feature_is_reported_at_its_place():
 def test_columns_of_different_lengths_are_reported():
     found = problems((ITEM, QUALITY, TAGS), {"item": [1, 2], "quality": [[1, 2]], "tags": [[]]})
     assert [each.pointer for each in found] == ["/candidates/quality", "/candidates/tags"]
-    assert found[0].detail == "has 1 values, but /candidates/item has 2"
+    assert found[0].detail == "has 1 value, but /candidates/item has 2"
 
 
 @pytest.mark.parametrize("column", [None, 1, TEXT, {"0": 1}, True], ids=str)

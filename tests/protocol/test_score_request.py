@@ -91,7 +91,7 @@ def test_missing_candidates_are_not_empty_candidates():
     assert [problem.pointer for problem in problems(without)] == ["/candidates"]
     without = document()
     del without["user"]
-    assert [problem.pointer for problem in problems(without)] == ["/user/age"]
+    assert [problem.pointer for problem in problems(without)] == ["/user"]
 
 
 def test_null_ranking_and_keys_are_as_if_absent():

@@ -183,11 +183,11 @@ def test_with_an_empty_file_a_model_has_its_own_policy_only():
         ),
         (
             "[policy.home]\nweights = {click = 1}\nmodels = []",
-            "policy.home.models: must have at least 1 items",
+            "policy.home.models: must have at least 1 item",
         ),
         (
             "[calibration.feed.click]\nmethod = 'scale'\nfactor = 0",
-            "calibration.feed.click.factor: must be greater",
+            "calibration.feed.click.factor: must be at least 1e-06",
         ),
         ("x = " + "[" * 20000, "not valid TOML: arrays or tables are nested too deeply"),
         ("x = " + "9" * 5000, "not valid TOML: "),
@@ -280,8 +280,8 @@ def test_a_key_cannot_forge_a_line_of_the_log():
         ("[defaults]\nfeed = 'home'", 'unknown key "defaults"; did you mean "default"?'),
         (
             "[policy.home]\nformula = 'power_prodcut'\nweights = {click = 1}",
-            "policy.home.formula: must be weighted_sum, power_product, rank_position or "
-            'expression; did you mean "power_product"?',
+            'policy.home.formula: must be "weighted_sum", "power_product", "rank_position" or '
+            '"expression"; did you mean "power_product"?',
         ),
         (
             "[calibration.feed.click]\nmethod = 'plat'",

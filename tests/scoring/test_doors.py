@@ -8,7 +8,8 @@ import httpx
 import orjson
 import pytest
 
-from tests.support.doors import GATE, INFER, SCORE, native, open_door, tensors, until
+from tests.support.doors import GATE, INFER, SCORE, native, open_door, tensors
+from tests.support.waiting import until
 
 ANNA = "anna-has-20-letters-"
 

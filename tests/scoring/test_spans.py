@@ -15,7 +15,7 @@ import pytest
 
 from app.errors import ConfigurationInvalid
 from app.main import gatehouse
-from app.scoring.trace import span_recorder
+from app.scoring.otel import VARIABLES, misspelt_variables, span_recorder
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from tests.support.otlp import attributes, collector
@@ -257,6 +257,52 @@ def test_variables_that_do_not_ask_for_spans_start_nothing():
             'did you mean "traceidratio"?',
         ),
         (
+            {ENDPOINT: "collector:4318"},
+            f"{ENDPOINT}=collector:4318: must be a URL, such as http://collector:4318",
+        ),
+        ({ENDPOINT: "nonsense"}, f"{ENDPOINT}=nonsense: must be a URL, such as http://coll"),
+        ({ENDPOINT: "grpc://c:4317"}, f"{ENDPOINT}=grpc://c:4317: must be a URL, such as http"),
+        ({ENDPOINT: "http://c:99999"}, f"{ENDPOINT}=http://c:99999: must be a URL"),
+        ({ENDPOINT: "http://"}, f"{ENDPOINT}=http://: must be a URL"),
+        ({ENDPOINT: "ftp://me:secret@c"}, f"{ENDPOINT}: must be a URL, such as http://collector"),
+        (
+            {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "c"},
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=c: must be a URL",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_COMPRESSION": "gzpi"},
+            "OTEL_EXPORTER_OTLP_COMPRESSION=gzpi: must be none, gzip or deflate; did you",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_CERTIFICATE": "/absent.pem"},
+            "OTEL_EXPORTER_OTLP_CERTIFICATE=/absent.pem: no such file",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_HEADERS": "a=b,secret"},
+            "OTEL_EXPORTER_OTLP_HEADERS: item 2 is not name=value",
+        ),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "x"}, "OTEL_RESOURCE_ATTRIBUTES: item 1 is not name=value"),
+        (
+            {"OTEL_EXPORTER_OTLP_TIMEOUT": "10s"},
+            "OTEL_EXPORTER_OTLP_TIMEOUT=10s: must be a number of seconds above 0",
+        ),
+        (
+            {"OTEL_BSP_MAX_QUEUE_SIZE": "1e3"},
+            "OTEL_BSP_MAX_QUEUE_SIZE=1e3: must be an integer of 1 or more",
+        ),
+        (
+            {"OTEL_BSP_MAX_QUEUE_SIZE": "100"},
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE (512) must be at most OTEL_BSP_MAX_QUEUE_SIZE (100)",
+        ),
+        (
+            {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "-1"},
+            "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=-1: must be an integer of 0 or more",
+        ),
+        (
+            {"OTEL_SDK_DISABLED": "ture"},
+            'OTEL_SDK_DISABLED=ture: must be true or false; did you mean "true"?',
+        ),
+        (
             {
                 ENDPOINT: "http://c:4318",
                 "OTEL_TRACES_SAMPLER": "traceidratio",
@@ -268,8 +314,67 @@ def test_variables_that_do_not_ask_for_spans_start_nothing():
     ],
 )
 def test_variable_with_a_wrong_value_is_an_error(variables, message):
-    with pytest.raises(ConfigurationInvalid, match=re.escape(message)):
+    variables = {ENDPOINT: "http://c:4318"} | variables
+    with pytest.raises(ConfigurationInvalid, match=re.escape(message)) as caught:
         span_recorder(variables, Metrics(), scheme="http")
+    assert "secret" not in str(caught.value)
+
+
+def test_port_of_grpc_is_a_warning(caplog):
+    recorder = span_recorder({ENDPOINT: "http://127.0.0.1:4317"}, Metrics(), scheme="http")
+    assert recorder is not None
+    recorder.close()
+    (record,) = caplog.records
+    assert record.message == (
+        f"{ENDPOINT} has port 4317, at which collectors expect gRPC; OTLP over HTTP has 4318"
+    )
+
+
+def test_right_values_of_every_variable_are_accepted(tmp_path, monkeypatch):
+    (tmp_path / "ca.pem").touch()
+    right = {
+        "ENDPOINT": "https://user:pass@[::1]:4318/base",
+        "CERTIFICATE": str(tmp_path / "ca.pem"),
+        "COMPRESSION": "gzip",
+        "HEADERS": "authorization=Basic%20abc==, x=",
+        "PROTOCOL": "http/protobuf",
+        "TIMEOUT": "2.5",
+    }
+    variables = {f"OTEL_EXPORTER_OTLP_{name}": value for name, value in right.items()} | {
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test,",
+        "OTEL_BSP_MAX_QUEUE_SIZE": "100",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100",
+        "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "0",
+        "OTEL_SDK_DISABLED": "false",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    recorder = span_recorder(variables, Metrics(), scheme="http")
+    assert recorder is not None
+    recorder.close()
+
+
+def test_every_variable_of_the_sdk_for_spans_is_known():
+    from opentelemetry.sdk import environment_variables as sdk
+
+    names = {name for name in dir(sdk) if name.startswith("OTEL")}
+    assert misspelt_variables(dict.fromkeys(names, "")) == []
+    assert {name for name in names if "TRACES" in name} - VARIABLES == {
+        "OTEL_EXPORTER_OTLP_TRACES_INSECURE"  # of gRPC
+    }
+
+
+def test_misspelt_variable_is_named_and_others_are_left_alone():
+    others = ("OTEL_NODE_IP", "OTEL_RESOURCE_ATTRIBUTES_POD_NAME", "OTEL_LOGS_EXPORTER", "OTELCOL")
+    wrong = {
+        "OTEL_EXPORTER_OTLP_ENDPIONT": "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_TRACE_SAMPLER": "OTEL_TRACES_SAMPLER",
+        "OTEL_EXPORTER_OLTP_ENDPOINT": "OTEL_EXPORTER_OTLP_ENDPOINT",
+    }
+    assert misspelt_variables(dict.fromkeys((*others, *wrong), "secret")) == [
+        f"unknown environment variable {name} is ignored; did you mean {meant}?"
+        for name, meant in sorted(wrong.items())
+    ]
 
 
 def test_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):

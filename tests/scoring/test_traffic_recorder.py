@@ -30,6 +30,7 @@ from tests.support.builders import INPUTS, Request, batch, description, scripted
 from tests.support.model_tables import publish_rows, random_rows
 from tests.support.server import running_server
 from tests.support.traffic import record_of
+from tests.support.waiting import wait_until
 
 FILE = "vocabulary.item.jsonl"
 BRANDS = [f"brand-{i}" for i in range(9)]
@@ -203,20 +204,13 @@ def recorder(folder, counts, **changes):
     return TrafficRecorder(folder, on_counted=counts, **(settings | changes))
 
 
-def until(is_so):
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_the_oldest_files_are_removed_beyond_the_limit(tmp_path):
     counts = Counts()
     record = record_of(rows=2000)
     recording = recorder(tmp_path, counts, max_bytes=100_000)
     for written in range(1, 13):
         recording.add(record)
-        until(lambda written=written: counts.get("written") == written)
+        wait_until(lambda written=written: counts.get("written") == written)  # type: ignore[misc]
         files = log_files(tmp_path, "feed")
         assert sum(each.stat().st_size for each in files) <= 100_000
     recording.close()
@@ -232,7 +226,7 @@ def test_a_folder_has_at_most_so_many_files(tmp_path, monkeypatch):
     recording = recorder(tmp_path, counts)
     for written in range(1, 6):
         recording.add(record_of(model="feed" if written % 2 else "other"))
-        until(lambda written=written: counts.get("written") == written)
+        wait_until(lambda written=written: counts.get("written") == written)  # type: ignore[misc]
     recording.close()
     assert [len(log_files(tmp_path, each)) for each in ("feed", "other")] == [2, 1]
 
@@ -257,12 +251,12 @@ def test_a_disk_without_room_costs_records_and_recovers(tmp_path, caplog):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         for failed in (1, 2, 3):
             recording.add(record_of(rows=20_000))
-            until(lambda failed=failed: counts.get("failed") == failed)
+            wait_until(lambda failed=failed: counts.get("failed") == failed)  # type: ignore[misc]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "feed").iterdir()) == []  # no half of a file
     recording.add(record_of(rows=20_000))
-    until(lambda: counts.get("written") == 1)
+    wait_until(lambda: counts.get("written") == 1)
     recording.close()
     assert caplog.text.count("cannot write recorded traffic: File too large") == 1  # a minute
     assert "traffic is recorded again" in caplog.text
@@ -273,14 +267,14 @@ def test_a_folder_that_is_removed_or_replaced_is_made_again(tmp_path):
     folder = tmp_path / "log"
     recording = recorder(folder, counts)
     recording.add(record_of())
-    until(lambda: counts.get("written") == 1)
+    wait_until(lambda: counts.get("written") == 1)
     shutil.rmtree(folder)
     folder.touch()
     recording.add(record_of())
-    until(lambda: counts.get("failed") == 1)
+    wait_until(lambda: counts.get("failed") == 1)
     folder.unlink()
     recording.add(record_of())
-    until(lambda: counts.get("written") == 2)
+    wait_until(lambda: counts.get("written") == 2)
     recording.close()
     assert len(log_files(folder, "feed")) == 1
 
@@ -294,7 +288,7 @@ def test_each_error_of_a_disk_is_counted(tmp_path, monkeypatch, code):
     counts = Counts()
     recording = recorder(tmp_path, counts)
     recording.add(record_of())
-    until(lambda: counts.get("failed") == 1)
+    wait_until(lambda: counts.get("failed") == 1)
     recording.close()
 
 
@@ -328,9 +322,9 @@ def test_a_record_that_cannot_be_written_as_parquet_costs_only_its_file(tmp_path
     bad = record_of()
     bad.scored.user.clear()  # type: ignore[union-attr]
     recording.add(bad)
-    until(lambda: counts.get("failed") == 1)
+    wait_until(lambda: counts.get("failed") == 1)
     recording.add(record_of())
-    until(lambda: counts.get("written") == 1)
+    wait_until(lambda: counts.get("written") == 1)
     recording.close()
     assert "cannot record traffic" in caplog.text
 

@@ -33,8 +33,8 @@ from tests.support.doors import (
     listening,
     native,
     service_of_sums,
-    until,
 )
+from tests.support.waiting import until
 
 LIVE = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -18,6 +18,7 @@ from app.scoring.service import Service
 from app.server.server import DrainingServer
 from app.server.sockets import listen
 from app.telemetry.metrics import Metrics
+from tests.support.waiting import until
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 LENGTH = [(b"content-length", b"5")]
@@ -60,8 +61,7 @@ def run(main: Any) -> None:
 
 
 async def started(server: DrainingServer) -> None:
-    while not server.started:  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    await until(lambda: server.started, "the server has started")
 
 
 @pytest.mark.usefixtures("signals")
@@ -106,8 +106,7 @@ def test_sighup_reloads_and_ends_nothing():
         serving = asyncio.create_task(server.serve([listener]))
         await started(server)
         os.kill(os.getpid(), signal.SIGHUP)
-        while not reloads:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: reloads, "SIGHUP reloads")
         assert not readiness.is_draining
         server.end()
         await serving

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from app.telemetry.siblings import TIMEOUT_S, Member
 from tests import REPOSITORY
 from tests.support.doors import GATE, native, service_of_sums
 from tests.support.server import Server, clean_environment, running_server
+from tests.support.waiting import wait_until
 
 # Stand-ins that do little
 
@@ -143,8 +144,7 @@ def test_processes_end_with_their_supervisor(tmp_path):
         pids = starts(process, 2)
         process.kill()
         process.wait(30)
-        while not all(map(is_gone, pids.values())):
-            time.sleep(0.01)
+        wait_until(lambda: all(map(is_gone, pids.values())), "processes end")
 
 
 # The service
@@ -162,9 +162,11 @@ def metrics_port(server: Server) -> int:
 
 
 def wait_until_shared(server: Server, times: int) -> None:
-    while ports(server).count(httpx.URL(server.url).port or 0) < times:
+    def is_shared() -> bool:
         assert server.process.poll() is None
-        time.sleep(0.02)
+        return ports(server).count(httpx.URL(server.url).port or 0) >= times
+
+    wait_until(is_shared, f"{times} processes listen", patience_s=60)
 
 
 def get(url: str) -> httpx.Response:
@@ -185,13 +187,6 @@ def samples(url: str, name: str, **labels: str) -> dict[str, float]:
 def scored(url: str) -> dict[str, float]:
     """How many requests each process has scored."""
     return samples(url, "gatehouse_requests_total", route="/v1/score", status="200")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    patience = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < patience
-        time.sleep(0.02)
 
 
 def private_mib(pid: int) -> float:
@@ -285,7 +280,7 @@ def test_any_process_answers_a_scrape_for_all_even_if_one_does_not(store, tmp_pa
         assert 'gatehouse_ready{process="0"}' not in text
         assert text.count("gatehouse_ready{") == 2
         assert took_s > TIMEOUT_S  # it was waited for
-        until(lambda: samples(server.url, "gatehouse_process_up") == everyone)
+        wait_until(lambda: samples(server.url, "gatehouse_process_up") == everyone)
 
         # The processes share what the supervisor has imported, and the supervisor has no threads.
         assert len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) == 1
@@ -299,13 +294,14 @@ def test_any_process_answers_a_scrape_for_all_even_if_one_does_not(store, tmp_pa
 
 def first_scrape(url: str) -> tuple[str, float]:
     """Scrape until a process that is not stopped answers; return the metrics and the time (s)."""
-    while True:
+    for _ in range(30):
         began = time.monotonic()
         try:
             text = httpx.get(f"{url}/metrics", timeout=1).text
         except httpx.TimeoutException:
             continue
         return text, time.monotonic() - began
+    raise AssertionError("no process answers /metrics")
 
 
 async def test_a_stuck_lane_ends_the_process(tmp_path):
@@ -333,7 +329,7 @@ def test_a_process_whose_event_loop_is_stuck_ends_and_is_restarted(store, tmp_pa
         wait_until_shared(server, 2)
         stuck, other = children(server)
         os.kill(stuck, signal.SIGSTOP)
-        until(lambda: has_pending(stuck, signal.SIGALRM))
+        wait_until(lambda: has_pending(stuck, signal.SIGALRM))
         os.kill(stuck, signal.SIGCONT)
         wait_until_shared(server, 3)
         assert f"exited with code {-signal.SIGALRM}" in server.log.read_text()

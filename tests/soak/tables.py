@@ -13,7 +13,6 @@ memory does not grow.
 The exit code is 0 if all checks pass.
 """
 
-import argparse
 import random
 import sys
 import tempfile
@@ -34,14 +33,13 @@ from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.publish import compact
 from tests.soak.__main__ import growth_mib, resident
 from tests.soak.model import NAME, publish_echo
+from tests.soak.under_load import callers, command, wait_for
 from tests.support.model_tables import change_rows, publish_rows
 from tests.support.server import Server, running_server
 
-CALLERS = 4
 POLL_S = 0.2
 ITEMS = range(200)
 USERS = range(20)
-_PATIENCE_S = 30.0
 _KEYS: dict[str, str] = {"items": "item_id", "users": "user_id"}
 _FEATURES: dict[str, str] = {"items": "c", "users": "u"}
 
@@ -222,18 +220,8 @@ def soak(swaps: int, deltas: int, versions: int, *, most_growth_mib: float) -> l
         flags = ("--store-poll-s", str(POLL_S), "--slow-request-ms", "60000")
         with running_server(store.folder, folder / "log", *flags) as server:
             calls = Calls(tables)
-            threads = [
-                threading.Thread(target=calls.run, args=(server.url, caller))
-                for caller in range(CALLERS)
-            ]
-            for each in threads:
-                each.start()
-            try:
+            with callers(calls.run, server.url, calls.is_over):
                 took, memory = _change(server, store, tables, swaps, deltas, versions)
-            finally:
-                calls.is_over.set()
-                for each in threads:
-                    each.join()
             failed = calls.faults[:20] + _summary(calls, took)
             print(f"folded tables after a change: {tables.folds}")
             if "folded" not in tables.folds:
@@ -259,31 +247,30 @@ def _change(
     drawn.shuffle(changes)
     took: dict[str, list[float]] = {}
     memory: list[int] = []
-    with httpx.Client(base_url=server.url) as client:
-        for change in changes:
-            kind: Kind = drawn.choice(("items", "items", "users"))
-            name = change
-            if change == "version":
-                tables.newest = published = publish_echo(store)
-                began = time.monotonic()
-                _until(client, partial(_is_version, published.version))
+    for change in changes:
+        kind: Kind = drawn.choice(("items", "items", "users"))
+        name = change
+        if change == "version":
+            tables.newest = published = publish_echo(store)
+            began = time.monotonic()
+            wait_for(server, partial(_is_version, published.version))
+        else:
+            has_delta = tables.current[kind][1] > 0
+            if change == "swap" and has_delta and drawn.random() < 0.5:
+                name, label = "compact", tables.compact(kind)
+            elif change == "swap":
+                label = tables.publish(kind)
             else:
-                has_delta = tables.current[kind][1] > 0
-                if change == "swap" and has_delta and drawn.random() < 0.5:
-                    name, label = "compact", tables.compact(kind)
-                elif change == "swap":
-                    label = tables.publish(kind)
-                else:
-                    keys = ITEMS if kind == "items" else USERS
-                    label = tables.change(kind, drawn.sample(keys, drawn.randint(1, 10)))
-                began = time.monotonic()
-                _until(client, partial(_is_serving, (kind, label)))
-            took.setdefault(name, []).append(time.monotonic() - began)
-            card = client.get(f"/v1/models/{NAME}").json()
-            for folded in [each["folded"] for each in card["tables"] if each["folded"]]:
-                served = "folded" if folded["serves"] else folded["problem"]
-                tables.folds[served] = tables.folds.get(served, 0) + 1
-            memory.append(resident(server.process.pid))
+                keys = ITEMS if kind == "items" else USERS
+                label = tables.change(kind, drawn.sample(keys, drawn.randint(1, 10)))
+            began = time.monotonic()
+            wait_for(server, partial(_is_serving, (kind, label)))
+        took.setdefault(name, []).append(time.monotonic() - began)
+        card = httpx.get(f"{server.url}/v1/models/{NAME}").json()
+        for folded in [each["folded"] for each in card["tables"] if each["folded"]]:
+            served = "folded" if folded["serves"] else folded["problem"]
+            tables.folds[served] = tables.folds.get(served, 0) + 1
+        memory.append(resident(server.process.pid))
     return took, memory
 
 
@@ -297,14 +284,6 @@ def _is_version(version: int, card: Any) -> bool:
 
 def _is_serving(at: tuple[str, str], card: Any) -> bool:
     return at in _serving(card)
-
-
-def _until(client: httpx.Client, is_so: Callable[[Any], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not is_so(card := client.get(f"/v1/models/{NAME}").json()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not followed: {card['tables']}, version {card['version']}")
-        time.sleep(0.01)
 
 
 def _summary(calls: Calls, took: dict[str, list[float]]) -> list[str]:
@@ -324,25 +303,5 @@ def _summary(calls: Calls, took: dict[str, list[float]]) -> list[str]:
     return failed
 
 
-def main() -> int:
-    """Run the soak with the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name, number in (("swaps", 40), ("deltas", 200), ("versions", 5)):
-        parser.add_argument(f"--{name}", type=int, default=number, help=f"(default: {number})")
-    parser.add_argument("--most-growth-mib", type=float, default=32.0, help="(default: 32)")
-    options = parser.parse_args()
-    failed = soak(
-        options.swaps,
-        options.deltas,
-        options.versions,
-        most_growth_mib=options.most_growth_mib,
-    )
-    for each in failed:
-        print(f"FAILED: {each}", file=sys.stderr)
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(str(__doc__), {"swaps": 40, "deltas": 200, "versions": 5}, soak))

@@ -10,7 +10,6 @@ prints the latency before and during the changes, and how long each kind of chan
 The exit code is 0 if all checks pass.
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -22,7 +21,6 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -31,13 +29,12 @@ from app.artifacts.store import Store
 from app.cli.main import main as gatehouse
 from tests.soak.__main__ import growth_mib, resident
 from tests.soak.model import NAME, publish_echo
+from tests.soak.under_load import callers, command, wait_for
 from tests.support.server import Server, running_server
 
-CALLERS = 4
 MOST_P99_RATIO = 3.0
 _CANDIDATES = [float(each) for each in range(50)]
 _QUIET_S = 3.0
-_PATIENCE_S = 60.0
 
 
 @dataclass
@@ -105,18 +102,8 @@ def soak(
         flags = ("--store-poll-s", "0.2", "--slow-request-ms", "60000")
         with running_server(store.folder, folder / "log", *flags) as server:
             calls = Calls()
-            threads = [
-                threading.Thread(target=calls.run, args=(server.url, caller))
-                for caller in range(CALLERS)
-            ]
-            for each in threads:
-                each.start()
-            try:
+            with callers(calls.run, server.url, calls.is_over):
                 took, memory = _change(server, made, store, calls, swaps, rollbacks, canaries)
-            finally:
-                calls.is_over.set()
-                for each in threads:
-                    each.join()
             failed = calls.faults[:20] + _table(calls, took, most_p99_ratio)
             growth = growth_mib(memory)
             print(f"memory grew by {growth:.1f} MiB over the second half of the changes")
@@ -156,7 +143,7 @@ def _change(
     def swap() -> None:
         version = _publish_next(made, store)
         os.kill(server.process.pid, signal.SIGHUP)
-        _until(server, lambda card: card["version"] == version)
+        wait_for(server, lambda card: card["version"] == version)
 
     def roll_back() -> None:
         _command(server, store, "rollback")
@@ -179,7 +166,7 @@ def _try(server: Server, store: Store, version: int) -> None:
     """Let a version be a canary until it is promoted, and make that permanent."""
     gates = ("--for", "1s", "--share", "0.5", "--error-ratio", "0.01")
     _command(server, store, "canary", str(version), *gates)
-    _until(server, lambda card: card["traffic"]["canary"]["state"] == "promoted")
+    wait_for(server, lambda card: card["traffic"]["canary"]["state"] == "promoted")
     _command(server, store, "activate", str(version))
     _command(server, store, "canary", "--end")
 
@@ -190,15 +177,6 @@ def _command(server: Server, store: Store, name: str, *arguments: str) -> None:
         code = gatehouse([name, NAME, *arguments, "--store", str(store.folder), *nudge])
     if code:
         raise RuntimeError(f"gatehouse {name} {arguments}: exit code {code}")
-
-
-def _until(server: Server, is_so: Callable[[Any], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    with httpx.Client(base_url=server.url) as client:
-        while not is_so(client.get(f"/v1/models/{NAME}").json()):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not followed: {server.log.read_text()[-2000:]}")
-            time.sleep(0.05)
 
 
 def _table(calls: Calls, took: dict[str, list[float]], most_p99_ratio: float) -> list[str]:
@@ -220,25 +198,5 @@ def _table(calls: Calls, took: dict[str, list[float]], most_p99_ratio: float) ->
     return failed
 
 
-def main() -> int:
-    """Run the soak with the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name, number in (("swaps", 100), ("rollbacks", 20), ("canaries", 20)):
-        parser.add_argument(f"--{name}", type=int, default=number, help=f"(default: {number})")
-    parser.add_argument("--most-growth-mib", type=float, default=32.0, help="(default: 32)")
-    options = parser.parse_args()
-    failed = soak(
-        options.swaps,
-        options.rollbacks,
-        options.canaries,
-        most_growth_mib=options.most_growth_mib,
-    )
-    for each in failed:
-        print(f"FAILED: {each}", file=sys.stderr)
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(str(__doc__), {"swaps": 100, "rollbacks": 20, "canaries": 20}, soak))

@@ -24,8 +24,10 @@ from app.artifacts.store import Artifact
 from app.main import Gatehouse, gatehouse
 from app.scoring.asgi import IS_DISCONNECTED
 from app.server.connection import Connection
+from app.server.in_process import scope_of
 from app.settings import Settings
 from tests.support.fakes import sums_model
+from tests.support.waiting import until
 
 Kind = Literal["direct", "asgi"]
 SCORE = "/v1/models/sums/score"
@@ -78,13 +80,6 @@ class Gate:
     async def is_entered(self) -> None:
         """Wait until a lane has started a batch."""
         await until(lambda: bool(self.batches))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until something is so, for ten seconds at most."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  (nothing signals it)
-            await asyncio.sleep(0.001)
 
 
 @dataclass
@@ -172,24 +167,6 @@ def _into(sent: list[Message]) -> Send:
         sent.append(message)
 
     return send
-
-
-def scope_of(path: str, headers: dict[str, str]) -> dict[str, Any]:
-    """The ASGI scope of a POST."""
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        "client": None,
-        "server": None,
-    }
 
 
 @dataclass(frozen=True)

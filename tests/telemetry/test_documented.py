@@ -14,7 +14,7 @@ from app.settings import Settings
 from app.telemetry.siblings import UP, UP_HELP
 from tests import REPOSITORY
 
-GUIDE = (REPOSITORY / "docker" / "README.md").read_text(encoding="utf-8")
+GUIDE = (REPOSITORY / "docker" / "OBSERVE.md").read_text(encoding="utf-8")
 ROWS = re.findall(
     r"^\| `((?:gatehouse|process)_\w+)` \| (\w+) \| (.*?) \| (.+?) \| (.+?) \| (.+?) \|$",
     GUIDE,

@@ -4,10 +4,10 @@ import json
 import logging
 import os
 import re
+import select
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +21,7 @@ from app.telemetry.json_logs import (
     configure,
 )
 from tests import REPOSITORY
+from tests.support.waiting import wait_until
 
 
 def line(record: logging.LogRecord) -> str:
@@ -162,6 +163,7 @@ def test_records_are_dropped_and_counted_while_the_log_is_not_read(pipe):
     handler.setFormatter(logging.Formatter("%(message)s"))
     sent = 0
     while not handler.dropped:  # until the pipe and the queue are full
+        assert sent < 10_000
         handler.handle(record(f"{sent} {'x' * 10_000}"))
         sent += 1
     handler.handle(record("lost"))
@@ -169,6 +171,7 @@ def test_records_are_dropped_and_counted_while_the_log_is_not_read(pipe):
     lost = handler.dropped
     received = b""
     while b"dropped" not in received:
+        assert select.select([reader], [], [], 30)[0]
         received += os.read(reader, 1 << 20)
         handler.handle(record("later"))
     lines = [line for line in received.decode().splitlines() if line.split()[0].isdecimal()]
@@ -186,10 +189,10 @@ def test_closing_a_handler_writes_what_is_queued_and_ends_its_thread(pipe):
         handler.handle(record(f"{number}"))
     handler.close()
     received = b""
-    while received.count(b"\n") < 100:
+    while received.count(b"\n") < 100:  # they are in the pipe, as `close` has returned
+        assert select.select([pipe[0]], [], [], 30)[0]
         received += os.read(pipe[0], 1 << 20)
-    while threading.active_count() > before:
-        time.sleep(0.001)
+    wait_until(lambda: threading.active_count() <= before, "the thread ends")
 
 
 def test_without_a_thread_a_full_pipe_drops_records(pipe):

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.telemetry.metrics import Metrics
 from app.telemetry.siblings import TIMEOUT_S, UP, Member, Render, answer, merge, render_all
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -75,8 +76,7 @@ def of(text: bytes) -> Render:
 async def answering(*members: tuple[Member, Render]) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(answer(*each)) for each in members]
     for member, _ in members:
-        while not member.socket_of(member.number).exists():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(member.socket_of(member.number).exists, "the member listens")
     try:
         yield
     finally:
@@ -114,8 +114,7 @@ async def test_starting_dead_hanging_and_broken_siblings_do_not_delay_a_scrape(f
         text = await render_all(members[0], of(text_of(0)))
         took_s = time.monotonic() - began
         is_over.set()
-        while len(asyncio.all_tasks()) > listening:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: len(asyncio.all_tasks()) <= listening, "calls end")
     assert ups(text) == [1, 1, 0, 0, 0]
     assert b"\na{" not in text
     assert took_s >= TIMEOUT_S  # for process 2, and for it alone
@@ -127,7 +126,8 @@ async def test_a_restarted_process_takes_over_the_socket_of_the_former(folder):
     second.socket_of(1).touch()  # left by a process that was killed
     async with answering((second, of(text_of(1)))):
         await asyncio.sleep(0)
-        while True:  # until the file is the new socket
-            text = await render_all(first, of(text_of(0)))
-            if samples(text)[UP, frozenset({("process", "1")})]:
-                break
+        async with asyncio.timeout(30):  # until the file is the new socket
+            while True:
+                text = await render_all(first, of(text_of(0)))
+                if samples(text)[UP, frozenset({("process", "1")})]:
+                    break

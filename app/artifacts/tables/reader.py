@@ -639,9 +639,10 @@ def read_description(folder: Path) -> TableDescription:
     try:
         return TableDescription.model_validate_json(content)
     except ValidationError as error:
+        problem = f"{TABLE}: {first_problem(error, content, TableDescription)}"
         if error.errors()[0]["type"] == "json_invalid":
-            raise TableIncomplete(f"{TABLE}: {first_problem(error)}") from error
-        raise ArtifactInvalid(f"{TABLE}: {first_problem(error)}") from error
+            raise TableIncomplete(problem) from error
+        raise ArtifactInvalid(problem) from error
 
 
 def _map(folder: Path, name: str, size: int) -> memoryview:

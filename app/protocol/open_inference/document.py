@@ -30,6 +30,7 @@ def decode_document(body: bytes, manifest: Manifest, *, max_candidates: int) -> 
     Raises:
         MalformedBody: the body is not valid JSON.
         PayloadTooLarge: it contains more values than a request of `max_candidates` can have.
+        InvalidRequest: an object has two members of one name.
     """
     if len(body) < LARGE_BYTES:
         return decode(body)
@@ -50,14 +51,14 @@ def read_arrays(body: bytes, containers: int) -> dict[str, Any] | None:
     try:
         document = members(simdjson.Parser().parse(body))
         tensors = [members(each) for each in document["inputs"]]
+        for tensor in tensors:
+            is_float = tensor.get("datatype") in FLOATS
+            for name, value in tensor.items():
+                tensor[name] = _array(value) if is_float and name == "data" else plain(value)
+        for name, value in document.items():
+            document[name] = tensors if name == "inputs" else plain(value)
     except (ValueError, TypeError, KeyError, RuntimeError):  # Runtime: an integer beyond 64 bits
         return None
-    for tensor in tensors:
-        is_float = tensor.get("datatype") in FLOATS
-        for name, value in tensor.items():
-            tensor[name] = _array(value) if is_float and name == "data" else plain(value)
-    for name, value in document.items():
-        document[name] = tensors if name == "inputs" else plain(value)
     # simdjson flattens lists within rows; then the counts differ.
     return document if containers_in(document) == containers else None
 

@@ -91,20 +91,34 @@ def read_heads(
         head = _head(tensor, span, f"/inputs/{place}", features, named, report)
         if head is not None:
             heads[head.feature.name] = head
-    given = [each for each in tables.all if each.table.key in named]
-    for feature in manifest.inputs:
-        is_given = feature.name in named or feature.default is not None
-        if not is_given and not any(feature.name in each.names for each in given):
-            report.add("/inputs", _missing(feature, tables))
+    _report_missing(named, manifest, tables, report)
     return list(heads.values()), _check_rows(heads, report, max_candidates)
 
 
-def _missing(feature: Input, tables: ModelTables) -> str:
-    detail = f"required input {feature.name} is missing"
-    for each in tables.all:
-        if feature.name in each.names:
-            detail += f"; send it, or {each.table.key}, the key of the {each.kind} table"
-    return detail
+def _report_missing(
+    named: set[str], manifest: Manifest, tables: ModelTables, report: ValidationReport
+) -> None:
+    """Add one problem for all missing inputs, and one for those that a table's key stands for."""
+    names = [
+        each.name for each in manifest.inputs if each.name not in named and each.default is None
+    ]
+    for table in tables.all:
+        of_table = [name for name in names if name in table.names]
+        names = [name for name in names if name not in table.names]
+        key = table.table.key
+        if of_table and key not in named:
+            missing, them = _missing(of_table)
+            if of_table != [key]:
+                missing += f"; send {them}, or {key}, the key of the {table.kind} table"
+            report.add("/inputs", missing)
+    if names:
+        report.add("/inputs", _missing(names)[0])
+
+
+def _missing(names: Sequence[str]) -> tuple[str, str]:
+    if len(names) == 1:
+        return f"required input {names[0]} is missing", "it"
+    return f"required inputs are missing: {listing(names)}", "them"
 
 
 def read_tensors(

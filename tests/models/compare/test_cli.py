@@ -8,6 +8,7 @@ from models import __main__ as cli
 from models.compare import series, timing
 from tests import REPOSITORY
 from tests.models.comparisons import TINY, tiny_files
+from tests.support.waiting import killed_after
 
 SWEPT = """
 name = "tiny"
@@ -130,8 +131,9 @@ def test_interrupt_keeps_the_runs_that_are_over(tmp_path):
         text=True,
     )
     assert process.stderr is not None
-    while "MoE, seed 0" not in process.stderr.readline():
-        assert process.poll() is None
+    with killed_after(process, 120):
+        while "MoE, seed 0" not in process.stderr.readline():
+            assert process.poll() is None
     error = _interrupted(process)
 
     assert process.returncode == 130

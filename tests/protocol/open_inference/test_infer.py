@@ -271,7 +271,11 @@ async def test_response_has_server_timing_and_request_id(client, inputs):
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no inputs": ({"inputs": None}, "/inputs: must be a list"),
     "an input that is not an object": ({"inputs": [1]}, "/inputs/0: must be an object"),
-    "no features": ({"inputs": []}, "/inputs: required input item_id is missing"),
+    "no features": (
+        {"inputs": []},
+        "/inputs: required inputs are missing: activity, age_bucket, category, item_id, quality, "
+        "recent_items, user_id",
+    ),
     "an id that is not a string": ({"id": 7}, "/id: must be a string"),
     "an id that is too long": (
         {"id": "x" * 257},
