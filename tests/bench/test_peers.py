@@ -15,6 +15,7 @@ from tests.bench.peers.tables import (
     PLAIN,
     Result,
     between,
+    costs,
     goals,
     medians,
     ratios,
@@ -91,13 +92,19 @@ def test_summary_has_a_line_per_server_and_form():
     lines = list(summary(medians(results())))[2:]
     assert [line.split(" | ")[0].strip("| ") for line in lines] == [
         *(
-            "the file in process, all cores",
+            "the file in process",
             "the same, [with oneDNN](#matrix-products-mkl-onednn-and-bf16)",
             f"**{OURS}, binary**",
             "mosec, binary",
         ),
         *(f"**{OURS}, JSON**", "mosec, JSON"),
     ]
+
+
+def test_costs_are_those_of_full_batches_and_of_a_single_caller():
+    lines = list(costs(medians(results())))
+    assert f"| **{OURS}, binary** | 10 | 520 | 5,200 | 1.00 | 1.00 | 1.00 |" in lines
+    assert "| mosec, JSON | 13 | 650 | 6,500 | 1.50 | 1.50 | 1.50 |" in lines
 
 
 def test_text_is_put_between_its_markers():
