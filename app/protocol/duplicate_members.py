@@ -23,7 +23,7 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"\s*(:)?', re.DOTALL)
 
 _SPACES = (b" ", b"\n", b"\t", b"\r")
 _CONTAINERS = frozenset((dict, list))
-_LARGEST_SEARCHED = 1 << 20  # bytes; in a larger text the places are not searched
+_LARGEST_SEARCHED = 1 << 16  # bytes; a larger text would stop the event loop for milliseconds
 
 
 def refuse_duplicates(body: bytes, document: object) -> None:

@@ -91,6 +91,7 @@ def decode_request(body: bytes, manifest: Manifest, *, max_candidates: int) -> o
         dense = frozenset(each.name for each in manifest.inputs if isinstance(each, DenseInput))
         document = read_matrices(body, dense, containers)
         if document is not None:
+            refuse_duplicates(body, document)
             return document
     return decode(body)
 

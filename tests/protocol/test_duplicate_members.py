@@ -112,6 +112,10 @@ assert len(LARGE) > LARGE_BYTES
             "/candidates/0/item",
         ),
         (LARGE.replace(b"0.5", b'NaN]],"quality":[[0.5', 1), "/candidates/quality"),
+        (
+            LARGE.replace(b'"user"', b'"ranking":{"weights":{"click":1,"click":2}},"user"', 1),
+            "/ranking/weights/click",
+        ),
     ],
     ids=[
         "user",
@@ -122,6 +126,7 @@ assert len(LARGE) > LARGE_BYTES
         "large: column",
         "large: candidate",
         "large: NaN",
+        "large: weight",
     ],
 )
 def test_native_request_with_a_duplicate_is_refused(body, place):
