@@ -82,7 +82,7 @@ def publish_copy(store: Store, folder: Path) -> Artifact:
         raise ArtifactInvalid(f"{MANIFEST}: {first_problem(error, content)}") from error
     target = store.folder / manifest.name
     with unnamed_folder(target) as written:
-        write_file(written / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+        write_file(written / MANIFEST, manifest.to_json())
         for name in manifest.files:
             _copy(folder / name, written / name)
         load(Artifact(manifest.name, manifest.version, written), torch.device("cpu"))
@@ -105,7 +105,7 @@ def _name_version(store: Store, manifest: Manifest, written: Path) -> Artifact:
     while True:
         version += 1
         numbered = manifest.model_copy(update={"version": version})
-        write_file(written / MANIFEST, numbered.model_dump_json(indent=2).encode() + b"\n")
+        write_file(written / MANIFEST, numbered.to_json())
         try:
             written.rename(folder / str(version))
         except OSError:

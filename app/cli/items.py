@@ -305,7 +305,8 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
 def _fold_note(listed: ListedTable, fold: Fold, manifests: Mapping[int, Manifest]) -> str:
     """Return which versions of the model serve from what a table has folded."""
     for number in listed.deltas:
-        if read_description(listed.delta_folder(number)).fold != fold:
+        delta = read_description(listed.delta_folder(number))
+        if delta.rows and delta.fold != fold:
             return f"not folded any more: delta {number} is not"
     serves = [number for number, each in manifests.items() if fold.serves(each)]
     numbers = ", ".join(map(str, serves)) or f"{fold.version}, which the store does not have"

@@ -105,7 +105,8 @@ def fold_of_delta(listed: ListedTable, versions: Sequence[Artifact]) -> TableFol
     if fold is None:
         return None
     for number in listed.deltas:
-        if read_description(listed.delta_folder(number)).fold != fold:
+        delta = read_description(listed.delta_folder(number))
+        if delta.rows and delta.fold != fold:
             return None  # the table serves from its features since then
     artifact = version_of(fold, versions)
     if artifact is None:

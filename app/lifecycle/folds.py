@@ -39,7 +39,7 @@ Raises `ArtifactInvalid` if the model failed on one.
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
+class FoldDecision:
     """Whether a version runs from what a table has folded.
 
     Attributes:
@@ -59,17 +59,17 @@ class Folds:
         self._registry = registry
         self._run = run
         self._warm_up = warm_up
-        self._found: WeakKeyDictionary[Model, tuple[Table, Fold]] = WeakKeyDictionary()
+        self._found: WeakKeyDictionary[Model, tuple[Table, FoldDecision]] = WeakKeyDictionary()
         self._warm: WeakSet[Model] = WeakSet()
 
-    def of(self, model: Model, table: Table) -> Fold:
+    def of(self, model: Model, table: Table) -> FoldDecision:
         """Return what was found for a table; one that was not examined serves its features."""
-        examined, fold = self._found.get(model, (None, Fold()))
-        return fold if examined is table else Fold()
+        examined, fold = self._found.get(model, (None, FoldDecision()))
+        return fold if examined is table else FoldDecision()
 
     async def examine(self, model: Model, table: Table) -> None:
         """Find out whether a version may run from a table's fold, unless that is known."""
-        examined, before = self._found.get(model, (None, Fold()))
+        examined, before = self._found.get(model, (None, FoldDecision()))
         if examined is table:
             return
         problem = _why_not(model, table)
@@ -78,7 +78,7 @@ class Folds:
             if problem and problem != before.problem:
                 self._report(model, table, problem)
         serves = table.fold is not None and not problem
-        self._found[model] = table, Fold(model.program if serves else None, problem)
+        self._found[model] = table, FoldDecision(model.program if serves else None, problem)
 
     async def _try(self, model: Model, table: Table) -> str:
         """Compare scores and warm up; return why the table must not serve folded, or ""."""

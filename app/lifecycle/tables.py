@@ -293,7 +293,7 @@ class TableFollower:
                 return None
             self._open[key] = opened
         table, fingerprint = opened
-        table = await self._without_lost_deltas(name, table, listed)
+        table, is_known = await self._without_lost_deltas(name, table, listed)
         table = await self._with_all_deltas(name, table, listed)
         self._open[key] = table, fingerprint
         for number in listed.deltas[table.delta :]:  # one by one: which one is wrong?
@@ -306,15 +306,20 @@ class TableFollower:
                 break
             table = extended[0]
             self._open[key] = table, fingerprint
-        self._stamps[key] = listed.stamps[: table.delta]
+        if is_known:
+            self._stamps[key] = listed.stamps[: table.delta]
         for number in listed.stranded[:1]:
             delta = (name, listed.kind, f"{listed.version}.{number}")
             if number > table.delta and not self._is_refused(delta, frozenset()):
                 self._refuse(delta, frozenset(), ArtifactInvalid(listed.gap))
         return table
 
-    async def _without_lost_deltas(self, name: str, table: Table, listed: ListedTable) -> Table:
+    async def _without_lost_deltas(
+        self, name: str, table: Table, listed: ListedTable
+    ) -> tuple[Table, bool]:
         """Return a table without deltas if the store does not have one of them any more.
+
+        Also returns whether all of them could be compared; if not, the next look compares again.
 
         Those that it has are applied again: a server serves what the store has, and the number of a
         delta does not say what is in it.
@@ -322,15 +327,15 @@ class TableFollower:
         key = (name, listed.kind, listed.version)
         known = self._stamps.get(key, ())
         if known == listed.stamps[: table.delta] and len(known) == table.delta:
-            return table
+            return table, True
         lost = await asyncio.to_thread(_lost_delta, table, listed, known)
         if not lost:
-            return table
+            return table, lost is not None
         place = f"{listed.kind}/{table.label}"
         logger.warning("model %s: its table %s is made again without deltas: %s", name, place, lost)
         text = f"{name}: {place}: {lost}; the deltas in the store are applied again"
         self._registry.events.add("table", text, is_problem=True)
-        return table.without_deltas()
+        return table.without_deltas(), True
 
     async def _with_all_deltas(self, name: str, table: Table, listed: ListedTable) -> Table:
         """Return a table with all of its deltas, or unchanged if one of them is wrong."""
@@ -535,14 +540,17 @@ class TableFollower:
                 )
 
 
-def _lost_delta(table: Table, listed: ListedTable, known: Sequence[Stamp]) -> str:
-    """Return which delta of a table the store does not have any more, and why; "" if it has all.
+def _lost_delta(table: Table, listed: ListedTable, known: Sequence[Stamp]) -> str | None:
+    """Return which delta of a table the store does not have any more, and why.
+
+    Returns "" if it has all of them, and None if one of them cannot be read now.
 
     Args:
         table: with the deltas that are applied.
         listed: the table as it is in the store.
         known: the stamps that the deltas had when they were applied.
     """
+    is_known = True
     for number, applied in enumerate(table.delta_ids, 1):
         if number > len(listed.deltas):
             return f"delta {number} was removed from the store"
@@ -550,10 +558,11 @@ def _lost_delta(table: Table, listed: ListedTable, known: Sequence[Stamp]) -> st
             try:
                 found = read_description(listed.delta_folder(number))
             except (ArtifactInvalid, OSError):  # it is being copied, or cannot be read now
+                is_known = False
                 continue
             if found.id != applied:
                 return f"delta {number} was replaced in the store"
-    return ""
+    return "" if is_known else None
 
 
 def _listing(reasons: list[str]) -> str:

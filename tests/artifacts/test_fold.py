@@ -12,7 +12,7 @@ from app.artifacts.fold import check_golden, check_rows, check_table, fold_of, f
 from app.artifacts.loader import load
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Manifest
 from app.artifacts.model_tables import BoundTable
-from app.artifacts.onednn import FEWEST_ROWS
+from app.artifacts.onednn_products import FEWEST_ROWS
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
 from app.artifacts.tables.description import fold_problems, record_dtype
@@ -158,6 +158,13 @@ def test_rows_are_folded_in_parts(tmp_path, monkeypatch):
     assert [len(each) for each in parts] == [4, 4, 1]
     expected = np.stack([-0.1 * records["item"], records["quality"].sum(1)], 1)
     np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-6)
+
+
+def test_a_manifest_without_a_fold_is_one_that_earlier_servers_read(tmp_path):
+    plain, folding = published(tmp_path, Request()), published(tmp_path, Folding(), folded_width=2)
+    assert "folded_width" not in (plain.folder / "model.json").read_text()
+    assert '"folded_width": 2' in (folding.folder / "model.json").read_text()
+    assert load(plain, CPU).manifest.folded_width is None
 
 
 def test_the_manifest_is_compared_with_the_module(tmp_path):

@@ -167,6 +167,20 @@ def test_a_delta_without_its_version_is_published_and_not_folded(store, run):
     assert "not folded any more: delta 1 is not" in run("list")
 
 
+def test_a_delta_without_rows_does_not_end_the_fold(store, run):
+    """The next delta follows one that was removed by hand: an empty one takes its number."""
+    run("publish", items("item,quality\n1,1 1\n2,2 2\n"), "--fold")
+    for key in (1, 2):
+        run("publish", items(f"item,quality\n{key},5 5\n", "new.csv"), "--delta")
+    shutil.rmtree(store / "feed" / "items" / "1.delta" / "2")
+    run("publish", items("item,quality\n2,6 6\n", "new.csv"), "--delta")
+    assert table(store).label == "1.3"
+    assert folded(table(store), 2)[0][1] == 12
+    assert "not folded any more" not in run("list")
+    run("publish", items("item,quality\n1,7 7\n", "new.csv"), "--delta")
+    assert folded(table(store), 1)[0][1] == 14
+
+
 def test_a_delta_that_the_gate_refuses_is_published_and_not_folded(store, run, monkeypatch):
     def wrong(_program, records):
         yield np.full((len(records), 2), 7, np.float32)

@@ -401,8 +401,8 @@ async def test_wrong_folded_rows_are_refused_and_the_features_serve(
         messages = [each.getMessage() for each in caplog.records]
         (message,) = (each for each in messages if "what is folded is refused" in each)
         assert message.startswith("table items/1 of model tiny/1: ")
-        events = (await client.get("/v1/models")).text
-        assert "fold: " in events
+        events = (await client.get("/v1/events")).text
+        assert "what is folded in items/1 is refused" in events
     monkeypatch.undo()
 
 

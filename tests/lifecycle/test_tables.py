@@ -15,6 +15,7 @@ from app.artifacts.store import Artifact
 from app.artifacts.tables.publish import find_table
 from app.artifacts.tables.reader import open_table
 from app.errors import ArtifactInvalid
+from app.lifecycle import tables
 from app.main import gatehouse
 from app.settings import Settings
 from tests.support.artifacts import add_version, corrupt
@@ -203,6 +204,35 @@ async def test_deltas_after_a_missing_one_are_refused_until_it_is_there(folder, 
         await parts.deployment.refresh()
         assert items_of(registry, registry.active("tiny")).label == "1.3"
         assert registry.refused_tables == {}
+
+
+async def test_a_replaced_delta_that_cannot_be_read_is_compared_again(
+    folder, manifest, monkeypatch, tmp_path_factory
+):
+    publish(folder, manifest)
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(folder / "tiny", other / "tiny")
+    applied, another = change(folder, manifest, 1, seed=8), change(other, manifest, 1, seed=9)
+
+    def row(parts):
+        registry = parts.service.registry
+        table = items_of(registry, registry.active("tiny"))
+        return table.take(table.find(np.array([1]))).tobytes()
+
+    def unreadable(_):
+        raise OSError("stale file handle")
+
+    async with gatehouse(settings(folder)) as parts:
+        await parts.start()
+        before = row(parts)
+        shutil.rmtree(applied.delta_folder(1))
+        shutil.copytree(another.delta_folder(1), applied.delta_folder(1))
+        with monkeypatch.context() as patched:
+            patched.setattr(tables, "read_description", unreadable)
+            await parts.deployment.refresh()
+        assert row(parts) == before
+        await parts.deployment.refresh()
+        assert row(parts) != before
 
 
 @pytest.mark.parametrize("kind", ["items", "users"])
