@@ -209,8 +209,8 @@ def _check_numbers(environment: Mapping[str, str]) -> None:
             if text := environment.get(name, "").strip():
                 rule = f"must be an integer of {least} or more"
                 _check_number(name, text, int, rule, least=least)
-    queue = int(environment.get(_QUEUE) or _DEFAULT_QUEUE)
-    batch = int(environment.get(_BATCH) or _DEFAULT_BATCH)
+    queue = int(environment.get(_QUEUE, "").strip() or _DEFAULT_QUEUE)
+    batch = int(environment.get(_BATCH, "").strip() or _DEFAULT_BATCH)
     if batch > queue:
         raise ConfigurationInvalid(
             f"{_BATCH} ({batch}) must be at most {_QUEUE} ({queue}); set both"

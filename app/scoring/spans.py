@@ -65,7 +65,8 @@ class SpanRecorder:
         self._count = metrics.traced
         self._exporter = _StageExporter(OTLPSpanExporter(), self._provider, metrics)
         self._processor = BatchSpanProcessor(self._exporter)
-        self._most_pending = int(environment.get(OTEL_BSP_MAX_QUEUE_SIZE) or _DEFAULT_QUEUE)
+        queue = environment.get(OTEL_BSP_MAX_QUEUE_SIZE, "").strip()
+        self._most_pending = int(queue or _DEFAULT_QUEUE)
         self._recorded = 0
         self._scheme = scheme
         # A sampler that follows the caller decides by the caller's flag alone.

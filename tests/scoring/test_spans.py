@@ -345,10 +345,19 @@ def test_right_values_of_every_variable_are_accepted(tmp_path, monkeypatch):
         "OTEL_BSP_MAX_QUEUE_SIZE": "100",
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100",
         "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "0",
+        "OTEL_BSP_SCHEDULE_DELAY": " ",
         "OTEL_SDK_DISABLED": "false",
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    recorder = span_recorder(variables, Metrics(), scheme="http")
+    assert recorder is not None
+    recorder.close()
+
+
+@pytest.mark.parametrize("name", ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"])
+def test_a_size_of_spaces_is_the_default(name):
+    variables = {ENDPOINT: "http://127.0.0.1:4318", name: " "}
     recorder = span_recorder(variables, Metrics(), scheme="http")
     assert recorder is not None
     recorder.close()
