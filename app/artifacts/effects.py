@@ -38,7 +38,7 @@ _REARRANGE = _TAKE_APART | frozenset(
     ("prim::unchecked_cast", "prim::awaitable_wait", "prim::ModuleContainerIndex")
 )
 # Operators that may return their argument, or a view of it, though their schema does not say so.
-_UNDECLARED_VIEWS = frozenset(
+UNDECLARED_VIEWS = frozenset(
     f"aten::{name}"
     for name in (
         *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as"),
@@ -301,7 +301,7 @@ class _Analysis:
             aliases = set() if alias is None else set(alias.before_set) | set(alias.after_set)
             if output.type().kind() in _CONTAINERS:
                 self._share(output, set(), everything.all)
-            if kind in _UNDECLARED_VIEWS:
+            if kind in UNDECLARED_VIEWS:
                 self._share(output, everything.all)
             elif "*" in aliases:
                 tensors = [each for each in arguments if each.type().kind() not in _CONTAINERS]

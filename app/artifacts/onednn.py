@@ -2,12 +2,12 @@
 
 PyTorch for x86 contains both libraries, and multiplies float32 matrices with MKL. On processors of
 AMD, MKL leaves half of the vector units unused: 500 rows times a matrix of 256 × 128 take 290 µs,
-and 140 µs with oneDNN (AMD EPYC, AVX-512). On those of Intel the two are equal. A small product is
-slower with oneDNN everywhere, because each call has a fixed cost of some 10 µs.
+and 140 µs with oneDNN (AMD EPYC, AVX-512). Other processors may differ. A small product is slower
+with oneDNN, because each call has a fixed cost of some 10 µs.
 
 So a process measures once how large a product must be (`least_work`), and the graph of a module
 gets both: each product decides by its size when it runs. The results differ by the rounding of
-float32 sums. `relu` stays an operator of its own: the one that oneDNN can append turns NaN into 0.
+float32 sums.
 
 oneDNN compiles a kernel for each number of rows, which takes 0.4 ms for each layer. So that no
 request waits for that, batches are padded to a few sizes (`padded_rows`), and a version runs each
@@ -17,6 +17,7 @@ of them before it serves. Networks in bf16 need the same: PyTorch always runs th
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from math import prod
@@ -26,8 +27,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-FEWEST_ROWS = 16
-"""A product of fewer rows is always left to MKL: it reads the weights, and computes little."""
+from app.artifacts import onednn_products as products
+from app.artifacts.effects import UNDECLARED_VIEWS
+from app.artifacts.onednn_products import FEWEST_ROWS
 
 _SMALL_SIZES = (0, 1, 2, 4, 8, 12, 16)
 _CACHED_KERNELS = 4096
@@ -39,88 +41,23 @@ _WIDTH = 128  # inputs and outputs of the products that are measured: those of a
 _ROWS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
 _TURNS = 7
 
-# The last argument is `least_work`. A number of rows that is no padded size, as the elements of
-# lists may have, is left to MKL: each one would get kernels of its own.
-_FUNCTIONS = f"""
-def is_large(rows: int, parameters: int, work: int) -> bool:
-    if rows < {FEWEST_ROWS} or rows * parameters < work:
-        return False
-    return rows % (4 if rows <= 64 else 8 if rows <= 128 else 16 if rows <= 256 else 32) == 0
-
-def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], work: int) -> Tensor:
-    rows = x.numel() // max(1, x.size(-1))
-    if is_large(rows, weight.numel(), work) and weight.dim() == 2:
-        if x.dtype == torch.float32 and weight.dtype == torch.float32:
-            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return torch.nn.functional.linear(x, weight, bias)
-
-def addmm(bias: Tensor, x: Tensor, weight: Tensor, work: int) -> Tensor:
-    if is_large(x.size(0), weight.numel(), work) and bias.dim() == 1:
-        if x.dtype == torch.float32 and bias.size(0) == weight.size(1):
-            return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "none", [], "")
-    return torch.addmm(bias, x, weight)
-
-def mm(x: Tensor, weight: Tensor, work: int) -> Tensor:
-    if is_large(x.size(0), weight.numel(), work):
-        if x.dtype == torch.float32:
-            return torch.ops.mkldnn._linear_pointwise(x, weight.t(), None, "none", [], "")
-    return torch.mm(x, weight)
-
-def matmul(x: Tensor, weight: Tensor, work: int) -> Tensor:
-    if x.dim() == 2 and weight.dim() == 2:
-        if is_large(x.size(0), weight.numel(), work) and x.dtype == torch.float32:
-            return torch.ops.mkldnn._linear_pointwise(x, weight.t(), None, "none", [], "")
-    return torch.matmul(x, weight)
-
-def bmm(x: Tensor, weight: Tensor, work: int) -> Tensor:
-    E, parameters = x.size(0), weight.size(1) * weight.size(2)
-    if not is_large(x.size(1), parameters, work) or x.dtype != torch.float32 or E == 0:
-        return torch.bmm(x, weight)
-    parts: List[Tensor] = []
-    for e in range(E):
-        parts.append(
-            torch.ops.mkldnn._linear_pointwise(x[e], weight[e].t(), None, "none", [], "")
-        )
-    return torch.stack(parts) if E > 1 else parts[0].unsqueeze(0)
-
-def baddbmm(bias: Tensor, x: Tensor, weight: Tensor, work: int) -> Tensor:
-    E, parameters = x.size(0), weight.size(1) * weight.size(2)
-    if not is_large(x.size(1), parameters, work) or x.dtype != torch.float32 or E == 0:
-        return torch.baddbmm(bias, x, weight)
-    if bias.dim() != 3 or bias.size(0) != E:
-        return torch.baddbmm(bias, x, weight)
-    parts: List[Tensor] = []
-    if bias.size(1) == 1 and bias.size(2) == weight.size(2):
-        for e in range(E):
-            parts.append(
-                torch.ops.mkldnn._linear_pointwise(
-                    x[e], weight[e].t(), bias[e].reshape(-1), "none", [], ""
-                )
-            )
-    else:
-        for e in range(E):
-            part = torch.ops.mkldnn._linear_pointwise(x[e], weight[e].t(), None, "none", [], "")
-            parts.append(part.add_(bias[e]))
-    return torch.stack(parts) if E > 1 else parts[0].unsqueeze(0)
-"""
-
 
 class _Product(NamedTuple):
     """What replaces an operator, how many of its arguments that takes, and which is the weight."""
 
-    function: str
+    function: Callable[..., Tensor]
     arguments: int
     weight: int
 
 
 _PRODUCTS: Mapping[str, _Product] = {
-    "aten::linear": _Product("linear", 3, 1),
-    "aten::addmm": _Product("addmm", 3, 2),
-    "aten::mm": _Product("mm", 2, 1),
-    "aten::matmul": _Product("matmul", 2, 1),
-    "aten::bmm": _Product("bmm", 2, 1),
-    "aten::baddbmm": _Product("baddbmm", 3, 2),
-    "aten::baddbmm_": _Product("baddbmm", 3, 2),
+    "aten::linear": _Product(products.linear, 3, 1),
+    "aten::addmm": _Product(products.addmm, 3, 2),
+    "aten::mm": _Product(products.mm, 2, 1),
+    "aten::matmul": _Product(products.matmul, 2, 1),
+    "aten::bmm": _Product(products.bmm, 2, 1),
+    "aten::baddbmm": _Product(products.baddbmm, 3, 2),
+    "aten::baddbmm_": _Product(products.baddbmm, 3, 2),
 }
 _VIEWS = frozenset(f"aten::{name}" for name in ("slice", "select", "t", "transpose", "contiguous"))
 
@@ -141,7 +78,7 @@ def padded_sizes(least: int, most: int) -> list[int]:
     return found
 
 
-def rewrite(graph: Any, work: int) -> int:
+def rewrite(graph: Any, work: int) -> tuple[int, int]:
     """Let the products of a frozen graph run with oneDNN where they are large.
 
     The graph must not have run yet: its executor would keep what it compiled. Products of two
@@ -152,9 +89,10 @@ def rewrite(graph: Any, work: int) -> int:
         work: the least number of multiplications; see `least_work`.
 
     Returns:
-        From how many rows on a product is large; 0 if there is no product.
+        From how many rows on a product is large, and from how many on all are; 0 and 0 if there is
+        no product.
     """
-    largest = 0
+    sizes: list[int] = []
     for node in list(_nodes(graph)):
         product = _PRODUCTS.get(node.kind())
         if product is None or not _is_replaceable(node, product):
@@ -162,14 +100,17 @@ def rewrite(graph: Any, work: int) -> int:
         size = _parameters(node.inputsAt(product.weight))
         if not size:
             continue
-        largest = max(largest, size)
+        sizes.append(size)
         graph.setInsertPoint(node)
         values = [*list(node.inputs())[: product.arguments], graph.insertConstant(work)]
-        (result,) = graph.insertGraph(_functions()[product.function].graph, values)
+        (result,) = graph.insertGraph(_graph_of(product.function), values)
         node.output().replaceAllUsesWith(result)
         node.destroy()
     graph.lint()
-    return max(FEWEST_ROWS, -(-work // largest)) if largest else 0
+    if not sizes:
+        return 0, 0
+    first, last = (max(FEWEST_ROWS, -(-work // each)) for each in (max(sizes), min(sizes)))
+    return first, last
 
 
 def _is_replaceable(node: Any, product: _Product) -> bool:
@@ -222,7 +163,7 @@ def _shape(value: Any) -> list[int]:
 def _is_new(value: Any) -> bool:
     """Whether a value is a tensor that an operator has just made, by the operator's schema."""
     schema = value.node().schema()
-    if schema in ("", "(no schema)"):
+    if schema in ("", "(no schema)") or value.node().kind() in UNDECLARED_VIEWS:
         return False
     (returned,) = torch._C.parse_schema(schema).returns[:1] or (None,)
     return returned is not None and returned.alias_info is None
@@ -236,9 +177,11 @@ def _nodes(block: Any) -> Iterator[Any]:
 
 
 @cache
-def _functions() -> Mapping[str, Any]:
-    unit = torch.jit.CompilationUnit(_FUNCTIONS)
-    return {each.function: getattr(unit, each.function) for each in _PRODUCTS.values()}
+def _graph_of(function: Callable[..., Tensor]) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+        return torch.jit.script(function).inlined_graph
 
 
 @cache
@@ -250,8 +193,7 @@ def least_work() -> int | None:
     """
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # PyTorch was built without oneDNN
         return None
-    # Read when the first kernel is compiled.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_CACHED_KERNELS))
+    _keep_kernels()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -261,6 +203,11 @@ def least_work() -> int | None:
         torch.set_num_threads(threads)
 
 
+def _keep_kernels() -> None:
+    """Let oneDNN keep enough kernels; it reads the variable when it compiles the first one."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_CACHED_KERNELS))
+
+
 @cache
 def gain_of(dtype: torch.dtype) -> float:
     """Return how many times as fast as in float32 a large product of a reduced precision is.
@@ -268,6 +215,7 @@ def gain_of(dtype: torch.dtype) -> float:
     Below 1, the processor has no instructions for it: bf16 needs `avx512_bf16` or `amx_bf16`.
     Measured once per process, on the calling thread.
     """
+    _keep_kernels()
     rows, weight = torch.zeros(_ROWS[-1], _WIDTH), torch.zeros(_WIDTH, _WIDTH)
     with torch.inference_mode():
         full_s, reduced_s = _shortest_s(

@@ -46,6 +46,8 @@ class Program:
         has_steady_cost: whether a call's cost depends on the number of rows alone.
         pads_from: `run` pads batches of so many rows or more, because each number of rows has
             kernels of its own; see `app.artifacts.onednn`. 0 if it pads none.
+        large_from: in batches of so many rows, every product that may run with oneDNN does; 0 if
+            none may.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Program:
         copy_inputs: bool = False,
         has_steady_cost: bool = False,
         pads_from: int = 0,
+        large_from: int = 0,
     ) -> None:
         """Wrap a module that does not change its own state (`app.artifacts.effects`).
 
@@ -67,6 +70,7 @@ class Program:
             copy_inputs: give the module its own copy of each tensor, because it writes to them.
             has_steady_cost: whether a call's cost is known to depend on the number of rows alone.
             pads_from: how many rows a batch has at least if `run` pads it; 0 to pad none.
+            large_from: from how many rows on every product runs with oneDNN that may; 0 if none.
         """
         self.description = description
         self.device = device
@@ -75,6 +79,7 @@ class Program:
         self.gates = description.gates
         self.has_steady_cost = has_steady_cost
         self.pads_from = pads_from
+        self.large_from = large_from
         outputs = [task.output for task in description.tasks]
         self._lists = {each.name: each for each in description.inputs if each.kind == "id_list"}
         self._is_matrix = all(o.path is None and o.column == k for k, o in enumerate(outputs))

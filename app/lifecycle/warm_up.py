@@ -14,8 +14,10 @@ import numpy as np
 from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import Model
 from app.artifacts.onednn import padded_sizes
+from app.artifacts.program import error_summary
 from app.artifacts.tables.reader import Table
 from app.engine.batch import Batch, Chunk
+from app.engine.batcher import is_out_of_memory
 from app.engine.lanes import BatchResult, Lane, run
 from app.engine.request import QueuedRequest, RequestFeatures, TableRows, TableUse
 from app.errors import ArtifactInvalid
@@ -124,7 +126,13 @@ def compile_kernels(model: Model, most: int, *, pauses: bool) -> None:
         for requests in (1, rows) if golden.user else (1,):
             began = time.perf_counter()
             users = {name: column[user[:requests]] for name, column in golden.user.items()}
-            program.run(ModelInputs(users, candidate, np.arange(rows) % requests))
+            inputs = ModelInputs(users, candidate, np.arange(rows) % requests)
+            try:
+                program.run(inputs)
+            except (RuntimeError, ValueError) as error:
+                if is_out_of_memory(error) and requests > 1:
+                    break  # a batch of so many users is halved when it comes
+                raise ArtifactInvalid(f"warm-up failed: {error_summary(error)}") from error
             if pauses:
                 _pause(began)
 

@@ -2,7 +2,7 @@
 
 Its sizes are those of the reference model, but half of its 100 numbers are the user's and half the
 candidate's, as in a ranking model; items and users are in tables. `python -m tests.bench.peers` has
-it beside peers that get 100 numbers for each candidate.
+it beside peers that get 100 numbers for each candidate. Its requests are all the same, as theirs.
 """
 
 import warnings
@@ -30,6 +30,7 @@ from app.artifacts.store import Store
 from app.artifacts.tables.description import TableColumn, TableKey, record_dtype
 from app.artifacts.tables.publish import TablePlan, publish_table
 from app.benchmarking.requests import Post
+from app.ranking.agreement import kendall_tau, overlap
 from app.ranking.policy import Policy
 from models.export.precision import reduced
 from models.networks.build import build
@@ -114,15 +115,15 @@ def publish_own(store: Path) -> Callable[[int], Scores]:
             )
             found = form(user, candidate, torch.from_numpy(inputs.row_to_request))
             raw.append(found.float().numpy())
-    changes = (np.abs(raw[1] - raw[0]) / (1 + np.abs(raw[0]))).max(0)
-    change = {task: float(changes[k]) for k, task in enumerate(TASKS)}
+    before, after = raw
+    first, second = (scores(each, outputs).prod(1, dtype=np.float64) for each in raw)  # [500]
     parity = Parity(
-        rows=500,
-        raw_change=change,
-        score_change=change,  # a score changes less than its logit
-        auc_change={},
-        top_50_overlap=1.0,
-        kendall_tau=1.0,
+        rows=len(before),
+        raw_change=_changes(before, after),
+        score_change=_changes(scores(before, outputs), scores(after, outputs)),
+        auc_change={},  # there are no labels
+        top_50_overlap=overlap(first, second, 50),
+        kendall_tau=kendall_tau(first, second),
     )
     description = Description(
         name=MODEL,
@@ -140,6 +141,11 @@ def publish_own(store: Path) -> Callable[[int], Scores]:
         _publish_table(store, kind, key, feature)
     program = load(artifact, torch.device("cpu")).program
     return lambda rows: scores(program.run(_inputs(rows)), outputs)
+
+
+def _changes(before: Scores, after: Scores) -> dict[str, float]:
+    changes = (np.abs(after - before) / (1 + np.abs(before))).max(0)  # [K]
+    return {task: float(changes[k]) for k, task in enumerate(TASKS)}
 
 
 def _inputs(rows: int) -> ModelInputs:

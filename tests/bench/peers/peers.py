@@ -213,7 +213,8 @@ def _bentoml_command(port: int, _: Settings, __: Path) -> Sequence[str | Path]:
 
 def _gatehouse_command(port: int, _: Settings, folder: Path) -> Sequence[str | Path]:
     store = folder / "store"
-    return [sys.executable, "-m", "app", "serve", "--store", store, "--port", str(port)]
+    options = ("--store", str(store), "--default-model", "reference", "--port", str(port))
+    return [sys.executable, "-m", "app", "serve", *options]
 
 
 _MLSERVER = Form(v2_json, _read_v2)
