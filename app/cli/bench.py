@@ -116,7 +116,7 @@ def add_request(parser: Parser) -> argparse._ArgumentGroup:
         type=lambda text: tuple(filter(None, text.split(","))),
         default=(),
         metavar="FEATURE,…",
-        help="send these features only (default: all, or only keys where the model has tables)",
+        help="send these features only (default: all, or keys only where the model has tables)",
     )
     return request
 

@@ -2,7 +2,7 @@
 
     python -m tests.soak.tables [--swaps 40] [--deltas 200] [--versions 5]
 
-Callers send requests by keys to a real server without a pause: keys alone, keys with overrides, and
+Callers send requests by keys to a real server without a pause: keys only, keys with overrides, and
 V2. Meanwhile new tables, deltas, compacted tables and new versions of the model are published. Two
 of three tables of items are folded for the newest version, and most of their deltas are. A row's
 number says which table and which delta it is from, so that the model's scores identify them.
