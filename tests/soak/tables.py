@@ -7,7 +7,7 @@ V2. Meanwhile new tables, deltas, compacted tables and new versions of the model
 of three tables of items are folded for the newest version, and most of their deltas are. A row's
 number says which table and which delta it is from, so that the model's scores identify them.
 The soak checks that every request succeeds, that every row of a response is that of the table which
-the response names, that each change serves within the time between two looks at the store, and that
+the response names, that each change serves within the time between two polls of the store, and that
 memory does not grow.
 
 The exit code is 0 if all checks pass.
