@@ -302,7 +302,8 @@ def test_a_running_server_follows_a_rollback_and_keeps_to_it_after_a_restart(
             assert {each["role"] for each in card["versions"]} == {"active", "previous"}
         late = ["--wait", server.url, "--timeout", "0.3", "--store", str(store)]
         assert main(["activate", "tiny", "latest", *late]) == ExitCode.FAILED
-        assert "has not applied the change within 0.3 s: version 1 is active" in capsys.readouterr().err
+        message = "has not applied the change within 0.3 s: version 1 is active"
+        assert message in capsys.readouterr().err
         assert main(["activate", "tiny", "1", "--store", str(store)]) == ExitCode.OK
         os.kill(server.process.pid, signal.SIGKILL)
     with running_server(store, tmp_path / "log", *flags) as server:
