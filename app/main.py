@@ -236,7 +236,7 @@ def _watch(
     service: Service, lanes: Sequence[Lane], metrics: Metrics, *, lane_hang_s: float
 ) -> None:
     """Export what alerts are about and nothing else counts; read at each scrape."""
-    metrics.watch("ready", "1 while /readyz answers 200.", lambda: service.is_ready)
+    metrics.watch("ready", "1 while /readyz returns 200.", lambda: service.is_ready)
     metrics.watch(
         "refused_versions",
         "Versions in the store that were refused: they do not serve.",

@@ -59,8 +59,8 @@ class Settings(BaseSettings):
     )
     model_name: str | None = Field(
         None,
-        description="name to serve the one model under that store has, which may also be a model's "
-        "or a version's folder, as KServe mounts it; unset: its own name",
+        description="name to serve a single model under, if the store is a model's or a version's "
+        "folder, as KServe mounts it; unset: the model's own name",
     )
     store_poll_s: float = Field(
         5.0,

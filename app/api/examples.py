@@ -65,7 +65,7 @@ def _make(model: Model, candidates: int, tables: ModelTables) -> bytes:
 
 
 def _by_key(bound: BoundTable, key: Any, full: dict[str, Any]) -> Any:  # noqa: ANN401  (JSON)
-    """Return one side of a request: keys alone if that is enough."""
+    """Return one side of a request: keys only if that is enough."""
     if bound.is_complete:
         return key
     return {bound.table.key: key} | {

@@ -1,4 +1,4 @@
-"""`gatehouse activate`: choose the version of a model that answers."""
+"""`gatehouse activate`: choose the active version of a model."""
 
 import argparse
 
@@ -16,12 +16,12 @@ from app.cli.traffic_changes import (
 )
 
 _DESCRIPTION = """\
-Write the version that should be active into <store>/<model>/traffic.toml. Servers follow within
+Write the version that should be active into <store>/<model>/traffic.toml. Servers apply it within
 their poll interval (GATEHOUSE_STORE_POLL_S), or at once on SIGHUP. A version that they keep loaded
 is activated by one assignment; another one is loaded first. If there is a canary, running or
 promoted, it is removed."""
 _EPILOG = """\
-exit codes: 0 done; 1 the server has not followed in time; 2 wrong usage or files
+exit codes: 0 done; 1 the server has not applied the change in time; 2 wrong usage or files
 
 examples:
   gatehouse activate feed 7

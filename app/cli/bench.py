@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 KEY = "GATEHOUSE_KEY"
 _LEAST_REQUESTS = 200.0  # of the first step of a sweep: two of them decide its p99
 _DESCRIPTION = """\
-Send a server score requests at Poisson times, whether it has answered the ones before or not, and
+Send a server score requests at Poisson times, whether or not earlier ones have finished, and
 print latencies, counted from when each request was due. With --sweep, find the highest rate that
 meets the objective. The requests are the model's own example, with --rows candidates."""
 _EPILOG = """\
@@ -116,7 +116,7 @@ def add_request(parser: Parser) -> argparse._ArgumentGroup:
         type=lambda text: tuple(filter(None, text.split(","))),
         default=(),
         metavar="FEATURE,…",
-        help="send these features only (default: all, or only keys where the model has tables)",
+        help="send these features only (default: all, or keys only where the model has tables)",
     )
     return request
 

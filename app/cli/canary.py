@@ -1,4 +1,4 @@
-"""`gatehouse canary`: let a version answer a share of the traffic, before it becomes active."""
+"""`gatehouse canary`: let a version serve a share of the traffic, before it becomes active."""
 
 import argparse
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ no more traffic. Each server decides for itself and logs the figures. Afterwards
 activate` keeps the new version, and `gatehouse rollback` returns to the one before. While the
 traffic file says "latest", the command names the newest other version as the active one."""
 _EPILOG = """\
-exit codes: 0 done; 1 the server has not followed in time; 2 wrong usage or files
+exit codes: 0 done; 1 the server has not applied the change in time; 2 wrong usage or files
 
 examples:
   gatehouse canary feed 8 --share 0.05 --for 30m --error-ratio 0.001 --p99-ratio 1.2

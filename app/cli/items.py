@@ -49,19 +49,19 @@ examples:
 _PUBLISH = """\
 Publish the features of all {items} as a table, so that requests send keys only. Every value is
 checked by the rules of a request and encoded for the model, once. Servers see a whole table or
-none, and follow within a poll of the store. With --delta, the file has only what changes: rows are
-added or replaced, and the other rows of the newest table stay."""
+none, and apply it within a poll of the store. With --delta, the file has only what changes: rows
+are added or replaced, and the other rows of the newest table stay."""
 _PUBLISH_EPILOG = """\
 FILE ends in .parquet, .csv, .tsv, .jsonl or .ndjson; text may be compressed (.gz). Columns have
 the names of the features; see --column for others. An empty cell is the feature's default. In CSV,
 a list is JSON or has spaces, commas, semicolons or bars between its elements. Needs the extra:
 pip install -e '.[data]'
 
-A table belongs to the encodings and vocabularies of a version of the model. Before a version with
-others serves, publish a table for it (--version); servers give each version the newest table that
-fits it.
+A table fits the versions of the model with the same encodings and vocabularies. Before a version
+with others serves, publish a table for it (--version); servers give each version the newest table
+that fits it.
 
-exit codes: 0 published; 1 published, and the server of --wait has refused it or has not followed in
+exit codes: 0 published; 1 published, and the server of --wait has refused or not applied it in
 time; 2 wrong usage, or the file cannot be published: every reason is listed
 
 examples:

@@ -204,7 +204,7 @@ def measure(options: argparse.Namespace) -> Measured:
     after = _usage(options.url)
     served = report.statuses.get(200, 0)
     if not served or report.error_ratio > 0:
-        raise _CannotMeasure(f"{options.url} answers with status {max(report.statuses)}")
+        raise _CannotMeasure(f"{options.url} responds with status {max(report.statuses)}")
     lanes = options.lanes or len(engine["lanes"])
     batch_s, row_s = cost["batch_ms"] / 1e3, cost["row_us"] / 1e6
     used, is_gpu = after - before, target.device.startswith("cuda")
@@ -247,7 +247,7 @@ def _response_bytes(target: Target, url: str) -> int:
             return len(response.read())
     except urllib.error.HTTPError as error:
         detail = _detail(error.read())
-        raise _CannotMeasure(f"{url} answers a request with status {error.code}{detail}") from None
+        raise _CannotMeasure(f"{url} responds with status {error.code}{detail}") from None
     except OSError as error:
         raise _CannotMeasure(f"{url}: {error}") from None
 

@@ -17,7 +17,8 @@ Copy the folder of a version (model.json and the files that it lists) into a sto
 above the newest one. The copy is loaded and its golden examples are run before it gets its name:
 servers see a whole, valid version or none. Several publishers may run at once."""
 _EPILOG = """\
-exit codes: 0 published; 1 the server has not followed in time; 2 the folder is not a valid version
+exit codes: 0 published; 1 the server has not applied the change in time; 2 the folder is not a
+valid version
 
 example:
   gatehouse publish build/feed/1 --store /srv/store --wait http://127.0.0.1:8000

@@ -1,4 +1,4 @@
-"""`gatehouse rank`: answer requests from a file exactly as the server would.
+"""`gatehouse rank`: score and rank requests from a file exactly as the server would.
 
 The requests go through the whole service, built as `gatehouse serve` builds it but without a
 socket: the same checks, the same batching, the same bytes. Settings come from the environment as
@@ -37,12 +37,12 @@ _FIXED: Mapping[str, Any] = {
     "request_timeout_ms": 600_000.0,  # no client waits
 }
 
-_DESCRIPTION = "Answer requests from a file exactly as the server would, without a server."
+_DESCRIPTION = "Score and rank requests from a file exactly as the server would, without a server."
 _EPILOG = """\
 Settings are read from GATEHOUSE_… variables, as the server reads them. Of a .jsonl file, line i of
-the output answers line i; a request that is refused has its error document there.
+the output is the response to line i; a request that is refused has its error document there.
 
-exit codes: 0 all requests were answered; 1 the store or a model failed; 2 a request is wrong, or
+exit codes: 0 all requests were scored; 1 the store or a model failed; 2 a request is wrong, or
 the usage; each error is a line on standard error
 
 example:
@@ -80,7 +80,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Answer the requests of a file.
+    """Score and rank the requests of a file.
 
     Raises:
         WrongUsage: an option, a setting or the file cannot be used.
@@ -129,7 +129,7 @@ async def _rank(
 async def _responses(
     settings: Settings, bodies: Mapping[int, bytes], model: str | None
 ) -> AsyncIterator[tuple[int, "ServiceResponse"]]:
-    """Answer JSON bodies, one after the other; yield each response with its body's number.
+    """Score and rank JSON bodies, one after the other; yield each response with its body's number.
 
     Args:
         settings: the server's.

@@ -18,13 +18,13 @@ from app.cli.traffic_changes import (
 _DESCRIPTION = """\
 Write the previous version into <store>/<model>/traffic.toml as the active one: the version that the
 last `gatehouse activate` replaced, else the one below the active version in the store. If there is
-a canary, running or promoted, it is removed instead, and the version before it answers all
+a canary, running or promoted, it is removed instead, and the version before it serves all
 requests. Servers keep the previous version loaded (`keep`), so they return to it by one assignment,
 within their poll interval (GATEHOUSE_STORE_POLL_S) or at once on SIGHUP. Newer versions are not
 activated any more until `gatehouse activate MODEL latest`."""
 _EPILOG = """\
-exit codes: 0 done; 1 the server has not followed in time; 2 wrong usage or files, or there is no
-previous version
+exit codes: 0 done; 1 the server has not applied the change in time; 2 wrong usage or files, or
+there is no previous version
 
 examples:
   gatehouse rollback feed

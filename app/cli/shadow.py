@@ -1,4 +1,4 @@
-"""`gatehouse shadow`: let a version score live requests without answering them."""
+"""`gatehouse shadow`: let a version score live requests without sending the responses."""
 
 import argparse
 
@@ -7,11 +7,11 @@ from app.cli.traffic_changes import add_model, add_waiting, put_on_trial
 
 _DESCRIPTION = """\
 Write a shadow into <store>/<model>/traffic.toml. Each server loads the version, and lets it score a
-share of the requests after they are answered, while lanes are idle. /metrics and /v1/models/MODEL
+share of the requests after their responses, while lanes are idle. /metrics and /v1/models/MODEL
 show how its scores and its order differ from those of the active version. While the traffic file
 says "latest", the command names the newest other version as the active one."""
 _EPILOG = """\
-exit codes: 0 done; 1 the server has not followed in time; 2 wrong usage or files
+exit codes: 0 done; 1 the server has not applied the change in time; 2 wrong usage or files
 
 examples:
   gatehouse shadow feed 8 --share 0.1

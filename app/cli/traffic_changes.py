@@ -38,7 +38,10 @@ def add_model(parser: Parser) -> None:
 def add_waiting(parser: Parser) -> None:
     """Add `--wait`, `--timeout` and `--hup`."""
     parser.add_argument(
-        "--wait", type=server_url, metavar="URL", help="wait until the server at URL has followed"
+        "--wait",
+        type=server_url,
+        metavar="URL",
+        help="wait until the server at URL has applied the change",
     )
     parser.add_argument(
         "--timeout",
@@ -51,7 +54,7 @@ def add_waiting(parser: Parser) -> None:
         "--hup",
         type=int,
         metavar="PID",
-        help="send SIGHUP to the server's process, so that it looks at the store now",
+        help="send SIGHUP to the server's process, so that it polls the store now",
     )
 
 
@@ -233,7 +236,7 @@ def nudge_and_wait(
     version: int | None = None,
     trial: Mapping[str, int | None] = MappingProxyType({}),
 ) -> int:
-    """Send SIGHUP and wait until a server has followed, if asked to; return the exit code.
+    """Send SIGHUP and wait until a server has applied a change, if asked to; return the exit code.
 
     Args:
         model: name of the model.
@@ -249,15 +252,15 @@ def nudge_and_wait(
     def look(url: str) -> _Sight:
         card = ask(f"{url}/v1/models/{quote(model)}")
         traffic = card["traffic"]
-        is_followed = traffic["active"] == active and all(
+        is_applied = traffic["active"] == active and all(
             (traffic[role] or {"version": None})["version"] == wanted
             for role, wanted in trial.items()
         )
-        if is_followed and version in (None, card["version"]):
-            return _Sight(f"version {card['version']} of {model} is active", has_followed=True)
+        if is_applied and version in (None, card["version"]):
+            return _Sight(f"version {card['version']} of {model} is active", has_applied=True)
         return _Sight("; ".join([f"version {card['version']} is active", *traffic["problems"]]))
 
-    return _follow(options, began, look, _ASK_EVERY_S)
+    return _wait(options, began, look, _ASK_EVERY_S)
 
 
 def nudge_and_wait_for_table(
@@ -288,7 +291,7 @@ def nudge_and_wait_for_table(
         if tables:
             version, _, delta = tables[0].partition(".")
             if (int(version), int(delta or 0)) >= wanted:
-                return _Sight(f"{model} serves from {kind}/{tables[0]}", has_followed=True)
+                return _Sight(f"{model} serves from {kind}/{tables[0]}", has_applied=True)
         reasons = [
             f"{each['table']}: {each['reason']}"
             for each in found["refused_tables"]
@@ -302,22 +305,22 @@ def nudge_and_wait_for_table(
             return _Sight(f"{model} has no table of {kind}")
         return _Sight(f'model "{model}" is not active')
 
-    return _follow(options, began, look, _ASK_ABOUT_TABLES_EVERY_S)
+    return _wait(options, began, look, _ASK_ABOUT_TABLES_EVERY_S)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """What a server does now: it has followed a change, has refused it, or neither yet."""
+    """What a server does now: it has applied a change, has refused it, or neither yet."""
 
     state: str
-    has_followed: bool = False
+    has_applied: bool = False
     has_refused: bool = False
 
 
-def _follow(
+def _wait(
     options: argparse.Namespace, began: float, look: Callable[[str], _Sight], every_s: float
 ) -> int:
-    """Send SIGHUP and wait until a server has followed, if asked to; return the exit code.
+    """Send SIGHUP and wait until a server has applied a change, if asked to; return the exit code.
 
     Args:
         options: of the command.
@@ -333,15 +336,15 @@ def _follow(
             return ExitCode.FAILED
     if options.wait is None:
         return ExitCode.OK
-    state = "no answer"
+    state = "no response"
     while time.monotonic() < began + options.timeout:
         try:
             sight = look(options.wait)
         except OSError as error:
-            state = f"no answer: {error}"
+            state = f"no response: {error}"
         else:
             state = sight.state
-            if sight.has_followed:
+            if sight.has_applied:
                 waited_s = time.monotonic() - began
                 Output().print_line(f"{options.wait}: {state} ({waited_s:.2f} s)")
                 return ExitCode.OK
@@ -349,7 +352,7 @@ def _follow(
                 complain(f"{options.wait} {state}")
                 return ExitCode.FAILED
         time.sleep(every_s)
-    complain(f"{options.wait} has not followed within {options.timeout:g} s: {state}")
+    complain(f"{options.wait} has not applied the change within {options.timeout:g} s: {state}")
     return ExitCode.FAILED
 
 
@@ -357,7 +360,7 @@ def ask(url: str) -> Any:  # noqa: ANN401  (JSON)
     """Return the JSON document at a URL.
 
     Raises:
-        OSError: there is no answer, or it is an error.
+        OSError: there is no response, or it is an error.
     """
     try:
         with urllib.request.urlopen(url, timeout=_ASK_TIMEOUT_S) as response:  # noqa: S310

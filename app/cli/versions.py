@@ -27,7 +27,7 @@ _DESCRIPTION = """\
 Print a table of the versions in a store: role, time of creation, size, evaluation and problems. The
 role is the one that traffic.toml asks for; with --url, the one that a running server gives it."""
 _EPILOG = """\
-exit codes: 0 success; 1 no answer from the server, or no versions; 2 wrong usage or files
+exit codes: 0 success; 1 no response from the server, or no versions; 2 wrong usage or files
 
 examples:
   gatehouse versions

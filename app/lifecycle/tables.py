@@ -5,7 +5,7 @@ mapped on a thread that gives way to the lanes; then one assignment lets new req
 requests that have begun keep theirs. A table that is wrong is refused, and the one before stays.
 
 If the store has tables of a kind for a model, or its active version serves from one, another
-version becomes active only with a table of that kind that fits it: callers may send keys alone.
+version becomes active only with a table of that kind that fits it: callers may send keys only.
 """
 
 import asyncio

@@ -182,7 +182,7 @@ def _encode_candidates(
 
 
 def are_keys(candidates: object) -> bool:
-    """Whether candidates are written as keys alone: a list without objects."""
+    """Whether candidates are keys only: a list without objects."""
     return (
         isinstance(candidates, list) and bool(candidates) and dict not in set(map(type, candidates))
     )
@@ -191,7 +191,7 @@ def are_keys(candidates: object) -> bool:
 def by_keys(
     bound: BoundTable, keys: Sequence[Any], vocabularies: Vocabularies, report: ValidationReport
 ) -> EncodedSide | None:
-    """Look up keys that stand alone; None if any is wrong or unknown, or is not enough.
+    """Look up a list of keys only; None if any is wrong or unknown, or is not enough.
 
     The general path has the same result. This one takes half the time.
     """

@@ -296,9 +296,7 @@ def _from_objects(
     check_count(len(candidates), max_rows)
     if candidates and set(map(type, candidates)) <= {str, int}:
         rule = "must be an object of feature columns, or a list of candidate objects"
-        report.add(
-            "/candidates", f"{rule}; keys alone need a table of items, and the model has none"
-        )
+        report.add("/candidates", f"{rule}; to send keys only, the model needs a table of items")
         return Side({}, 0, "objects", known)
     objects = [each if isinstance(each, dict) else {} for each in candidates]
     for row, candidate in enumerate(candidates):

@@ -362,8 +362,8 @@ class Scorer:
         """Hand a call to the canary of its model if its key says so.
 
         The key is the header `x-routing-key`, else the user's id, else the request's id. Finding
-        the user's id means reading the body; returns what was read, if the call stays. Each version
-        gets its share of the bodies that cannot be read, too: the errors of both are compared.
+        the user's id means parsing the body; returns the parsed request if the call stays. Bodies
+        that cannot be parsed are split too, so that the error rates stay comparable.
         """
         model, policies, head = call.model, call.policies, call.head
         assert model is not None

@@ -130,7 +130,7 @@ class _Process:
             self._watchers.append((FileWatcher(reloadable, self._parts.metrics), timer))
 
     def _look_now(self) -> None:
-        """Look at the store and at every file without waiting for the next poll."""
+        """Poll the store and every file now."""
         logger.info("SIGHUP: reading the store, keys, policies and certificate again")
         for timer in (self._store_timer, *(timer for _, timer in self._watchers)):
             timer.wake()

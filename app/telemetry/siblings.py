@@ -15,7 +15,7 @@ from pathlib import Path
 
 TIMEOUT_S = 0.1
 UP = "gatehouse_process_up"
-UP_HELP = "1 if the metrics of the process are in this scrape, 0 if it did not answer in 0.1 s."
+UP_HELP = "1 if the metrics of the process are in this scrape, 0 if it did not respond in 0.1 s."
 
 _END = b"# EOF\n"  # as in OpenMetrics: the text is complete
 _LABELLED = re.compile(rb"^(\w+)\{", re.MULTILINE)

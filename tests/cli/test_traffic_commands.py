@@ -292,7 +292,7 @@ def test_a_running_server_follows_a_rollback_and_keeps_to_it_after_a_restart(
         command = ["versions", "tiny", "--store", str(store), "--url", server.url]
         assert main(command) == ExitCode.OK
         assert " previous " in capsys.readouterr().out
-        for role in ("canary", "shadow"):  # a server that has not followed yet is waited for
+        for role in ("canary", "shadow"):  # a server that has not applied it yet is waited for
             assert main([role, "tiny", "2", *nudge]) == ExitCode.OK
             card = httpx.get(f"{server.url}/v1/models/tiny").json()
             assert card["traffic"][role]["version"] == 2
@@ -302,7 +302,8 @@ def test_a_running_server_follows_a_rollback_and_keeps_to_it_after_a_restart(
             assert {each["role"] for each in card["versions"]} == {"active", "previous"}
         late = ["--wait", server.url, "--timeout", "0.3", "--store", str(store)]
         assert main(["activate", "tiny", "latest", *late]) == ExitCode.FAILED
-        assert "has not followed within 0.3 s: version 1 is active" in capsys.readouterr().err
+        message = "has not applied the change within 0.3 s: version 1 is active"
+        assert message in capsys.readouterr().err
         assert main(["activate", "tiny", "1", "--store", str(store)]) == ExitCode.OK
         os.kill(server.process.pid, signal.SIGKILL)
     with running_server(store, tmp_path / "log", *flags) as server:

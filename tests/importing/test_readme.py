@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from app.cli.main import main
 from app.errors import ExitCode
+from app.main import gatehouse
+from app.server.in_process import post_json
+from app.settings import Settings
 from tests import REPOSITORY
 
 GUIDE = (REPOSITORY / "app" / "importing" / "README.md").read_text(encoding="utf-8")
@@ -60,7 +63,7 @@ def test_everything_runs_in_the_order_of_the_guide(capsys):
             case "toml":
                 first, rest = text.split("\n", 1)
                 Path(first.removeprefix("# ")).write_text(rest)
-            case "json":
+            case "json" if '"inputs"' not in text:
                 requests.append(text)
     for model, request in zip(("ctr", "watch"), requests, strict=True):
         Path("request.json").write_text(request)
@@ -75,6 +78,22 @@ def test_everything_runs_in_the_order_of_the_guide(capsys):
     assert code != ExitCode.OK
     assert "/user/watched/0: must be an id between 1 and 499: 0 is the padding" in err
     assert "candidates" not in err
+
+
+async def test_one_tensor_of_numbers_keeps_the_names_of_a_triton_client(capsys):
+    lines = [line for _, text in BLOCKS for line in text.splitlines()]
+    (command,) = (line for line in lines if line.startswith("gatehouse import scorer.pt"))
+    assert call(command, capsys)[0] == ExitCode.OK
+    (request,) = (text for language, text in BLOCKS if language == "json" and '"inputs"' in text)
+    async with gatehouse(Settings(store=Path("store"), lanes=1)) as parts:
+        await parts.start()
+        response = await post_json(parts.app, "/v2/models/scorer/infer", request.encode())
+    assert response.status == 200, response.problem
+    (output,) = orjson.loads(response.content)["outputs"]
+    assert (output["name"], output["shape"]) == ("OUTPUT__0", [2, 1])
+    (sent,) = orjson.loads(request)["inputs"]
+    expected = torch.jit.load("scorer.pt")(torch.tensor(sent["data"]).reshape(sent["shape"]))
+    assert output["data"] == pytest.approx(expected.flatten().tolist(), abs=1e-6)
 
 
 class Mean(nn.Module):

@@ -94,7 +94,7 @@ async def scored(client, sent):
 
 
 async def same_as_features(client, manifest, candidates, rows):
-    """Score keys alone and with all features; return whether the keys had the same scores."""
+    """Score keys only and with all features; return whether the keys had the same scores."""
     user = user_of(manifest)
     short = await scored(client, {"user": user, "candidates": candidates})
     full = {name: [rows[key][name] for key in candidates] for name in rows[candidates[0]]}

@@ -608,7 +608,7 @@ def test_keys_without_a_table_are_refused_with_the_reason():
     found = problems({"user": 7, "candidates": [1, 2]}, ModelTables())
     assert [each.pointer for each in found] == ["/user", "/candidates"]
     assert "a key alone needs a table of users" in found[0].detail
-    assert "keys alone need a table of items" in found[1].detail
+    assert "to send keys only, the model needs a table of items" in found[1].detail
 
 
 @pytest.mark.parametrize(

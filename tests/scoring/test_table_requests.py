@@ -227,7 +227,7 @@ async def test_versions_whose_tables_drop_other_candidates_are_not_compared(trai
         publish_rows(trained, manifest, "items", "item_id", rows, unknown="drop")
         former = registry.tables[comparison.other]
         await parts.deployment.refresh()
-        registry.tables[comparison.other] = former  # it has not followed yet
+        registry.tables[comparison.other] = former  # it has not applied it yet
         assert await compared(parts, client, comparison, BY_KEYS) == (0, 1, 0)
 
 

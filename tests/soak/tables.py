@@ -2,12 +2,12 @@
 
     python -m tests.soak.tables [--swaps 40] [--deltas 200] [--versions 5]
 
-Callers send requests by keys to a real server without a pause: keys alone, keys with overrides, and
+Callers send requests by keys to a real server without a pause: keys only, keys with overrides, and
 V2. Meanwhile new tables, deltas, compacted tables and new versions of the model are published. Two
 of three tables of items are folded for the newest version, and most of their deltas are. A row's
 number says which table and which delta it is from, so that the model's scores identify them.
 The soak checks that every request succeeds, that every row of a response is that of the table which
-the response names, that each change serves within the time between two looks at the store, and that
+the response names, that each change serves within the time between two polls of the store, and that
 memory does not grow.
 
 The exit code is 0 if all checks pass.

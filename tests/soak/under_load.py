@@ -43,7 +43,7 @@ def wait_for(server: Server, is_so: Callable[[Any], bool]) -> None:
                 lambda: is_so(client.get(f"/v1/models/{NAME}").json()), patience_s=_PATIENCE_S
             )
         except AssertionError:
-            raise AssertionError(f"not followed: {server.log.read_text()[-2000:]}") from None
+            raise AssertionError(f"not applied: {server.log.read_text()[-2000:]}") from None
 
 
 def command(document: str, numbers: Mapping[str, int], soak: Callable[..., list[str]]) -> int:

@@ -13,10 +13,10 @@ PATIENCE_S = 30.0
 def wait_until(
     condition: Callable[[], object], what: str = "", *, patience_s: float = PATIENCE_S
 ) -> None:
-    """Look until something is so.
+    """Poll until `condition()` is true.
 
     Raises:
-        AssertionError: it is not, after `patience_s`.
+        AssertionError: it is still false after `patience_s`.
     """
     deadline = time.monotonic() + patience_s
     while not condition():
@@ -27,10 +27,10 @@ def wait_until(
 async def until(
     condition: Callable[[], object], what: str = "", *, patience_s: float = PATIENCE_S
 ) -> None:
-    """Look until something is so, while other tasks run.
+    """Poll until `condition()` is true, while other tasks run.
 
     Raises:
-        AssertionError: it is not, after `patience_s`.
+        AssertionError: it is still false after `patience_s`.
     """
     deadline = time.monotonic() + patience_s
     while not condition():

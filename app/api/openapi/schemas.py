@@ -49,7 +49,8 @@ class ScoreRequest(BaseModel):
     )
     candidate_keys: Keys | None = Field(
         None,
-        description="n different keys, one per candidate, for `ranking`; default: positions from 0",
+        description="n different keys, one per candidate, for `ranking`; default: the keys, if "
+        "`candidates` is a list of keys and nothing else; otherwise positions from 0",
     )
     ranking: Ranking | None = None
 
@@ -315,7 +316,7 @@ class FoldState(BaseModel):
 
     version: int = Field(description="the version whose program it was made with")
     bytes_per_item: int = Field(description="that it takes beside the features")
-    serves: bool = Field(description="whether requests that send keys alone are scored from it")
+    serves: bool = Field(description="whether requests of keys only are scored from it")
     problem: str | None = Field(description="why it does not serve; null if it does")
 
 
