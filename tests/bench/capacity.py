@@ -1,8 +1,8 @@
 """Calculate replicas, network and cost for a load: `python -m tests.bench.capacity`.
 
 Prints the tables of docker/CAPACITY.md. The inputs are measured: CPU time of the server's processes
-for a request of the reference model, from BENCHMARKS.md, "Over HTTP"; sizes of bodies, and memory.
-Give your own with the options; `python -m tests.bench.hot_path` measures them.
+for a request of the reference model, from the first page of BENCHMARKS.md; sizes of bodies, and
+memory. Give your own with the options; `python -m tests.bench.hot_path` measures them.
 """
 
 import argparse
@@ -52,11 +52,11 @@ class Request:
 
 
 MEASURED = (
-    Request("JSON", 500, 8058, 5762, 550_000),
-    Request("V2 binary", 500, 7025, 5762, 200_000),
-    Request("JSON", 50, 890, 636, 55_000),
-    Request("V2 binary", 50, 777, 636, 20_000),
-    Request("JSON", 1, 70, 16, 1_300),
+    Request("JSON", 500, 5474, 3127, 550_000),
+    Request("V2 binary", 500, 3945, 3127, 200_000),
+    Request("JSON", 50, 591, 313, 55_000),
+    Request("V2 binary", 50, 557, 313, 20_000),
+    Request("JSON", 1, 75, 16, 1_300),
 )
 LOADS = (1_000_000, 100_000_000)
 
