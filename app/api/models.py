@@ -127,7 +127,7 @@ def _card(model: Model, service: Service, gates: GateMetrics) -> ModelCard:
         default_policy=own.default.policy.name,
         policies=[_offered(ranker) for ranker in own.by_name.values()],
         calibrations={task: each.method for task, each in calibrations if each.method != "none"},
-        policy_problem=policies.incompatible.get(manifest.name),
+        policy_problem=policies.incompatible.get(model.label),
         precision=manifest.precision,
         evaluation=manifest.evaluation,
         drift=_drift(service.drift.of(manifest.name)),
