@@ -152,6 +152,7 @@ class Deployment:
         for problems in (registry.traffic_problems, registry.unassigned):
             reasons += [f"{name}: {why}" for name, why in problems.items()]
         return reasons
+        self._traffic.forget_all_but({artifact.model for artifact in listing.artifacts})
 
     async def follow(self, timer: PollTimer) -> NoReturn:
         """Look at the store whenever the timer says so.
