@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import orjson
 
 from app.artifacts.ids import feature_values, ids_of
-from app.artifacts.loader import Model
+from app.artifacts.loader import Interface
 from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
 
 DEFAULT_CANDIDATES = 3
@@ -19,12 +19,12 @@ MOST_CANDIDATES = 100
 
 _MOST_MADE = 100
 
-_made: WeakKeyDictionary[Model, dict[tuple[int | str, ...], bytes]] = WeakKeyDictionary()
+_made: WeakKeyDictionary[Interface, dict[tuple[int | str, ...], bytes]] = WeakKeyDictionary()
 """Examples as JSON, by model, number of candidates and tables; they go away with their model."""
 
 
 def example_request(
-    model: Model, candidates: int = DEFAULT_CANDIDATES, tables: ModelTables = NO_TABLES
+    model: Interface, candidates: int = DEFAULT_CANDIDATES, tables: ModelTables = NO_TABLES
 ) -> dict[str, Any]:
     """Return a score request: a golden user and up to `candidates` of its candidates.
 
@@ -46,7 +46,7 @@ def example_request(
     return request
 
 
-def _make(model: Model, candidates: int, tables: ModelTables) -> bytes:
+def _make(model: Interface, candidates: int, tables: ModelTables) -> bytes:
     request = _full(model, candidates)
     if tables.users is not None and (keys := tables.users.table.keys(0, 1)):
         request["user"] = _by_key(tables.users, keys[0], request["user"])
@@ -73,7 +73,7 @@ def _by_key(bound: BoundTable, key: Any, full: dict[str, Any]) -> Any:  # noqa: 
     }
 
 
-def _full(model: Model, candidates: int) -> dict[str, Any]:
+def _full(model: Interface, candidates: int) -> dict[str, Any]:
     """Return a golden request with every feature."""
     manifest = model.manifest
     requests = list(model.golden.batch.requests())

@@ -476,6 +476,7 @@ def test_publish_waits_until_a_server_serves_from_the_table_or_refuses_it(store,
     fruit = items("item,quality\napple,1 2\npear,3 4\n")
     delta = items("item,quality\npear,5 6\n", "delta.csv")
     numbers = items(GOOD, "numbers.csv")
+    (store / "feed" / "traffic.toml").write_text("accept_incompatible = 2")
     flags = ("--store-poll-s", "60", "--lanes", "1")
     with running_server(store, tmp_path / "log", *flags) as server:
         wait = ["--wait", server.url]
