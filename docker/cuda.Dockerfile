@@ -27,11 +27,17 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 ENV PATH=/opt/venv/bin:$PATH
 RUN python -m venv /opt/venv
 WORKDIR /build
-COPY requirements.lock requirements-torch.lock ./
+COPY requirements.lock requirements-torch.lock requirements-data.lock requirements-otel.lock ./
 RUN pip install --no-deps --require-hashes --requirement requirements.lock
 RUN pip install --requirement requirements-torch.lock \
     && python -c "import torch; assert torch.version.cuda, 'this torch has no CUDA: wrong index'"
 COPY pyproject.toml README.md LICENSE ./
+# Extras of pyproject.toml that the image has, or none: `data` for recorded traffic and for publishing
+# tables, `otel` for traces.
+ARG EXTRAS="data otel"
+RUN for extra in $EXTRAS; do \
+        pip install --no-deps --require-hashes --requirement "requirements-$extra.lock" || exit 1; \
+    done
 COPY app app
 COPY models models
 # Installed outside the virtual environment, so that a change of the sources makes a small layer.
