@@ -1,4 +1,4 @@
-# The CPU image: the service, its locked dependencies and a demo model.
+# The CPU image: the service, its locked dependencies, and a demo model with its tables.
 #
 #   docker build --tag gatehouse .
 #   docker run --publish 8000:8000 gatehouse
@@ -51,7 +51,13 @@ RUN pip install --no-deps --root /install .
 
 
 FROM build AS demo
+ENV GATEHOUSE_STORE=/store
 RUN python -m models train --config models/configs/demo.toml --store /store --quiet
+# The tables of its items and users, as `make demo` publishes them: requests then send keys.
+RUN pip install --no-deps --require-hashes --requirement requirements-data.lock \
+    && python -m models tables --config models/configs/demo.toml --out build/tables \
+    && python -m app items publish build/tables/items.jsonl --model feed --key item_id \
+    && python -m app users publish build/tables/users.jsonl --model feed --key user_id
 
 
 FROM base

@@ -293,6 +293,27 @@ def test_image_has_the_extras_of_the_project_that_serving_can_use(image):
     assert set(default_extras(image)) <= set(project()["optional-dependencies"])
 
 
+def test_demo_of_the_image_is_that_of_the_makefile(image):
+    """`make demo` and the images serve the same model from the same tables."""
+    (recipe,) = re.findall(
+        r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE
+    )
+    for old, new in (
+        ("$(BIN)/python", "python"),
+        ("$(BIN)/gatehouse", "python -m app"),
+        ('"$(GATEHOUSE_STORE)"', image.environment()["GATEHOUSE_STORE"]),
+    ):
+        recipe = recipe.replace(old, new)
+    demo = image.stages[2]
+    assert demo[0].text.endswith(" AS demo")
+    commands = " && ".join(each.text for each in demo if each.name == "RUN").split("&&")
+    made = [each.strip().removesuffix(" --quiet") for each in commands if "python" in each]
+    assert made == [line.strip() for line in recipe.strip().splitlines()]
+    # Publishing needs pyarrow, also in an image without the extra, and a store.
+    assert any("requirements-data.lock" in each for each in commands)
+    assert "GATEHOUSE_STORE=/store" in [each.text for each in demo if each.name == "ENV"]
+
+
 def test_labels_match_the_project_metadata(image):
     labels = image.labels()
     name = "org.opencontainers.image"
