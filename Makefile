@@ -68,6 +68,9 @@ format: $(DEVELOPMENT)  ## format the code
 LOCK := build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-header --no-annotate \
 	--constraint requirements-torch.lock pyproject.toml
+# What an extra adds to the runtime.
+WITHOUT_RUNTIME := awk 'FNR == NR { known[$$1]; next } /^[^ ]/ { keep = !($$1 in known) } keep' \
+	build/lock/runtime
 WITHOUT_TORCH := awk '/^[^ ]/ { keep = !/^(torch|triton)==|^(cuda|nvidia)-/ } keep'
 
 lock: pyproject.toml  ## resolve all dependencies again and write the lock files
@@ -79,6 +82,11 @@ lock: pyproject.toml  ## resolve all dependencies again and write the lock files
 		--extra dev --extra plots
 	$(WITHOUT_TORCH) build/lock/runtime > requirements.lock
 	$(WITHOUT_TORCH) build/lock/development > requirements-dev.lock
+	for extra in data otel; do \
+		$(LOCK) --output-file build/lock/$$extra --constraint build/lock/development \
+			--extra $$extra && \
+		$(WITHOUT_RUNTIME) build/lock/$$extra > requirements-$$extra.lock || exit 1; \
+	done
 
 clean:  ## remove generated files, except the store
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -93,9 +101,8 @@ $(RUNTIME): requirements.lock requirements-torch.lock pyproject.toml
 	@touch $@
 
 # Publishing tables needs pyarrow, which the service does not.
-$(TABLE_FILES): $(RUNTIME) requirements-dev.lock
-	@awk '/^[^ ]/ { keep = /^pyarrow==/ } keep' requirements-dev.lock > .venv/table-files.lock
-	$(PIP) install --no-deps --require-hashes --requirement .venv/table-files.lock
+$(TABLE_FILES): $(RUNTIME) requirements-data.lock
+	$(PIP) install --no-deps --require-hashes --requirement requirements-data.lock
 	@touch $@
 
 $(DEVELOPMENT): $(RUNTIME) requirements-dev.lock

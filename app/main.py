@@ -283,9 +283,9 @@ def create_app(
         scorer.limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes
     )
     routers = [
-        models.routes(service, metrics.gates),
+        models.routes(service, metrics.gates, keys),
         rank.routes(service, bodies, keys),
-        table_rows.routes(service.registry),
+        table_rows.routes(service.registry, keys),
         operations.routes(
             service, scrape, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         ),

@@ -1,4 +1,5 @@
-# The GPU image: the service, its locked dependencies with their CUDA libraries, and a demo model.
+# The GPU image: the service, its locked dependencies with their CUDA libraries, and a demo model with
+# its tables.
 #
 #   docker build --file docker/cuda.Dockerfile --tag gatehouse:cuda .
 #   docker run --gpus 1 --publish 8000:8000 gatehouse:cuda
@@ -27,10 +28,16 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 ENV PATH=/opt/venv/bin:$PATH
 RUN python -m venv /opt/venv
 WORKDIR /build
-COPY requirements.lock requirements-torch.lock ./
+COPY requirements.lock requirements-torch.lock requirements-data.lock requirements-otel.lock ./
 RUN pip install --no-deps --require-hashes --requirement requirements.lock
 RUN pip install --requirement requirements-torch.lock \
     && python -c "import torch; assert torch.version.cuda, 'this torch has no CUDA: wrong index'"
+# Extras of pyproject.toml that the image has, or none: `data` for recorded traffic and for publishing
+# tables, `otel` for traces.
+ARG EXTRAS="data otel"
+RUN for extra in $EXTRAS; do \
+        pip install --no-deps --require-hashes --requirement "requirements-$extra.lock" || exit 1; \
+    done
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY models models
@@ -39,7 +46,13 @@ RUN pip install --no-deps --root /install .
 
 
 FROM build AS demo
+ENV GATEHOUSE_STORE=/store
 RUN python -m models train --config models/configs/demo.toml --store /store --quiet
+# The tables of its items and users, as `make demo` publishes them: requests then send keys.
+RUN pip install --no-deps --require-hashes --requirement requirements-data.lock \
+    && python -m models tables --config models/configs/demo.toml --out build/tables \
+    && python -m app items publish build/tables/items.jsonl --model feed --key item_id \
+    && python -m app users publish build/tables/users.jsonl --model feed --key user_id
 
 
 FROM base

@@ -18,6 +18,8 @@ TORCH = "requirements-torch.lock"
 LOCKS = {
     "runtime": ("requirements.lock", TORCH),
     "development": ("requirements-dev.lock", TORCH),
+    "data": ("requirements.lock", "requirements-data.lock", TORCH),
+    "otel": ("requirements.lock", "requirements-otel.lock", TORCH),
 }
 
 
@@ -45,7 +47,9 @@ def declared(*extras: str) -> list[Requirement]:
     return [Requirement(text) for text in texts]
 
 
-@pytest.mark.parametrize("file", ["requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize(
+    "file", sorted({file for lock in LOCKS.values() for file in lock} - {TORCH})
+)
 def test_every_locked_package_has_a_version_and_hashes(file):
     for requirement, hashes in entries(file):
         assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), requirement
@@ -53,7 +57,13 @@ def test_every_locked_package_has_a_version_and_hashes(file):
 
 
 @pytest.mark.parametrize(
-    ("lock", "extras"), [("runtime", ()), ("development", ("dev", "plots", "tune", "data"))]
+    ("lock", "extras"),
+    [
+        ("runtime", ()),
+        ("development", ("dev", "plots", "tune", "data", "otel")),
+        ("data", ("data",)),
+        ("otel", ("otel",)),
+    ],
 )
 def test_locked_versions_satisfy_the_declared_dependencies(lock, extras):
     versions = locked(LOCKS[lock])
@@ -63,9 +73,26 @@ def test_locked_versions_satisfy_the_declared_dependencies(lock, extras):
         assert requirement.specifier.contains(version), f"{requirement}: locked {version}"
 
 
-def test_development_lock_contains_the_runtime_lock():
-    runtime, development = (locked(LOCKS[lock]) for lock in ("runtime", "development"))
-    assert runtime.items() <= development.items()
+@pytest.mark.parametrize("lock", LOCKS)
+def test_development_lock_contains_every_lock(lock):
+    assert locked(LOCKS[lock]).items() <= locked(LOCKS["development"]).items()
+
+
+@pytest.mark.parametrize("extra", ["data", "otel"])
+def test_lock_of_an_extra_has_only_what_it_adds(extra):
+    added, runtime = locked((f"requirements-{extra}.lock",)), locked(LOCKS["runtime"])
+    assert added
+    assert not added.keys() & runtime.keys()
+    needed = [each.name for each in declared(extra)[len(declared()) :]]
+    while needed:  # what is left over is not needed
+        for text in metadata.distribution(needed.pop()).requires or ():
+            requirement = Requirement(text)
+            applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            name = canonicalize_name(requirement.name)
+            if applies and name in added:
+                del added[name]
+                needed.append(name)
+    assert added.keys() <= {canonicalize_name(each.name) for each in declared(extra)}
 
 
 @pytest.mark.parametrize("lock", LOCKS)

@@ -2,6 +2,8 @@
 
 A listed vocabulary maps each row back to its id. A hash cannot be inverted: the example then has a
 made-up id of the right type, and its scores differ from the golden ones.
+
+Where API keys guard the users table, callers without one get an example without a user of it.
 """
 
 from typing import Any
@@ -10,7 +12,8 @@ from weakref import WeakKeyDictionary
 import orjson
 
 from app.artifacts.ids import feature_values, ids_of
-from app.artifacts.loader import Model
+from app.artifacts.loader import Interface
+from app.artifacts.manifest import IdInput
 from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
 
 DEFAULT_CANDIDATES = 3
@@ -19,16 +22,22 @@ MOST_CANDIDATES = 100
 
 _MOST_MADE = 100
 
-_made: WeakKeyDictionary[Model, dict[tuple[int | str, ...], bytes]] = WeakKeyDictionary()
+_made: WeakKeyDictionary[Interface, dict[tuple[int | str, ...], bytes]] = WeakKeyDictionary()
 """Examples as JSON, by model, number of candidates and tables; they go away with their model."""
 
 
 def example_request(
-    model: Model, candidates: int = DEFAULT_CANDIDATES, tables: ModelTables = NO_TABLES
+    model: Interface,
+    candidates: int = DEFAULT_CANDIDATES,
+    tables: ModelTables = NO_TABLES,
+    *,
+    shows_users: bool = True,
 ) -> dict[str, Any]:
     """Return a score request: a golden user and up to `candidates` of its candidates.
 
-    Where the version serves from a table, the request has keys of that table instead.
+    Where the version serves from a table, the request has keys of that table instead. Without
+    `shows_users` it has no key of the users table: the golden user's features stand there, and if
+    the key is one of them, an id that no user has.
 
     It is made once per model, size and tables: it searches the vocabularies, which can be large,
     and the console asks for it every few seconds.
@@ -36,19 +45,22 @@ def example_request(
     made = _made.setdefault(model, {})
     key: tuple[int | str, ...] = (
         candidates,
+        shows_users,
         *(f"{each.kind}/{each.table.label}" for each in tables.all),
     )
     if key not in made:
         if len(made) >= _MOST_MADE:  # deltas come and go
             made.clear()
-        made[key] = _make(model, candidates, tables)
+        made[key] = _make(model, candidates, tables, shows_users=shows_users)
     request: dict[str, Any] = orjson.loads(made[key])  # a copy: callers may change it
     return request
 
 
-def _make(model: Model, candidates: int, tables: ModelTables) -> bytes:
+def _make(model: Interface, candidates: int, tables: ModelTables, *, shows_users: bool) -> bytes:
     request = _full(model, candidates)
-    if tables.users is not None and (keys := tables.users.table.keys(0, 1)):
+    if tables.users is not None and not shows_users:
+        _hide_user(tables.users, request["user"])
+    elif tables.users is not None and (keys := tables.users.table.keys(0, 1)):
         request["user"] = _by_key(tables.users, keys[0], request["user"])
     if tables.items is not None and (keys := tables.items.table.keys(0, candidates)):
         rows = min(len(keys), candidates)
@@ -64,6 +76,13 @@ def _make(model: Model, candidates: int, tables: ModelTables) -> bytes:
     return orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def _hide_user(bound: BoundTable, user: dict[str, Any]) -> None:
+    """Replace the id of a golden user, who may be in the table, if it is a feature."""
+    for each in bound.features:
+        if each.name == bound.table.key and isinstance(each, IdInput):
+            user[each.name] = "nobody" if each.encoding.id_type is str else 0
+
+
 def _by_key(bound: BoundTable, key: Any, full: dict[str, Any]) -> Any:  # noqa: ANN401  (JSON)
     """Return one side of a request: keys only if that is enough."""
     if bound.is_complete:
@@ -73,7 +92,7 @@ def _by_key(bound: BoundTable, key: Any, full: dict[str, Any]) -> Any:  # noqa: 
     }
 
 
-def _full(model: Model, candidates: int) -> dict[str, Any]:
+def _full(model: Interface, candidates: int) -> dict[str, Any]:
     """Return a golden request with every feature."""
     manifest = model.manifest
     requests = list(model.golden.batch.requests())

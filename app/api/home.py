@@ -88,6 +88,6 @@ def _model(model: Model, tables: ModelTables, origin: str, needs_key: bool) -> s
         "origin": origin,
         "condition": " (set GATEHOUSE_KEY to your API key)" if needs_key else "",
         "authorization": _AUTHORIZATION if needs_key else "",
-        "example": json.dumps(example_request(model, tables=tables)),
+        "example": json.dumps(example_request(model, tables=tables, shows_users=not needs_key)),
     }
     return _MODEL.format(**{name: html.escape(text, quote=False) for name, text in fields.items()})

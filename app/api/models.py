@@ -27,11 +27,13 @@ from app.api.tables import table_state
 from app.artifacts.golden import device_name
 from app.artifacts.loader import Model
 from app.artifacts.model_tables import NO_TABLES
-from app.errors import FieldError, InvalidRequest, ModelNotFound, NotReady
+from app.errors import FieldError, InvalidRequest, ModelNotFound, NotReady, Unauthorized
 from app.lifecycle.registry import Registry
 from app.lifecycle.traffic import Traffic
 from app.ranking.ranker import Ranker
 from app.scoring.drift import Drift
+from app.scoring.keys import Keys
+from app.scoring.request_headers import read_headers
 from app.scoring.service import Service
 from app.telemetry.gates import GateMetrics
 
@@ -48,15 +50,18 @@ _CANDIDATES = {
 }
 
 
-def routes(service: Service, gates: GateMetrics) -> APIRouter:
-    """Return the routes over a service's registry; `gates` has what gates choose."""
+def routes(service: Service, gates: GateMetrics, keys: Keys) -> APIRouter:
+    """Return the routes over a service's registry; `gates` has what gates choose.
+
+    None needs an API key; where `keys` are required, no user of a table is shown without one.
+    """
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("", summary="Active models and refused versions")
     async def list_models() -> ModelList:
         registry = service.registry
         return ModelList(
-            models=[_card(model, service, gates) for model in registry.models()],
+            models=[_card(model, service, gates, keys) for model in registry.models()],
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()
@@ -82,19 +87,22 @@ def routes(service: Service, gates: GateMetrics) -> APIRouter:
     )
     async def show_model(model: str) -> ModelCard:
         registry = service.registry
-        return _card(registry.active(model), service, gates)
+        return _card(registry.active(model), service, gates, keys)
 
     @router.get(
         "/{model}/example",
         summary="An example request of a model, with up to that many candidates",
-        responses=problems(ModelNotFound, NotReady, InvalidRequest),
+        responses=problems(Unauthorized, ModelNotFound, NotReady, InvalidRequest),
         openapi_extra={"parameters": [_CANDIDATES]},
     )
     async def show_example(model: str, request: Request) -> dict[str, Any]:
         candidates = _candidates(request.query_params.get("candidates"))
         active = service.registry.active(model)
         tables = service.registry.tables.get(active, NO_TABLES)
-        return example_request(active, candidates, tables)
+        authorization = read_headers(request.scope["headers"]).get(b"authorization")
+        has_key = bool(authorization is not None and keys.name_of(authorization))
+        shows_users = has_key or not keys.are_required
+        return example_request(active, candidates, tables, shows_users=shows_users)
 
     return router
 
@@ -108,7 +116,7 @@ def _candidates(text: str | None) -> int:
     raise InvalidRequest([FieldError("", detail)])
 
 
-def _card(model: Model, service: Service, gates: GateMetrics) -> ModelCard:
+def _card(model: Model, service: Service, gates: GateMetrics, keys: Keys) -> ModelCard:
     manifest, policies, registry = model.manifest, service.policies, service.registry
     own = policies.of(model)
     tables = registry.tables.get(model, NO_TABLES)
@@ -127,13 +135,13 @@ def _card(model: Model, service: Service, gates: GateMetrics) -> ModelCard:
         default_policy=own.default.policy.name,
         policies=[_offered(ranker) for ranker in own.by_name.values()],
         calibrations={task: each.method for task, each in calibrations if each.method != "none"},
-        policy_problem=policies.incompatible.get(manifest.name),
+        policy_problem=policies.incompatible.get(model.label),
         precision=manifest.precision,
         evaluation=manifest.evaluation,
         drift=_drift(service.drift.of(manifest.name)),
         score_url=f"/v1/models/{manifest.name}/score",
         tables=[table_state(registry, manifest.name, each) for each in tables.all],
-        example_request=example_request(model, tables=tables),
+        example_request=example_request(model, tables=tables, shows_users=not keys.are_required),
     )
 
 

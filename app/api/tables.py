@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import FoldState, TableRow, TableState
@@ -12,22 +12,29 @@ from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, Input
 from app.artifacts.model_tables import NO_TABLES, BoundTable
 from app.artifacts.tables.description import TableKind
-from app.errors import KeyNotFound, ModelNotFound, NotReady
+from app.errors import KeyNotFound, ModelNotFound, NotReady, Unauthorized
 from app.lifecycle.registry import Registry
+from app.scoring.keys import Keys
+from app.scoring.request_headers import read_headers
 
 
-def routes(registry: Registry) -> APIRouter:
-    """Return the routes over the tables of a registry's active versions."""
+def routes(registry: Registry, keys: Keys) -> APIRouter:
+    """Return the routes over the tables of a registry's active versions.
+
+    A row is data about a user or an item: it needs an API key where score calls do.
+    """
     router = APIRouter(prefix="/v1/models/{model}", tags=["models"])
-    found = problems(ModelNotFound, KeyNotFound, NotReady)
+    found = problems(Unauthorized, ModelNotFound, KeyNotFound, NotReady)
 
     # A key may have slashes, which arrive decoded.
     @router.get("/items/{key:path}", summary="One row of the items table", responses=found)
-    async def show_item(model: str, key: str) -> TableRow:
+    async def show_item(model: str, key: str, request: Request) -> TableRow:
+        keys.name_of(read_headers(request.scope["headers"]).get(b"authorization"))
         return _row(registry, model, "items", key)
 
     @router.get("/users/{key:path}", summary="One row of the users table", responses=found)
-    async def show_user(model: str, key: str) -> TableRow:
+    async def show_user(model: str, key: str, request: Request) -> TableRow:
+        keys.name_of(read_headers(request.scope["headers"]).get(b"authorization"))
         return _row(registry, model, "users", key)
 
     return router

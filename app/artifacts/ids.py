@@ -10,15 +10,15 @@ from weakref import WeakKeyDictionary
 
 from app.artifacts.columns import Columns
 from app.artifacts.encoding import Hashed, Id, Identity, Listed, Vocabularies
-from app.artifacts.loader import Model
+from app.artifacts.loader import Interface
 from app.artifacts.manifest import IdInput, IdListInput, Input
 
 LONGEST_LIST = 5
 
-_of_model: WeakKeyDictionary[Model, "Ids"] = WeakKeyDictionary()
+_of_model: WeakKeyDictionary[Interface, "Ids"] = WeakKeyDictionary()
 
 
-def ids_of(model: Model) -> "Ids":
+def ids_of(model: Interface) -> "Ids":
     """Return what maps rows of a model's embedding tables back to ids; made once per model."""
     found = _of_model.get(model)
     if found is None:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from pydantic import ValidationError
@@ -48,6 +49,36 @@ _HALF = frozenset((torch.bfloat16, torch.float16))
 _LEAST_CHECKED, _MOST_CHECKED = 256, 1024  # rows of a batch; a gate's product is never large
 
 logger = logging.getLogger(__name__)
+
+
+class Interface(Protocol):
+    """What requests to a version look like: a `Model`, or a version that is not loaded."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Describes the features."""
+
+    @property
+    def golden(self) -> Golden:
+        """Requests that the version accepts."""
+
+    @property
+    def vocabularies(self) -> Vocabularies:
+        """By feature."""
+
+    @property
+    def label(self) -> str:
+        """`name/version`, as in logs and metrics."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Unloaded:
+    """A version without its program: enough to read requests to it; see `read_unloaded`."""
+
+    manifest: Manifest
+    golden: Golden
+    vocabularies: Vocabularies
+    label: str
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -89,9 +120,7 @@ def load(artifact: Artifact, device: torch.device) -> Model:
 
 def _load(artifact: Artifact, device: torch.device) -> Model:
     manifest = read_manifest(artifact)
-    for name, digest in manifest.files.items():  # before anything large is read
-        with _open(artifact, name, digest):
-            pass
+    check_sizes(artifact, manifest)  # before anything large is read
     golden = Golden.from_bytes(bytes(_read_verified(artifact, GOLDEN, manifest)), manifest)
     content = _read_verified(artifact, PROGRAM, manifest)
     if EXPORTED in manifest.files:
@@ -126,6 +155,30 @@ def _checked(
         rows = padded_rows(max(_LEAST_CHECKED, min(program.large_from, _MOST_CHECKED)))
         difference = max(difference, golden.check_repeated(program, rows))
     return program, difference
+
+
+def check_sizes(artifact: Artifact, manifest: Manifest) -> None:
+    """Check that an artifact has the files of its manifest; their content is not read.
+
+    Raises:
+        ArtifactInvalid: a file is missing or has another size.
+        OSError: a file cannot be looked at now.
+    """
+    for name, digest in manifest.files.items():
+        with _open(artifact, name, digest):
+            pass
+
+
+def read_unloaded(artifact: Artifact, manifest: Manifest, *, with_vocabularies: bool) -> Unloaded:
+    """Read a version without its program: its golden examples and, if asked for, vocabularies.
+
+    Raises:
+        ArtifactInvalid: a file is missing, differs from the manifest, or is not what it should be.
+        OSError: a file cannot be read now.
+    """
+    golden = Golden.from_bytes(bytes(_read_verified(artifact, GOLDEN, manifest)), manifest)
+    vocabularies = load_vocabularies(artifact, manifest) if with_vocabularies else {}
+    return Unloaded(manifest, golden, vocabularies, str(artifact))
 
 
 def load_vocabularies(artifact: Artifact, manifest: Manifest) -> Vocabularies:

@@ -40,7 +40,10 @@ from app.artifacts.encoding import Identity
 from app.artifacts.manifest import DenseInput, IdListInput, Input, Manifest
 
 SUFFIX = ".parquet"
-NEEDS_PYARROW = "recorded traffic needs pyarrow: pip install -e '.[data]'"
+NEEDS_PYARROW = (
+    "recorded traffic needs pyarrow: pip install -e '.[data]'; an image has it if data is among "
+    "the EXTRAS that it is built with"
+)
 
 Ids = Mapping[str, Any]
 """By feature: the id (or list of ids) of the user, or a list with one entry per candidate."""

@@ -226,7 +226,8 @@ def _card(options: argparse.Namespace) -> Any:  # noqa: ANN401  (JSON)
         elif name not in names:
             raise WrongUsage(f'no model "{name}"{did_you_mean(name, names)} {known}')
         card = ask(f"{models}/{quote(name)}")
-        more = ask(f"{models}/{quote(name)}/example?candidates={EXAMPLE_CANDIDATES}")
+        example = f"{models}/{quote(name)}/example?candidates={EXAMPLE_CANDIDATES}"
+        more = ask(example, os.environ.get(KEY))  # with a key it has the key of a user
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise CannotConnect(f"{options.url}: {reason}") from None

@@ -25,7 +25,6 @@ from app.cli.settings_options import add_store, existing_store, store_of
 from app.cli.signals import importing
 from app.cli.traffic_changes import ask, server_url
 from app.errors import ExitCode
-from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.benchmarking.load import Plan
@@ -220,7 +219,7 @@ def measure(options: argparse.Namespace) -> Measured:
         cores=options.cores or lanes,
         is_gpu=is_gpu,
         max_batch_rows=cost["max_batch_rows"],
-        min_chunk_rows=Settings.model_fields["min_chunk_rows"].default,
+        min_chunk_rows=engine["min_chunk_rows"],
     )
     size = len(target.post.body)
     return Measured(target.name, replica, size, response_bytes, after.memory_bytes)

@@ -11,10 +11,12 @@ from app.cli.parser import Parser, WrongUsage
 from app.cli.signals import importing
 from app.cli.traffic_changes import add_model, chosen, traffic_of
 from app.errors import ArtifactInvalid, ExitCode
+from app.lifecycle.traffic import Traffic
 
 _DESCRIPTION = """\
 Remove the versions of a model except the newest N. The versions that traffic.toml names are never
-removed; while it says "latest", neither is the newest version that can be loaded."""
+removed. While it says "latest", neither is the newest version that a server can load and does not
+refuse as incompatible; refused versions below that one do not count, and are removed."""
 _EPILOG = """\
 exit codes: 0 done; 2 wrong usage or files
 
@@ -39,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     if options.keep < 1:
         raise WrongUsage("--keep must be 1 or more")
     versions = chosen(options)
-    kept = {each.version for each in versions[-options.keep :]} | _named(versions)
+    kept = _kept(versions, options.keep)
     for artifact in versions:
         if artifact.version in kept:
             continue
@@ -50,13 +52,32 @@ def run(options: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def _named(versions: list[Artifact]) -> set[int]:
-    """Return the versions that servers need, now or after a restart."""
+def _kept(versions: list[Artifact], newest: int) -> set[int]:
+    """Return the versions that stay: the newest ones, and what servers need, now or at a start."""
     traffic = traffic_of(versions)
-    named = set() if traffic.previous is None else {traffic.previous}
-    named |= {each.version for each in (traffic.canary, traffic.shadow) if each is not None}
+    kept = set() if traffic.previous is None else {traffic.previous}
+    kept |= {each.version for each in (traffic.canary, traffic.shadow) if each is not None}
     if traffic.active != "latest":
-        return named | {traffic.active}
+        return kept | {traffic.active} | {each.version for each in versions[-newest:]}
+    refused = _incompatible(versions, traffic)
+    serving = _newest_good([each for each in versions if each.version not in refused])
+    # A server that starts takes the oldest version for good: it must not be one that was refused.
+    counted = [each for each in versions if each.version > serving or each.version not in refused]
+    return kept | {serving} | {each.version for each in counted[-newest:]}
+
+
+def _incompatible(versions: list[Artifact], traffic: Traffic) -> set[int]:
+    """Return the versions that servers refuse, as far as their files show it."""
+    with importing():
+        from app.api.examples import example_request
+        from app.lifecycle.policies import Policies
+        from app.scoring.version_trial import VersionTrial
+    trial = VersionTrial(Policies(), example_request, None)
+    return {each.artifact.version for each in trial.incompatible(versions, traffic)}
+
+
+def _newest_good(versions: list[Artifact]) -> int:
+    """Return the newest version that can be loaded; 0 for none."""
     with importing():
         import torch
 
@@ -66,8 +87,8 @@ def _named(versions: list[Artifact]) -> set[int]:
             load(artifact, torch.device("cpu"))
         except (ArtifactInvalid, OSError):
             continue
-        return named | {artifact.version}
-    return named
+        return artifact.version
+    return 0
 
 
 def _remove(folder: Path) -> None:

@@ -105,7 +105,10 @@ def open_file(path: Path) -> TableFile:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise FileUnreadable("reading tables needs pyarrow: pip install -e '.[data]'") from None
+        raise FileUnreadable(
+            "reading tables needs pyarrow: pip install -e '.[data]'; an image has it if data is "
+            "among the EXTRAS that it is built with"
+        ) from None
     ending = Path(path.name.removesuffix(".gz")).suffix
     with _readable(path):
         if path.stat().st_size == 0:

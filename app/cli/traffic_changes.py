@@ -356,14 +356,16 @@ def _wait(
     return ExitCode.FAILED
 
 
-def ask(url: str) -> Any:  # noqa: ANN401  (JSON)
-    """Return the JSON document at a URL.
+def ask(url: str, key: str | None = None) -> Any:  # noqa: ANN401  (JSON)
+    """Return the JSON document at a URL, which is asked for with an API key if one is given.
 
     Raises:
         OSError: there is no response, or it is an error.
     """
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310
     try:
-        with urllib.request.urlopen(url, timeout=_ASK_TIMEOUT_S) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_ASK_TIMEOUT_S) as response:  # noqa: S310
             return json.loads(response.read())
     except urllib.error.HTTPError as error:
         raise OSError(f"status {error.code}") from None

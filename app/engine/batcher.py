@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -96,6 +96,7 @@ class Batcher:
             clock: the clock of deadlines (s). The loop's own `time` has the same zero, but under
                 uvloop only milliseconds.
         """
+        self.min_chunk_rows: Final = min_chunk_rows
         self._max_queue_rows = max_queue_rows
         self._metrics = metrics
         self._clock = clock

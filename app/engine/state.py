@@ -60,10 +60,19 @@ class LaneState:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """The engine at one moment: its queues and its lanes."""
+    """The engine at one moment: its queues and its lanes.
+
+    Attributes:
+        queued_rows: candidates that wait.
+        idle_lanes: lanes that run no batch.
+        min_chunk_rows: requests are not split into smaller chunks (a setting).
+        queues: one for each version that has one.
+        lanes: all of them.
+    """
 
     queued_rows: int
     idle_lanes: int
+    min_chunk_rows: int
     queues: list[QueueState]
     lanes: list[LaneState]
 
@@ -87,7 +96,7 @@ def engine_state(batcher: Batcher, lanes: Iterable[Lane], *, hang_s: float) -> E
     ]
     states = [_lane(lane, batcher, now, hang_s) for lane in lanes]
     idle = sum(state.model is None for state in states)
-    return EngineState(batcher.queues.rows, idle, queues, states)
+    return EngineState(batcher.queues.rows, idle, batcher.min_chunk_rows, queues, states)
 
 
 def _lane(lane: Lane, batcher: Batcher, now: float, hang_s: float) -> LaneState:

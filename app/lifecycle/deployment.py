@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol, TypeVar
 
 import torch
 
@@ -34,6 +34,8 @@ from app.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 @dataclass(slots=True)
 class _Refusal:
@@ -53,6 +55,22 @@ class _Refusal:
     circumstances: object = None
 
 
+class Incompatible(NamedTuple):
+    """A version that must not serve, as files show before any program is loaded.
+
+    Attributes:
+        artifact: the version.
+        fingerprint: its files when they were read.
+        before: the version that would be active instead.
+        reason: why requests to that one would fail.
+    """
+
+    artifact: Artifact
+    fingerprint: Fingerprint
+    before: int
+    reason: str
+
+
 class Trial(Protocol):
     """Examines versions; its methods may run on any thread. See `app.scoring.version_trial`."""
 
@@ -62,6 +80,9 @@ class Trial(Protocol):
 
     def incompatibility(self, active: Model, model: Model) -> str:
         """Return why requests to the active version would fail with another one, or nothing."""
+
+    def incompatible(self, versions: Sequence[Artifact], traffic: Traffic) -> list[Incompatible]:
+        """Return the versions that would have been refused if a server had seen each arrive."""
 
     def recorded(self, model: Model) -> list[RequestFeatures]:
         """Return features of recorded requests that a version accepts."""
@@ -131,6 +152,7 @@ class Deployment:
         listing = await self._scan()
         self._report_ignored(listing.ignored)
         self._forget_all_but(listing.artifacts)
+        self._traffic.forget_all_but({artifact.model for artifact in listing.artifacts})
         for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
             await self._traffic.read(name)
             await self._tables.refresh(name)
@@ -481,19 +503,42 @@ class Deployment:
         name = versions[0].model
         active = self._registry.active_version(name)
         traffic = self._traffic.of(name)
-        if not active and traffic is not None and traffic.replay is not None:
-            # The newest one is compared with the one before, as it was when it was published.
-            # Otherwise a version that was refused would serve after a restart.
-            await self._activate_first(versions[:-1])
+        if not active and traffic is not None:
+            # A version that a running server refused must not serve because another one starts.
+            found = await self._incompatible(versions, traffic)
+            bad = {each.artifact for each in found}
+            good = [each for each in versions if each not in bad]
+            # A replay compares the newest one with the one before, which is loaded for it.
+            await self._activate_first(good if traffic.replay is None else good[:-1])
             active = self._registry.active_version(name)
+            for each in found:
+                if each.before == active and each.artifact.version > active:
+                    now = self._circumstances(name)
+                    self._refuse(each.artifact, each.fingerprint, each.reason, now)
         for artifact in reversed(versions):
             if artifact.version <= active:
                 return
             if await self._try(artifact):
                 return
 
+    async def _incompatible(
+        self, versions: Sequence[Artifact], traffic: Traffic
+    ) -> list[Incompatible]:
+        """Return the versions of a model that must not serve; see `Trial.incompatible`."""
+        if self._trial is None or len(versions) < 2 or traffic.accept_incompatible is True:
+            return []
+        compare = partial(self._trial.incompatible, versions, traffic)
+        try:
+            found = await self._off_the_loop(compare)
+        except Exception:
+            logger.exception("versions of model %s could not be compared", versions[0].model)
+            return []
+        return [
+            each._replace(reason=_with_remedy(each.reason, each.artifact.version)) for each in found
+        ]
+
     async def _activate_first(self, versions: Sequence[Artifact]) -> None:
-        """Activate the newest of these versions that can be loaded."""
+        """Activate the newest of these versions that can be loaded, or none."""
         for artifact in reversed(versions):
             if await self._try(artifact):
                 return
@@ -566,10 +611,11 @@ class Deployment:
         trial = self._trial
         assert trial is not None
         try:
-            if not traffic.accept_incompatible:
+            before, version = active.manifest.version, model.manifest.version
+            if not traffic.accepts_incompatible(version, before):
                 check = partial(trial.incompatibility, active, model)
                 if problem := await self._background.run(check):
-                    return f"{problem} ({TRAFFIC}: accept_incompatible = true lets it serve)"
+                    return _with_remedy(problem, version)
             if traffic.replay is None:
                 return ""
             is_good, summary = await self._background.run(
@@ -641,9 +687,13 @@ class Deployment:
             self._registry.refuse(artifact, refusal.reason)
 
     async def _load_in_thread(self, artifact: Artifact) -> Model:
+        return await self._off_the_loop(partial(load, artifact, self._device))
+
+    async def _off_the_loop(self, call: Callable[[], T]) -> T:
+        """Run a call on a thread, which gives way to the lanes once something is served."""
         if self._registry.has_started:
-            return await self._background.run(partial(load, artifact, self._device))
-        return await asyncio.to_thread(load, artifact, self._device)
+            return await self._background.run(call)
+        return await asyncio.to_thread(call)
 
     async def _warm_up(self, model: Model) -> None:
         """Warm a version up, with recorded requests too if there are any."""
@@ -661,6 +711,10 @@ class Deployment:
     async def _warm_up_folded(self, model: Model, table: Table) -> None:
         is_beside = self._registry.has_started
         await self._warm_ups.run_folded(model, table, beside_requests=is_beside)
+
+
+def _with_remedy(reason: str, version: int) -> str:
+    return f"{reason} ({TRAFFIC}: accept_incompatible = {version} lets it serve)"
 
 
 def _os_reason(error: OSError) -> str:

@@ -28,7 +28,8 @@ class Policies:
     Attributes:
         active: the active policy set.
         refused: what is wrong with the file as it is now, if it was refused.
-        incompatible: why the set is not used for a model that was activated after it, by model.
+        incompatible: why the set is not used for a version that was activated after it, by
+            `name/version`.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class Policies:
     def forget(self, model: Model) -> None:
         """Drop the policies of a version that is no longer loaded."""
         self._compiled.pop((model.manifest.name, model.manifest.version), None)
+        self.incompatible.pop(model.label, None)
 
     def activate(self, policies: PolicySet, models: Iterable[Model]) -> None:
         """Activate a policy set, if it fits the active models.
@@ -79,11 +81,11 @@ class Policies:
 
     def _compile(self, model: Model) -> ModelPolicies:
         traits = model.manifest.traits
-        self.incompatible.pop(traits.name, None)
+        self.incompatible.pop(model.label, None)
         try:
             return self.active.policies_for(traits)
         except PoliciesInvalid as error:
-            self.incompatible[traits.name] = str(error)
+            self.incompatible[model.label] = str(error)
             logger.error("model %s: the policy set does not fit it: %s", model, error)  # noqa: TRY400
             return NO_POLICIES.policies_for(traits)
 

@@ -27,9 +27,10 @@
     mean_ratio = 1.2     # of each task's mean score, between 1 / 1.2 and 1.2
     cpu_ratio = 1.5      # CPU time per candidate, as a multiple of the active version's, at most
 
-`accept_incompatible = true` lets a new version serve that does not accept the active version's
-example request, or that the policies file does not fit. `[replay]` and this check are for versions
-above the active one: a return to an older version is never refused by them.
+`accept_incompatible = 8` lets version 8 serve although it does not accept the active version's
+example request, or the policies file does not fit it; `true` lets every version. `[replay]` and
+this check are for versions above the active one: a return to an older version is never refused by
+them.
 
 Without a file, `active` is "latest" and `keep` is 1. A file applies as a whole or not at all.
 """
@@ -39,7 +40,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -119,7 +120,8 @@ class Traffic(BaseModel):
         shadow: the version that scores a share of it without answering.
         replay: the gates that a new version must pass on recorded traffic.
         accept_incompatible: whether a new version may serve that does not accept the requests or
-            the policies of the active one.
+            the policies of the active one; a number means that version, and those after it
+            instead of one before it.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -127,7 +129,7 @@ class Traffic(BaseModel):
     active: Literal["latest"] | int = "latest"
     keep: int = Field(default=1, ge=0, le=MAX_KEEP)
     previous: int | None = Field(default=None, ge=1, le=LARGEST_VERSION)
-    accept_incompatible: bool = False
+    accept_incompatible: bool | Annotated[int, Field(ge=1, le=LARGEST_VERSION)] = False
     canary: CanarySettings | None = None
     shadow: ShadowSettings | None = None
     replay: ReplaySettings | None = None
@@ -176,10 +178,15 @@ class Traffic(BaseModel):
             return cls()
         return cls.parse(content)
 
+    def accepts_incompatible(self, version: int, before: int) -> bool:
+        """Whether a version need not accept what callers send to an older one, `before`."""
+        given = self.accept_incompatible
+        return given is True or before < given <= version
+
     def to_toml(self) -> str:
         """Return the file's content."""
         document = self.model_dump(exclude_none=True, by_alias=True)
-        if not self.accept_incompatible:
+        if self.accept_incompatible is False:
             del document["accept_incompatible"]
         return _toml(document)
 

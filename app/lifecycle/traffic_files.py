@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from app.errors import ConfigurationInvalid
@@ -46,7 +47,7 @@ class TrafficFiles:
             logger.error(  # noqa: TRY400
                 "%s/%s cannot be used, the previous one stays: %s", model, TRAFFIC, error
             )
-            self._metrics.reloaded(_WATCHED, succeeded=False)
+            self._metrics.reloaded(_WATCHED, succeeded=False)  # one wrong file is enough
             text = f"{model}/{TRAFFIC} cannot be used, the previous one stays: {error}"
             self._metrics.events.add("file", text, is_problem=True)
             return self.of(model)
@@ -54,9 +55,18 @@ class TrafficFiles:
         self._registry.traffic_problems.pop(model, None)
         if content is not None or not is_first:
             logger.info("%s/%s: %s", model, TRAFFIC, _summary(traffic))
-            self._metrics.reloaded(_WATCHED, succeeded=True)
+            all_good = not self._registry.traffic_problems
+            self._metrics.reloaded(_WATCHED, succeeded=True, all_good=all_good)
             self._metrics.events.add("file", f"{model}/{TRAFFIC}: {_summary(traffic)}")
         return traffic
+
+    def forget_all_but(self, models: Collection[str]) -> None:
+        """Forget what is wrong with the files of models that the store does not have any more."""
+        problems = self._registry.traffic_problems
+        if gone := problems.keys() - set(models):
+            for model in gone:
+                del problems[model], self._seen[model]
+            self._metrics.show_reloaded(_WATCHED, all_good=not problems)
 
 
 def _read(path: Path) -> tuple[bytes | str | None, bytes | str]:

@@ -95,7 +95,8 @@ def span_recorder(
     except ModuleNotFoundError as error:
         raise ConfigurationInvalid(
             f"{asking} is set, but the Python package {error.name} is not installed: "
-            f"pip install -e '.[otel]', or set {_DISABLED}=true"
+            f"pip install -e '.[otel]', or set {_DISABLED}=true; an image has it if otel is among "
+            "the EXTRAS that it is built with"
         ) from error
     except ValueError as error:  # a variable of the SDK's own
         raise ConfigurationInvalid(f"OTEL_…: {error}") from error

@@ -2,24 +2,35 @@
 
 It must accept what callers send to the active version, and fit the server's policies. Recorded
 requests warm it up, and show how far its scores and its order are from the active version's.
+
+A server that starts serves what running ones serve: it compares the versions of the store one after
+the other, as they were compared when they arrived. Their manifests are enough where the features
+stay the same.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from app.artifacts.loader import Model
+from app.artifacts.encoding import Listed
+from app.artifacts.loader import Interface, Model, check_sizes, read_manifest, read_unloaded
+from app.artifacts.manifest import DenseInput, IdListInput, Manifest
+from app.artifacts.store import Artifact
 from app.artifacts.traffic_log import RecordedRequest, TrafficLog
 from app.engine.request import RequestFeatures
-from app.errors import GatehouseError, PoliciesInvalid
+from app.errors import ArtifactInvalid, GatehouseError, PoliciesInvalid
+from app.lifecycle.deployment import Incompatible
 from app.lifecycle.policies import Policies
-from app.lifecycle.traffic import ReplaySettings
+from app.lifecycle.traffic import ReplaySettings, Traffic
+from app.protocol.features import encode
+from app.protocol.validation import ValidationReport
 from app.ranking.policies import NO_POLICIES
 from app.scoring.replay import MIN_REQUESTS, Contender, replay
 
 WARM_UP_REQUESTS = 16
+_MOST_CANDIDATES = 65536
 _LONGEST_PAUSE_S = 0.1
 
 
@@ -36,7 +47,7 @@ class VersionTrial:
     def __init__(
         self,
         policies: Policies,
-        example_of: Callable[[Model], dict[str, Any]],
+        example_of: Callable[[Interface], dict[str, Any]],
         folder: Path | None,
     ) -> None:
         """Examine with the policies that are active at that time.
@@ -55,17 +66,65 @@ class VersionTrial:
         """The version of the policies that a version must fit."""
         return self._policies.active.version
 
-    def incompatibility(self, active: Model, model: Model) -> str:
+    def incompatibility(self, active: Interface, model: Interface) -> str:
         """Return why requests to the active version would fail with another one, or nothing."""
+        return self._misfit(model.manifest) or _rejection(self._example_of(active), active, model)
+
+    def _misfit(self, manifest: Manifest) -> str:
         try:
-            policies = self._policies.active.policies_for(model.manifest.traits)
+            self._policies.active.policies_for(manifest.traits)
         except PoliciesInvalid as error:
             return f"the policies file does not fit it: {error}"
-        try:
-            Contender(model, policies).read(self._example_of(active))
-        except GatehouseError as error:
-            return f"it does not accept the example request of {active}: {error}"
         return ""
+
+    def incompatible(self, versions: Sequence[Artifact], traffic: Traffic) -> list[Incompatible]:
+        """Return the versions that would have been refused if a server had seen each arrive.
+
+        No program is loaded: each version costs the read of its manifest, and the encoding of one
+        request where its features differ. A version whose files are incomplete is passed over:
+        loading it says what is wrong.
+
+        Args:
+            versions: of one model, all that the store has, ascending. The oldest is taken for good.
+            traffic: what the model's traffic file says now.
+        """
+        found: list[Incompatible] = []
+        active: tuple[Artifact, Manifest] | None = None
+        for artifact in versions:
+            try:
+                fingerprint = artifact.fingerprint()
+                manifest = read_manifest(artifact)
+                check_sizes(artifact, manifest)
+                reason = ""
+                if active is not None and not traffic.accepts_incompatible(
+                    artifact.version, active[0].version
+                ):
+                    reason = self._misfit(manifest) or self._refusal(*active, artifact, manifest)
+            except (ArtifactInvalid, OSError):
+                continue
+            if reason and active is not None:
+                found.append(Incompatible(artifact, fingerprint, active[0].version, reason))
+            else:
+                active = artifact, manifest
+        return found
+
+    def _refusal(
+        self, active: Artifact, before: Manifest, artifact: Artifact, after: Manifest
+    ) -> str:
+        """Return why a version does not accept the example request of another one, or nothing."""
+        is_same = before.inputs == after.inputs
+        names = after.vocabulary_files
+        if is_same and all(before.files[each] == after.files[each] for each in names):
+            return ""
+        needs_ids = _needs_ids(before, after)
+        if is_same and not needs_ids:
+            return ""
+        try:
+            old = read_unloaded(active, before, with_vocabularies=needs_ids)
+        except (ArtifactInvalid, OSError):  # it cannot serve either
+            return ""
+        new = read_unloaded(artifact, after, with_vocabularies=needs_ids)
+        return _rejection(self._example_of(old), old, new)
 
     def recorded(self, model: Model) -> list[RequestFeatures]:
         """Return features of recorded requests that a version accepts: to warm it up.
@@ -114,6 +173,43 @@ class VersionTrial:
     def _requests(self, name: str) -> Iterator[RecordedRequest]:
         if self._folder is not None:
             yield from TrafficLog(self._folder, name).requests()
+
+
+def _rejection(example: dict[str, Any], active: Interface, model: Interface) -> str:
+    """Return why a version does not accept the example request of the active one, or nothing."""
+    report = ValidationReport()
+    try:
+        encode(
+            model.manifest,
+            example["user"],
+            example["candidates"],
+            report,
+            max_candidates=_MOST_CANDIDATES,
+            vocabularies=model.vocabularies,
+        )
+        report.raise_any()
+    except GatehouseError as error:
+        return f"it does not accept the example request of {active.label}: {error}"
+    return ""
+
+
+def _needs_ids(before: Manifest, after: Manifest) -> bool:
+    """Whether the ids of an example matter: else made-up ones are accepted as they are.
+
+    Vocabularies can be large, and are read only then.
+    """
+    encodings = {
+        each.name: each.encoding for each in before.inputs if not isinstance(each, DenseInput)
+    }
+    for each in after.inputs:
+        if isinstance(each, DenseInput):
+            continue
+        if encodings.get(each.name, each.encoding) != each.encoding:
+            return True
+        has_no_row = isinstance(each, IdListInput) and each.reserves_padding
+        if isinstance(each.encoding, Listed) and (each.unknown == "reject" or has_no_row):
+            return True
+    return False
 
 
 def _slowly(recorded: Iterator[RecordedRequest]) -> Iterator[RecordedRequest]:

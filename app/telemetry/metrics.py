@@ -278,10 +278,14 @@ class Metrics:
             self._reloads.labels(file, result)
         self._reload_successful.labels(file).set(1)
 
-    def reloaded(self, file: str, *, succeeded: bool) -> None:
-        """Count a reload of a file."""
+    def reloaded(self, file: str, *, succeeded: bool, all_good: bool | None = None) -> None:
+        """Count a reload of a file; if several have the same label, `all_good` is about them."""
         self._reloads.labels(file, "succeeded" if succeeded else "failed").inc()
-        self._reload_successful.labels(file).set(succeeded)
+        self.show_reloaded(file, all_good=succeeded if all_good is None else all_good)
+
+    def show_reloaded(self, file: str, *, all_good: bool) -> None:
+        """Show whether the content that files of this label have now is in use."""
+        self._reload_successful.labels(file).set(all_good)
 
     def watch_device_memory(self, reads: Mapping[str, Callable[[], float]]) -> None:
         """Export the memory of the device (bytes), by kind; each is read at each scrape."""

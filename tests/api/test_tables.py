@@ -14,6 +14,8 @@ from tests.support.artifacts import corrupt
 from tests.support.model_tables import change_rows, publish_rows, random_rows
 
 KEYS = [7, 3, 11, 5]
+SECRET = "s" * 20
+KEY = {"authorization": f"Bearer {SECRET}"}
 
 
 @pytest.fixture
@@ -152,6 +154,71 @@ async def test_model_without_a_table_says_so(client):
     got = await client.get("/v1/models/tiny/items/7")
     assert got.status_code == 404
     assert got.json()["detail"] == 'model "tiny" has no table of items'
+
+
+@pytest.fixture
+async def guarded(folder, manifest):
+    """As `served`, with an API key, and users whose keys look like nothing else."""
+    publish_rows(folder, manifest, "items", "item_id", random_rows(manifest, "items", KEYS))
+    publish_rows(
+        folder, manifest, "users", "user_id", random_rows(manifest, "users", [271828182, 314159265])
+    )
+    settings = {"store": folder, "lanes": 1, "request_timeout_ms": 30_000, "keys": f"a:{SECRET}"}
+    async with gatehouse(Settings.model_validate(settings)) as parts:
+        await parts.start()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+            yield client
+
+
+@pytest.mark.parametrize("path", ["items/7", "users/271828182", "users/1", "items/none"])
+async def test_row_needs_a_key_where_score_calls_need_one(guarded, path):
+    url = f"/v1/models/tiny/{path}"
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {SECRET}"}):
+        got = await guarded.get(url, headers=headers)
+        assert (got.status_code, got.json()["type"]) == (401, "/problems/unauthorized")
+        assert got.headers["www-authenticate"].startswith("Bearer")
+        assert (await guarded.head(url, headers=headers)).status_code == 401
+    got = await guarded.get(url, headers=KEY)
+    assert got.status_code == (200 if path in ("items/7", "users/271828182") else 404)
+
+
+async def test_no_answer_without_a_key_has_the_key_of_a_user(guarded):
+    for path in (
+        "/",
+        "/openapi.json",
+        "/console",
+        "/metrics",
+        *("/v1/models", "/v1/models/tiny", "/v1/models/tiny/example", "/v1/engine", "/v1/events"),
+        *("/v2/models/tiny", "/v2/models/tiny/config", "/v2/models/tiny/stats"),
+    ):
+        got = await guarded.get(path)
+        assert got.status_code == 200, path
+        assert "271828182" not in got.text, path
+        assert "314159265" not in got.text, path
+
+
+async def test_example_without_the_key_of_a_user_is_answered(guarded):
+    shown = (await guarded.get("/v1/models/tiny/example")).json()
+    card = (await guarded.get("/v1/models/tiny")).json()
+    assert card["example_request"] == shown
+    assert shown["candidates"] == [7, 3, 11]
+    assert shown["user"]["user_id"] == 0
+    got = await guarded.post("/v1/models/tiny/score", json=shown, headers=KEY)
+    assert got.status_code == 200
+    document = (await guarded.get("/openapi.json")).json()
+    for path in ("/v1/models/{model}/score", "/v2/models/{model}/infer"):
+        body = document["paths"][path]["post"]["requestBody"]["content"]
+        example = body["application/json"]["examples"]["tiny"]["value"]
+        got = await guarded.post(path.format(model="tiny"), json=example, headers=KEY)
+        assert got.status_code == 200
+
+
+async def test_caller_with_a_key_gets_the_short_example(guarded):
+    path = "/v1/models/tiny/example"
+    assert (await guarded.get(path, headers=KEY)).json()["user"] == 271828182
+    wrong = {"authorization": "Bearer wrong"}
+    assert (await guarded.get(path, headers=wrong)).status_code == 401
 
 
 async def test_models_show_tables_and_refusals(served, folder, manifest):

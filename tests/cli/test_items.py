@@ -432,7 +432,10 @@ def test_help_names_the_kind(capsys):
 def test_without_pyarrow_the_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     message = run(capsys, "publish", items(GOOD), code=ExitCode.USAGE)
-    assert message == "reading tables needs pyarrow: pip install -e '.[data]'\n"
+    assert message == (
+        "reading tables needs pyarrow: pip install -e '.[data]'; an image has it if data is among "
+        "the EXTRAS that it is built with\n"
+    )
 
 
 def test_the_commands_of_the_operators_guide_work(store, capsys):
@@ -473,6 +476,7 @@ def test_a_killed_publish_leaves_nothing_that_serves(store, capsys):
 @pytest.mark.slow
 def test_publish_waits_until_a_server_serves_from_the_table_or_refuses_it(store, tmp_path, capsys):
     with_vocabulary(store, ["apple", "pear"])
+    (store / "feed" / "traffic.toml").write_text("accept_incompatible = 2")
     fruit = items("item,quality\napple,1 2\npear,3 4\n")
     delta = items("item,quality\npear,5 6\n", "delta.csv")
     numbers = items(GOOD, "numbers.csv")

@@ -13,13 +13,14 @@ import tomllib
 import httpx
 import pytest
 
+from app.artifacts.manifest import DenseInput
 from app.artifacts.store import Store
 from app.cli.main import main
 from app.errors import ExitCode
 from app.settings import Settings
 from tests import REPOSITORY
 from tests.support.artifacts import add_version, corrupt
-from tests.support.builders import published
+from tests.support.builders import INPUTS, published
 from tests.support.server import clean_environment, running_server
 
 
@@ -266,6 +267,23 @@ def test_prune_keeps_the_newest_version_that_can_be_loaded(store):
         corrupt(store / "feed" / str(version) / "model.ts")
     assert main(["prune", "--keep", "1"]) == ExitCode.OK
     assert Store(store).versions("feed") == [1, 3]
+
+
+def test_prune_keeps_the_version_that_serves_while_a_newer_one_is_refused(store):
+    published(store, inputs=(*INPUTS, DenseInput(name="mood", side="user")))
+    assert main(["prune", "--keep", "1"]) == ExitCode.OK
+    assert Store(store).versions("feed") == [3, 4]
+    (store / "feed" / "traffic.toml").write_text("accept_incompatible = 4")
+    assert main(["prune", "--keep", "1"]) == ExitCode.OK
+    assert Store(store).versions("feed") == [4]
+
+
+def test_prune_does_not_leave_a_refused_version_as_the_oldest(store):
+    published(store, inputs=(*INPUTS, DenseInput(name="mood", side="user")))
+    for _ in range(2):
+        published(store)
+    assert main(["prune", "--keep", "3"]) == ExitCode.OK
+    assert Store(store).versions("feed") == [3, 5, 6]
 
 
 def test_a_running_server_follows_a_rollback_and_keeps_to_it_after_a_restart(

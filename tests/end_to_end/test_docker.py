@@ -155,7 +155,8 @@ def test_base_image_has_a_supported_python_version(image):
 def test_change_of_the_sources_does_not_install_the_dependencies_again(image):
     build = image.stages[1]
     locks, *later = [i for i, each in enumerate(build) if each.is_from_context]
-    assert build[locks].words[:-1] == ["requirements.lock", "requirements-torch.lock"]
+    extras = [f"requirements-{extra}.lock" for extra in default_extras(image)]
+    assert build[locks].words[:-1] == ["requirements.lock", "requirements-torch.lock", *extras]
     runs = "\n".join(each.text for each in build[locks : later[0]] if each.name == "RUN")
     assert "pip install --no-deps --require-hashes --requirement requirements.lock" in runs
     assert "--requirement requirements-torch.lock" in runs
@@ -210,7 +211,7 @@ def test_no_package_index_is_named_in_the_file_or_kept_in_the_final_image(image)
     arguments = {each.text for stage in image.stages for each in stage if each.name == "ARG"}
     indexes = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"}
     indexes |= {"TORCH_INDEX"} if image is CPU else set()
-    assert arguments == indexes | {"REVISION=unknown", "CREATED=unknown"}
+    assert arguments == indexes | {'EXTRAS="data otel"', "REVISION=unknown", "CREATED=unknown"}
     assert indexes.isdisjoint(each.text for each in image.stages[-1] if each.name == "ARG")
     assert "://" not in image.file.read_text()
 
@@ -259,6 +260,58 @@ def test_cpu_image_installs_torch_from_an_index_of_cpu_wheels(tmp_path, index, e
     assert [line for line in ran if not line.startswith("python")] == expected
     [check] = [line for line in ran if line.startswith("python -c")]
     assert "assert not torch.version.cuda" in check
+
+
+def default_extras(of: Image) -> list[str]:
+    """Return the extras that an image has if the build argument is not given."""
+    (argument,) = [each.words[0] for each in of.stages[1] if each.text.startswith("EXTRAS=")]
+    return argument.removeprefix("EXTRAS=").split()
+
+
+@pytest.mark.parametrize("extras", ["data otel", "otel", ""])
+def test_image_installs_the_extras_of_the_build_argument_from_their_locks(image, tmp_path, extras):
+    (command,) = [each.text for each in image.stages[1] if "$EXTRAS" in each.text]
+    log = tmp_path / "log"
+    log.touch()
+    program = tmp_path / "pip"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {log}\n! grep -q unknown {log}\n')
+    program.chmod(0o755)
+
+    def build(extras: str) -> int:
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "EXTRAS": extras}
+        return subprocess.run(["/bin/sh", "-ec", command], env=environment, check=False).returncode
+
+    assert build(extras) == 0
+    install = "install --no-deps --require-hashes --requirement"
+    assert log.read_text().splitlines() == [
+        f"{install} requirements-{extra}.lock" for extra in extras.split()
+    ]
+    assert build("unknown data") != 0
+
+
+def test_image_has_the_extras_of_the_project_that_serving_can_use(image):
+    assert set(default_extras(image)) <= set(project()["optional-dependencies"])
+
+
+def test_demo_of_the_image_is_that_of_the_makefile(image):
+    """`make demo` and the images serve the same model from the same tables."""
+    (recipe,) = re.findall(
+        r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE
+    )
+    for old, new in (
+        ("$(BIN)/python", "python"),
+        ("$(BIN)/gatehouse", "python -m app"),
+        ('"$(GATEHOUSE_STORE)"', image.environment()["GATEHOUSE_STORE"]),
+    ):
+        recipe = recipe.replace(old, new)
+    demo = image.stages[2]
+    assert demo[0].text.endswith(" AS demo")
+    commands = " && ".join(each.text for each in demo if each.name == "RUN").split("&&")
+    made = [each.strip().removesuffix(" --quiet") for each in commands if "python" in each]
+    assert made == [line.strip() for line in recipe.strip().splitlines()]
+    # Publishing needs pyarrow, also in an image without the extra, and a store.
+    assert any("requirements-data.lock" in each for each in commands)
+    assert "GATEHOUSE_STORE=/store" in [each.text for each in demo if each.name == "ENV"]
 
 
 def test_labels_match_the_project_metadata(image):

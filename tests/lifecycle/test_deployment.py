@@ -30,7 +30,7 @@ from app.main import gatehouse
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from tests.support.artifacts import add_version, corrupt
-from tests.support.builders import CPU
+from tests.support.builders import CPU, published
 
 
 @pytest.fixture
@@ -421,6 +421,36 @@ async def test_a_wrong_traffic_file_changes_nothing_and_is_reported_once(folder,
         (folder / "tiny" / "traffic.toml").unlink()
         await parts.deployment.refresh()
         assert roles(parts) == {2: "active", 1: "previous"}
+        assert parts.service.registry.traffic_problems == {}
+        assert gauge(parts, "reload_successful", file="traffic") == 1
+
+
+async def test_wrong_traffic_file_of_one_model_shows_while_another_one_is_good(folder):
+    published(folder, name="other")
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        (folder / "other" / "traffic.toml").write_text("aktive = 1")
+        await parts.deployment.refresh()
+        assert gauge(parts, "reload_successful", file="traffic") == 0
+        for keep in (0, 2):
+            traffic(folder, f"keep = {keep}")
+            await parts.deployment.refresh()
+            assert parts.service.registry.traffic["tiny"].keep == keep
+            assert gauge(parts, "reload_successful", file="traffic") == 0
+        (folder / "other" / "traffic.toml").write_text("active = 1")
+        await parts.deployment.refresh()
+        assert gauge(parts, "reload_successful", file="traffic") == 1
+
+
+async def test_wrong_traffic_file_of_a_model_that_is_removed_is_forgotten(folder):
+    published(folder, name="other")
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        (folder / "other" / "traffic.toml").write_text("aktive = 1")
+        await parts.deployment.refresh()
+        assert gauge(parts, "reload_successful", file="traffic") == 0
+        shutil.rmtree(folder / "other")
+        await parts.deployment.refresh()
         assert parts.service.registry.traffic_problems == {}
         assert gauge(parts, "reload_successful", file="traffic") == 1
 

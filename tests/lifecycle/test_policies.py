@@ -9,11 +9,14 @@ import httpx
 import pytest
 
 from app.errors import ConfigurationInvalid
+from app.lifecycle.policies import Policies
 from app.main import Gatehouse, gatehouse
+from app.ranking.policies import PolicySet
 from app.server.file_watcher import FileWatcher
 from app.settings import Settings
 from tests.scoring.test_score import SCORE
 from tests.support.artifacts import add_version
+from tests.support.builders import description, model
 
 
 def policies(weight: float, *, more: str = "") -> str:
@@ -263,3 +266,18 @@ async def test_a_pipe_in_place_of_the_file_is_refused_without_waiting(tmp_path, 
     async with gatehouse(Settings(store=store.folder, lanes=1, policies=path)) as parts:
         with pytest.raises(ConfigurationInvalid, match="cannot be read: not a regular file"):
             await parts.start()
+
+
+def test_problem_of_a_version_stays_while_another_version_fits(tmp_path):
+    policies = Policies()
+    home = b'[policy.home]\nmodels = ["feed"]\nweights = { dwell = 1.0 }\n'
+    policies.activate(PolicySet.parse(home), [])
+    tasks = description().tasks
+    renamed = (tasks[0], tasks[1].model_copy(update={"name": "watch"}))
+    other = model(tmp_path, tasks=renamed, ranking={"weights": {"click": 1.0}})
+    fitting = model(tmp_path)
+    policies.of(other)
+    policies.of(fitting)
+    assert list(policies.incompatible) == ["feed/1"]
+    policies.forget(other)
+    assert policies.incompatible == {}

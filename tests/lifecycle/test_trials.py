@@ -1,17 +1,25 @@
 """A new version is examined before it serves: compatible, and near enough on recorded traffic."""
 
 import httpx
+import numpy as np
 import pytest
 
-from app.artifacts.manifest import DenseInput
+from app.artifacts.columns import ModelInputs
+from app.artifacts.encoding import Listed, write_vocabulary
+from app.artifacts.loader import load
+from app.artifacts.manifest import DenseInput, IdInput
+from app.artifacts.publish import publish
+from app.artifacts.store import PROGRAM, Store
+from app.lifecycle import deployment
 from app.main import gatehouse
 from app.scoring.version_trial import VersionTrial
 from app.settings import Settings
-from tests.support.builders import INPUTS, published
+from tests.support.builders import INPUTS, Request, batch, description, published, scripted
 from tests.support.traffic import Reversed, record_of, write_log
 
 NEW = (*INPUTS, DenseInput(name="mood", side="user"))
 WITH_DEFAULT = (*INPUTS, DenseInput(name="mood", side="user", default=(0.5,)))
+OTHER = (*INPUTS, DenseInput(name="tempo", side="user"))
 GATE = 'active = "latest"\n[replay]\nrequests = 40\nkendall_tau = 0.9\n'
 
 
@@ -54,7 +62,7 @@ async def test_version_that_needs_a_new_feature_is_refused_unless_it_may_serve(f
         assert roles(parts) == {1: "active"}
         assert refused(parts) == {
             "feed/2": "it does not accept the example request of feed/1: /user/mood: required "
-            "feature is missing (traffic.toml: accept_incompatible = true lets it serve)"
+            "feature is missing (traffic.toml: accept_incompatible = 2 lets it serve)"
         }
         assert caplog.text.count("artifact feed/2 is refused") == 1
         traffic(folder, "accept_incompatible = true")
@@ -222,3 +230,124 @@ async def test_version_that_was_refused_is_refused_after_a_restart(folder, log):
     async with serving(folder, record=log, record_share=0) as parts:
         await parts.deployment.refresh()
         assert roles(parts) == {2: "active", 1: "previous"}  # the canary must pass, too
+
+
+@pytest.mark.parametrize(
+    ("arriving", "expected"),
+    [
+        ([NEW], 1),
+        ([NEW, NEW], 1),  # the second is like the first, which nobody serves
+        ([NEW, WITH_DEFAULT], 3),
+        ([WITH_DEFAULT, OTHER], 2),
+        ([NEW, OTHER, INPUTS], 4),
+    ],
+)
+async def test_server_that_starts_serves_what_a_running_one_serves(
+    folder, monkeypatch, arriving, expected
+):
+    loaded = []
+
+    def counting(artifact, device):
+        loaded.append(artifact.version)
+        return load(artifact, device)
+
+    async with serving(folder) as running:
+        await running.deployment.refresh()
+        for inputs in arriving:
+            published(folder, inputs=inputs)
+            await running.deployment.refresh()
+        monkeypatch.setattr(deployment, "load", counting)
+        async with serving(folder) as started:
+            for _ in range(2):
+                await started.deployment.refresh()
+            assert roles(running)[expected] == "active"
+            assert roles(started) == {expected: "active"}
+            assert loaded == [expected]
+            newer = {each for each in refused(running) if int(each.split("/")[1]) > expected}
+            assert refused(started) == {each: refused(running)[each] for each in newer}
+            assert len(newer) == len(arriving) + 1 - expected
+
+
+async def test_version_that_started_servers_refuse_serves_once_it_may(folder):
+    published(folder, inputs=NEW)
+    async with serving(folder) as parts:
+        await parts.deployment.refresh()
+        assert roles(parts) == {1: "active"}
+        assert "accept_incompatible = 2 lets it serve" in refused(parts)["feed/2"]
+        traffic(folder, "accept_incompatible = 2")
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}
+    published(folder, inputs=OTHER)
+    for text, expected in (("accept_incompatible = 2", 2), ("accept_incompatible = true", 3)):
+        traffic(folder, text)
+        async with serving(folder) as started:
+            await started.deployment.refresh()
+            assert roles(started) == {expected: "active"}
+
+
+async def test_number_of_an_accepted_version_holds_for_one_that_comes_in_its_place(folder):
+    traffic(folder, "accept_incompatible = 2")
+    async with serving(folder) as parts:
+        await parts.deployment.refresh()
+        (published(folder, inputs=NEW).folder / PROGRAM).write_bytes(b"damaged")
+        published(folder, inputs=NEW)
+        await parts.deployment.refresh()
+        assert roles(parts) == {3: "active", 1: "previous"}
+
+
+async def test_policies_refuse_a_version_at_start_as_they_do_later(folder, tmp_path):
+    policies = tmp_path / "policies.toml"
+    policies.write_text('[policy.home]\nmodels = ["feed"]\nweights = { dwell = 1.0 }\n')
+    tasks = description().tasks
+    renamed = (tasks[0], tasks[1].model_copy(update={"name": "watch"}))
+    published(folder, tasks=renamed, ranking={"weights": {"click": 1.0}})
+    async with serving(folder, policies=policies) as parts:
+        await parts.start()
+        assert roles(parts) == {1: "active"}
+        assert "the policies file does not fit it: " in refused(parts)["feed/2"]
+
+
+BRANDS = [f"brand-{row}" for row in range(1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"), [(BRANDS, 2), (BRANDS[::-1], 2), ([f"no-{each}" for each in BRANDS], 1)]
+)
+async def test_ids_that_a_new_vocabulary_lacks_are_found_at_start(tmp_path, names, expected):
+    file = "vocabulary.item.jsonl"
+    item = IdInput(
+        name="item",
+        side="candidate",
+        vocabulary_size=10,
+        encoding=Listed(file=file),
+        unknown="reject",
+    )
+    described = description(inputs=(*INPUTS[:2], item, INPUTS[3]))
+    golden = batch(described.inputs)
+    items = np.maximum(golden.candidate["item"], 1)  # row 0 has no id
+    golden = ModelInputs(golden.user, {**golden.candidate, "item": items}, golden.row_to_request)
+
+    def publish_with(ids):
+        files = {file: write_vocabulary(ids)}
+        publish(Store(tmp_path), described, scripted(Request()), golden, files)
+
+    publish_with(BRANDS)
+    async with serving(tmp_path) as running:
+        await running.deployment.refresh()
+        publish_with(names)
+        await running.deployment.refresh()
+        async with serving(tmp_path) as started:
+            await started.deployment.refresh()
+            assert roles(started) == {expected: "active"}
+            assert roles(running)[expected] == "active"
+            assert refused(started) == refused(running)
+
+
+async def test_damaged_version_is_not_what_others_are_compared_with(folder):
+    (published(folder, inputs=NEW).folder / PROGRAM).unlink()
+    published(folder, inputs=WITH_DEFAULT)  # accepts requests to version 1
+    published(folder)
+    async with serving(folder) as parts:
+        await parts.deployment.refresh()
+        assert roles(parts) == {3: "active"}  # 4 does not know the feature of 3
+        assert 'unknown user feature "mood"' in refused(parts)["feed/4"]

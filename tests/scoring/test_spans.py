@@ -399,7 +399,8 @@ def test_missing_package_is_named_with_the_command_that_installs_it(monkeypatch)
         span_recorder({ENDPOINT: "http://c:4318"}, Metrics(), scheme="http")
     assert str(caught.value) == (
         f"{ENDPOINT} is set, but the Python package opentelemetry is not installed: "
-        "pip install -e '.[otel]', or set OTEL_SDK_DISABLED=true"
+        "pip install -e '.[otel]', or set OTEL_SDK_DISABLED=true; an image has it if otel is among "
+        "the EXTRAS that it is built with"
     )
 
 

@@ -338,7 +338,9 @@ def test_a_folder_that_can_never_be_written_is_refused_at_start(tmp_path, name):
 
 def test_without_pyarrow_the_setting_is_refused_at_start(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ConfigurationInvalid, match=r"needs pyarrow: pip install"):
+    with pytest.raises(
+        ConfigurationInvalid, match=r"needs pyarrow: pip install.*'; an image .* EXTRAS"
+    ):
         recorder(tmp_path, Counts())
 
 

@@ -24,9 +24,11 @@ _FASTAPI_ERROR = "#/components/schemas/HTTPValidationError"
 _SCHEME = {
     "type": "http",
     "scheme": "bearer",
-    "description": "API key. Scoring and ranking require one if the server has keys; other calls "
-    "never do.",
+    "description": "API key. Scoring, ranking and rows of tables require one if the server has "
+    "keys. With one, an example request may have the key of a user. Other calls never need one.",
 }
+_GUARDED = ("/rank", "/items/{key}", "/users/{key}")
+"""How the paths end that need a key where score calls do."""
 
 
 def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
@@ -62,15 +64,21 @@ def _document(app: FastAPI, served: Sequence[Served], *, needs_key: bool) -> byt
         routes=app.routes,
     )
     key: dict[str, list[str]] = {"key": []}
-    security = [key] if needs_key else [key, {}]
+    if_wanted = [key, {}]
+    security = [key] if needs_key else if_wanted
     for path, methods in document["paths"].items():
         for operation in methods.values():
             _complete(path, operation, models)
-            if path.endswith("/rank"):
+            if path.endswith(_GUARDED):
                 operation["security"] = security
+            elif path.endswith("/example"):
+                operation["security"] = if_wanted
     scoring = {
         path: {"post": operation | {"security": security}}
-        for path, operation in (native.operations(served) | v2.operations(served)).items()
+        for path, operation in (
+            native.operations(served, needs_key=needs_key)
+            | v2.operations(served, needs_key=needs_key)
+        ).items()
     }
     document["paths"] = scoring | document["paths"]
     components = document.setdefault("components", {})

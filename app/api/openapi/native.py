@@ -53,14 +53,16 @@ def schemas(served: Sequence[Served]) -> dict[str, Any]:
     return definitions | own
 
 
-def operations(served: Sequence[Served]) -> dict[str, dict[str, Any]]:
+def operations(served: Sequence[Served], *, needs_key: bool) -> dict[str, dict[str, Any]]:
     """Return the POST operation of each path."""
     models = [model for model, _ in served]
     names = [_name(model.manifest.name) for model in models]
     body: dict[str, Any] = {
         "schema": _any_of(names or ["ScoreRequest"]),
         "examples": {
-            model.manifest.name: {"value": example_request(model, tables=tables)}
+            model.manifest.name: {
+                "value": example_request(model, tables=tables, shows_users=not needs_key)
+            }
             for model, tables in served
         },
     }

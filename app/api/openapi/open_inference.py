@@ -53,11 +53,13 @@ def schemas() -> dict[str, Any]:
     return definitions
 
 
-def operations(served: Sequence[Served]) -> dict[str, dict[str, Any]]:
+def operations(served: Sequence[Served], *, needs_key: bool) -> dict[str, dict[str, Any]]:
     """Return the POST operation of each path."""
     models = [model for model, _ in served]
     examples = {
-        model.manifest.name: {"value": example_infer_request(model, tables)}
+        model.manifest.name: {
+            "value": example_infer_request(model, tables, shows_users=not needs_key)
+        }
         for model, tables in served
     }
     # A JSON document, then binary tensors; the header gives the length of the document.
@@ -89,9 +91,11 @@ def operations(served: Sequence[Served]) -> dict[str, dict[str, Any]]:
     }
 
 
-def example_infer_request(model: Model, tables: ModelTables = NO_TABLES) -> dict[str, Any]:
-    """Return the model's example request as tensors in JSON."""
-    native = example_request(model, tables=tables)
+def example_infer_request(
+    model: Model, tables: ModelTables = NO_TABLES, *, shows_users: bool = True
+) -> dict[str, Any]:
+    """Return the model's example request as tensors in JSON; see `example_request`."""
+    native = example_request(model, tables=tables, shows_users=shows_users)
     known = {each.name: each for each in model.manifest.inputs}
     for each in tables.all:
         known.setdefault(each.table.key, each.key_input)

@@ -27,9 +27,7 @@ def operations(document):
 
 def scoring(document):
     return [
-        operation
-        for name, operation in operations(document)
-        if "security" in operation and not name.endswith("/rank")
+        operation for name, operation in operations(document) if name.endswith(("/score", "/infer"))
     ]
 
 
@@ -82,9 +80,23 @@ async def test_security_is_required_only_if_the_server_has_keys(document, store)
         assert operation["security"] == [{"key": []}, {}]
     settings = Settings.model_validate({"store": store.folder, "lanes": 1, "keys": "a:" + "b" * 20})
     async with gatehouse(settings) as parts:
+        await parts.start()
         transport = httpx.ASGITransport(parts.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
             guarded = (await client.get("/openapi.json")).json()
+            needing = {
+                name
+                for name, operation in operations(guarded)
+                if operation.get("security") == [{"key": []}]
+            }
+            names = {"model": "tiny", "version": "1", "key": "7", "slug": "draining"}
+            answers = {
+                name: await client.request(name.split()[0], name.split()[1].format(**names))
+                for name, _ in operations(guarded)
+            }
+    assert all("WWW-Authenticate" in answers[name].headers for name in needing)
+    assert {name for name, each in answers.items() if each.status_code == 401} == needing
+    assert len(needing) > len(scoring(guarded)) > 0
     for operation in scoring(guarded):
         assert operation["security"] == [{"key": []}]
 
