@@ -50,6 +50,11 @@ _LEAST_CHECKED, _MOST_CHECKED = 256, 1024  # rows of a batch; a gate's product i
 
 logger = logging.getLogger(__name__)
 
+# For the process, not around each call: `warnings.catch_warnings` is not safe among threads, and
+# another thread that used it at the same time lost its own filters.
+for _category in (DeprecationWarning, FutureWarning):
+    warnings.filterwarnings("ignore", r"`torch\.jit", _category)
+
 
 class Interface(Protocol):
     """What requests to a version look like: a `Model`, or a version that is not loaded."""
@@ -254,10 +259,8 @@ def load_program(
             f"{PROGRAM}: {MANIFEST} describes {what}, but the module has no method {lacking[0]}"
         )
     try:
-        with warnings.catch_warnings():
-            _ignore_deprecation()
-            # A module that was frozen before it was saved has no `training` attribute left.
-            frozen = torch.jit.freeze(module, kept) if hasattr(module, "training") else module
+        # A module that was frozen before it was saved has no `training` attribute left.
+        frozen = torch.jit.freeze(module, kept) if hasattr(module, "training") else module
     except (RuntimeError, ValueError) as error:
         raise _unloadable(error) from error
     found = effects(module, frozen, *kept)
@@ -322,9 +325,7 @@ def load_module(content: bytes | memoryview, device: torch.device) -> torch.jit.
         ArtifactInvalid: the content is not TorchScript.
     """
     try:
-        with warnings.catch_warnings():
-            _ignore_deprecation()
-            return _load_module(content, device).eval()
+        return _load_module(content, device).eval()
     except (RuntimeError, ValueError) as error:
         raise _unloadable(error) from error
 
@@ -388,11 +389,6 @@ def _check_vocabulary(feature: IdInput | IdListInput, file: str, vocabulary: Voc
             raise ArtifactInvalid(
                 f"{file}: an id of {feature.name}'s default has its padding's row"
             )
-
-
-def _ignore_deprecation() -> None:
-    warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
-    warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
 
 
 def _unloadable(error: Exception) -> ArtifactInvalid:

@@ -17,7 +17,6 @@ of them before it serves. Networks in bf16 need the same: PyTorch always runs th
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from math import prod
@@ -178,10 +177,7 @@ def _nodes(block: Any) -> Iterator[Any]:
 
 @cache
 def _graph_of(function: Callable[..., Tensor]) -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
-        warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
-        return torch.jit.script(function).inlined_graph
+    return torch.jit.script(function).inlined_graph
 
 
 @cache

@@ -177,6 +177,7 @@ def configure(level: str, *, threaded: bool = False) -> None:
     is_terminal = sys.stderr is not None and os.isatty(_STDERR)
     handler.setFormatter(LineFormatter() if is_terminal else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)  # else a warning of Python is no line of JSON
     # Gatehouse logs start and stop itself.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 

@@ -238,3 +238,17 @@ def test_uvicorns_start_and_stop_messages_are_left_out():
         root.handlers[:] = handlers
         root.setLevel(level)
         uvicorn.setLevel(quiet)
+
+
+def test_a_warning_of_python_is_a_line_of_json():
+    program = """
+import warnings
+from app.telemetry.json_logs import configure
+configure("info")
+warnings.warn("two\\nlines", stacklevel=1)
+"""
+    command = [sys.executable, "-W", "default", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert line["level"] == "warning"
+    assert "UserWarning: two" in line["message"]
