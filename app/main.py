@@ -48,11 +48,12 @@ if TYPE_CHECKING:  # it needs the extra `otel`
     from app.scoring.spans import SpanRecorder
 
 
-_SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the interpreter's lock while another one waits for it (s). A lane
-needs it several times a batch, and with many small requests the event loop keeps it: at 9,000
-requests/s on two cores p99 is 10 ms, and with Python's default of 5 ms 12 to 23. C++ code keeps the
-lock for longer: 10 ms to load a TorchScript file, and as much to freeze it."""
+needs it several times a batch, and with many small requests the event loop keeps it. At 9,000
+requests/s on two cores p99 is 8 to 12 ms, and 8 to 23 with Python's default of 5 ms
+(`python -m tests.bench.switch_interval`). C++ code keeps the lock for longer: 10 ms to load a
+TorchScript file, and as much to freeze it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,7 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
     registry = Registry(metrics, default_model=settings.default_model)
     lost = asyncio.Event()
     with ExitStack() as stack:
-        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        _hand_over_the_lock_soon(stack)
         recorder = _recorder(settings, metrics, stack)
         tables = device_tables(device, settings.gpu_table_bytes)
         lanes = start_lanes(
@@ -149,6 +149,12 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
             render,
             lost,
         )
+
+
+def _hand_over_the_lock_soon(stack: ExitStack) -> None:
+    """Shorten Python's switch interval until the stack is closed."""
+    stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
 def _bodies(settings: Settings, metrics: Metrics) -> BodyReader:
