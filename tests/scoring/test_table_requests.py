@@ -191,7 +191,7 @@ async def compared(parts, client, comparison, request):
     return tuple(now - then for now, then in zip(after, before, strict=True))
 
 
-CANARY = 'active = 1\n[canary]\nversion = 2\nshare = 0.99\nfor = "1h"\n'
+CANARY = 'active = 1\n[canary]\nversion = 2\nshare = 1.0\nfor = "1h"\n'
 CANARY += "[canary.gates]\nkendall_tau = 0.5\n"
 SHADOW = "active = 1\n[shadow]\nversion = 2\nshare = 1.0\n"
 
