@@ -33,9 +33,10 @@ from app.protocol.open_inference.infer import OpenInference
 from app.scoring.access_log import AccessLog, AccessLogMiddleware
 from app.scoring.asgi import ScoreRoutes
 from app.scoring.body import BodyReader, ByteBudget
+from app.scoring.call import Limits
 from app.scoring.keys import Keys
 from app.scoring.otel import span_recorder
-from app.scoring.score import Limits, Scorer
+from app.scoring.score import Scorer
 from app.scoring.service import Service
 from app.scoring.traffic_recorder import TrafficRecorder, require_pyarrow
 from app.scoring.version_trial import VersionTrial

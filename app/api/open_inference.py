@@ -49,8 +49,8 @@ from app.protocol.open_inference.infer import OpenInference
 from app.protocol.open_inference.outputs import output_names
 from app.protocol.open_inference.tensor_data import datatypes_of
 from app.scoring.body import BodyReader
+from app.scoring.call import Limits
 from app.scoring.request_headers import check_body_headers, read_headers
-from app.scoring.score import Limits
 from app.scoring.service import Service
 from app.telemetry.metrics import Metrics
 

@@ -12,9 +12,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.engine.request import never_disconnected
 from app.errors import ClientDisconnected, GatehouseError
 from app.scoring.body import BodyReader
+from app.scoring.call import Route
 from app.scoring.context import context_of
 from app.scoring.request_headers import read_headers
-from app.scoring.score import Route, Scorer
+from app.scoring.score import Scorer
 
 IS_DISCONNECTED = "gatehouse.is_disconnected"
 """The key of an ASGI scope whose value is a function: whether the client has disconnected."""

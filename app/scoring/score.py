@@ -14,15 +14,13 @@ batcher calls `Scorer._finish` when the candidates are ranked.
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.artifacts.loader import Model
 from app.artifacts.model_tables import NO_TABLES
-from app.engine.request import BatchTiming, Priority, QueuedRequest
+from app.engine.request import BatchTiming, QueuedRequest
 from app.errors import (
     ClientDisconnected,
     DeadlineExceeded,
@@ -31,20 +29,21 @@ from app.errors import (
     InvalidRequest,
     MethodNotAllowed,
 )
-from app.lifecycle.comparison import Comparison
 from app.protocol.dialect import Dialect, Headers, ParseContext, ParsedRequest
 from app.protocol.problems import error_response, is_v2_path
 from app.ranking.batch import rank_alone
-from app.ranking.policies import ModelPolicies
 from app.scoring.access_log import AccessLog, request_id_of
+from app.scoring.assignment import assign
+from app.scoring.call import CallHead, Client, Limits, Route, ScoreCall
 from app.scoring.content_coding import MIN_COMPRESSED_BYTES, compress
 from app.scoring.gate_sampler import GateSampler
 from app.scoring.keys import Keys
 from app.scoring.request_headers import check_body_headers, priority, timeout_s
+from app.scoring.row_sizes import RowSizes
 from app.scoring.score_distributions import ResponseSampler
 from app.scoring.service import Service
-from app.scoring.trace import SampledCall, Trace, parse_traceparent
-from app.scoring.traffic_recorder import Recording, TrafficRecorder
+from app.scoring.trace import parse_traceparent
+from app.scoring.traffic_recorder import TrafficRecorder
 from app.scoring.version_comparer import VersionComparer
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import RequestRecord
@@ -60,113 +59,6 @@ _SERVER_TIMING = (
     b"server-timing: decode;dur=%.3f, encode;dur=%.3f, queue;dur=%.3f, %b, respond;dur=%.3f\r\n"
 )
 _CLOSE = b"connection: close\r\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits of one request."""
-
-    max_candidates: int
-    max_body_bytes: int
-    default_timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A path of score calls: its dialect, its template, and the model and version in it."""
-
-    dialect: Dialect
-    template: str
-    model: str | None
-    version: int | None
-
-
-@dataclass(slots=True, eq=False)
-class CallHead:
-    """The content of a call's head. A transport may reuse it for a request with the same head.
-
-    Attributes:
-        headers: those that score calls read.
-        timeout_s: counted from the request's arrival.
-        priority: which requests run first.
-        length: of the body as the head states it (bytes), or 0.
-        coding: the content coding of the body.
-    """
-
-    headers: Headers
-    timeout_s: float
-    priority: Priority
-    length: int
-    coding: bytes | None
-
-
-class Client(Protocol):
-    """The client of a call, as its transport presents it."""
-
-    def is_disconnected(self) -> bool:
-        """Whether it has closed the connection; called on the event loop."""
-
-    def respond(self, status: int, head: bytes, body: bytes, *, closes: bool) -> None:
-        """Send the response. Called once, on the event loop, unless `abandon` is.
-
-        Args:
-            status: the status code.
-            head: header lines, each with its line end; among them `content-length`.
-            body: the content.
-            closes: whether the connection closes afterwards, as the head says.
-        """
-
-    def abandon(self) -> None:
-        """Send nothing: the client is gone."""
-
-
-@dataclass(slots=True, eq=False)
-class ScoreCall:
-    """One score call; owned by the event loop.
-
-    Attributes:
-        route: of its path.
-        method: the HTTP method.
-        client: gets the response.
-        request_id: its `x-request-id`, or a new one.
-        began: `time.perf_counter()` when its head had arrived (s).
-        arrival: `time.monotonic()` at the same time (s).
-        head: the content of its head, once that is checked.
-        deadline: clock time (s) after which the response is worthless.
-        model: the version that scores it.
-        policies: the model's policies, all of one policy set.
-        key: the name of its API key, or empty.
-        parsed: its body.
-        decode_s: how long parsing its body took.
-        encode_s: how long encoding its features took.
-        is_done: whether it has its response.
-        is_assigned: whether it was assigned to a canary or to the active version beside it.
-        compared: the comparison that uses this call, and the call's body.
-        trace: its place in a trace, if the caller names one or the call is sampled.
-        span: if its span is exported.
-        recording: what of it is recorded, if it is.
-    """
-
-    route: Route
-    method: str
-    client: Client
-    request_id: str
-    began: float
-    arrival: float
-    head: CallHead | None = None
-    deadline: float = 0.0
-    model: Model | None = None
-    policies: ModelPolicies | None = None
-    key: str = ""
-    parsed: ParsedRequest | None = None
-    decode_s: float = 0.0
-    encode_s: float = 0.0
-    is_done: bool = False
-    is_assigned: bool = False
-    compared: tuple[Comparison, bytes] | None = None
-    trace: Trace | None = None
-    span: SampledCall | None = None
-    recording: Recording | None = None
 
 
 class Scorer:
@@ -305,42 +197,22 @@ class Scorer:
 
     def _submit(self, call: ScoreCall, body: bytes) -> None:
         began = time.perf_counter()
-        model, policies, head = call.model, call.policies, call.head
-        assert model is not None
-        assert policies is not None
-        assert head is not None
-        registry = self._registry
-        recorder = self._recorder
-        if recorder is not None and recorder.takes_next():
-            call.recording = recorder.begin(len(body))
-        parsed = None
-        if registry.canaries and call.route.version is None:
-            parsed = self._split(call, body)
-            model, policies = call.model, call.policies
-            assert model is not None
-            assert policies is not None
-        role = registry.role(model)
-        context = ParseContext(model, policies, head.headers, self._limits.max_candidates, role)
-        if registry.tables:
-            context.tables = registry.tables.get(model, NO_TABLES)
-        if call.recording is not None:
-            context.keeps_ids = True
-        if parsed is None:
-            parsed = call.route.dialect.parse(body, context)
-        call.parsed = parsed
-        if registry.comparisons and call.route.version is None:
-            comparison = registry.comparisons.get(model)
-            if comparison is not None and comparison.takes_next():
-                call.compared = comparison, body
+        call.parsed = parsed = self._parse(call, body)
         call.decode_s = parsed.decoded_at - began
         call.encode_s = time.perf_counter() - parsed.decoded_at
-        features = parsed.features
+        model, head, features = call.model, call.head, parsed.features
+        assert model is not None
+        assert head is not None
         if parsed.timeout_s is not None:
             call.deadline = call.arrival + parsed.timeout_s
+        if self._registry.comparisons and call.route.version is None:
+            comparison = self._registry.comparisons.get(model)
+            if comparison is not None and comparison.takes_next():
+                call.compared = comparison, body
         if features.unknown_ids:
             self._metrics.unknown(model.manifest.name, features.unknown_ids)
         if features.tables is not None and features.tables.unknown:
-            unknown = {kind: len(each) for kind, each in features.tables.unknown.items()}
+            unknown = {table: len(rows) for table, rows in features.tables.unknown.items()}
             self._metrics.unknown_keys(model.manifest.name, unknown)
         request = QueuedRequest(
             model,
@@ -358,52 +230,26 @@ class Scorer:
             empty = np.empty((0, len(model.manifest.tasks)), np.float32)
             request.succeed(rank_alone(empty, parsed.ranking), BatchTiming())
 
-    def _split(self, call: ScoreCall, body: bytes) -> ParsedRequest | None:
-        """Hand a call to the canary of its model if its key says so.
-
-        The key is the header `x-routing-key`, else the user's id, else the request's id. Finding
-        the user's id means parsing the body; returns the parsed request if the call stays. Bodies
-        that cannot be parsed are split too, so that the error rates stay comparable.
-        """
+    def _parse(self, call: ScoreCall, body: bytes) -> ParsedRequest:
+        """Decide which version scores the call, and read the body for it."""
+        registry, recorder = self._registry, self._recorder
+        if recorder is not None and recorder.takes_next():
+            call.recording = recorder.begin(len(body))
+        if registry.canaries and call.route.version is None:
+            parsed = assign(call, body, self._service, self._limits.max_candidates)
+            if parsed is not None:
+                return parsed
         model, policies, head = call.model, call.policies, call.head
         assert model is not None
         assert policies is not None
         assert head is not None
-        registry = self._registry
-        canary = registry.canaries.get(model.manifest.name)
-        if canary is None or canary.active is not model:
-            return None
-        parsed = None
-        key = head.headers.get(b"x-routing-key")
-        error: GatehouseError | None = None
-        if not key and canary.key_feature:
-            most = self._limits.max_candidates
-            role = registry.role(model)
-            context = ParseContext(
-                model,
-                policies,
-                head.headers,
-                most,
-                role,
-                canary.key_feature,
-                registry.tables.get(model, NO_TABLES),
-                call.recording is not None,
-            )
-            try:
-                parsed = call.route.dialect.parse(body, context)
-            except GatehouseError as caught:
-                error = caught
-            else:
-                if parsed.routing_key is not None:
-                    key = str(parsed.routing_key).encode()
-        call.is_assigned = True
-        if not canary.takes(key or call.request_id.encode()):
-            if error is not None:
-                raise error
-            return parsed
-        call.model = canary.model
-        call.policies = self._service.policies.of(canary.model)
-        return None
+        role = registry.role(model)
+        context = ParseContext(model, policies, head.headers, self._limits.max_candidates, role)
+        if registry.tables:
+            context.tables = registry.tables.get(model, NO_TABLES)
+        if call.recording is not None:
+            context.keeps_ids = True
+        return call.route.dialect.parse(body, context)
 
     def refuse(self, call: ScoreCall, error: GatehouseError) -> None:
         """Send an error response, unless the call is done."""
@@ -581,29 +427,3 @@ class Scorer:
                 problem=problem,
                 left=left,
             )
-
-
-class RowSizes:
-    """The largest size of a row in recent request bodies (bytes), by version.
-
-    From it follows, before a body is read, how many rows the body has at least.
-    """
-
-    def __init__(self) -> None:
-        """Start with no sizes: a body has at least one row."""
-        self._bytes: dict[str, float] = {}
-
-    def learn(self, model: Model, body_bytes: int, rows: int) -> None:
-        """Learn from a request."""
-        row_bytes = body_bytes / rows
-        known = self._bytes.get(model.label, 0.0) * 0.999  # large rows are forgotten slowly
-        self._bytes[model.label] = row_bytes if row_bytes > known else known
-
-    def forget(self, model: Model) -> None:
-        """Forget a version that is no longer loaded."""
-        self._bytes.pop(model.label, None)
-
-    def min_rows(self, model: Model, body_bytes: int) -> int:
-        """Return how many rows a body has at least."""
-        row_bytes = self._bytes.get(model.label)
-        return max(1, int(body_bytes / row_bytes)) if row_bytes else 1

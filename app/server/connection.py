@@ -30,8 +30,9 @@ from uvicorn.protocols.http.httptools_impl import (
 from app.errors import ClientDisconnected, InternalError, Overloaded
 from app.scoring.asgi import IS_DISCONNECTED
 from app.scoring.body import LARGE_BYTES, UNCOUNTED_BYTES, BodyReader, BodyShare, late_body
+from app.scoring.call import CallHead, Route, ScoreCall
 from app.scoring.request_headers import read_headers
-from app.scoring.score import CallHead, Route, ScoreCall, Scorer
+from app.scoring.score import Scorer
 
 LARGEST_HEAD = 64 << 10  # bytes of a request line and its headers, beside those of one read
 MOST_HEADERS = 100

@@ -15,7 +15,7 @@ from app.artifacts.manifest import DenseInput, IdInput, IdListInput
 from app.main import gatehouse
 from app.protocol.open_inference.outputs import output_names
 from app.ranking.policy import Policy
-from app.scoring.score import Limits
+from app.scoring.call import Limits
 from app.settings import Settings
 from tests.support.artifacts import corrupt
 from tests.support.builders import manifest, published, task
