@@ -61,8 +61,8 @@ class Forecast:
         that batch up to the usual size.
         """
         before_s = 0.0
-        for each in running:
-            before_s += each.remaining_s(now)
+        for batch in running:
+            before_s += batch.remaining_s(now)
         own = queue.rows_before(rows, priority)
         turns = -(-(own + rows) // queue.max_batch_rows)
         for other in queues:

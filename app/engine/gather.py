@@ -114,8 +114,8 @@ def sides(chunks: Sequence[Chunk]) -> tuple[Rows, Rows]:
 def room(description: Description, requests: int, rows: int, alignment: int) -> int:
     """Return how many bytes all columns of a batch take, each one aligned."""
     return sum(
-        _bytes(each, requests if each.side == "user" else rows) + alignment
-        for each in description.inputs
+        _bytes(feature, requests if feature.side == "user" else rows) + alignment
+        for feature in description.inputs
     )
 
 

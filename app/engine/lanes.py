@@ -253,13 +253,13 @@ def _gathered(chunks: Sequence[Chunk], allocate: Allocate, *, folded: bool) -> M
     """Join chunks as `collate` does; columns from tables are gathered into new memory."""
     manifest = chunks[0].request.model.manifest
     users, candidates = sides(chunks)
-    user = {each.name: column(each, users, allocate) for each in manifest.user_inputs}
+    user = {feature.name: column(feature, users, allocate) for feature in manifest.user_inputs}
     row_to_request = _row_to_request(chunks)
     if folded:
         rows = gather_folded(chunks, len(row_to_request), allocate)
         return ModelInputs(user, {}, row_to_request, rows)
     inputs = manifest.candidate_inputs
-    candidate = {each.name: column(each, candidates, allocate) for each in inputs}
+    candidate = {feature.name: column(feature, candidates, allocate) for feature in inputs}
     return ModelInputs(user, candidate, row_to_request)
 
 
@@ -269,9 +269,9 @@ def _columns(
     """Return the chunks' columns by feature: of the users, and of the candidates."""
     features = [chunk.features for chunk in chunks]
     spans = [slice(chunk.start, chunk.stop) for chunk in chunks]
-    user = {name: [each.user[name] for each in features] for name in features[0].user}
+    user = {name: [request.user[name] for request in features] for name in features[0].user}
     candidate = {
-        name: [each.candidate[name][span] for each, span in zip(features, spans, strict=True)]
+        name: [request.candidate[name][span] for request, span in zip(features, spans, strict=True)]
         for name in features[0].candidate
     }
     return user, candidate

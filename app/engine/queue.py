@@ -154,7 +154,9 @@ class ModelQueue:
     def urgency(self, aged_at: float | None) -> int:
         """Return the priority of the most urgent chunk; see `PriorityLevel.urgency`."""
         retries = [chunk.request.priority for batch in self._retries for chunk in batch.chunks]
-        return min([*retries, *(each.urgency(aged_at)[0] for each in self._levels if each.chunks)])
+        return min(
+            [*retries, *(level.urgency(aged_at)[0] for level in self._levels if level.chunks)]
+        )
 
     def observe(self, rows: int, duration_s: float) -> bool:
         """Learn from a batch that ran; return whether the batch limit was raised again."""
@@ -230,10 +232,10 @@ class ModelQueue:
         while self._retries:
             batch = self._retries.popleft()
             self.rows -= batch.rows
-            active = [each for each in batch.chunks if _is_active(each.request, now)]
+            active = [chunk for chunk in batch.chunks if _is_active(chunk.request, now)]
             if len(active) < len(batch.chunks):
-                for each in batch.chunks:
-                    _report_disconnect(each.request, now)
+                for chunk in batch.chunks:
+                    _report_disconnect(chunk.request, now)
             if active:
                 return Batch.of(batch.model, active, batch.retries)
         late = now + self.cost.of(min(target, self.rows))
@@ -262,14 +264,14 @@ class ModelQueue:
         return Batch(chunks[0].request.model, chunks, rows) if chunks else None
 
     def _first_level(self, aged_at: float | None) -> PriorityLevel | None:
-        found = None
+        chosen = None
         for level in self._levels:
             if level.chunks:
-                if found is not None:
-                    waiting = [each for each in self._levels if each.chunks]
-                    return min(waiting, key=lambda each: each.urgency(aged_at))
-                found = level
-        return found
+                if chosen is not None:
+                    waiting = [level for level in self._levels if level.chunks]
+                    return min(waiting, key=lambda level: level.urgency(aged_at))
+                chosen = level
+        return chosen
 
     def _count(self, level: PriorityLevel, rows: int, turn: int) -> None:
         level.rows += rows

@@ -67,7 +67,7 @@ def _members_near_the_top(document: dict[str, Any]) -> int:
 
 def _has_spaced_colons(body: bytes) -> bool:
     # Searching one byte takes a tenth of the time of searching two.
-    return any(each in body and each + b":" in body for each in _SPACES)
+    return any(space in body and space + b":" in body for space in _SPACES)
 
 
 def _members(document: object) -> int:
@@ -75,13 +75,13 @@ def _members(document: object) -> int:
     count = 0
     todo = [document]
     while todo:
-        each = todo.pop()
+        value = todo.pop()
         inside: Any = ()
-        if isinstance(each, dict):
-            count += len(each)
-            inside = each.values()
-        elif isinstance(each, list):
-            inside = each
+        if isinstance(value, dict):
+            count += len(value)
+            inside = value.values()
+        elif isinstance(value, list):
+            inside = value
         todo += [value for value in inside if type(value) in _CONTAINERS]
     return count
 

@@ -173,7 +173,7 @@ def _range(feature: IdInput | IdListInput) -> str:
 
 def required(features: Sequence[Input]) -> list[str]:
     """Return the names of the features without a default."""
-    return [each.name for each in features if each.default is None]
+    return [feature.name for feature in features if feature.default is None]
 
 
 def encode_side(
@@ -268,11 +268,11 @@ def fill_missing(feature: DenseInput, column: Column) -> Column:
 def _nan_for_null(feature: DenseInput, values: Sequence[Any]) -> Sequence[Any]:
     nan = math.nan
     if feature.dim == 1 and type(values[0]) in _NUMBER_OR_NULL:
-        return [nan if each is None else each for each in values]
+        return [nan if value is None else value for value in values]
     return [
         (nan,) * feature.dim
         if row is None
-        else [nan if each is None else each for each in row]
+        else [nan if value is None else value for value in row]
         if type(row) is list
         else row
         for row in values
@@ -448,7 +448,7 @@ def _without_missing(feature: DenseInput, value: object) -> object:
     fill = (math.nan,) * feature.dim if feature.missing == "nan" else feature.default
     assert fill is not None
     if isinstance(value, list | tuple) and len(value) == feature.dim:
-        return [fill[i] if _is_missing(each) else each for i, each in enumerate(value)]
+        return [fill[i] if _is_missing(part) else part for i, part in enumerate(value)]
     if not _is_missing(value):
         return value
     return fill if value is None or feature.dim == 1 else value
@@ -545,8 +545,8 @@ def _read_id_list(
         add_problem(None, f"must have at most {feature.max_length} ids, has {len(value)}")
         return []
     ids = [
-        _read_id(feature, each, element, add_problem, vocabulary, report)
-        for element, each in enumerate(value)
+        _read_id(feature, part, element, add_problem, vocabulary, report)
+        for element, part in enumerate(value)
     ]
     padding = [feature.padding] * (feature.max_length - len(ids))
     return ids + padding if feature.padding_side == "right" else padding + ids

@@ -88,7 +88,9 @@ def decode_request(body: bytes, manifest: Manifest, *, max_candidates: int) -> o
         return decode(body)
     containers = count_containers(body, most_values(manifest, max_candidates))
     if not _OBJECTS.match(body, body.find(b'"candidates"')):
-        dense = frozenset(each.name for each in manifest.inputs if isinstance(each, DenseInput))
+        dense = frozenset(
+            feature.name for feature in manifest.inputs if isinstance(feature, DenseInput)
+        )
         document = read_matrices(body, dense, containers)
         if document is not None:
             refuse_duplicates(body, document)
@@ -212,12 +214,12 @@ def containers_in(document: dict[str, Any]) -> int:
     count = 0
     todo: list[Any] = [document]
     while todo:
-        each = todo.pop()
+        value = todo.pop()
         count += 1
-        if isinstance(each, np.ndarray):
-            count += len(each) if each.ndim > 1 else 0
+        if isinstance(value, np.ndarray):
+            count += len(value) if value.ndim > 1 else 0
         else:
-            inside = each.values() if isinstance(each, dict) else each
+            inside = value.values() if isinstance(value, dict) else value
             todo += [value for value in inside if type(value) in _CONTAINERS]
     return count
 

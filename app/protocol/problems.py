@@ -55,7 +55,7 @@ def _problem_body(error: GatehouseError, request_id: str) -> bytes:
     }
     if isinstance(error, InvalidRequest):
         problem["errors"] = [
-            {"pointer": each.pointer, "detail": each.detail} for each in error.problems
+            {"pointer": problem.pointer, "detail": problem.detail} for problem in error.problems
         ]
     return orjson.dumps(problem)
 
@@ -63,7 +63,7 @@ def _problem_body(error: GatehouseError, request_id: str) -> bytes:
 def _v2_body(error: GatehouseError) -> bytes:
     message = str(error)
     if isinstance(error, InvalidRequest):
-        message = "; ".join(f"{each.pointer}: {each.detail}" for each in error.problems)
+        message = "; ".join(f"{problem.pointer}: {problem.detail}" for problem in error.problems)
     return orjson.dumps({"error": message})
 
 

@@ -88,10 +88,10 @@ def _apply_weights(
 def _report_fixed(ranker: Ranker, weights: dict[str, Any], report: ValidationReport) -> None:
     """Report the weights that a request may not set: of tasks, and of unknown names."""
     adjustable, name = frozenset(ranker.adjustable), ranker.policy.name
-    fixed = [each for each in ranker.tasks if each in weights and each not in adjustable]
+    fixed = [task for task in ranker.tasks if task in weights and task not in adjustable]
     for task in fixed:
         detail = f"policy {name} fixes this weight (adjustable: {listing(adjustable)})"
         report.add(join("/ranking/weights", task), detail)
-    others = {each: weight for each, weight in weights.items() if each not in fixed}
+    others = {task: weight for task, weight in weights.items() if task not in fixed}
     what = f"policy {name} has no weight"
     report.unknown_members("/ranking/weights", others, adjustable, what, "adjustable")

@@ -25,26 +25,29 @@ def ids_of_document(
         user = {tables.users.table.key: user}
     if tables.items is not None and isinstance(candidates, list):
         key = tables.items.table.key
-        candidates = [each if isinstance(each, dict) else {key: each} for each in candidates]
-    found: dict[str, Any] = {}
+        candidates = [
+            candidate if isinstance(candidate, dict) else {key: candidate}
+            for candidate in candidates
+        ]
+    ids: dict[str, Any] = {}
     for feature in _id_features(manifest):
         name = feature.name
         if feature.side == "user":
             if name in user:
-                found[name] = user[name]
+                ids[name] = user[name]
         elif isinstance(candidates, dict):
             if name in candidates:
-                found[name] = candidates[name]
-        elif tables.items is not None and not all(name in each for each in candidates):
+                ids[name] = candidates[name]
+        elif tables.items is not None and not all(name in candidate for candidate in candidates):
             continue  # some come from the table
-        elif any(name in each for each in candidates):
-            found[name] = [each.get(name, feature.default) for each in candidates]
-    return found
+        elif any(name in candidate for candidate in candidates):
+            ids[name] = [candidate.get(name, feature.default) for candidate in candidates]
+    return ids
 
 
 def ids_of_tensors(tensors: Mapping[str, Tensor], manifest: Manifest) -> dict[str, Any]:
     """Return the ids of a V2 request that was accepted; see `ids_of_document`."""
-    found: dict[str, Any] = {}
+    ids: dict[str, Any] = {}
     for feature in _id_features(manifest):
         tensor = tensors.get(feature.name)
         if tensor is None:
@@ -60,15 +63,15 @@ def ids_of_tensors(tensors: Mapping[str, Tensor], manifest: Manifest) -> dict[st
                 for start in range(0, tensor.rows * width, width)
             ]
         if feature.side == "candidate":
-            found[feature.name] = rows
+            ids[feature.name] = rows
         elif rows:
-            found[feature.name] = rows[0]
-    return found
+            ids[feature.name] = rows[0]
+    return ids
 
 
 def _id_features(manifest: Manifest) -> list[IdInput | IdListInput]:
     features: tuple[Input, ...] = manifest.inputs
-    return [each for each in features if not isinstance(each, DenseInput)]
+    return [feature for feature in features if not isinstance(feature, DenseInput)]
 
 
 def _unpadded(ids: list[Any], padding: object, side: str) -> list[Any]:

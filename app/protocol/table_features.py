@@ -96,11 +96,11 @@ def encode_with_tables(
         if plain is not None:
             return plain
         report.unknown_ids.clear()  # they are counted again
-    one = _encode_user(manifest, tables.users, user, vocabularies, report)
-    many = _encode_candidates(
+    encoded_user = _encode_user(manifest, tables.users, user, vocabularies, report)
+    encoded_candidates = _encode_candidates(
         manifest, tables.items, candidates, vocabularies, report, max_candidates
     )
-    return join_sides(one, many, report)
+    return join_sides(encoded_user, encoded_candidates, report)
 
 
 def join_sides(
@@ -108,15 +108,15 @@ def join_sides(
 ) -> RequestFeatures:
     """Return a request's features."""
     used: TableUse | None = None
-    asked = [each for each in (candidate, user) if each.bound is not None]
+    asked = [side for side in (candidate, user) if side.bound is not None]
     if asked:
         versions: dict[str, str] = {}
         unknown: dict[str, Positions] = {}
-        for each in asked:
-            assert each.bound is not None
-            versions[each.bound.kind] = each.bound.table.label
-            if each.unknown is not None:
-                unknown[each.bound.kind] = each.unknown
+        for side in asked:
+            assert side.bound is not None
+            versions[side.bound.kind] = side.bound.table.label
+            if side.unknown is not None:
+                unknown[side.bound.kind] = side.unknown
         used = TableUse(
             user.table, candidate.table, versions, unknown, candidate.kept, candidate.sent
         )
@@ -139,9 +139,9 @@ def _encode_user(
     if isinstance(user, dict) or user is MISSING:
         side = user_side(user, bound.accepted, report, needed, (bound.table.key, bound.kind))
     else:
-        found = by_keys(bound, [user], vocabularies, report)
-        if found is not None:
-            return found
+        encoded = by_keys(bound, [user], vocabularies, report)
+        if encoded is not None:
+            return encoded
         side = Side({bound.table.key: [user]}, 1, "user_key")
     return _encode_side(side, bound, vocabularies, report)
 
@@ -161,16 +161,19 @@ def _encode_candidates(
         return EncodedSide(columns, side.rows, side.rows)
     if isinstance(candidates, list) and candidates and not isinstance(candidates[0], dict):
         check_count(len(candidates), max_candidates)
-        found = by_keys(bound, candidates, vocabularies, report)
-        if found is not None:
-            return found
+        encoded = by_keys(bound, candidates, vocabularies, report)
+        if encoded is not None:
+            return encoded
     if are_keys(candidates):
         assert isinstance(candidates, list)
         side = Side({bound.table.key: candidates}, len(candidates), "keys")
     else:
         if isinstance(candidates, list):
             key = bound.table.key
-            candidates = [{key: each} if isinstance(each, Id) else each for each in candidates]
+            candidates = [
+                {key: candidate} if isinstance(candidate, Id) else candidate
+                for candidate in candidates
+            ]
         side = candidate_side(
             candidates,
             bound.accepted,
@@ -205,8 +208,10 @@ def by_keys(
         return None
     rows = len(keys)
     columns = {
-        each.name: default_column(each, rows, vocabularies.get(each.name, NO_VOCABULARY), report)
-        for each in bound.others
+        feature.name: default_column(
+            feature, rows, vocabularies.get(feature.name, NO_VOCABULARY), report
+        )
+        for feature in bound.others
     }
     taken = TableRows(bound.table, positions, bound.names, bound.folded_for)
     return EncodedSide(columns, rows, rows, bound, taken)
@@ -310,13 +315,13 @@ def _wanted(
     if side.written_as == "objects":
         if not absent:
             wanted = _missing(partial)
-        wanted &= ~np.fromiter([each is MISSING for each in keys], np.bool_, side.rows)
+        wanted &= ~np.fromiter([value is MISSING for value in keys], np.bool_, side.rows)
     return wanted
 
 
 def _missing(columns: Mapping[str, Sequence[Any]]) -> Mask:
     """Return which rows lack a value in any of the columns."""
-    lacking = [[each is MISSING for each in values] for values in columns.values()]
+    lacking = [[value is MISSING for value in values] for values in columns.values()]
     missing: Mask = np.logical_or.reduce(np.array(lacking, np.bool_))
     return missing
 
@@ -460,7 +465,7 @@ def _mixed(
 ) -> Column:
     """Return a column that some candidates send and the table has for others."""
     values: Any = side.columns.get(feature.name, [MISSING] * side.rows)
-    is_missing = np.fromiter([isinstance(each, Missing) for each in values], np.bool_, side.rows)
+    is_missing = np.fromiter([isinstance(value, Missing) for value in values], np.bool_, side.rows)
     from_table = is_missing & wanted
     vocabulary = vocabularies.get(feature.name, NO_VOCABULARY)
     rows = np.flatnonzero(~from_table).tolist()

@@ -108,9 +108,9 @@ def encode_tensors(
     """
     if tables is not NO_TABLES:
         users, items = manifest.user_inputs, manifest.candidate_inputs
-        one = _encode_side(users, tables.users, tensors, 1, vocabularies, report)
-        many = _encode_side(items, tables.items, tensors, rows, vocabularies, report)
-        return join_sides(one, many, report)
+        sent_user = _encode_side(users, tables.users, tensors, 1, vocabularies, report)
+        sent_candidates = _encode_side(items, tables.items, tensors, rows, vocabularies, report)
+        return join_sides(sent_user, sent_candidates, report)
     user: dict[str, Column] = {}
     candidate: dict[str, Column] = {}
     for feature in manifest.inputs:
@@ -171,8 +171,8 @@ def _from_table(
         report.unknown_keys[bound.kind] = len(unknown)
         kept = refuse_or_drop(bound, unknown, rows, key.pointer, report)
         if refuses(bound):  # one problem for a key is enough
-            features = [each for each in features if each.name != bound.table.key]
-    features = [each for each in features if each.name not in gathered]
+            features = [feature for feature in features if feature.name != bound.table.key]
+    features = [feature for feature in features if feature.name not in gathered]
     columns = _columns(features, tensors, rows, vocabularies, report)
     sent = rows
     if kept is not None and not report.problems:

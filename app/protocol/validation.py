@@ -131,14 +131,14 @@ class ValidationReport:
 
     def suggest(self, name: str, known: Collection[str]) -> str:
         """Return `; did you mean "x"?` or ""; all suggestions of a report take a bounded time."""
-        found = self._suggestions.get(name)
-        if found is None:
-            found = ""
+        suggestion = self._suggestions.get(name)
+        if suggestion is None:
+            suggestion = ""
             if self._comparisons == 0 or self._comparisons + len(known) <= _MOST_COMPARISONS:
                 self._comparisons += len(known)
-                found = did_you_mean(cut(name), known)
-            self._suggestions[name] = found
-        return found
+                suggestion = did_you_mean(cut(name), known)
+            self._suggestions[name] = suggestion
+        return suggestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +298,7 @@ def _from_objects(
         rule = "must be an object of feature columns, or a list of candidate objects"
         report.add("/candidates", f"{rule}; to send keys only, the model needs a table of items")
         return Side({}, 0, "objects", known)
-    objects = [each if isinstance(each, dict) else {} for each in candidates]
+    objects = [candidate if isinstance(candidate, dict) else {} for candidate in candidates]
     for row, candidate in enumerate(candidates):
         if report.full:
             break
@@ -310,9 +310,9 @@ def _from_objects(
             report.unknown_members(place, candidate, known, "unknown candidate feature")
     # Of known names only: columns of any name that was sent would take rows x names of memory.
     columns = {
-        name: [each.get(name, MISSING) for each in objects]
+        name: [candidate.get(name, MISSING) for candidate in objects]
         for name in known
-        if not objects or any(name in each for each in objects)
+        if not objects or any(name in candidate for candidate in objects)
     }
     return Side(columns, len(objects), "objects")
 
@@ -377,7 +377,7 @@ def _report_keys(
 ) -> None:
     """Add a problem for each wrong key that has none yet, in order."""
     first: dict[str | int, int] = {}
-    reported = {each.pointer for each in report.problems}
+    reported = {problem.pointer for problem in report.problems}
     for position, key in enumerate(keys):
         pointer = f"{place}/{position}"
         if position in refused or pointer in reported:

@@ -68,11 +68,11 @@ def rank_batch(
         multiplier_of: gives the feature that a policy multiplies by.
     """
     first = options[0].ranker
-    if all(each.ranker is first for each in options):
+    if all(option.ranker is first for option in options):
         return _rank_together(first, scores, bounds, options, multiplier_of, range(len(options)))
     by_ranker: dict[int, list[int]] = {}
-    for request, each in enumerate(options):
-        by_ranker.setdefault(id(each.ranker), []).append(request)
+    for request, option in enumerate(options):
+        by_ranker.setdefault(id(option.ranker), []).append(request)
     results: list[RankedRequest | None] = [None] * len(options)
     for requests in by_ranker.values():
         rows = np.concatenate([np.arange(bounds[r], bounds[r + 1]) for r in requests])
@@ -83,7 +83,7 @@ def rank_batch(
         )
         for request, result in zip(requests, ranked, strict=True):
             results[request] = result
-    return [each for each in results if each is not None]
+    return [result for result in results if result is not None]
 
 
 def _rank_together(
@@ -109,17 +109,17 @@ def _rank_together(
     rank_score = ranker.rank_scores(sort_keys)  # [N]
     places = _order_within(sort_keys, bounds)
     results = []
-    for index, each in enumerate(options):
+    for index, option in enumerate(options):
         start, stop = bounds[index], bounds[index + 1]
         own_keys = sort_keys[start:stop]
         ranking = order(own_keys) if places is None else places[start:stop]
         results.append(
             _result(
-                each,
+                option,
                 scores[start:stop],
                 own_keys,
                 rank_score[start:stop],
-                ranking if each.top_k is None else ranking[: each.top_k],
+                ranking if option.top_k is None else ranking[: option.top_k],
                 None if multiplier is None else multiplier[start:stop],
             )
         )

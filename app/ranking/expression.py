@@ -131,12 +131,12 @@ class _Token:
 def _tokens(text: str) -> list[_Token]:
     tokens, position = [], 0
     while position < len(text):
-        found = _TOKEN.match(text, position)
-        if found is None or found.lastgroup is None:
+        match = _TOKEN.match(text, position)
+        if match is None or match.lastgroup is None:
             raise ExpressionInvalid("unexpected character", text, position)
-        if found.lastgroup != "space":
-            tokens.append(_Token(found.lastgroup, found[0], position))
-        position = found.end()
+        if match.lastgroup != "space":
+            tokens.append(_Token(match.lastgroup, match[0], position))
+        position = match.end()
     return [*tokens, _Token("end", "", position)]
 
 

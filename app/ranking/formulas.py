@@ -172,11 +172,11 @@ def logs(scores: Numbers) -> SortKeys:
 
 def positions(scores: Numbers) -> SortKeys:
     """Return each score's position in its column, `[n, K]` from 1; equal scores share the best."""
-    found = np.empty(scores.shape)
+    positions = np.empty(scores.shape)
     for column, of_task in enumerate(scores.T):  # [n]
         at_most = np.searchsorted(np.sort(of_task), of_task, side="right")
-        found[:, column] = 1 + len(of_task) - at_most
-    return found
+        positions[:, column] = 1 + len(of_task) - at_most
+    return positions
 
 
 def compile_formula(policy: Policy, tasks: Sequence[str]) -> Formula:

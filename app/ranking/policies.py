@@ -139,7 +139,7 @@ class PolicySet:
             file = _File.model_validate(_with_names(tables))
         except ValidationError as error:
             errors = error.errors(include_url=False)
-            raise PoliciesInvalid([_problem(each) for each in errors[:MAX_PROBLEMS]]) from error
+            raise PoliciesInvalid([_problem(detail) for detail in errors[:MAX_PROBLEMS]]) from error
         known = {**file.policy, OWN_POLICY: None}
         unknown = [
             f"default.{model}: {_unknown('policy', name, known)}"
@@ -174,8 +174,8 @@ class PolicySet:
                     _reason_not_available(self.policies[default], model)
                 )
             problems.append(f"default.{model.name}: {rule}")
-        for name, each in available.items():
-            shadow = _shadow(each)
+        for name, compiled in available.items():
+            shadow = _shadow(compiled)
             if shadow is not None and shadow not in available:
                 rule = _unknown("policy", shadow, available)
                 if shadow in self.policies:
@@ -315,5 +315,5 @@ def _listed(names: Iterable[str]) -> str:
 
 def _readable(text: str, longest: int = 64) -> str:
     """Return text as one printable line: a quoted TOML key may hold any character."""
-    shown = "".join(each if each.isprintable() else "?" for each in text[:longest])
+    shown = "".join(character if character.isprintable() else "?" for character in text[:longest])
     return shown if len(text) <= longest else f"{shown}…"

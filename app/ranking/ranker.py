@@ -63,18 +63,18 @@ class Ranker:
             ValueError: the policy reads a task that the model does not have.
         """
         names = tuple(tasks)
-        each = tuple(calibrations.get(task, NO_CALIBRATION) for task in names)
+        ordered = tuple(calibrations.get(task, NO_CALIBRATION) for task in names)
         if unknown := sorted(policy.tasks - set(names)):
             nearest = did_you_mean(unknown[0], names)
             raise ValueError(f'unknown task "{unknown[0]}"{nearest} (known: {", ".join(names)})')
         return cls(
             policy=policy,
             tasks=names,
-            calibrations=each,
+            calibrations=ordered,
             formula=compile_formula(policy, names),
             adjustable=MappingProxyType(policy.adjustable(names)),
             description=_description(policy, version),
-            is_calibrated=not all(isinstance(one, NoCalibration) for one in each),
+            is_calibrated=not all(isinstance(one, NoCalibration) for one in ordered),
             version=version,
             shadow=shadow,
         )
@@ -96,7 +96,7 @@ class Ranker:
         """Return `[n, K]`: float64, or `scores` itself if no task is calibrated."""
         if not self.is_calibrated:
             return scores
-        columns = [each(scores[:, k]) for k, each in enumerate(self.calibrations)]
+        columns = [calibration(scores[:, k]) for k, calibration in enumerate(self.calibrations)]
         return np.stack(columns, axis=1)
 
     def sort_keys(self, scores: Scores, multiplier: Numbers | None = None) -> SortKeys:

@@ -31,7 +31,7 @@ logger = logging.getLogger("app.access")
 
 SHED_INTERVAL_S = 1.0
 _SUMMED_UP = frozenset(
-    each.slug for each in (Overloaded, DeadlineUnmeetable, DeadlineExceeded, NotReady, Draining)
+    error.slug for error in (Overloaded, DeadlineUnmeetable, DeadlineExceeded, NotReady, Draining)
 )
 _PROBES = frozenset(
     (
@@ -188,4 +188,4 @@ def request_id_of(header: bytes | None) -> str:
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:
-    return next((value for each, value in scope["headers"] if each == name), None)
+    return next((value for key, value in scope["headers"] if key == name), None)

@@ -107,8 +107,8 @@ def accepts_gzip(accept_encoding: bytes | None) -> bool:
     if accept_encoding is None:
         return False
     weights: dict[bytes, float] = {}
-    for each in accept_encoding.lower().split(b","):
-        coding, _, parameter = each.partition(b";")
+    for offer in accept_encoding.lower().split(b","):
+        coding, _, parameter = offer.partition(b";")
         weights[coding.strip()] = _weight(parameter)
     gzip = weights.get(b"gzip", weights.get(b"x-gzip", weights.get(b"*", 0.0)))
     return gzip > 0.0 and gzip >= weights.get(b"identity", 0.0)

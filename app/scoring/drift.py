@@ -71,9 +71,11 @@ class _Version:
         assert known is not None
         self.label = model.label
         self.columns = manifest.task_columns
-        sides = {each.name: each.side for each in manifest.inputs}
+        sides = {feature.name: feature.side for feature in manifest.inputs}
         # A missing number counts as the default, as it did when the bins were made.
-        fills = {each.name: each.default for each in manifest.inputs if _is_filled(each)}
+        fills = {
+            feature.name: feature.default for feature in manifest.inputs if _is_filled(feature)
+        }
         self.features = [
             (name, sides[name], fills.get(name), _Window(bins))
             for name, bins in known.features.items()

@@ -60,13 +60,13 @@ class Keys:
         if scheme.lower() != b"bearer":
             raise Unauthorized("API key required: send the header authorization: Bearer <key>")
         presented = sha256(secret.strip()).digest()
-        found = ""
+        name = ""
         for key, digest in self._entries:  # all of them, so that the time is constant
             if compare_digest(presented, digest):
-                found = key
-        if not found:
+                name = key
+        if not name:
             raise Unauthorized("invalid API key", presented=True)
-        return found
+        return name
 
     def prepare(self) -> Callable[[], None]:
         """Read the file, in any thread; the result, called on the loop, applies it.

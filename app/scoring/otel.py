@@ -54,8 +54,8 @@ _RESOURCE = "OTEL_RESOURCE_ATTRIBUTES"
 
 VARIABLES = frozenset(
     (
-        *(f"{_OTLP}{each}" for each in _PER_SIGNAL),
-        *(f"{_OTLP}TRACES_{each}" for each in _PER_SIGNAL),
+        *(f"{_OTLP}{setting}" for setting in _PER_SIGNAL),
+        *(f"{_OTLP}TRACES_{setting}" for setting in _PER_SIGNAL),
         *_COUNTS,
         *_SIZES,
         *(_DISABLED, _EXPORTER, _RESOURCE, _SAMPLER, _SHARE),
@@ -113,7 +113,7 @@ def misspelt_variables(environment: Mapping[str, str]) -> list[str]:
             continue
         if _extends_a_variable(name) or _OTHERS & set(name.split("_")):
             continue
-        meant = max(VARIABLES, key=lambda each, name=name: _likeness(name, each))  # type: ignore[misc]
+        meant = max(VARIABLES, key=lambda known, name=name: _likeness(name, known))  # type: ignore[misc]
         if _likeness(name, meant) >= _ALIKE:
             lines.append(f"unknown environment variable {name} is ignored; did you mean {meant}?")
     return lines
@@ -121,7 +121,7 @@ def misspelt_variables(environment: Mapping[str, str]) -> list[str]:
 
 def _extends_a_variable(name: str) -> bool:
     """Whether a name is a known one and more, such as OTEL_RESOURCE_ATTRIBUTES_POD_NAME."""
-    return any(name.startswith(f"{each}_") for each in VARIABLES)
+    return any(name.startswith(f"{variable}_") for variable in VARIABLES)
 
 
 def _likeness(name: str, other: str) -> float:
@@ -191,7 +191,7 @@ def _check_endpoint(name: str, endpoint: str) -> None:
 
 
 def _check_sampler(environment: Mapping[str, str]) -> None:
-    known = [*_SAMPLERS, *(f"parentbased_{each}" for each in _SAMPLERS)]
+    known = [*_SAMPLERS, *(f"parentbased_{sampler}" for sampler in _SAMPLERS)]
     sampler = environment.get(_SAMPLER, "").strip().lower()
     if sampler and sampler not in known:
         raise ConfigurationInvalid(

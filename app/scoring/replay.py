@@ -82,7 +82,7 @@ class Contender:
         try:
             features, ranking, _ = read_request(document, context)
         except InvalidRequest as error:
-            if not all(each.pointer.startswith("/ranking") for each in error.problems):
+            if not all(problem.pointer.startswith("/ranking") for problem in error.problems):
                 raise
             without = {name: value for name, value in document.items() if name != "ranking"}
             features, ranking, _ = read_request(without, context)
@@ -241,7 +241,7 @@ class ReplayReport:
     def __str__(self) -> str:
         rank_score = self.rank_score
         tau = "-" if rank_score.kendall_tau is None else f"{rank_score.kendall_tau:.3f}"
-        means = ", ".join(f"{each.name} {each.mean_ratio:.3f}" for each in self.tasks[:-1])
+        means = ", ".join(f"{task.name} {task.mean_ratio:.3f}" for task in self.tasks[:-1])
         return (
             f"{self.requests} recorded requests, {self.refused} refused; Kendall tau {tau}, "
             f"top 10 overlap {rank_score.top_10_overlap:.3f}, means x {means}, "
@@ -265,11 +265,11 @@ class ReplayReport:
             failed.append(
                 f"top_10_overlap: {best:.3f}, at least {gates.top_10_overlap:g} is required"
             )
-        for each in self.tasks[:-1] if gates.mean_ratio is not None else ():
+        for task in self.tasks[:-1] if gates.mean_ratio is not None else ():
             assert gates.mean_ratio is not None
-            if not 1 / gates.mean_ratio <= each.mean_ratio <= gates.mean_ratio:
+            if not 1 / gates.mean_ratio <= task.mean_ratio <= gates.mean_ratio:
                 failed.append(
-                    f"mean_ratio: {each.mean_ratio:.3f} of {each.name}, allowed are "
+                    f"mean_ratio: {task.mean_ratio:.3f} of {task.name}, allowed are "
                     f"{1 / gates.mean_ratio:.3f} to {gates.mean_ratio:g}"
                 )
         if gates.cpu_ratio is not None and self.cpu_ratio > gates.cpu_ratio:
@@ -327,11 +327,13 @@ def replay(
         unusable,
         refused,
         reason,
-        [each.agreement() for each in comparisons.values()],
+        [comparison.agreement() for comparison in comparisons.values()],
         sorted(own.keys() ^ others.keys()),
         cpu_s * per_row,
         other_cpu_s * per_row,
-        {name: _joined(each.kept) for name, each in comparisons.items()} if keep_scores else {},
+        {name: _joined(comparison.kept) for name, comparison in comparisons.items()}
+        if keep_scores
+        else {},
         comparisons[RANK_SCORE].taus if keep_scores else (),
     )
 

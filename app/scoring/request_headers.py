@@ -46,11 +46,11 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     Repeated ones are joined by commas (RFC 9110, section 5.3). None of these headers may be a list,
     so a joined value is refused when it is read.
     """
-    found: dict[bytes, bytes] = {}
+    read: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in _READ:
-            found[name] = value if name not in found else found[name] + b", " + value
-    return found
+            read[name] = value if name not in read else read[name] + b", " + value
+    return read
 
 
 def timeout_s(headers: Headers, default_s: float) -> float:
@@ -78,11 +78,11 @@ def priority(headers: Headers) -> Priority:
     value = headers.get(b"x-request-priority")
     if value is None:
         return Priority.NORMAL
-    found = PRIORITIES.get(value.lower())
-    if found is None:
+    level = PRIORITIES.get(value.lower())
+    if level is None:
         detail = "header x-request-priority must be high, normal or low"
         raise InvalidRequest([FieldError("", detail)])
-    return found
+    return level
 
 
 def check_body_headers(

@@ -111,8 +111,8 @@ class Scorer:
             pass
         route = None
         for dialect in self._dialects:
-            if found := dialect.path.fullmatch(path):
-                model, version = found["model"], found["version"]
+            if match := dialect.path.fullmatch(path):
+                model, version = match["model"], match["version"]
                 template = dialect.route(model, version)
                 route = Route(dialect, template, model, int(version) if version else None)
         if len(self._routes) >= _MOST_ROUTES:  # clients choose the paths

@@ -40,13 +40,13 @@ class Trace(NamedTuple):
 
 def parse_traceparent(value: bytes) -> Trace | None:
     """Return the trace that a header names, with a new span; None if it is not well formed."""
-    found = _TRACEPARENT.fullmatch(value)
-    if found is None or (found[1] == b"00" and found[5] is not None):
+    match = _TRACEPARENT.fullmatch(value)
+    if match is None or (match[1] == b"00" and match[5] is not None):
         return None
     # Of the flags, only `sampled` has a meaning in version 00.
-    flags = f"{int(found[4], 16) & 1:02x}"
+    flags = f"{int(match[4], 16) & 1:02x}"
     span_id = f"{random.randrange(1, 1 << 64):016x}"  # noqa: S311  (no secret)
-    return Trace(found[2].decode(), found[3].decode(), span_id, flags)
+    return Trace(match[2].decode(), match[3].decode(), span_id, flags)
 
 
 @dataclass(slots=True, eq=False)

@@ -123,10 +123,13 @@ def _scored(
     features, ids = parsed.features, parsed.ids or {}
     user, candidate = features.user, features.candidate
     if features.tables is not None:
-        user = {each.name: features.user_column(each.name) for each in model.manifest.user_inputs}
+        user = {
+            feature.name: features.user_column(feature.name)
+            for feature in model.manifest.user_inputs
+        }
         candidate = {
-            each.name: features.candidate_column(each.name)
-            for each in model.manifest.candidate_inputs
+            feature.name: features.candidate_column(feature.name)
+            for feature in model.manifest.candidate_inputs
         }
         ids = _with_ids_of_tables(ids, model, features.tables, user, candidate)
     return ScoredFeatures(
@@ -136,7 +139,7 @@ def _scored(
         ranked.scores,
         ranked.rank_score,
         None if ranker is policies.default else name,
-        {each: ranker.policy.weights.get(each, 0.0) for each in ranker.adjustable}
+        {weight: ranker.policy.weights.get(weight, 0.0) for weight in ranker.adjustable}
         if is_reweighted
         else None,
         parsed.ranking.top_k,
@@ -275,7 +278,7 @@ class TrafficRecorder:
                 file = files.setdefault(label, _NextFile(self._clock()))
                 file.records.append(record)
                 file.size += record.size
-            is_much = sum(each.size for each in files.values()) >= MAX_QUEUED_BYTES // 2
+            is_much = sum(file.size for file in files.values()) >= MAX_QUEUED_BYTES // 2
             for label, file in list(files.items()):
                 is_old = self._clock() - file.began >= self._file_age_s
                 if file.size >= FILE_BYTES or is_old or is_much or is_closed:

@@ -88,7 +88,7 @@ class VersionTrial:
             versions: of one model, all that the store has, ascending. The oldest is taken for good.
             traffic: what the model's traffic file says now.
         """
-        found: list[Incompatible] = []
+        incompatible: list[Incompatible] = []
         active: tuple[Artifact, Manifest] | None = None
         for artifact in versions:
             try:
@@ -103,10 +103,10 @@ class VersionTrial:
             except (ArtifactInvalid, OSError):
                 continue
             if reason and active is not None:
-                found.append(Incompatible(artifact, fingerprint, active[0].version, reason))
+                incompatible.append(Incompatible(artifact, fingerprint, active[0].version, reason))
             else:
                 active = artifact, manifest
-        return found
+        return incompatible
 
     def _refusal(
         self, active: Artifact, before: Manifest, artifact: Artifact, after: Manifest
@@ -114,7 +114,7 @@ class VersionTrial:
         """Return why a version does not accept the example request of another one, or nothing."""
         is_same = before.inputs == after.inputs
         names = after.vocabulary_files
-        if is_same and all(before.files[each] == after.files[each] for each in names):
+        if is_same and all(before.files[file] == after.files[file] for file in names):
             return ""
         needs_ids = _needs_ids(before, after)
         if is_same and not needs_ids:
@@ -133,31 +133,32 @@ class VersionTrial:
             OSError: the folder cannot be read.
         """
         contender = Contender(model, NO_POLICIES.policies_for(model.manifest.traits))
-        found = []
+        requests = []
         for request in islice(self._requests(model.manifest.name), WARM_UP_REQUESTS):
             try:
-                found.append(contender.read(request.document)[0])
+                requests.append(contender.read(request.document)[0])
             except GatehouseError:
                 continue
-        return found
+        return requests
 
     def replay(self, active: Model, model: Model, gates: ReplaySettings) -> ReplayResult:
         """Score recorded requests with both versions, and apply the gates.
 
         Without enough recorded requests, or if they cannot be read, the version passes.
         """
-        before, after = (self._contender(each) for each in (active, model))
+        before, after = (self._contender(version) for version in (active, model))
         recorded = _slowly(self._requests(model.manifest.name))
         try:
             report = replay(recorded, before, after, most_requests=gates.requests)
         except OSError as error:
             reason = f"recorded traffic cannot be read: {error.strerror or error}"
             return ReplayResult(True, f"not replayed: {reason}")
-        found = report.requests + report.refused
-        if found < min(MIN_REQUESTS, gates.requests):
-            where = "no folder of recorded traffic is set" if self._folder is None else ""
-            where = where or f"{found} recorded requests are not enough, {MIN_REQUESTS} are needed"
-            return ReplayResult(True, f"not replayed: {where}")
+        available = report.requests + report.refused
+        if available < min(MIN_REQUESTS, gates.requests):
+            reason = f"{available} recorded requests are not enough, {MIN_REQUESTS} are needed"
+            if self._folder is None:
+                reason = "no folder of recorded traffic is set"
+            return ReplayResult(True, f"not replayed: {reason}")
         failures = report.failures(gates)
         if failures:
             return ReplayResult(False, f"{'; '.join(failures)}: {report}")
@@ -199,15 +200,17 @@ def _needs_ids(before: Manifest, after: Manifest) -> bool:
     Vocabularies can be large, and are read only then.
     """
     encodings = {
-        each.name: each.encoding for each in before.inputs if not isinstance(each, DenseInput)
+        feature.name: feature.encoding
+        for feature in before.inputs
+        if not isinstance(feature, DenseInput)
     }
-    for each in after.inputs:
-        if isinstance(each, DenseInput):
+    for feature in after.inputs:
+        if isinstance(feature, DenseInput):
             continue
-        if encodings.get(each.name, each.encoding) != each.encoding:
+        if encodings.get(feature.name, feature.encoding) != feature.encoding:
             return True
-        has_no_row = isinstance(each, IdListInput) and each.reserves_padding
-        if isinstance(each.encoding, Listed) and (each.unknown == "reject" or has_no_row):
+        has_no_row = isinstance(feature, IdListInput) and feature.reserves_padding
+        if isinstance(feature.encoding, Listed) and (feature.unknown == "reject" or has_no_row):
             return True
     return False
 

@@ -75,14 +75,14 @@ class Layout:
         self._rows = self._add((bucket.rows,), np.int64)
         users = self.size
         self._user = {
-            each.name: self._add(column_shape(each, bucket.requests), column_dtype(each))
-            for each in description.user_inputs
+            feature.name: self._add(column_shape(feature, bucket.requests), column_dtype(feature))
+            for feature in description.user_inputs
         }
         self._row_to_request = self._add((bucket.rows,), np.int64)
         candidates = self.size
         self._candidate = {
-            each.name: self._add(column_shape(each, bucket.rows), column_dtype(each))
-            for each in description.candidate_inputs
+            feature.name: self._add(column_shape(feature, bucket.rows), column_dtype(feature))
+            for feature in description.candidate_inputs
         }
         self.features = slice(users, self.size)
         self.rows = slice(self._rows.offset, candidates)
@@ -113,7 +113,7 @@ class Arena:
 
     def __init__(self, description: Description, inputs: DeviceInputs) -> None:
         """Write into `inputs`, which are in host memory."""
-        self._padding = {each.name: padding(each) for each in description.inputs}
+        self._padding = {feature.name: padding(feature) for feature in description.inputs}
         self._user = {name: tensor.numpy() for name, tensor in inputs.user.items()}
         self._candidate = {name: tensor.numpy() for name, tensor in inputs.candidate.items()}
         self._row_to_request: npt.NDArray[np.int64] = inputs.row_to_request.numpy()

@@ -44,10 +44,10 @@ class Buckets:
 
         A batch has no more requests than rows.
         """
-        found = bisect_left(self.rows, rows)
-        if found == len(self.rows):
+        index = bisect_left(self.rows, rows)
+        if index == len(self.rows):
             return None
-        room = self.rows[found]
+        room = self.rows[index]
         return Bucket(room, _few_requests(room) if requests <= _few_requests(room) else room)
 
 

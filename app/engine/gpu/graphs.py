@@ -344,9 +344,9 @@ class GraphExecutor:
         received = graphs.captured[bucket].received
         fields = shared.rows.base.fields(unpacking.records[: bucket.rows])
         pairs = [
-            (received.candidate[each.name], fields[each.name])
-            for each in model.manifest.candidate_inputs
-            if each.name in fields
+            (received.candidate[feature.name], fields[feature.name])
+            for feature in model.manifest.candidate_inputs
+            if feature.name in fields
         ]
 
         def unpack() -> Tensor:

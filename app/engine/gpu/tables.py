@@ -65,14 +65,14 @@ class _BaseRows:
         """Return the columns of records, int64 `[B, W]`, as views: `[B, …]` for each feature."""
         assert self.record.fields is not None
         numbers = records.view(torch.float32)  # [B, 2W]
-        found = {}
+        columns = {}
         for name, (dtype, offset, *_) in self.record.fields.items():
             words = records if dtype.base.kind == "i" else numbers
             start = offset // words.element_size()
             count = math.prod(dtype.shape)
             part = words[:, start : start + count]  # [B, count]
-            found[name] = part.view(len(records), *dtype.shape)
-        return found
+            columns[name] = part.view(len(records), *dtype.shape)
+        return columns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,8 +126,8 @@ class DeviceTables:
         """Return how much memory all copies take, with those that only running requests hold."""
         with self._lock:
             copies = list(self._copies.values())
-        tensors = {id(each.base): each.base.records.nbytes for each in copies}
-        changed = sum(each.changed.nbytes for each in copies if each.changed is not None)
+        tensors = {id(copy.base): copy.base.records.nbytes for copy in copies}
+        changed = sum(copy.changed.nbytes for copy in copies if copy.changed is not None)
         return sum(tensors.values()) + changed
 
     def place(self, table: Table) -> None:
@@ -196,7 +196,7 @@ class DeviceTables:
     def _base_of(self, table: Table) -> _BaseRows | None:
         with self._lock:
             copies = list(self._copies.items())
-        return next((copy.base for each, copy in copies if each.base is table.base), None)
+        return next((copy.base for known, copy in copies if known.base is table.base), None)
 
     def _copied(self, table: Table, base: _BaseRows | None) -> DeviceRows:
         """Copy what the device does not have of a table."""

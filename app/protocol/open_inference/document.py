@@ -50,7 +50,7 @@ def read_arrays(body: bytes, containers: int) -> dict[str, Any] | None:
         return None
     try:
         document = members(simdjson.Parser().parse(body))
-        tensors = [members(each) for each in document["inputs"]]
+        tensors = [members(tensor) for tensor in document["inputs"]]
         for tensor in tensors:
             is_float = tensor.get("datatype") in FLOATS
             for name, value in tensor.items():

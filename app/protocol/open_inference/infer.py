@@ -103,7 +103,7 @@ class OpenInference:
 
     def _remember(self, text: bytes, document: "_Document") -> None:
         """Keep a document if all its data is binary: clients send the same one again and again."""
-        if len(text) > _LONGEST_KNOWN or any(each.span is None for each in document.inputs):
+        if len(text) > _LONGEST_KNOWN or any(tensor.span is None for tensor in document.inputs):
             return
         if len(self._documents) >= _MOST_KNOWN:
             self._documents.clear()
@@ -155,7 +155,9 @@ class _Document:
             )
             if not binary:
                 return _JSON, head
-            if all(each.is_binary for each in self.outputs) and (used is None or not used.unknown):
+            if all(output.is_binary for output in self.outputs) and (
+                used is None or not used.unknown
+            ):
                 self.response_head = head
         headers = b"content-type: application/octet-stream\r\n%b: %d\r\n" % (
             HEADER_LENGTH,

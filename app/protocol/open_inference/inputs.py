@@ -100,7 +100,9 @@ def _report_missing(
 ) -> None:
     """Add one problem for all missing inputs, and one for those that a table's key stands for."""
     names = [
-        each.name for each in manifest.inputs if each.name not in named and each.default is None
+        feature.name
+        for feature in manifest.inputs
+        if feature.name not in named and feature.default is None
     ]
     for table in tables.all:
         of_table = [name for name in names if name in table.names]
@@ -126,12 +128,12 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """Return the tensors by feature; `binary` holds the bytes after the JSON document."""
     tensors = {}
-    for each in heads:
-        if each.rows not in (1, rows):  # reported; never allocate 2^62 rows of zero ids
+    for head in heads:
+        if head.rows not in (1, rows):  # reported; never allocate 2^62 rows of zero ids
             continue
-        values = _values(each, binary, report)
+        values = _values(head, binary, report)
         if values is not None:
-            tensors[each.feature.name] = Tensor(each.pointer, values, each.rows, each.width)
+            tensors[head.feature.name] = Tensor(head.pointer, values, head.rows, head.width)
     return tensors
 
 
@@ -210,26 +212,26 @@ def _datatype_rule(feature: Input, datatype: object) -> str:
 def _shape(shape: object) -> list[int] | None:
     if not isinstance(shape, list) or len(shape) > 2:
         return None
-    return shape if all(type(each) is int and each >= 0 for each in shape) else None
+    return shape if all(type(length) is int and length >= 0 for length in shape) else None
 
 
 def _check_rows(
     heads: Mapping[str, InputHead], report: ValidationReport, max_candidates: int
 ) -> int:
     """Return n: the rows of every candidate input, and of each user input that has not just 1."""
-    of_candidates = [each for each in heads.values() if each.feature.side == "candidate"]
+    of_candidates = [head for head in heads.values() if head.feature.side == "candidate"]
     if not heads:
         return 0
     first = of_candidates[0] if of_candidates else max(heads.values(), key=attrgetter("rows"))
     check_count(first.rows, max_candidates)
-    for each in heads.values():
-        is_single = each.feature.side == "user" and each.rows == 1
-        if each.rows != first.rows and not is_single:
+    for head in heads.values():
+        is_single = head.feature.side == "user" and head.rows == 1
+        if head.rows != first.rows and not is_single:
             detail = (
-                f"{each.feature.name} has {each.rows} rows, but "
+                f"{head.feature.name} has {head.rows} rows, but "
                 f"{first.feature.name} has {first.rows}"
             )
-            report.add(f"{each.pointer}/shape", detail)
+            report.add(f"{head.pointer}/shape", detail)
     return first.rows
 
 

@@ -94,14 +94,18 @@ def write_outputs(
             parameters[f"unknown_{kind}"] = ",".join(map(str, unknown[:MOST_POSITIONS].tolist()))
     written: list[dict[str, Any]] = []
     binary = binary_outputs(manifest, outputs, ranked)
-    for each in outputs:
-        scores = _scores(manifest, each, ranked)
-        output: dict[str, Any] = {"name": each.name, "datatype": "FP32", "shape": [len(scores), 1]}
-        if each.is_binary:
-            output["parameters"] = {"binary_data_size": scores.nbytes}
+    for output in outputs:
+        scores = _scores(manifest, output, ranked)
+        tensor: dict[str, Any] = {
+            "name": output.name,
+            "datatype": "FP32",
+            "shape": [len(scores), 1],
+        }
+        if output.is_binary:
+            tensor["parameters"] = {"binary_data_size": scores.nbytes}
         else:
-            output["data"] = np.ascontiguousarray(scores)
-        written.append(output)
+            tensor["data"] = np.ascontiguousarray(scores)
+        written.append(tensor)
     document: dict[str, Any] = {
         "model_name": manifest.name,
         "model_version": str(manifest.version),
@@ -119,9 +123,9 @@ def binary_outputs(
 ) -> list[bytes]:
     """Return the bytes of each binary output, in order."""
     return [
-        _scores(manifest, each, ranked).astype("<f4", copy=False).tobytes()
-        for each in outputs
-        if each.is_binary
+        _scores(manifest, output, ranked).astype("<f4", copy=False).tobytes()
+        for output in outputs
+        if output.is_binary
     ]
 
 

@@ -136,9 +136,9 @@ def _ranking_options(
         policy = None
     if not weights and policy is None:
         return policies.default_options
-    found = ValidationReport()
-    options = read_options({"policy": policy, "weights": weights or None}, policies, found)
-    for each in found.problems:
-        pointer = each.pointer.replace("/ranking/weights/", f"/parameters/{_WEIGHT}")
-        report.add(pointer.replace("/ranking/", "/parameters/"), each.detail)
+    ranking = ValidationReport()
+    options = read_options({"policy": policy, "weights": weights or None}, policies, ranking)
+    for problem in ranking.problems:
+        pointer = problem.pointer.replace("/ranking/weights/", f"/parameters/{_WEIGHT}")
+        report.add(pointer.replace("/ranking/", "/parameters/"), problem.detail)
     return options

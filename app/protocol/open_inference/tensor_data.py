@@ -66,7 +66,7 @@ def strings_from_bytes(content: memoryview, count: int) -> list[str]:
     Raises:
         ValueError: there are not exactly `count`, or one is not UTF-8; the message says which.
     """
-    found: list[str] = []
+    texts: list[str] = []
     offset = 0
     for element in range(count):
         start = offset + _LENGTH
@@ -76,12 +76,12 @@ def strings_from_bytes(content: memoryview, count: int) -> list[str]:
         if offset > len(content):
             raise ValueError(f"ends within element {element}")
         try:
-            found.append(str(content[start:offset], "utf-8"))
+            texts.append(str(content[start:offset], "utf-8"))
         except UnicodeDecodeError:
             raise ValueError(f"must be UTF-8 text (element {element})") from None
     if offset < len(content):
         raise ValueError(f"has more data after its {count} elements")
-    return found
+    return texts
 
 
 # JSON: flat, or nested as the shape is. Numbers are packed through `struct`, as in
@@ -118,7 +118,7 @@ def elements_from_json(
     if not isinstance(data, list):
         add_problem("/data", "must be a list")
         return None
-    is_nested = len(data) == rows and bool(data) and all(type(each) is list for each in data)
+    is_nested = len(data) == rows and bool(data) and all(type(row) is list for row in data)
     if is_nested:
         if set(map(len, data)) != {width}:
             for row, values in enumerate(data):
@@ -132,14 +132,14 @@ def elements_from_json(
             add_problem("/data", f"must have {rows * width} values, has {len(data)}")
             return None
     if datatype in STRINGS:
-        found: Numbers | list[str] | None = flat if set(map(type, flat)) <= {str} else None
+        packed: Numbers | list[str] | None = flat if set(map(type, flat)) <= {str} else None
     else:
         if may_miss and datatype in FLOATS and None in flat:
-            flat = [math.nan if each is None else each for each in flat]
-        found = _pack(flat, datatype, rows, width)
-    if found is None:
+            flat = [math.nan if value is None else value for value in flat]
+        packed = _pack(flat, datatype, rows, width)
+    if packed is None:
         return _read_by_element(flat, datatype, rows, width, is_nested, add_problem)
-    return found
+    return packed
 
 
 def _pack(flat: Sequence[Any], datatype: str, rows: int, width: int) -> Numbers | None:
