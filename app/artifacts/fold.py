@@ -24,7 +24,8 @@ from app.artifacts.manifest import Manifest
 from app.artifacts.program import Program, error_summary, scores
 from app.artifacts.store import PROGRAM, Artifact
 from app.artifacts.tables.description import Fold
-from app.artifacts.tables.reader import Folded, Records, Table
+from app.artifacts.tables.segment import Folded, Records
+from app.artifacts.tables.table import Table
 from app.errors import ArtifactInvalid
 
 CHECKED_ROWS = 256

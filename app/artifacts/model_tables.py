@@ -14,7 +14,7 @@ from app.artifacts.manifest import Description, IdInput, Input
 from app.artifacts.program import Program
 from app.artifacts.tables.description import TableKind, side_of
 from app.artifacts.tables.keys import Int64
-from app.artifacts.tables.reader import Table
+from app.artifacts.tables.table import Table
 
 
 @dataclass(frozen=True, eq=False)

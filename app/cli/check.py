@@ -11,13 +11,8 @@ from rich.table import Table
 
 from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.description import TableKind
-from app.artifacts.tables.reader import (
-    ListedTable,
-    Table as ItemTable,
-    missing_table,
-    open_table,
-    tables_of,
-)
+from app.artifacts.tables.listing import ListedTable, missing_table, tables_of
+from app.artifacts.tables.table import Table as ItemTable, open_table
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain, not_empty
 from app.cli.settings_options import add_store, existing_store, store_of

@@ -14,15 +14,12 @@ from rich.table import Table as TextTable
 from app.artifacts.encoding import Vocabularies
 from app.artifacts.manifest import DenseInput, Manifest
 from app.artifacts.store import Artifact, Store
-from app.artifacts.tables.description import (
-    Fold,
-    TableDescription,
-    TableKind,
-    incompatibilities,
-)
+from app.artifacts.tables.compatibility import incompatibilities
+from app.artifacts.tables.description import Fold, TableDescription, TableKind, read_description
 from app.artifacts.tables.keys import Int64
-from app.artifacts.tables.publish import compact, find_table, remove
-from app.artifacts.tables.reader import ListedTable, Table, open_table, read_description, tables_of
+from app.artifacts.tables.listing import ListedTable, find_table, newest_fitting, tables_of
+from app.artifacts.tables.publish import compact, remove
+from app.artifacts.tables.table import Table, open_table
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain, not_empty
 from app.cli.settings_options import add_store, existing_store, store_of
@@ -273,10 +270,10 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
     try:
         found = read_description(listed.folder)
         newest = found
-        size = _size(found)
+        size = found.size
         for number in listed.deltas:
             newest = read_description(listed.delta_folder(number))
-            size += _size(newest)
+            size += newest.size
     except (ArtifactInvalid, OSError) as error:
         return ["", "", "", "", "", "", escape(str(error))]
     reasons = {number: incompatibilities(found, each) for number, each in manifests.items()}
@@ -406,16 +403,8 @@ def _prune(options: argparse.Namespace, kind: TableKind) -> int:
 
 def _needed(listed: Sequence[ListedTable], versions: Sequence[Artifact]) -> set[int]:
     """Return the newest table that fits each version of the model."""
-    needed = set()
-    for manifest in _manifests(versions).values():
-        for each in reversed(listed):
-            try:
-                if not incompatibilities(read_description(each.folder), manifest):
-                    needed.add(each.version)
-                    break
-            except (ArtifactInvalid, OSError):
-                continue
-    return needed
+    fitting = [newest_fitting(listed, each) for each in _manifests(versions).values()]
+    return {table.version for table in fitting if table is not None}
 
 
 def _manifests(versions: Sequence[Artifact]) -> dict[int, Manifest]:
@@ -453,10 +442,6 @@ def _count(text: str) -> int:
     if not (text.isdecimal() and len(text) <= 12):
         raise argparse.ArgumentTypeError("must be a whole number, 0 or more")
     return int(text)
-
-
-def _size(description: TableDescription) -> int:
-    return sum(each.size for each in description.files.values())
 
 
 def _time(seconds: float) -> str:

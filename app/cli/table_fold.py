@@ -17,8 +17,9 @@ from app.artifacts.fold import (
 )
 from app.artifacts.loader import Model, load
 from app.artifacts.store import Artifact
-from app.artifacts.tables.publish import TableWriter
-from app.artifacts.tables.reader import ListedTable, read_description
+from app.artifacts.tables.description import read_description
+from app.artifacts.tables.listing import ListedTable
+from app.artifacts.tables.writer import TableWriter
 from app.errors import ArtifactInvalid
 
 Show = Callable[[int], None]

@@ -16,35 +16,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.artifacts.manifest import DenseInput, IdInput, Input, Manifest
 from app.artifacts.store import Artifact
+from app.artifacts.tables.compatibility import (
+    fold_problems,
+    incompatibilities,
+    key_problem,
+    key_type_of,
+    vocabulary_digest,
+)
 from app.artifacts.tables.description import (
     KeyType,
     TableColumn,
     TableDescription,
     TableKey,
     TableKind,
-    fold_problems,
-    incompatibilities,
-    key_problem,
-    key_type_of,
+    read_description,
     side_of,
-    vocabulary_digest,
 )
 from app.artifacts.tables.keys import Int64
-from app.artifacts.tables.publish import (
-    DuplicateKeys,
-    TablePlan,
-    TableWriter,
-    find_table,
-    publish_delta,
-    publish_table,
-)
-from app.artifacts.tables.reader import (
-    ListedTable,
-    open_segment,
-    open_table,
-    read_description,
-    tables_of,
-)
+from app.artifacts.tables.listing import ListedTable, find_table, newest_fitting, tables_of
+from app.artifacts.tables.publish import publish_delta, publish_table
+from app.artifacts.tables.segment import open_segment
+from app.artifacts.tables.table import open_table
+from app.artifacts.tables.writer import DuplicateKeys, TablePlan, TableWriter
 from app.cli.output import Output
 from app.cli.parser import WrongUsage, complain
 from app.cli.signals import importing
@@ -221,14 +214,8 @@ def _column(feature: Input, manifest: Manifest) -> TableColumn:
 
 def _former(model: Path, kind: TableKind, manifest: Manifest) -> TableDescription | None:
     """Return the newest table that a new one replaces for a version; None if there is none."""
-    for listed in reversed(tables_of(model, kind)):
-        try:
-            found = read_description(listed.folder)
-        except (ArtifactInvalid, OSError):
-            continue  # it does not serve
-        if not incompatibilities(found, manifest):
-            return found
-    return None
+    listed = newest_fitting(tables_of(model, kind), manifest)
+    return None if listed is None else read_description(listed.folder)
 
 
 def _key_problems(key: TableKey, former: TableDescription | None) -> Iterator[str]:
@@ -547,7 +534,6 @@ def _report(plan: _Plan, listed: ListedTable, took_s: float) -> None:
     folder = listed.folder if not plan.is_delta else listed.delta_folder(len(listed.deltas))
     found = read_description(folder)
     output = Output()
-    size = sum(each.size for each in found.files.values())
     removed = ""
     if found.removed:
         unknown = _removed_in_vain(listed)
@@ -556,7 +542,7 @@ def _report(plan: _Plan, listed: ListedTable, took_s: float) -> None:
     output.print_line(
         f"published {found.label} of {found.model}: {_counted(found.rows, 'row')}{removed}, "
         f"{len(found.columns)} features, key {found.key.name} ({found.key.type}), "
-        f"{size / 1e6:.1f} MB, encoded for version {plan.artifact.version}, in {took_s:.1f} s"
+        f"{found.size / 1e6:.1f} MB, encoded for version {plan.artifact.version}, in {took_s:.1f} s"
     )
     for name, count in plan.encoder.unknown_ids.items():
         output.print_line(f'feature "{name}": {_counted(count, "unknown id")}')
@@ -573,8 +559,7 @@ def _removed_in_vain(listed: ListedTable) -> int:
     before = open_table(listed, listed.folder.parent.parent.name, last - 1)
     index = open_segment(listed.delta_folder(last)).index
     removed = index.keys_at(np.flatnonzero(index.rows < 0))
-    keys = np.array(removed, np.int64) if before.key_type is int else [*map(str, removed)]
-    return int(np.count_nonzero(before.find(keys) < 0))
+    return int(np.count_nonzero(before.find(before.as_keys(removed)) < 0))
 
 
 @contextmanager

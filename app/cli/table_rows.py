@@ -20,7 +20,7 @@ from app.artifacts.encoding import NO_VOCABULARY, Identity, Vocabularies, Vocabu
 from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input
 from app.artifacts.tables.description import KeyType, record_dtype
 from app.artifacts.tables.keys import LONGEST_KEY, Int64
-from app.artifacts.tables.reader import Records
+from app.artifacts.tables.segment import Records
 from app.cli.table_files import Array, Chunk, FileUnreadable, TableFile
 from app.protocol.features import column_by_value, default_column
 from app.protocol.validation import MISSING, Side, ValidationReport

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from app.artifacts.store import Artifact, Store
-from app.artifacts.tables.reader import ListedTable
+from app.artifacts.tables.listing import ListedTable
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain
 from app.cli.settings_options import add_store, existing_store, store_of

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 def _row(artifact: Artifact, role: str, problem: str, *, is_live: bool) -> list[str]:
     with importing():
         from app.artifacts.loader import read_manifest
-        from app.artifacts.tables.reader import missing_table
+        from app.artifacts.tables.listing import missing_table
     size = f"{size_of(artifact.folder) / 1e6:.1f} MB"
     try:
         manifest = read_manifest(artifact)

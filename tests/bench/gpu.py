@@ -34,7 +34,8 @@ from app.artifacts.loader import Model
 from app.artifacts.manifest import DenseInput, FileDigest, Manifest, Output, TaskOutput
 from app.artifacts.program import Program
 from app.artifacts.store import Store
-from app.artifacts.tables.reader import ListedTable, open_table
+from app.artifacts.tables.listing import ListedTable
+from app.artifacts.tables.table import open_table
 from app.benchmarking.load import Plan, fire, http
 from app.benchmarking.requests import Post
 from app.engine.batch import Chunk

@@ -28,7 +28,8 @@ from app.artifacts.program import scores
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
 from app.artifacts.tables.description import TableColumn, TableKey, record_dtype
-from app.artifacts.tables.publish import TablePlan, publish_table
+from app.artifacts.tables.publish import publish_table
+from app.artifacts.tables.writer import TablePlan
 from app.benchmarking.requests import Post
 from app.ranking.agreement import kendall_tau, overlap
 from app.ranking.policy import Policy

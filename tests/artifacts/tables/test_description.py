@@ -7,13 +7,8 @@ import pytest
 
 from app.artifacts.encoding import Hashed, Listed
 from app.artifacts.manifest import DenseInput, FileDigest, IdInput, IdListInput, Input
-from app.artifacts.tables.description import (
-    TableColumn,
-    TableDescription,
-    TableKey,
-    incompatibilities,
-    record_dtype,
-)
+from app.artifacts.tables.compatibility import incompatibilities
+from app.artifacts.tables.description import TableColumn, TableDescription, TableKey, record_dtype
 from tests.support.builders import manifest
 
 USER = DenseInput(name="age", side="user")
