@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from app.artifacts.store import Artifact
 from app.cli.parser import Parser, WrongUsage
-from app.cli.traffic_changes import add_model, add_waiting, put_on_trial
+from app.cli.running_server import add_waiting
+from app.cli.traffic_changes import add_model, put_on_trial
 from app.errors import ArtifactInvalid, did_you_mean
 
 _DESCRIPTION = """\

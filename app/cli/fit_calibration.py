@@ -10,11 +10,11 @@ from app.cli.log_inputs import (
     LogInputs,
     add_log_inputs,
     check_outcomes,
-    pairs,
     read_log_inputs,
     report_log,
     write_policies,
 )
+from app.cli.option_values import pairs
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage
 from app.errors import ExitCode

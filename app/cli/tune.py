@@ -15,15 +15,12 @@ from rich.table import Table
 from app.cli.log_inputs import (
     LogInputs,
     add_log_inputs,
-    by_name,
     check_outcomes,
-    factor,
-    positive,
     read_log_inputs,
     report_log,
-    whole,
     write_policies,
 )
+from app.cli.option_values import factor, integer, numbers_by_name, positive
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain
 from app.errors import ExitCode, did_you_mean
@@ -65,21 +62,21 @@ def _add_goal(parser: Parser) -> None:
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument(
         "--ndcg",
-        type=by_name,
+        type=numbers_by_name,
         metavar="OUTCOME=GAIN,…",
         help="maximize NDCG; a candidate's gain is the sum of gain x outcome, such as "
         "click=1,like=4,dwell=0.05 (per click, per like, per second)",
     )
     goal.add_argument(
         "--mix",
-        type=by_name,
+        type=numbers_by_name,
         metavar="OUTCOME=TARGET,…",
         help="raise a mix of outcomes among the top candidates; each target is a multiple of the "
         "present value, such as click=1,like=1.1, and the outcome furthest below its target counts",
     )
     parser.add_argument(
         "--at",
-        type=whole,
+        type=integer,
         default=10,
         metavar="K",
         help="how many top candidates count (default: %(default)s)",
@@ -116,14 +113,14 @@ def _add_search(parser: Parser) -> None:
     )
     parser.add_argument(
         "--tries",
-        type=whole,
+        type=integer,
         default=300,
         metavar="N",
         help="about how many sets of weights are tried (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
-        type=whole,
+        type=integer,
         default=1,
         metavar="N",
         help="seed of the search (default: %(default)s)",

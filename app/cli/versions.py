@@ -3,24 +3,19 @@
 import argparse
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
 from app.artifacts.store import Artifact, Store
+from app.cli.option_values import server_url
 from app.cli.output import Output
 from app.cli.parser import Parser, complain
+from app.cli.running_server import ask
 from app.cli.settings_options import existing_store, store_of
 from app.cli.signals import importing
-from app.cli.traffic_changes import (
-    active_of,
-    add_model,
-    ask,
-    chosen,
-    server_url,
-    size_of,
-    traffic_of,
-)
+from app.cli.traffic_changes import active_of, add_model, chosen, traffic_of
 from app.errors import ArtifactInvalid, ExitCode
 
 _DESCRIPTION = """\
@@ -75,7 +70,7 @@ def _row(artifact: Artifact, role: str, problem: str, *, is_live: bool) -> list[
     with importing():
         from app.artifacts.loader import read_manifest
         from app.artifacts.tables.listing import missing_table
-    size = f"{size_of(artifact.folder) / 1e6:.1f} MB"
+    size = f"{_size_of(artifact.folder) / 1e6:.1f} MB"
     try:
         manifest = read_manifest(artifact)
     except (ArtifactInvalid, OSError) as error:
@@ -124,3 +119,8 @@ def _live(server: str) -> Mapping[str, tuple[str, str]]:
     for each in listed["refused"]:
         roles[f"{each['model']}/{each['version']}"] = ("refused", each["reason"])
     return roles
+
+
+def _size_of(folder: Path) -> int:
+    """Return how many bytes the files in a folder have."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
