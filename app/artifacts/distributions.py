@@ -66,7 +66,7 @@ class NumberBins(_Bins):
         edges = np.unique(np.quantile(values, inner).astype(np.float32))  # repeated values
         counts = _number_counts(edges, values)
         # A float32 in decimal digits, so that JSON has few.
-        return cls(edges=tuple(float(str(each)) for each in edges), shares=_shares(counts))
+        return cls(edges=tuple(float(str(edge)) for edge in edges), shares=_shares(counts))
 
     def counts(self, column: npt.NDArray[np.generic]) -> Counts:
         """Return how many of the values are in each bin."""
@@ -106,11 +106,11 @@ class IdBins(_Bins):
         flat = flat if padding is None else flat[flat != padding]
         if not len(flat):
             return None
-        found, counts = np.unique(flat, return_counts=True)
-        frequent = {int(each) for each in found[np.argsort(-counts, kind="stable")[:TOP_IDS]]}
+        ids, counts = np.unique(flat, return_counts=True)
+        frequent = {int(id_) for id_ in ids[np.argsort(-counts, kind="stable")[:TOP_IDS]]}
         if unknown is not None and unknown not in frequent:
             if len(frequent) == TOP_IDS:
-                frequent.discard(int(found[np.argsort(-counts, kind="stable")[TOP_IDS - 1]]))
+                frequent.discard(int(ids[np.argsort(-counts, kind="stable")[TOP_IDS - 1]]))
             frequent.add(unknown)
         kept = np.array(sorted(frequent), np.int64)
         shares = _shares(_id_counts(kept, flat))
@@ -139,7 +139,7 @@ class Distributions(BaseModel):
 
 
 def _shares(counts: Counts) -> tuple[float, ...]:
-    return tuple(round(float(each), 6) for each in counts / counts.sum())
+    return tuple(round(float(share), 6) for share in counts / counts.sum())
 
 
 def _number_counts(edges: npt.NDArray[np.float32], values: npt.NDArray[np.generic]) -> Counts:
@@ -148,7 +148,7 @@ def _number_counts(edges: npt.NDArray[np.float32], values: npt.NDArray[np.generi
 
 
 def _id_counts(rows: npt.NDArray[np.int64], ids: npt.NDArray[np.generic]) -> Counts:
-    place = np.searchsorted(rows, ids)
-    place[place == len(rows)] = 0
-    is_listed = rows[place] == ids
-    return np.bincount(np.where(is_listed, place, len(rows)), minlength=len(rows) + 1)
+    at = np.searchsorted(rows, ids)
+    at[at == len(rows)] = 0
+    is_listed = rows[at] == ids
+    return np.bincount(np.where(is_listed, at, len(rows)), minlength=len(rows) + 1)

@@ -72,9 +72,9 @@ def check_golden(model: Model) -> float:
     """
     batch, program = model.golden.batch, model.program
     largest = 0.0
-    for each in (batch, *batch.requests()):
-        found = _compare(program, each, _fold(program, each.candidate), "golden examples")
-        largest = max(largest, found)
+    for inputs in (batch, *batch.requests()):
+        difference = _compare(program, inputs, _fold(program, inputs.candidate), "golden examples")
+        largest = max(largest, difference)
     return largest
 
 
@@ -103,7 +103,9 @@ def check_rows(model: Model, records: Records, folded: Folded) -> float:
         candidate,
         np.zeros(len(records), np.int64),
     )
-    return max(_compare(program, each, folded, "rows of the table") for each in (together, alone))
+    return max(
+        _compare(program, inputs, folded, "rows of the table") for inputs in (together, alone)
+    )
 
 
 def check_table(model: Model, table: Table) -> float:
@@ -118,7 +120,10 @@ def check_table(model: Model, table: Table) -> float:
 
 def _columns(program: Program, records: Records) -> Columns:
     # Copies: torch takes no memory that cannot be written.
-    return {each.name: records[each.name].copy() for each in program.description.candidate_inputs}
+    return {
+        feature.name: records[feature.name].copy()
+        for feature in program.description.candidate_inputs
+    }
 
 
 def _fold(program: Program, candidate: Columns) -> Folded:
@@ -132,14 +137,14 @@ def _compare(program: Program, batch: ModelInputs, folded: Folded, what: str) ->
     tolerance = program.description.precision.tolerance.get(device_name(program), 0.0)
     try:
         plain = program.run(batch)
-        got = program.run(replace(batch, candidate={}, folded=folded))
+        from_folded = program.run(replace(batch, candidate={}, folded=folded))
     except (RuntimeError, ValueError) as error:
         raise ArtifactInvalid(f"fold: the program failed: {error_summary(error)}") from error
     tasks = program.description.tasks
     largest = 0.0
     for values, y, g in (
-        ("raw output", got, plain),
-        ("score", scores(got, tasks), scores(plain, tasks)),
+        ("raw output", from_folded, plain),
+        ("score", scores(from_folded, tasks), scores(plain, tasks)),
     ):
         ratio = _differences(y, g)  # [B, K]
         worst = float(ratio.max())
@@ -158,5 +163,7 @@ def _differences(y: npt.NDArray[np.float32], g: npt.NDArray[np.float32]) -> npt.
     with np.errstate(invalid="ignore"):
         ratio = np.abs(y - g) / (1 + np.abs(g))
     is_same = (y == g) | (np.isnan(y) & np.isnan(g))
-    found: npt.NDArray[np.float32] = np.where(is_same, 0, np.where(np.isnan(ratio), np.inf, ratio))
-    return found
+    differences: npt.NDArray[np.float32] = np.where(
+        is_same, 0, np.where(np.isnan(ratio), np.inf, ratio)
+    )
+    return differences

@@ -263,9 +263,9 @@ def load_program(
         frozen = torch.jit.freeze(module, kept) if hasattr(module, "training") else module
     except (RuntimeError, ValueError) as error:
         raise _unloadable(error) from error
-    found = effects(module, frozen, *kept)
-    if found.problem:
-        raise ArtifactInvalid(f"{PROGRAM}: {found.problem}")
+    facts = effects(module, frozen, *kept)
+    if facts.problem:
+        raise ArtifactInvalid(f"{PROGRAM}: {facts.problem}")
     pads_from, large_from = 0, 0
     if uses_onednn and device.type == "cpu":
         pads_from, large_from = _use_onednn(module, frozen, kept)
@@ -273,8 +273,8 @@ def load_program(
         frozen,
         description,
         device,
-        copy_inputs=found.inputs,
-        has_steady_cost=not found.reads_values,
+        copy_inputs=facts.inputs,
+        has_steady_cost=not facts.reads_values,
         pads_from=pads_from,
         large_from=large_from,
     )
@@ -284,7 +284,7 @@ def _use_onednn(
     module: torch.jit.ScriptModule, frozen: torch.jit.ScriptModule, methods: Sequence[str]
 ) -> tuple[int, int]:
     """Rewrite a frozen module that has not run yet; return `pads_from` and `large_from`."""
-    reduced = {each.dtype for each in module.parameters()} & _HALF
+    reduced = {parameter.dtype for parameter in module.parameters()} & _HALF
     for dtype in reduced:
         if gain_of(dtype) < 1:
             logger.warning(
@@ -384,7 +384,7 @@ def _check_vocabulary(feature: IdInput | IdListInput, file: str, vocabulary: Voc
     if feature.unknown == "reject" and not set(defaults) - {None} <= vocabulary.keys():
         raise ArtifactInvalid(f"{file}: the default of {feature.name} is missing")
     if isinstance(feature, IdListInput) and feature.reserves_padding:
-        rows = [vocabulary.get(each, feature.unknown) for each in feature.default or ()]
+        rows = [vocabulary.get(id_, feature.unknown) for id_ in feature.default or ()]
         if feature.padding in rows:
             raise ArtifactInvalid(
                 f"{file}: an id of {feature.name}'s default has its padding's row"

@@ -145,9 +145,9 @@ class _Vocabulary(Value):
         return self
 
     def _check_default(self, ids: tuple[Id, ...]) -> None:
-        if not all(type(each) is self.encoding.id_type for each in ids):
-            kind = "strings" if self.encoding.id_type is str else "integers"
-            raise ValueError(f"default: ids of this encoding are {kind}")
+        if not all(type(id_) is self.encoding.id_type for id_ in ids):
+            id_types = "strings" if self.encoding.id_type is str else "integers"
+            raise ValueError(f"default: ids of this encoding are {id_types}")
         rows = ids if isinstance(self.encoding, Identity) else ()
         if self.unknown == "reject" and not all(0 <= int(r) < self.vocabulary_size for r in rows):
             raise ValueError(
@@ -202,7 +202,7 @@ class IdListInput(_Vocabulary):
         copied = self.model_copy()
         copied._is_measured = True  # noqa: SLF001 - of this class
         if isinstance(self.encoding, Identity):
-            rows = [copied.known(int(each)) for each in self.default or ()]
+            rows = [copied.known(int(row)) for row in self.default or ()]
             if self.padding in rows:
                 raise ValueError(f"{self.name}: default contains {self.padding}, the padding")
         return copied
@@ -293,13 +293,13 @@ class Argument(Value):
     @property
     def features(self) -> tuple[str, ...]:
         """The features that the argument reads."""
-        return tuple(each if isinstance(each, str) else each.of for each in self.pack)
+        return tuple(part if isinstance(part, str) else part.of for part in self.pack)
 
     def problem(self, inputs: Mapping[str, Input]) -> str | None:
         """Return why the argument cannot be made of its features; None if it can."""
         largest = _LARGEST_ID.get(self.dtype)
         for part, feature in (
-            (each, inputs[name]) for each, name in zip(self.pack, self.features, strict=True)
+            (part, inputs[name]) for part, name in zip(self.pack, self.features, strict=True)
         ):
             if isinstance(part, Derived):
                 if not isinstance(feature, IdListInput):
@@ -502,13 +502,13 @@ class Description(Value):
         if self.folded_width is not None:
             if not isinstance(self.call, RequestCall):
                 raise ValueError('folded_width: the layout of the call must be "request"')
-            if all(each.side == "user" for each in self.inputs):
+            if all(input_.side == "user" for input_ in self.inputs):
                 raise ValueError("folded_width: there is no candidate input")
         return self
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        features = [each.name for each in self.inputs]
+        features = [input_.name for input_ in self.inputs]
         tasks = [task.name for task in self.tasks]
         arguments = self.call.arguments if isinstance(self.call, RowsCall) else ()
         for what, names in (
@@ -538,7 +538,7 @@ class Description(Value):
                 )
             if unused := sorted(set(features) - set(packed)):
                 raise ValueError(f"arguments: no argument packs the input {_quoted(unused)}")
-            by_name = {each.name: each for each in self.inputs}
+            by_name = {input_.name: input_ for input_ in self.inputs}
             for problem in (argument.problem(by_name) for argument in arguments):
                 if problem is not None:
                     raise ValueError(problem)
@@ -548,12 +548,14 @@ class Description(Value):
     def _measured_lists_reserve_their_padding(self) -> Self:
         arguments = self.call.arguments if isinstance(self.call, RowsCall) else ()
         measured = {
-            part.of for each in arguments for part in each.pack if isinstance(part, Derived)
+            part.of for argument in arguments for part in argument.pack if isinstance(part, Derived)
         }
         if measured:
             inputs = tuple(
-                each.measured() if isinstance(each, IdListInput) and each.name in measured else each
-                for each in self.inputs
+                input_.measured()
+                if isinstance(input_, IdListInput) and input_.name in measured
+                else input_
+                for input_ in self.inputs
             )
             object.__setattr__(self, "inputs", inputs)  # frozen
         return self
@@ -561,28 +563,30 @@ class Description(Value):
     @cached_property
     def user_inputs(self) -> tuple[Input, ...]:
         """The user features, in call order."""
-        return tuple(each for each in self.inputs if each.side == "user")
+        return tuple(input_ for input_ in self.inputs if input_.side == "user")
 
     @cached_property
     def user_names(self) -> frozenset[str]:
         """The names of the user's features."""
-        return frozenset([each.name for each in self.user_inputs])
+        return frozenset([input_.name for input_ in self.user_inputs])
 
     @cached_property
     def candidate_names(self) -> frozenset[str]:
         """The names of the candidates' features."""
-        return frozenset([each.name for each in self.candidate_inputs])
+        return frozenset([input_.name for input_ in self.candidate_inputs])
 
     @cached_property
     def candidate_inputs(self) -> tuple[Input, ...]:
         """The candidate features, in call order."""
-        return tuple(each for each in self.inputs if each.side == "candidate")
+        return tuple(input_ for input_ in self.inputs if input_.side == "candidate")
 
     @cached_property
     def vocabulary_files(self) -> frozenset[str]:
         """The files that the inputs' encodings name."""
-        encodings = [each.encoding for each in self.inputs if not isinstance(each, DenseInput)]
-        return frozenset(each.file for each in encodings if isinstance(each, Listed))
+        encodings = [
+            input_.encoding for input_ in self.inputs if not isinstance(input_, DenseInput)
+        ]
+        return frozenset(encoding.file for encoding in encodings if isinstance(encoding, Listed))
 
     @cached_property
     def task_names(self) -> tuple[str, ...]:
@@ -597,7 +601,7 @@ class Description(Value):
     @cached_property
     def traits(self) -> ModelTraits:
         """The part of the description that ranking uses."""
-        numbers = (each for each in self.candidate_inputs if isinstance(each, DenseInput))
+        numbers = (input_ for input_ in self.candidate_inputs if isinstance(input_, DenseInput))
         return ModelTraits(
             name=self.name,
             tasks=self.task_names,
@@ -605,7 +609,7 @@ class Description(Value):
             calibrations={task.name: task.calibration for task in self.tasks},
             probabilities=frozenset(task.name for task in self.tasks if task.kind == "binary"),
             multipliers=frozenset(
-                each.name for each in numbers if each.dim == 1 and each.missing != "nan"
+                input_.name for input_ in numbers if input_.dim == 1 and input_.missing != "nan"
             ),
         )
 
@@ -643,14 +647,14 @@ class Manifest(Description):
 
 
 def first_problem(
-    error: ValidationError, document: object, kind: type[BaseModel] = Manifest
+    error: ValidationError, document: object, model: type[BaseModel] = Manifest
 ) -> str:
     """Return the first problem of a document in one line: its place, the rule, how many more.
 
     Args:
         error: from validating it.
         document: its content, or its text in JSON.
-        kind: the model of the document: a manifest, or one with the same parts.
+        model: the model of the document: a manifest, or one with the same parts.
     """
     is_json = isinstance(document, bytes)
     if isinstance(document, bytes):
@@ -658,7 +662,7 @@ def first_problem(
             document = json.loads(document)
         except (ValueError, RecursionError):
             document = None
-    return file_problems.first_problem(error, kind, document, PATTERNS, is_json=is_json)
+    return file_problems.first_problem(error, model, document, PATTERNS, is_json=is_json)
 
 
 def _quoted(names: Sequence[str]) -> str:
