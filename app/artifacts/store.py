@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -92,6 +92,14 @@ class StoreListing:
 
     artifacts: list[Artifact] = field(default_factory=list)
     ignored: Mapping[str, str] = field(default_factory=dict)
+
+
+def by_model(artifacts: Iterable[Artifact]) -> list[list[Artifact]]:
+    """Return artifacts as a list for each model, in their order."""
+    models: dict[str, list[Artifact]] = {}
+    for artifact in artifacts:
+        models.setdefault(artifact.model, []).append(artifact)
+    return list(models.values())
 
 
 @dataclass(frozen=True, slots=True)

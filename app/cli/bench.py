@@ -217,12 +217,12 @@ class Live:
                 shown.append(f"p50 {p50 * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms")
             if progress.elapsed_s < 0:
                 shown[0] = "warming up"
-            text = ", ".join(shown)
+            line = ", ".join(shown)
             if self._status is not None:
-                self._status.update(text)
+                self._status.update(line)
             elif time.monotonic() - self._shown >= self._EVERY_S:
                 self._shown = time.monotonic()
-                self._console.print_line(text)
+                self._console.print_line(line)
 
         return show
 

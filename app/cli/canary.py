@@ -95,7 +95,7 @@ def _check_key(versions: Sequence[Artifact], version: int, key: str) -> None:
     """
     from app.artifacts.loader import read_manifest  # and with it torch
 
-    artifact = next(each for each in versions if each.version == version)
+    artifact = next(artifact for artifact in versions if artifact.version == version)
     try:
         known = sorted(read_manifest(artifact).user_names)
     except (ArtifactInvalid, OSError) as error:

@@ -142,7 +142,7 @@ def _manifest(store: Store, model: str | None) -> Manifest:
     with importing():
         from app.artifacts.loader import read_manifest  # and with it torch
     artifacts = list(store.artifacts())
-    models = sorted({each.model for each in artifacts})
+    models = sorted({artifact.model for artifact in artifacts})
     if not models:
         raise WrongUsage(f'store "{store.folder}" has no artifacts')
     known = f"models: {', '.join(models)}"
@@ -153,7 +153,7 @@ def _manifest(store: Store, model: str | None) -> Manifest:
     if model is not None and model not in models:
         hint = did_you_mean(model, models)
         raise WrongUsage(f'store "{store.folder}" has no model "{model}"{hint} ({known})')
-    newest = [each for each in artifacts if each.model == (model or models[0])][-1]
+    newest = [artifact for artifact in artifacts if artifact.model == (model or models[0])][-1]
     try:
         return read_manifest(newest)
     except ArtifactInvalid as error:

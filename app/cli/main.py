@@ -164,8 +164,10 @@ def _parsers(name: str | None) -> tuple[Parser, Parser]:
     parser = Parser(prog="gatehouse", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    each = {command: commands.add_parser(command, help=text) for command, text in COMMANDS.items()}
-    return parser, parser if name is None else each[name]
+    of_command = {
+        command: commands.add_parser(command, help=summary) for command, summary in COMMANDS.items()
+    }
+    return parser, parser if name is None else of_command[name]
 
 
 class _ShowVersion(argparse.Action):

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     versions = chosen(options)
     traffic = traffic_of(versions)
     active = active_of(versions, traffic)
-    below = [each.version for each in versions if each.version < active]
+    below = [artifact.version for artifact in versions if artifact.version < active]
     target: int | None = options.to
     if target is None and traffic.canary is not None:
         target = active_besides(versions, traffic, traffic.canary.version)

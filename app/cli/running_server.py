@@ -97,31 +97,31 @@ def nudge_and_wait_for_table(
         began: when it was published (`time.monotonic`, s).
     """
     kind, wanted = listed.kind, (listed.version, max(listed.deltas, default=0))
-    places = [f"{kind}/{listed.version}"]
-    places += [f"{places[0]}.{number}" for number in listed.deltas]
+    names = [f"{kind}/{listed.version}"]
+    names += [f"{names[0]}.{number}" for number in listed.deltas]
 
     def look(url: str) -> _Sight:
-        found = ask(f"{url}/v1/models")
+        document = ask(f"{url}/v1/models")
         tables = [
-            each["version"]
-            for card in found["models"]
-            for each in card["tables"]
-            if card["name"] == model and each["table"] == kind
+            served["version"]
+            for card in document["models"]
+            for served in card["tables"]
+            if card["name"] == model and served["table"] == kind
         ]
         if tables:
             version, _, delta = tables[0].partition(".")
             if (int(version), int(delta or 0)) >= wanted:
                 return _Sight(f"{model} serves from {kind}/{tables[0]}", has_applied=True)
         reasons = [
-            f"{each['table']}: {each['reason']}"
-            for each in found["refused_tables"]
-            if each["model"] == model and each["table"] in places
+            f"{refused['table']}: {refused['reason']}"
+            for refused in document["refused_tables"]
+            if refused["model"] == model and refused["table"] in names
         ]
         if reasons:
             return _Sight(f"refuses {'; '.join(reasons)}", has_refused=True)
         if tables:
             return _Sight(f"{model} serves from {kind}/{tables[0]}")
-        if any(card["name"] == model for card in found["models"]):
+        if any(card["name"] == model for card in document["models"]):
             return _Sight(f"{model} has no table of {kind}")
         return _Sight(f'model "{model}" is not active')
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table as TextTable
 
 from app.artifacts.manifest import DenseInput, IdListInput, Input, Manifest
-from app.artifacts.store import Artifact, Store
+from app.artifacts.store import Artifact, Store, by_model
 from app.artifacts.tables.compatibility import incompatibilities
 from app.artifacts.tables.description import (
     Fold,
@@ -39,8 +39,8 @@ def run_list(options: argparse.Namespace, kind: TableKind) -> int:
     else:
         artifacts = chosen(options)
     shown = TextTable("table", "rows", "deltas", "key", "created", "size", "fits versions", "note")
-    for model in dict.fromkeys(artifact.folder.parent for artifact in artifacts):
-        manifests = _manifests([of for of in artifacts if of.folder.parent == model])
+    for versions in by_model(artifacts):
+        model, manifests = versions[0].folder.parent, _manifests(versions)
         for listed in tables_of(model, kind):
             shown.add_row(f"{model.name} {listed.version}", *_row(listed, manifests))
     if not shown.rows:

@@ -81,8 +81,8 @@ class TableFold:
             show(done)
         if not checked:
             return self.golden_difference
-        found = check_rows(self.model, records[chosen], np.concatenate(checked))
-        return max(found, self.golden_difference)
+        difference = check_rows(self.model, records[chosen], np.concatenate(checked))
+        return max(difference, self.golden_difference)
 
     def summary(self, difference: float) -> str:
         """Return what a reader should know of a table that was folded."""

@@ -48,7 +48,7 @@ def chosen(options: argparse.Namespace) -> list[Artifact]:
     """
     store = Store(existing_store(store_of(options)))
     artifacts = list(store.artifacts())
-    names = sorted({each.model for each in artifacts})
+    names = sorted({artifact.model for artifact in artifacts})
     known = f"(models: {', '.join(names) or 'none'})"
     name: str | None = options.model
     if name is None:
@@ -58,7 +58,7 @@ def chosen(options: argparse.Namespace) -> list[Artifact]:
     elif name not in names:
         hint = did_you_mean(name, names)
         raise WrongUsage(f'store "{store.folder}" has no model "{name}"{hint} {known}')
-    return [each for each in artifacts if each.model == name]
+    return [artifact for artifact in artifacts if artifact.model == name]
 
 
 def traffic_of(versions: Sequence[Artifact]) -> Traffic:
@@ -86,7 +86,7 @@ def active_besides(versions: Sequence[Artifact], traffic: Traffic, version: int)
         WrongUsage: there is none.
     """
     if traffic.active == "latest":
-        others = [each.version for each in versions if each.version != version]
+        others = [artifact.version for artifact in versions if artifact.version != version]
         if not others:
             raise WrongUsage(f"{versions[0].model} has no other version to compare it with")
         return others[-1]
@@ -113,7 +113,7 @@ def check_version(versions: Sequence[Artifact], version: int) -> None:
     Raises:
         WrongUsage: naming those that it has.
     """
-    numbers = [each.version for each in versions]
+    numbers = [artifact.version for artifact in versions]
     if version not in numbers:
         known = ", ".join(map(str, numbers[-20:]))
         raise WrongUsage(f"{versions[0].model} has no version {version} (versions: {known})")

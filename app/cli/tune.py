@@ -161,11 +161,9 @@ def run(options: argparse.Namespace) -> int:
     except LogInvalid as error:
         return report_log(error)
     ranker, goal = _ranker(inputs, options.policy), _goal(options, inputs.fit)
-    fit, held_out = (
-        each.corrected(options.position_bias) for each in (inputs.fit, inputs.held_out)
-    )
+    fit, held_out = (log.corrected(options.position_bias) for log in (inputs.fit, inputs.held_out))
     with _searching(options.tries) as count:
-        found = tune_policy(
+        tuned = tune_policy(
             *(fit, held_out, ranker, goal),
             tries=options.tries,
             within=options.within,
@@ -173,21 +171,21 @@ def run(options: argparse.Namespace) -> int:
             on_trial=count,
         )
     output = Output()
-    output.print(_weight_table(found.before, found.after))
-    output.print(_gain_table(found.gains, f"on {inputs.held_out.requests:,} held-out requests"))
-    reached = found.gains[str(goal)].after
+    output.print(_weight_table(tuned.before, tuned.after))
+    output.print(_gain_table(tuned.gains, f"on {inputs.held_out.requests:,} held-out requests"))
+    reached = tuned.gains[str(goal)].after
     if isinstance(goal, Mix) and reached < 1:
         output.print_line(
             f"Not every target is reached: the furthest is at {reached:.1%} of its target."
         )
     if options.plot is not None:
-        title = f"{inputs.manifest.name}, {found.before.name}, tuned for {goal}"
-        _plot(options.plot, found.trade_off(), title)
-    if found.after == found.before or not (found.is_sure or options.anyway):
+        title = f"{inputs.manifest.name}, {tuned.before.name}, tuned for {goal}"
+        _plot(options.plot, tuned.trade_off(), title)
+    if tuned.after == tuned.before or not (tuned.is_sure or options.anyway):
         output.print_line("Nothing is written: no gain is sure on held-out requests.")
         return ExitCode.OK
-    name = options.name or found.after.name
-    inputs.file.set_policy(found.after.model_copy(update={"name": name}))
+    name = options.name or tuned.after.name
+    inputs.file.set_policy(tuned.after.model_copy(update={"name": name}))
     return write_policies(inputs, output, dry_run=options.dry_run)
 
 
@@ -232,9 +230,9 @@ def _searching(tries: int) -> Iterator[Callable[[Trial], None]]:
     bar = progress.add_task("", total=tries, best=-math.inf)
     best = -math.inf
 
-    def count(each: Trial) -> None:
+    def count(trial: Trial) -> None:
         nonlocal best
-        best = max(best, each.value)
+        best = max(best, trial.value)
         progress.update(bar, advance=1, best=best)
 
     with progress:

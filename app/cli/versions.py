@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from app.artifacts.store import Artifact, Store
+from app.artifacts.store import Artifact, Store, by_model
 from app.cli.option_values import server_url
 from app.cli.output import Output
 from app.cli.parser import Parser, complain
@@ -56,8 +56,7 @@ def run(options: argparse.Namespace) -> int:
             complain(f"{options.url}: {error}")
             return ExitCode.FAILED
     table = Table("model", "version", "role", "created", "size", "evaluation", "problem")
-    for name in dict.fromkeys(each.model for each in artifacts):
-        versions = [each for each in artifacts if each.model == name]
+    for versions in by_model(artifacts):
         roles = _wanted(versions) if live is None else live
         for artifact in versions:
             role, problem = roles.get(str(artifact), ("", ""))
@@ -112,12 +111,12 @@ def _live(server: str) -> Mapping[str, tuple[str, str]]:
     """
     listed = ask(f"{server}/v1/models")
     roles = {
-        f"{card['name']}/{each['version']}": (each["role"], each["problem"] or "")
+        f"{card['name']}/{version['version']}": (version["role"], version["problem"] or "")
         for card in listed["models"]
-        for each in card["versions"]
+        for version in card["versions"]
     }
-    for each in listed["refused"]:
-        roles[f"{each['model']}/{each['version']}"] = ("refused", each["reason"])
+    for refused in listed["refused"]:
+        roles[f"{refused['model']}/{refused['version']}"] = ("refused", refused["reason"])
     return roles
 
 
