@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.artifacts.manifest import DenseInput, IdInput, Input
+from app.artifacts.inputs import DenseInput, IdInput, Input
 
 Column = npt.NDArray[Any]
 Columns = Mapping[str, Column]

@@ -10,7 +10,9 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from app.artifacts.value import Value
 
 QUANTILE_BINS = 10
 TOP_IDS = 19
@@ -22,9 +24,7 @@ Shares = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(max_le
 Edge = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Bins(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Bins(Value):
     shares: Shares
     """Of the values in each bin; their sum is 1."""
 
@@ -127,10 +127,8 @@ class IdBins(_Bins):
 Bins = Annotated[NumberBins | IdBins, Field(discriminator="kind")]
 
 
-class Distributions(BaseModel):
+class Distributions(Value):
     """What a version's inputs and scores were like in training: on held-out rows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     features: Mapping[str, Bins] = Field(default={})
     """By feature. The numbers of a vector are pooled."""

@@ -26,7 +26,9 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from app.artifacts.value import Value
 
 Id = str | int
 Vocabulary = Mapping[Id, int]
@@ -44,11 +46,7 @@ VOCABULARY_FILE_PATTERN = r"^vocabulary\.[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.jsonl$
 VocabularyFile = Annotated[str, Field(pattern=VOCABULARY_FILE_PATTERN)]
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Identity(_Value):
+class Identity(Value):
     """The id, an integer, is the row."""
 
     kind: Literal["identity"] = "identity"
@@ -59,7 +57,7 @@ class Identity(_Value):
         return int
 
 
-class Hashed(_Value):
+class Hashed(Value):
     """The id is hashed to one of the rows 1 to `buckets`."""
 
     kind: Literal["hash"] = "hash"
@@ -73,7 +71,7 @@ class Hashed(_Value):
         return str if self.ids == "string" else int
 
 
-class Listed(_Value):
+class Listed(Value):
     """The id's row is its line in `file`, which is beside the manifest."""
 
     kind: Literal["vocabulary"] = "vocabulary"

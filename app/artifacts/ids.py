@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 
 from app.artifacts.columns import Columns
 from app.artifacts.encoding import Hashed, Id, Identity, Listed, Vocabularies
+from app.artifacts.inputs import IdInput, IdListInput, Input
 from app.artifacts.loader import Interface
-from app.artifacts.manifest import IdInput, IdListInput, Input
 
 LONGEST_LIST = 5
 

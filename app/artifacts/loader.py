@@ -23,16 +23,9 @@ from pydantic import ValidationError
 from app.artifacts.effects import effects
 from app.artifacts.encoding import Listed, Vocabularies, Vocabulary, read_vocabulary
 from app.artifacts.golden import Golden
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.artifacts.large_tensors import NotSplittable, attach, split
-from app.artifacts.manifest import (
-    DenseInput,
-    Description,
-    FileDigest,
-    IdInput,
-    IdListInput,
-    Manifest,
-    first_problem,
-)
+from app.artifacts.manifest import Description, FileDigest, Manifest, first_problem
 from app.artifacts.onednn import gain_of, least_work, padded_rows, rewrite
 from app.artifacts.program import Program, error_summary
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact

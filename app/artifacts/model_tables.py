@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import Literal
 
 from app.artifacts.encoding import Hashed
-from app.artifacts.manifest import Description, IdInput, Input
+from app.artifacts.inputs import IdInput, Input
+from app.artifacts.manifest import Description
 from app.artifacts.program import Program
 from app.artifacts.tables.description import TableKind, side_of
 from app.artifacts.tables.keys import Int64

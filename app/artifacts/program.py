@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from app.artifacts.columns import Columns, ModelInputs
+from app.artifacts.inputs import IdListInput
 from app.artifacts.manifest import (
     Argument,
     Derived,
     Description,
     GateLevel,
-    IdListInput,
     RequestCall,
     RowsCall,
     TaskOutput,

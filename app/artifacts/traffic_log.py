@@ -37,7 +37,8 @@ import numpy.typing as npt
 
 from app.artifacts.columns import Column, Columns
 from app.artifacts.encoding import Identity
-from app.artifacts.manifest import DenseInput, IdListInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, IdListInput, Input
+from app.artifacts.manifest import Manifest
 
 SUFFIX = ".parquet"
 NEEDS_PYARROW = (

@@ -9,7 +9,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table as TextTable
 
-from app.artifacts.manifest import DenseInput, IdListInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, IdListInput, Input
+from app.artifacts.manifest import Manifest
 from app.artifacts.store import Artifact, Store, by_model
 from app.artifacts.tables.compatibility import incompatibilities
 from app.artifacts.tables.description import (

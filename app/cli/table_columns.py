@@ -14,7 +14,7 @@ import orjson
 
 from app.artifacts.columns import Column, column_dtype, column_shape
 from app.artifacts.encoding import Identity, Vocabulary, rows_of
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
 from app.artifacts.tables.keys import Int64
 from app.cli.table_files import Array, FileUnreadable, TableFile
 from app.protocol.validation import ValidationReport

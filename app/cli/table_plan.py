@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.artifacts.manifest import DenseInput, IdInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, IdInput, Input
+from app.artifacts.manifest import Manifest
 from app.artifacts.store import Artifact
 from app.artifacts.tables.compatibility import (
     fold_problems,

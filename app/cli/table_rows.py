@@ -15,7 +15,7 @@ import numpy as np
 
 from app.artifacts.columns import Column, column_dtype, column_shape
 from app.artifacts.encoding import NO_VOCABULARY, Vocabularies, Vocabulary
-from app.artifacts.manifest import DenseInput, IdListInput, Input
+from app.artifacts.inputs import DenseInput, IdListInput, Input
 from app.artifacts.tables.description import KeyType, record_dtype
 from app.artifacts.tables.keys import LONGEST_KEY, Int64
 from app.artifacts.tables.segment import Records

@@ -9,8 +9,9 @@ import torch
 from app.artifacts import loader
 from app.artifacts.columns import ModelInputs
 from app.artifacts.fold import check_golden, check_rows, check_table, fold_of, fold_records
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.artifacts.loader import load
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Manifest
+from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import BoundTable
 from app.artifacts.onednn_products import FEWEST_ROWS
 from app.artifacts.publish import publish

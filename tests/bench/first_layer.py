@@ -33,8 +33,9 @@ import orjson
 import torch
 
 from app.artifacts.columns import ModelInputs
+from app.artifacts.inputs import DenseInput, IdInput, Input
 from app.artifacts.loader import Model, load
-from app.artifacts.manifest import DenseInput, Description, IdInput, Input, Output, TaskOutput
+from app.artifacts.manifest import Description, Output, TaskOutput
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.description import TableColumn, TableKey, record_dtype

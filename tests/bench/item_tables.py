@@ -29,8 +29,8 @@ import numpy as np
 import orjson
 import torch
 
+from app.artifacts.inputs import DenseInput
 from app.artifacts.loader import load
-from app.artifacts.manifest import DenseInput
 from app.artifacts.program import Program
 from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.description import TableColumn, TableKey, record_dtype

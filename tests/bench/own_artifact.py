@@ -15,15 +15,9 @@ import orjson
 import torch
 
 from app.artifacts.columns import ModelInputs
+from app.artifacts.inputs import DenseInput
 from app.artifacts.loader import load
-from app.artifacts.manifest import (
-    DenseInput,
-    Description,
-    Parity,
-    Precision,
-    RequestCall,
-    TaskOutput,
-)
+from app.artifacts.manifest import Description, Parity, Precision, RequestCall, TaskOutput
 from app.artifacts.program import scores
 from app.artifacts.publish import publish
 from app.artifacts.store import Store

@@ -25,7 +25,7 @@ import pyarrow.parquet as parquet
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.manifest import DenseInput, IdInput, Input
+from app.artifacts.inputs import DenseInput, IdInput, Input
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
 from app.artifacts.tables.listing import tables_of

@@ -16,7 +16,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from app.artifacts.encoding import Listed, write_vocabulary
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
 from app.artifacts.tables.listing import tables_of

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from app.artifacts.columns import column_dtype, column_shape
-from app.artifacts.manifest import IdInput, Input, Manifest
+from app.artifacts.inputs import IdInput, Input
+from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import BoundTable, ModelTables
 from app.artifacts.store import Artifact
 from app.artifacts.tables.compatibility import vocabulary_digest

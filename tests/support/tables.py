@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.artifacts.tables.description import TableColumn, TableKey, record_dtype
 from app.artifacts.tables.listing import ListedTable
 from app.artifacts.tables.publish import publish_delta, publish_table

@@ -5,7 +5,8 @@ from collections.abc import Collection
 import orjson
 
 from app.artifacts.encoding import Listed
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
+from app.artifacts.manifest import Manifest
 from app.artifacts.tables.description import KeyType, TableColumn, TableDescription, side_of
 
 _LONGEST_VALUE = 100  # characters of a manifest entry that a message repeats

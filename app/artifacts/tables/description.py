@@ -39,17 +39,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from app.artifacts.columns import column_dtype, column_shape
 from app.artifacts.encoding import Listed
-from app.artifacts.manifest import (
-    MOST_FOLDED,
-    DenseInput,
-    IdListInput,
-    Input,
-    Manifest,
-    Name,
-    Value,
-    first_problem,
-)
+from app.artifacts.inputs import DenseInput, IdListInput, Input
+from app.artifacts.manifest import MOST_FOLDED, Manifest, Name, first_problem
 from app.artifacts.store import LARGEST_VERSION
+from app.artifacts.value import Value
 from app.errors import ArtifactInvalid, TableIncomplete
 from app.files import read_small_file
 

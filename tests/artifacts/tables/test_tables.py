@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from app.artifacts.manifest import DenseInput, IdInput
+from app.artifacts.inputs import DenseInput, IdInput
 from app.artifacts.store import Store
 from app.artifacts.tables import description as descriptions, segment, writer
 from app.artifacts.tables.description import TableColumn
