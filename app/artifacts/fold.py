@@ -17,9 +17,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.columns import Columns, ModelInputs
 from app.artifacts.golden import device_name
-from app.artifacts.loader import Model, read_manifest
+from app.artifacts.loader import Model
 from app.artifacts.manifest import Manifest
 from app.artifacts.program import Program, error_summary, scores
 from app.artifacts.store import PROGRAM, Artifact

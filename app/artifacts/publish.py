@@ -13,9 +13,10 @@ from types import MappingProxyType
 import torch
 from pydantic import ValidationError
 
+from app.artifacts.artifact_files import read_vocabularies
 from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
-from app.artifacts.loader import check_gates, load, load_program, read_vocabularies
+from app.artifacts.loader import check_gates, load, load_program
 from app.artifacts.manifest import Description, FileDigest, Manifest, first_problem
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact, Store
 from app.artifacts.unnamed_folder import name_folder, unnamed_folder, write_file

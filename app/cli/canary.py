@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.store import Artifact
 from app.cli.parser import Parser, WrongUsage
 from app.cli.running_server import add_waiting
@@ -93,8 +94,6 @@ def _check_key(versions: Sequence[Artifact], version: int, key: str) -> None:
     Raises:
         WrongUsage: naming those that it has.
     """
-    from app.artifacts.loader import read_manifest  # and with it torch
-
     artifact = next(artifact for artifact in versions if artifact.version == version)
     try:
         known = sorted(read_manifest(artifact).user_names)

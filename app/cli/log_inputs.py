@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.syntax import Syntax
 
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Store
 from app.cli.option_values import share
@@ -139,8 +140,6 @@ def _manifest(store: Store, model: str | None) -> Manifest:
     with importing(), suppress(ImportError):  # a missing library is reported when it is used
         import pyarrow.parquet  # noqa: F401
         import scipy.optimize  # noqa: F401
-    with importing():
-        from app.artifacts.loader import read_manifest  # and with it torch
     artifacts = list(store.artifacts())
     models = sorted({artifact.model for artifact in artifacts})
     if not models:

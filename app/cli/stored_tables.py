@@ -9,6 +9,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table as TextTable
 
+from app.artifacts.artifact_files import load_vocabularies, read_manifest
 from app.artifacts.inputs import DenseInput, IdListInput, Input
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Artifact, Store, by_model
@@ -28,7 +29,6 @@ from app.cli.output import Output
 from app.cli.parser import WrongUsage, complain
 from app.cli.running_server import nudge_and_wait_for_table
 from app.cli.settings_options import existing_store, store_of
-from app.cli.signals import importing
 from app.cli.traffic_changes import chosen
 from app.errors import ArtifactInvalid, ExitCode
 
@@ -160,8 +160,6 @@ def _ids(
     description: TableDescription, versions: Sequence[Artifact]
 ) -> Mapping[str, Mapping[int, object]]:
     """Return the id of each row of an embedding table, by feature, if a version still has them."""
-    with importing():
-        from app.artifacts.loader import load_vocabularies
     for version, manifest in reversed(_manifests(versions).items()):
         if not incompatibilities(description, manifest):
             (artifact,) = (artifact for artifact in versions if artifact.version == version)
@@ -206,8 +204,6 @@ def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
 
 def _manifests(versions: Sequence[Artifact]) -> dict[int, Manifest]:
     """Return the manifests that can be read, by version."""
-    with importing():
-        from app.artifacts.loader import read_manifest
     manifests = {}
     for artifact in versions:
         try:

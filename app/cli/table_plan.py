@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.artifacts.artifact_files import load_vocabularies, read_manifest
 from app.artifacts.inputs import DenseInput, IdInput, Input
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Artifact
@@ -83,8 +84,6 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
         Refused: with every reason why they do not fit.
         WrongUsage: the options do not fit each other or the store.
     """
-    from app.artifacts.loader import load_vocabularies
-
     versions = chosen(options)
     model = versions[0].folder.parent
     base = _base(options, model, kind)
@@ -152,8 +151,6 @@ def _version(
     options: argparse.Namespace, versions: Sequence[Artifact], base: TableDescription | None
 ) -> tuple[Artifact, Manifest]:
     """Return the version of the model that rows are encoded for."""
-    from app.artifacts.loader import read_manifest
-
     if options.version is not None:
         check_version(versions, options.version)
         versions = [artifact for artifact in versions if artifact.version == options.version]

@@ -8,13 +8,14 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.store import Artifact, Store, by_model
+from app.artifacts.tables.listing import missing_table
 from app.cli.option_values import server_url
 from app.cli.output import Output
 from app.cli.parser import Parser, complain
 from app.cli.running_server import ask
 from app.cli.settings_options import existing_store, store_of
-from app.cli.signals import importing
 from app.cli.traffic_changes import active_of, add_model, chosen, traffic_of
 from app.errors import ArtifactInvalid, ExitCode
 
@@ -66,9 +67,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _row(artifact: Artifact, role: str, problem: str, *, is_live: bool) -> list[str]:
-    with importing():
-        from app.artifacts.loader import read_manifest
-        from app.artifacts.tables.listing import missing_table
     size = f"{_size_of(artifact.folder) / 1e6:.1f} MB"
     try:
         manifest = read_manifest(artifact)

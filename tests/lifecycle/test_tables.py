@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.artifacts.loader import read_manifest
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Artifact
 from app.artifacts.tables.listing import find_table
