@@ -37,11 +37,8 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "torch ShortStorage": torch.int16,
     "torch CharStorage": torch.int8,
 }
-_MARKS = (
-    7,
-    1,
-    5,
-)  # follow a tensor's number, so that no other tensor is mistaken for a placeholder
+# They follow a tensor's number, so that no other tensor is mistaken for a placeholder.
+_MARKS = (7, 1, 5)
 _HELD = 1 + len(_MARKS)
 _INTEGERS = frozenset(("BININT", "BININT1", "BININT2", "LONG1"))
 _STRINGS = frozenset(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"))

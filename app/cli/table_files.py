@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -126,24 +127,16 @@ def open_file(path: Path) -> TableFile:
     return file
 
 
-class _readable:  # noqa: N801
-    """Turns the errors of reading a file into `FileUnreadable`."""
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a file into `FileUnreadable`, which is one line."""
+    import pyarrow as pa
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        """Begin to read."""
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Raise a message in one line."""
-        import pyarrow as pa
-
-        if isinstance(error, pa.ArrowException | OSError | EOFError | UnicodeDecodeError):
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise FileUnreadable(
-                f"{self._path}: cannot be read: {reason.splitlines()[0]}"
-            ) from error
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise FileUnreadable(f"{path}: cannot be read: {reason.splitlines()[0]}") from error
 
 
 def _open_parquet(path: Path) -> TableFile:

@@ -20,7 +20,7 @@ _ASK_TIMEOUT_S = 5.0
 
 
 def add_model(parser: Parser) -> None:
-    """Add the argument MODEL, `--store`, and the options of waiting for a server."""
+    """Add the argument MODEL, and `--store`."""
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="name of the model (default: the only one)"
     )
