@@ -43,7 +43,7 @@ class _Bins(Value):
 
 
 class NumberBins(_Bins):
-    """Numbers: bin i has those above edge i - 1 and up to edge i, the last one all above."""
+    """Bins of numbers: bin i has those above edge i - 1, up to edge i; the last has all above."""
 
     kind: Literal["number"] = "number"
     edges: tuple[Edge, ...]
@@ -74,7 +74,7 @@ class NumberBins(_Bins):
 
 
 class IdBins(_Bins):
-    """Ids: one bin for each of the most frequent rows of the embedding table, one for all others.
+    """Bins of ids: one for each of the most frequent rows of an embedding table, one for the rest.
 
     Padding is not counted.
     """

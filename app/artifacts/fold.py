@@ -35,7 +35,7 @@ _AT_ONCE = 4 * 2**20  # numbers that are computed at a time: 16 MB
 
 
 def fold_of(manifest: Manifest) -> Fold:
-    """Return what a table that is folded for a version says of it."""
+    """Return how a table that is folded for a version describes its fold."""
     width = manifest.folded_width
     assert width is not None
     return Fold(version=manifest.version, program=manifest.files[PROGRAM].sha256, width=width)

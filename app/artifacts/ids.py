@@ -19,7 +19,7 @@ _of_model: WeakKeyDictionary[Interface, "Ids"] = WeakKeyDictionary()
 
 
 def ids_of(model: Interface) -> "Ids":
-    """Return what maps rows of a model's embedding tables back to ids; made once per model."""
+    """Return the `Ids` of a model, which are made once."""
     ids = _of_model.get(model)
     if ids is None:
         ids = _of_model[model] = Ids(model.vocabularies)

@@ -47,7 +47,7 @@ for _category in (DeprecationWarning, FutureWarning):
 
 
 class Interface(Protocol):
-    """What requests to a version look like: a `Model`, or a version that is not loaded."""
+    """What reading requests to a version needs: a `Model`, or a version that is not loaded."""
 
     @property
     def manifest(self) -> Manifest:

@@ -51,7 +51,7 @@ class BoundTable:
         return cls(table, kind, features, folded_for, fold_problem)
 
     def folded_by(self, gathered: Set[str], positions: Int64) -> Program | None:
-        """Return the program for which rows of the table are folded, if it may run them so.
+        """Return the program that may run rows from what is folded of them; None if none may.
 
         All features of the candidates must come from the table. The key is there as requests send
         it: its column may be either.

@@ -182,10 +182,10 @@ def _graph_of(function: Callable[..., Tensor]) -> Any:
 
 @cache
 def least_work() -> int | None:
-    """Return how large a product must be for oneDNN to be worth it; None if it never is.
+    """Return from how many multiplications on oneDNN is faster than MKL; None if it never is.
 
-    The unit is multiplications: rows × inputs × outputs. Measured once per process, on the calling
-    thread, in some 10 ms of one core.
+    A product has rows × inputs × outputs of them. Measured once per process, on the calling thread,
+    in some 10 ms of one core.
     """
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # PyTorch was built without oneDNN
         return None
@@ -206,7 +206,7 @@ def _keep_kernels() -> None:
 
 @cache
 def gain_of(dtype: torch.dtype) -> float:
-    """Return how many times as fast as in float32 a large product of a reduced precision is.
+    """Return the speed of a large product in a reduced precision, as a multiple of float32's.
 
     Below 1, the processor has no instructions for it: bf16 needs `avx512_bf16` or `amx_bf16`.
     Measured once per process, on the calling thread.
@@ -235,7 +235,7 @@ def _least_work() -> int | None:
 
 
 def _shortest_s(*works: Callable[[], Tensor]) -> list[float]:
-    """Return the shortest time of each piece of work (s); they take turns."""
+    """Return the shortest time (s) of each piece of work; they run in turns."""
     shortest = [float("inf")] * len(works)
     for turn in range(_TURNS + 1):  # the first turn compiles
         for at, work in enumerate(works):

@@ -116,7 +116,7 @@ class Program:
         return ModelInputs(user, candidate, row_to_request, folded)
 
     def padded(self, rows: int) -> int:
-        """Return with how many rows `run` runs a batch of so many."""
+        """Return the number of rows that `run` pads a batch of `rows` rows to."""
         return padded_rows(rows) if self.pads_from and rows >= self.pads_from else rows
 
     def outputs(

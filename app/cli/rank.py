@@ -80,7 +80,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score and rank the requests of a file.
+    """Score and rank the requests of a file; return the exit code.
 
     Raises:
         WrongUsage: an option, a setting or the file cannot be used.

@@ -106,7 +106,7 @@ class Replica:
     """A whole service. Its methods are Ray Serve's protocol, on its event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        """Do nothing yet; `settings` are those of `gatehouse serve`."""
+        """Keep the settings, those of `gatehouse serve`, until Ray asks for the app."""
         self._settings = settings
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -230,7 +230,7 @@ class DemandMeter:
 
 
 class DemandPolicy:
-    """As many replicas as keep the share `busy` of them busy. Ray adds limits and delays."""
+    """Asks for as many replicas as keep the share `busy` of them busy; Ray adds limits, delays."""
 
     def __init__(self, busy: float) -> None:
         self._busy = busy

@@ -319,7 +319,7 @@ def _plot(report: "ReplayReport", path: Path) -> None:
 
 
 def _write_rows(path: Path, recorded: Iterator["RecordedRequest"], contender: "Contender") -> None:
-    """Write the candidates that were returned, with scores of a version, as `gatehouse tune` reads.
+    """Write the returned candidates with a version's scores, as a log for `gatehouse tune`.
 
     Beside `request_id` (the record's id, or a number) and `position` there are `candidate`, the
     position in the request from 0, `time`, the ids, and the features that are one number: whatever

@@ -95,7 +95,7 @@ class TableFold:
 
 
 def fold_of_delta(listed: ListedTable, versions: Sequence[Artifact]) -> TableFold | None:
-    """Return what the rows of a further delta are folded with; None if its table is not folded.
+    """Return what folds the rows of a further delta; None if its table is not folded.
 
     Raises:
         ArtifactInvalid: the store has no version with the program of the fold any more, or that

@@ -91,7 +91,7 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
     draft = _Draft.of(options, model, kind, manifest, base)
     former = None if options.force or base is not None else _former(model, kind, manifest)
     if problems := list(draft.problems(former)):
-        raise Refused(problems, nothing(len(problems), "problem"))
+        raise Refused(problems, nothing_published(len(problems), "problem"))
     if base is None:
         fold = _fold(options, artifact)
     else:
@@ -403,7 +403,9 @@ def _fold(options: argparse.Namespace, artifact: Artifact) -> "TableFold | None"
     try:
         return TableFold.of(artifact)
     except ArtifactInvalid as error:
-        raise Refused([f"version {artifact.version}: {error}"], nothing(1, "problem")) from None
+        raise Refused(
+            [f"version {artifact.version}: {error}"], nothing_published(1, "problem")
+        ) from None
 
 
 def _delta_fold(listed: ListedTable, versions: Sequence[Artifact]) -> "TableFold | None":
@@ -424,8 +426,8 @@ def not_folded(reason: str) -> str:
     return f"the delta is not folded, so its table will serve from its features: {reason}"
 
 
-def nothing(count: int, what: str) -> str:
-    """Return the last line of a refusal."""
+def nothing_published(count: int, what: str) -> str:
+    """Return the last line of a refusal: how many problems there are."""
     return f"nothing is published: {counted(count, what)}"
 
 

@@ -29,7 +29,7 @@ from app.cli.table_plan import (
     counted,
     listing,
     not_folded,
-    nothing,
+    nothing_published,
     plan_of,
 )
 from app.cli.table_rows import EncodedRows
@@ -109,7 +109,7 @@ class _Rows:
             try:
                 self._fold(writer, self._plan.fold)
             except ArtifactInvalid as error:
-                raise Refused([str(error)], nothing(1, "problem")) from error
+                raise Refused([str(error)], nothing_published(1, "problem")) from error
 
     def fill_delta(self, writer: TableWriter) -> None:
         """Add the rows to a delta; the last row of a key counts.
@@ -185,7 +185,7 @@ class _Rows:
         """
         if self.bad > self._most_bad:
             limit = f", --max-bad-rows {self._most_bad}" if self._most_bad else ""
-            raise Refused(self._problems, nothing(self.bad, "bad row") + limit)
+            raise Refused(self._problems, nothing_published(self.bad, "bad row") + limit)
         for problem in self._problems:
             complain(f"left out: {problem}")
 
@@ -196,7 +196,7 @@ class _Rows:
             f"{self._place(again)}: repeats the key of {self._place(first)}"
             for first, again in pairs[:_MOST_PROBLEMS].tolist()
         ]
-        return Refused(problems, nothing(len(pairs), "repeated key"))
+        return Refused(problems, nothing_published(len(pairs), "repeated key"))
 
     def _place(self, row: int) -> str:
         """Return the file and the line of a row; `row` counts all good rows from 0."""

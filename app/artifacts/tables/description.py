@@ -115,7 +115,7 @@ class TableKey(Value):
 
 
 class Fold(Value):
-    """The program whose first layers' part of each row is in the file `folded`.
+    """The program that a table is folded for: see the file `folded`.
 
     Attributes:
         version: of the model.

@@ -62,7 +62,7 @@ class KeyIndex(Protocol):
         """
 
     def keys_at(self, entries: Int64) -> list[int] | list[str]:
-        """Return the keys at places of the index."""
+        """Return the keys of some entries, `[n]`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +103,7 @@ class Int64Index:
         return hash_integers(self.keys[at], self.seed)
 
     def keys_at(self, entries: Int64) -> list[int]:
-        """Return the keys at places of the index."""
+        """Return the keys of some entries, `[n]`."""
         keys: list[int] = self.keys[entries].tolist()
         return keys
 
@@ -176,7 +176,7 @@ class StringIndex:
         _check_order(self.starts, self.bits, len(self.hashes), self.hashes.__getitem__)
 
     def keys_at(self, entries: Int64) -> list[str]:
-        """Return the keys at places of the index."""
+        """Return the keys of some entries, `[n]`."""
         content = self.words.view(np.uint8).data
         place = self.places[entries]
         starts, lengths = ((place >> 16) * 8).tolist(), (place & 0xFFFF).tolist()
@@ -199,7 +199,7 @@ class PaddedStrings:
     length: Int64
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of strings."""
         return len(self.length)
 
 
@@ -293,7 +293,7 @@ def _check_order(
 
 @dataclass(frozen=True, slots=True)
 class BuiltIndex:
-    """A new index.
+    """A new index, and the keys that it has twice.
 
     Attributes:
         index: in memory.
