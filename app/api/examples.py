@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 import orjson
 
 from app.artifacts.ids import feature_values, ids_of
+from app.artifacts.inputs import IdInput
 from app.artifacts.loader import Interface
-from app.artifacts.manifest import IdInput
 from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
 
 DEFAULT_CANDIDATES = 3

@@ -27,8 +27,8 @@ from app.api.openapi.open_inference_schemas import (
     TensorMetadata,
 )
 from app.api.operations import check_ready
+from app.artifacts.inputs import IdInput, Input
 from app.artifacts.loader import Model
-from app.artifacts.manifest import IdInput, Input
 from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.errors import (
     ClientDisconnected,

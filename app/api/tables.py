@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from app.api.openapi.responses import problems
 from app.api.openapi.schemas import FoldState, TableRow, TableState
 from app.artifacts.ids import feature_values, ids_of
+from app.artifacts.inputs import DenseInput, Input
 from app.artifacts.loader import Model
-from app.artifacts.manifest import DenseInput, Input
 from app.artifacts.model_tables import NO_TABLES, BoundTable
 from app.artifacts.tables.description import TableKind
 from app.errors import KeyNotFound, ModelNotFound, NotReady, Unauthorized

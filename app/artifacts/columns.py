@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.artifacts.manifest import DenseInput, IdInput, Input
+from app.artifacts.inputs import DenseInput, IdInput, Input
 
 Column = npt.NDArray[Any]
 Columns = Mapping[str, Column]
@@ -57,12 +57,12 @@ class ModelInputs:
 
 
 def column_dtype(feature: Input) -> type[np.float32] | type[np.int64]:
-    """Return the dtype of a feature's column."""
+    """Return the dtype of a feature's column: float32 of numbers, int64 of ids."""
     return np.float32 if isinstance(feature, DenseInput) else np.int64
 
 
 def column_shape(feature: Input, rows: int) -> tuple[int, ...]:
-    """Return the shape of a feature's column of `rows` rows."""
+    """Return the shape of a column: `(rows, dim)`, `(rows,)` or `(rows, max_length)`."""
     if isinstance(feature, DenseInput):
         return (rows, feature.dim)
     if isinstance(feature, IdInput):

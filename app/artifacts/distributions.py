@@ -10,7 +10,9 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from app.artifacts.value import Value
 
 QUANTILE_BINS = 10
 TOP_IDS = 19
@@ -22,9 +24,7 @@ Shares = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(max_le
 Edge = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Bins(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Bins(Value):
     shares: Shares
     """Of the values in each bin; their sum is 1."""
 
@@ -43,7 +43,7 @@ class _Bins(BaseModel):
 
 
 class NumberBins(_Bins):
-    """Numbers: bin i has those above edge i - 1 and up to edge i, the last one all above."""
+    """Bins of numbers: bin i has those above edge i - 1, up to edge i; the last has all above."""
 
     kind: Literal["number"] = "number"
     edges: tuple[Edge, ...]
@@ -66,7 +66,7 @@ class NumberBins(_Bins):
         edges = np.unique(np.quantile(values, inner).astype(np.float32))  # repeated values
         counts = _number_counts(edges, values)
         # A float32 in decimal digits, so that JSON has few.
-        return cls(edges=tuple(float(str(each)) for each in edges), shares=_shares(counts))
+        return cls(edges=tuple(float(str(edge)) for edge in edges), shares=_shares(counts))
 
     def counts(self, column: npt.NDArray[np.generic]) -> Counts:
         """Return how many of the values are in each bin."""
@@ -74,7 +74,7 @@ class NumberBins(_Bins):
 
 
 class IdBins(_Bins):
-    """Ids: one bin for each of the most frequent rows of the embedding table, one for all others.
+    """Bins of ids: one for each of the most frequent rows of an embedding table, one for the rest.
 
     Padding is not counted.
     """
@@ -106,11 +106,11 @@ class IdBins(_Bins):
         flat = flat if padding is None else flat[flat != padding]
         if not len(flat):
             return None
-        found, counts = np.unique(flat, return_counts=True)
-        frequent = {int(each) for each in found[np.argsort(-counts, kind="stable")[:TOP_IDS]]}
+        ids, counts = np.unique(flat, return_counts=True)
+        frequent = {int(id_) for id_ in ids[np.argsort(-counts, kind="stable")[:TOP_IDS]]}
         if unknown is not None and unknown not in frequent:
             if len(frequent) == TOP_IDS:
-                frequent.discard(int(found[np.argsort(-counts, kind="stable")[TOP_IDS - 1]]))
+                frequent.discard(int(ids[np.argsort(-counts, kind="stable")[TOP_IDS - 1]]))
             frequent.add(unknown)
         kept = np.array(sorted(frequent), np.int64)
         shares = _shares(_id_counts(kept, flat))
@@ -127,10 +127,8 @@ class IdBins(_Bins):
 Bins = Annotated[NumberBins | IdBins, Field(discriminator="kind")]
 
 
-class Distributions(BaseModel):
+class Distributions(Value):
     """What a version's inputs and scores were like in training: on held-out rows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     features: Mapping[str, Bins] = Field(default={})
     """By feature. The numbers of a vector are pooled."""
@@ -139,7 +137,7 @@ class Distributions(BaseModel):
 
 
 def _shares(counts: Counts) -> tuple[float, ...]:
-    return tuple(round(float(each), 6) for each in counts / counts.sum())
+    return tuple(round(float(share), 6) for share in counts / counts.sum())
 
 
 def _number_counts(edges: npt.NDArray[np.float32], values: npt.NDArray[np.generic]) -> Counts:
@@ -148,7 +146,7 @@ def _number_counts(edges: npt.NDArray[np.float32], values: npt.NDArray[np.generi
 
 
 def _id_counts(rows: npt.NDArray[np.int64], ids: npt.NDArray[np.generic]) -> Counts:
-    place = np.searchsorted(rows, ids)
-    place[place == len(rows)] = 0
-    is_listed = rows[place] == ids
-    return np.bincount(np.where(is_listed, place, len(rows)), minlength=len(rows) + 1)
+    at = np.searchsorted(rows, ids)
+    at[at == len(rows)] = 0
+    is_listed = rows[at] == ids
+    return np.bincount(np.where(is_listed, at, len(rows)), minlength=len(rows) + 1)

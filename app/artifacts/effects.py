@@ -128,13 +128,13 @@ def effects(
         frozen: the same, frozen; `module` itself where it was frozen before it was saved.
         methods: names of methods that are called beside `forward`.
     """
-    found = Effects()
+    result = Effects()
     for method in ("forward", *methods):
         if module is not frozen:
             graph = _without_training(getattr(module, method).inlined_graph)
-            _Analysis(found, is_frozen=False).follow_graph(graph)
-        _Analysis(found, is_frozen=True).follow_graph(getattr(frozen, method).inlined_graph)
-    return found
+            _Analysis(result, is_frozen=False).follow_graph(graph)
+        _Analysis(result, is_frozen=True).follow_graph(getattr(frozen, method).inlined_graph)
+    return result
 
 
 def _without_training(graph: Any) -> Any:
@@ -170,9 +170,9 @@ class _Origins:
 class _Analysis:
     """Follows a graph in execution order."""
 
-    def __init__(self, found: Effects, *, is_frozen: bool) -> None:
-        """Add to `found`. Where a graph is not frozen, an unresolved flag counts as False."""
-        self._effects = found
+    def __init__(self, result: Effects, *, is_frozen: bool) -> None:
+        """Add to `result`. Where a graph is not frozen, an unresolved flag counts as False."""
+        self._effects = result
         self._is_frozen = is_frozen
         self._origins: dict[str, _Origins] = {}
 
@@ -180,15 +180,15 @@ class _Analysis:
         """Follow the graph of a module's method."""
         self_, *inputs = graph.inputs()
         self._share(self_, {_SELF})
-        for each in inputs:
-            self._share(each, {_INPUT})
+        for input_ in inputs:
+            self._share(input_, {_INPUT})
         self._follow(graph.nodes())
 
     def _of(self, *values: Any) -> _Origins:
-        known = [self._origins.get(each.debugName(), _Origins()) for each in values]
+        known = [self._origins.get(value.debugName(), _Origins()) for value in values]
         return _Origins(
-            {name for each in known for name in each.own},
-            {name for each in known for name in each.elements},
+            {name for origins in known for name in origins.own},
+            {name for origins in known for name in origins.elements},
         )
 
     def _share(self, value: Any, own: set[str], elements: set[str] | None = None) -> None:
@@ -212,8 +212,8 @@ class _Analysis:
                 self._get_attribute(node)
             elif kind == "prim::SetAttr":
                 owner = self._of(node.inputsAt(0)).own
-                names = {"" if each == _SELF else f"{each}." for each in owner - {_INPUT}}
-                self._write({f"{each}{node.s('name')}" for each in names}, "assignment")
+                names = {"" if path == _SELF else f"{path}." for path in owner - {_INPUT}}
+                self._write({f"{name}{node.s('name')}" for name in names}, "assignment")
                 self._write(owner & {_INPUT}, "assignment")
             elif kind == "prim::Constant":
                 self._share(node.output(), {_CONSTANT})
@@ -231,7 +231,7 @@ class _Analysis:
     def _get_attribute(self, node: Any) -> None:
         owners = self._of(node.inputsAt(0)).own
         name = node.s("name")
-        names = {name if each == _SELF else f"{each}.{name}" for each in owners - {_INPUT}}
+        names = {name if path == _SELF else f"{path}.{name}" for path in owners - {_INPUT}}
         self._share(node.output(), names | (owners & {_INPUT}))
 
     def _branch(self, node: Any) -> None:
@@ -278,12 +278,12 @@ class _Analysis:
         arguments = list(node.inputs())
         if kind in _STATISTICS_POSITION and self._is_true(arguments[_STATISTICS_POSITION[kind]]):
             self._write(self._of(*arguments[1:5]).own, f"{kind} in training mode")
-        text = node.schema()
-        schema = torch._C.parse_schema(text)
+        declaration = node.schema()
+        schema = torch._C.parse_schema(declaration)
         names = [argument.name for argument in schema.arguments]
         if self._is_random(kind, dict(zip(names, arguments, strict=False))):
             _add(self._effects.random, kind)
-        if "!)[]" in text:  # writes to each tensor of a list
+        if "!)[]" in declaration:  # writes to each tensor of a list
             self._write(self._of(*arguments).elements, kind)
         names_of: list[tuple[set[str], Any]] = []
         for argument, value in zip(schema.arguments, arguments, strict=False):
@@ -304,7 +304,7 @@ class _Analysis:
             if kind in UNDECLARED_VIEWS:
                 self._share(output, everything.all)
             elif "*" in aliases:
-                tensors = [each for each in arguments if each.type().kind() not in _CONTAINERS]
+                tensors = [value for value in arguments if value.type().kind() not in _CONTAINERS]
                 self._share(output, self._of(*tensors).own | everything.elements)
             elif aliases:
                 self._assign(output, *(value for of_value, value in names_of if aliases & of_value))
@@ -314,9 +314,9 @@ class _Analysis:
             return kind in _RANDOM or "generator" in arguments
         flag = arguments.get("train", arguments.get("training"))
         probabilities = [
-            arguments[each] for each in ("p", "dropout", "dropout_p") if each in arguments
+            arguments[name] for name in ("p", "dropout", "dropout_p") if name in arguments
         ]
-        return all(self._is_true(each) for each in (flag, *probabilities) if each is not None)
+        return all(self._is_true(value) for value in (flag, *probabilities) if value is not None)
 
     def _is_true(self, flag: Any) -> bool:
         value = flag.toIValue()

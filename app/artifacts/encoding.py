@@ -26,7 +26,9 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from app.artifacts.value import Value
 
 Id = str | int
 Vocabulary = Mapping[Id, int]
@@ -44,11 +46,7 @@ VOCABULARY_FILE_PATTERN = r"^vocabulary\.[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.jsonl$
 VocabularyFile = Annotated[str, Field(pattern=VOCABULARY_FILE_PATTERN)]
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Identity(_Value):
+class Identity(Value):
     """The id, an integer, is the row."""
 
     kind: Literal["identity"] = "identity"
@@ -59,7 +57,7 @@ class Identity(_Value):
         return int
 
 
-class Hashed(_Value):
+class Hashed(Value):
     """The id is hashed to one of the rows 1 to `buckets`."""
 
     kind: Literal["hash"] = "hash"
@@ -73,7 +71,7 @@ class Hashed(_Value):
         return str if self.ids == "string" else int
 
 
-class Listed(_Value):
+class Listed(Value):
     """The id's row is its line in `file`, which is beside the manifest."""
 
     kind: Literal["vocabulary"] = "vocabulary"
@@ -107,14 +105,14 @@ def rows_of(encoding: Hashed | Listed, ids: Sequence[Id], vocabulary: Vocabulary
         if encoding.ids == "int64":
             np.fromiter(ids, np.int64, len(ids))
         lookup = vocabulary.get
-        return np.fromiter([lookup(each, NOT_KNOWN) for each in ids], np.int64, len(ids))
+        return np.fromiter([lookup(id_, NOT_KNOWN) for id_ in ids], np.int64, len(ids))
     if encoding.ids == "int64":
         hashes = hash_integers(np.fromiter(ids, np.int64, len(ids)), encoding.seed)
     else:
         hashes = hash_strings(ids, encoding.seed)
     rows = (hashes % np.uint64(encoding.buckets)).astype(np.int64) + 1  # [n]
     if encoding.ids == "string" and "" in ids:
-        rows[[each == "" for each in ids]] = NOT_KNOWN
+        rows[[id_ == "" for id_ in ids]] = NOT_KNOWN
     return rows
 
 
@@ -144,7 +142,7 @@ def _split_mix(x: Hashes, seed: int) -> Hashes:
 
 def write_vocabulary(ids: Sequence[Id]) -> bytes:
     """Return the content of a vocabulary file; the ids are in the order of their rows."""
-    return b"".join(orjson.dumps(each) + b"\n" for each in ids)
+    return b"".join(orjson.dumps(id_) + b"\n" for id_ in ids)
 
 
 def read_vocabulary(content: bytes, id_type: type[Id]) -> dict[Id, int]:
@@ -157,12 +155,12 @@ def read_vocabulary(content: bytes, id_type: type[Id]) -> dict[Id, int]:
     vocabulary: dict[Id, int] = {}
     for row, line in enumerate(lines, start=1):
         try:
-            each = orjson.loads(line)
+            id_ = orjson.loads(line)
         except orjson.JSONDecodeError:
-            each = None
-        if type(each) is not id_type or each == "":
+            id_ = None
+        if type(id_) is not id_type or id_ == "":
             what = "a non-empty JSON string" if id_type is str else "an integer"
             raise ValueError(f"line {row} is not {what}")
-        if vocabulary.setdefault(each, row) != row:
-            raise ValueError(f"line {row} repeats line {vocabulary[each]}")
+        if vocabulary.setdefault(id_, row) != row:
+            raise ValueError(f"line {row} repeats line {vocabulary[id_]}")
     return vocabulary

@@ -17,14 +17,16 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.columns import Columns, ModelInputs
 from app.artifacts.golden import device_name
-from app.artifacts.loader import Model, read_manifest
+from app.artifacts.loader import Model
 from app.artifacts.manifest import Manifest
 from app.artifacts.program import Program, error_summary, scores
 from app.artifacts.store import PROGRAM, Artifact
 from app.artifacts.tables.description import Fold
-from app.artifacts.tables.reader import Folded, Records, Table
+from app.artifacts.tables.segment import Folded, Records
+from app.artifacts.tables.table import Table
 from app.errors import ArtifactInvalid
 
 CHECKED_ROWS = 256
@@ -33,7 +35,7 @@ _AT_ONCE = 4 * 2**20  # numbers that are computed at a time: 16 MB
 
 
 def fold_of(manifest: Manifest) -> Fold:
-    """Return what a table that is folded for a version says of it."""
+    """Return how a table that is folded for a version describes its fold."""
     width = manifest.folded_width
     assert width is not None
     return Fold(version=manifest.version, program=manifest.files[PROGRAM].sha256, width=width)
@@ -71,9 +73,9 @@ def check_golden(model: Model) -> float:
     """
     batch, program = model.golden.batch, model.program
     largest = 0.0
-    for each in (batch, *batch.requests()):
-        found = _compare(program, each, _fold(program, each.candidate), "golden examples")
-        largest = max(largest, found)
+    for inputs in (batch, *batch.requests()):
+        difference = _compare(program, inputs, _fold(program, inputs.candidate), "golden examples")
+        largest = max(largest, difference)
     return largest
 
 
@@ -102,7 +104,9 @@ def check_rows(model: Model, records: Records, folded: Folded) -> float:
         candidate,
         np.zeros(len(records), np.int64),
     )
-    return max(_compare(program, each, folded, "rows of the table") for each in (together, alone))
+    return max(
+        _compare(program, inputs, folded, "rows of the table") for inputs in (together, alone)
+    )
 
 
 def check_table(model: Model, table: Table) -> float:
@@ -117,7 +121,10 @@ def check_table(model: Model, table: Table) -> float:
 
 def _columns(program: Program, records: Records) -> Columns:
     # Copies: torch takes no memory that cannot be written.
-    return {each.name: records[each.name].copy() for each in program.description.candidate_inputs}
+    return {
+        feature.name: records[feature.name].copy()
+        for feature in program.description.candidate_inputs
+    }
 
 
 def _fold(program: Program, candidate: Columns) -> Folded:
@@ -131,14 +138,14 @@ def _compare(program: Program, batch: ModelInputs, folded: Folded, what: str) ->
     tolerance = program.description.precision.tolerance.get(device_name(program), 0.0)
     try:
         plain = program.run(batch)
-        got = program.run(replace(batch, candidate={}, folded=folded))
+        from_folded = program.run(replace(batch, candidate={}, folded=folded))
     except (RuntimeError, ValueError) as error:
         raise ArtifactInvalid(f"fold: the program failed: {error_summary(error)}") from error
     tasks = program.description.tasks
     largest = 0.0
     for values, y, g in (
-        ("raw output", got, plain),
-        ("score", scores(got, tasks), scores(plain, tasks)),
+        ("raw output", from_folded, plain),
+        ("score", scores(from_folded, tasks), scores(plain, tasks)),
     ):
         ratio = _differences(y, g)  # [B, K]
         worst = float(ratio.max())
@@ -157,5 +164,7 @@ def _differences(y: npt.NDArray[np.float32], g: npt.NDArray[np.float32]) -> npt.
     with np.errstate(invalid="ignore"):
         ratio = np.abs(y - g) / (1 + np.abs(g))
     is_same = (y == g) | (np.isnan(y) & np.isnan(g))
-    found: npt.NDArray[np.float32] = np.where(is_same, 0, np.where(np.isnan(ratio), np.inf, ratio))
-    return found
+    differences: npt.NDArray[np.float32] = np.where(
+        is_same, 0, np.where(np.isnan(ratio), np.inf, ratio)
+    )
+    return differences

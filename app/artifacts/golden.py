@@ -70,12 +70,16 @@ class Golden:
             )
         requests = int(row_to_request.max()) + 1
         user = {
-            each.name: take(f"user.{each.name}", column_dtype(each), column_shape(each, requests))
-            for each in description.user_inputs
+            feature.name: take(
+                f"user.{feature.name}", column_dtype(feature), column_shape(feature, requests)
+            )
+            for feature in description.user_inputs
         }
         candidate = {
-            each.name: take(f"candidate.{each.name}", column_dtype(each), column_shape(each, rows))
-            for each in description.candidate_inputs
+            feature.name: take(
+                f"candidate.{feature.name}", column_dtype(feature), column_shape(feature, rows)
+            )
+            for feature in description.candidate_inputs
         }
         expected = (rows, len(description.tasks))
         return cls(
@@ -109,8 +113,8 @@ class Golden:
         row_to_request = self.batch.row_to_request
         for request, batch in zip(np.unique(row_to_request), self.batch.requests(), strict=True):
             mine = row_to_request == request
-            found = self._compare(program, batch, mine, tolerance, f"request {request} alone")
-            largest = max(largest, found)
+            difference = self._compare(program, batch, mine, tolerance, f"request {request} alone")
+            largest = max(largest, difference)
         return largest
 
     def check_repeated(self, program: Program, rows: int) -> float:
@@ -123,8 +127,8 @@ class Golden:
         requests = batch.request_count
         row_to_request = np.concatenate([batch.row_to_request + i * requests for i in range(times)])
         large = ModelInputs(
-            {name: np.concatenate([each] * times) for name, each in batch.user.items()},
-            {name: np.concatenate([each] * times) for name, each in batch.candidate.items()},
+            {name: np.concatenate([column] * times) for name, column in batch.user.items()},
+            {name: np.concatenate([column] * times) for name, column in batch.candidate.items()},
             row_to_request if batch.user else np.zeros_like(row_to_request),
         )
         repeated = np.tile(np.arange(batch.rows), times)
@@ -142,11 +146,11 @@ class Golden:
     ) -> float:
         largest = 0.0
         raw = _run(program, batch, f"golden check, {how}")
-        for what, got, golden in (
+        for what, outputs, golden in (
             ("raw output", raw, self.raw[rows]),
             ("score", scores(raw, program.description.tasks), self.scores[rows]),
         ):
-            error_ratio = np.abs(got - golden) / (1 + np.abs(golden))  # [B, K]
+            error_ratio = np.abs(outputs - golden) / (1 + np.abs(golden))  # [B, K]
             worst = float(np.max(error_ratio))
             if not worst <= tolerance:  # true for NaN as well
                 k = int(np.argmax(error_ratio)) % len(program.description.tasks)

@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 
 from app.artifacts.columns import Columns
 from app.artifacts.encoding import Hashed, Id, Identity, Listed, Vocabularies
+from app.artifacts.inputs import IdInput, IdListInput, Input
 from app.artifacts.loader import Interface
-from app.artifacts.manifest import IdInput, IdListInput, Input
 
 LONGEST_LIST = 5
 
@@ -19,11 +19,11 @@ _of_model: WeakKeyDictionary[Interface, "Ids"] = WeakKeyDictionary()
 
 
 def ids_of(model: Interface) -> "Ids":
-    """Return what maps rows of a model's embedding tables back to ids; made once per model."""
-    found = _of_model.get(model)
-    if found is None:
-        found = _of_model[model] = Ids(model.vocabularies)
-    return found
+    """Return the `Ids` of a model, which are made once."""
+    ids = _of_model.get(model)
+    if ids is None:
+        ids = _of_model[model] = Ids(model.vocabularies)
+    return ids
 
 
 class Ids:
@@ -60,9 +60,9 @@ def feature_values(
     return list(itertools.chain.from_iterable(values)) if feature.dim == 1 else values
 
 
-def _unpadded(feature: IdListInput, ids: list[int]) -> list[int]:
+def _unpadded(feature: IdListInput, rows: list[int]) -> list[int]:
     if feature.reserves_padding:  # a golden request may have it between ids; a request may not
-        return [each for each in ids if each != feature.padding]
+        return [row for row in rows if row != feature.padding]
     step = -1 if feature.padding_side == "right" else 1
-    kept = list(itertools.dropwhile(lambda each: each == feature.padding, ids[::step]))
+    kept = list(itertools.dropwhile(lambda row: row == feature.padding, rows[::step]))
     return kept[::step]

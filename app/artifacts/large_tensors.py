@@ -37,11 +37,8 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "torch ShortStorage": torch.int16,
     "torch CharStorage": torch.int8,
 }
-_MARKS = (
-    7,
-    1,
-    5,
-)  # follow a tensor's number, so that no other tensor is mistaken for a placeholder
+# They follow a tensor's number, so that no other tensor is mistaken for a placeholder.
+_MARKS = (7, 1, 5)
 _HELD = 1 + len(_MARKS)
 _INTEGERS = frozenset(("BININT", "BININT1", "BININT2", "LONG1"))
 _STRINGS = frozenset(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"))
@@ -115,7 +112,7 @@ def attach(module: torch.jit.ScriptModule, content: memoryview, parts: Split) ->
         NotSplittable: some placeholder was not found, or something else refers to it. The module
             must not be used then.
     """
-    missing = {(each.dtype, each.number): each for each in parts.tensors}
+    missing = {(large.dtype, large.number): large for large in parts.tensors}
     storages: list[StorageWeakRef] = []
     for tensor in _tensors(module):
         number = _number(tensor)
@@ -128,7 +125,7 @@ def attach(module: torch.jit.ScriptModule, content: memoryview, parts: Split) ->
         storage = memory.to(tensor.device).untyped_storage()
         with torch.no_grad():
             tensor.set_(storage, large.storage_offset, large.shape, large.strides)
-    if missing or not all(each.expired() for each in storages):  # type: ignore[no-untyped-call]
+    if missing or not all(storage.expired() for storage in storages):  # type: ignore[no-untyped-call]
         raise NotSplittable("a large tensor is neither a parameter, a buffer nor a constant")
 
 
@@ -152,7 +149,7 @@ def _number(tensor: Tensor) -> int:
 
 
 def _split(content: memoryview, archive: zipfile.ZipFile) -> Split:
-    records = {each.filename: each for each in archive.infolist()}
+    records = {record.filename: record for record in archive.infolist()}
     root = next(iter(records)).partition("/")[0]
     for name in records:
         is_code = name.startswith(f"{root}/code/") and name.endswith(".py")
@@ -162,30 +159,30 @@ def _split(content: memoryview, archive: zipfile.ZipFile) -> Split:
     parts = Split(b"")
     pickles: dict[str, bytes] = {}
     taken: dict[torch.dtype, int] = {}
-    for kind in ("data", "constants"):
-        name = f"{root}/{kind}.pkl"
+    for folder in ("data", "constants"):
+        name = f"{root}/{folder}.pkl"
         pickled = archive.read(name)
         edits: list[tuple[int, int, bytes]] = []
-        for found in _storages(pickled):
-            record = records.get(f"{root}/{kind}/{found.key}")
-            number = taken.get(found.dtype, 0) + 1
-            if record is None or not _is_plain(record, found) or number > _largest(found.dtype):
+        for storage in _storages(pickled):
+            record = records.get(f"{root}/{folder}/{storage.key}")
+            number = taken.get(storage.dtype, 0) + 1
+            if record is None or not _is_plain(record, storage) or number > _largest(storage.dtype):
                 continue
             offset = _data_offset(content, record)
             if offset % 16 or offset + record.file_size > len(content):
                 continue
-            taken[found.dtype] = number
-            edits += found.edits
+            taken[storage.dtype] = number
+            edits += storage.edits
             parts.tensors.append(
                 LargeTensor(
                     record.filename,
                     number,
-                    found.dtype,
+                    storage.dtype,
                     offset,
                     record.file_size,
-                    found.storage_offset,
-                    found.shape,
-                    found.strides,
+                    storage.storage_offset,
+                    storage.shape,
+                    storage.strides,
                 )
             )
         pickles[name] = _edited(pickled, edits)
@@ -204,10 +201,10 @@ def _largest(dtype: torch.dtype) -> int:
     return 100 if dtype.itemsize < 4 else 2**20
 
 
-def _is_plain(record: zipfile.ZipInfo, found: "_Storage") -> bool:
+def _is_plain(record: zipfile.ZipInfo, storage: "_Storage") -> bool:
     return (
         record.compress_type == zipfile.ZIP_STORED
-        and record.file_size == found.count * found.dtype.itemsize >= LARGE
+        and record.file_size == storage.count * storage.dtype.itemsize >= LARGE
     )
 
 
@@ -221,7 +218,7 @@ def _data_offset(content: memoryview, record: zipfile.ZipInfo) -> int:
 def _small_archive(
     archive: zipfile.ZipFile, pickles: Mapping[str, bytes], tensors: Sequence[LargeTensor]
 ) -> bytes:
-    numbers = {each.record: each for each in tensors}
+    numbers = {tensor.record: tensor for tensor in tensors}
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w") as small:
         for name in archive.namelist():
@@ -268,18 +265,18 @@ def _storages(pickled: bytes) -> list[_Storage]:
     """
     operations = _operations(pickled)
     memo = _memo(operations)
-    for each in operations:
-        if each.name == "GLOBAL" and each.argument not in _HARMLESS:
-            module = str(each.argument)
+    for operation in operations:
+        if operation.name == "GLOBAL" and operation.argument not in _HARMLESS:
+            module = str(operation.argument)
             if not module.startswith("__torch__") or module.startswith("__torch__.torch.classes"):
                 raise NotSplittable(f"it names {module}")
-    used = {each.argument for each in operations if each.name in _GETS}
-    found = [
+    used = {operation.argument for operation in operations if operation.name in _GETS}
+    storages = [
         _storage(operations, i, memo, used)
-        for i, each in enumerate(operations)
-        if each.name == "BINPERSID"
+        for i, operation in enumerate(operations)
+        if operation.name == "BINPERSID"
     ]
-    return [each for each in found if each is not None]
+    return [storage for storage in storages if storage is not None]
 
 
 def _operations(pickled: bytes) -> list[_Operation]:
@@ -295,9 +292,9 @@ def _operations(pickled: bytes) -> list[_Operation]:
 def _memo(operations: Sequence[_Operation]) -> dict[int, Any]:
     """Return what each place of the memo holds: a string or a name."""
     return {
-        put.argument: each.argument
-        for each, put in pairwise(operations)
-        if put.name in _PUTS and (each.name in _STRINGS or each.name == "GLOBAL")
+        put.argument: value.argument
+        for value, put in pairwise(operations)
+        if put.name in _PUTS and (value.name in _STRINGS or value.name == "GLOBAL")
     }
 
 
@@ -305,7 +302,9 @@ def _storage(
     operations: Sequence[_Operation], at: int, memo: Mapping[int, Any], used: set[Any]
 ) -> _Storage | None:
     """Read `(storage, type, key, device, count)`, then offset, shape and strides of its tensor."""
-    before = [each for each in operations[max(0, at - 16) : at] if each.name not in _PUTS]
+    before = [
+        operation for operation in operations[max(0, at - 16) : at] if operation.name not in _PUTS
+    ]
     if len(before) < 6 or before[-1].name != "TUPLE" or before[-2].name not in _INTEGERS:
         return None
     type_, key, _, count = before[-5:-1]
@@ -324,11 +323,11 @@ def _storage(
         dtype=dtype,
         count=count.argument,
         storage_offset=offset.argument,
-        shape=tuple(each.argument for each in shape),
-        strides=tuple(each.argument for each in strides),
+        shape=tuple(number.argument for number in shape),
+        strides=tuple(number.argument for number in strides),
         edits=[
             (count.start, count.stop, held),
-            *((each.start, each.stop, zero) for each in (offset, *strides)),
+            *((number.start, number.stop, zero) for number in (offset, *strides)),
         ],
     )
 

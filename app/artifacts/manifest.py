@@ -15,11 +15,9 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     JsonValue,
-    PrivateAttr,
     Tag,
     ValidationError,
     model_validator,
@@ -29,39 +27,41 @@ from app import file_problems
 from app.artifacts.distributions import Distributions
 from app.artifacts.encoding import (
     VOCABULARY_FILE_PATTERN,
-    Encoding,
-    Hashed,
-    Id,
-    Identity,
     Listed,
 )
+from app.artifacts.inputs import (
+    FEATURE_NAME_PATTERN,
+    DenseInput,
+    FeatureName,
+    Float32,
+    IdListInput,
+    Input,
+)
 from app.artifacts.store import LARGEST_VERSION
+from app.artifacts.value import Value
 from app.errors import did_you_mean
 from app.ranking.calibration import NO_CALIBRATION, Calibration, Platt
 from app.ranking.policies import ModelTraits
 from app.ranking.policy import Policy
 
+_LARGEST_ID: Mapping[str, int] = {"float32": 2**24, "int32": 2**31}
+"""The largest integer that a dtype holds exactly, of those that do not hold all."""
+
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-_FEATURE_NAME = r"^[^\s./\\\p{C}](?:[^/\\\p{C}]{0,62}[^\s/\\\p{C}])?$"
 _FILE_NAME = r"^(model\.(ts|pt2)|golden\.safetensors|vocabulary\.[A-Za-z0-9][\w.-]{0,63}\.jsonl)$"
 PATTERNS = {
     _NAME: 'must have 1 to 64 letters, digits, "_", "." or "-", the first a letter or a digit',
-    _FEATURE_NAME: "must have 1 to 64 characters, no slash or control character among them, no dot "
-    "at the beginning and no space at either end",
+    FEATURE_NAME_PATTERN: "must have 1 to 64 characters, no slash or control character among "
+    "them, no dot at the beginning and no space at either end",
     _FILE_NAME: "must be model.ts, model.pt2, golden.safetensors or vocabulary.NAME.jsonl",
     VOCABULARY_FILE_PATTERN: "must be vocabulary.NAME.jsonl",
 }
 """The rules that these patterns stand for, in messages."""
 
 Name = Annotated[str, Field(pattern=_NAME)]
-FeatureName = Annotated[str, Field(pattern=_FEATURE_NAME)]
-"""1 to 64 characters of any script, with spaces inside; no slashes and no control characters."""
 ForeignName = Annotated[str, Field(min_length=1, max_length=256)]
 """The name of an argument or an output of a module from elsewhere: any text."""
 Label = Annotated[str, Field(min_length=1, max_length=80)]
-Side = Literal["user", "candidate"]
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
 FileName = Annotated[str, Field(pattern=_FILE_NAME)]
 Figure = Annotated[
     float | None, BeforeValidator(lambda f: None if isinstance(f, float) and math.isnan(f) else f)
@@ -82,149 +82,6 @@ MOST_FOLDED = 2**20
 
 FP32_TOLERANCE: Mapping[Device, float] = {"cpu": 1e-5, "cuda": 1e-4}
 """Tolerance of fp32: how much outputs may differ between machines and between batches."""
-
-
-class Value(BaseModel):
-    """A frozen part of a manifest: unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DenseInput(Value):
-    """A vector of float32, `[·, dim]`; a plain number is accepted where `dim` is 1.
-
-    `default` is the value of a feature that a request leaves out. `missing` says what null and NaN
-    become: an error (`refuse`), the numbers of `default` in their place, or NaN (`nan`), which the
-    module then fills itself. With `nan`, a feature that is left out is NaN too: `default` then only
-    states what the module makes of it.
-    """
-
-    kind: Literal["dense"] = "dense"
-    name: FeatureName
-    side: Side
-    dim: int = Field(1, ge=1)
-    default: tuple[Float32, ...] | None = None
-    missing: Literal["refuse", "default", "nan"] = "refuse"
-
-    @model_validator(mode="after")
-    def _default_has_dim_numbers(self) -> Self:
-        if self.default is not None and len(self.default) != self.dim:
-            raise ValueError(f"default has {len(self.default)} numbers, dim is {self.dim}")
-        if self.default is None and self.missing != "refuse":
-            raise ValueError(f'missing = "{self.missing}" requires a default')
-        return self
-
-    @property
-    def absent(self) -> tuple[float, ...] | None:
-        """The numbers of a feature that a request leaves out; None if it is required."""
-        return (math.nan,) * self.dim if self.missing == "nan" else self.default
-
-
-class _Vocabulary(Value):
-    name: FeatureName
-    side: Side
-    vocabulary_size: Int64 = Field(ge=1)
-    unknown: int | Literal["reject"] = 0
-    """The row of an id outside `[0, vocabulary_size)`; `reject` makes such an id an error."""
-    missing: Literal["refuse", "unknown"] = "refuse"
-    """What null is in place of an id: an error, or an unknown id. Null in place of a list is then
-    an empty list."""
-    encoding: Encoding = Identity()
-    """How the ids of a request become rows of the embedding table."""
-
-    @model_validator(mode="after")
-    def _unknown_is_a_row(self) -> Self:
-        if self.unknown != "reject" and not 0 <= self.unknown < self.vocabulary_size:
-            raise ValueError(f"unknown must be in [0, {self.vocabulary_size}) or 'reject'")
-        if self.unknown == "reject" and self.missing == "unknown":
-            raise ValueError('missing = "unknown" requires a row for unknown ids')
-        if isinstance(self.encoding, Hashed) and self.vocabulary_size <= self.encoding.buckets:
-            raise ValueError(
-                f"vocabulary_size must be greater than encoding.buckets, {self.encoding.buckets}"
-            )
-        return self
-
-    def _check_default(self, ids: tuple[Id, ...]) -> None:
-        if not all(type(each) is self.encoding.id_type for each in ids):
-            kind = "strings" if self.encoding.id_type is str else "integers"
-            raise ValueError(f"default: ids of this encoding are {kind}")
-        rows = ids if isinstance(self.encoding, Identity) else ()
-        if self.unknown == "reject" and not all(0 <= int(r) < self.vocabulary_size for r in rows):
-            raise ValueError(
-                f"default must be in [0, {self.vocabulary_size}), since unknown ids are rejected"
-            )
-
-
-class IdInput(_Vocabulary):
-    """One id; its column is int64, `[·]`."""
-
-    kind: Literal["id"] = "id"
-    default: Int64 | str | None = None
-
-    @property
-    def absent(self) -> Id | None:
-        """The id of a feature that a request leaves out; None if it is required."""
-        return self.default
-
-    @model_validator(mode="after")
-    def _default_is_accepted(self) -> Self:
-        self._check_default(() if self.default is None else (self.default,))
-        return self
-
-
-class IdListInput(_Vocabulary):
-    """Up to `max_length` ids; int64 `[·, max_length]`, where missing ids are `padding`.
-
-    If a length, a mask or the ids of an empty list are derived from the list, its `padding` is no
-    id: in the column it would look like a missing id.
-    """
-
-    kind: Literal["id_list"] = "id_list"
-    max_length: int = Field(ge=1)
-    padding: Int64 = -1
-    padding_side: Literal["left", "right"] = "right"
-    default: tuple[Int64 | str, ...] | None = None
-    _is_measured: bool = PrivateAttr(False)
-
-    @property
-    def reserves_padding(self) -> bool:
-        """Whether `padding` is a row of the table that no id of a request may have."""
-        return 0 <= self.padding < self.vocabulary_size and self._is_measured
-
-    def measured(self) -> Self:
-        """Return the list as part of a description that derives something from it.
-
-        Raises:
-            ValueError: an id of the default has the row of the padding.
-        """
-        if not 0 <= self.padding < self.vocabulary_size:
-            return self
-        copied = self.model_copy()
-        copied._is_measured = True  # noqa: SLF001 - of this class
-        if isinstance(self.encoding, Identity):
-            rows = [copied.known(int(each)) for each in self.default or ()]
-            if self.padding in rows:
-                raise ValueError(f"{self.name}: default contains {self.padding}, the padding")
-        return copied
-
-    def known(self, row: int) -> int | str:
-        """Return a row of the table: this one, or what `unknown` says of a row outside it."""
-        return row if 0 <= row < self.vocabulary_size else self.unknown
-
-    @property
-    def absent(self) -> tuple[Id, ...] | None:
-        """The list of a feature that a request leaves out; None if it is required."""
-        return self.default
-
-    @model_validator(mode="after")
-    def _default_fits(self) -> Self:
-        if self.default is not None and len(self.default) > self.max_length:
-            raise ValueError(f"default is longer than max_length, {self.max_length}")
-        self._check_default(self.default or ())
-        return self
-
-
-Input = Annotated[DenseInput | IdInput | IdListInput, Field(discriminator="kind")]
 
 
 class RequestCall(Value):
@@ -293,13 +150,13 @@ class Argument(Value):
     @property
     def features(self) -> tuple[str, ...]:
         """The features that the argument reads."""
-        return tuple(each if isinstance(each, str) else each.of for each in self.pack)
+        return tuple(part if isinstance(part, str) else part.of for part in self.pack)
 
     def problem(self, inputs: Mapping[str, Input]) -> str | None:
         """Return why the argument cannot be made of its features; None if it can."""
         largest = _LARGEST_ID.get(self.dtype)
         for part, feature in (
-            (each, inputs[name]) for each, name in zip(self.pack, self.features, strict=True)
+            (part, inputs[name]) for part, name in zip(self.pack, self.features, strict=True)
         ):
             if isinstance(part, Derived):
                 if not isinstance(feature, IdListInput):
@@ -502,13 +359,13 @@ class Description(Value):
         if self.folded_width is not None:
             if not isinstance(self.call, RequestCall):
                 raise ValueError('folded_width: the layout of the call must be "request"')
-            if all(each.side == "user" for each in self.inputs):
+            if all(input_.side == "user" for input_ in self.inputs):
                 raise ValueError("folded_width: there is no candidate input")
         return self
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        features = [each.name for each in self.inputs]
+        features = [input_.name for input_ in self.inputs]
         tasks = [task.name for task in self.tasks]
         arguments = self.call.arguments if isinstance(self.call, RowsCall) else ()
         for what, names in (
@@ -518,6 +375,11 @@ class Description(Value):
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"two {what}s have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _ranking_has_its_inputs(self) -> Self:
+        tasks = [task.name for task in self.tasks]
         if unknown := sorted(set(self.ranking.tasks) - set(tasks)):
             raise ValueError(
                 f"ranking: unknown task {_quoted(unknown)}; tasks: {', '.join(tasks)}"
@@ -529,31 +391,37 @@ class Description(Value):
                 f'ranking: multiplier "{multiplier}" must be a dense candidate input of dim 1, '
                 "and not one that may be NaN"
             )
-        if arguments:
-            packed = [name for argument in arguments for name in argument.features]
-            if unknown := sorted(set(packed) - set(features)):
-                raise ValueError(
-                    f"arguments: unknown input {_quoted(unknown)}"
-                    f"{did_you_mean(unknown[0], features)}"
-                )
-            if unused := sorted(set(features) - set(packed)):
-                raise ValueError(f"arguments: no argument packs the input {_quoted(unused)}")
-            by_name = {each.name: each for each in self.inputs}
-            for problem in (argument.problem(by_name) for argument in arguments):
-                if problem is not None:
-                    raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _arguments_pack_every_input(self) -> Self:
+        if not isinstance(self.call, RowsCall):
+            return self
+        inputs = {input_.name: input_ for input_ in self.inputs}
+        packed = {name for argument in self.call.arguments for name in argument.features}
+        if unknown := sorted(packed - inputs.keys()):
+            raise ValueError(
+                f"arguments: unknown input {_quoted(unknown)}{did_you_mean(unknown[0], inputs)}"
+            )
+        if unused := sorted(inputs.keys() - packed):
+            raise ValueError(f"arguments: no argument packs the input {_quoted(unused)}")
+        for argument in self.call.arguments:
+            if (problem := argument.problem(inputs)) is not None:
+                raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
     def _measured_lists_reserve_their_padding(self) -> Self:
         arguments = self.call.arguments if isinstance(self.call, RowsCall) else ()
         measured = {
-            part.of for each in arguments for part in each.pack if isinstance(part, Derived)
+            part.of for argument in arguments for part in argument.pack if isinstance(part, Derived)
         }
         if measured:
             inputs = tuple(
-                each.measured() if isinstance(each, IdListInput) and each.name in measured else each
-                for each in self.inputs
+                input_.measured()
+                if isinstance(input_, IdListInput) and input_.name in measured
+                else input_
+                for input_ in self.inputs
             )
             object.__setattr__(self, "inputs", inputs)  # frozen
         return self
@@ -561,28 +429,30 @@ class Description(Value):
     @cached_property
     def user_inputs(self) -> tuple[Input, ...]:
         """The user features, in call order."""
-        return tuple(each for each in self.inputs if each.side == "user")
+        return tuple(input_ for input_ in self.inputs if input_.side == "user")
 
     @cached_property
     def user_names(self) -> frozenset[str]:
         """The names of the user's features."""
-        return frozenset([each.name for each in self.user_inputs])
+        return frozenset([input_.name for input_ in self.user_inputs])
 
     @cached_property
     def candidate_names(self) -> frozenset[str]:
         """The names of the candidates' features."""
-        return frozenset([each.name for each in self.candidate_inputs])
+        return frozenset([input_.name for input_ in self.candidate_inputs])
 
     @cached_property
     def candidate_inputs(self) -> tuple[Input, ...]:
         """The candidate features, in call order."""
-        return tuple(each for each in self.inputs if each.side == "candidate")
+        return tuple(input_ for input_ in self.inputs if input_.side == "candidate")
 
     @cached_property
     def vocabulary_files(self) -> frozenset[str]:
         """The files that the inputs' encodings name."""
-        encodings = [each.encoding for each in self.inputs if not isinstance(each, DenseInput)]
-        return frozenset(each.file for each in encodings if isinstance(each, Listed))
+        encodings = [
+            input_.encoding for input_ in self.inputs if not isinstance(input_, DenseInput)
+        ]
+        return frozenset(encoding.file for encoding in encodings if isinstance(encoding, Listed))
 
     @cached_property
     def task_names(self) -> tuple[str, ...]:
@@ -597,7 +467,7 @@ class Description(Value):
     @cached_property
     def traits(self) -> ModelTraits:
         """The part of the description that ranking uses."""
-        numbers = (each for each in self.candidate_inputs if isinstance(each, DenseInput))
+        numbers = (input_ for input_ in self.candidate_inputs if isinstance(input_, DenseInput))
         return ModelTraits(
             name=self.name,
             tasks=self.task_names,
@@ -605,7 +475,7 @@ class Description(Value):
             calibrations={task.name: task.calibration for task in self.tasks},
             probabilities=frozenset(task.name for task in self.tasks if task.kind == "binary"),
             multipliers=frozenset(
-                each.name for each in numbers if each.dim == 1 and each.missing != "nan"
+                input_.name for input_ in numbers if input_.dim == 1 and input_.missing != "nan"
             ),
         )
 
@@ -643,14 +513,14 @@ class Manifest(Description):
 
 
 def first_problem(
-    error: ValidationError, document: object, kind: type[BaseModel] = Manifest
+    error: ValidationError, document: object, model: type[BaseModel] = Manifest
 ) -> str:
     """Return the first problem of a document in one line: its place, the rule, how many more.
 
     Args:
         error: from validating it.
         document: its content, or its text in JSON.
-        kind: the model of the document: a manifest, or one with the same parts.
+        model: the model of the document: a manifest, or one with the same parts.
     """
     is_json = isinstance(document, bytes)
     if isinstance(document, bytes):
@@ -658,11 +528,8 @@ def first_problem(
             document = json.loads(document)
         except (ValueError, RecursionError):
             document = None
-    return file_problems.first_problem(error, kind, document, PATTERNS, is_json=is_json)
+    return file_problems.first_problem(error, model, document, PATTERNS, is_json=is_json)
 
 
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
-
-
-_LARGEST_ID: Mapping[str, int] = {"float32": 2**24, "int32": 2**31}

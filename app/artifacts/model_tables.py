@@ -10,11 +10,12 @@ from functools import cached_property
 from typing import Literal
 
 from app.artifacts.encoding import Hashed
-from app.artifacts.manifest import Description, IdInput, Input
+from app.artifacts.inputs import IdInput, Input
+from app.artifacts.manifest import Description
 from app.artifacts.program import Program
 from app.artifacts.tables.description import TableKind, side_of
 from app.artifacts.tables.keys import Int64
-from app.artifacts.tables.reader import Table
+from app.artifacts.tables.table import Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class BoundTable:
         return cls(table, kind, features, folded_for, fold_problem)
 
     def folded_by(self, gathered: Set[str], positions: Int64) -> Program | None:
-        """Return the program for which rows of the table are folded, if it may run them so.
+        """Return the program that may run rows from what is folded of them; None if none may.
 
         All features of the candidates must come from the table. The key is there as requests send
         it: its column may be either.
@@ -66,29 +67,31 @@ class BoundTable:
     @cached_property
     def names(self) -> frozenset[str]:
         """The features of the model that the table has."""
-        return frozenset([each.name for each in self.features if each.name in self.table.columns])
+        return frozenset(
+            [feature.name for feature in self.features if feature.name in self.table.columns]
+        )
 
     @cached_property
     def others(self) -> tuple[Input, ...]:
         """The features of the model that the table lacks: sent, or their default."""
-        return tuple(each for each in self.features if each.name not in self.names)
+        return tuple(feature for feature in self.features if feature.name not in self.names)
 
     @cached_property
     def is_complete(self) -> bool:
         """Whether a key alone makes a request: what the table lacks has a default."""
-        return all(each.default is not None for each in self.others)
+        return all(feature.default is not None for feature in self.others)
 
     @cached_property
     def accepted(self) -> frozenset[str]:
         """The names that a request may send on this side: features, and the key."""
-        return frozenset([self.table.key, *(each.name for each in self.features)])
+        return frozenset([self.table.key, *(feature.name for feature in self.features)])
 
     @cached_property
     def key_input(self) -> Input:
         """The key as an input of the V2 protocol: the model's feature, or an id of any value."""
-        for each in self.features:
-            if each.name == self.table.key:
-                return each
+        for feature in self.features:
+            if feature.name == self.table.key:
+                return feature
         ids: Literal["string", "int64"] = "string" if self.table.key_type is str else "int64"
         encoding = Hashed(ids=ids, buckets=1)
         return IdInput(
@@ -109,7 +112,7 @@ class ModelTables:
     @property
     def all(self) -> tuple[BoundTable, ...]:
         """The tables that there are: items, then users."""
-        return tuple(each for each in (self.items, self.users) if each is not None)
+        return tuple(table for table in (self.items, self.users) if table is not None)
 
 
 NO_TABLES = ModelTables()

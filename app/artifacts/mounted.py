@@ -53,7 +53,7 @@ def store_of_mount(folder: Path, model_name: str | None, temporary: Callable[[],
             return folder
     except OSError:  # a network volume may come back
         return folder
-    names = {_name_and_version(each)[0] for each in folders}
+    names = {_name_and_version(version)[0] for version in folders}
     if len(names) > 1:
         raise ArtifactInvalid(
             f"{folder}: has versions of {', '.join(sorted(names))}; a store of several models is "
@@ -61,11 +61,11 @@ def store_of_mount(folder: Path, model_name: str | None, temporary: Callable[[],
         )
     [name] = names
     store = temporary()
-    if model_name in (None, name) and all(is_version(each.name) for each in folders):
+    if model_name in (None, name) and all(is_version(version.name) for version in folders):
         (store / name).symlink_to(folder.absolute())
     else:
-        for each in folders:
-            _link_version(each, store / (model_name or name))
+        for version in folders:
+            _link_version(version, store / (model_name or name))
     return store
 
 
@@ -75,12 +75,12 @@ def _folders_of_versions(folder: Path) -> list[Path]:
         return [folder]
     if any(Store(folder).artifacts()):
         return []
-    return [each for each in sorted(folder.glob("[!.]*")) if (each / MANIFEST).is_file()]
+    return [version for version in sorted(folder.glob("[!.]*")) if (version / MANIFEST).is_file()]
 
 
 def _check_contains(store: Path, model_name: str | None) -> None:
     """Check that a store that is not empty contains a model."""
-    known = {each.model for each in Store(store).artifacts()}
+    known = {artifact.model for artifact in Store(store).artifacts()}
     if model_name is not None and known and model_name not in known:
         raise ArtifactInvalid(
             f'the store has no model "{model_name}"{did_you_mean(model_name, known)} '
@@ -97,9 +97,9 @@ def _link_version(folder: Path, model: Path) -> None:
         target.symlink_to(folder.absolute())
         return
     target.mkdir()
-    for each in folder.iterdir():
-        if each.name != MANIFEST:
-            (target / each.name).symlink_to(each.absolute())
+    for file in folder.iterdir():
+        if file.name != MANIFEST:
+            (target / file.name).symlink_to(file.absolute())
     manifest = {**_manifest(folder), "name": model.name}
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 

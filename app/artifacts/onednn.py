@@ -64,17 +64,17 @@ _VIEWS = frozenset(f"aten::{name}" for name in ("slice", "select", "t", "transpo
 def padded_rows(rows: int) -> int:
     """Return the size that a batch is padded to: less than an eighth more, above 32 rows."""
     if rows <= FEWEST_ROWS:
-        return next(each for each in _SMALL_SIZES if each >= rows)
+        return next(size for size in _SMALL_SIZES if size >= rows)
     step = max(4, (1 << (rows - 1).bit_length()) >> 4)  # an eighth of the power of two below
     return -(-rows // step) * step
 
 
 def padded_sizes(least: int, most: int) -> list[int]:
     """Return every size that batches of `least` to `most` rows are padded to, ascending."""
-    found = [padded_rows(least)] if least <= most else []
-    while found and found[-1] < most:
-        found.append(padded_rows(found[-1] + 1))
-    return found
+    sizes = [padded_rows(least)] if least <= most else []
+    while sizes and sizes[-1] < most:
+        sizes.append(padded_rows(sizes[-1] + 1))
+    return sizes
 
 
 def rewrite(graph: Any, work: int) -> tuple[int, int]:
@@ -108,7 +108,7 @@ def rewrite(graph: Any, work: int) -> tuple[int, int]:
     graph.lint()
     if not sizes:
         return 0, 0
-    first, last = (max(FEWEST_ROWS, -(-work // each)) for each in (max(sizes), min(sizes)))
+    first, last = (max(FEWEST_ROWS, -(-work // size)) for size in (max(sizes), min(sizes)))
     return first, last
 
 
@@ -117,7 +117,7 @@ def _is_replaceable(node: Any, product: _Product) -> bool:
     inputs = list(node.inputs())
     more = inputs[product.arguments :]
     if node.kind() in ("aten::addmm", "aten::baddbmm", "aten::baddbmm_"):
-        if any(each.toIValue() != 1 for each in more):  # `beta` and `alpha`
+        if any(scalar.toIValue() != 1 for scalar in more):  # `beta` and `alpha`
             return False
     elif more:  # an overload with an output or a dtype
         return False
@@ -146,7 +146,7 @@ def _shape(value: Any) -> list[int]:
     if node.kind() not in _VIEWS:
         return []
     shape = _shape(node.inputsAt(0))
-    numbers = [each.toIValue() for each in list(node.inputs())[1:]]
+    numbers = [argument.toIValue() for argument in list(node.inputs())[1:]]
     match node.kind(), numbers:
         case "aten::t", _:
             return shape[::-1]
@@ -182,10 +182,10 @@ def _graph_of(function: Callable[..., Tensor]) -> Any:
 
 @cache
 def least_work() -> int | None:
-    """Return how large a product must be for oneDNN to be worth it; None if it never is.
+    """Return from how many multiplications on oneDNN is faster than MKL; None if it never is.
 
-    The unit is multiplications: rows × inputs × outputs. Measured once per process, on the calling
-    thread, in some 10 ms of one core.
+    A product has rows × inputs × outputs of them. Measured once per process, on the calling thread,
+    in some 10 ms of one core.
     """
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # PyTorch was built without oneDNN
         return None
@@ -206,7 +206,7 @@ def _keep_kernels() -> None:
 
 @cache
 def gain_of(dtype: torch.dtype) -> float:
-    """Return how many times as fast as in float32 a large product of a reduced precision is.
+    """Return the speed of a large product in a reduced precision, as a multiple of float32's.
 
     Below 1, the processor has no instructions for it: bf16 needs `avx512_bf16` or `amx_bf16`.
     Measured once per process, on the calling thread.
@@ -235,12 +235,12 @@ def _least_work() -> int | None:
 
 
 def _shortest_s(*works: Callable[[], Tensor]) -> list[float]:
-    """Return the shortest time of each piece of work (s); they take turns."""
+    """Return the shortest time (s) of each piece of work; they run in turns."""
     shortest = [float("inf")] * len(works)
     for turn in range(_TURNS + 1):  # the first turn compiles
-        for place, work in enumerate(works):
+        for at, work in enumerate(works):
             began = time.perf_counter()
             work()
             if turn:
-                shortest[place] = min(shortest[place], time.perf_counter() - began)
+                shortest[at] = min(shortest[at], time.perf_counter() - began)
     return shortest

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from app.artifacts.columns import Columns, ModelInputs
+from app.artifacts.inputs import IdListInput
 from app.artifacts.manifest import (
     Argument,
     Derived,
     Description,
     GateLevel,
-    IdListInput,
     RequestCall,
     RowsCall,
     TaskOutput,
@@ -81,7 +81,9 @@ class Program:
         self.pads_from = pads_from
         self.large_from = large_from
         outputs = [task.output for task in description.tasks]
-        self._lists = {each.name: each for each in description.inputs if each.kind == "id_list"}
+        self._lists = {
+            input_.name: input_ for input_ in description.inputs if input_.kind == "id_list"
+        }
         self._is_matrix = all(o.path is None and o.column == k for k, o in enumerate(outputs))
 
     def run(self, batch: ModelInputs) -> Raw:
@@ -107,14 +109,14 @@ class Program:
             user = {name: _lengthened(column, more_requests) for name, column in user.items()}
         if more_rows > rows:
             row_to_request = _lengthened(row_to_request, more_rows)
-            candidate = {name: _lengthened(each, more_rows) for name, each in candidate.items()}
+            candidate = {name: _lengthened(column, more_rows) for name, column in candidate.items()}
         folded = batch.folded
         if folded is not None and len(folded) < more_rows:
             folded = _lengthened(folded, more_rows)
         return ModelInputs(user, candidate, row_to_request, folded)
 
     def padded(self, rows: int) -> int:
-        """Return with how many rows `run` runs a batch of so many."""
+        """Return the number of rows that `run` pads a batch of `rows` rows to."""
         return padded_rows(rows) if self.pads_from and rows >= self.pads_from else rows
 
     def outputs(
@@ -160,8 +162,7 @@ class Program:
                 raise RuntimeError(str(error)) from error
             shape = (rows, self.description.folded_width)
             if not isinstance(folded, Tensor) or tuple(folded.shape) != shape:
-                found = tuple(folded.shape) if isinstance(folded, Tensor) else type(folded).__name__
-                raise ValueError(f"fold must return {shape}, it returned {found}")
+                raise ValueError(f"fold must return {shape}, it returned {_shape_of(folded)}")
             raw: Raw = folded.to(torch.float32).cpu().numpy()
             return raw
 
@@ -237,7 +238,9 @@ class Program:
             raise RuntimeError(str(error)) from error
 
     def _call_rows(self, call: RowsCall, features: dict[str, Tensor]) -> object:
-        packed = {each.name: _pack(each, features, self._lists) for each in call.arguments}
+        packed = {
+            argument.name: _pack(argument, features, self._lists) for argument in call.arguments
+        }
         return self._module(packed) if call.style == "dict" else self._module(*packed.values())
 
 
@@ -263,8 +266,7 @@ def _weights(tensor: object, number: int, level: GateLevel, rows: int) -> GateWe
     """Return the weights of one level, `[B, gates, experts]`, checked."""
     shape = (rows, len(level.gates), len(level.experts))
     if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
-        found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ValueError(f"gate_weights: level {number} is {found}, expected {shape}")
+        raise ValueError(f"gate_weights: level {number} is {_shape_of(tensor)}, expected {shape}")
     weights: GateWeights = tensor.to(torch.float32).cpu().numpy()
     seen = np.zeros(shape[1:], np.bool_)
     for gate, experts in enumerate(level.sees):
@@ -324,8 +326,8 @@ def _pack(argument: Argument, features: dict[str, Tensor], lists: dict[str, IdLi
     """Return the tensor of an argument, `[B]` or `[B, width]`."""
     dtype = DTYPES[argument.dtype]
     parts = [
-        (features[each] if isinstance(each, str) else _derived(each, features, lists)).to(dtype)
-        for each in argument.pack
+        (features[part] if isinstance(part, str) else _derived(part, features, lists)).to(dtype)
+        for part in argument.pack
     ]
     if argument.rank == 1:
         return parts[0].reshape(parts[0].shape[0])  # [B, 1] or [B] → [B]
@@ -374,20 +376,29 @@ def fields(returned: tuple[object, ...]) -> tuple[str, ...]:
 
 
 def _column(returned: object, task: TaskOutput, rows: int) -> Tensor:
-    found = returned
+    """Return the raw output of a task, `[B]`, from what the module returned.
+
+    Raises:
+        ValueError: it is not there, or has another shape than the manifest says.
+    """
+    output = returned
     path = task.output.path
     if path is not None:
         try:
-            found = element(returned, path)
+            output = element(returned, path)
         except (TypeError, KeyError, IndexError):
             raise ValueError(f"task {task.name}: the module's output has no {path!r}") from None
-    if isinstance(found, Tensor):
-        if found.ndim == 1:
-            found = found.unsqueeze(1)  # [B] → [B, 1]
-        if found.ndim == 2 and found.shape[0] == rows and found.shape[1] > task.output.column:
-            return found[:, task.output.column]
-    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if isinstance(output, Tensor):
+        if output.ndim == 1:
+            output = output.unsqueeze(1)  # [B] → [B, 1]
+        if output.ndim == 2 and output.shape[0] == rows and output.shape[1] > task.output.column:
+            return output[:, task.output.column]
     raise ValueError(
-        f"task {task.name}: the module returned {shape} for {rows} rows, expected ({rows},) or "
-        f"({rows}, columns) with column {task.output.column}"
+        f"task {task.name}: the module returned {_shape_of(output)} for {rows} rows, "
+        f"expected ({rows},) or ({rows}, columns) with column {task.output.column}"
     )
+
+
+def _shape_of(returned: object) -> tuple[int, ...] | str:
+    """Return the shape of a tensor, or the type of something else, for a message."""
+    return tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__

@@ -13,12 +13,13 @@ from types import MappingProxyType
 import torch
 from pydantic import ValidationError
 
+from app.artifacts.artifact_files import read_vocabularies
 from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
-from app.artifacts.loader import check_gates, load, load_program, read_vocabularies
+from app.artifacts.loader import check_gates, load, load_program
 from app.artifacts.manifest import Description, FileDigest, Manifest, first_problem
 from app.artifacts.store import EXPORTED, GOLDEN, MANIFEST, PROGRAM, Artifact, Store
-from app.artifacts.unnamed_folder import unnamed_folder, write_file
+from app.artifacts.unnamed_folder import name_folder, unnamed_folder, write_file
 from app.errors import ArtifactInvalid
 
 
@@ -106,13 +107,9 @@ def _name_version(store: Store, manifest: Manifest, written: Path) -> Artifact:
         version += 1
         numbered = manifest.model_copy(update={"version": version})
         write_file(written / MANIFEST, numbered.to_json())
-        try:
-            written.rename(folder / str(version))
-        except OSError:
-            if not (folder / str(version)).exists():
-                raise
-            continue  # another publisher or an incomplete version has this number
-        return Artifact(manifest.name, version, folder / str(version))
+        if name_folder(written, folder / str(version)):
+            return Artifact(manifest.name, version, folder / str(version))
+        # Another publisher or an incomplete version has this number.
 
 
 def _write_version(store: Store, description: Description, files: Mapping[str, bytes]) -> Artifact:

@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -29,14 +29,14 @@ _VERSION = re.compile(r"[1-9][0-9]{0,15}")
 _TEMPORARY = "."  # names of files and folders that are being written
 
 
-def is_model_name(text: str) -> bool:
+def is_model_name(name: str) -> bool:
     """Whether a model may have this name."""
-    return _MODEL_NAME.fullmatch(text) is not None
+    return _MODEL_NAME.fullmatch(name) is not None
 
 
-def is_version(text: str) -> bool:
+def is_version(name: str) -> bool:
     """Whether this is the name of a version's folder."""
-    return _VERSION.fullmatch(text) is not None and int(text) <= LARGEST_VERSION
+    return _VERSION.fullmatch(name) is not None and int(name) <= LARGEST_VERSION
 
 
 Fingerprint = frozenset[tuple[str, int, int, int, int]]
@@ -72,12 +72,12 @@ def fingerprint(folder: Path) -> Fingerprint:
         OSError: the folder or a file in it cannot be read.
     """
     try:
-        files = [(each.name, each.stat()) for each in folder.iterdir()]
+        files = [(file.name, file.stat()) for file in folder.iterdir()]
     except FileNotFoundError:
         return frozenset()
     return frozenset(
-        (name, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
-        for name, each in files
+        (name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        for name, status in files
     )
 
 
@@ -92,6 +92,14 @@ class StoreListing:
 
     artifacts: list[Artifact] = field(default_factory=list)
     ignored: Mapping[str, str] = field(default_factory=dict)
+
+
+def by_model(artifacts: Iterable[Artifact]) -> list[list[Artifact]]:
+    """Return artifacts as a list for each model, in their order."""
+    models: dict[str, list[Artifact]] = {}
+    for artifact in artifacts:
+        models.setdefault(artifact.model, []).append(artifact)
+    return list(models.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +129,7 @@ class Store:
             except OSError as error:
                 ignored[self._place(model)] = f"cannot be read: {error.strerror}"
                 continue
-            complete = [each for each in versions if self._is_complete(each, ignored)]
+            complete = [version for version in versions if self._is_complete(version, ignored)]
             if complete and not is_model_name(model.name):
                 ignored[self._place(model)] = NOT_A_MODEL
                 continue
@@ -130,7 +138,7 @@ class Store:
                     artifacts.append(Artifact(model.name, int(folder.name), folder))
                 else:
                     ignored[self._place(folder)] = NOT_A_VERSION
-        artifacts.sort(key=lambda each: (each.model, each.version))
+        artifacts.sort(key=lambda artifact: (artifact.model, artifact.version))
         return StoreListing(artifacts, ignored)
 
     def artifacts(self) -> Iterator[Artifact]:
@@ -146,21 +154,21 @@ class Store:
 
     def versions(self, model: str) -> list[int]:
         """Return the complete versions of a model, ascending."""
-        return [each.version for each in self.artifacts() if each.model == model]
+        return [artifact.version for artifact in self.artifacts() if artifact.model == model]
 
     def _folders(self, parent: Path, ignored: dict[str, str]) -> list[Path]:
         """Return the folders in a folder, by name; note those that cannot be looked at."""
-        found = []
+        folders = []
         with os.scandir(parent) as entries:
-            for each in entries:
-                if each.name.startswith(_TEMPORARY):
+            for entry in entries:
+                if entry.name.startswith(_TEMPORARY):
                     continue
                 try:
-                    if each.is_dir():
-                        found.append(Path(each.path))
+                    if entry.is_dir():
+                        folders.append(Path(entry.path))
                 except OSError as error:  # such as a link that leads to itself
-                    ignored[self._place(Path(each.path))] = f"cannot be read: {error.strerror}"
-        return sorted(found)
+                    ignored[self._place(Path(entry.path))] = f"cannot be read: {error.strerror}"
+        return sorted(folders)
 
     def _is_complete(self, version: Path, ignored: dict[str, str]) -> bool:
         try:
@@ -177,8 +185,9 @@ class Store:
 
     def _place(self, folder: Path) -> str:
         """Return a path in the store as logs and JSON can show it: any bytes can be a name."""
-        place = str(folder.relative_to(self.folder))
-        text = os.fsencode(place).decode("utf-8", "backslashreplace")
+        path = str(folder.relative_to(self.folder))
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
         return "".join(
-            each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+            character if character.isprintable() else character.encode("unicode_escape").decode()
+            for character in name
         )

@@ -37,7 +37,8 @@ import numpy.typing as npt
 
 from app.artifacts.columns import Column, Columns
 from app.artifacts.encoding import Identity
-from app.artifacts.manifest import DenseInput, IdListInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, IdListInput, Input
+from app.artifacts.manifest import Manifest
 
 SUFFIX = ".parquet"
 NEEDS_PYARROW = (
@@ -140,8 +141,8 @@ class SkippedFiles:
     def add(self, path: Path, error: Exception) -> None:
         """Count a file."""
         self.count += 1
-        text = str(error).partition("\n")[0]
-        self.reason = self.reason or f"{path.name}: {text}"
+        reason = str(error).partition("\n")[0]
+        self.reason = self.reason or f"{path.name}: {reason}"
 
 
 def to_parquet(records: Sequence[TrafficRecord]) -> bytes:
@@ -150,9 +151,9 @@ def to_parquet(records: Sequence[TrafficRecord]) -> bytes:
     import pyarrow.parquet as pq
 
     manifest = records[0].manifest
-    scored = [each.scored for each in records]
+    scored = [record.scored for record in records]
     columns: dict[str, Any] = {
-        "id": pa.array([each.id or None for each in records], pa.string()),
+        "id": pa.array([record.id or None for record in records], pa.string()),
         "time": pa.array([int(r.unix_s * 1e6) for r in records], pa.timestamp("us", "UTC")),
         "model": pa.array([manifest.name] * len(records)),
         "version": pa.array([manifest.version] * len(records), pa.int64()),
@@ -191,21 +192,21 @@ def to_parquet(records: Sequence[TrafficRecord]) -> bytes:
     return buffer.getvalue()
 
 
-def _map(pa: Any, mappings: Sequence[Mapping[str, float] | None], kind: Any) -> Any:  # noqa: ANN401
-    entries = [None if each is None else list(each.items()) for each in mappings]
-    return pa.array(entries, pa.map_(pa.string(), kind))
+def _map(pa: Any, mappings: Sequence[Mapping[str, float] | None], arrow_type: Any) -> Any:  # noqa: ANN401
+    entries = [None if mapping is None else list(mapping.items()) for mapping in mappings]
+    return pa.array(entries, pa.map_(pa.string(), arrow_type))
 
 
 def _lists(pa: Any, parts: Sequence[Column | None], dtype: type[np.generic]) -> Any:  # noqa: ANN401
     """Return a column of lists, from arrays `[n]` or `[n, dim]`; None becomes null."""
-    real = [each for each in parts if each is not None]
-    lengths = [0 if each is None else len(each) for each in parts]
+    real = [array for array in parts if array is not None]
+    lengths = [0 if array is None else len(array) for array in parts]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     flat = np.concatenate(real) if real else np.empty(0, dtype)
     values = pa.array(flat.reshape(-1))
     if flat.ndim == 2 and flat.shape[1] > 1:
         values = pa.FixedSizeListArray.from_arrays(values, flat.shape[1])
-    mask = pa.array([each is None for each in parts])
+    mask = pa.array([array is None for array in parts])
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=mask)
 
 
@@ -214,7 +215,7 @@ def _feature_column(pa: Any, feature: Input, scored: Sequence[ScoredFeatures | N
     if isinstance(feature, DenseInput):
         if not is_of_user:
             parts = [None if s is None else s.candidate[name] for s in scored]
-            if all(each is None for each in parts):
+            if all(array is None for array in parts):
                 inner = pa.float32() if feature.dim == 1 else pa.list_(pa.float32(), feature.dim)
                 return pa.nulls(len(parts), pa.list_(inner))
             return _lists(pa, parts, np.float32)
@@ -222,12 +223,12 @@ def _feature_column(pa: Any, feature: Input, scored: Sequence[ScoredFeatures | N
         if feature.dim == 1:
             return pa.array([None if r is None else float(r[0]) for r in rows], pa.float32())
         return pa.array([None if r is None else r.tolist() for r in rows], pa.list_(pa.float32()))
-    kind = pa.string() if feature.encoding.id_type is str else pa.int64()
+    arrow_type = pa.string() if feature.encoding.id_type is str else pa.int64()
     if isinstance(feature, IdListInput):
-        kind = pa.list_(kind)
+        arrow_type = pa.list_(arrow_type)
     if not is_of_user:
-        kind = pa.list_(kind)
-    return pa.array([None if s is None else _ids(feature, s) for s in scored], kind)
+        arrow_type = pa.list_(arrow_type)
+    return pa.array([None if s is None else _ids(feature, s) for s in scored], arrow_type)
 
 
 def _ids(feature: Input, scored: ScoredFeatures) -> object:
@@ -251,10 +252,10 @@ def log_files(folder: Path, model: str) -> list[Path]:
         OSError: the folder cannot be read.
     """
     try:
-        found = [each for each in (folder / model).iterdir() if each.suffix == SUFFIX]
+        files = [file for file in (folder / model).iterdir() if file.suffix == SUFFIX]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(each for each in found if not each.name.startswith("."))
+    return sorted(file for file in files if not file.name.startswith("."))
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """Folders that get their name once they are complete: readers see all of them or nothing."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -35,12 +36,40 @@ def write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def name_folder(written: Path, target: Path) -> bool:
+    """Give a complete folder its name; return False if another folder has it.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    try:
+        written.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+        return False
+    sync_folder(target.parent)
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder, where the file system can tell."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def _remove_left_over(folder: Path) -> None:
     """Remove the files of publishers that were killed; a running one writes every few seconds."""
-    for each in folder.glob(f"{_TEMPORARY}*"):
+    for left_over in folder.glob(f"{_TEMPORARY}*"):
         try:
-            newest = max(path.lstat().st_mtime for path in (each, *each.rglob("*")))
+            newest = max(path.lstat().st_mtime for path in (left_over, *left_over.rglob("*")))
         except OSError:  # it was renamed or removed meanwhile
             continue
         if time.time() - newest > _LEFT_OVER_S:
-            shutil.rmtree(each, ignore_errors=True)
+            shutil.rmtree(left_over, ignore_errors=True)

@@ -2,17 +2,17 @@
 
 import argparse
 
+from app.cli.option_values import version_number
 from app.cli.parser import Parser, WrongUsage
+from app.cli.running_server import add_waiting
 from app.cli.traffic_changes import (
     active_of,
     add_model,
-    add_waiting,
     apply,
     check_version,
     chosen,
     require_version,
     traffic_of,
-    version_number,
 )
 
 _DESCRIPTION = """\

@@ -3,9 +3,11 @@
 import argparse
 from collections.abc import Sequence
 
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.store import Artifact
 from app.cli.parser import Parser, WrongUsage
-from app.cli.traffic_changes import add_model, add_waiting, put_on_trial
+from app.cli.running_server import add_waiting
+from app.cli.traffic_changes import add_model, put_on_trial
 from app.errors import ArtifactInvalid, did_you_mean
 
 _DESCRIPTION = """\
@@ -92,9 +94,7 @@ def _check_key(versions: Sequence[Artifact], version: int, key: str) -> None:
     Raises:
         WrongUsage: naming those that it has.
     """
-    from app.artifacts.loader import read_manifest  # and with it torch
-
-    artifact = next(each for each in versions if each.version == version)
+    artifact = next(artifact for artifact in versions if artifact.version == version)
     try:
         known = sorted(read_manifest(artifact).user_names)
     except (ArtifactInvalid, OSError) as error:

@@ -9,15 +9,10 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from app.artifacts.store import Artifact, Store
+from app.artifacts.store import Artifact, Store, by_model
 from app.artifacts.tables.description import TableKind
-from app.artifacts.tables.reader import (
-    ListedTable,
-    Table as ItemTable,
-    missing_table,
-    open_table,
-    tables_of,
-)
+from app.artifacts.tables.listing import ListedTable, missing_table, tables_of
+from app.artifacts.tables.table import Table as ItemTable, open_table
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain, not_empty
 from app.cli.settings_options import add_store, existing_store, store_of
@@ -43,15 +38,15 @@ example:
 def add_arguments(parser: Parser) -> None:
     """Describe the command and add its arguments."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    one = parser.add_mutually_exclusive_group()
-    one.add_argument(
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
         "folder",
         type=not_empty(Path),
         nargs="?",
         metavar="STORE",
         help="folder of artifacts (default: GATEHOUSE_STORE, else store)",
     )
-    add_store(one)
+    add_store(choice)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,14 +65,16 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         complain(f'store "{store}": {error.strerror}')
         return ExitCode.FAILED
-    for place, reason in listing.ignored.items():
-        refuse(place, reason)
+    for folder, reason in listing.ignored.items():
+        refuse(folder, reason)
     checks: list[tuple[str, Check]]
     active = _active(listing.artifacts)
-    checks = [(str(each), partial(_load, each, each in active)) for each in listing.artifacts]
-    for folder in dict.fromkeys(each.folder.parent for each in listing.artifacts):
-        mine = [each for each in listing.artifacts if each.folder.parent == folder]
-        checks += _table_checks(folder, mine)
+    checks = [
+        (str(artifact), partial(_load, artifact, artifact in active))
+        for artifact in listing.artifacts
+    ]
+    for versions in by_model(listing.artifacts):
+        checks += _table_checks(versions)
     for name, load in checks:
         try:
             network, tasks = load()
@@ -97,13 +94,14 @@ def run(options: argparse.Namespace) -> int:
     return ExitCode.FAILED if failures else ExitCode.OK
 
 
-def _table_checks(model: Path, artifacts: Sequence[Artifact]) -> list[tuple[str, Check]]:
+def _table_checks(versions: Sequence[Artifact]) -> list[tuple[str, Check]]:
     """Return what verifies the item and user tables of a model, by their names."""
+    model = versions[0].folder.parent
     kinds: tuple[TableKind, ...] = ("items", "users")
     return [
         (
             f"{model.name}/{kind}/{listed.version}",
-            partial(_open_table, listed, model.name, artifacts),
+            partial(_open_table, listed, model.name, versions),
         )
         for kind in kinds
         for listed in tables_of(model, kind)
@@ -146,13 +144,12 @@ def _check_fold(table: ItemTable, artifacts: Sequence[Artifact]) -> None:
 
 def _active(artifacts: Sequence[Artifact]) -> list[Artifact]:
     """Return the version of each model that should be active."""
-    found = []
-    for model in dict.fromkeys(each.model for each in artifacts):
-        versions = [each for each in artifacts if each.model == model]
+    every: list[Artifact] = []
+    for versions in by_model(artifacts):
         with suppress(WrongUsage):  # a traffic file that cannot be used leaves all as they are
             active = active_of(versions, traffic_of(versions))
-            found += [each for each in versions if each.version == active]
-    return found
+            every += [artifact for artifact in versions if artifact.version == active]
+    return every
 
 
 def _load(artifact: Artifact, is_active: bool) -> tuple[str, str]:

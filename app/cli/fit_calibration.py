@@ -10,11 +10,11 @@ from app.cli.log_inputs import (
     LogInputs,
     add_log_inputs,
     check_outcomes,
-    pairs,
     read_log_inputs,
     report_log,
     write_policies,
 )
+from app.cli.option_values import pairs
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage
 from app.errors import ExitCode
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _calibrate(inputs: LogInputs, task: str, method: str | None) -> CalibrationResult:
     ranker = inputs.file.policies_for(inputs.manifest.traits).default
-    kinds = {each.name: each.kind for each in inputs.manifest.tasks}
+    kinds = {task.name: task.kind for task in inputs.manifest.tasks}
     present = ranker.calibrations[ranker.tasks.index(task)]
     return calibrate(inputs.fit, inputs.held_out, task, kinds[task], present, method)
 

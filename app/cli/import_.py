@@ -98,12 +98,12 @@ def add_arguments(parser: Parser) -> None:
     )
     add_store(parser)
     parser.add_argument("--name", help="the model's name in the store")
-    for option, text in (
+    for option, explanation in (
         ("--columns", "columns of the matrix, from left to right"),
         ("--user", "columns that belong to the user; the others are the candidate's"),
         ("--tasks", "tasks, each with what the module gives"),
     ):
-        parser.add_argument(option, type=_names, default=[], metavar="A,B", help=text)
+        parser.add_argument(option, type=_names, default=[], metavar="A,B", help=explanation)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -140,11 +140,11 @@ def _draft(options: argparse.Namespace, content: bytes) -> int:
 
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", options.name or options.file.stem).strip("_.-")
     try:
-        text = draft(content, name or "model")
+        drafted = draft(content, name or "model")
     except ArtifactInvalid as error:
         complain(f"{options.file}: {error}")
         return ExitCode.FAILED
-    Output().print_line(text.removesuffix("\n"))
+    Output().print_line(drafted.removesuffix("\n"))
     return ExitCode.OK
 
 
@@ -186,4 +186,4 @@ def _described(options: argparse.Namespace) -> ForeignModel:
 
 
 def _names(text: str) -> list[str]:
-    return [each.strip() for each in text.split(",")]
+    return [name.strip() for name in text.split(",")]

@@ -1,39 +1,17 @@
 """`gatehouse items` and `gatehouse users`: tables of features that live in the service."""
 
 import argparse
-import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from rich.markup import escape
-from rich.table import Table as TextTable
-
-from app.artifacts.encoding import Vocabularies
-from app.artifacts.manifest import DenseInput, Manifest
-from app.artifacts.store import Artifact, Store
-from app.artifacts.tables.description import (
-    Fold,
-    TableDescription,
-    TableKind,
-    incompatibilities,
-)
-from app.artifacts.tables.keys import Int64
-from app.artifacts.tables.publish import compact, find_table, remove
-from app.artifacts.tables.reader import ListedTable, Table, open_table, read_description, tables_of
-from app.cli.output import Output
-from app.cli.parser import Parser, WrongUsage, complain, not_empty
-from app.cli.settings_options import add_store, existing_store, store_of
+from app.artifacts.tables.description import TableKind
+from app.cli.option_values import age, count_or_none, version_number
+from app.cli.parser import Parser, WrongUsage, not_empty
+from app.cli.running_server import add_waiting
+from app.cli.settings_options import add_store
 from app.cli.signals import importing
-from app.cli.traffic_changes import (
-    add_waiting,
-    chosen,
-    nudge_and_wait_for_table,
-    version_number,
-)
-from app.errors import ArtifactInvalid, ExitCode
+from app.errors import ArtifactInvalid
 
 _DESCRIPTION = """\
 Tables of the features of {kind}: they live in the service, so that requests send keys only. Each
@@ -69,7 +47,6 @@ examples:
   gatehouse {kind} publish changes.jsonl --model feed --delta --wait http://127.0.0.1:8000
 """
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _COMMANDS = {
     "publish": "publish files as a table, or as a change of one",
     "list": "show the tables in the store, and which versions of the model they fit",
@@ -100,14 +77,28 @@ class TableCommands:
         """Run the command that was chosen; return the exit code."""
         if options.command is None:
             raise WrongUsage(f"missing COMMAND; see gatehouse {self.kind} --help")
-        if options.command == "publish":
-            with importing():
-                from app.cli.table_publish import run_publish
-            return run_publish(options, self.kind)
+        with importing():
+            run = _run_of(options.command)
         try:
-            return _RUNS[options.command](options, self.kind)
+            return run(options, self.kind)
         except ArtifactInvalid as error:
             raise WrongUsage(str(error)) from None
+
+
+def _run_of(command: str) -> Callable[[argparse.Namespace, TableKind], int]:
+    """Import what a command needs, and return the function that runs it."""
+    if command == "publish":
+        from app.cli.table_publish import run_publish
+
+        return run_publish
+    from app.cli import stored_tables
+
+    return {
+        "list": stored_tables.run_list,
+        "show": stored_tables.run_show,
+        "compact": stored_tables.run_compact,
+        "prune": stored_tables.run_prune,
+    }[command]
 
 
 def _add_publish(parser: Parser, kind: TableKind) -> None:
@@ -153,19 +144,7 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
         action="store_true",
         help="publish a table with another key than the newest has, or with under half of its rows",
     )
-    parser.add_argument("--delta", action="store_true", help="change a table, do not replace it")
-    parser.add_argument(
-        "--table",
-        type=version_number,
-        metavar="N",
-        help="with --delta: the table to change (default: the newest)",
-    )
-    parser.add_argument(
-        "--deleted",
-        metavar="COLUMN",
-        help="with --delta: column that is true where the key is to be removed; a file that only "
-        "removes keys needs no column of a feature",
-    )
+    _add_delta(parser)
     add_waiting(parser)
 
 
@@ -194,17 +173,34 @@ def _add_rules(parser: Parser, kind: TableKind) -> None:
     )
     parser.add_argument(
         "--max-age",
-        type=_duration,
+        type=age,
         metavar="TIME",
         help="age from which on the newest data is too old, such as 90s, 30m, 6h or 2d; the server "
         "is not ready then (default: no limit)",
     )
     parser.add_argument(
         "--max-bad-rows",
-        type=_count,
+        type=count_or_none,
         default=0,
         metavar="N",
         help="publish without the bad rows if there are at most N (default: 0)",
+    )
+
+
+def _add_delta(parser: Parser) -> None:
+    """Add what is said of a change of a table."""
+    parser.add_argument("--delta", action="store_true", help="change a table, do not replace it")
+    parser.add_argument(
+        "--table",
+        type=version_number,
+        metavar="N",
+        help="with --delta: the table to change (default: the newest)",
+    )
+    parser.add_argument(
+        "--deleted",
+        metavar="COLUMN",
+        help="with --delta: column that is true where the key is to be removed; a file that only "
+        "removes keys needs no column of a feature",
     )
 
 
@@ -249,225 +245,10 @@ _ARGUMENTS: Mapping[str, Callable[[Parser], None]] = {
 }
 
 
-def _list(options: argparse.Namespace, kind: TableKind) -> int:
-    """Print the tables."""
-    if options.model is None:
-        artifacts = list(Store(existing_store(store_of(options))).artifacts())
-    else:
-        artifacts = chosen(options)
-    shown = TextTable("table", "rows", "deltas", "key", "created", "size", "fits versions", "note")
-    rows = 0
-    for model in dict.fromkeys(each.folder.parent for each in artifacts):
-        manifests = _manifests([each for each in artifacts if each.folder.parent == model])
-        for listed in tables_of(model, kind):
-            rows += 1
-            shown.add_row(f"{model.name} {listed.version}", *_row(listed, manifests))
-    if not rows:
-        complain(f'store "{store_of(options)}" has no {kind}')
-        return ExitCode.FAILED
-    Output().print(shown)
-    return ExitCode.OK
-
-
-def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
-    try:
-        found = read_description(listed.folder)
-        newest = found
-        size = _size(found)
-        for number in listed.deltas:
-            newest = read_description(listed.delta_folder(number))
-            size += _size(newest)
-    except (ArtifactInvalid, OSError) as error:
-        return ["", "", "", "", "", "", escape(str(error))]
-    reasons = {number: incompatibilities(found, each) for number, each in manifests.items()}
-    fits = [number for number, why in reasons.items() if not why]
-    note = f"unknown keys: {found.unknown}"
-    if found.fold is not None:
-        note += f"; {_fold_note(listed, found.fold, manifests)}"
-    if found.max_age_s is not None:
-        note += f"; at most {_time(found.max_age_s)} old"
-    if reasons and not fits:
-        newest_version = max(reasons)
-        note = f"version {newest_version}: {'; '.join(reasons[newest_version])}"
-    if listed.gap:
-        note = f"{listed.gap}; {note}"
-    return [
-        f"{found.rows:,}",
-        str(len(listed.deltas)),
-        f"{found.key.name} ({found.key.type})",
-        f"{newest.created:%Y-%m-%d %H:%M}",
-        f"{size / 1e6:.1f} MB",
-        ", ".join(map(str, fits)) or "none",
-        escape(note),
-    ]
-
-
-def _fold_note(listed: ListedTable, fold: Fold, manifests: Mapping[int, Manifest]) -> str:
-    """Return which versions of the model serve from what a table has folded."""
-    for number in listed.deltas:
-        delta = read_description(listed.delta_folder(number))
-        if delta.rows and delta.fold != fold:
-            return f"not folded any more: delta {number} is not"
-    serves = [number for number, each in manifests.items() if fold.serves(each)]
-    numbers = ", ".join(map(str, serves)) or f"{fold.version}, which the store does not have"
-    return f"folded for version {numbers} ({4 * fold.width:,} bytes per item)"
-
-
-def _show(options: argparse.Namespace, kind: TableKind) -> int:
-    """Print one row."""
-    versions = chosen(options)
-    model = versions[0].folder.parent
-    listed = find_table(model, kind, options.table)
-    table = open_table(listed, model.name)
-    key = _key(table, options.key)
-    position = table.find(key)
-    if position[0] < 0:
-        complain(f"{table.kind} {table.label} has no key {options.key}")
-        return ExitCode.FAILED
-    row = table.take(position)
-    words = _words(table.description, versions)
-    output = Output()
-    folded = "" if table.fold is None else f", folded for version {table.fold.version}"
-    output.print_line(
-        f"{table.kind} {table.label} of {model.name}, {table.key} {options.key}{folded}"
-    )
-    for name in table.columns:
-        values = np.atleast_1d(row[name][0]).tolist()
-        feature = next(e.feature for e in table.description.columns if e.feature.name == name)
-        if isinstance(feature, DenseInput):
-            text = " ".join(f"{each:.7g}" for each in values)
-        else:
-            known = words.get(name, {})
-            padding = getattr(feature, "padding", None)
-            text = " ".join(
-                f"{each} ({known[each]})" if each in known else str(each)
-                for each in values
-                if each != padding
-            )
-        output.print_line(f"  {name}: {text}")
-    return ExitCode.OK
-
-
-def _key(table: Table, text: str) -> Int64 | list[str]:
-    if table.key_type is str:
-        return [text]
-    try:
-        return np.array([int(text)], np.int64)
-    except (ValueError, OverflowError):
-        raise WrongUsage(f"KEY {text}: keys of this table are integers of 64 bits") from None
-
-
-def _words(
-    description: TableDescription, versions: Sequence[Artifact]
-) -> Mapping[str, Mapping[int, object]]:
-    """Return the id of each row of an embedding table, by feature, if a version still has them."""
-    with importing():
-        from app.artifacts.loader import load_vocabularies
-    for number, manifest in reversed(_manifests(versions).items()):
-        if not incompatibilities(description, manifest):
-            (artifact,) = (each for each in versions if each.version == number)
-            vocabularies: Vocabularies = load_vocabularies(artifact, manifest)
-            return {
-                name: {row: word for word, row in vocabulary.items()}
-                for name, vocabulary in vocabularies.items()
-            }
-    return {}
-
-
-def _compact(options: argparse.Namespace, kind: TableKind) -> int:
-    """Write a table and its deltas as a new table."""
-    model = chosen(options)[0].folder.parent
-    listed = compact(model, kind, options.table)
-    published = time.monotonic()
-    found = read_description(listed.folder)
-    folded = "" if found.fold is None else f", folded for version {found.fold.version}"
-    Output().print_line(
-        f"published {found.label} of {model.name}: {found.source}, {found.rows:,} rows{folded}"
-    )
-    return nudge_and_wait_for_table(model.name, listed, options, published)
-
-
-def _prune(options: argparse.Namespace, kind: TableKind) -> int:
-    """Remove old tables."""
-    if options.keep < 1:
-        raise WrongUsage("--keep must be 1 or more")
-    versions = chosen(options)
-    model = versions[0].folder.parent
-    listed = tables_of(model, kind)
-    kept = {each.version for each in listed[-options.keep :]} | _needed(listed, versions)
-    for each in listed:
-        if each.version not in kept:
-            if not options.dry_run:
-                remove(each)
-            verb = "would remove" if options.dry_run else "removed"
-            Output().print_line(f"{verb} {kind} {each.version} of {model.name}")
-    return ExitCode.OK
-
-
-def _needed(listed: Sequence[ListedTable], versions: Sequence[Artifact]) -> set[int]:
-    """Return the newest table that fits each version of the model."""
-    needed = set()
-    for manifest in _manifests(versions).values():
-        for each in reversed(listed):
-            try:
-                if not incompatibilities(read_description(each.folder), manifest):
-                    needed.add(each.version)
-                    break
-            except (ArtifactInvalid, OSError):
-                continue
-    return needed
-
-
-def _manifests(versions: Sequence[Artifact]) -> dict[int, Manifest]:
-    """Return the manifests that can be read, by version."""
-    with importing():
-        from app.artifacts.loader import read_manifest
-    found = {}
-    for each in versions:
-        try:
-            found[each.version] = read_manifest(each)
-        except (ArtifactInvalid, OSError):
-            continue
-    return found
-
-
 def _mapping(text: str) -> tuple[str, tuple[str, ...]]:
     """Convert `vector=v0,v1,v2`."""
     name, equals, columns = text.partition("=")
-    names = tuple(each.strip() for each in columns.split(","))
+    names = tuple(column.strip() for column in columns.split(","))
     if not (name.strip() and equals and all(names)):
         raise argparse.ArgumentTypeError("must be FEATURE=COLUMN or FEATURE=COLUMN,COLUMN,…")
     return name.strip(), names
-
-
-def _duration(text: str) -> float:
-    """Convert `90s`, `30m`, `6h` or `2d` to seconds."""
-    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]+)?)([smhd])", text.strip())
-    if found is None or float(found[1]) <= 0:
-        raise argparse.ArgumentTypeError("must be a time such as 90s, 30m, 6h or 2d")
-    return float(found[1]) * _UNITS_S[found[2]]
-
-
-def _count(text: str) -> int:
-    """Convert a number of rows."""
-    if not (text.isdecimal() and len(text) <= 12):
-        raise argparse.ArgumentTypeError("must be a whole number, 0 or more")
-    return int(text)
-
-
-def _size(description: TableDescription) -> int:
-    return sum(each.size for each in description.files.values())
-
-
-def _time(seconds: float) -> str:
-    fitting = [unit for unit, length in _UNITS_S.items() if seconds % length == 0]
-    unit = fitting[-1] if fitting else "s"
-    return f"{seconds / _UNITS_S[unit]:g}{unit}"
-
-
-_RUNS: Mapping[str, Callable[[argparse.Namespace, TableKind], int]] = {
-    "list": _list,
-    "show": _show,
-    "compact": _compact,
-    "prune": _prune,
-}

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from rich.syntax import Syntax
 
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Store
+from app.cli.option_values import share
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain, not_empty
 from app.cli.settings_options import add_store, existing_store, policies_of, store_of
@@ -138,10 +140,8 @@ def _manifest(store: Store, model: str | None) -> Manifest:
     with importing(), suppress(ImportError):  # a missing library is reported when it is used
         import pyarrow.parquet  # noqa: F401
         import scipy.optimize  # noqa: F401
-    with importing():
-        from app.artifacts.loader import read_manifest  # and with it torch
     artifacts = list(store.artifacts())
-    models = sorted({each.model for each in artifacts})
+    models = sorted({artifact.model for artifact in artifacts})
     if not models:
         raise WrongUsage(f'store "{store.folder}" has no artifacts')
     known = f"models: {', '.join(models)}"
@@ -152,61 +152,11 @@ def _manifest(store: Store, model: str | None) -> Manifest:
     if model is not None and model not in models:
         hint = did_you_mean(model, models)
         raise WrongUsage(f'store "{store.folder}" has no model "{model}"{hint} ({known})')
-    newest = [each for each in artifacts if each.model == (model or models[0])][-1]
+    newest = [artifact for artifact in artifacts if artifact.model == (model or models[0])][-1]
     try:
         return read_manifest(newest)
     except ArtifactInvalid as error:
         raise WrongUsage(f"{newest.folder}: {error}") from None
-
-
-def share(text: str) -> float:
-    """Convert a number between 0 and 1."""
-    number = positive(text)
-    if not number < 1:
-        raise argparse.ArgumentTypeError("must be below 1")
-    return number
-
-
-def positive(text: str) -> float:
-    """Convert a positive number."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1e6:
-        raise argparse.ArgumentTypeError("must be a number above 0 and below 1000000")
-    return number
-
-
-def factor(text: str) -> float:
-    """Convert a number of 1 or more."""
-    number = positive(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
-
-
-def whole(text: str) -> int:
-    """Convert an integer of 1 or more."""
-    if not (text.isdecimal() and 0 < int(text) < 10**6):
-        raise argparse.ArgumentTypeError("must be an integer between 1 and 999999")
-    return int(text)
-
-
-def by_name(text: str) -> dict[str, float]:
-    """Convert `click=1,like=4`."""
-    return {name: positive(number) for name, number in pairs(text).items()}
-
-
-def pairs(text: str) -> dict[str, str]:
-    """Convert `click=platt,dwell=scale`."""
-    found: dict[str, str] = {}
-    for each in text.split(","):
-        name, equals, value = each.strip().partition("=")
-        if not (name and equals and value) or name in found:
-            raise argparse.ArgumentTypeError("must be NAME=VALUE,NAME=VALUE, each name once")
-        found[name] = value
-    return found
 
 
 def check_outcomes(option: str, names: Mapping[str, object], known: Sequence[str]) -> None:

@@ -48,10 +48,6 @@ Training is a program of its own: python -m models --help
 exit codes: 0 success; 1 the command ran and found a failure; 2 wrong usage, settings or files;
 130 interrupted by Ctrl-C; 141 the reader of the output went away
 """
-_OF_ONE_NAME = (  # commands whose module has their name
-    *("versions", "activate", "rollback", "canary", "shadow", "replay", "publish", "prune"),
-    *("bench", "plan"),
-)
 _CALLERS = ("bench", "plan")
 """Commands that call a server, with the API key in GATEHOUSE_KEY: no other command reads it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -164,8 +160,10 @@ def _parsers(name: str | None) -> tuple[Parser, Parser]:
     parser = Parser(prog="gatehouse", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    each = {command: commands.add_parser(command, help=text) for command, text in COMMANDS.items()}
-    return parser, parser if name is None else each[name]
+    of_command = {
+        command: commands.add_parser(command, help=summary) for command, summary in COMMANDS.items()
+    }
+    return parser, parser if name is None else of_command[name]
 
 
 class _ShowVersion(argparse.Action):
@@ -181,36 +179,13 @@ class _ShowVersion(argparse.Action):
 
 def _command(name: str) -> Command:
     """Import a command's module, and no other command's libraries."""
-    if name == "serve":
-        from app.cli import serve
-
-        return serve
-    if name == "check":
-        from app.cli import check
-
-        return check
-    if name in _OF_ONE_NAME:
-        command: Command = import_module(f"app.cli.{name}")
-        return command
     if name in ("items", "users"):
         from app.cli.items import TableCommands
 
         return TableCommands("items" if name == "items" else "users")
-    if name == "import":
-        from app.cli import import_
-
-        return import_
-    if name == "rank":
-        from app.cli import rank
-
-        return rank
-    if name == "fit-calibration":
-        from app.cli import fit_calibration
-
-        return fit_calibration
-    from app.cli import tune
-
-    return tune
+    module = "import_" if name == "import" else name.replace("-", "_")
+    command: Command = import_module(f"app.cli.{module}")
+    return command
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ class Parser(argparse.ArgumentParser):
                 continue
             if option not in self._option_string_actions:
                 known = [
-                    each.lstrip("-")
-                    for each, action in self._option_string_actions.items()
+                    option.lstrip("-")
+                    for option, action in self._option_string_actions.items()
                     if action.help != argparse.SUPPRESS
                 ]
                 meant = nearest(option.lstrip("-"), known)
@@ -79,8 +79,8 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"\bargument (?=-)", "", message)
         message = message.replace(": expected one argument", " expects a value")
         for pattern in (r"the following arguments are required: (.*)", r"(one of .*) is required"):
-            if found := re.fullmatch(pattern, message):
-                missing = found[1].replace("the arguments ", "")
+            if match := re.fullmatch(pattern, message):
+                missing = match[1].replace("the arguments ", "")
                 raise WrongUsage(f"missing {missing}; see {self.prog} --help")
         raise WrongUsage(message)
 

@@ -56,14 +56,18 @@ def _kept(versions: list[Artifact], newest: int) -> set[int]:
     """Return the versions that stay: the newest ones, and what servers need, now or at a start."""
     traffic = traffic_of(versions)
     kept = set() if traffic.previous is None else {traffic.previous}
-    kept |= {each.version for each in (traffic.canary, traffic.shadow) if each is not None}
+    kept |= {trial.version for trial in (traffic.canary, traffic.shadow) if trial is not None}
     if traffic.active != "latest":
-        return kept | {traffic.active} | {each.version for each in versions[-newest:]}
+        return kept | {traffic.active} | {artifact.version for artifact in versions[-newest:]}
     refused = _incompatible(versions, traffic)
-    serving = _newest_good([each for each in versions if each.version not in refused])
+    serving = _newest_good([artifact for artifact in versions if artifact.version not in refused])
     # A server that starts takes the oldest version for good: it must not be one that was refused.
-    counted = [each for each in versions if each.version > serving or each.version not in refused]
-    return kept | {serving} | {each.version for each in counted[-newest:]}
+    counted = [
+        artifact
+        for artifact in versions
+        if artifact.version > serving or artifact.version not in refused
+    ]
+    return kept | {serving} | {artifact.version for artifact in counted[-newest:]}
 
 
 def _incompatible(versions: list[Artifact], traffic: Traffic) -> set[int]:
@@ -73,7 +77,7 @@ def _incompatible(versions: list[Artifact], traffic: Traffic) -> set[int]:
         from app.lifecycle.policies import Policies
         from app.scoring.version_trial import VersionTrial
     trial = VersionTrial(Policies(), example_request, None)
-    return {each.artifact.version for each in trial.incompatible(versions, traffic)}
+    return {model.artifact.version for model in trial.incompatible(versions, traffic)}
 
 
 def _newest_good(versions: list[Artifact]) -> int:

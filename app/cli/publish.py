@@ -7,9 +7,10 @@ from pathlib import Path
 from app.artifacts.store import Store
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, not_empty
+from app.cli.running_server import add_waiting, nudge_and_wait
 from app.cli.settings_options import add_store, store_of
 from app.cli.signals import importing
-from app.cli.traffic_changes import add_waiting, nudge_and_wait, traffic_of
+from app.cli.traffic_changes import traffic_of
 from app.errors import ArtifactInvalid
 
 _DESCRIPTION = """\

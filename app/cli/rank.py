@@ -80,7 +80,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score and rank the requests of a file.
+    """Score and rank the requests of a file; return the exit code.
 
     Raises:
         WrongUsage: an option, a setting or the file cannot be used.
@@ -214,12 +214,12 @@ def response_table(response: Document, keys: Sequence[str | int] | None) -> Tabl
     parts = [] if explanation is None else explanation["candidates"]
     for name in _shares(parts[0]) if parts else ():
         table.add_column(escape(name), justify="right")
-    for place, position in enumerate(positions(response, keys)):
+    for rank, position in enumerate(positions(response, keys)):
         key = position if keys is None else keys[position]
         scores = (f"{column[position]:.4g}" for column in response["scores"].values())
-        shares = _shares(parts[place]).values() if place < len(parts) else ()
+        shares = _shares(parts[rank]).values() if rank < len(parts) else ()
         rank_score = f"{response['rank_score'][position]:.4g}"
-        table.add_row(str(place + 1), escape(str(key)), rank_score, *scores, *shares)
+        table.add_row(str(rank + 1), escape(str(key)), rank_score, *scores, *shares)
     return table
 
 
@@ -232,7 +232,7 @@ def positions(response: Document, keys: Sequence[str | int] | None) -> list[int]
     if keys is None:
         return ranking
     places: dict[str | int, deque[int]] = defaultdict(deque)
-    for position in sorted(range(len(keys)), key=lambda each: -response["rank_score"][each]):
+    for position in sorted(range(len(keys)), key=lambda i: -response["rank_score"][i]):
         places[keys[position]].append(position)
     return [places[key].popleft() for key in ranking]
 

@@ -106,7 +106,7 @@ class Replica:
     """A whole service. Its methods are Ray Serve's protocol, on its event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        """Do nothing yet; `settings` are those of `gatehouse serve`."""
+        """Keep the settings, those of `gatehouse serve`, until Ray asks for the app."""
         self._settings = settings
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -129,9 +129,9 @@ class Replica:
             raise ConfigurationInvalid(f'store "{settings.store}" has nothing that can be served')
         self._demand = DemandMeter(parts.metrics, parts.service.lanes)
         following = [parts.deployment.follow(PollTimer(settings.store_poll_s))]
-        for each in (parts.keys, parts.policy_file):
-            if each.files:
-                watcher = FileWatcher(each, parts.metrics)
+        for reloadable in (parts.keys, parts.policy_file):
+            if reloadable.files:
+                watcher = FileWatcher(reloadable, parts.metrics)
                 following.append(watcher.follow(PollTimer(settings.store_poll_s)))
         self._tasks += map(asyncio.ensure_future, following)
         relieve_garbage_collector()
@@ -147,7 +147,7 @@ class Replica:
             raise RuntimeError("a lane is stuck")
         if self._parts.lost.is_set():
             raise RuntimeError("the device fails every call")
-        if ended := [each for each in self._tasks if each.done()]:
+        if ended := [task for task in self._tasks if task.done()]:
             raise RuntimeError(f"the store or a file is no longer followed: {ended}")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -156,8 +156,8 @@ class Replica:
 
     async def close(self) -> None:
         """Stop the lanes; Ray has sent no requests for a while, and has waited for open ones."""
-        for each in self._tasks:
-            each.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._stack.aclose()
 
 
@@ -230,7 +230,7 @@ class DemandMeter:
 
 
 class DemandPolicy:
-    """As many replicas as keep the share `busy` of them busy. Ray adds limits and delays."""
+    """Asks for as many replicas as keep the share `busy` of them busy; Ray adds limits, delays."""
 
     def __init__(self, busy: float) -> None:
         self._busy = busy

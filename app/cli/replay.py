@@ -88,9 +88,9 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="replay the N newest requests (default: 1000)",
     )
-    for name, text in _GATES.items():
+    for name, rule in _GATES.items():
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"gate: {text}"
+            f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"gate: {rule}"
         )
     parser.add_argument(
         "--plot",
@@ -161,8 +161,8 @@ def _conclude(options: argparse.Namespace, report: "ReplayReport", gates: Replay
         complain(f"no recorded request that {report.before} can score")
         return ExitCode.FAILED
     failed = report.failures(gates)
-    for each in failed:
-        complain(f"gate failed: {each}")
+    for failure in failed:
+        complain(f"gate failed: {failure}")
     return ExitCode.FAILED if failed else ExitCode.OK
 
 
@@ -210,7 +210,7 @@ def _contenders(
     with importing():
         from app.engine.lanes import use_threads
     use_threads(1)  # CPU time is counted on this thread
-    by_number = {each.version: each for each in versions}
+    by_number = {artifact.version: artifact for artifact in versions}
     return (
         _contender(by_number[against], server_policies),
         _contender(by_number[version], own, options.policies),
@@ -273,16 +273,16 @@ def _table(report: "ReplayReport") -> Table:
     )
     for name in numbers:
         table.add_column(name, justify="right")
-    for each in report.tasks:
-        tau = "-" if each.kendall_tau is None else f"{each.kendall_tau:.4f}"
+    for task in report.tasks:
+        tau = "-" if task.kendall_tau is None else f"{task.kendall_tau:.4f}"
         table.add_row(
-            escape(each.name),
-            f"{each.mean:.5g}",
-            f"{each.other_mean:.5g}",
-            f"{each.mean_ratio:.3f}",
+            escape(task.name),
+            f"{task.mean:.5g}",
+            f"{task.other_mean:.5g}",
+            f"{task.mean_ratio:.3f}",
             tau,
-            f"{each.top_10_overlap:.4f}",
-            f"{each.max_difference:.3g}",
+            f"{task.top_10_overlap:.4f}",
+            f"{task.max_difference:.3g}",
         )
     table.add_row(
         *("CPU µs per candidate", f"{report.cpu_us:.2f}", f"{report.other_cpu_us:.2f}"),
@@ -319,7 +319,7 @@ def _plot(report: "ReplayReport", path: Path) -> None:
 
 
 def _write_rows(path: Path, recorded: Iterator["RecordedRequest"], contender: "Contender") -> None:
-    """Write the candidates that were returned, with scores of a version, as `gatehouse tune` reads.
+    """Write the returned candidates with a version's scores, as a log for `gatehouse tune`.
 
     Beside `request_id` (the record's id, or a number) and `position` there are `candidate`, the
     position in the request from 0, `time`, the ids, and the features that are one number: whatever

@@ -2,17 +2,17 @@
 
 import argparse
 
+from app.cli.option_values import version_number
 from app.cli.parser import Parser, WrongUsage
+from app.cli.running_server import add_waiting
 from app.cli.traffic_changes import (
     active_besides,
     active_of,
     add_model,
-    add_waiting,
     apply,
     check_version,
     chosen,
     traffic_of,
-    version_number,
 )
 
 _DESCRIPTION = """\
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     versions = chosen(options)
     traffic = traffic_of(versions)
     active = active_of(versions, traffic)
-    below = [each.version for each in versions if each.version < active]
+    below = [artifact.version for artifact in versions if artifact.version < active]
     target: int | None = options.to
     if target is None and traffic.canary is not None:
         target = active_besides(versions, traffic, traffic.canary.version)

@@ -95,8 +95,8 @@ def _with_store(settings: Settings) -> tuple[Settings, ExitStack]:
         links.close()
         raise WrongUsage(f"store: {error}") from error
     if store != settings.store:
-        for each in Store(store).artifacts():
-            logger.info("%s is served as %s, by links in %s", settings.store, each, store)
+        for artifact in Store(store).artifacts():
+            logger.info("%s is served as %s, by links in %s", settings.store, artifact, store)
     return settings.model_copy(update={"store": store}), links
 
 
@@ -115,12 +115,12 @@ def _serve_together(settings: Settings) -> int:
     ports = {"port": settings.port, "metrics_port": settings.metrics_port}
     reserved = {name: _reserve(settings, port) for name, port in ports.items() if port is not None}
     settings = settings.model_copy(
-        update={name: each.getsockname()[1] for name, each in reserved.items()}
+        update={name: listener.getsockname()[1] for name, listener in reserved.items()}
     )
     _log_start(settings)
     with _private_folder() as folder:
 
-        def one(number: int) -> int:
+        def serve_as_member(number: int) -> int:
             from app.server.process import run as serve_until_signal
 
             member = Member(Path(folder), number, settings.processes)
@@ -128,7 +128,7 @@ def _serve_together(settings: Settings) -> int:
 
         _preload()
         kill_after_s = settings.drain_delay_s + settings.drain_timeout_s + 10
-        return Supervisor(settings.processes, one, kill_after_s=kill_after_s).run()
+        return Supervisor(settings.processes, serve_as_member, kill_after_s=kill_after_s).run()
 
 
 def _reserve(settings: Settings, port: int) -> socket.socket:

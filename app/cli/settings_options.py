@@ -50,7 +50,9 @@ def read_settings(given: Mapping[str, str], fixed: Mapping[str, Any] | None = No
     try:
         settings = Settings(**{**(fixed or {}), **given})
     except ValidationError as error:
-        raise WrongUsage("; ".join(_problem(each, given) for each in error.errors())) from None
+        raise WrongUsage(
+            "; ".join(_problem(problem, given) for problem in error.errors())
+        ) from None
     beside = policies_beside(settings.store)
     if settings.policies is None and beside.is_file():
         return settings.model_copy(update={"policies": beside})
@@ -117,7 +119,7 @@ def _metavar(name: str) -> str:
     kinds = get_args(Settings.model_fields[name].annotation) or (
         Settings.model_fields[name].annotation,
     )
-    if not any(isinstance(each, type) for each in kinds):
+    if not any(isinstance(type_, type) for type_ in kinds):
         return "|".join(kinds)
     if int in kinds or float in kinds:
         return next((unit for end, unit in _UNITS.items() if name.endswith(end)), "N")
@@ -136,6 +138,8 @@ def _problem(error: ErrorDetails, given: Mapping[str, str]) -> str:
     if name != "keys":
         place = f"{place}{' ' if name in given else '='}{quoted(value)}"
     choices = [
-        each for each in get_args(Settings.model_fields[name].annotation) if str(each) == each
+        choice
+        for choice in get_args(Settings.model_fields[name].annotation)
+        if str(choice) == choice
     ]
     return f"{place}: must be {rule(name)}{did_you_mean(value.lower(), choices)}"

@@ -27,12 +27,12 @@ def ending_the_process(
     if threading.current_thread() is not threading.main_thread():  # others cannot set handlers
         yield
         return
-    before = {each: signal.signal(each, end) for each in signals}
+    before = {number: signal.signal(number, end) for number in signals}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

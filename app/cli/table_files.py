@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -126,24 +127,16 @@ def open_file(path: Path) -> TableFile:
     return file
 
 
-class _readable:  # noqa: N801
-    """Turns the errors of reading a file into `FileUnreadable`."""
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a file into `FileUnreadable`, which is one line."""
+    import pyarrow as pa
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        """Begin to read."""
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Raise a message in one line."""
-        import pyarrow as pa
-
-        if isinstance(error, pa.ArrowException | OSError | EOFError | UnicodeDecodeError):
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise FileUnreadable(
-                f"{self._path}: cannot be read: {reason.splitlines()[0]}"
-            ) from error
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise FileUnreadable(f"{path}: cannot be read: {reason.splitlines()[0]}") from error
 
 
 def _open_parquet(path: Path) -> TableFile:
@@ -177,45 +170,54 @@ def _open_csv(path: Path) -> TableFile:
 
 
 def _csv(file: TableFile, columns: Sequence[str]) -> Iterator[Chunk]:
-    import pyarrow as pa
-    import pyarrow.csv as arrow_csv
-
     with _Lines(file.path) as lines:
         lines.first()
         for content, numbers in lines.blocks():
-            broken: dict[int, str] = {}
-
-            def skip(row: Any, broken: dict[int, str] = broken) -> str:  # noqa: ANN401
-                broken[row.number - 1] = (
-                    f"has {row.actual_columns} columns, the header has {row.expected_columns}"
-                )
-                return "skip"
-
-            table = arrow_csv.read_csv(
-                pa.py_buffer(b"\n".join(content)),
-                arrow_csv.ReadOptions(
-                    use_threads=False,
-                    column_names=list(file.names),
-                    block_size=sum(map(len, content)) + len(content) + 1,
-                ),
-                arrow_csv.ParseOptions(delimiter=file.delimiter, invalid_row_handler=skip),
-                arrow_csv.ConvertOptions(
-                    column_types=dict.fromkeys(file.names, pa.string()),
-                    include_columns=list(columns),
-                    strings_can_be_null=True,
-                    null_values=[""],
-                ),
-            ).combine_chunks()
-            places = np.array(numbers, np.int64)
-            kept = np.delete(places, list(broken))
+            table, wrong = _parsed(content, file, columns)
+            kept = np.delete(np.array(numbers, np.int64), list(wrong))
             if len(kept) != table.num_rows:
                 raise FileUnreadable(
-                    f"{file.path}: lines {places[0]} to {places[-1]} have {table.num_rows} rows; "
+                    f"{file.path}: lines {numbers[0]} to {numbers[-1]} have {table.num_rows} rows; "
                     "line ends inside quotes are not supported"
                 )
             arrays = {name: _array(table.column(name)) for name in columns}
-            found = [(int(places[row]), why) for row, why in broken.items()]
-            yield Chunk(arrays, table.num_rows, kept, found, lines.read)
+            broken = [(numbers[at], why) for at, why in wrong.items()]
+            yield Chunk(arrays, table.num_rows, kept, broken, lines.read)
+
+
+def _parsed(
+    content: list[bytes], file: TableFile, columns: Sequence[str]
+) -> tuple[Any, dict[int, str]]:
+    """Return lines of CSV as an Arrow table of text, and why other lines are not in it.
+
+    Those are named by their position in `content`.
+    """
+    import pyarrow as pa
+    import pyarrow.csv as arrow_csv
+
+    wrong: dict[int, str] = {}
+
+    def skip(row: Any) -> str:  # noqa: ANN401  (pyarrow has no types)
+        why = f"has {row.actual_columns} columns, the header has {row.expected_columns}"
+        wrong[row.number - 1] = why
+        return "skip"
+
+    table = arrow_csv.read_csv(
+        pa.py_buffer(b"\n".join(content)),
+        arrow_csv.ReadOptions(
+            use_threads=False,
+            column_names=list(file.names),
+            block_size=sum(map(len, content)) + len(content) + 1,
+        ),
+        arrow_csv.ParseOptions(delimiter=file.delimiter, invalid_row_handler=skip),
+        arrow_csv.ConvertOptions(
+            column_types=dict.fromkeys(file.names, pa.string()),
+            include_columns=list(columns),
+            strings_can_be_null=True,
+            null_values=[""],
+        ),
+    )
+    return table.combine_chunks(), wrong
 
 
 def _array(column: Any) -> Array:  # noqa: ANN401
@@ -233,7 +235,7 @@ def _open_json(path: Path) -> TableFile:
     if not objects:
         number, why = broken[0] if broken else (1, "the file has only blank lines")
         raise FileUnreadable(f"{path}, line {number}: {why}")
-    names = dict.fromkeys(name for each in objects for name in each)
+    names = dict.fromkeys(name for row in objects for name in row)
     return TableFile(path, "json", list(names), path.stat().st_size)
 
 
@@ -242,8 +244,8 @@ def _json(file: TableFile, columns: Sequence[str]) -> Iterator[Chunk]:
         for content, numbers in lines.blocks():
             objects, broken = _objects(content, numbers, columns)
             wrong = {number for number, _ in broken}
-            kept = np.array([each for each in numbers if each not in wrong], np.int64)
-            arrays = {name: [each.get(name) for each in objects] for name in columns}
+            kept = np.array([number for number in numbers if number not in wrong], np.int64)
+            arrays = {name: [row.get(name) for row in objects] for name in columns}
             yield Chunk(arrays, len(objects), kept, broken, lines.read)
 
 
@@ -252,7 +254,7 @@ def _objects(
 ) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
     """Return the objects of lines, and why other lines are none; no column may be there twice."""
     objects, broken = [], []
-    names = [orjson.dumps(each) for each in columns]
+    names = [orjson.dumps(column) for column in columns]
     for line, number in zip(content, numbers, strict=True):
         try:
             value = orjson.loads(line)
@@ -277,7 +279,7 @@ def _repeated(line: bytes, columns: Sequence[str]) -> str | None:
     except RecursionError:  # orjson reads deeper objects
         return None
     names = [name for name, _ in pairs]
-    return next((each for each in columns if names.count(each) > 1), None)
+    return next((column for column in columns if names.count(column) > 1), None)
 
 
 class _Lines:
@@ -326,5 +328,5 @@ class _Lines:
         begin = self._line + 1
         self._line += len(lines)
         self.read = self._raw.tell()
-        filled = [(each, begin + at) for at, each in enumerate(lines) if each.strip()]
-        return [each for each, _ in filled], [number for _, number in filled]
+        filled = [(line, begin + at) for at, line in enumerate(lines) if line.strip()]
+        return [line for line, _ in filled], [number for _, number in filled]

@@ -17,8 +17,9 @@ from app.artifacts.fold import (
 )
 from app.artifacts.loader import Model, load
 from app.artifacts.store import Artifact
-from app.artifacts.tables.publish import TableWriter
-from app.artifacts.tables.reader import ListedTable, read_description
+from app.artifacts.tables.description import read_description
+from app.artifacts.tables.listing import ListedTable
+from app.artifacts.tables.writer import TableWriter
 from app.errors import ArtifactInvalid
 
 Show = Callable[[int], None]
@@ -80,8 +81,8 @@ class TableFold:
             show(done)
         if not checked:
             return self.golden_difference
-        found = check_rows(self.model, records[chosen], np.concatenate(checked))
-        return max(found, self.golden_difference)
+        difference = check_rows(self.model, records[chosen], np.concatenate(checked))
+        return max(difference, self.golden_difference)
 
     def summary(self, difference: float) -> str:
         """Return what a reader should know of a table that was folded."""
@@ -94,7 +95,7 @@ class TableFold:
 
 
 def fold_of_delta(listed: ListedTable, versions: Sequence[Artifact]) -> TableFold | None:
-    """Return what the rows of a further delta are folded with; None if its table is not folded.
+    """Return what folds the rows of a further delta; None if its table is not folded.
 
     Raises:
         ArtifactInvalid: the store has no version with the program of the fold any more, or that

@@ -15,15 +15,12 @@ from rich.table import Table
 from app.cli.log_inputs import (
     LogInputs,
     add_log_inputs,
-    by_name,
     check_outcomes,
-    factor,
-    positive,
     read_log_inputs,
     report_log,
-    whole,
     write_policies,
 )
+from app.cli.option_values import factor, integer, numbers_by_name, positive
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain
 from app.errors import ExitCode, did_you_mean
@@ -65,21 +62,21 @@ def _add_goal(parser: Parser) -> None:
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument(
         "--ndcg",
-        type=by_name,
+        type=numbers_by_name,
         metavar="OUTCOME=GAIN,…",
         help="maximize NDCG; a candidate's gain is the sum of gain x outcome, such as "
         "click=1,like=4,dwell=0.05 (per click, per like, per second)",
     )
     goal.add_argument(
         "--mix",
-        type=by_name,
+        type=numbers_by_name,
         metavar="OUTCOME=TARGET,…",
         help="raise a mix of outcomes among the top candidates; each target is a multiple of the "
         "present value, such as click=1,like=1.1, and the outcome furthest below its target counts",
     )
     parser.add_argument(
         "--at",
-        type=whole,
+        type=integer,
         default=10,
         metavar="K",
         help="how many top candidates count (default: %(default)s)",
@@ -116,14 +113,14 @@ def _add_search(parser: Parser) -> None:
     )
     parser.add_argument(
         "--tries",
-        type=whole,
+        type=integer,
         default=300,
         metavar="N",
         help="about how many sets of weights are tried (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
-        type=whole,
+        type=integer,
         default=1,
         metavar="N",
         help="seed of the search (default: %(default)s)",
@@ -164,11 +161,9 @@ def run(options: argparse.Namespace) -> int:
     except LogInvalid as error:
         return report_log(error)
     ranker, goal = _ranker(inputs, options.policy), _goal(options, inputs.fit)
-    fit, held_out = (
-        each.corrected(options.position_bias) for each in (inputs.fit, inputs.held_out)
-    )
+    fit, held_out = (log.corrected(options.position_bias) for log in (inputs.fit, inputs.held_out))
     with _searching(options.tries) as count:
-        found = tune_policy(
+        tuned = tune_policy(
             *(fit, held_out, ranker, goal),
             tries=options.tries,
             within=options.within,
@@ -176,21 +171,21 @@ def run(options: argparse.Namespace) -> int:
             on_trial=count,
         )
     output = Output()
-    output.print(_weight_table(found.before, found.after))
-    output.print(_gain_table(found.gains, f"on {inputs.held_out.requests:,} held-out requests"))
-    reached = found.gains[str(goal)].after
+    output.print(_weight_table(tuned.before, tuned.after))
+    output.print(_gain_table(tuned.gains, f"on {inputs.held_out.requests:,} held-out requests"))
+    reached = tuned.gains[str(goal)].after
     if isinstance(goal, Mix) and reached < 1:
         output.print_line(
             f"Not every target is reached: the furthest is at {reached:.1%} of its target."
         )
     if options.plot is not None:
-        title = f"{inputs.manifest.name}, {found.before.name}, tuned for {goal}"
-        _plot(options.plot, found.trade_off(), title)
-    if found.after == found.before or not (found.is_sure or options.anyway):
+        title = f"{inputs.manifest.name}, {tuned.before.name}, tuned for {goal}"
+        _plot(options.plot, tuned.trade_off(), title)
+    if tuned.after == tuned.before or not (tuned.is_sure or options.anyway):
         output.print_line("Nothing is written: no gain is sure on held-out requests.")
         return ExitCode.OK
-    name = options.name or found.after.name
-    inputs.file.set_policy(found.after.model_copy(update={"name": name}))
+    name = options.name or tuned.after.name
+    inputs.file.set_policy(tuned.after.model_copy(update={"name": name}))
     return write_policies(inputs, output, dry_run=options.dry_run)
 
 
@@ -235,9 +230,9 @@ def _searching(tries: int) -> Iterator[Callable[[Trial], None]]:
     bar = progress.add_task("", total=tries, best=-math.inf)
     best = -math.inf
 
-    def count(each: Trial) -> None:
+    def count(trial: Trial) -> None:
         nonlocal best
-        best = max(best, each.value)
+        best = max(best, trial.value)
         progress.update(bar, advance=1, best=best)
 
     with progress:

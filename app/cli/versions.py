@@ -3,24 +3,20 @@
 import argparse
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
-from app.artifacts.store import Artifact, Store
+from app.artifacts.artifact_files import read_manifest
+from app.artifacts.store import Artifact, Store, by_model
+from app.artifacts.tables.listing import missing_table
+from app.cli.option_values import server_url
 from app.cli.output import Output
 from app.cli.parser import Parser, complain
+from app.cli.running_server import ask
 from app.cli.settings_options import existing_store, store_of
-from app.cli.signals import importing
-from app.cli.traffic_changes import (
-    active_of,
-    add_model,
-    ask,
-    chosen,
-    server_url,
-    size_of,
-    traffic_of,
-)
+from app.cli.traffic_changes import active_of, add_model, chosen, traffic_of
 from app.errors import ArtifactInvalid, ExitCode
 
 _DESCRIPTION = """\
@@ -61,8 +57,7 @@ def run(options: argparse.Namespace) -> int:
             complain(f"{options.url}: {error}")
             return ExitCode.FAILED
     table = Table("model", "version", "role", "created", "size", "evaluation", "problem")
-    for name in dict.fromkeys(each.model for each in artifacts):
-        versions = [each for each in artifacts if each.model == name]
+    for versions in by_model(artifacts):
         roles = _wanted(versions) if live is None else live
         for artifact in versions:
             role, problem = roles.get(str(artifact), ("", ""))
@@ -72,10 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _row(artifact: Artifact, role: str, problem: str, *, is_live: bool) -> list[str]:
-    with importing():
-        from app.artifacts.loader import read_manifest
-        from app.artifacts.tables.reader import missing_table
-    size = f"{size_of(artifact.folder) / 1e6:.1f} MB"
+    size = f"{_size_of(artifact.folder) / 1e6:.1f} MB"
     try:
         manifest = read_manifest(artifact)
     except (ArtifactInvalid, OSError) as error:
@@ -117,10 +109,15 @@ def _live(server: str) -> Mapping[str, tuple[str, str]]:
     """
     listed = ask(f"{server}/v1/models")
     roles = {
-        f"{card['name']}/{each['version']}": (each["role"], each["problem"] or "")
+        f"{card['name']}/{version['version']}": (version["role"], version["problem"] or "")
         for card in listed["models"]
-        for each in card["versions"]
+        for version in card["versions"]
     }
-    for each in listed["refused"]:
-        roles[f"{each['model']}/{each['version']}"] = ("refused", each["reason"])
+    for refused in listed["refused"]:
+        roles[f"{refused['model']}/{refused['version']}"] = ("refused", refused["reason"])
     return roles
+
+
+def _size_of(folder: Path) -> int:
+    """Return how many bytes the files in a folder have."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

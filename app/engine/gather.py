@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from app.artifacts.columns import Column, Columns, column_dtype, column_shape
-from app.artifacts.manifest import Description, Input
+from app.artifacts.inputs import Input
+from app.artifacts.manifest import Description
 from app.engine.batch import Chunk
 from app.engine.request import Positions, RowSource, TableRows
 

@@ -13,14 +13,10 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.artifacts.encoding import Hashed
+from app.artifacts.inputs import DenseInput, FeatureName, Float32, IdListInput, Input
 from app.artifacts.manifest import (
     Argument,
-    DenseInput,
     Description,
-    FeatureName,
-    Float32,
-    IdListInput,
-    Input,
     Name,
     Output,
     Precision,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.artifacts.columns import Column, ModelInputs
-from app.artifacts.manifest import DenseInput, IdListInput, Input
+from app.artifacts.inputs import DenseInput, IdListInput, Input
 from app.artifacts.program import Program, Raw
 from app.errors import ArtifactInvalid
 from app.importing.description import ForeignModel

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from app.artifacts.columns import Column, ModelInputs, column_shape
-from app.artifacts.manifest import DenseInput, IdListInput, Input
+from app.artifacts.inputs import DenseInput, IdListInput, Input
 from app.importing.description import ForeignModel
 
 

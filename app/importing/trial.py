@@ -17,8 +17,9 @@ from torch import Tensor
 
 from app.artifacts.columns import Column, ModelInputs
 from app.artifacts.effects import effects
+from app.artifacts.inputs import DenseInput, IdListInput, Input
 from app.artifacts.loader import load_module, load_program
-from app.artifacts.manifest import DenseInput, Description, IdListInput, Input, Output, Precision
+from app.artifacts.manifest import Description, Output, Precision
 from app.artifacts.program import Program, Raw, element, error_summary, fields
 from app.errors import ArtifactInvalid, did_you_mean
 from app.importing.description import ForeignModel, ForeignTask

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from app.artifacts.inputs import IdInput
 from app.artifacts.loader import Model
-from app.artifacts.manifest import IdInput
 from app.lifecycle.comparison import Comparison
 from app.lifecycle.traffic import CanarySettings
 

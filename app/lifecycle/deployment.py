@@ -15,9 +15,10 @@ from typing import NamedTuple, NoReturn, Protocol, TypeVar
 
 import torch
 
-from app.artifacts.loader import Model, load, read_manifest, verify
+from app.artifacts.artifact_files import read_manifest, verify
+from app.artifacts.loader import Model, load
 from app.artifacts.store import Artifact, Fingerprint, Store, StoreListing
-from app.artifacts.tables.reader import Table
+from app.artifacts.tables.table import Table
 from app.engine.lanes import Lane
 from app.engine.request import RequestFeatures
 from app.errors import ArtifactInvalid

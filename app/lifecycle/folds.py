@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary, WeakSet
 from app.artifacts.fold import check_golden, check_table
 from app.artifacts.loader import Model
 from app.artifacts.program import Program, error_summary
-from app.artifacts.tables.description import fold_problems
-from app.artifacts.tables.reader import Table
+from app.artifacts.tables.compatibility import fold_problems
+from app.artifacts.tables.table import Table
 from app.errors import ArtifactInvalid
 from app.lifecycle.registry import Registry
 

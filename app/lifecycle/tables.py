@@ -20,15 +20,10 @@ from app.artifacts.loader import Model
 from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import BoundTable, ModelTables
 from app.artifacts.store import Fingerprint
-from app.artifacts.tables.description import TableDescription, TableKind, incompatibilities
-from app.artifacts.tables.reader import (
-    ListedTable,
-    Stamp,
-    Table,
-    open_table,
-    read_description,
-    tables_of,
-)
+from app.artifacts.tables.compatibility import incompatibilities
+from app.artifacts.tables.description import TableDescription, TableKind, read_description
+from app.artifacts.tables.listing import ListedTable, Stamp, tables_of
+from app.artifacts.tables.table import Table, open_table
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
 from app.lifecycle.folds import Folds, WarmUpFolded

@@ -15,7 +15,7 @@ from app.artifacts.columns import ModelInputs
 from app.artifacts.loader import Model
 from app.artifacts.onednn import padded_sizes
 from app.artifacts.program import error_summary
-from app.artifacts.tables.reader import Table
+from app.artifacts.tables.table import Table
 from app.engine.batch import Batch, Chunk
 from app.engine.batcher import is_out_of_memory
 from app.engine.lanes import BatchResult, Lane, run

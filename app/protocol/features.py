@@ -27,7 +27,8 @@ from app.artifacts.encoding import (
     Vocabulary,
     rows_of,
 )
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
+from app.artifacts.manifest import Manifest
 from app.engine.request import RequestFeatures
 from app.protocol.validation import (
     MISSING,

@@ -15,7 +15,8 @@ import numpy as np
 import orjson
 import simdjson
 
-from app.artifacts.manifest import DenseInput, IdInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, IdInput, Input
+from app.artifacts.manifest import Manifest
 from app.errors import MalformedBody, PayloadTooLarge
 from app.protocol.duplicate_members import refuse_duplicates
 from app.protocol.validation import Matrix

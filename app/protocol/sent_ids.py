@@ -6,7 +6,8 @@ Only the ids of features that the model has are kept. A feature that was not sen
 from collections.abc import Mapping
 from typing import Any
 
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
+from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.protocol.tensors import Tensor
 

@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from app.artifacts.columns import Column
 from app.artifacts.encoding import NO_VOCABULARY, Id, Vocabularies
-from app.artifacts.manifest import Input, Manifest
+from app.artifacts.inputs import Input
+from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import BoundTable, ModelTables
 from app.engine.request import Positions, RequestFeatures, TableRows, TableUse
 from app.protocol.features import (

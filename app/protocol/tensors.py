@@ -24,7 +24,8 @@ from app.artifacts.encoding import (
     Vocabulary,
     rows_of,
 )
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
+from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
 from app.engine.request import RequestFeatures, TableRows
 from app.protocol.features import (

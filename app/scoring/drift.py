@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from app.artifacts.distributions import Counts, IdBins, NumberBins
+from app.artifacts.inputs import DenseInput, Input
 from app.artifacts.loader import Model
-from app.artifacts.manifest import DenseInput, Input
 from app.engine.request import RequestFeatures
 from app.lifecycle.registry import Registry, Role
 from app.ranking.formulas import Scores

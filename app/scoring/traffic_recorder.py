@@ -27,8 +27,8 @@ from uuid import uuid4
 from app.artifacts.columns import Columns
 from app.artifacts.encoding import Hashed
 from app.artifacts.ids import feature_values, ids_of
+from app.artifacts.inputs import DenseInput
 from app.artifacts.loader import Model
-from app.artifacts.manifest import DenseInput
 from app.artifacts.traffic_log import (
     NEEDS_PYARROW,
     SUFFIX,

@@ -14,9 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from app.artifacts.artifact_files import check_sizes, read_manifest
 from app.artifacts.encoding import Listed
-from app.artifacts.loader import Interface, Model, check_sizes, read_manifest, read_unloaded
-from app.artifacts.manifest import DenseInput, IdListInput, Manifest
+from app.artifacts.inputs import DenseInput, IdListInput
+from app.artifacts.loader import Interface, Model, read_unloaded
+from app.artifacts.manifest import Manifest
 from app.artifacts.store import Artifact
 from app.artifacts.traffic_log import RecordedRequest, TrafficLog
 from app.engine.request import RequestFeatures

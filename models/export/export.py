@@ -14,14 +14,11 @@ from torch import Tensor, nn
 
 from app.artifacts.columns import Column, ModelInputs
 from app.artifacts.encoding import Encoding, Identity
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
 from app.artifacts.manifest import (
     MOST_FOLDED,
-    DenseInput,
     Description,
     GateLevel,
-    IdInput,
-    IdListInput,
-    Input,
     Output,
     Precision,
     RequestCall,

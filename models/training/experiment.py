@@ -44,7 +44,8 @@ from pydantic import (
     model_validator,
 )
 
-from app.artifacts.manifest import PATTERNS, Float32, Name, PrecisionName
+from app.artifacts.inputs import Float32
+from app.artifacts.manifest import PATTERNS, Name, PrecisionName
 from app.errors import did_you_mean
 from app.file_problems import first_problem
 from app.ranking.policy import Policy

@@ -10,8 +10,8 @@ import pytest
 
 from app.api.examples import DEFAULT_CANDIDATES, example_request
 from app.artifacts.golden import Golden
+from app.artifacts.inputs import IdListInput, Input
 from app.artifacts.loader import Model
-from app.artifacts.manifest import IdListInput, Input
 from app.protocol.dialect import ParseContext
 from app.protocol.native import read_request
 from tests.support.builders import INPUTS, Request, batch, manifest, own_policies, program

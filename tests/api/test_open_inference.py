@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from app.api.open_inference import EXTENSIONS, ServingSettings, model_config, model_metadata
 from app.api.openapi.open_inference import example_infer_request
 from app.artifacts.encoding import Hashed, Listed
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.main import gatehouse
 from app.protocol.open_inference.outputs import output_names
 from app.ranking.policy import Policy

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.api.problems import ERRORS
-from app.artifacts.loader import read_manifest
+from app.artifacts.artifact_files import read_manifest
 from app.main import gatehouse
 from app.settings import Settings
 from tests import REPOSITORY

@@ -7,7 +7,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from app.artifacts.loader import read_manifest
+from app.artifacts.artifact_files import read_manifest
 from app.main import gatehouse
 from app.settings import Settings
 from tests.support.artifacts import corrupt

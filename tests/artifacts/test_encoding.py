@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from app.artifacts.encoding import NOT_KNOWN, Hashed, Listed, hash_integers, hash_strings, rows_of
-from app.artifacts.manifest import IdInput, IdListInput
+from app.artifacts.inputs import IdInput, IdListInput
 
 LISTED = Listed(file="vocabulary.brand.jsonl")
 

@@ -9,14 +9,16 @@ import torch
 from app.artifacts import loader
 from app.artifacts.columns import ModelInputs
 from app.artifacts.fold import check_golden, check_rows, check_table, fold_of, fold_records
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.artifacts.loader import load
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Manifest
+from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import BoundTable
 from app.artifacts.onednn_products import FEWEST_ROWS
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
-from app.artifacts.tables.description import fold_problems, record_dtype
-from app.artifacts.tables.reader import open_table
+from app.artifacts.tables.compatibility import fold_problems
+from app.artifacts.tables.description import record_dtype
+from app.artifacts.tables.table import open_table
 from app.errors import ArtifactInvalid
 from models import data
 from models.export.export import export

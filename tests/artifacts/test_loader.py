@@ -15,9 +15,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from app.artifacts.artifact_files import LARGEST_MANIFEST, read_manifest
 from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
-from app.artifacts.loader import LARGEST_MANIFEST, load, load_program, read_manifest
+from app.artifacts.loader import load, load_program
 from app.artifacts.program import Program
 from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Artifact
 from app.errors import ArtifactInvalid

@@ -9,15 +9,8 @@ from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
 from app.artifacts.columns import ModelInputs
-from app.artifacts.manifest import (
-    Argument,
-    Derived,
-    IdInput,
-    IdListInput,
-    Output,
-    RowsCall,
-    TaskOutput,
-)
+from app.artifacts.inputs import IdInput, IdListInput
+from app.artifacts.manifest import Argument, Derived, Output, RowsCall, TaskOutput
 from app.artifacts.program import Program, scores
 from tests.support.builders import Request, batch, program, task
 

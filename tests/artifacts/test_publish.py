@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.loader import load, read_manifest
+from app.artifacts.artifact_files import read_manifest
+from app.artifacts.loader import load
 from app.artifacts.publish import publish
 from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM, Store
 from app.errors import ArtifactInvalid

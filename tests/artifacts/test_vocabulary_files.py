@@ -7,8 +7,8 @@ import pytest
 
 from app.api.examples import example_request
 from app.artifacts.encoding import Hashed, Listed, read_vocabulary, write_vocabulary
+from app.artifacts.inputs import IdInput, IdListInput, Input
 from app.artifacts.loader import load
-from app.artifacts.manifest import IdInput, IdListInput, Input
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
 from app.errors import ArtifactInvalid

@@ -33,13 +33,15 @@ import orjson
 import torch
 
 from app.artifacts.columns import ModelInputs
+from app.artifacts.inputs import DenseInput, IdInput, Input
 from app.artifacts.loader import Model, load
-from app.artifacts.manifest import DenseInput, Description, IdInput, Input, Output, TaskOutput
+from app.artifacts.manifest import Description, Output, TaskOutput
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.description import TableColumn, TableKey, record_dtype
-from app.artifacts.tables.publish import TablePlan, TableWriter, publish_table
-from app.artifacts.tables.reader import Table, open_table
+from app.artifacts.tables.publish import publish_table
+from app.artifacts.tables.table import Table, open_table
+from app.artifacts.tables.writer import TablePlan, TableWriter
 from app.benchmarking.requests import Post
 from app.cli.table_fold import TableFold
 from app.engine.batch import Batch, Chunk

@@ -30,11 +30,13 @@ import torch
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
+from app.artifacts.inputs import DenseInput
 from app.artifacts.loader import Model
-from app.artifacts.manifest import DenseInput, FileDigest, Manifest, Output, TaskOutput
+from app.artifacts.manifest import FileDigest, Manifest, Output, TaskOutput
 from app.artifacts.program import Program
 from app.artifacts.store import Store
-from app.artifacts.tables.reader import ListedTable, open_table
+from app.artifacts.tables.listing import ListedTable
+from app.artifacts.tables.table import open_table
 from app.benchmarking.load import Plan, fire, http
 from app.benchmarking.requests import Post
 from app.engine.batch import Chunk

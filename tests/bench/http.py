@@ -23,10 +23,10 @@ import orjson
 import torch
 
 from app.artifacts.columns import ModelInputs
+from app.artifacts.inputs import DenseInput
 from app.artifacts.loader import load
 from app.artifacts.manifest import (
     MOST_GATE_WEIGHTS,
-    DenseInput,
     Description,
     GateLevel,
     RequestCall,

@@ -29,13 +29,15 @@ import numpy as np
 import orjson
 import torch
 
+from app.artifacts.inputs import DenseInput
 from app.artifacts.loader import load
-from app.artifacts.manifest import DenseInput
 from app.artifacts.program import Program
 from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.description import TableColumn, TableKey, record_dtype
-from app.artifacts.tables.publish import TablePlan, TableWriter, publish_table
-from app.artifacts.tables.reader import ListedTable, open_table
+from app.artifacts.tables.listing import ListedTable
+from app.artifacts.tables.publish import publish_table
+from app.artifacts.tables.table import open_table
+from app.artifacts.tables.writer import TablePlan, TableWriter
 from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from tests.bench.hot_path import Sample, cpu_s, in_process_cpu_us, settled

@@ -21,7 +21,8 @@ import numpy as np
 import orjson
 import simdjson
 
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Manifest
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
+from app.artifacts.manifest import Manifest
 from app.protocol.features import encode
 from app.protocol.json_body import count_containers, decode, decode_request, read_matrices
 from app.protocol.validation import ValidationReport

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from app.artifacts.columns import ModelInputs
+from app.artifacts.inputs import DenseInput
 from app.artifacts.loader import load_program
-from app.artifacts.manifest import DenseInput, Description, TaskOutput
+from app.artifacts.manifest import Description, TaskOutput
 from app.artifacts.onednn import least_work
 from app.artifacts.program import Program
 from app.ranking.policy import Policy

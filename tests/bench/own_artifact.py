@@ -15,20 +15,15 @@ import orjson
 import torch
 
 from app.artifacts.columns import ModelInputs
+from app.artifacts.inputs import DenseInput
 from app.artifacts.loader import load
-from app.artifacts.manifest import (
-    DenseInput,
-    Description,
-    Parity,
-    Precision,
-    RequestCall,
-    TaskOutput,
-)
+from app.artifacts.manifest import Description, Parity, Precision, RequestCall, TaskOutput
 from app.artifacts.program import scores
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
 from app.artifacts.tables.description import TableColumn, TableKey, record_dtype
-from app.artifacts.tables.publish import TablePlan, publish_table
+from app.artifacts.tables.publish import publish_table
+from app.artifacts.tables.writer import TablePlan
 from app.benchmarking.requests import Post
 from app.ranking.agreement import kendall_tau, overlap
 from app.ranking.policy import Policy

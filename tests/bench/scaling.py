@@ -22,8 +22,8 @@ import numpy as np
 import orjson
 import torch
 
+from app.artifacts.inputs import DenseInput
 from app.artifacts.loader import load
-from app.artifacts.manifest import DenseInput
 from app.artifacts.store import Store
 from app.benchmarking.requests import Post
 from tests.bench.dialects import v2_binary

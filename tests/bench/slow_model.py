@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from app.artifacts.columns import ModelInputs
-from app.artifacts.manifest import DenseInput, Description, RequestCall, TaskOutput
+from app.artifacts.inputs import DenseInput
+from app.artifacts.manifest import Description, RequestCall, TaskOutput
 from app.artifacts.publish import publish
 from app.artifacts.store import Artifact, Store
 from app.ranking.policy import Policy

@@ -25,11 +25,13 @@ import pyarrow.parquet as parquet
 import torch
 from torch import Tensor, nn
 
-from app.artifacts.manifest import DenseInput, IdInput, Input
+from app.artifacts.inputs import DenseInput, IdInput, Input
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
-from app.artifacts.tables.publish import TablePlan, TableWriter, publish_delta
-from app.artifacts.tables.reader import Table, open_table, tables_of
+from app.artifacts.tables.listing import tables_of
+from app.artifacts.tables.publish import publish_delta
+from app.artifacts.tables.table import Table, open_table
+from app.artifacts.tables.writer import TablePlan, TableWriter
 from tests import REPOSITORY
 from tests.support.builders import batch, description, scripted
 

@@ -9,7 +9,8 @@ import pytest
 from app.benchmarking.load import Plan, Progress, Report
 from app.benchmarking.requests import Post
 from app.cli import bench as command
-from app.cli.bench import Live, Target
+from app.cli.bench import Live
+from app.cli.load_target import Target
 from app.cli.main import main
 from app.errors import ExitCode
 from tests.support.builders import published

@@ -16,10 +16,11 @@ import pyarrow.parquet as parquet
 import pytest
 
 from app.artifacts.encoding import Listed, write_vocabulary
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
-from app.artifacts.tables.reader import open_table, tables_of
+from app.artifacts.tables.listing import tables_of
+from app.artifacts.tables.table import open_table
 from app.cli.main import main
 from app.errors import ExitCode
 from app.settings import Settings

@@ -10,6 +10,7 @@ from app.cli.main import COMMANDS, main
 from app.errors import ExitCode
 from app.settings import Settings
 from tests import REPOSITORY
+from tests.support.builders import published
 from tests.support.server import clean_environment
 
 SECRET = "s3cr3t"
@@ -138,6 +139,28 @@ def test_help_and_wrong_options_do_not_wait_for_torch(arguments):
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert finished.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["versions"], ["canary", "2", "--key", "age"], ["items", "list"]]
+)
+def test_commands_that_only_look_at_a_store_do_not_wait_for_torch(tmp_path, arguments):
+    published(tmp_path / "store")
+    published(tmp_path / "store")
+    code = (
+        "import sys; from app.cli.main import main\n"
+        f"main({arguments!r}); sys.exit('torch' in sys.modules)"
+    )
+    environment = {**clean_environment(), "PYTHONPATH": str(REPOSITORY)}
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert (finished.returncode, "Traceback" in finished.stderr) == (0, False), finished.stderr
 
 
 @pytest.mark.parametrize("variable", ["GATEHOUSE_STROE", "gatehouse_stroe"])

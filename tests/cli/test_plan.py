@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from app.benchmarking.replica import Replica, fleet
-from app.cli import plan as command
+from app.cli import plan as command, replica_costs
 from app.cli.main import main
-from app.cli.plan import Measured, _lines, _scaler, _Usage
+from app.cli.plan import _lines, _scaler
+from app.cli.replica_costs import Measured, _Usage
 from app.errors import ExitCode
 from tests.support.builders import published
 
@@ -19,8 +20,8 @@ OBJECTIVE = ("--rate", "100000", "--p99", "2s", "--rows", "20")
 @pytest.mark.slow
 def test_plan_of_a_store_adds_up(tmp_path, capsys, monkeypatch):
     published(tmp_path / "store")
-    monkeypatch.setattr(command, "_QUIET_S", 0.3)
-    monkeypatch.setattr(command, "_BUSY_S", 0.5)
+    monkeypatch.setattr(replica_costs, "_QUIET_S", 0.3)
+    monkeypatch.setattr(replica_costs, "_BUSY_S", 0.5)
     monkeypatch.setenv("GATEHOUSE_MIN_CHUNK_ROWS", "7")  # for the server that is started
     monkeypatch.setenv("GATEHOUSE_MAX_BATCH_ROWS", "200")
     arguments = ["plan", "--store", str(tmp_path / "store"), *OBJECTIVE, "--price", "0.05"]

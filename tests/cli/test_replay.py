@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import kendalltau
 
-from app.artifacts.loader import load, read_manifest
-from app.artifacts.manifest import DenseInput
+from app.artifacts.artifact_files import read_manifest
+from app.artifacts.inputs import DenseInput
+from app.artifacts.loader import load
 from app.artifacts.store import Store
 from app.artifacts.traffic_log import TrafficLog
 from app.cli.main import main

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from app.artifacts.store import Store
-from app.artifacts.tables.reader import open_table, tables_of
+from app.artifacts.tables.listing import tables_of
+from app.artifacts.tables.table import open_table
 from app.cli.main import main
 from app.errors import ExitCode
 from app.settings import Settings

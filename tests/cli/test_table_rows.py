@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from app.artifacts.encoding import Hashed, Identity
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.cli.table_files import FileUnreadable, open_file
 from app.cli.table_rows import RowEncoder, Source, column_problem, key_type_in
 from app.protocol.features import column_by_value

@@ -13,7 +13,7 @@ import tomllib
 import httpx
 import pytest
 
-from app.artifacts.manifest import DenseInput
+from app.artifacts.inputs import DenseInput
 from app.artifacts.store import Store
 from app.cli.main import main
 from app.errors import ExitCode

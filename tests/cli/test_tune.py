@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from app.artifacts.manifest import DenseInput, Output
+from app.artifacts.inputs import DenseInput
+from app.artifacts.manifest import Output
 from app.cli.main import main
 from app.errors import ExitCode
 from app.ranking.policies import PolicySet

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from app.artifacts.encoding import Hashed, Listed, write_vocabulary
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
 from tests.protocol.open_inference.tensors import inputs_of

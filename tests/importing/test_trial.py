@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from app.artifacts.inputs import IdListInput
 from app.artifacts.loader import load
-from app.artifacts.manifest import IdListInput
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
 from app.cli.main import main

@@ -8,7 +8,7 @@ from datetime import datetime
 import httpx
 import pytest
 
-from app.artifacts.loader import read_manifest
+from app.artifacts.artifact_files import read_manifest
 from app.main import gatehouse
 from app.server.file_watcher import FileWatcher
 from app.settings import Settings

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from app.artifacts import fold as folding
-from app.artifacts.loader import load, read_manifest
+from app.artifacts.artifact_files import read_manifest
+from app.artifacts.loader import load
 from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.publish import compact
 from app.engine import fold, lanes

@@ -9,11 +9,11 @@ import httpx
 import numpy as np
 import pytest
 
-from app.artifacts.loader import read_manifest
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Artifact
-from app.artifacts.tables.publish import find_table
-from app.artifacts.tables.reader import open_table
+from app.artifacts.tables.listing import find_table
+from app.artifacts.tables.table import open_table
 from app.errors import ArtifactInvalid
 from app.lifecycle import tables
 from app.main import gatehouse

@@ -6,8 +6,8 @@ import pytest
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.encoding import Listed, write_vocabulary
+from app.artifacts.inputs import DenseInput, IdInput
 from app.artifacts.loader import load
-from app.artifacts.manifest import DenseInput, IdInput
 from app.artifacts.publish import publish
 from app.artifacts.store import PROGRAM, Store
 from app.lifecycle import deployment

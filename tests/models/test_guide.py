@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from app.artifacts.loader import read_manifest
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.store import Store
 from app.cli import main as gatehouse
 from models import __main__ as models

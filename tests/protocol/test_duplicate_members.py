@@ -9,7 +9,7 @@ import orjson
 import pytest
 from hypothesis import given, strategies as st
 
-from app.artifacts.manifest import DenseInput, IdInput
+from app.artifacts.inputs import DenseInput, IdInput
 from app.errors import FieldError, InvalidRequest
 from app.protocol.dialect import ParseContext
 from app.protocol.duplicate_members import refuse_duplicates

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from app.artifacts.encoding import Hashed, Listed, Vocabularies
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
 from app.engine.request import RequestFeatures
 from app.errors import FieldError, InvalidRequest, PayloadTooLarge
 from app.protocol.features import column_by_value, encode

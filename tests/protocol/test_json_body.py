@@ -9,7 +9,8 @@ import orjson
 import pytest
 from hypothesis import given, strategies as st
 
-from app.artifacts.manifest import DenseInput, Manifest
+from app.artifacts.inputs import DenseInput
+from app.artifacts.manifest import Manifest
 from app.engine.request import RequestFeatures
 from app.errors import MalformedBody, PayloadTooLarge
 from app.protocol.features import encode

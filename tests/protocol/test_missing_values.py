@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from app.api.openapi.request_schema import request_schema
 from app.api.openapi.schemas import ScoreRequest
 from app.artifacts.encoding import Hashed
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
 from app.engine.request import RequestFeatures
 from app.errors import InvalidRequest
 from app.protocol.features import column_by_value, encode

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, strategies as st
 
 from app.artifacts.columns import ModelInputs
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Manifest
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
+from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import ModelTables
 from app.engine.gpu.arena import Arena, Layout
 from app.engine.gpu.buckets import Bucket

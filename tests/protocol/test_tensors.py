@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from app.artifacts.encoding import Hashed, Listed
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.protocol.tensors import Tensor, encode_tensors, rows_and_width, shape_rule
 from app.protocol.validation import ValidationReport
 from tests.support.builders import manifest

@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from app.artifacts.loader import read_manifest
-from app.artifacts.manifest import DenseInput
+from app.artifacts.artifact_files import read_manifest
+from app.artifacts.inputs import DenseInput
 from app.artifacts.store import Store
 from app.cli.main import main
 from app.errors import ExitCode

@@ -15,9 +15,9 @@ import numpy as np
 import orjson
 import pytest
 
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.encoding import Hashed, Listed, write_vocabulary
-from app.artifacts.loader import read_manifest
-from app.artifacts.manifest import IdInput, IdListInput
+from app.artifacts.inputs import IdInput, IdListInput
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
 from app.artifacts.traffic_log import TrafficLog, log_files

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import httpx
 import numpy as np
 
-from app.artifacts.loader import read_manifest
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.publish import compact

@@ -13,18 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from app.artifacts.columns import Column, ModelInputs, column_shape
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
 from app.artifacts.loader import Model, load
-from app.artifacts.manifest import (
-    DenseInput,
-    Description,
-    FileDigest,
-    IdInput,
-    IdListInput,
-    Input,
-    Manifest,
-    Output,
-    TaskOutput,
-)
+from app.artifacts.manifest import Description, FileDigest, Manifest, Output, TaskOutput
 from app.artifacts.program import Program
 from app.artifacts.publish import publish
 from app.artifacts.store import GOLDEN, PROGRAM, Artifact, Store

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from app.artifacts.columns import Column, column_dtype, column_shape
 from app.artifacts.encoding import Hashed, Id, Identity, Listed
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
+from app.artifacts.manifest import Manifest
 from tests.support.builders import manifest
 
 NAMES = ("a", "b", "c", "d", "e")

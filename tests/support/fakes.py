@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from app.artifacts.columns import ModelInputs
 from app.artifacts.golden import Golden
+from app.artifacts.inputs import DenseInput
 from app.artifacts.loader import Model
-from app.artifacts.manifest import DenseInput, FileDigest, Manifest, RequestCall, TaskOutput
+from app.artifacts.manifest import FileDigest, Manifest, RequestCall, TaskOutput
 from app.artifacts.program import Program
 from app.engine.batch import Batch, Chunk
 from app.engine.lanes import BatchResult, OnResult, rank, run

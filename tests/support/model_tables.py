@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 
 from app.artifacts.columns import column_dtype, column_shape
-from app.artifacts.manifest import IdInput, Input, Manifest
+from app.artifacts.inputs import IdInput, Input
+from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import BoundTable, ModelTables
 from app.artifacts.store import Artifact
-from app.artifacts.tables.description import (
-    TableColumn,
-    TableKey,
-    record_dtype,
-    vocabulary_digest,
-)
-from app.artifacts.tables.publish import TablePlan, TableWriter, publish_delta, publish_table
-from app.artifacts.tables.reader import ListedTable
+from app.artifacts.tables.compatibility import vocabulary_digest
+from app.artifacts.tables.description import TableColumn, TableKey, record_dtype
+from app.artifacts.tables.listing import ListedTable
+from app.artifacts.tables.publish import publish_delta, publish_table
+from app.artifacts.tables.writer import TablePlan, TableWriter
 from app.cli.table_fold import TableFold
 from app.protocol.features import encode_feature
 from app.protocol.validation import Side, ValidationReport

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from app.artifacts.columns import ModelInputs
-from app.artifacts.manifest import DenseInput, Description, TaskOutput
+from app.artifacts.inputs import DenseInput
+from app.artifacts.manifest import Description, TaskOutput
 from app.ranking.policy import Policy
 
 DAWDLES = 5.0

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.artifacts.tables.description import TableColumn, TableKey, record_dtype
-from app.artifacts.tables.publish import TablePlan, TableWriter, publish_delta, publish_table
-from app.artifacts.tables.reader import ListedTable, Records
+from app.artifacts.tables.listing import ListedTable
+from app.artifacts.tables.publish import publish_delta, publish_table
+from app.artifacts.tables.segment import Records
+from app.artifacts.tables.writer import TablePlan, TableWriter
 
 FEATURES = (
     DenseInput(name="price", side="candidate", dim=1, default=(0.5,)),

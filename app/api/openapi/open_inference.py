@@ -17,8 +17,8 @@ from app.api.openapi.responses import (
     problems,
     scoring_errors,
 )
+from app.artifacts.inputs import IdListInput, Input
 from app.artifacts.loader import Model
-from app.artifacts.manifest import IdListInput, Input
 from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.errors import GatehouseError
 from app.protocol.open_inference.infer import HEADER_LENGTH, ROUTES

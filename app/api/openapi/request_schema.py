@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.artifacts.encoding import Identity
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
+from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
 from app.protocol.features import BEYOND_FLOAT32
 

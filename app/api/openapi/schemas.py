@@ -10,7 +10,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from app.artifacts.manifest import Input, Precision, TaskOutput
+from app.artifacts.inputs import Input
+from app.artifacts.manifest import Precision, TaskOutput
 from app.protocol.validation import LONGEST_KEY
 from app.ranking.policy import Formula, Policy
 

@@ -1,4 +1,4 @@
-"""`table.json`: what a table holds, and which versions of a model it fits.
+"""`table.json`: what a table holds.
 
 A table has these files, all little-endian:
 
@@ -28,29 +28,23 @@ from records and 180 µs from 64 columns, because a record is a few cache lines 
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
-import orjson
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from app.artifacts.columns import Column, column_dtype, column_shape
+from app.artifacts.columns import column_dtype, column_shape
 from app.artifacts.encoding import Listed
-from app.artifacts.manifest import (
-    MOST_FOLDED,
-    DenseInput,
-    IdInput,
-    IdListInput,
-    Input,
-    Manifest,
-    Name,
-    Value,
-)
+from app.artifacts.inputs import DenseInput, IdListInput, Input
+from app.artifacts.manifest import MOST_FOLDED, Manifest, Name, first_problem
 from app.artifacts.store import LARGEST_VERSION
+from app.artifacts.value import Value
+from app.errors import ArtifactInvalid, TableIncomplete
+from app.files import read_small_file
 
 TABLE: Final = "table.json"
 ROWS: Final = "rows"
@@ -65,7 +59,7 @@ PIECE = 64 * 2**20
 """Bytes of a file that have a digest of their own, so that several threads can hash one file."""
 MOST_ROWS = 2**31 - 2
 _LARGEST_RECORD = 2**24  # bytes
-_LONGEST_VALUE = 100  # characters of a manifest entry that a message repeats
+LARGEST_DESCRIPTION = 16 * 2**20  # bytes
 
 TableKind = Literal["items", "users"]
 KeyType = Literal["int64", "string"]
@@ -121,7 +115,7 @@ class TableKey(Value):
 
 
 class Fold(Value):
-    """The program whose first layers' part of each row is in the file `folded`.
+    """The program that a table is folded for: see the file `folded`.
 
     Attributes:
         version: of the model.
@@ -194,17 +188,16 @@ class TableDescription(Value):
     @model_validator(mode="after")
     def _columns_are_distinct_and_of_one_side(self) -> Self:
         side = side_of(self.kind)
-        names = [each.feature.name for each in self.columns]
+        features = [column.feature for column in self.columns]
+        names = [feature.name for feature in features]
         if len(set(names)) < len(names):
             raise ValueError("two columns have the same name")
-        if wrong := [each.feature.name for each in self.columns if each.feature.side != side]:
+        if wrong := [feature.name for feature in features if feature.side != side]:
             raise ValueError(f'column "{wrong[0]}" is not a {side} feature')
-        for each in self.columns:
-            listed = not isinstance(each.feature, DenseInput) and isinstance(
-                each.feature.encoding, Listed
-            )
-            if listed != (each.vocabulary is not None):
-                raise ValueError(f'column "{each.feature.name}": digest of the vocabulary')
+        for column, feature in zip(self.columns, features, strict=True):
+            is_listed = not isinstance(feature, DenseInput) and isinstance(feature.encoding, Listed)
+            if is_listed != (column.vocabulary is not None):
+                raise ValueError(f'column "{feature.name}": digest of the vocabulary')
         return self
 
     @model_validator(mode="after")
@@ -236,6 +229,11 @@ class TableDescription(Value):
         return {**sizes, "keys": None, "keys.hashes": 8 * entries, "keys.places": 8 * entries}
 
     @property
+    def size(self) -> int:
+        """How many bytes the files have, without `table.json`."""
+        return sum(file.size for file in self.files.values())
+
+    @property
     def entries(self) -> int:
         """How many keys the index has: one per row, and of a delta those that it removes."""
         return self.rows + self.removed
@@ -243,7 +241,7 @@ class TableDescription(Value):
     @cached_property
     def record(self) -> np.dtype[np.void]:
         """The type of a record: one field per column."""
-        return record_dtype([each.feature for each in self.columns])
+        return record_dtype([column.feature for column in self.columns])
 
     @property
     def label(self) -> str:
@@ -251,6 +249,27 @@ class TableDescription(Value):
         if self.base is None:
             return f"{self.kind} {self.version}"
         return f"{self.kind} {self.base.version}.{self.version}"
+
+
+def read_description(folder: Path) -> TableDescription:
+    """Read and validate `table.json`.
+
+    Raises:
+        TableIncomplete: it is missing, or ends early.
+        ArtifactInvalid: names the key and the rule that it breaks.
+        OSError: it cannot be read now.
+    """
+    try:
+        content = read_small_file(folder / TABLE, max_bytes=LARGEST_DESCRIPTION)
+    except (FileNotFoundError, NotADirectoryError):
+        raise TableIncomplete(f"{TABLE}: is missing") from None
+    try:
+        return TableDescription.model_validate_json(content)
+    except ValidationError as error:
+        problem = f"{TABLE}: {first_problem(error, content, TableDescription)}"
+        if error.errors()[0]["type"] == "json_invalid":
+            raise TableIncomplete(problem) from error
+        raise ArtifactInvalid(problem) from error
 
 
 def side_of(kind: TableKind) -> Literal["user", "candidate"]:
@@ -264,14 +283,13 @@ def record_dtype(features: list[Input]) -> np.dtype[np.void]:
     Raises:
         ValueError: it would be larger than 16 MiB.
     """
-    ordered: list[Input] = [each for each in features if not isinstance(each, DenseInput)]
-    ordered += [each for each in features if isinstance(each, DenseInput)]
+    ordered = sorted(features, key=lambda feature: isinstance(feature, DenseInput))  # ids first
     formats: list[tuple[str, tuple[int, ...]]] = []
     offsets: list[int] = []
     end = 0
-    for each in ordered:
-        shape = column_shape(each, 1)[1:]
-        dtype = np.dtype(column_dtype(each)).newbyteorder("<")
+    for feature in ordered:
+        shape = column_shape(feature, 1)[1:]
+        dtype = np.dtype(column_dtype(feature)).newbyteorder("<")
         formats.append((dtype.str, shape))
         offsets.append(end)
         end += dtype.itemsize * math.prod(shape)
@@ -279,120 +297,9 @@ def record_dtype(features: list[Input]) -> np.dtype[np.void]:
             raise ValueError(f"columns: a row has more than {_LARGEST_RECORD} bytes")
     return np.dtype(
         {
-            "names": [each.name for each in ordered],
+            "names": [feature.name for feature in ordered],
             "formats": formats,
             "offsets": offsets,
             "itemsize": max(8, -(-end // 8) * 8),
         }
     )
-
-
-def fold_problems(columns: Collection[str], manifest: Manifest) -> list[str]:
-    """Return every reason why a table of items cannot be folded for a version; none if it can.
-
-    What is folded must not depend on the request: the table must have every candidate feature.
-
-    Args:
-        columns: the features of the table.
-        manifest: of a version that the table fits.
-    """
-    if manifest.folded_width is None:
-        return [
-            f"version {manifest.version} cannot be folded: its model.json has no folded_width "
-            "(training writes it for networks of this repository that have candidate features)"
-        ]
-    return [
-        f'feature "{each.name}": is not in the table, so the table cannot be folded'
-        for each in manifest.candidate_inputs
-        if each.name not in columns
-    ]
-
-
-def incompatibilities(table: TableDescription, manifest: Manifest) -> list[str]:
-    """Return every reason why a version of a model cannot use a table; none if it can.
-
-    Each feature of the table must have the same entry in the manifest and the same vocabulary as
-    when the table was made: its values are stored as the model takes them. Features that the model
-    does not have are ignored. A feature that the table lacks must have a default, or be one that
-    requests send.
-    """
-    if table.model != manifest.name:
-        return [f'the table is of the model "{table.model}"']
-    side = side_of(table.kind)
-    inputs = {each.name: each for each in manifest.inputs if each.side == side}
-    stored = {each.feature.name: each for each in table.columns}
-    problems: list[str] = []
-    for name, feature in inputs.items():
-        if name in stored:
-            problems += _differences(stored[name], feature, manifest)
-        elif feature.default is None and name not in table.sent and name != table.key.name:
-            problems.append(f'feature "{name}": is not in the table and has no default')
-        is_filled = table.unknown == "default" and name in stored and name != table.key.name
-        if is_filled and feature.default is None:
-            problems.append(f'feature "{name}": has no default, which unknown = default needs')
-    key = inputs.get(table.key.name)
-    if key is not None and (reason := key_problem(key, table.key.type)):
-        problems.append(f'key "{key.name}": {reason}')
-    elif any(each.name == table.key.name for each in manifest.inputs if each.side != side):
-        problems.append(f'key "{table.key.name}": is a feature of the other side')
-    return problems
-
-
-def key_problem(feature: Input, key_type: KeyType | None = None) -> str:
-    """Return why a feature cannot be the key of a table; "" if it can."""
-    if not isinstance(feature, IdInput):
-        return f"is a feature of kind {feature.kind}; a key is one id"
-    expected = key_type_of(feature)
-    if key_type is not None and key_type != expected:
-        return f"ids of the model are {expected}, keys of the table are {key_type}"
-    return ""
-
-
-def key_type_of(feature: IdInput) -> KeyType:
-    """Return the type of the keys of a table whose key is this feature."""
-    return "string" if feature.encoding.id_type is str else "int64"
-
-
-def vocabulary_digest(feature: Input, manifest: Manifest) -> str | None:
-    """Return the SHA-256 of a feature's vocabulary file; None if it has none."""
-    if isinstance(feature, DenseInput) or not isinstance(feature.encoding, Listed):
-        return None
-    return manifest.files[feature.encoding.file].sha256
-
-
-def _differences(stored: TableColumn, feature: Input, manifest: Manifest) -> list[str]:
-    """Return how a feature of a model differs from the one that a column was made for."""
-    name = feature.name
-    was, now = stored.feature.model_dump(mode="json"), feature.model_dump(mode="json")
-    problems = [
-        f'feature "{name}": {key} is {_shown(now.get(key))}, '
-        f"the table was made with {_shown(was.get(key))}"
-        for key in dict.fromkeys([*now, *was])
-        if was.get(key) != now.get(key)
-    ]
-    if isinstance(feature, IdListInput) and feature.reserves_padding and not stored.measured:
-        problems.append(
-            f'feature "{name}": lists of the table may contain {feature.padding}, the padding, '
-            "which is no id of this version: publish the table again"
-        )
-    if not problems and stored.vocabulary != vocabulary_digest(feature, manifest):
-        problems.append(f'feature "{name}": the table was made with another vocabulary')
-    return problems
-
-
-def _shown(value: object) -> str:
-    text = orjson.dumps(value).decode()
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
-
-
-def default_record(features: list[Input], columns: Mapping[str, Column]) -> npt.NDArray[np.void]:
-    """Return the row of the defaults, `[1]`: zeros for a feature without a default.
-
-    Args:
-        features: of the table.
-        columns: the encoded defaults, one row each, of the features that have one.
-    """
-    record = np.zeros(1, record_dtype(features))
-    for name, column in columns.items():
-        record[name] = column
-    return record

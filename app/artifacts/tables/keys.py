@@ -62,7 +62,7 @@ class KeyIndex(Protocol):
         """
 
     def keys_at(self, entries: Int64) -> list[int] | list[str]:
-        """Return the keys at places of the index."""
+        """Return the keys of some entries, `[n]`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,9 +103,9 @@ class Int64Index:
         return hash_integers(self.keys[at], self.seed)
 
     def keys_at(self, entries: Int64) -> list[int]:
-        """Return the keys at places of the index."""
-        found: list[int] = self.keys[entries].tolist()
-        return found
+        """Return the keys of some entries, `[n]`."""
+        keys: list[int] = self.keys[entries].tolist()
+        return keys
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,12 +144,12 @@ class StringIndex:
         while True:
             best = match.argmax(axis=1)
             slot = first + best
-            found = self._equal(slot, wanted)
-            if found.all():
-                return _rows_at(self.rows, slot, found)
-            differs = ~found & match.any(axis=1)
+            is_found = self._equal(slot, wanted)
+            if is_found.all():
+                return _rows_at(self.rows, slot, is_found)
+            differs = ~is_found & match.any(axis=1)
             if not differs.any():
-                return _rows_at(self.rows, slot, found)
+                return _rows_at(self.rows, slot, is_found)
             match[differs, best[differs]] = False  # another key with this hash; try the next
 
     def _equal(self, slot: Int64, wanted: "PaddedStrings") -> Flags:
@@ -176,12 +176,12 @@ class StringIndex:
         _check_order(self.starts, self.bits, len(self.hashes), self.hashes.__getitem__)
 
     def keys_at(self, entries: Int64) -> list[str]:
-        """Return the keys at places of the index."""
-        text = self.words.view(np.uint8).data
+        """Return the keys of some entries, `[n]`."""
+        content = self.words.view(np.uint8).data
         place = self.places[entries]
         starts, lengths = ((place >> 16) * 8).tolist(), (place & 0xFFFF).tolist()
         return [
-            str(text[start : start + length], "utf-8", "replace")
+            str(content[start : start + length], "utf-8", "replace")
             for start, length in zip(starts, lengths, strict=True)
         ]
 
@@ -199,7 +199,7 @@ class PaddedStrings:
     length: Int64
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of strings."""
         return len(self.length)
 
 
@@ -211,16 +211,16 @@ def pad(keys: Sequence[str]) -> PaddedStrings:
     """
     length = np.fromiter(map(len, keys), np.int64, len(keys))  # [n]
     if len(keys) and length.max() > LONGEST_KEY:
-        found = pad([each if len(each) <= LONGEST_KEY else "" for each in keys])
-        found.length[length > LONGEST_KEY] = -1
-        return found
+        padded = pad([key if len(key) <= LONGEST_KEY else "" for key in keys])
+        padded.length[length > LONGEST_KEY] = -1
+        return padded
     try:
-        text = np.array(keys, _bytes_type(length))  # [n]; fails unless all are ASCII
+        strings = np.array(keys, _bytes_type(length))  # [n]; fails unless all are ASCII
     except UnicodeEncodeError:
-        encoded = [each.encode("utf-8", "surrogatepass") for each in keys]
+        encoded = [key.encode("utf-8", "surrogatepass") for key in keys]
         length = np.fromiter(map(len, encoded), np.int64, len(keys))
-        text = np.array(encoded, _bytes_type(length))
-    words = np.frombuffer(text.data, "<u8").reshape(len(keys), text.itemsize // 8)
+        strings = np.array(encoded, _bytes_type(length))
+    words = np.frombuffer(strings.data, "<u8").reshape(len(keys), strings.itemsize // 8)
     return PaddedStrings(words, length)
 
 
@@ -255,10 +255,10 @@ def _bucket(hashes: Uint64, bits: int) -> Int64:
     return (hashes >> np.uint64(64 - bits)).view(np.int64)
 
 
-def _rows_at(rows: Int32, slot: Int64, found: Flags) -> Int64:
+def _rows_at(rows: Int32, slot: Int64, is_found: Flags) -> Int64:
     at = rows.take(slot, mode="clip").astype(np.int64)  # [n]
-    if not found.all():
-        at[~found] = -1
+    if not is_found.all():
+        at[~is_found] = -1
     return at
 
 
@@ -284,8 +284,8 @@ def _check_order(
     for begin in range(0, entries, _PIECE):
         hashes = hashes_of(slice(begin, begin + _PIECE))
         bucket = _bucket(hashes, bits)
-        place = np.arange(begin, begin + len(hashes))
-        inside = (starts.take(bucket) <= place) & (place < starts.take(bucket + 1))
+        at = np.arange(begin, begin + len(hashes))
+        inside = (starts.take(bucket) <= at) & (at < starts.take(bucket + 1))
         if hashes[0] < last or (hashes[1:] < hashes[:-1]).any() or not inside.all():
             raise ArtifactInvalid("keys: are not in the order of their hashes")
         last = hashes[-1]
@@ -293,7 +293,7 @@ def _check_order(
 
 @dataclass(frozen=True, slots=True)
 class BuiltIndex:
-    """A new index.
+    """A new index, and the keys that it has twice.
 
     Attributes:
         index: in memory.
@@ -319,7 +319,7 @@ def build(parts: Sequence[Int64 | PaddedStrings], rows: Int32) -> BuiltIndex:
     bits = min(_MOST_BITS, max(1, (2 * count - 1).bit_length()))
     for _ in range(_SEEDS):
         seed = secrets.randbits(32)
-        hashes = np.concatenate([np.zeros(0, np.uint64), *(_hash(each, seed) for each in parts)])
+        hashes = np.concatenate([np.zeros(0, np.uint64), *(_hash(part, seed) for part in parts)])
         order = np.argsort(hashes, kind="stable")
         sorted_hashes = hashes[order]
         same = _same(parts, order, sorted_hashes)
@@ -331,11 +331,11 @@ def build(parts: Sequence[Int64 | PaddedStrings], rows: Int32) -> BuiltIndex:
     starts = np.zeros(2**bits + 1, np.uint32)
     np.cumsum(sizes, out=starts[1:])
     ordered = rows[order]
-    if strings := [each for each in parts if isinstance(each, PaddedStrings)]:
+    if strings := [part for part in parts if isinstance(part, PaddedStrings)]:
         words, places = _packed(strings, order)
         index = StringIndex(seed, bits, words, places, sorted_hashes, ordered, starts)
         return BuiltIndex(index, same)
-    integers = [each for each in parts if not isinstance(each, PaddedStrings)]
+    integers = [part for part in parts if not isinstance(part, PaddedStrings)]
     keys = np.concatenate([np.zeros(0, np.int64), *integers])[order]
     return BuiltIndex(Int64Index(seed, bits, keys, ordered, starts), same)
 
@@ -355,7 +355,7 @@ def _same(parts: Sequence[Int64 | PaddedStrings], order: Int64, hashes: Uint64) 
         hashes: in that order.
     """
     equal = np.flatnonzero(hashes[1:] == hashes[:-1])
-    ends = np.cumsum([len(each) for each in parts])
+    ends = np.cumsum([len(part) for part in parts])
     seen: dict[object, int] = {}
     run = None
     pairs = []
@@ -380,13 +380,13 @@ def _comparable(keys: Int64 | PaddedStrings, at: int) -> object:
 
 def _packed(parts: Sequence[PaddedStrings], order: Int64) -> tuple[Uint64, Int64]:
     """Return the words of strings in another order, without those that only pad, and places."""
-    length = np.concatenate([each.length for each in parts])
-    needed = (length + 7) >> 3  # [m] words of each
+    length = np.concatenate([part.length for part in parts])
+    needed = (length + 7) >> 3  # [m] words of part
     source = [
-        each.words.reshape(-1)[
-            (((each.length + 7) >> 3)[:, None] > _RANGE[: each.words.shape[1]]).reshape(-1)
+        part.words.reshape(-1)[
+            (((part.length + 7) >> 3)[:, None] > _RANGE[: part.words.shape[1]]).reshape(-1)
         ]
-        for each in parts
+        for part in parts
     ]
     words = np.concatenate(source)  # as they were given
     begins = np.cumsum(needed) - needed

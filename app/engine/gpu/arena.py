@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from app.artifacts.columns import Column, column_dtype, column_shape
-from app.artifacts.manifest import DenseInput, Description, IdInput, Input
+from app.artifacts.inputs import DenseInput, IdInput, Input
+from app.artifacts.manifest import Description
 from app.engine.batch import Chunk
 from app.engine.gather import sides, use_tables
 from app.engine.gpu.buckets import Bucket

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from app.artifacts.loader import Model
 from app.artifacts.program import error_summary
-from app.artifacts.tables.reader import Records, Table
+from app.artifacts.tables.segment import Records
+from app.artifacts.tables.table import Table
 from app.engine.batch import Chunk
 from app.engine.gpu.arena import padding
 

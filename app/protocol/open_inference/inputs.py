@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from app.artifacts.manifest import DenseInput, Input, Manifest
+from app.artifacts.inputs import DenseInput, Input
+from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import NO_TABLES, ModelTables
 from app.errors import MalformedBody
 from app.protocol.open_inference.parameters import refuse_parameters

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.artifacts.manifest import DenseInput, Input
+from app.artifacts.inputs import DenseInput, Input
 from app.protocol.features import BEYOND_FLOAT32, NOT_FINITE
 from app.protocol.tensors import Numbers
 from app.protocol.validation import MOST_PROBLEMS

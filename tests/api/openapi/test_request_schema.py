@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from app.api.openapi.request_schema import request_schema
 from app.api.openapi.schemas import ScoreRequest
 from app.artifacts.encoding import Identity
-from app.artifacts.manifest import DenseInput, IdInput
+from app.artifacts.inputs import DenseInput, IdInput
 from tests.support.builders import manifest
 from tests.support.documents import Case, cases, damaged
 

@@ -6,14 +6,10 @@ import numpy as np
 import pytest
 
 from app.artifacts.encoding import Hashed, Listed
-from app.artifacts.manifest import DenseInput, FileDigest, IdInput, IdListInput, Input
-from app.artifacts.tables.description import (
-    TableColumn,
-    TableDescription,
-    TableKey,
-    incompatibilities,
-    record_dtype,
-)
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
+from app.artifacts.manifest import FileDigest
+from app.artifacts.tables.compatibility import incompatibilities
+from app.artifacts.tables.description import TableColumn, TableDescription, TableKey, record_dtype
 from tests.support.builders import manifest
 
 USER = DenseInput(name="age", side="user")

@@ -13,18 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from app.artifacts.manifest import DenseInput, IdInput
+from app.artifacts.inputs import DenseInput, IdInput
 from app.artifacts.store import Store
-from app.artifacts.tables import description as descriptions, reader
+from app.artifacts.tables import description as descriptions, segment, writer
 from app.artifacts.tables.description import TableColumn
-from app.artifacts.tables.publish import (
-    DuplicateKeys,
-    compact,
-    find_table,
-    publish_table,
-    remove,
-)
-from app.artifacts.tables.reader import open_table, tables_of
+from app.artifacts.tables.listing import find_table, tables_of
+from app.artifacts.tables.publish import compact, publish_table, remove
+from app.artifacts.tables.table import open_table
+from app.artifacts.tables.writer import DuplicateKeys
 from app.errors import ArtifactInvalid, TableIncomplete
 from tests.support.artifacts import corrupt
 from tests.support.tables import DEFAULTS, add, as_keys, change, plan, publish, record
@@ -436,9 +432,8 @@ def test_the_store_does_not_take_tables_for_versions(tmp_path):
 
 
 def test_large_files_are_hashed_in_pieces(tmp_path, monkeypatch):
-    for module in (descriptions, reader):
+    for module in (descriptions, segment, writer):
         monkeypatch.setattr(module, "PIECE", 64)
-    monkeypatch.setattr("app.artifacts.tables.publish.PIECE", 64)
     folder = publish(plan(tmp_path), {n: n for n in range(100)}).folder
     assert opened(tmp_path).rows == 100
     corrupt(folder / "rows")

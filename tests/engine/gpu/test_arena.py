@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from app.artifacts.manifest import DenseInput, IdInput, IdListInput
+from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.engine.batch import Chunk
 from app.engine.gpu.arena import Arena, Layout, padding
 from app.engine.gpu.buckets import Bucket

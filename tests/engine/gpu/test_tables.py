@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from app import main
-from app.artifacts.loader import load, read_manifest
+from app.artifacts.artifact_files import read_manifest
+from app.artifacts.loader import load
 from app.artifacts.manifest import Manifest
-from app.artifacts.tables.reader import Table, open_table
+from app.artifacts.tables.table import Table, open_table
 from app.engine.batch import Chunk
 from app.engine.gpu.graphs import Fallbacks, GraphExecutor
 from app.engine.gpu.tables import DeviceTables

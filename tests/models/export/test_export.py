@@ -7,8 +7,8 @@ import torch
 from rich.console import Console
 
 from app.artifacts.columns import ModelInputs
+from app.artifacts.inputs import IdListInput
 from app.artifacts.loader import load
-from app.artifacts.manifest import IdListInput
 from app.artifacts.program import scores
 from app.artifacts.store import Store
 from app.main import gatehouse

@@ -10,7 +10,7 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from app.artifacts.loader import read_manifest
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.store import Store
 from models import data
 from models.networks.build import build

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from app.artifacts.loader import read_manifest
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.store import Store
 from models import data
 from models.networks.build import build

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from hypothesis import example, given, strategies as st
 
-from app.artifacts.manifest import DenseInput
+from app.artifacts.inputs import DenseInput
 from app.errors import MalformedBody, PayloadTooLarge
 from app.protocol.json_body import LARGE_BYTES, decode
 from app.protocol.open_inference.document import decode_document, read_arrays

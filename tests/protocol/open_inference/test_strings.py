@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from app.artifacts.encoding import Hashed, Listed, write_vocabulary
-from app.artifacts.manifest import IdInput, IdListInput
+from app.artifacts.inputs import IdInput, IdListInput
 from app.artifacts.publish import publish
 from app.artifacts.store import Store
 from app.main import gatehouse

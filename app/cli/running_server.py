@@ -1,0 +1,193 @@
+"""Ask a running server, and wait until it has applied a change of the store."""
+
+import argparse
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote
+
+from app.artifacts.tables.listing import ListedTable
+from app.cli.option_values import seconds, server_url
+from app.cli.output import Output
+from app.cli.parser import Parser, complain
+from app.errors import ExitCode
+
+_ASK_EVERY_S = 0.02
+_ASK_ABOUT_TABLES_EVERY_S = 0.2  # the list of all models is some work for a server
+_ASK_TIMEOUT_S = 5.0
+
+
+def add_waiting(parser: Parser) -> None:
+    """Add `--wait`, `--timeout` and `--hup`."""
+    parser.add_argument(
+        "--wait",
+        type=server_url,
+        metavar="URL",
+        help="wait until the server at URL has applied the change",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for the server (default: 60)",
+    )
+    parser.add_argument(
+        "--hup",
+        type=int,
+        metavar="PID",
+        help="send SIGHUP to the server's process, so that it polls the store now",
+    )
+
+
+def nudge_and_wait(
+    model: str,
+    active: int | str,
+    options: argparse.Namespace,
+    began: float,
+    *,
+    version: int | None = None,
+    trial: Mapping[str, int | None] = MappingProxyType({}),
+) -> int:
+    """Send SIGHUP and wait until a server has applied a change, if asked to; return the exit code.
+
+    Args:
+        model: name of the model.
+        active: what its traffic file says.
+        options: of the command.
+        began: when the change was made (`time.monotonic`, s).
+        version: the version that must be active; any, if it is None and `active` is "latest".
+        trial: the version that must have the role `canary` or `shadow`; None if none may have it.
+    """
+    if version is None and active != "latest":
+        version = int(active)
+
+    def look(url: str) -> _Sight:
+        card = ask(f"{url}/v1/models/{quote(model)}")
+        traffic = card["traffic"]
+        is_applied = traffic["active"] == active and all(
+            (traffic[role] or {"version": None})["version"] == wanted
+            for role, wanted in trial.items()
+        )
+        if is_applied and version in (None, card["version"]):
+            return _Sight(f"version {card['version']} of {model} is active", has_applied=True)
+        return _Sight("; ".join([f"version {card['version']} is active", *traffic["problems"]]))
+
+    return _wait(options, began, look, _ASK_EVERY_S)
+
+
+def nudge_and_wait_for_table(
+    model: str, listed: ListedTable, options: argparse.Namespace, began: float
+) -> int:
+    """Send SIGHUP and wait until a server serves from a table, if asked to; return the exit code.
+
+    A newer table or delta will do. If the server refuses the table or a delta, waiting ends.
+
+    Args:
+        model: its name.
+        listed: the table, and the deltas that must be applied.
+        options: of the command.
+        began: when it was published (`time.monotonic`, s).
+    """
+    kind, wanted = listed.kind, (listed.version, max(listed.deltas, default=0))
+    names = [f"{kind}/{listed.version}"]
+    names += [f"{names[0]}.{number}" for number in listed.deltas]
+
+    def look(url: str) -> _Sight:
+        document = ask(f"{url}/v1/models")
+        tables = [
+            served["version"]
+            for card in document["models"]
+            for served in card["tables"]
+            if card["name"] == model and served["table"] == kind
+        ]
+        if tables:
+            version, _, delta = tables[0].partition(".")
+            if (int(version), int(delta or 0)) >= wanted:
+                return _Sight(f"{model} serves from {kind}/{tables[0]}", has_applied=True)
+        reasons = [
+            f"{refused['table']}: {refused['reason']}"
+            for refused in document["refused_tables"]
+            if refused["model"] == model and refused["table"] in names
+        ]
+        if reasons:
+            return _Sight(f"refuses {'; '.join(reasons)}", has_refused=True)
+        if tables:
+            return _Sight(f"{model} serves from {kind}/{tables[0]}")
+        if any(card["name"] == model for card in document["models"]):
+            return _Sight(f"{model} has no table of {kind}")
+        return _Sight(f'model "{model}" is not active')
+
+    return _wait(options, began, look, _ASK_ABOUT_TABLES_EVERY_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What a server does now: it has applied a change, has refused it, or neither yet."""
+
+    state: str
+    has_applied: bool = False
+    has_refused: bool = False
+
+
+def _wait(
+    options: argparse.Namespace, began: float, look: Callable[[str], _Sight], every_s: float
+) -> int:
+    """Send SIGHUP and wait until a server has applied a change, if asked to; return the exit code.
+
+    Args:
+        options: of the command.
+        began: when the change was made (`time.monotonic`, s).
+        look: asks the server at a URL; may raise OSError.
+        every_s: how often.
+    """
+    if options.hup is not None:
+        try:
+            os.kill(options.hup, signal.SIGHUP)
+        except OSError as error:
+            complain(f"--hup {options.hup}: {error.strerror}")
+            return ExitCode.FAILED
+    if options.wait is None:
+        return ExitCode.OK
+    state = "no response"
+    while time.monotonic() < began + options.timeout:
+        try:
+            sight = look(options.wait)
+        except OSError as error:
+            state = f"no response: {error}"
+        else:
+            state = sight.state
+            if sight.has_applied:
+                waited_s = time.monotonic() - began
+                Output().print_line(f"{options.wait}: {state} ({waited_s:.2f} s)")
+                return ExitCode.OK
+            if sight.has_refused:
+                complain(f"{options.wait} {state}")
+                return ExitCode.FAILED
+        time.sleep(every_s)
+    complain(f"{options.wait} has not applied the change within {options.timeout:g} s: {state}")
+    return ExitCode.FAILED
+
+
+def ask(url: str, key: str | None = None) -> Any:  # noqa: ANN401  (JSON)
+    """Return the JSON document at a URL, which is asked for with an API key if one is given.
+
+    Raises:
+        OSError: there is no response, or it is an error.
+    """
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=_ASK_TIMEOUT_S) as response:  # noqa: S310
+            return json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        raise OSError(f"status {error.code}") from None
+    except ValueError as error:
+        raise OSError(f"not JSON: {error}") from None

@@ -1,0 +1,213 @@
+"""`gatehouse items` and `gatehouse users`: list, show, compact and prune the tables in a store."""
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table as TextTable
+
+from app.artifacts.artifact_files import load_vocabularies, read_manifest
+from app.artifacts.inputs import DenseInput, IdListInput, Input
+from app.artifacts.manifest import Manifest
+from app.artifacts.store import Artifact, Store, by_model
+from app.artifacts.tables.compatibility import incompatibilities
+from app.artifacts.tables.description import (
+    Fold,
+    TableDescription,
+    TableKind,
+    read_description,
+)
+from app.artifacts.tables.keys import Int64
+from app.artifacts.tables.listing import ListedTable, find_table, newest_fitting, tables_of
+from app.artifacts.tables.publish import compact, remove
+from app.artifacts.tables.table import Table, open_table
+from app.cli.option_values import AGE_UNITS_S
+from app.cli.output import Output
+from app.cli.parser import WrongUsage, complain
+from app.cli.running_server import nudge_and_wait_for_table
+from app.cli.settings_options import existing_store, store_of
+from app.cli.traffic_changes import chosen
+from app.errors import ArtifactInvalid, ExitCode
+
+
+def run_list(options: argparse.Namespace, kind: TableKind) -> int:
+    """Print the tables of one model or of all; return the exit code."""
+    if options.model is None:
+        artifacts = list(Store(existing_store(store_of(options))).artifacts())
+    else:
+        artifacts = chosen(options)
+    shown = TextTable("table", "rows", "deltas", "key", "created", "size", "fits versions", "note")
+    for versions in by_model(artifacts):
+        model, manifests = versions[0].folder.parent, _manifests(versions)
+        for listed in tables_of(model, kind):
+            shown.add_row(f"{model.name} {listed.version}", *_row(listed, manifests))
+    if not shown.rows:
+        complain(f'store "{store_of(options)}" has no {kind}')
+        return ExitCode.FAILED
+    Output().print(shown)
+    return ExitCode.OK
+
+
+def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
+    """Return what the list says of a table; only why, if it cannot be read."""
+    try:
+        table = newest = read_description(listed.folder)
+        size = table.size
+        for number in listed.deltas:
+            newest = read_description(listed.delta_folder(number))
+            size += newest.size
+    except (ArtifactInvalid, OSError) as error:
+        return ["", "", "", "", "", "", escape(str(error))]
+    reasons = {
+        version: incompatibilities(table, manifest) for version, manifest in manifests.items()
+    }
+    fits = [version for version, why in reasons.items() if not why]
+    note = f"unknown keys: {table.unknown}"
+    if table.fold is not None:
+        note += f"; {_fold_note(listed, table.fold, manifests)}"
+    if table.max_age_s is not None:
+        note += f"; at most {_age(table.max_age_s)} old"
+    if reasons and not fits:
+        newest_version = max(reasons)
+        note = f"version {newest_version}: {'; '.join(reasons[newest_version])}"
+    if listed.gap:
+        note = f"{listed.gap}; {note}"
+    return [
+        f"{table.rows:,}",
+        str(len(listed.deltas)),
+        f"{table.key.name} ({table.key.type})",
+        f"{newest.created:%Y-%m-%d %H:%M}",
+        f"{size / 1e6:.1f} MB",
+        ", ".join(map(str, fits)) or "none",
+        escape(note),
+    ]
+
+
+def _fold_note(listed: ListedTable, fold: Fold, manifests: Mapping[int, Manifest]) -> str:
+    """Return which versions of the model serve from what a table has folded."""
+    for number in listed.deltas:
+        delta = read_description(listed.delta_folder(number))
+        if delta.rows and delta.fold != fold:
+            return f"not folded any more: delta {number} is not"
+    serves = [version for version, manifest in manifests.items() if fold.serves(manifest)]
+    versions = ", ".join(map(str, serves)) or f"{fold.version}, which the store does not have"
+    return f"folded for version {versions} ({4 * fold.width:,} bytes per item)"
+
+
+def _age(seconds: float) -> str:
+    """Return an age in the largest unit that divides it."""
+    fitting = [unit for unit, length in AGE_UNITS_S.items() if seconds % length == 0]
+    unit = fitting[-1] if fitting else "s"
+    return f"{seconds / AGE_UNITS_S[unit]:g}{unit}"
+
+
+def run_show(options: argparse.Namespace, kind: TableKind) -> int:
+    """Print one row; return the exit code."""
+    versions = chosen(options)
+    model = versions[0].folder.parent
+    listed = find_table(model, kind, options.table)
+    table = open_table(listed, model.name)
+    key = _key(table, options.key)
+    position = table.find(key)
+    if position[0] < 0:
+        complain(f"{table.kind} {table.label} has no key {options.key}")
+        return ExitCode.FAILED
+    record = table.take(position)
+    ids = _ids(table.description, versions)
+    output = Output()
+    folded = "" if table.fold is None else f", folded for version {table.fold.version}"
+    output.print_line(
+        f"{table.kind} {table.label} of {model.name}, {table.key} {options.key}{folded}"
+    )
+    features = {column.feature.name: column.feature for column in table.description.columns}
+    for name in table.columns:
+        values = np.atleast_1d(record[name][0]).tolist()
+        shown = " ".join(_shown_values(features[name], values, ids.get(name, {})))
+        output.print_line(f"  {name}: {shown}")
+    return ExitCode.OK
+
+
+def _shown_values(feature: Input, values: list[Any], ids: Mapping[int, object]) -> Iterator[str]:
+    """Yield the numbers of a feature, or its rows of the embedding table with their ids."""
+    if isinstance(feature, DenseInput):
+        for number in values:
+            yield f"{number:.7g}"
+        return
+    padding = feature.padding if isinstance(feature, IdListInput) else None
+    for row in values:
+        if row != padding:
+            yield f"{row} ({ids[row]})" if row in ids else str(row)
+
+
+def _key(table: Table, key: str) -> Int64 | list[str]:
+    """Return a key as the table takes it.
+
+    Raises:
+        WrongUsage: the table has integers, and the key is none.
+    """
+    if table.key_type is str:
+        return [key]
+    try:
+        return np.array([int(key)], np.int64)
+    except (ValueError, OverflowError):
+        raise WrongUsage(f"KEY {key}: keys of this table are integers of 64 bits") from None
+
+
+def _ids(
+    description: TableDescription, versions: Sequence[Artifact]
+) -> Mapping[str, Mapping[int, object]]:
+    """Return the id of each row of an embedding table, by feature, if a version still has them."""
+    for version, manifest in reversed(_manifests(versions).items()):
+        if not incompatibilities(description, manifest):
+            (artifact,) = (artifact for artifact in versions if artifact.version == version)
+            vocabularies = load_vocabularies(artifact, manifest)
+            return {
+                name: {row: id_ for id_, row in vocabulary.items()}
+                for name, vocabulary in vocabularies.items()
+            }
+    return {}
+
+
+def run_compact(options: argparse.Namespace, kind: TableKind) -> int:
+    """Write a table and its deltas as a new table; return the exit code."""
+    model = chosen(options)[0].folder.parent
+    listed = compact(model, kind, options.table)
+    published = time.monotonic()
+    table = read_description(listed.folder)
+    folded = "" if table.fold is None else f", folded for version {table.fold.version}"
+    Output().print_line(
+        f"published {table.label} of {model.name}: {table.source}, {table.rows:,} rows{folded}"
+    )
+    return nudge_and_wait_for_table(model.name, listed, options, published)
+
+
+def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
+    """Remove the tables that are neither among the newest nor serve; return the exit code."""
+    if options.keep < 1:
+        raise WrongUsage("--keep must be 1 or more")
+    versions = chosen(options)
+    model = versions[0].folder.parent
+    tables = tables_of(model, kind)
+    fitting = [newest_fitting(tables, manifest) for manifest in _manifests(versions).values()]
+    kept = [*tables[-options.keep :], *fitting]
+    for listed in tables:
+        if listed not in kept:
+            if not options.dry_run:
+                remove(listed)
+            verb = "would remove" if options.dry_run else "removed"
+            Output().print_line(f"{verb} {kind} {listed.version} of {model.name}")
+    return ExitCode.OK
+
+
+def _manifests(versions: Sequence[Artifact]) -> dict[int, Manifest]:
+    """Return the manifests that can be read, by version."""
+    manifests = {}
+    for artifact in versions:
+        try:
+            manifests[artifact.version] = read_manifest(artifact)
+        except (ArtifactInvalid, OSError):
+            continue
+    return manifests
