@@ -1,8 +1,9 @@
 """What one replica can serve, computed from its measured costs by a simulation of its queues.
 
 Requests of equal size arrive at Poisson times. The event loop handles one after the other; a lane
-that is idle takes a batch of what waits, `a + b · rows` seconds long; a short batch that is alone
-runs on the event loop; large requests are shared between idle lanes; and all share the cores.
+that is idle takes a batch of what waits, `a + b · rows` seconds long; a short batch runs on the
+event loop if nothing else waits; large requests are shared between idle lanes; an idle lane waits
+for more rows only if a setting says so; and all share the cores.
 So batches grow with the load by themselves, which no closed formula for queues says.
 """
 
@@ -35,7 +36,8 @@ class Replica:
         is_gpu: whether the lanes are on a GPU.
         max_batch_rows: the most rows of a batch.
         min_chunk_rows: requests are not split into smaller chunks.
-        inline_s: a batch that is alone and at most so long (s) runs on the event loop.
+        max_wait_s: how long the oldest row may wait for more rows while a lane is idle (s).
+        inline_s: a batch of at most so long (s) runs on the event loop if nothing else waits.
     """
 
     rows: int
@@ -47,6 +49,7 @@ class Replica:
     is_gpu: bool = False
     max_batch_rows: int = 512
     min_chunk_rows: int = 64
+    max_wait_s: float = 0.0
     inline_s: float = INLINE_S
 
     @property
@@ -123,6 +126,7 @@ class _Simulation:
         self._left_s = [0.0] * replica.lanes  # of each batch
         self._missing = [replica.rows] * _REQUESTS  # rows of each request without a score
         self._parts = [0] * _REQUESTS  # running batches that have rows of a request
+        self._queued_at = [0.0] * _REQUESTS
         self._done = np.full(_REQUESTS, np.inf)
 
     def run(self) -> tuple[npt.NDArray[np.float64], float]:
@@ -142,6 +146,8 @@ class _Simulation:
                 step = min(step, self._front_left_s / speed)
             for lane in running:
                 step = min(step, self._left_s[lane] / speed)
+            if self._waits(now):
+                step = min(step, self._oldest_s() + self._replica.max_wait_s - now)
             now += step
             busy_s += step * (len(running) + bool(self._inline))
             progress = step * speed
@@ -152,10 +158,10 @@ class _Simulation:
             if self._inline:
                 done += self._advance_inline(progress, now)
             elif self._front:
-                self._advance_front(progress)
+                self._advance_front(progress, now)
             while self._arrived < _REQUESTS and self._arrivals[self._arrived] <= now:
                 self._arrive()
-            self._dispatch()
+            self._dispatch(now)
             if len(self._front) + len(self._waiting) > most_waiting:
                 break
         return self._done - self._arrivals, busy_s / (now * self._replica.lanes)
@@ -166,10 +172,11 @@ class _Simulation:
         self._front.append(self._arrived)
         self._arrived += 1
 
-    def _advance_front(self, progress: float) -> None:
+    def _advance_front(self, progress: float, now: float) -> None:
         self._front_left_s -= progress
         if self._front_left_s > 1e-12:
             return
+        self._queued_at[self._front[0]] = now
         self._waiting.append([self._front.popleft(), self._replica.rows])
         self._waiting_rows += self._replica.rows
         self._front_left_s = self._replica.front_s
@@ -182,14 +189,23 @@ class _Simulation:
         self._done[list(finished)] = now
         return len(finished)
 
-    def _dispatch(self) -> None:
+    def _waits(self, now: float) -> bool:
+        """Whether the rows that wait are too few and too young for a batch."""
+        replica = self._replica
+        is_few = 0 < self._waiting_rows < replica.max_batch_rows
+        return is_few and self._oldest_s() + replica.max_wait_s - now > 1e-12
+
+    def _oldest_s(self) -> float:
+        return self._queued_at[self._waiting[0][0]]
+
+    def _dispatch(self, now: float) -> None:
         """Give every idle lane its share of the rows that wait, as `Queues.take` does."""
         replica = self._replica
-        if self._inline:
-            return  # the event loop is busy
+        if self._inline or self._waits(now):
+            return
         cost_s = replica.batch_s + replica.row_s * self._waiting_rows
-        is_alone = self._waiting and not any(self._lanes)
-        if is_alone and not replica.is_gpu and cost_s <= replica.inline_s:
+        is_inline = not replica.is_gpu and cost_s <= replica.inline_s
+        if self._waiting and is_inline and not all(self._lanes):
             self._inline = tuple(request for request, _ in self._waiting)
             self._inline_left_s = cost_s
             self._waiting.clear()

@@ -98,6 +98,7 @@ class Batcher:
                 uvloop only milliseconds.
         """
         self.min_chunk_rows: Final = min_chunk_rows
+        self.max_wait_s: Final = max_wait_s
         self._max_queue_rows = max_queue_rows
         self._metrics = metrics
         self._clock = clock

@@ -66,6 +66,7 @@ class EngineState:
         queued_rows: candidates that wait.
         idle_lanes: lanes that run no batch.
         min_chunk_rows: requests are not split into smaller chunks (a setting).
+        max_wait_ms: how long rows may wait for more rows while a lane is idle (a setting).
         queues: one for each version that has one.
         lanes: all of them.
     """
@@ -73,6 +74,7 @@ class EngineState:
     queued_rows: int
     idle_lanes: int
     min_chunk_rows: int
+    max_wait_ms: float
     queues: list[QueueState]
     lanes: list[LaneState]
 
@@ -96,7 +98,14 @@ def engine_state(batcher: Batcher, lanes: Iterable[Lane], *, hang_s: float) -> E
     ]
     states = [_lane(lane, batcher, now, hang_s) for lane in lanes]
     idle = sum(state.model is None for state in states)
-    return EngineState(batcher.queues.rows, idle, batcher.min_chunk_rows, queues, states)
+    return EngineState(
+        batcher.queues.rows,
+        idle,
+        batcher.min_chunk_rows,
+        batcher.max_wait_s * 1e3,
+        queues,
+        states,
+    )
 
 
 def _lane(lane: Lane, batcher: Batcher, now: float, hang_s: float) -> LaneState:

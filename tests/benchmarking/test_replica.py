@@ -38,7 +38,25 @@ def test_large_request_is_shared_by_idle_lanes():
     assert forecast(one_core, 0.1).p50_s == pytest.approx(2 * (2e-4 + 250 * 1e-5), rel=1e-6)
 
 
-def test_short_batch_that_is_alone_runs_on_the_event_loop():
+def test_lone_request_waits_for_others_as_long_as_the_setting_says():
+    patient = replace(REPLICA, max_wait_s=2e-3)
+    lone_s = forecast(REPLICA, 0.1).p50_s
+    assert forecast(patient, 0.1).p50_s == pytest.approx(lone_s + 2e-3, rel=1e-6)
+
+
+def test_full_batch_does_not_wait():
+    full = replace(REPLICA, max_batch_rows=50, min_chunk_rows=50, lanes=1)
+    patient = replace(full, max_wait_s=2e-3)
+    assert forecast(patient, 100) == forecast(full, 100)
+
+
+def test_waiting_for_more_rows_makes_batches_larger_and_lanes_less_busy():
+    patient = replace(REPLICA, rows=10, max_wait_s=5e-3)
+    eager = replace(patient, max_wait_s=0.0)
+    assert forecast(patient, 1000).lane_share < 0.8 * forecast(eager, 1000).lane_share
+
+
+def test_short_batch_runs_on_the_event_loop():
     assert replica.INLINE_S == INLINE_S
     short = Replica(rows=1, front_s=5e-5, batch_s=1e-4, row_s=1e-5, lanes=2, cores=9)
     found = forecast(short, 5000)

@@ -24,6 +24,7 @@ def test_plan_of_a_store_adds_up(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(replica_costs, "_BUSY_S", 0.5)
     monkeypatch.setenv("GATEHOUSE_MIN_CHUNK_ROWS", "7")  # for the server that is started
     monkeypatch.setenv("GATEHOUSE_MAX_BATCH_ROWS", "200")
+    monkeypatch.setenv("GATEHOUSE_MAX_WAIT_MS", "1.5")
     arguments = ["plan", "--store", str(tmp_path / "store"), *OBJECTIVE, "--price", "0.05"]
     assert main([*arguments, "--json"]) == ExitCode.OK
     out, err = capsys.readouterr()
@@ -34,6 +35,7 @@ def test_plan_of_a_store_adds_up(tmp_path, capsys, monkeypatch):
     assert 0 < replica["batch_s"] < 0.1
     assert replica["rows"] == 20
     assert (replica["min_chunk_rows"], replica["max_batch_rows"]) == (7, 200)
+    assert replica["max_wait_s"] == 1.5e-3
     assert plan["measured"]["request_bytes"] > plan["measured"]["response_bytes"] / 100 > 0
     assert plan["replicas"] * plan["planned"]["rate"] == pytest.approx(100_000)
     assert plan["planned"]["rate"] <= 0.7 * plan["capacity"]["rate"]
