@@ -124,6 +124,7 @@ def _card(model: Model, service: Service, gates: GateMetrics, keys: Keys) -> Mod
     return ModelCard(
         name=manifest.name,
         version=manifest.version,
+        not_ready=service.readiness.why_not_ready(model) or None,
         versions=[_loaded(each, registry, gates) for each in registry.versions(manifest.name)],
         traffic=_traffic(manifest.name, registry),
         architecture=manifest.architecture,

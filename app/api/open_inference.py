@@ -26,7 +26,7 @@ from app.api.openapi.open_inference_schemas import (
     Statistics,
     TensorMetadata,
 )
-from app.api.operations import check_ready
+from app.api.operations import check_ready, check_started
 from app.artifacts.inputs import IdInput, Input
 from app.artifacts.loader import Model
 from app.artifacts.model_tables import NO_TABLES, ModelTables
@@ -43,7 +43,6 @@ from app.errors import (
     UnsupportedMediaType,
     VersionNotFound,
 )
-from app.lifecycle.registry import Registry
 from app.protocol.json_body import decode
 from app.protocol.open_inference.infer import OpenInference
 from app.protocol.open_inference.outputs import output_names
@@ -176,23 +175,36 @@ def _add_metadata(
 def _add_readiness(router: APIRouter, service: Service) -> None:
     @router.get(
         f"{_MODEL}/ready",
-        summary="200 while a model is active",
+        summary="200 while a model is active and its tables are not too old",
         responses=errors(ModelNotFound, NotReady, Draining),
     )
     async def model_ready(model: str) -> ModelReady:
-        check_ready(service)
-        service.registry.active(model)
+        check_version_ready(service, model)
         return ModelReady(name=model, ready=True)
 
     @router.get(
         f"{_VERSION}/ready",
-        summary="200 while a version is active",
+        summary="200 while a version is loaded and its tables are not too old",
         responses=errors(ModelNotFound, VersionNotFound, NotReady, Draining),
     )
     async def version_ready(model: str, version: str) -> ModelReady:
-        check_ready(service)
-        service.registry.active(model, _number(version))
+        check_version_ready(service, model, _number(version))
         return ModelReady(name=model, ready=True)
+
+
+def check_version_ready(service: Service, name: str, version: int | None = None) -> None:
+    """Check that a version of a model, by default the active one, accepts requests.
+
+    Raises:
+        Draining: the server is shutting down.
+        NotReady: models are still loading, or a table of the version is too old.
+        ModelNotFound: no model of this name is active.
+        VersionNotFound: `version` is not loaded.
+    """
+    check_started(service)
+    model = service.registry.active(name, version)
+    if reason := service.readiness.why_not_ready(model):
+        raise NotReady(reason)
 
 
 def _number(version: str) -> int:
@@ -229,7 +241,7 @@ def _add_repository(
         ready = document.get("ready", False) if isinstance(document, dict) else None
         if not isinstance(ready, bool):
             raise MalformedBody("the body must be an object, and its ready true or false")
-        return repository_index(service.registry, ready_only=ready)
+        return repository_index(service, ready_only=ready)
 
 
 def _refuse_extensions(router: APIRouter) -> None:
@@ -372,24 +384,34 @@ def model_statistics(model: Model, metrics: Metrics) -> ModelStatistics:
     )
 
 
-def repository_index(registry: Registry, *, ready_only: bool) -> list[RepositoryEntry]:
-    """Return the loaded versions with their roles and, unless `ready_only`, the refused ones."""
-    entries = [
-        RepositoryEntry(
-            name=model.manifest.name,
-            version=str(model.manifest.version),
-            state="READY",
-            reason=registry.damaged.get(model.label, ""),
-            parameters={"role": registry.role(model)},
+def repository_index(service: Service, *, ready_only: bool) -> list[RepositoryEntry]:
+    """Return the loaded versions with their roles, and the refused ones.
+
+    With `ready_only`, neither those nor versions whose tables are too old.
+    """
+    registry, entries = service.registry, []
+    for model in registry.loaded():
+        stale = service.readiness.why_not_ready(model)
+        if stale and ready_only:
+            continue
+        entries.append(
+            RepositoryEntry(
+                name=model.manifest.name,
+                version=str(model.manifest.version),
+                state="UNAVAILABLE" if stale else "READY",
+                reason=stale or registry.damaged.get(model.label, ""),
+                parameters={"role": registry.role(model)},
+            )
         )
-        for model in registry.loaded()
-    ]
     if not ready_only:
         entries += [
             RepositoryEntry(
-                name=each.model, version=str(each.version), state="UNAVAILABLE", reason=reason
+                name=artifact.model,
+                version=str(artifact.version),
+                state="UNAVAILABLE",
+                reason=reason,
             )
-            for each, reason in registry.refused.items()
+            for artifact, reason in registry.refused.items()
         ]
     return entries
 

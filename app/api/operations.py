@@ -45,7 +45,7 @@ def routes(
         "/readyz",
         response_class=PlainTextResponse,
         responses=problems(Draining, NotReady),
-        summary="200 while the server accepts requests; otherwise use another replica",
+        summary="200 while the server accepts requests to a model; otherwise use another replica",
     )
     async def readyz() -> PlainTextResponse:
         check_ready(service)
@@ -87,17 +87,27 @@ def _shown(event: Event) -> EventSchema:
 
 
 def check_ready(service: Service) -> None:
-    """Check that the server accepts requests.
+    """Check that the server accepts requests to one of its models at least.
 
     Raises:
         Draining: it is shutting down.
-        NotReady: models are still loading, none is active, or a table is too old.
+        NotReady: models are still loading, none is active, or each has a table that is too old.
+    """
+    check_started(service)
+    if reason := service.readiness.why_none_ready():
+        raise NotReady(reason)
+
+
+def check_started(service: Service) -> None:
+    """Check that the server has loaded its store and is not shutting down.
+
+    Raises:
+        Draining: it is shutting down.
+        NotReady: models are still loading, or none is active.
     """
     if service.draining:
         raise Draining("the server is shutting down")
     if not service.registry.models():
         raise NotReady("no model is active yet")
-    if stale := service.readiness.stale_tables():
-        raise NotReady("; ".join(stale))
-    if not service.is_ready:
+    if not service.registry.has_started:
         raise NotReady("models are still loading")

@@ -76,6 +76,6 @@ class TableCollector(Collector):
             gauge("table_rows", "Keys in a table."),
             gauge("table_bytes", "Size of a table's files in bytes; processes share the memory."),
             gauge("table_age_seconds", "Age of the newest data in a table, in seconds."),
-            gauge("table_max_age_seconds", "Age from which on the server is not ready."),
+            gauge("table_max_age_seconds", "Age from which on the model is not ready."),
             gauge("table_folded", "1 if what an items table has folded serves, else 0."),
         )

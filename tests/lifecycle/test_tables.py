@@ -413,7 +413,7 @@ async def test_first_table_of_an_active_version_serves_without_a_restart(folder,
         assert (await score(client)).status_code == 200
 
 
-async def test_stale_table_makes_the_server_not_ready(folder, manifest):
+async def test_stale_table_makes_a_server_of_one_model_not_ready(folder, manifest):
     old = datetime.now(UTC) - timedelta(hours=2)
     publish(folder, manifest, max_age_s=3600, created=old)
     async with gatehouse(settings(folder)) as parts, client_of(parts) as client:
@@ -425,6 +425,41 @@ async def test_stale_table_makes_the_server_not_ready(folder, manifest):
         change(folder, manifest, 100)  # new data
         await parts.deployment.refresh()
         assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_stale_table_makes_its_model_not_ready_and_no_other(folder, manifest):
+    add_version(folder, "other", 1, name="other")
+    old = datetime.now(UTC) - timedelta(hours=2)
+    publish(folder, manifest, max_age_s=3600, created=old)
+    publish(folder, manifest, kind="users")
+
+    async def status(path):
+        return (await client.get(path)).status_code
+
+    async def index(*, ready):
+        sent = await client.post("/v2/repository/index", json={"ready": ready})
+        return {each["name"]: each["state"] for each in sent.json()}
+
+    async with gatehouse(settings(folder)) as parts, client_of(parts) as client:
+        await parts.start()
+        assert await status("/readyz") == 200
+        assert await status("/v2/health/ready") == 200
+        assert await status("/v2/models/other/ready") == 200
+        for path in ("/v2/models/tiny/ready", "/v2/models/tiny/versions/1/ready"):
+            answer = await client.get(path)
+            assert answer.status_code == 503
+            assert "table items/1 of model tiny is 72" in answer.json()["error"]
+        cards = (await client.get("/v1/models")).json()["models"]
+        reasons = {each["name"]: each["not_ready"] for each in cards}
+        assert reasons["other"] is None
+        assert "limit 3600 s" in reasons["tiny"]
+        assert await index(ready=False) == {"tiny": "UNAVAILABLE", "other": "READY"}
+        assert await index(ready=True) == {"other": "READY"}
+        assert (await score(client)).status_code == 200  # whoever asks nevertheless
+        change(folder, manifest, 100)  # new data
+        await parts.deployment.refresh()
+        assert await status("/v2/models/tiny/ready") == 200
+        assert (await client.get("/v1/models/tiny")).json()["not_ready"] is None
 
 
 async def test_metrics_show_the_table_of_the_active_version(folder, manifest):

@@ -337,7 +337,7 @@ class TableState(BaseModel):
     columns: list[str] = Field(description="the features that it has")
     created: datetime = Field(description="when its newest data was published")
     max_age_s: float | None = Field(
-        description="age of the newest data from which on the server is not ready"
+        description="age of the newest data from which on the model is not ready"
     )
     problem: str | None = Field(
         description="what is wrong with its files in the store; null if they are intact"
@@ -372,6 +372,10 @@ class ModelCard(BaseModel):
 
     name: str
     version: int
+    not_ready: str | None = Field(
+        description="why requests should go to another replica: a table is older than its "
+        "max_age_s; null if the model is ready"
+    )
     versions: list[LoadedVersion] = Field(description="the loaded versions, the newest first")
     traffic: TrafficState
     architecture: str
