@@ -7,8 +7,7 @@ happens on a thread beside the lanes.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn, Protocol, TypeVar
@@ -26,6 +25,7 @@ from app.lifecycle.background import BackgroundThread
 from app.lifecycle.canary import Canary
 from app.lifecycle.comparison import Comparison
 from app.lifecycle.poll_timer import PollTimer
+from app.lifecycle.refusals import Refusals
 from app.lifecycle.registry import Registry, Role
 from app.lifecycle.tables import TableFollower
 from app.lifecycle.traffic import TRAFFIC, ReplaySettings, Traffic
@@ -36,24 +36,6 @@ from app.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Refusal:
-    """A version that could not be activated.
-
-    Attributes:
-        fingerprint: its files at that time; None if they could not be read.
-        is_reported: whether it was logged and counted. A version whose files still change, for
-            somebody copies it, is reported when they have stopped changing.
-        circumstances: what it was examined with, if not its files but the examination was the
-            reason: it is tried again when they have changed.
-    """
-
-    fingerprint: Fingerprint | None
-    reason: str
-    is_reported: bool
-    circumstances: object = None
 
 
 class Incompatible(NamedTuple):
@@ -134,7 +116,9 @@ class Deployment:
         self._tables = TableFollower(
             store.folder, registry, metrics, self._warm_up_folded, place_table
         )
-        self._refusals: dict[Artifact, _Refusal] = {}
+        self._refusals: Refusals[Artifact] = Refusals(
+            registry.refused, registry.refuse, may_be_copied=lambda: registry.has_started
+        )
         self._loaded: dict[str, tuple[Artifact, Fingerprint]] = {}  # by `name/version`
         self._store_error = ""  # the last one that was logged
         registry.has_started = False
@@ -152,7 +136,7 @@ class Deployment:
         """
         listing = await self._scan()
         self._report_ignored(listing.ignored)
-        self._forget_all_but(listing.artifacts)
+        self._refusals.keep_only(set(listing.artifacts).__contains__)
         self._traffic.forget_all_but({artifact.model for artifact in listing.artifacts})
         for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
             await self._traffic.read(name)
@@ -356,11 +340,14 @@ class Deployment:
         model = self._registry.version(name, version)
         artifact = next((each for each in versions if each.version == version), None)
         if model is None and artifact is not None:
-            model = await self._load(artifact)
+            # One that failed its examination may be loaded, if it need not pass one.
+            circumstances = self._circumstances(name) if is_tried else None
+            model = await self._load(artifact, circumstances)
         if model is not None and artifact is not None:
             if is_tried and not await self._passes(artifact, model):
                 model = None
             elif self._is_new(model):
+                self._refusals.forget(artifact)
                 self._registry.add(artifact, model)
         if model is None:
             reason = f"version {version} is not in the store"
@@ -493,11 +480,6 @@ class Deployment:
                 logger.warning("%s in the store is ignored: %s", place, reason)
         self._registry.ignored = ignored
 
-    def _forget_all_but(self, artifacts: Iterable[Artifact]) -> None:
-        for gone in self._registry.refused.keys() - set(artifacts):
-            del self._registry.refused[gone]
-            self._refusals.pop(gone, None)
-
     async def _activate_newest(self, versions: Sequence[Artifact]) -> None:
         if not versions:
             return
@@ -515,7 +497,7 @@ class Deployment:
             for each in found:
                 if each.before == active and each.artifact.version > active:
                     now = self._circumstances(name)
-                    self._refuse(each.artifact, each.fingerprint, each.reason, now)
+                    self._refusals.add(each.artifact, each.reason, each.fingerprint, now)
         for artifact in reversed(versions):
             if artifact.version <= active:
                 return
@@ -551,11 +533,11 @@ class Deployment:
         """
         model = self._registry.version(artifact.model, artifact.version)
         if model is None:
-            model = await self._load(artifact)
+            model = await self._load(artifact, self._circumstances(artifact.model))
         if model is None or not await self._passes(artifact, model):
             return False
         if missing := self._tables.missing(model.manifest):
-            self._refuse(artifact, None, missing)
+            self._refusals.add(artifact, missing)
             return False
         if self._wanted(artifact.model) in ("latest", artifact.version):
             self._registry.activate(artifact, model)
@@ -590,17 +572,15 @@ class Deployment:
         circumstances = self._circumstances(name)
         fingerprint = self._loaded[model.label][1]
         if self._needs_trial(model):
-            refusal = self._refusals.get(artifact)
-            if refusal is not None and refusal.circumstances == circumstances:
+            if self._refusals.repeat(artifact, fingerprint, circumstances):
                 return False
             reason = await self._examine(model)
             if reason:
-                self._refuse(artifact, fingerprint, reason, circumstances)
+                self._refusals.add(artifact, reason, fingerprint, circumstances)
                 if self._is_new(model):
                     self._loaded.pop(model.label)
                 return False
-        self._refusals.pop(artifact, None)
-        self._registry.refused.pop(artifact, None)
+        self._refusals.forget(artifact)
         self._passed.add(model.label)
         return True
 
@@ -632,60 +612,33 @@ class Deployment:
         logger.log(level, "model %s passes the replay of recorded traffic: %s", model, summary)
         return ""
 
-    async def _load(self, artifact: Artifact) -> Model | None:
+    async def _load(self, artifact: Artifact, circumstances: object) -> Model | None:
         """Load and warm up an artifact; None if it is refused, now or with these files before."""
         fingerprint = None
         try:
             fingerprint = await asyncio.to_thread(artifact.fingerprint)
-            refusal = self._refusals.get(artifact)
-            if refusal is not None and refusal.fingerprint == fingerprint:
-                circumstances = refusal.circumstances
-                if circumstances in (None, self._circumstances(artifact.model)):
-                    self._report(artifact, refusal)
-                    return None
+            if self._refusals.repeat(artifact, fingerprint, circumstances):
+                return None
             manifest = await asyncio.to_thread(read_manifest, artifact)
             if missing := await self._tables.prepare(manifest):
-                self._refuse(artifact, None, missing)  # until a table of the right kind is there
+                self._refusals.add(artifact, missing)  # until a table of the right kind is there
                 return None
             model = await self._load_in_thread(artifact)
             await self._warm_up(model)
             await self._tables.fold(model)
         except ArtifactInvalid as error:
-            self._refuse(artifact, fingerprint, str(error))
+            self._refusals.add(artifact, str(error), fingerprint)
         except OSError as error:  # it may pass: the next refresh tries again
-            self._refuse(artifact, None, f"cannot be read now: {_os_reason(error)}")
+            self._refusals.add(artifact, f"cannot be read now: {_os_reason(error)}")
         except Exception as error:
             # Whatever one artifact does, the others must be looked at.
             logger.exception("artifact %s could not be loaded", artifact)
-            self._refuse(artifact, fingerprint, f"{type(error).__name__}: {error}")
+            self._refusals.add(artifact, f"{type(error).__name__}: {error}", fingerprint)
         else:
-            if refusal is not None and refusal.circumstances is None:
-                self._refusals.pop(artifact, None)
             self._tables.assign(model)
             self._loaded[model.label] = artifact, fingerprint
             return model
         return None
-
-    def _refuse(
-        self,
-        artifact: Artifact,
-        fingerprint: Fingerprint | None,
-        reason: str,
-        circumstances: object = None,
-    ) -> None:
-        former = self._refusals.get(artifact)
-        is_same = former is not None and former.is_reported and former.reason == reason
-        refusal = _Refusal(fingerprint, reason, is_same, circumstances)
-        self._refusals[artifact] = refusal
-        self._registry.refused[artifact] = reason
-        # A version whose files were whole is reported at once.
-        if not self._registry.has_started or fingerprint is None or circumstances is not None:
-            self._report(artifact, refusal)
-
-    def _report(self, artifact: Artifact, refusal: _Refusal) -> None:
-        if not refusal.is_reported:
-            refusal.is_reported = True
-            self._registry.refuse(artifact, refusal.reason)
 
     async def _load_in_thread(self, artifact: Artifact) -> Model:
         return await self._off_the_loop(partial(load, artifact, self._device))

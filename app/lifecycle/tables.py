@@ -27,6 +27,7 @@ from app.artifacts.tables.table import Table, open_table
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
 from app.lifecycle.folds import Folds, WarmUpFolded
+from app.lifecycle.refusals import Refusals
 from app.lifecycle.registry import Registry
 from app.telemetry.metrics import Metrics
 from app.telemetry.tables import TableFigures
@@ -39,22 +40,6 @@ KINDS: Final[tuple[TableKind, ...]] = ("items", "users")
 _MOST_REASONS = 3  # of an incompatible table, that a message lists
 
 
-@dataclass(slots=True)
-class _Refusal:
-    """A table or a delta that cannot be used.
-
-    Attributes:
-        fingerprint: its files at that time; None if they could not be read.
-        reason: why.
-        is_reported: whether it was logged and counted. If its files still change, for somebody
-            copies it, it is reported when they have stopped changing.
-    """
-
-    fingerprint: Fingerprint | None
-    reason: str
-    is_reported: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class _Described:
     """What `table.json` says, and the files beside it when it was read."""
@@ -64,6 +49,7 @@ class _Described:
 
 
 _Key = tuple[str, TableKind]  # of a model
+_Place = tuple[str, str]  # the model, and a table or a delta, such as `items/3` or `items/3.2`
 
 
 class TableFollower:
@@ -99,7 +85,11 @@ class TableFollower:
         self._open: dict[tuple[str, TableKind, int], tuple[Table, Fingerprint]] = {}
         self._chosen: dict[tuple[str, TableKind], Table] = {}  # by `name/version` of a model
         self._stamps: dict[tuple[str, TableKind, int], tuple[Stamp, ...]] = {}  # of applied deltas
-        self._refusals: dict[tuple[str, TableKind, str], _Refusal] = {}
+        self._refusals: Refusals[_Place] = Refusals(
+            registry.refused_tables,
+            self._report_refusal,
+            may_be_copied=lambda: registry.has_started,
+        )
         self._prepared = ""  # a version that is being loaded
         self._list_errors: dict[_Key, str] = {}
 
@@ -225,14 +215,14 @@ class TableFollower:
         for key in [each for each in self._described if each[:2] == (name, kind)]:
             if key[2] not in kept:
                 del self._described[key]
-        labels = {
-            f"{each.version}.{delta}" if delta else f"{each.version}"
+        places = {f"{kind}/{each.version}" for each in listed} | {
+            f"{kind}/{each.version}.{delta}"
             for each in listed
-            for delta in (0, *each.deltas, *each.stranded)
+            for delta in (*each.deltas, *each.stranded)
         }
-        for refused in [each for each in self._refusals if each[:2] == (name, kind)]:
-            if refused[2] not in labels:
-                self._forgive(refused)
+        self._refusals.keep_only(
+            lambda key: key[0] != name or not key[1].startswith(f"{kind}/") or key[1] in places
+        )
 
     async def _choose_and_place(self, manifest: Manifest, kind: TableKind) -> None:
         await self._choose(manifest, kind)
@@ -261,17 +251,18 @@ class TableFollower:
     async def _describe(self, name: str, listed: ListedTable) -> TableDescription | None:
         """Return what `table.json` says; None if the table is refused."""
         key = (name, listed.kind, listed.version)
+        place = (name, f"{listed.kind}/{listed.version}")
         fingerprint: Fingerprint | None = None
         try:
             fingerprint = await asyncio.to_thread(listed.fingerprint)
             known = self._described.get(key)
             if known is None or known.fingerprint != fingerprint:
-                if self._is_refused((name, listed.kind, str(listed.version)), fingerprint):
+                if self._refusals.repeat(place, fingerprint):
                     return None
                 found = await asyncio.to_thread(read_description, listed.folder)
                 known = self._described[key] = _Described(fingerprint, found)
         except (ArtifactInvalid, OSError) as error:
-            self._refuse((name, listed.kind, str(listed.version)), fingerprint, error)
+            self._refuse(place, fingerprint, error)
             return None
         return known.description
 
@@ -280,9 +271,9 @@ class TableFollower:
         key = (name, listed.kind, listed.version)
         opened = self._open.get(key)
         if opened is None:
-            refused = (name, listed.kind, str(listed.version))
+            place = (name, f"{listed.kind}/{listed.version}")
             opened = await self._attempt(
-                refused, listed.fingerprint, partial(open_table, listed, name, 0)
+                place, listed.fingerprint, partial(open_table, listed, name, 0)
             )
             if opened is None:
                 return None
@@ -293,7 +284,7 @@ class TableFollower:
         self._open[key] = table, fingerprint
         for number in listed.deltas[table.delta :]:  # one by one: which one is wrong?
             extended = await self._attempt(
-                (name, listed.kind, f"{listed.version}.{number}"),
+                (name, f"{listed.kind}/{listed.version}.{number}"),
                 partial(listed.delta_fingerprint, number),
                 partial(table.extended, listed, number),
             )
@@ -304,9 +295,9 @@ class TableFollower:
         if is_known:
             self._stamps[key] = listed.stamps[: table.delta]
         for number in listed.stranded[:1]:
-            delta = (name, listed.kind, f"{listed.version}.{number}")
-            if number > table.delta and not self._is_refused(delta, frozenset()):
-                self._refuse(delta, frozenset(), ArtifactInvalid(listed.gap))
+            place = (name, f"{listed.kind}/{listed.version}.{number}")
+            if number > table.delta and not self._refusals.repeat(place, frozenset()):
+                self._refusals.add(place, listed.gap, frozenset())
         return table
 
     async def _without_lost_deltas(
@@ -341,7 +332,7 @@ class TableFollower:
         except (ArtifactInvalid, OSError):
             return table
         for number in listed.deltas:
-            self._forgive((name, listed.kind, f"{listed.version}.{number}"))
+            self._refusals.forget((name, f"{listed.kind}/{listed.version}.{number}"))
         return extended
 
     async def _run(self, function: Callable[[], T]) -> T:
@@ -352,7 +343,7 @@ class TableFollower:
 
     async def _attempt(
         self,
-        key: tuple[str, TableKind, str],
+        place: _Place,
         fingerprint_of: Callable[[], Fingerprint],
         function: Callable[[], T],
     ) -> tuple[T, Fingerprint] | None:
@@ -360,56 +351,32 @@ class TableFollower:
         fingerprint: Fingerprint | None = None
         try:
             fingerprint = await asyncio.to_thread(fingerprint_of)
-            if self._is_refused(key, fingerprint):
+            if self._refusals.repeat(place, fingerprint):
                 return None
             opened = await self._run(function)
         except (ArtifactInvalid, OSError) as error:
-            self._refuse(key, fingerprint, error)
+            self._refuse(place, fingerprint, error)
             return None
-        self._forgive(key)
+        self._refusals.forget(place)
         return opened, fingerprint
-
-    def _is_refused(self, key: tuple[str, TableKind, str], fingerprint: Fingerprint | None) -> bool:
-        refusal = self._refusals.get(key)
-        if refusal is None or refusal.fingerprint is None or refusal.fingerprint != fingerprint:
-            return False
-        self._report_refusal(key, refusal)
-        return True
 
     def _refuse(
         self,
-        key: tuple[str, TableKind, str],
+        place: _Place,
         fingerprint: Fingerprint | None,
         error: ArtifactInvalid | OSError,
     ) -> None:
-        reason = str(error)
         if isinstance(error, OSError):  # it may pass: the next refresh tries again
-            fingerprint, reason = None, f"cannot be read now: {error.strerror or error}"
-        former = self._refusals.get(key)
-        refusal = _Refusal(fingerprint, reason, former is not None and former.reason == reason)
-        if former is not None and not former.is_reported:
-            refusal.is_reported = False
-        self._refusals[key] = refusal
-        name, kind, label = key
-        self._registry.refused_tables[name, f"{kind}/{label}"] = reason
-        if not self._registry.has_started or fingerprint is None:
-            self._report_refusal(key, refusal)
+            self._refusals.add(place, f"cannot be read now: {error.strerror or error}")
+        else:
+            self._refusals.add(place, str(error), fingerprint)
 
-    def _report_refusal(self, key: tuple[str, TableKind, str], refusal: _Refusal) -> None:
-        if refusal.is_reported:
-            return
-        refusal.is_reported = True
-        name, kind, label = key
-        self._metrics.table_swapped(name, kind, activated=False)
-        logger.error("table %s/%s of model %s is refused: %s", kind, label, name, refusal.reason)
-        text = f"{name}: {kind}/{label} is refused: {refusal.reason}"
+    def _report_refusal(self, key: _Place, reason: str) -> None:
+        name, place = key
+        self._metrics.table_swapped(name, place.partition("/")[0], activated=False)
+        logger.error("table %s of model %s is refused: %s", place, name, reason)
+        text = f"{name}: {place} is refused: {reason}"
         self._registry.events.add("table", text, is_problem=True)
-
-    def _forgive(self, key: tuple[str, TableKind, str]) -> None:
-        """Forget that a table was refused: it is good now, or gone."""
-        self._refusals.pop(key, None)
-        name, kind, label = key
-        self._registry.refused_tables.pop((name, f"{kind}/{label}"), None)
 
     def _why_none(self, manifest: Manifest, kind: TableKind) -> str:
         """Return why no table fits a version."""
@@ -505,18 +472,15 @@ class TableFollower:
         newest = max((version for _, k, version in used if k == kind), default=0)
         for listed in self._listed[name, kind]:
             described = self._described.get((name, kind, listed.version))
-            key = (name, kind, str(listed.version))
+            place = (name, f"{kind}/{listed.version}")
             if listed.version <= newest or described is None or not models:
                 continue
-            if key in self._refusals:
+            if place in self._refusals:
                 continue
             model = models[0]
             reasons = incompatibilities(described.description, model.manifest)
             if reasons:
-                refusal = _Refusal(None, f"does not fit {model}: {_listing(reasons)}")
-                self._refusals[key] = refusal
-                self._registry.refused_tables[name, f"{kind}/{listed.version}"] = refusal.reason
-                self._report_refusal(key, refusal)
+                self._refusals.add(place, f"does not fit {model}: {_listing(reasons)}")
 
     def _figures(self) -> Iterator[TableFigures]:
         """Yield what `show` publishes."""

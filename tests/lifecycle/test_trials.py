@@ -1,5 +1,7 @@
 """A new version is examined before it serves: compatible, and near enough on recorded traffic."""
 
+import shutil
+
 import httpx
 import numpy as np
 import pytest
@@ -167,6 +169,35 @@ async def test_refused_version_is_examined_again_when_the_gate_changes(folder, l
         await parts.deployment.refresh()
         assert replayed == ["feed/2", "feed/2"]
         assert roles(parts) == {2: "active", 1: "previous"}
+
+
+async def test_refused_version_is_examined_again_when_its_files_change(folder):
+    async with serving(folder) as parts:
+        await parts.deployment.refresh()
+        version = published(folder, inputs=NEW).folder
+        await parts.deployment.refresh()
+        assert "does not accept the example request" in refused(parts)["feed/2"]
+        shutil.rmtree(version)
+        assert published(folder, inputs=WITH_DEFAULT).folder == version
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}
+        assert refused(parts) == {}
+
+
+async def test_version_that_was_refused_may_be_a_shadow(folder):
+    async with serving(folder) as parts:
+        await parts.deployment.refresh()
+        published(folder, inputs=NEW)
+        await parts.deployment.refresh()
+        assert list(refused(parts)) == ["feed/2"]
+        traffic(folder, "[shadow]\nversion = 2\nshare = 0.5\n")
+        await parts.deployment.refresh()
+        assert roles(parts) == {1: "active", 2: "shadow"}
+        assert refused(parts) == {}
+        traffic(folder, "")
+        await parts.deployment.refresh()  # it is loaded, but must not serve
+        assert roles(parts) == {1: "active"}
+        assert list(refused(parts)) == ["feed/2"]
 
 
 @pytest.mark.parametrize("has_folder", [True, False])
