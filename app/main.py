@@ -28,6 +28,7 @@ from app.engine.lanes import Lane
 from app.lifecycle.deployment import Deployment
 from app.lifecycle.policies import PolicyFile
 from app.lifecycle.registry import Registry
+from app.lifecycle.tables import table_figures
 from app.protocol.native import Native
 from app.protocol.open_inference.infer import OpenInference
 from app.scoring.access_log import AccessLog, AccessLogMiddleware
@@ -254,7 +255,7 @@ def _watch(
         "Item and user tables, and deltas, that were refused: they do not serve.",
         lambda: len(service.registry.refused_tables),
     )
-    metrics.watch_tables(lambda: service.registry.table_figures)
+    metrics.watch_tables(lambda: table_figures(service.registry))
     metrics.ranking.watch_drift(service.drift.features, service.drift.scores)
     metrics.watch_lanes({lane.name: partial(lane.is_alive, lane_hang_s) for lane in lanes})
 

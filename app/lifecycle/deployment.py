@@ -218,7 +218,6 @@ class Deployment:
                 self._unassigned(name, f"{TRAFFIC}: active = {wanted}: {missing}")
                 return
             self._registry.switch(model)
-            self._tables.show()
         if canary is not None and canary.state == "running":
             self._stop_canary(name)  # it was compared with another version
 
@@ -253,7 +252,6 @@ class Deployment:
             logger.info("canary %s is promoted: %s", canary.model, canary.report())
             self._registry.events.add("traffic", f"canary {canary.model} is promoted")
             self._registry.switch(canary.model)
-            self._tables.show()
         else:
             self._registry.assign(canary.model, Role.PREVIOUS)
             logger.error("canary %s is ended: %s: %s", canary.model, canary.reason, canary.report())
@@ -541,7 +539,6 @@ class Deployment:
             return False
         if self._wanted(artifact.model) in ("latest", artifact.version):
             self._registry.activate(artifact, model)
-            self._tables.show()
         return True
 
     def _is_new(self, model: Model) -> bool:
@@ -625,7 +622,7 @@ class Deployment:
                 return None
             model = await self._load_in_thread(artifact)
             await self._warm_up(model)
-            await self._tables.fold(model)
+            await self._tables.examine_fold(model)
         except ArtifactInvalid as error:
             self._refusals.add(artifact, str(error), fingerprint)
         except OSError as error:  # it may pass: the next refresh tries again

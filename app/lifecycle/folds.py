@@ -10,7 +10,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from app.artifacts.fold import check_golden, check_table
@@ -19,16 +18,10 @@ from app.artifacts.program import Program, error_summary
 from app.artifacts.tables.compatibility import fold_problems
 from app.artifacts.tables.table import Table
 from app.errors import ArtifactInvalid
+from app.lifecycle.background import BackgroundThread
 from app.lifecycle.registry import Registry
 
 logger = logging.getLogger(__name__)
-
-
-class Run(Protocol):
-    """Runs a function on a thread that gives way to the lanes."""
-
-    def __call__(self, function: Callable[[], None], /) -> Awaitable[None]:
-        """Run it, and wait for it."""
 
 
 WarmUpFolded = Callable[[Model, Table], Awaitable[None]]
@@ -54,10 +47,12 @@ class FoldDecision:
 class Folds:
     """The folds of the items tables of all loaded versions; owned by the event loop."""
 
-    def __init__(self, registry: Registry, run: Run, warm_up: WarmUpFolded) -> None:
-        """Examine nothing yet; `run` does the computing, `warm_up` the warm-up."""
+    def __init__(
+        self, registry: Registry, background: BackgroundThread, warm_up: WarmUpFolded
+    ) -> None:
+        """Examine nothing yet; `background` computes once something is served."""
         self._registry = registry
-        self._run = run
+        self._background = background
         self._warm_up = warm_up
         self._found: WeakKeyDictionary[Model, tuple[Table, FoldDecision]] = WeakKeyDictionary()
         self._warm: WeakSet[Model] = WeakSet()
@@ -84,7 +79,10 @@ class Folds:
         """Compare scores and warm up; return why the table must not serve folded, or ""."""
         is_new = model not in self._warm
         try:
-            await self._run(partial(_check, model, table, with_golden=is_new))
+            await self._background.run(
+                partial(_check, model, table, with_golden=is_new),
+                beside_requests=self._registry.has_started,
+            )
             if is_new:
                 await self._warm_up(model, table)
                 self._warm.add(model)

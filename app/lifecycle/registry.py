@@ -5,7 +5,7 @@ registry once and keeps it, so that exactly one version computes its answer.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 
 from app.artifacts.loader import Model
@@ -16,7 +16,6 @@ from app.lifecycle.canary import Canary
 from app.lifecycle.comparison import Comparison
 from app.lifecycle.traffic import Traffic
 from app.telemetry.metrics import Metrics
-from app.telemetry.tables import TableFigures
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,6 @@ class Registry:
             or a delta of a table is another object; a request keeps the one that it began with.
         refused_tables: why a table cannot be used, by model and a place such as `items/3`.
         table_problems: what is wrong with the files of a table that serves, by the same.
-        table_figures: of the tables of active versions.
         on_freed: called with each version that is not loaded any more.
         events: what happens to versions is added to these.
     """
@@ -85,7 +83,6 @@ class Registry:
         self.tables: dict[Model, ModelTables] = {}
         self.refused_tables: dict[tuple[str, str], str] = {}
         self.table_problems: dict[tuple[str, str], str] = {}
-        self.table_figures: Sequence[TableFigures] = ()
         self.on_freed: list[Callable[[Model], None]] = []
         self.events = metrics.events
         self._active: dict[str, Model] = {}

@@ -5,7 +5,7 @@ exist from the start with the value 0, so that `rate()` sees the first increment
 and thread-safe; rendering takes milliseconds and should not run on the event loop.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from threading import Lock
 
 from prometheus_client import (
@@ -362,7 +362,7 @@ class Metrics:
         """Count a table or a delta (`items` or `users`) that serves now, or was refused."""
         self._table_swaps.labels(model, kind, "activated" if activated else "refused").inc()
 
-    def watch_tables(self, read: Callable[[], Sequence[TableFigures]]) -> None:
+    def watch_tables(self, read: Callable[[], Iterable[TableFigures]]) -> None:
         """Export the figures of tables; any thread may call `read`."""
         self.registry.register(TableCollector(read))
 

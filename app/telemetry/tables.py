@@ -39,7 +39,7 @@ class TableFigures:
 class TableCollector(Collector):
     """Exports the figures of tables; they are read at each scrape."""
 
-    def __init__(self, read: Callable[[], Sequence[TableFigures]]) -> None:
+    def __init__(self, read: Callable[[], Iterable[TableFigures]]) -> None:
         """Export what `read` returns, which any thread may call."""
         self._read = read
 

@@ -15,7 +15,7 @@ from app.artifacts.store import Artifact
 from app.artifacts.tables.listing import find_table
 from app.artifacts.tables.table import open_table
 from app.errors import ArtifactInvalid
-from app.lifecycle import tables
+from app.lifecycle import open_tables
 from app.main import gatehouse
 from app.settings import Settings
 from tests.support.artifacts import add_version, corrupt
@@ -228,7 +228,7 @@ async def test_a_replaced_delta_that_cannot_be_read_is_compared_again(
         shutil.rmtree(applied.delta_folder(1))
         shutil.copytree(another.delta_folder(1), applied.delta_folder(1))
         with monkeypatch.context() as patched:
-            patched.setattr(tables, "read_description", unreadable)
+            patched.setattr(open_tables, "read_description", unreadable)
             await parts.deployment.refresh()
         assert row(parts) == before
         await parts.deployment.refresh()
