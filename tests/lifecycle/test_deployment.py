@@ -196,7 +196,7 @@ class Volume(Store):
 
 async def test_a_store_that_was_unreadable_for_a_while_is_followed_again(folder):
     async with gatehouse(settings(folder)) as parts:
-        parts.deployment._store = Volume(folder)
+        parts.deployment._scanner._store = Volume(folder)
         (folder / "away").touch()
         following = asyncio.ensure_future(parts.deployment.follow(PollTimer(0.01)))
         async with asyncio.timeout(30):
@@ -343,7 +343,7 @@ async def test_a_previous_version_is_kept_and_a_rollback_loads_nothing(folder, m
             add_version(folder, "tiny", version)
             await parts.deployment.refresh()
         assert roles(parts) == {3: "active", 2: "previous"}
-        monkeypatch.setattr("app.lifecycle.deployment.load", None)  # a call would be refused
+        monkeypatch.setattr("app.lifecycle.version_loader.load", None)  # a call would be refused
         traffic(folder, "active = 2")
         await parts.deployment.refresh()
         assert roles(parts) == {3: "previous", 2: "active"}
@@ -495,7 +495,7 @@ async def test_a_rollback_does_not_wait_for_a_version_that_is_being_loaded(folde
         loaded.append(artifact.version)
         return load(artifact, device)
 
-    monkeypatch.setattr("app.lifecycle.deployment.load", slow)
+    monkeypatch.setattr("app.lifecycle.version_loader.load", slow)
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
         add_version(folder, "tiny", 2)
@@ -617,7 +617,7 @@ async def test_whatever_one_version_raises_the_others_are_activated(folder, monk
             raise error
         return load(artifact, device)
 
-    monkeypatch.setattr("app.lifecycle.deployment.load", raising)
+    monkeypatch.setattr("app.lifecycle.version_loader.load", raising)
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
         assert active(parts) == ["another/1", "tiny/1"]
@@ -714,7 +714,7 @@ async def test_the_service_is_ready_when_every_model_of_the_store_is_active_or_r
     def ready() -> bool:
         return parts.service.is_ready
 
-    monkeypatch.setattr("app.lifecycle.deployment.load", loading)
+    monkeypatch.setattr("app.lifecycle.version_loader.load", loading)
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
         assert seen == [

@@ -12,7 +12,7 @@ from app.artifacts.inputs import DenseInput, IdInput
 from app.artifacts.loader import load
 from app.artifacts.publish import publish
 from app.artifacts.store import PROGRAM, Store
-from app.lifecycle import deployment
+from app.lifecycle import version_loader
 from app.main import gatehouse
 from app.scoring.version_trial import VersionTrial
 from app.settings import Settings
@@ -287,7 +287,7 @@ async def test_server_that_starts_serves_what_a_running_one_serves(
         for inputs in arriving:
             published(folder, inputs=inputs)
             await running.deployment.refresh()
-        monkeypatch.setattr(deployment, "load", counting)
+        monkeypatch.setattr(version_loader, "load", counting)
         async with serving(folder) as started:
             for _ in range(2):
                 await started.deployment.refresh()
