@@ -224,7 +224,7 @@ class Deployment:
             candidates = [artifact for artifact in versions if artifact.version not in tried]
             await self._activate_newest(name, candidates)
         elif wanted != self._registry.active_version(name):
-            await self._activate_named(int(wanted), versions)
+            await self._activate_named(name, int(wanted), versions)
         if self._is_wanted_active(name, versions):
             await self._start_canary(name, versions)
             await self._start_shadow(name, versions)
@@ -254,11 +254,22 @@ class Deployment:
             if artifact.version <= active or await self._activate(artifact):
                 return
 
-    async def _activate_named(self, version: int, versions: Sequence[Artifact]) -> None:
-        """Activate the version that the traffic file names."""
+    async def _activate_named(self, name: str, version: int, versions: Sequence[Artifact]) -> None:
+        """Activate the version that the traffic file names.
+
+        A server that starts has nothing else to serve, so it serves this version even if running
+        servers refuse it, and says so.
+        """
+        is_start = not self._registry.active_version(name)
         artifact = _find(versions, version)
-        if artifact is not None:
-            await self._activate(artifact)
+        if artifact is None or not await self._activate(artifact) or not is_start:
+            return
+        for incompatible in await self._examination.incompatible(name, versions):
+            if incompatible.artifact == artifact:
+                problem = f"serves because {TRAFFIC} names it, but running servers refuse it"
+                logger.warning("model %s %s: %s", artifact, problem, incompatible.reason)
+                event = f"{artifact} {problem}: {incompatible.reason}"
+                self._registry.events.add("version", event, is_problem=True)
 
     async def _activate(self, artifact: Artifact) -> bool:
         """Take a version through every gate and activate it; return whether it may serve.

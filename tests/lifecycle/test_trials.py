@@ -316,6 +316,29 @@ async def test_version_that_started_servers_refuse_serves_once_it_may(folder):
             assert roles(started) == {expected: "active"}
 
 
+@pytest.mark.parametrize(
+    ("text", "warns"),
+    [("active = 2", True), ("active = 2\naccept_incompatible = 2", False), ("active = 3", False)],
+)
+async def test_start_serves_a_version_that_running_servers_refuse_with_a_warning(
+    folder, caplog, text, warns
+):
+    published(folder, inputs=NEW)
+    published(folder, inputs=WITH_DEFAULT)
+    traffic(folder, text)
+    async with serving(folder) as parts:
+        for _ in range(2):
+            await parts.deployment.refresh()
+        assert roles(parts) == {int(text[9]): "active"}
+        warnings = [each for each in caplog.records if "running servers refuse it" in each.message]
+        assert len(warnings) == warns
+        problems = [event.text for event in parts.metrics.events.latest() if event.is_problem]
+        assert len(problems) == warns
+        if warns:
+            assert problems[0].startswith("feed/2 serves because traffic.toml names it, but")
+            assert "does not accept the example request of feed/1" in problems[0]
+
+
 async def test_number_of_an_accepted_version_holds_for_one_that_comes_in_its_place(folder):
     traffic(folder, "accept_incompatible = 2")
     async with serving(folder) as parts:
