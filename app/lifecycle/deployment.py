@@ -232,27 +232,31 @@ class Deployment:
         self._free_others(name)
 
     async def _activate_newest(self, name: str, versions: Sequence[Artifact]) -> None:
-        """Activate the newest version above the active one that passes every gate.
-
-        A version that a running server refused must not serve because another server starts. Which
-        ones that are, manifests show; only a replay needs the version before to be loaded.
-        """
+        """Activate the newest version above the active one that passes every gate."""
         if not self._registry.active_version(name):
-            incompatible = await self._examination.incompatible(name, versions)
-            bad = {version.artifact for version in incompatible}
-            good = [artifact for artifact in versions if artifact not in bad]
-            traffic = self._registry.traffic.get(name) or Traffic()
-            for artifact in reversed(good if traffic.replay is None else good[:-1]):
-                if await self._activate(artifact):
-                    break
-            circumstances = self._examination.circumstances(name)
-            for artifact, fingerprint, before, reason in incompatible:
-                if before == self._registry.active_version(name) < artifact.version:
-                    self._refusals.add(artifact, reason, fingerprint, circumstances)
+            await self._activate_first(name, versions)
         active = self._registry.active_version(name)
         for artifact in reversed(versions):
             if artifact.version <= active or await self._activate(artifact):
                 return
+
+    async def _activate_first(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Activate the version that running servers serve, or the one that a replay needs.
+
+        A version that they refused must not serve because another server starts. Manifests show
+        which ones those are; only a replay needs the version before to be loaded.
+        """
+        incompatible = await self._examination.incompatible(name, versions)
+        bad = {version.artifact for version in incompatible}
+        good = [artifact for artifact in versions if artifact not in bad]
+        traffic = self._registry.traffic.get(name) or Traffic()
+        for artifact in reversed(good if traffic.replay is None else good[:-1]):
+            if await self._activate(artifact):
+                break
+        circumstances = self._examination.circumstances(name)
+        for artifact, fingerprint, before, reason in incompatible:
+            if before == self._registry.active_version(name) < artifact.version:
+                self._refusals.add(artifact, reason, fingerprint, circumstances)
 
     async def _activate_named(self, name: str, version: int, versions: Sequence[Artifact]) -> None:
         """Activate the version that the traffic file names.

@@ -54,17 +54,17 @@ class Folds:
         self._registry = registry
         self._background = background
         self._warm_up = warm_up
-        self._found: WeakKeyDictionary[Model, tuple[Table, FoldDecision]] = WeakKeyDictionary()
+        self._decisions: WeakKeyDictionary[Model, tuple[Table, FoldDecision]] = WeakKeyDictionary()
         self._warm: WeakSet[Model] = WeakSet()
 
     def of(self, model: Model, table: Table) -> FoldDecision:
-        """Return what was found for a table; one that was not examined serves its features."""
-        examined, fold = self._found.get(model, (None, FoldDecision()))
-        return fold if examined is table else FoldDecision()
+        """Return the decision for a table; one that was not examined serves its features."""
+        examined, decision = self._decisions.get(model, (None, FoldDecision()))
+        return decision if examined is table else FoldDecision()
 
     async def examine(self, model: Model, table: Table) -> None:
         """Find out whether a version may run from a table's fold, unless that is known."""
-        examined, before = self._found.get(model, (None, FoldDecision()))
+        examined, before = self._decisions.get(model, (None, FoldDecision()))
         if examined is table:
             return
         problem = _why_not(model, table)
@@ -73,7 +73,7 @@ class Folds:
             if problem and problem != before.problem:
                 self._report(model, table, problem)
         serves = table.fold is not None and not problem
-        self._found[model] = table, FoldDecision(model.program if serves else None, problem)
+        self._decisions[model] = table, FoldDecision(model.program if serves else None, problem)
 
     async def _try(self, model: Model, table: Table) -> str:
         """Compare scores and warm up; return why the table must not serve folded, or ""."""
@@ -93,24 +93,24 @@ class Folds:
         return ""
 
     def _report(self, model: Model, table: Table, problem: str) -> None:
-        place = f"items/{table.label}"
+        path = f"items/{table.label}"
         logger.error(
             "table %s of model %s: what is folded is refused, its features serve: %s",
-            place,
+            path,
             model,
             problem,
         )
-        text = f"{model}: what is folded in {place} is refused, its features serve: {problem}"
-        self._registry.events.add("table", text, is_problem=True)
+        event = f"{model}: what is folded in {path} is refused, its features serve: {problem}"
+        self._registry.events.add("table", event, is_problem=True)
 
 
 def _why_not(model: Model, table: Table) -> str:
     """Return why a version cannot run from a table's fold; "" if it may be tried, or is none."""
-    made = table.description.fold
-    if made is None:
+    fold = table.description.fold
+    if fold is None:
         return ""
-    if not made.serves(model.manifest):
-        return f"it was folded for version {made.version}, whose program is another one"
+    if not fold.serves(model.manifest):
+        return f"it was folded for version {fold.version}, whose program is another one"
     if table.fold is None:
         return "a delta of the table is not folded"
     if problems := fold_problems(table.columns, model.manifest):

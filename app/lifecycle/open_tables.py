@@ -325,8 +325,8 @@ class OpenTables:
         model, path = place
         self._metrics.table_swapped(model, path.partition("/")[0], activated=False)
         logger.error("table %s of model %s is refused: %s", path, model, reason)
-        text = f"{model}: {path} is refused: {reason}"
-        self._registry.events.add("table", text, is_problem=True)
+        event = f"{model}: {path} is refused: {reason}"
+        self._registry.events.add("table", event, is_problem=True)
 
 
 def _lost_delta(table: Table, listed: ListedTable, stamps: Sequence[Stamp]) -> str | None:

@@ -149,7 +149,8 @@ class Registry:
             model = self._loaded[name].get(version)
             if model is None:
                 known = ", ".join(
-                    f"{each.manifest.version} ({self.role(each)})" for each in self.versions(name)
+                    f"{loaded.manifest.version} ({self.role(loaded)})"
+                    for loaded in self.versions(name)
                 )
                 raise VersionNotFound(
                     f'version {version} of model "{name}" is not loaded; loaded versions: {known}'
@@ -191,13 +192,13 @@ class Registry:
 
     def compare(self, name: str) -> None:
         """Start the comparisons that a model's canary and shadow need, and stop all others."""
+        canary = self.canaries.get(name)
+        needed = (self.shadows.get(name), None if canary is None else canary.comparison)
         self.comparisons = {
-            live: each for live, each in self.comparisons.items() if live.manifest.name != name
-        }
-        found = [self.shadows.get(name)]
-        if (canary := self.canaries.get(name)) is not None:
-            found.append(canary.comparison)
-        self.comparisons |= {each.live: each for each in found if each is not None}
+            live: comparison
+            for live, comparison in self.comparisons.items()
+            if live.manifest.name != name
+        } | {comparison.live: comparison for comparison in needed if comparison is not None}
 
     def switch(self, model: Model) -> None:
         """Make a loaded version the active one; the one that was active becomes a previous one."""
@@ -214,9 +215,9 @@ class Registry:
             if old.version == model.manifest.version:
                 self._roles.pop(former)
         self._former[name] = [
-            each
-            for each in dict.fromkeys(self._former.get(name, ()))
-            if each != model.manifest.version
+            version
+            for version in dict.fromkeys(self._former.get(name, ()))
+            if version != model.manifest.version
         ]
         manifest = model.manifest
         self._metrics.activated(name, manifest.version, manifest.files[PROGRAM].sha256)
@@ -252,16 +253,16 @@ class Registry:
         freed = [model for version, model in loaded.items() if version not in kept]
         if not freed:
             return
-        self._loaded[name] = {v: model for v, model in loaded.items() if v in kept}
-        self._former[name] = [each for each in self._former.get(name, ()) if each in kept]
+        self._loaded[name] = {number: model for number, model in loaded.items() if number in kept}
+        self._former[name] = [version for version in self._former.get(name, ()) if version in kept]
         for model in freed:
             self._roles.pop(model, None)
             self.damaged.pop(model.label, None)
             self.tables.pop(model, None)
             self.replays.pop(model.label, None)
             self._metrics.freed(model.label)
-            for call in self.on_freed:
-                call(model)
+            for forget in self.on_freed:
+                forget(model)
             logger.info("model %s is freed", model)
             self.events.add("version", f"{model} is freed")
         self._show_roles(name)

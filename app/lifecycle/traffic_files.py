@@ -44,8 +44,8 @@ class TrafficFiles:
                 "%s/%s cannot be used, the previous one stays: %s", model, TRAFFIC, error
             )
             self._metrics.reloaded(_WATCHED, succeeded=False)  # one wrong file is enough
-            text = f"{model}/{TRAFFIC} cannot be used, the previous one stays: {error}"
-            self._metrics.events.add("file", text, is_problem=True)
+            event = f"{model}/{TRAFFIC} cannot be used, the previous one stays: {error}"
+            self._metrics.events.add("file", event, is_problem=True)
             return
         self._registry.traffic[model] = traffic
         self._registry.traffic_problems.pop(model, None)
