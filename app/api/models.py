@@ -5,8 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api.examples import DEFAULT_CANDIDATES, MOST_CANDIDATES, example_request
-from app.api.openapi.responses import problems
-from app.api.openapi.schemas import (
+from app.api.openapi.model_schemas import (
     CanaryState,
     DriftState,
     GateLevelUse,
@@ -23,6 +22,7 @@ from app.api.openapi.schemas import (
     ShadowState,
     TrafficState,
 )
+from app.api.openapi.responses import problems
 from app.api.tables import table_state
 from app.artifacts.golden import device_name
 from app.artifacts.loader import Model

@@ -5,16 +5,31 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from pydantic import BaseModel, Field
 
 from app.api.home import home_page
 from app.api.openapi.responses import problems
-from app.api.openapi.schemas import EventList, EventSchema
 from app.engine.state import EngineState
 from app.errors import Draining, NotReady, PathNotFound
 from app.scoring.keys import Keys
 from app.scoring.service import Service
 from app.telemetry.events import Event
 from app.telemetry.siblings import Render
+
+
+class EventSchema(BaseModel):
+    """Something that happened to this process."""
+
+    at: datetime
+    kind: str = Field(description="version, table, traffic or file")
+    text: str
+    is_problem: bool = Field(description="whether somebody should do something about it")
+
+
+class EventList(BaseModel):
+    """The last events of this process, the latest first."""
+
+    events: list[EventSchema]
 
 
 def routes(

@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, FastAPI, Path, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app import errors
@@ -26,6 +27,25 @@ ERRORS: dict[str, type[GatehouseError]] = {
     if inspect.isclass(each) and issubclass(each, GatehouseError) and each is not GatehouseError
 }
 """Every error that a client can see, by slug."""
+
+
+class FieldErrorSchema(BaseModel):
+    """One problem: an RFC 6901 pointer into the request, and what is wrong there."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None
+    instance: str = Field(description="the request id")
+    errors: list[FieldErrorSchema] | None = None
+
 
 SCHEMA = {"$ref": "#/components/schemas/Problem"}
 """The schema of a problem document, in the OpenAPI document."""

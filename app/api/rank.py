@@ -95,7 +95,7 @@ def ranked_document(document: object, policies: ModelPolicies) -> dict[str, obje
     """Return the response to a request, parsed from JSON.
 
     Args:
-        document: see `RankRequest` in `app.api.openapi.schemas`.
+        document: see `RankRequest` in `app.api.openapi.score_schemas`.
         policies: of the model; its tasks and their calibrations are used.
 
     Raises:

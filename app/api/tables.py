@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, JsonValue
 
+from app.api.openapi.model_schemas import FoldState, TableState
 from app.api.openapi.responses import problems
-from app.api.openapi.schemas import FoldState, TableRow, TableState
 from app.artifacts.ids import feature_values, ids_of
 from app.artifacts.inputs import DenseInput, Input
 from app.artifacts.loader import Model
@@ -16,6 +17,18 @@ from app.errors import KeyNotFound, ModelNotFound, NotReady, Unauthorized
 from app.lifecycle.registry import Registry
 from app.scoring.keys import Keys
 from app.scoring.request_headers import read_headers
+
+
+class TableRow(BaseModel):
+    """One row of a table."""
+
+    model: str
+    table: str = Field(description="items or users")
+    version: str
+    key: int | str
+    features: dict[str, JsonValue] = Field(
+        description="as a request would send them; an id that was hashed is shown as its row"
+    )
 
 
 def routes(registry: Registry, keys: Keys) -> APIRouter:

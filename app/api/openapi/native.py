@@ -16,13 +16,13 @@ from app.api.openapi.responses import (
     problems,
     scoring_errors,
 )
-from app.api.openapi.schemas import (
-    Problem,
+from app.api.openapi.score_schemas import (
     RankRequest,
     RankResponse,
     ScoreRequest,
     ScoreResponse,
 )
+from app.api.problems import Problem
 from app.artifacts.loader import Model
 from app.artifacts.model_tables import ModelTables
 from app.protocol.native import ROUTES
