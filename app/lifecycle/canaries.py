@@ -79,7 +79,7 @@ class Canaries:
             event = f"canary {canary.model} is ended: {canary.reason}"
             registry.events.add("traffic", event, is_problem=True)
         canary.close()
-        self._metrics.canary_over(name, canary.state)
+        self._metrics.versions.canary_over(name, canary.state)
 
     def stop(self, name: str) -> None:
         """Send no more traffic to a model's canary, and forget how it went."""

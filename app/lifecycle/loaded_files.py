@@ -58,7 +58,7 @@ class LoadedFiles:
                 self._report(model, await self._problem(model))
         for model in self._registry.models():
             is_intact = model.label not in self._registry.damaged
-            self._metrics.intact(model.manifest.name, is_intact=is_intact)
+            self._metrics.versions.show_intact(model.manifest.name, is_intact=is_intact)
 
     async def _problem(self, model: Model) -> str:
         """Return what is wrong with the files of a version in the store, or ""."""

@@ -92,7 +92,7 @@ class OpenTables:
     # What the store has
 
     async def scan(self, model: str, kind: TableKind) -> None:
-        """List the tables of a model anew; if that fails, it keeps those that were listed."""
+        """List the tables of a model again; if that fails, it keeps those that were listed."""
         try:
             listed = await asyncio.to_thread(tables_of, self._store / model, kind)
         except OSError as error:
@@ -323,7 +323,7 @@ class OpenTables:
 
     def _report(self, place: _Place, reason: str) -> None:
         model, path = place
-        self._metrics.table_swapped(model, path.partition("/")[0], activated=False)
+        self._metrics.versions.table_swapped(model, path.partition("/")[0], activated=False)
         logger.error("table %s of model %s is refused: %s", path, model, reason)
         event = f"{model}: {path} is refused: {reason}"
         self._registry.events.add("table", event, is_problem=True)

@@ -182,7 +182,7 @@ class Registry:
         """Add the model of an artifact, just loaded, without a role in traffic."""
         self.refused.pop(artifact, None)
         self._loaded.setdefault(artifact.model, {})[artifact.version] = model
-        self._metrics.tried(artifact.model, activated=True)
+        self._metrics.versions.tried(artifact.model, activated=True)
 
     def assign(self, model: Model, role: Role) -> None:
         """Give a loaded version a role other than that of the active one."""
@@ -210,7 +210,7 @@ class Registry:
         if former is not None and former is not model:
             self._roles[former] = Role.PREVIOUS
             old = former.manifest
-            self._metrics.retired(name, old.version, old.files[PROGRAM].sha256)
+            self._metrics.versions.retired(name, old.version, old.files[PROGRAM].sha256)
             self._former.setdefault(name, []).insert(0, old.version)
             if old.version == model.manifest.version:
                 self._roles.pop(former)
@@ -220,7 +220,7 @@ class Registry:
             if version != model.manifest.version
         ]
         manifest = model.manifest
-        self._metrics.activated(name, manifest.version, manifest.files[PROGRAM].sha256)
+        self._metrics.versions.activated(name, manifest.version, manifest.files[PROGRAM].sha256)
         self._show_roles(name)
         after = "" if former is None or former is model else f", after {former}"
         logger.info("model %s is active%s", model, after)
@@ -268,7 +268,7 @@ class Registry:
         self._show_roles(name)
 
     def _show_roles(self, name: str) -> None:
-        self._metrics.show_versions(
+        self._metrics.versions.show_roles(
             name,
             {
                 (str(version), str(self.role(model)))
@@ -279,6 +279,6 @@ class Registry:
     def refuse(self, artifact: Artifact, reason: str) -> None:
         """Record that an artifact cannot serve, log it and count it."""
         self.refused[artifact] = reason
-        self._metrics.tried(artifact.model, activated=False)
+        self._metrics.versions.tried(artifact.model, activated=False)
         logger.error("artifact %s is refused: %s", artifact, reason)
         self.events.add("version", f"{artifact} is refused: {reason}", is_problem=True)

@@ -46,7 +46,7 @@ class StoreScanner:
 
     def _report_error(self, reason: str) -> None:
         """Count each failure; log it once as long as the reason stays the same."""
-        self._metrics.store_unreadable()
+        self._metrics.versions.store_unreadable()
         if reason != self._error:
             self._error = reason
             logger.error(reason)
