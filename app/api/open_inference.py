@@ -7,7 +7,7 @@ Triton's extensions define them.
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import version as package_version
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -128,7 +128,7 @@ def _add_metadata(
 ) -> None:
     def metadata(model: Model) -> ModelMetadata:
         loaded = service.registry.versions(model.manifest.name)
-        versions = [each.manifest.version for each in loaded]
+        versions = [version.manifest.version for version in loaded]
         return model_metadata(model, versions, service.registry.tables.get(model, NO_TABLES))
 
     def add(path: str, summary: str, describe: Callable[[Model], Any], schema: Any) -> None:  # noqa: ANN401
@@ -154,12 +154,14 @@ def _add_metadata(
 
     @router.get("", summary="Server name, version and extensions")
     async def server() -> ServerMetadata:
-        return ServerMetadata(name="gatehouse", version=version("gatehouse"), extensions=EXTENSIONS)
+        return ServerMetadata(
+            name="gatehouse", version=package_version("gatehouse"), extensions=EXTENSIONS
+        )
 
     @router.get("/models/stats", summary="Statistics of every model since it was loaded")
     async def statistics_of_all() -> Statistics:
-        each = [model_statistics(model, metrics) for model in service.registry.loaded()]
-        return Statistics(model_stats=each)
+        loaded = service.registry.loaded()
+        return Statistics(model_stats=[model_statistics(model, metrics) for model in loaded])
 
     def statistics(model: Model) -> Statistics:
         return Statistics(model_stats=[model_statistics(model, metrics)])
@@ -271,8 +273,8 @@ def _refuse_extensions(router: APIRouter) -> None:
 
 def _inputs(model: Model, tables: ModelTables) -> list[Input]:
     """Return the inputs of a model, and the keys of its tables that are no features."""
-    features = {each.name: each for each in model.manifest.inputs}
-    keys = {each.table.key: each.key_input for each in tables.all}
+    features = {feature.name: feature for feature in model.manifest.inputs}
+    keys = {bound.table.key: bound.key_input for bound in tables.all}
     return list((features | {n: key for n, key in keys.items() if n not in features}).values())
 
 
@@ -289,11 +291,13 @@ def model_metadata(
     manifest = model.manifest
     return ModelMetadata(
         name=manifest.name,
-        versions=[str(each) for each in versions],
+        versions=[str(version) for version in versions],
         platform=PLATFORM,
         inputs=[
-            TensorMetadata(name=each.name, datatype=datatypes_of(each)[0], shape=[-1, _width(each)])
-            for each in _inputs(model, tables)
+            TensorMetadata(
+                name=feature.name, datatype=datatypes_of(feature)[0], shape=[-1, _width(feature)]
+            )
+            for feature in _inputs(model, tables)
         ],
         outputs=[
             TensorMetadata(name=name, datatype="FP32", shape=[-1, 1])
@@ -307,7 +311,7 @@ def model_config(
 ) -> dict[str, Any]:
     """Return a model's configuration as Triton's `ModelConfig` message in JSON."""
     manifest = model.manifest
-    in_tables = {name for each in tables.all for name in (each.table.key, *each.names)}
+    in_tables = {name for bound in tables.all for name in (bound.table.key, *bound.names)}
     kind = "KIND_CPU" if model.program.device.type == "cpu" else "KIND_GPU"
     return {
         "name": manifest.name,
@@ -317,15 +321,15 @@ def model_config(
         "max_batch_size": serving.limits.max_candidates,
         "input": [
             {
-                "name": each.name,
-                "data_type": _CONFIG_TYPES[datatypes_of(each)[0]],
+                "name": feature.name,
+                "data_type": _CONFIG_TYPES[datatypes_of(feature)[0]],
                 "format": "FORMAT_NONE",
-                "dims": [_width(each)],
+                "dims": [_width(feature)],
                 "is_shape_tensor": False,
                 "allow_ragged_batch": False,
-                "optional": each.default is not None or each.name in in_tables,
+                "optional": feature.default is not None or feature.name in in_tables,
             }
-            for each in _inputs(model, tables)
+            for feature in _inputs(model, tables)
         ],
         "output": [
             {

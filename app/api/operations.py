@@ -75,7 +75,7 @@ def routes(
         summary="The last events of this process: versions, traffic and files that changed",
     )
     async def events() -> EventList:
-        return EventList(events=[_shown(each) for each in service.registry.events.latest()])
+        return EventList(events=[_shown(event) for event in service.registry.events.latest()])
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:

@@ -225,7 +225,7 @@ class Connection(HttpToolsProtocol):
     def _probe(self) -> None:
         """Send an interim response, unless a response is being written."""
         is_writing = any(
-            each.response_started and not each.response_complete for each in self._cycles
+            cycle.response_started and not cycle.response_complete for cycle in self._cycles
         )
         if self._cycle_is_open() and not is_writing and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -353,7 +353,7 @@ class Connection(HttpToolsProtocol):
         if self.expect_100_continue:
             # A client whose body is refused may send it or not: what follows would be ambiguous.
             self.cycle.keep_alive = False
-        waiting = [each for each in self._cycles if not each.response_complete]
+        waiting = [cycle for cycle in self._cycles if not cycle.response_complete]
         self._cycles = (*waiting, self.cycle)
         self.scope[IS_DISCONNECTED] = self.is_disconnected  # type: ignore[literal-required]
 
@@ -464,7 +464,7 @@ class Connection(HttpToolsProtocol):
         default_headers = self.server_state.default_headers
         if default_headers is not self._date:  # uvicorn makes a new list every second
             self._date = default_headers
-            self._date_line = b"".join([b"%b: %b\r\n" % each for each in default_headers])
+            self._date_line = b"".join([b"%b: %b\r\n" % header for header in default_headers])
         closing = b"\r\n"
         if not (closes or self._direct.keep_alive):
             closing, closes = b"connection: close\r\n\r\n", True
@@ -567,5 +567,5 @@ class Connection(HttpToolsProtocol):
 
 def _without_upgrade(connection: bytes) -> bytes:
     """Return the options of a `connection` header that are not of an offer to upgrade."""
-    options = (each.strip() for each in connection.split(b","))
-    return b", ".join(each for each in options if each.lower() not in _UPGRADE)
+    options = (option.strip() for option in connection.split(b","))
+    return b", ".join(option for option in options if option.lower() not in _UPGRADE)

@@ -51,16 +51,16 @@ class TableCollector(Collector):
         """Yield the current figures."""
         info, rows, size, age, limit, folded = families = self._families()
         now = time.time()
-        for each in self._read():
-            labels = (each.model, each.kind)
-            info.add_metric((*labels, each.label), 1)
-            rows.add_metric(labels, each.rows)
-            size.add_metric(labels, each.bytes)
-            age.add_metric(labels, now - each.created_at)
-            if each.max_age_s is not None:
-                limit.add_metric(labels, each.max_age_s)
-            if each.kind == "items":
-                folded.add_metric(labels, each.is_folded)
+        for table in self._read():
+            labels = (table.model, table.kind)
+            info.add_metric((*labels, table.label), 1)
+            rows.add_metric(labels, table.rows)
+            size.add_metric(labels, table.bytes)
+            age.add_metric(labels, now - table.created_at)
+            if table.max_age_s is not None:
+                limit.add_metric(labels, table.max_age_s)
+            if table.kind == "items":
+                folded.add_metric(labels, table.is_folded)
         yield from families
 
     def _families(self) -> tuple[GaugeMetricFamily, ...]:

@@ -33,7 +33,7 @@ Served = tuple[Model, ModelTables]
 
 def schemas(served: Sequence[Served]) -> dict[str, Any]:
     """Return the schemas of the native documents, with one request schema per active model."""
-    _, made = models_json_schema(
+    _, generated = models_json_schema(
         [
             (ScoreRequest, "validation"),
             (ScoreResponse, "serialization"),
@@ -43,7 +43,7 @@ def schemas(served: Sequence[Served]) -> dict[str, Any]:
         ],
         ref_template=SCHEMA,
     )
-    definitions: dict[str, Any] = made["$defs"]
+    definitions: dict[str, Any] = generated["$defs"]
     own = {
         _name(model.manifest.name): request_schema(
             model.manifest, definitions["ScoreRequest"], tables
