@@ -39,15 +39,18 @@ def routes(registry: Registry, keys: Keys) -> APIRouter:
     router = APIRouter(prefix="/v1/models/{model}", tags=["models"])
     responses = problems(Unauthorized, ModelNotFound, KeyNotFound, NotReady)
 
+    def check_key(request: Request) -> None:
+        keys.name_of(read_headers(request.scope["headers"]).get(b"authorization"))
+
     # A key may have slashes, which arrive decoded.
     @router.get("/items/{key:path}", summary="One row of the items table", responses=responses)
     async def show_item(model: str, key: str, request: Request) -> TableRow:
-        keys.name_of(read_headers(request.scope["headers"]).get(b"authorization"))
+        check_key(request)
         return _row(registry, model, "items", key)
 
     @router.get("/users/{key:path}", summary="One row of the users table", responses=responses)
     async def show_user(model: str, key: str, request: Request) -> TableRow:
-        keys.name_of(read_headers(request.scope["headers"]).get(b"authorization"))
+        check_key(request)
         return _row(registry, model, "users", key)
 
     return router

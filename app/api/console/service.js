@@ -121,6 +121,7 @@ function findings(reason, engine, list, now) {
   for (const each of list.refused) add('bad', `${each.model}, version ${each.version} is refused`, each.reason);
   for (const each of list.policies.refused) add('bad', 'The policies file is refused; the previous policies stay', each);
   for (const model of list.models) {
+    if (model.not_ready && !reason) add('bad', `${model.name} is not ready`, model.not_ready);
     if (model.policy_problem) add('bad', `The policies do not apply to ${model.name}`, model.policy_problem);
     for (const each of model.traffic.problems) add('bad', `traffic.toml of ${model.name}`, each);
     for (const each of model.versions) {
