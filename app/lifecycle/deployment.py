@@ -3,6 +3,10 @@
 A version is loaded, examined, and only then activated. If any of that fails, the version that was
 active stays active, and other models are not affected. Once something is served, all of it happens
 on a thread beside the lanes.
+
+`Deployment.refresh` is the whole flow, from top to bottom: list the store, read traffic.toml, give
+loaded versions their roles; then load what is missing, take it through the gates, activate it,
+start a canary and a shadow, and free the versions that have no role any more.
 """
 
 import asyncio
@@ -225,7 +229,7 @@ class Deployment:
             await self._activate_newest(name, candidates)
         elif wanted != self._registry.active_version(name):
             await self._activate_named(name, int(wanted), versions)
-        if self._is_wanted_active(name, versions):
+        if self._check_active(name, versions):
             await self._start_canary(name, versions)
             await self._start_shadow(name, versions)
             self._registry.compare(name)
@@ -286,7 +290,7 @@ class Deployment:
         model = self._registry.version(name, artifact.version)
         if model is None:
             model = await self._loader.load(artifact, self._examination.circumstances(name))
-        if model is None or not await self._examination.passes(artifact, model):
+        if model is None or not await self._examination.examine(artifact, model):
             return False
         if missing := self._tables.missing(model.manifest):
             self._refusals.add(artifact, missing)
@@ -295,8 +299,8 @@ class Deployment:
             self._registry.activate(artifact, model)
         return True
 
-    def _is_wanted_active(self, name: str, versions: Sequence[Artifact]) -> bool:
-        """Whether the version that the traffic file names is active; if not, report why."""
+    def _check_active(self, name: str, versions: Sequence[Artifact]) -> bool:
+        """Return whether the version that the traffic file names is active; if not, report why."""
         wanted = self._wanted(name)
         if wanted in ("latest", self._registry.active_version(name)):
             self._registry.unassigned.pop(name, None)
@@ -347,7 +351,7 @@ class Deployment:
                 # One that has failed its examination is loaded if it need not pass it.
                 circumstances = examination.circumstances(name) if is_examined else None
                 model = await self._loader.load(artifact, circumstances)
-            if model is not None and is_examined and not await examination.passes(artifact, model):
+            if model is not None and is_examined and not await examination.examine(artifact, model):
                 model = None
             if model is not None and registry.version(name, version) is not model:
                 self._refusals.forget(artifact)

@@ -101,8 +101,11 @@ class Examination:
         is_newer = 0 < active < model.manifest.version
         return self._trial is not None and is_newer and model.label not in self._passed
 
-    async def passes(self, artifact: Artifact, model: Model) -> bool:
-        """Examine a loaded version, if it is due; refuse it if it fails."""
+    async def examine(self, artifact: Artifact, model: Model) -> bool:
+        """Examine a loaded version if it is due, and refuse it if it fails.
+
+        Returns whether it may answer requests.
+        """
         if self.is_due(model):
             fingerprint = self._files.fingerprint(model)
             circumstances = self.circumstances(artifact.model)

@@ -42,7 +42,7 @@ class TableFollower:
         registry: Registry,
         metrics: Metrics,
         warm_up_folded: WarmUpFolded,
-        place: Callable[[Table], None] | None = None,
+        place_table: Callable[[Table], None] | None = None,
     ) -> None:
         """Read nothing yet.
 
@@ -51,12 +51,12 @@ class TableFollower:
             registry: gets the tables of each version, and the reasons of refusals.
             metrics: counts swaps and refusals.
             warm_up_folded: warms up a version that is going to run from folded rows.
-            place: called on a thread with the items table of each version, before it serves and at
-                each refresh: copies it to where batches are gathered.
+            place_table: copies an items table to where batches are gathered. A thread calls it with
+                that of each version, before it serves and at each refresh.
         """
         self._registry = registry
         self._metrics = metrics
-        self._place = place
+        self._place_table = place_table
         self._background = BackgroundThread()
         self._open = OpenTables(store, registry, metrics, self._background)
         self._folds = Folds(registry, self._background, warm_up_folded)
@@ -120,9 +120,9 @@ class TableFollower:
         if table is None:
             return
         self._chosen[label, kind] = table
-        if self._place is not None and kind == "items":
+        if self._place_table is not None and kind == "items":
             await self._background.run(
-                partial(self._place, table), beside_requests=self._registry.has_started
+                partial(self._place_table, table), beside_requests=self._registry.has_started
             )
 
     async def _newest_fit(
