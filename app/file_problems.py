@@ -51,7 +51,7 @@ _BOUNDS = {
 
 def first_problem(
     error: ValidationError,
-    kind: type[BaseModel],
+    schema: type[BaseModel],
     document: object,
     patterns: Mapping[str, str] = NOTHING,
     usual_names: Mapping[str, str] = NOTHING,
@@ -62,19 +62,19 @@ def first_problem(
 
     Args:
         error: what pydantic found.
-        kind: the model of the file.
+        schema: the pydantic model of the file.
         document: the content of the file.
         patterns: the rule that the pattern of a string stands for.
         usual_names: keys as other programs call them, to this file's name.
         is_json: whether the file is JSON, not TOML.
     """
-    first, *more = problems(error, kind, document, patterns, usual_names, is_json=is_json)
+    first, *more = problems(error, schema, document, patterns, usual_names, is_json=is_json)
     return f"{first} (and {len(more)} more)" if more else first
 
 
 def problems(
     error: ValidationError,
-    kind: type[BaseModel],
+    schema: type[BaseModel],
     document: object,
     patterns: Mapping[str, str] = NOTHING,
     usual_names: Mapping[str, str] = NOTHING,
@@ -82,19 +82,19 @@ def problems(
     is_json: bool = False,
 ) -> list[str]:
     """Return the problems of a file, each in one line; see `first_problem`."""
-    found: dict[str, list[str]] = {}
+    rules_at: dict[str, list[str]] = {}
     unknown: list[str] = []  # first: they often explain what is missing
-    for each in error.errors(include_url=False):
-        if _follows_from_another(each):
+    for detail in error.errors(include_url=False):
+        if _follows_from_another(detail):
             continue
-        if each["type"] == "extra_forbidden":
-            unknown.append(_unknown_key(each["loc"], kind, document, usual_names))
+        if detail["type"] == "extra_forbidden":
+            unknown.append(_unknown_key(detail["loc"], schema, document, usual_names))
             continue
-        place, rule = _problem(each, kind, document, patterns, is_json=is_json)
-        rules = found.setdefault(place, [])
+        place, rule = _problem(detail, schema, document, patterns, is_json=is_json)
+        rules = rules_at.setdefault(place, [])
         if rule not in rules:
             rules.append(rule)
-    others = [f"{place}: {_either(r)}" if place else _either(r) for place, r in found.items()]
+    others = [f"{place}: {_either(r)}" if place else _either(r) for place, r in rules_at.items()]
     return unknown + others
 
 
@@ -128,7 +128,7 @@ def rule_of(
 
 def _problem(
     error: ErrorDetails,
-    kind: type[BaseModel],
+    schema: type[BaseModel],
     document: object,
     patterns: Mapping[str, str],
     *,
@@ -136,16 +136,16 @@ def _problem(
 ) -> tuple[str, str]:
     """Return the place and the rule of a problem; the place is empty for the whole file."""
     location = error["loc"]
-    place = _place(kind, document, location)
+    place = _place(schema, document, location)
     context = error.get("ctx", {})
     match error["type"]:
         case "missing" if location and isinstance(location[-1], int):
             return place, f"item {location[-1] + 1} is missing"
         case "missing" if location:
-            return _joined(place, str(location[-1])), _missing(_type_at(kind, location))
+            return _joined(place, str(location[-1])), _missing(_type_at(schema, location))
         case "union_tag_not_found":
             tag = str(context["discriminator"]).strip("'")
-            kinds = [_step(each, tag)[0] for each in _alternatives(_type_at(kind, location))]
+            kinds = [_step(member, tag)[0] for member in _alternatives(_type_at(schema, location))]
             return _joined(place, tag), _missing(*kinds)
         case "union_tag_invalid":
             tag = _joined(place, str(context["discriminator"]).strip("'"))
@@ -155,12 +155,12 @@ def _problem(
 
 def _unknown_key(
     location: Sequence[str | int],
-    kind: type[BaseModel],
+    schema: type[BaseModel],
     document: object,
     usual_names: Mapping[str, str],
 ) -> str:
-    key, known = str(location[-1]), _keys_at(kind, location[:-1])
-    table = _place(kind, document, location[:-1])
+    key, known = str(location[-1]), _keys_at(schema, location[:-1])
+    table = _place(schema, document, location[:-1])
     where = "" if not table else f" in {table}" if "[" in table else f" in [{table}]"
     usual = usual_names.get(key)
     nearest = f'; did you mean "{usual}"?' if usual in known else did_you_mean(key, known)
@@ -179,13 +179,13 @@ def _follows_from_another(error: ErrorDetails) -> bool:
     return error["type"] == "too_short" and isinstance(sent, Sequence) and len(sent) >= least
 
 
-def _place(kind: type[BaseModel], document: object, location: Sequence[str | int]) -> str:
+def _place(schema: type[BaseModel], document: object, location: Sequence[str | int]) -> str:
     """Return the path of a value.
 
     pydantic puts the alternatives of unions into its places, and keys that are missing. They are
     not in the document, so they are left out.
     """
-    path, annotation = "", kind
+    path, annotation = "", schema
     for part in location:
         annotation, is_alternative = _step(annotation, part)
         if is_alternative:
@@ -210,7 +210,9 @@ def _joined(path: str, key: str) -> str:
 
 def _cut(name: str) -> str:
     """Return a name as part of one line."""
-    name = "".join(each if each.isprintable() else "�" for each in name[: _LONGEST_NAME + 1])
+    name = "".join(
+        character if character.isprintable() else "�" for character in name[: _LONGEST_NAME + 1]
+    )
     return name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"
 
 
@@ -226,7 +228,7 @@ def _one_of(expected: str, sent: object) -> str:
 def _either(rules: Sequence[str]) -> str:
     """Join the rules of a value that may be one of several kinds."""
     first, *others = rules
-    return " or ".join([first, *(each.removeprefix("must be ") for each in others)])
+    return " or ".join([first, *(rule.removeprefix("must be ") for rule in others)])
 
 
 def _listing(keys: Iterable[str]) -> str:
@@ -244,19 +246,19 @@ def _missing(*kinds: Any) -> str:  # noqa: ANN401
     return f"{_RULES['missing']}: {listed}"
 
 
-def _type_at(kind: type[BaseModel], location: Sequence[str | int]) -> Any:  # noqa: ANN401
+def _type_at(schema: type[BaseModel], location: Sequence[str | int]) -> Any:  # noqa: ANN401
     """Return the type of the value at a place."""
-    annotation: Any = kind
+    annotation: Any = schema
     for part in location:
         annotation, _ = _step(annotation, part)
     return annotation
 
 
-def _keys_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+def _keys_at(schema: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """Return the keys of the table at a place."""
-    for each in _alternatives(_type_at(kind, location)):
-        if isinstance(each, type) and issubclass(each, BaseModel):
-            return [field.alias or name for name, field in each.model_fields.items()]
+    for model in _alternatives(_type_at(schema, location)):
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            return [field.alias or name for name, field in model.model_fields.items()]
     return []
 
 
@@ -264,8 +266,10 @@ def _step(annotation: Any, part: str | int) -> tuple[Any, bool]:  # noqa: ANN401
     """Return the type of a part of a place, and whether it is an alternative of a union."""
     kinds = _alternatives(annotation)
     if len(kinds) > 1:
-        models = [each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)]
-        tagged = [each for each in models if _has_tag(each, part)]
+        models = [
+            model for model in kinds if isinstance(model, type) and issubclass(model, BaseModel)
+        ]
+        tagged = [model for model in models if _has_tag(model, part)]
         return next(iter(tagged or models), None), True
     (kind,) = kinds
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -287,9 +291,9 @@ def _alternatives(annotation: Any) -> list[Any]:  # noqa: ANN401
         return [annotation]
     return [
         kind
-        for each in get_args(annotation)
-        if each is not NoneType
-        for kind in _alternatives(each)
+        for member in get_args(annotation)
+        if member is not NoneType
+        for kind in _alternatives(member)
     ]
 
 

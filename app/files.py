@@ -34,6 +34,15 @@ def read_small_file(path: Path, *, max_bytes: int) -> bytes:
     return content
 
 
+def reason_without_path(error: OSError) -> str:
+    """Return why a file cannot be read, with its name but without its folder.
+
+    Callers of the API may see the reason, and must not see where the server keeps its files.
+    """
+    name = "" if error.filename is None else f"{Path(str(error.filename)).name}: "
+    return f"{name}{error.strerror or error}"
+
+
 def parse_toml(content: bytes) -> dict[str, Any]:
     """Parse TOML in UTF-8, with or without a byte order mark.
 

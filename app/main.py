@@ -28,6 +28,7 @@ from app.engine.lanes import Lane
 from app.lifecycle.deployment import Deployment
 from app.lifecycle.policies import PolicyFile
 from app.lifecycle.registry import Registry
+from app.lifecycle.tables import table_figures
 from app.protocol.native import Native
 from app.protocol.open_inference.infer import OpenInference
 from app.scoring.access_log import AccessLog, AccessLogMiddleware
@@ -109,17 +110,7 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
         _hand_over_the_lock_soon(stack)
         recorder = _recorder(settings, metrics, stack)
         tables = device_tables(device, settings.gpu_table_bytes)
-        lanes = start_lanes(
-            device,
-            settings.lanes,
-            processes=settings.processes,
-            max_batch_rows=settings.max_batch_rows,
-            metrics=metrics,
-            on_lost=lost.set,
-            tables=tables,
-        )
-        for lane in lanes:
-            stack.callback(lane.stop)
+        lanes = _lanes(settings, device, metrics, tables, lost, stack)
         batcher = _batcher(settings, lanes, metrics)
         service = Service(registry, batcher, lanes)
         _watch(service, lanes, metrics, lane_hang_s=settings.lane_hang_s)
@@ -156,6 +147,29 @@ def _hand_over_the_lock_soon(stack: ExitStack) -> None:
     """Shorten Python's switch interval until the stack is closed."""
     stack.callback(sys.setswitchinterval, sys.getswitchinterval())
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+
+def _lanes(
+    settings: Settings,
+    device: torch.device,
+    metrics: Metrics,
+    tables: DeviceTables | None,
+    lost: asyncio.Event,
+    stack: ExitStack,
+) -> Sequence[Lane]:
+    """Start the lanes; they are stopped with the stack."""
+    lanes = start_lanes(
+        device,
+        settings.lanes,
+        processes=settings.processes,
+        max_batch_rows=settings.max_batch_rows,
+        metrics=metrics,
+        on_lost=lost.set,
+        tables=tables,
+    )
+    for lane in lanes:
+        stack.callback(lane.stop)
+    return lanes
 
 
 def _bodies(settings: Settings, metrics: Metrics) -> BodyReader:
@@ -254,7 +268,7 @@ def _watch(
         "Item and user tables, and deltas, that were refused: they do not serve.",
         lambda: len(service.registry.refused_tables),
     )
-    metrics.watch_tables(lambda: service.registry.table_figures)
+    metrics.watch_tables(lambda: table_figures(service.registry))
     metrics.ranking.watch_drift(service.drift.features, service.drift.scores)
     metrics.watch_lanes({lane.name: partial(lane.is_alive, lane_hang_s) for lane in lanes})
 

@@ -56,7 +56,7 @@ class SecurityHeadersMiddleware:
                 headers = message.get("headers", [])
                 if any(name == b"content-type" and b"html" in value for name, value in headers):
                     own = {name for name, _ in headers}
-                    added = [each for each in _PAGE_HEADERS if each[0] not in own]
+                    added = [header for header in _PAGE_HEADERS if header[0] not in own]
                     message["headers"] = [*headers, *added]
             await send(message)
 
@@ -69,12 +69,12 @@ def parse_origins(text: str) -> list[str]:
     Raises:
         ConfigurationInvalid: one of them is not an origin.
     """
-    found = [each.strip() for each in text.split(",") if each.strip()]
-    for each in found:
-        if not _ORIGIN.fullmatch(each):
+    origins = [origin.strip() for origin in text.split(",") if origin.strip()]
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
             rule = "must be scheme://host or scheme://host:port, such as https://example.org"
             raise ConfigurationInvalid(f"cors_origins: {rule}")
-    return found
+    return origins
 
 
 def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

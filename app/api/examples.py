@@ -42,17 +42,17 @@ def example_request(
     It is made once per model, size and tables: it searches the vocabularies, which can be large,
     and the console asks for it every few seconds.
     """
-    made = _made.setdefault(model, {})
+    examples = _made.setdefault(model, {})
     key: tuple[int | str, ...] = (
         candidates,
         shows_users,
-        *(f"{each.kind}/{each.table.label}" for each in tables.all),
+        *(f"{bound.kind}/{bound.table.label}" for bound in tables.all),
     )
-    if key not in made:
-        if len(made) >= _MOST_MADE:  # deltas come and go
-            made.clear()
-        made[key] = _make(model, candidates, tables, shows_users=shows_users)
-    request: dict[str, Any] = orjson.loads(made[key])  # a copy: callers may change it
+    if key not in examples:
+        if len(examples) >= _MOST_MADE:  # deltas come and go
+            examples.clear()
+        examples[key] = _make(model, candidates, tables, shows_users=shows_users)
+    request: dict[str, Any] = orjson.loads(examples[key])  # a copy: callers may change it
     return request
 
 
@@ -78,9 +78,9 @@ def _make(model: Interface, candidates: int, tables: ModelTables, *, shows_users
 
 def _hide_user(bound: BoundTable, user: dict[str, Any]) -> None:
     """Replace the id of a golden user, who may be in the table, if it is a feature."""
-    for each in bound.features:
-        if each.name == bound.table.key and isinstance(each, IdInput):
-            user[each.name] = "nobody" if each.encoding.id_type is str else 0
+    for feature in bound.features:
+        if feature.name == bound.table.key and isinstance(feature, IdInput):
+            user[feature.name] = "nobody" if feature.encoding.id_type is str else 0
 
 
 def _by_key(bound: BoundTable, key: Any, full: dict[str, Any]) -> Any:  # noqa: ANN401  (JSON)
@@ -88,7 +88,7 @@ def _by_key(bound: BoundTable, key: Any, full: dict[str, Any]) -> Any:  # noqa: 
     if bound.is_complete:
         return key
     return {bound.table.key: key} | {
-        each.name: full[each.name] for each in bound.others if each.default is None
+        feature.name: full[feature.name] for feature in bound.others if feature.default is None
     }
 
 
@@ -96,8 +96,8 @@ def _full(model: Interface, candidates: int) -> dict[str, Any]:
     """Return a golden request with every feature."""
     manifest = model.manifest
     requests = list(model.golden.batch.requests())
-    largest = max(requests, key=lambda each: each.rows)
-    batch = next((each for each in requests if each.rows >= candidates), largest)
+    largest = max(requests, key=lambda request: request.rows)
+    batch = next((request for request in requests if request.rows >= candidates), largest)
     rows = min(batch.rows, candidates)
     ids = ids_of(model)
     return {

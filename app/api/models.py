@@ -5,8 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api.examples import DEFAULT_CANDIDATES, MOST_CANDIDATES, example_request
-from app.api.openapi.responses import problems
-from app.api.openapi.schemas import (
+from app.api.openapi.model_schemas import (
     CanaryState,
     DriftState,
     GateLevelUse,
@@ -23,6 +22,7 @@ from app.api.openapi.schemas import (
     ShadowState,
     TrafficState,
 )
+from app.api.openapi.responses import problems
 from app.api.tables import table_state
 from app.artifacts.golden import device_name
 from app.artifacts.loader import Model
@@ -107,24 +107,26 @@ def routes(service: Service, gates: GateMetrics, keys: Keys) -> APIRouter:
     return router
 
 
-def _candidates(text: str | None) -> int:
-    if text is None:
+def _candidates(parameter: str | None) -> int:
+    if parameter is None:
         return DEFAULT_CANDIDATES
-    if text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= MOST_CANDIDATES:
-        return int(text)
+    is_number = parameter.isascii() and parameter.isdigit() and len(parameter) <= 9
+    if is_number and 1 <= int(parameter) <= MOST_CANDIDATES:
+        return int(parameter)
     detail = f"query parameter candidates must be a whole number from 1 to {MOST_CANDIDATES}"
     raise InvalidRequest([FieldError("", detail)])
 
 
 def _card(model: Model, service: Service, gates: GateMetrics, keys: Keys) -> ModelCard:
     manifest, policies, registry = model.manifest, service.policies, service.registry
-    own = policies.of(model)
+    rankers = policies.of(model)
     tables = registry.tables.get(model, NO_TABLES)
-    calibrations = zip(own.default.tasks, own.default.calibrations, strict=True)
+    methods = zip(rankers.default.tasks, rankers.default.calibrations, strict=True)
     return ModelCard(
         name=manifest.name,
         version=manifest.version,
-        versions=[_loaded(each, registry, gates) for each in registry.versions(manifest.name)],
+        not_ready=service.readiness.why_not_ready(model) or None,
+        versions=[_loaded(loaded, registry, gates) for loaded in registry.versions(manifest.name)],
         traffic=_traffic(manifest.name, registry),
         architecture=manifest.architecture,
         created=manifest.created,
@@ -132,15 +134,15 @@ def _card(model: Model, service: Service, gates: GateMetrics, keys: Keys) -> Mod
         inputs=manifest.inputs,
         tasks=manifest.tasks,
         ranking=manifest.ranking,
-        default_policy=own.default.policy.name,
-        policies=[_offered(ranker) for ranker in own.by_name.values()],
-        calibrations={task: each.method for task, each in calibrations if each.method != "none"},
+        default_policy=rankers.default.policy.name,
+        policies=[_offered(ranker) for ranker in rankers.by_name.values()],
+        calibrations={task: fit.method for task, fit in methods if fit.method != "none"},
         policy_problem=policies.incompatible.get(model.label),
         precision=manifest.precision,
         evaluation=manifest.evaluation,
         drift=_drift(service.drift.of(manifest.name)),
         score_url=f"/v1/models/{manifest.name}/score",
-        tables=[table_state(registry, manifest.name, each) for each in tables.all],
+        tables=[table_state(registry, manifest.name, bound) for bound in tables.all],
         example_request=example_request(model, tables=tables, shows_users=not keys.are_required),
     )
 
@@ -188,11 +190,7 @@ def _gate_use(model: Model, gates: GateMetrics) -> GateUse | None:
 
 def _traffic(name: str, registry: Registry) -> TrafficState:
     traffic = registry.traffic.get(name) or Traffic()
-    problems = [
-        problem
-        for each in (registry.traffic_problems, registry.unassigned)
-        if (problem := each.get(name))
-    ]
+    reasons = (registry.traffic_problems.get(name), registry.unassigned.get(name))
     canary = registry.last_canaries.get(name)
     state = None
     if canary is not None:
@@ -208,7 +206,7 @@ def _traffic(name: str, registry: Registry) -> TrafficState:
         keep=traffic.keep,
         canary=state,
         shadow=_shadow(name, registry),
-        problems=problems,
+        problems=[reason for reason in reasons if reason],
     )
 
 

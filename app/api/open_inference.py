@@ -7,7 +7,7 @@ Triton's extensions define them.
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import version as package_version
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -26,7 +26,7 @@ from app.api.openapi.open_inference_schemas import (
     Statistics,
     TensorMetadata,
 )
-from app.api.operations import check_ready
+from app.api.operations import check_ready, check_started
 from app.artifacts.inputs import IdInput, Input
 from app.artifacts.loader import Model
 from app.artifacts.model_tables import NO_TABLES, ModelTables
@@ -43,7 +43,6 @@ from app.errors import (
     UnsupportedMediaType,
     VersionNotFound,
 )
-from app.lifecycle.registry import Registry
 from app.protocol.json_body import decode
 from app.protocol.open_inference.infer import OpenInference
 from app.protocol.open_inference.outputs import output_names
@@ -129,7 +128,7 @@ def _add_metadata(
 ) -> None:
     def metadata(model: Model) -> ModelMetadata:
         loaded = service.registry.versions(model.manifest.name)
-        versions = [each.manifest.version for each in loaded]
+        versions = [version.manifest.version for version in loaded]
         return model_metadata(model, versions, service.registry.tables.get(model, NO_TABLES))
 
     def add(path: str, summary: str, describe: Callable[[Model], Any], schema: Any) -> None:  # noqa: ANN401
@@ -155,12 +154,14 @@ def _add_metadata(
 
     @router.get("", summary="Server name, version and extensions")
     async def server() -> ServerMetadata:
-        return ServerMetadata(name="gatehouse", version=version("gatehouse"), extensions=EXTENSIONS)
+        return ServerMetadata(
+            name="gatehouse", version=package_version("gatehouse"), extensions=EXTENSIONS
+        )
 
     @router.get("/models/stats", summary="Statistics of every model since it was loaded")
     async def statistics_of_all() -> Statistics:
-        each = [model_statistics(model, metrics) for model in service.registry.loaded()]
-        return Statistics(model_stats=each)
+        loaded = service.registry.loaded()
+        return Statistics(model_stats=[model_statistics(model, metrics) for model in loaded])
 
     def statistics(model: Model) -> Statistics:
         return Statistics(model_stats=[model_statistics(model, metrics)])
@@ -176,23 +177,36 @@ def _add_metadata(
 def _add_readiness(router: APIRouter, service: Service) -> None:
     @router.get(
         f"{_MODEL}/ready",
-        summary="200 while a model is active",
+        summary="200 while a model is active and its tables are not too old",
         responses=errors(ModelNotFound, NotReady, Draining),
     )
     async def model_ready(model: str) -> ModelReady:
-        check_ready(service)
-        service.registry.active(model)
+        check_version_ready(service, model)
         return ModelReady(name=model, ready=True)
 
     @router.get(
         f"{_VERSION}/ready",
-        summary="200 while a version is active",
+        summary="200 while a version is loaded and its tables are not too old",
         responses=errors(ModelNotFound, VersionNotFound, NotReady, Draining),
     )
     async def version_ready(model: str, version: str) -> ModelReady:
-        check_ready(service)
-        service.registry.active(model, _number(version))
+        check_version_ready(service, model, _number(version))
         return ModelReady(name=model, ready=True)
+
+
+def check_version_ready(service: Service, name: str, version: int | None = None) -> None:
+    """Check that a version of a model, by default the active one, accepts requests.
+
+    Raises:
+        Draining: the server is shutting down.
+        NotReady: models are still loading, or a table of the version is too old.
+        ModelNotFound: no model of this name is active.
+        VersionNotFound: `version` is not loaded.
+    """
+    check_started(service)
+    model = service.registry.active(name, version)
+    if reason := service.readiness.why_not_ready(model):
+        raise NotReady(reason)
 
 
 def _number(version: str) -> int:
@@ -229,7 +243,7 @@ def _add_repository(
         ready = document.get("ready", False) if isinstance(document, dict) else None
         if not isinstance(ready, bool):
             raise MalformedBody("the body must be an object, and its ready true or false")
-        return repository_index(service.registry, ready_only=ready)
+        return repository_index(service, ready_only=ready)
 
 
 def _refuse_extensions(router: APIRouter) -> None:
@@ -259,8 +273,8 @@ def _refuse_extensions(router: APIRouter) -> None:
 
 def _inputs(model: Model, tables: ModelTables) -> list[Input]:
     """Return the inputs of a model, and the keys of its tables that are no features."""
-    features = {each.name: each for each in model.manifest.inputs}
-    keys = {each.table.key: each.key_input for each in tables.all}
+    features = {feature.name: feature for feature in model.manifest.inputs}
+    keys = {bound.table.key: bound.key_input for bound in tables.all}
     return list((features | {n: key for n, key in keys.items() if n not in features}).values())
 
 
@@ -277,11 +291,13 @@ def model_metadata(
     manifest = model.manifest
     return ModelMetadata(
         name=manifest.name,
-        versions=[str(each) for each in versions],
+        versions=[str(version) for version in versions],
         platform=PLATFORM,
         inputs=[
-            TensorMetadata(name=each.name, datatype=datatypes_of(each)[0], shape=[-1, _width(each)])
-            for each in _inputs(model, tables)
+            TensorMetadata(
+                name=feature.name, datatype=datatypes_of(feature)[0], shape=[-1, _width(feature)]
+            )
+            for feature in _inputs(model, tables)
         ],
         outputs=[
             TensorMetadata(name=name, datatype="FP32", shape=[-1, 1])
@@ -295,7 +311,7 @@ def model_config(
 ) -> dict[str, Any]:
     """Return a model's configuration as Triton's `ModelConfig` message in JSON."""
     manifest = model.manifest
-    in_tables = {name for each in tables.all for name in (each.table.key, *each.names)}
+    in_tables = {name for bound in tables.all for name in (bound.table.key, *bound.names)}
     kind = "KIND_CPU" if model.program.device.type == "cpu" else "KIND_GPU"
     return {
         "name": manifest.name,
@@ -305,15 +321,15 @@ def model_config(
         "max_batch_size": serving.limits.max_candidates,
         "input": [
             {
-                "name": each.name,
-                "data_type": _CONFIG_TYPES[datatypes_of(each)[0]],
+                "name": feature.name,
+                "data_type": _CONFIG_TYPES[datatypes_of(feature)[0]],
                 "format": "FORMAT_NONE",
-                "dims": [_width(each)],
+                "dims": [_width(feature)],
                 "is_shape_tensor": False,
                 "allow_ragged_batch": False,
-                "optional": each.default is not None or each.name in in_tables,
+                "optional": feature.default is not None or feature.name in in_tables,
             }
-            for each in _inputs(model, tables)
+            for feature in _inputs(model, tables)
         ],
         "output": [
             {
@@ -372,24 +388,34 @@ def model_statistics(model: Model, metrics: Metrics) -> ModelStatistics:
     )
 
 
-def repository_index(registry: Registry, *, ready_only: bool) -> list[RepositoryEntry]:
-    """Return the loaded versions with their roles and, unless `ready_only`, the refused ones."""
-    entries = [
-        RepositoryEntry(
-            name=model.manifest.name,
-            version=str(model.manifest.version),
-            state="READY",
-            reason=registry.damaged.get(model.label, ""),
-            parameters={"role": registry.role(model)},
+def repository_index(service: Service, *, ready_only: bool) -> list[RepositoryEntry]:
+    """Return the loaded versions with their roles, and the refused ones.
+
+    With `ready_only`, neither those nor versions whose tables are too old.
+    """
+    registry, entries = service.registry, []
+    for model in registry.loaded():
+        stale = service.readiness.why_not_ready(model)
+        if stale and ready_only:
+            continue
+        entries.append(
+            RepositoryEntry(
+                name=model.manifest.name,
+                version=str(model.manifest.version),
+                state="UNAVAILABLE" if stale else "READY",
+                reason=stale or registry.damaged.get(model.label, ""),
+                parameters={"role": registry.role(model)},
+            )
         )
-        for model in registry.loaded()
-    ]
     if not ready_only:
         entries += [
             RepositoryEntry(
-                name=each.model, version=str(each.version), state="UNAVAILABLE", reason=reason
+                name=artifact.model,
+                version=str(artifact.version),
+                state="UNAVAILABLE",
+                reason=reason,
             )
-            for each, reason in registry.refused.items()
+            for artifact, reason in registry.refused.items()
         ]
     return entries
 

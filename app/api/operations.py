@@ -5,16 +5,31 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from pydantic import BaseModel, Field
 
 from app.api.home import home_page
 from app.api.openapi.responses import problems
-from app.api.openapi.schemas import EventList, EventSchema
 from app.engine.state import EngineState
 from app.errors import Draining, NotReady, PathNotFound
 from app.scoring.keys import Keys
 from app.scoring.service import Service
 from app.telemetry.events import Event
 from app.telemetry.siblings import Render
+
+
+class EventSchema(BaseModel):
+    """Something that happened to this process."""
+
+    at: datetime
+    kind: str = Field(description="version, table, traffic or file")
+    text: str
+    is_problem: bool = Field(description="whether somebody should do something about it")
+
+
+class EventList(BaseModel):
+    """The last events of this process, the latest first."""
+
+    events: list[EventSchema]
 
 
 def routes(
@@ -45,7 +60,7 @@ def routes(
         "/readyz",
         response_class=PlainTextResponse,
         responses=problems(Draining, NotReady),
-        summary="200 while the server accepts requests; otherwise use another replica",
+        summary="200 while the server accepts requests to a model; otherwise use another replica",
     )
     async def readyz() -> PlainTextResponse:
         check_ready(service)
@@ -60,7 +75,7 @@ def routes(
         summary="The last events of this process: versions, traffic and files that changed",
     )
     async def events() -> EventList:
-        return EventList(events=[_shown(each) for each in service.registry.events.latest()])
+        return EventList(events=[_shown(event) for event in service.registry.events.latest()])
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
@@ -87,17 +102,27 @@ def _shown(event: Event) -> EventSchema:
 
 
 def check_ready(service: Service) -> None:
-    """Check that the server accepts requests.
+    """Check that the server accepts requests to one of its models at least.
 
     Raises:
         Draining: it is shutting down.
-        NotReady: models are still loading, none is active, or a table is too old.
+        NotReady: models are still loading, none is active, or each has a table that is too old.
+    """
+    check_started(service)
+    if reason := service.readiness.why_none_ready():
+        raise NotReady(reason)
+
+
+def check_started(service: Service) -> None:
+    """Check that the server has loaded its store and is not shutting down.
+
+    Raises:
+        Draining: it is shutting down.
+        NotReady: models are still loading, or none is active.
     """
     if service.draining:
         raise Draining("the server is shutting down")
     if not service.registry.models():
         raise NotReady("no model is active yet")
-    if stale := service.readiness.stale_tables():
-        raise NotReady("; ".join(stale))
-    if not service.is_ready:
+    if not service.registry.has_started:
         raise NotReady("models are still loading")

@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, FastAPI, Path, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app import errors
@@ -21,11 +22,30 @@ from app.protocol.problems import MEDIA_TYPE, error_response, is_v2_path
 from app.scoring.context import context_of
 
 ERRORS: dict[str, type[GatehouseError]] = {
-    each.slug: each
-    for each in vars(errors).values()
-    if inspect.isclass(each) and issubclass(each, GatehouseError) and each is not GatehouseError
+    error.slug: error
+    for error in vars(errors).values()
+    if inspect.isclass(error) and issubclass(error, GatehouseError) and error is not GatehouseError
 }
 """Every error that a client can see, by slug."""
+
+
+class FieldErrorSchema(BaseModel):
+    """One problem: an RFC 6901 pointer into the request, and what is wrong there."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None
+    instance: str = Field(description="the request id")
+    errors: list[FieldErrorSchema] | None = None
+
 
 SCHEMA = {"$ref": "#/components/schemas/Problem"}
 """The schema of a problem document, in the OpenAPI document."""
@@ -38,8 +58,14 @@ router = APIRouter(tags=["operations"])
 
 def install(app: FastAPI, routers: Iterable[APIRouter]) -> None:
     """Make `app` answer errors with problem documents; `routers` are the ones it includes."""
-    own = [route for each in routers for route in each.routes if isinstance(route, APIRoute)]
-    templates = [*NATIVE_ROUTES, *V2_ROUTES, *(each.path for each in own if each.include_in_schema)]
+    api_routes = [
+        route for group in routers for route in group.routes if isinstance(route, APIRoute)
+    ]
+    templates = [
+        *NATIVE_ROUTES,
+        *V2_ROUTES,
+        *(route.path for route in api_routes if route.include_in_schema),
+    ]
 
     async def answer_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, GatehouseError)
@@ -69,14 +95,14 @@ def nearest_path(path: str, templates: Iterable[str]) -> str | None:
     """
     if len(path) > _LONGEST_PATH or not path.isprintable():
         return None
-    segments = [each for each in path.split("/") if each]
+    segments = [segment for segment in path.split("/") if segment]
     known: list[str] = []
     for template in templates:
         parts = template.strip("/").split("/")
         if len(parts) == len(segments):
             filled = (
-                own if part.startswith("{") else part
-                for own, part in zip(segments, parts, strict=True)
+                segment if part.startswith("{") else part
+                for segment, part in zip(segments, parts, strict=True)
             )
             known.append("/" + "/".join(filled))
         elif "{" not in template:
@@ -101,7 +127,7 @@ def _routing_error(error: HTTPException, path: str, templates: Iterable[str]) ->
 
 
 def _methods(error: HTTPException) -> set[str]:
-    allowed = {each.strip() for each in (error.headers or {}).get("Allow", "").split(",")}
+    allowed = {method.strip() for method in (error.headers or {}).get("Allow", "").split(",")}
     return allowed | {"HEAD"} if "GET" in allowed else allowed
 
 
@@ -119,7 +145,7 @@ async def explain(
     if error is None:
         known = ", ".join(sorted(ERRORS))
         raise PathNotFound(f"unknown kind of error{did_you_mean(slug, ERRORS)} (known: {known})")
-    text = (
+    page = (
         f"{error.title} ({error.status.value} {error.status.phrase})\n\n{inspect.getdoc(error)}\n"
     )
-    return PlainTextResponse(text)
+    return PlainTextResponse(page)

@@ -95,7 +95,7 @@ def ranked_document(document: object, policies: ModelPolicies) -> dict[str, obje
     """Return the response to a request, parsed from JSON.
 
     Args:
-        document: see `RankRequest` in `app.api.openapi.schemas`.
+        document: see `RankRequest` in `app.api.openapi.score_schemas`.
         policies: of the model; its tasks and their calibrations are used.
 
     Raises:
@@ -136,25 +136,25 @@ def ranked_document(document: object, policies: ModelPolicies) -> dict[str, obje
     return answer
 
 
-def _scores(columns: object, tasks: Sequence[str], report: ValidationReport) -> Scores:
+def _scores(scores: object, tasks: Sequence[str], report: ValidationReport) -> Scores:
     """Return the scores `[n, K]`; without rows if there is a problem."""
     empty = np.empty((0, len(tasks)), np.float32)
-    if not isinstance(columns, Mapping):
+    if not isinstance(scores, Mapping):
         report.add("/scores", "must be an object: task to scores, one for each candidate")
         return empty
-    report.unknown_members("/scores", columns, frozenset(tasks), "unknown task")
-    found: list[Scores] = []
+    report.unknown_members("/scores", scores, frozenset(tasks), "unknown task")
+    columns: list[Scores] = []
     for task in tasks:
-        column = _numbers(columns.get(task), join("/scores", task), report)
+        column = _numbers(scores.get(task), join("/scores", task), report)
         if column is not None:
-            found.append(column)
-    if len(found) < len(tasks):
+            columns.append(column)
+    if len(columns) < len(tasks):
         return empty
-    if len({len(column) for column in found}) > 1:
-        counts = ", ".join(f"{t} {len(c)}" for t, c in zip(tasks, found, strict=True))
+    if len({len(column) for column in columns}) > 1:
+        counts = ", ".join(f"{t} {len(c)}" for t, c in zip(tasks, columns, strict=True))
         report.add("/scores", f"all tasks need the same number of scores ({counts})")
         return empty
-    return np.stack(found, axis=1)
+    return np.stack(columns, axis=1)
 
 
 def _numbers(values: object, pointer: str, report: ValidationReport) -> Scores | None:
@@ -165,7 +165,7 @@ def _numbers(values: object, pointer: str, report: ValidationReport) -> Scores |
     if not 1 <= len(values) <= MOST_CANDIDATES:
         report.add(pointer, f"must have 1 to {MOST_CANDIDATES} numbers")
         return None
-    if not all(type(each) in (int, float) and abs(each) < _LARGEST for each in values):
+    if not all(type(value) in (int, float) and abs(value) < _LARGEST for value in values):
         report.add(pointer, "must be a list of finite numbers that fit float32")
         return None
     return np.array(values, np.float32)
@@ -183,11 +183,11 @@ def _ranker(fields: object, own: Ranker, report: ValidationReport) -> Ranker | N
         calibrations = dict(zip(own.tasks, own.calibrations, strict=True))
         return Ranker.of(policy, own.tasks, calibrations)
     except ValidationError as error:
-        for each in error.errors(include_url=False)[:MOST_PROBLEMS]:
+        for problem in error.errors(include_url=False)[:MOST_PROBLEMS]:
             pointer = "/policy"
-            for part in each["loc"]:
+            for part in problem["loc"]:
                 pointer = join(pointer, str(part))
-            report.add(pointer, rule_of(each, is_json=True))
+            report.add(pointer, rule_of(problem, is_json=True))
     except ValueError as error:
         report.add("/policy", str(error))
     return None

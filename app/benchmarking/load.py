@@ -71,7 +71,7 @@ class Plan:
 
     def to_bytes(self) -> bytes:
         """Return the plan as a line of JSON, followed by the requests."""
-        head = {each.name: getattr(self, each.name) for each in fields(self)}
+        head = {field.name: getattr(self, field.name) for field in fields(self)}
         head["requests"] = [len(request) for request in self.requests]
         head["weights"] = list(self.weights)
         return json.dumps(head).encode() + b"\n" + b"".join(self.requests)
@@ -228,7 +228,7 @@ def fire(
     def note(number: int, progress: Progress) -> None:
         latest[number] = progress
         if on_progress is not None and (number == 0 or None not in latest):
-            on_progress(_sum([each for each in latest if each is not None]))
+            on_progress(_sum([part for part in latest if part is not None]))
 
     with ExitStack() as stack:
         children = [stack.enter_context(_child()) for _ in parts]
@@ -285,9 +285,9 @@ def _lines(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 def _sum(parts: Sequence[Progress]) -> Progress:
     return Progress(
-        max(each.elapsed_s for each in parts),
-        sum(each.sent for each in parts),
-        sum(each.answered for each in parts),
-        sum(each.failed for each in parts),
-        [latency for each in parts for latency in each.latencies_s],
+        max(part.elapsed_s for part in parts),
+        sum(part.sent for part in parts),
+        sum(part.answered for part in parts),
+        sum(part.failed for part in parts),
+        [latency for part in parts for latency in part.latencies_s],
     )

@@ -99,9 +99,9 @@ def capacity(replica: Replica, p99_s: float) -> Forecast | None:
         return None
     while high / low > _PRECISION:
         middle = math.sqrt(low * high)
-        found = forecast(replica, middle)
-        if found.p99_s <= p99_s:
-            low, best = middle, found
+        candidate = forecast(replica, middle)
+        if candidate.p99_s <= p99_s:
+            low, best = middle, candidate
         else:
             high = middle
     return best
@@ -134,7 +134,7 @@ class _Simulation:
         now, busy_s, done = 0.0, 0.0, 0
         most_waiting = max(100.0, _MOST_WAITING_S * min(self._replica.limits.values()))
         while done < _REQUESTS:
-            running = [each for each, batch in enumerate(self._lanes) if batch]
+            running = [lane for lane, batch in enumerate(self._lanes) if batch]
             active = len(running) + bool(self._front or self._inline)
             speed = min(1.0, self._cores / active) if active else 1.0
             step = math.inf
@@ -211,7 +211,7 @@ class _Simulation:
             self._waiting.clear()
             self._waiting_rows = 0
             return
-        idle = [each for each, batch in enumerate(self._lanes) if not batch]
+        idle = [lane for lane, batch in enumerate(self._lanes) if not batch]
         for position, lane in enumerate(idle):
             if not self._waiting:
                 return

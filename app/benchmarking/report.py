@@ -73,7 +73,7 @@ def _plot_quantiles(axes: Any, steps: Sequence[Step], limit: Objective) -> None:
     best = highest(list(steps)) or steps[-1]
     chosen = list({step.rate: step for step in (*steps, best)}.values())
     chosen.sort(key=lambda step: abs(np.log(step.rate / best.rate)))
-    for step in sorted(chosen[:_CURVES], key=lambda each: each.rate):
+    for step in sorted(chosen[:_CURVES], key=lambda step: step.rate):
         latencies = step.report.latency_s[step.report.status == 200]
         known = shares[shares <= 1 - 1 / max(2, len(latencies))]
         if len(latencies):
@@ -103,9 +103,9 @@ def _plot_time(axes: Any, report: Report, limit: Objective) -> None:  # noqa: AN
     accepted = report.status == 200
     for share in (0.5, 0.99):
         points = [
-            (edges[each], np.quantile(report.latency_s[chosen], share) * 1e3)
-            for each in range(_WINDOWS)
-            if (chosen := accepted & (window == each)).any()
+            (edges[number], np.quantile(report.latency_s[chosen], share) * 1e3)
+            for number in range(_WINDOWS)
+            if (chosen := accepted & (window == number)).any()
         ]
         if points:
             axes.plot(*zip(*points, strict=True), label=f"p{share * 100:g}")

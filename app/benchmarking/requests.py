@@ -57,11 +57,11 @@ def resized(
     if unknown:
         raise ValueError(f"unknown feature {unknown[0]} (known: {', '.join(known)})")
     wanted = set(only or known)
-    columns = {name: each for name, each in example["candidates"].items() if name in wanted}
+    columns = {name: values for name, values in example["candidates"].items() if name in wanted}
     if not columns or not all(columns.values()):
         raise ValueError("the example request has no candidates")
     return {
-        "user": {name: each for name, each in example.get("user", {}).items() if name in wanted},
+        "user": {name: value for name, value in example.get("user", {}).items() if name in wanted},
         "candidates": {name: _repeated(column, rows) for name, column in columns.items()},
     }
 
@@ -70,7 +70,7 @@ def _with_named_keys(
     example: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
     """Return a request whose keys are columns: in a list of keys they must differ, there not."""
-    names = {each["table"]: each["key"] for each in tables}
+    names = {table["table"]: table["key"] for table in tables}
     user, candidates = example.get("user", {}), example["candidates"]
     if not isinstance(user, dict):
         user = {names["users"]: user}
@@ -82,13 +82,13 @@ def _with_named_keys(
 def inputs_of(card: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the inputs in a model's card, and the keys of its tables that are not among them."""
     inputs: list[Mapping[str, Any]] = list(card["inputs"])
-    names = {each["name"] for each in inputs}
+    names = {feature["name"] for feature in inputs}
     sides = {"items": "candidate", "users": "user"}
     keys = [
-        {"name": each["key"], "kind": "id", "side": sides[each["table"]]}
-        for each in card.get("tables", [])
+        {"name": table["key"], "kind": "id", "side": sides[table["table"]]}
+        for table in card.get("tables", [])
     ]
-    return inputs + [each for each in keys if each["name"] not in names]
+    return inputs + [key for key in keys if key["name"] not in names]
 
 
 def _repeated(column: list[Any], rows: int) -> list[Any]:
@@ -107,24 +107,24 @@ def post_of(
         request: as `resized` returns it.
         inputs: as `inputs_of` returns them.
     """
-    place = f"{model}/versions/{version}" if version is not None else model
+    model_path = f"{model}/versions/{version}" if version is not None else model
     if form == "json":
         body = json.dumps(request, separators=(",", ":")).encode()
-        return Post(f"/v1/models/{place}/score", body, {"content-type": "application/json"})
-    path = f"/v2/models/{place}/infer"
+        return Post(f"/v1/models/{model_path}/score", body, {"content-type": "application/json"})
+    path = f"/v2/models/{model_path}/infer"
     tensors = [
         _Tensor.of(feature, values if feature["side"] == "candidate" else [values])
         for feature in inputs
         if (values := request[_SIDES[feature["side"]]].get(feature["name"])) is not None
     ]
     if form == "v2-json":
-        document = {"inputs": [each.described(data=each.values) for each in tensors]}
+        document = {"inputs": [tensor.described(data=tensor.values) for tensor in tensors]}
         body = json.dumps(document, separators=(",", ":")).encode()
         return Post(path, body, {"content-type": "application/json"})
-    contents = [each.content() for each in tensors]
+    contents = [tensor.content() for tensor in tensors]
     described = [
-        each.described(parameters={"binary_data_size": len(content)})
-        for each, content in zip(tensors, contents, strict=True)
+        tensor.described(parameters={"binary_data_size": len(content)})
+        for tensor, content in zip(tensors, contents, strict=True)
     ]
     head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
     headers = {
@@ -149,8 +149,8 @@ class _Tensor:
     @classmethod
     def of(cls, feature: Mapping[str, Any], rows: Sequence[Any]) -> "_Tensor":
         """Return the tensor of a feature's values, one per row; lists of ids are padded."""
-        lists = [each if isinstance(each, list) else [each] for each in rows]
-        is_text = any(isinstance(each, str) for row in lists for each in row)
+        lists = [value if isinstance(value, list) else [value] for value in rows]
+        is_text = any(isinstance(value, str) for row in lists for value in row)
         width = max(map(len, lists), default=0)
         if feature["kind"] == "id_list":
             width = max(1, width)
@@ -159,7 +159,7 @@ class _Tensor:
             fill = [[padding] * (width - len(row)) for row in lists]
             lists = [a + b if is_left else b + a for a, b in zip(fill, lists, strict=True)]
         datatype = "FP32" if feature["kind"] == "dense" else "BYTES" if is_text else "INT64"
-        values = [each for row in lists for each in row]
+        values = [value for row in lists for value in row]
         return cls(feature["name"], datatype, (len(lists), width), values)
 
     def described(self, **data: object) -> dict[str, object]:
@@ -169,7 +169,7 @@ class _Tensor:
     def content(self) -> bytes:
         """Return the values as bytes: little-endian, or each text after its length."""
         if self.datatype == "BYTES":
-            texts = [each.encode() for each in self.values]
+            texts = [value.encode() for value in self.values]
             return b"".join(struct.pack("<I", len(text)) + text for text in texts)
         return np.array(self.values, _BINARY_DTYPES[self.datatype]).tobytes()
 

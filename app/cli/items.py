@@ -175,7 +175,7 @@ def _add_rules(parser: Parser, kind: TableKind) -> None:
         "--max-age",
         type=age,
         metavar="TIME",
-        help="age from which on the newest data is too old, such as 90s, 30m, 6h or 2d; the server "
+        help="age from which on the newest data is too old, such as 90s, 30m, 6h or 2d; the model "
         "is not ready then (default: no limit)",
     )
     parser.add_argument(

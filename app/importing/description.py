@@ -92,23 +92,25 @@ class ForeignModel(_Table):
     def _unknown_ids_are_errors(cls, inputs: object) -> object:
         if not isinstance(inputs, list | tuple):
             return inputs
-        return [_rejecting(each) if isinstance(each, Mapping) else each for each in inputs]
+        return [
+            _rejecting(feature) if isinstance(feature, Mapping) else feature for feature in inputs
+        ]
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         described = self.description({task.name: Output() for task in self.tasks})
         object.__setattr__(self, "inputs", described.inputs)  # frozen
-        for each in self.inputs:
-            if isinstance(each, IdListInput) and each.reserves_padding:
-                _check_padding(each)
+        for feature in self.inputs:
+            if isinstance(feature, IdListInput) and feature.reserves_padding:
+                _check_padding(feature)
         stated = sum(task.output is not None for task in self.tasks)
         if stated not in (0, len(self.tasks)):
             raise ValueError("tasks: state the output of every task, or of none")
-        names = [each.name for each in self.inputs]
+        names = [feature.name for feature in self.inputs]
         for name in self.unused:
             if name not in names:
                 raise ValueError(f'unused: unknown input "{name}"{did_you_mean(name, names)}')
-        dense = {each.name for each in self.inputs if isinstance(each, DenseInput)}
+        dense = {feature.name for feature in self.inputs if isinstance(feature, DenseInput)}
         for name, (low, high) in self.ranges.items():
             if name not in dense:
                 raise ValueError(f'ranges: unknown dense input "{name}"{did_you_mean(name, dense)}')
@@ -126,7 +128,7 @@ class ForeignModel(_Table):
             architecture=self.architecture,
             inputs=self.inputs,
             call=RowsCall(style=self.style, arguments=self.arguments or (everything,)),
-            tasks=tuple(_task(each, outputs[each.name]) for each in self.tasks),
+            tasks=tuple(_task(task, outputs[task.name]) for task in self.tasks),
             ranking=self.ranking or self._default_ranking(),
             precision=precision or Precision(),
         )
@@ -170,7 +172,7 @@ def from_flags(
         ForeignInvalid: an option breaks a rule.
     """
     inputs = [_column(column, user) for column in columns]
-    names = [each["name"] for each in inputs]
+    names = [feature["name"] for feature in inputs]
     if unknown := sorted(set(user) - set(names)):
         raise ForeignInvalid(
             f'--user: unknown column "{unknown[0]}"{did_you_mean(unknown[0], names)}'

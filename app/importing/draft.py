@@ -69,7 +69,7 @@ def draft(content: bytes, name: str) -> str:
     fit = find(caller, _float_type(module))
     returned = caller.outputs(fit.forms, fit.sizes, rows=_MANY_ROWS)
     tasks = _unique(_tasks(returned))
-    notes = "".join(f"# {each}\n" for each in (*_optional(signature), *_left_out(returned)))
+    notes = "".join(f"# {note}\n" for note in (*_optional(signature), *_left_out(returned)))
     reasons: dict[str, str] = {}  # by description
     for variant in _VARIANTS:
         body = "\n".join(_lines(name, signature, fit, tasks, variant)) + "\n"
@@ -103,8 +103,8 @@ def _problem(content: bytes, text: str) -> str | None:
 
 
 def _float_type(module: torch.jit.ScriptModule) -> str:
-    kinds = [each.dtype for each in (*module.parameters(), *module.buffers())]
-    return "float64" if torch.float64 in kinds and torch.float32 not in kinds else "float32"
+    dtypes = [tensor.dtype for tensor in (*module.parameters(), *module.buffers())]
+    return "float64" if torch.float64 in dtypes and torch.float32 not in dtypes else "float32"
 
 
 def _lines(
@@ -114,21 +114,23 @@ def _lines(
     yield f"name = {_text(name)}"
     if signature.is_dict:
         yield 'style = "dict"'
-    ranges = [each.name for each in features if each.kind == "dense"] if variant.ranges else []
+    ranges = (
+        [feature.name for feature in features if feature.kind == "dense"] if variant.ranges else []
+    )
     if ranges:
-        pairs = ", ".join(f"{_text(each)} = [0.0, 1.0]" for each in ranges)
+        pairs = ", ".join(f"{_text(dense)} = [0.0, 1.0]" for dense in ranges)
         yield f"ranges = {{ {pairs} }}   # values to try it with?"
-    unused = [each.name for each in features if not each.slot.is_used]
+    unused = [feature.name for feature in features if not feature.slot.is_used]
     if unused:
         yield f"unused = [{', '.join(map(_text, unused))}]   # nothing reads it"
     for feature in features:
         if feature.kind != "length":
             yield from ("", "[[inputs]]", *feature.lines())
     for slot, form in zip(signature.slots, fit.forms, strict=True):
-        mine = [each for each in features if each.slot is slot]
-        lists = [each for each in features if each.kind == "id_list"]
+        own = [feature for feature in features if feature.slot is slot]
+        lists = [feature for feature in features if feature.kind == "id_list"]
         yield from ("", "[[arguments]]", f"name = {_text(slot.name)}")
-        yield f"pack = [{', '.join(_pack(slot, form, mine, lists, variant))}]"
+        yield f"pack = [{', '.join(_pack(slot, form, own, lists, variant))}]"
         yield f'dtype = "{form.dtype}"'
         if form.rank == 1:
             yield "rank = 1"
@@ -139,25 +141,27 @@ def _lines(
 def _pack(
     slot: Slot,
     form: Form,
-    mine: Sequence["_Feature"],
+    own: Sequence["_Feature"],
     lists: Sequence["_Feature"],
     variant: _Variant,
 ) -> Iterator[str]:
     """The parts of an argument."""
     at_least = ", at_least = 1" if variant.at_least else ""
     if form.kind in ("length", "mask", "padding"):
-        likest = max(lists, key=lambda each: SequenceMatcher(None, each.name, slot.name).ratio())
-        yield f'{{ take = "{form.kind}", of = {_text(likest.name)}{at_least} }}'
+        nearest = max(
+            lists, key=lambda feature: SequenceMatcher(None, feature.name, slot.name).ratio()
+        )
+        yield f'{{ take = "{form.kind}", of = {_text(nearest.name)}{at_least} }}'
         return
-    for each in mine:
-        if each.kind == "length":
-            owner = next(other for other in mine if other.kind == "id_list")
+    for feature in own:
+        if feature.kind == "length":
+            owner = next(other for other in own if other.kind == "id_list")
             yield f'{{ take = "length", of = {_text(owner.name)}{at_least} }}'
-        elif each.kind == "id_list" and variant.empty:
-            row = 1 if each.padding == 0 else 0
-            yield f'{{ take = "ids", of = {_text(each.name)}, empty = {row} }}'
+        elif feature.kind == "id_list" and variant.empty:
+            row = 1 if feature.padding == 0 else 0
+            yield f'{{ take = "ids", of = {_text(feature.name)}, empty = {row} }}'
         else:
-            yield _text(each.name)
+            yield _text(feature.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,22 +199,22 @@ class _Feature:
 
 def _features(signature: Signature, fit: Fit) -> list[_Feature]:
     """The features of all slots that hold any; lengths and masks are derived."""
-    found: list[_Feature] = []
+    features: list[_Feature] = []
     for slot, form, width in zip(signature.slots, fit.forms, fit.sizes.widths, strict=True):
         name = _feature_name(slot.name)
         if form.kind == "matrix":
-            found += _columns(slot, name, width)
+            features += _columns(slot, name, width)
         elif form.kind == "dense":
-            found.append(_Feature(name, slot, "dense", width))
+            features.append(_Feature(name, slot, "dense", width))
         elif slot.table is not None and form.kind == "id":
-            found.append(_Feature(name, slot, "id", slot.table.rows))
+            features.append(_Feature(name, slot, "id", slot.table.rows))
         elif slot.table is not None and form.kind == "list":
             rows, length = slot.table.rows, fit.sizes.length
             padding, any_length = padding_of(slot), fit.any_length
-            found.append(
+            features.append(
                 _Feature(name, slot, "id_list", rows, length, padding, any_length=any_length)
             )
-    return found
+    return features
 
 
 def _columns(slot: Slot, name: str, width: int) -> Iterator[_Feature]:
@@ -218,7 +222,7 @@ def _columns(slot: Slot, name: str, width: int) -> Iterator[_Feature]:
     taken: dict[int, tuple[int, Table | None]] = {
         first: (min(last, width), table) for (first, last), table in slot.columns.items()
     }
-    taken |= {place: (place + 1, None) for place in slot.lengths}
+    taken |= {position: (position + 1, None) for position in slot.lengths}
     done = 0
     for first, (last, table) in [*sorted(taken.items()), (width, (width, None))]:
         if first > done:
@@ -250,13 +254,13 @@ class _Task:
 
 def _unique(tasks: Iterable[_Task]) -> list[_Task]:
     """The tasks, those with the name of an earlier one with a number behind it."""
-    found: dict[str, _Task] = {}
+    by_name: dict[str, _Task] = {}
     for task in tasks:
         name, number = task.name, 2
-        while name in found or name == "rank_score":  # which every model has
+        while name in by_name or name == "rank_score":  # which every model has
             name, number = f"{task.name}_{number}", number + 1
-        found[name] = replace(task, name=name)
-    return list(found.values())
+        by_name[name] = replace(task, name=name)
+    return list(by_name.values())
 
 
 def _tasks(returned: object) -> Iterator[_Task]:
@@ -267,10 +271,10 @@ def _tasks(returned: object) -> Iterator[_Task]:
                 yield _task(str(key), value, _text(str(key)))
     elif isinstance(returned, tuple | list):
         names = fields(returned) if isinstance(returned, tuple) else ()
-        for place, value in enumerate(returned):
+        for position, value in enumerate(returned):
             if isinstance(value, Tensor) and _is_column(value):
-                name = names[place] if names else f"task_{place + 1}"
-                yield _task(name, value, _text(name) if names else str(place))
+                name = names[position] if names else f"task_{position + 1}"
+                yield _task(name, value, _text(name) if names else str(position))
     elif isinstance(returned, Tensor) and _is_column(returned):
         yield _task("score", returned)
     elif isinstance(returned, Tensor) and returned.ndim == 2:

@@ -107,18 +107,18 @@ class Caller:
         random = torch.Generator().manual_seed(rows)
         lengths = torch.randint(1, sizes.length + 1, (rows, 1), generator=random)
         real = torch.arange(sizes.length) < lengths  # [rows, L]
-        given = [
+        arguments = [
             _tensor(slot, form, width, real, random, filled=filled)
             for slot, form, width in zip(self.signature.slots, forms, sizes.widths, strict=True)
         ]
         if one_row is not None:
-            given = [each[one_row : one_row + 1] for each in given]
+            arguments = [argument[one_row : one_row + 1] for argument in arguments]
         try:
             with torch.inference_mode(), unoptimised():
                 if self.signature.is_dict:
                     names = [slot.name for slot in self.signature.slots]
-                    return self._module(dict(zip(names, given, strict=True)))
-                return self._module(*given)
+                    return self._module(dict(zip(names, arguments, strict=True)))
+                return self._module(*arguments)
         except (torch.jit.Error, ValueError, IndexError) as error:
             raise RuntimeError(str(error)) from error
 
@@ -175,8 +175,8 @@ def _forms(slot: Slot, float_type: str, *, may_list: bool) -> list[Form]:
         single = [Form("id", "int64", 1), Form("id", "int64", 2)]
         several = [Form("list", "int64")]
         is_list = LISTS.search(slot.name) is not None or bool(slot.compared)
-        found = [*several, *single] if is_list else [*single, *several]
-        return [*found, *(replace(form, dtype="int32") for form in found)]
+        forms = [*several, *single] if is_list else [*single, *several]
+        return [*forms, *(replace(form, dtype="int32") for form in forms)]
     dense = [Form("dense", dtype, rank) for dtype in floats for rank in (2, 1)]
     if not may_list:
         return dense
@@ -193,15 +193,15 @@ def _forms(slot: Slot, float_type: str, *, may_list: bool) -> list[Form]:
 
 
 def _likeliest_first(choices: Sequence[Sequence[Form]]) -> Iterator[tuple[Form, ...]]:
-    """Yield combinations by the sum of their places in the lists."""
+    """Yield combinations by the sum of their positions in the lists."""
     start = (0,) * len(choices)
     queue, seen = [(0, start)], {start}
     while queue:
-        cost, places = heapq.heappop(queue)
-        yield tuple(forms[place] for forms, place in zip(choices, places, strict=True))
-        for i, place in enumerate(places):
-            further = (*places[:i], place + 1, *places[i + 1 :])
-            if place + 1 < len(choices[i]) and further not in seen:
+        cost, positions = heapq.heappop(queue)
+        yield tuple(forms[position] for forms, position in zip(choices, positions, strict=True))
+        for i, position in enumerate(positions):
+            further = (*positions[:i], position + 1, *positions[i + 1 :])
+            if position + 1 < len(choices[i]) and further not in seen:
                 seen.add(further)
                 heapq.heappush(queue, (cost + 1, further))
 
@@ -266,7 +266,7 @@ def _repairs(
             if 1 <= width <= _WIDEST:
                 yield replace(sizes, widths=_replaced(sizes.widths, i, width))
     last_line = message.strip().splitlines()[-1]
-    numbers = {int(each) for each in _NUMBER.findall(last_line) if len(each) < 5}
+    numbers = {int(digits) for digits in _NUMBER.findall(last_line) if len(digits) < 5}
     lengths = numbers
     if "out of range" in last_line:  # lists may be longer than a table of positions
         lengths = numbers | {*signature.positions, *_SHORT}
@@ -279,8 +279,8 @@ def _repairs(
             yield replace(sizes, widths=_replaced(sizes.widths, i, number))
 
 
-def _replaced(widths: tuple[int, ...], place: int, width: int) -> tuple[int, ...]:
-    return (*widths[:place], width, *widths[place + 1 :])
+def _replaced(widths: tuple[int, ...], position: int, width: int) -> tuple[int, ...]:
+    return (*widths[:position], width, *widths[position + 1 :])
 
 
 def _fault(caller: Caller, forms: Sequence[Form], sizes: Sizes) -> str:
@@ -303,8 +303,8 @@ def _fault(caller: Caller, forms: Sequence[Form], sizes: Sizes) -> str:
 
 
 def _has_rows(returned: object, rows: int) -> bool:
-    found = tensors(returned)
-    return bool(found) and all(each.ndim >= 1 and len(each) == rows for each in found)
+    outputs = tensors(returned)
+    return bool(outputs) and all(output.ndim >= 1 and len(output) == rows for output in outputs)
 
 
 def tensors(returned: object) -> list[Tensor]:
@@ -312,9 +312,9 @@ def tensors(returned: object) -> list[Tensor]:
     if isinstance(returned, Tensor):
         return [returned]
     if isinstance(returned, dict):
-        return [each for value in returned.values() for each in tensors(value)]
+        return [tensor for value in returned.values() for tensor in tensors(value)]
     if isinstance(returned, tuple | list):
-        return [each for value in returned for each in tensors(value)]
+        return [tensor for value in returned for tensor in tensors(value)]
     return []
 
 
@@ -339,9 +339,9 @@ def _ignores_padding(caller: Caller, forms: Sequence[Form], sizes: Sizes) -> boo
     except RuntimeError:
         return False
     return all(
-        torch.allclose(one, other, rtol=1e-4, atol=1e-6)
-        for one, other in zip(plain, filled, strict=True)
-        if one.is_floating_point()
+        torch.allclose(output, other, rtol=1e-4, atol=1e-6)
+        for output, other in zip(plain, filled, strict=True)
+        if output.is_floating_point()
     )
 
 
@@ -367,7 +367,7 @@ def padding_of(slot: Slot) -> int:
     assert slot.table is not None
     if slot.table.padding is not None:
         return slot.table.padding
-    rows = (int(each) for each in slot.compared if 0 <= each < slot.table.rows)
+    rows = (int(row) for row in slot.compared if 0 <= row < slot.table.rows)
     return next(rows, 0)
 
 
@@ -394,8 +394,8 @@ def _tensor(
         case "dense" | "matrix":
             ids = torch.randn((rows, width), generator=random)
             _fill_columns(ids, slot, random)
-    found = ids.to(dtype)
-    return found.flatten() if form.rank == 1 else found
+    typed = ids.to(dtype)
+    return typed.flatten() if form.rank == 1 else typed
 
 
 def _fill_columns(matrix: Tensor, slot: Slot, random: torch.Generator) -> None:
@@ -408,5 +408,5 @@ def _fill_columns(matrix: Tensor, slot: Slot, random: torch.Generator) -> None:
         real = torch.arange(width) < (1 + share * width).floor()
         column[:] = torch.where(real, ids, table.padding or 0) if width > 1 else ids
         if width > 1:
-            for place in slot.lengths:
-                matrix[:, place] = real.sum(1)
+            for position in slot.lengths:
+                matrix[:, position] = real.sum(1)

@@ -36,8 +36,8 @@ class _Position:
     index: int
 
     def __str__(self) -> str:
-        one = getattr(self.feature, "dim", getattr(self.feature, "max_length", 1)) == 1
-        return self.feature.name if one else f"{self.feature.name}[{self.index}]"
+        is_single = getattr(self.feature, "dim", getattr(self.feature, "max_length", 1)) == 1
+        return self.feature.name if is_single else f"{self.feature.name}[{self.index}]"
 
 
 def refuse_misused_inputs(program: Program, model: ForeignModel) -> None:
@@ -58,7 +58,7 @@ def refuse_misused_inputs(program: Program, model: ForeignModel) -> None:
         idle = trial.without_influence(idle, _other_value(model, scale))
         if not idle:
             break
-    idle = [each for each in idle if not _is_between(each, positions, idle)]
+    idle = [position for position in idle if not _is_between(position, positions, idle)]
     if idle:
         names = ", ".join(map(str, idle[:8])) + (", ..." if len(idle) > 8 else "")
         raise ArtifactInvalid(
@@ -76,13 +76,15 @@ def _is_between(
     if not isinstance(position.feature, IdListInput):
         return False
     matters = [
-        each.index for each in positions if each.feature is position.feature and each not in idle
+        other.index
+        for other in positions
+        if other.feature is position.feature and other not in idle
     ]
     return bool(matters) and matters[0] < position.index < matters[-1]
 
 
 def _refuse_numbers_used_as_ids(trial: "_Influence", positions: Sequence[_Position]) -> None:
-    dense = [each for each in positions if isinstance(each.feature, DenseInput)]
+    dense = [position for position in positions if isinstance(position.feature, DenseInput)]
     stepped = trial.without_influence(dense, _other_fraction())
     for pair in (
         (0, 1),
@@ -90,7 +92,7 @@ def _refuse_numbers_used_as_ids(trial: "_Influence", positions: Sequence[_Positi
         (0, 2),
     ):  # a threshold separates two of the three values, a table all
         same = trial.without_influence(stepped, _constant(pair[1]), base=_constant(pair[0]))
-        stepped = [each for each in stepped if each not in same]
+        stepped = [position for position in stepped if position not in same]
     if stepped:
         raise ArtifactInvalid(
             f"{stepped[0]} is described as dense, but the module uses only the whole part of its "
@@ -141,7 +143,7 @@ class _Influence:
                 *self._have_influence(positions[:half], change, base),
                 *self._have_influence(positions[half:], change, base),
             ]
-        return [bool(each.any()) for each in differs.reshape(len(positions), _ATTEMPTS)]
+        return [bool(attempts.any()) for attempts in differs.reshape(len(positions), _ATTEMPTS)]
 
 
 def _can_change(feature: Input) -> bool:
@@ -158,10 +160,10 @@ def _full(batch: ModelInputs, model: ForeignModel) -> ModelInputs:
     """Replace padding in id lists by ids: each position must hold something to be changed."""
     columns = _copied(batch)
     random = np.random.default_rng(1)
-    for each in model.inputs:
-        if isinstance(each, IdListInput):
-            column = (columns.user if each.side == "user" else columns.candidate)[each.name]
-            column[:] = random.integers(0, each.vocabulary_size, column.shape)
+    for feature in model.inputs:
+        if isinstance(feature, IdListInput):
+            column = (columns.user if feature.side == "user" else columns.candidate)[feature.name]
+            column[:] = random.integers(0, feature.vocabulary_size, column.shape)
     return columns
 
 

@@ -102,15 +102,17 @@ def read_signature(module: torch.jit.ScriptModule) -> Signature:
     schema = module.forward.schema  # type: ignore[attr-defined]
     frozen = torch.jit.freeze(module) if hasattr(module, "training") else module
     graph = frozen.inlined_graph
-    given = list(zip(schema.arguments[1:], list(graph.inputs())[1:], strict=True))
-    required = [each for each in given if not each[0].has_default_value()]
+    arguments = list(zip(schema.arguments[1:], list(graph.inputs())[1:], strict=True))
+    required = [
+        (argument, value) for argument, value in arguments if not argument.has_default_value()
+    ]
     kinds = [str(argument.type) for argument, _ in required]
     if kinds == ["Dict[str, Tensor]"]:
         reads = _keys(required[0][1])
-        slots = {name: Slot(name) for name, _ in reads}
+        by_name = {name: Slot(name) for name, _ in reads}
         for name, value in reads:
-            _follow(value, slots[name])
-        found, is_dict = tuple(slots.values()), True
+            _follow(value, by_name[name])
+        slots, is_dict = tuple(by_name.values()), True
     else:
         for (argument, _), kind in zip(required, kinds, strict=True):
             if kind != "Tensor":
@@ -118,19 +120,19 @@ def read_signature(module: torch.jit.ScriptModule) -> Signature:
                     f'its argument "{argument.name}" is {kind}; arguments must be tensors, or one '
                     "dict of tensors: wrap the module in one that takes tensors"
                 )
-        found, is_dict = tuple(Slot(argument.name) for argument, _ in required), False
-        for slot, (_, value) in zip(found, required, strict=True):
+        slots, is_dict = tuple(Slot(argument.name) for argument, _ in required), False
+        for slot, (_, value) in zip(slots, required, strict=True):
             _follow(value, slot)
-    if not found:
+    if not slots:
         raise ArtifactInvalid("its forward() takes no tensors")
-    optional = tuple(each.name for each, _ in given if each.has_default_value())
-    return Signature(is_dict, found, _positions(graph, found), optional)
+    optional = tuple(argument.name for argument, _ in arguments if argument.has_default_value())
+    return Signature(is_dict, slots, _positions(graph, slots), optional)
 
 
-def _keys(given: Any) -> list[tuple[str, Any]]:  # noqa: ANN401
+def _keys(dictionary: Any) -> list[tuple[str, Any]]:  # noqa: ANN401
     """The constant keys that are read from a dict argument, with the value of each read."""
     reads = []
-    for use in given.uses():
+    for use in dictionary.uses():
         if use.user.kind() == "aten::__getitem__":
             key, value = list(use.user.inputs())[1].toIValue(), use.user.output()
             if isinstance(key, str):
@@ -179,7 +181,7 @@ def _record(node: Any, offset: int, columns: tuple[int, int] | None, slot: Slot)
 
 def _table(node: Any) -> Table | None:  # noqa: ANN401
     """The table of an embedding or of a one-hot encoding; None if its size is not a constant."""
-    inputs = [each.toIValue() for each in node.inputs()]
+    inputs = [argument.toIValue() for argument in node.inputs()]
     if node.kind() == "aten::one_hot":
         return Table(inputs[1]) if isinstance(inputs[1], int) and inputs[1] > 0 else None
     if not isinstance(inputs[0], torch.Tensor):
@@ -200,7 +202,7 @@ def _kept(
     if kind in _KEEP:
         yield node.output(), columns
     elif kind in ("aten::select", "aten::slice"):
-        _, dim, *bounds = [each.toIValue() for each in node.inputs()]
+        _, dim, *bounds = [argument.toIValue() for argument in node.inputs()]
         if dim == 0 and kind == "aten::slice":
             yield node.output(), columns
         elif dim in (1, -1) and columns is None:
@@ -218,5 +220,5 @@ def _columns(kind: str, bounds: list[Any]) -> tuple[int, int] | None:
 def _positions(graph: Any, slots: Iterable[Slot]) -> tuple[int, ...]:  # noqa: ANN401
     known = [table for slot in slots for table in (slot.table, *slot.columns.values())]
     tables = [_table(node) for node in graph.findAllNodes("aten::embedding")]
-    used = {each.rows for each in known if each is not None}
-    return tuple(sorted({each.rows for each in tables if each is not None} - used))
+    used = {table.rows for table in known if table is not None}
+    return tuple(sorted({table.rows for table in tables if table is not None} - used))

@@ -82,18 +82,20 @@ def examine(content: bytes, model: ForeignModel) -> Trial:
 
 def _refuse_side_effects(module: torch.jit.ScriptModule) -> bool:
     """Refuse a module that changes its own state; return whether it changes its inputs."""
-    found = effects(module, module)
+    module_effects = effects(module, module)
     if hasattr(module, "training"):
-        found = effects(module, torch.jit.freeze(module))
-    if found.problem:
-        raise ArtifactInvalid(found.problem)
-    return found.inputs
+        module_effects = effects(module, torch.jit.freeze(module))
+    if module_effects.problem:
+        raise ArtifactInvalid(module_effects.problem)
+    return module_effects.inputs
 
 
 def _refuse_training_mode(graph: torch._C.Graph) -> None:
     for operator, position, name in (("batch_norm", 5, "BatchNorm"), ("dropout", 2, "dropout")):
         for node in _nodes(graph, f"aten::{operator}"):
-            arguments = [each.toIValue() for each in node.inputs()]  # None if not a constant
+            arguments = [
+                argument.toIValue() for argument in node.inputs()
+            ]  # None if not a constant
             # A probability that is computed is left to `effects`, which follows the frozen graph.
             drops_out = operator != "dropout" or arguments[1] not in (None, 0)
             if arguments[position] is True and drops_out:
@@ -144,23 +146,23 @@ def _places(returned: object, tasks: Sequence[ForeignTask]) -> list[Output]:
                 f"{did_you_mean(missing[0], names)}; an output of another name is "
                 'named with output = { path = "…" }'
             )
-        found = [Output(path=task.name) for task in tasks]
+        outputs = [Output(path=task.name) for task in tasks]
     elif isinstance(returned, tuple | list):
-        found = [Output(path=position) for position in range(len(returned))]
+        outputs = [Output(path=position) for position in range(len(returned))]
     else:
-        found = [Output(column=column) for column in range(_width(returned))]
-    if len(found) != len(tasks):
+        outputs = [Output(column=column) for column in range(_width(returned))]
+    if len(outputs) != len(tasks):
         raise ArtifactInvalid(
-            f"it returns {len(found)} outputs, but tasks are named for {len(tasks)}: name a task "
+            f"it returns {len(outputs)} outputs, but tasks are named for {len(tasks)}: name a task "
             "for each output, in order, or state the output of each task"
         )
-    for place in found:
-        width = 1 if place.path is None else _width(element(returned, place.path))
+    for output in outputs:
+        width = 1 if output.path is None else _width(element(returned, output.path))
         if width != 1:
             raise ArtifactInvalid(
-                f"its output {place.path!r} has {width} columns: state the output of each task"
+                f"its output {output.path!r} has {width} columns: state the output of each task"
             )
-    return found
+    return outputs
 
 
 def _output_names(returned: object) -> list[str]:

@@ -24,7 +24,13 @@ class BackgroundThread:
         """Start the thread with its first function."""
         self._executor = ThreadPoolExecutor(1, "background", initializer=use_threads, initargs=(1,))
 
-    async def run(self, function: Callable[[], T]) -> T:
-        """Run a function on the thread and return its result."""
+    async def run(self, function: Callable[[], T], *, beside_requests: bool = True) -> T:
+        """Run a function and return its result.
+
+        While nothing is served, there are no `beside_requests` to give way to: the function runs on
+        one of asyncio's threads, and computes with every core.
+        """
+        if not beside_requests:
+            return await asyncio.to_thread(function)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, function)

@@ -187,7 +187,7 @@ class Canary:
         enough = min(len(canary.durations), len(active.durations)) >= MIN_REQUESTS
         if gates.p99_ratio is not None and enough:
             limit_s = active.p99_s * gates.p99_ratio
-            slower = sum(1 for each in canary.durations if each > limit_s)
+            slower = sum(1 for duration_s in canary.durations if duration_s > limit_s)
             if binomial_p_value(slower, len(canary.durations), 0.01) < level:
                 ratio = canary.p99_s / active.p99_s
                 return f"p99_ratio: {ratio:.2f}, allowed {gates.p99_ratio:g}"
@@ -240,8 +240,8 @@ def binomial_p_value(successes: int, trials: int, probability: float) -> float:
 
 def _user_id(model: Model) -> str:
     """Return the user feature with the most ids, if it has enough of them to identify a user."""
-    ids = [each for each in model.manifest.user_inputs if isinstance(each, IdInput)]
+    ids = [feature for feature in model.manifest.user_inputs if isinstance(feature, IdInput)]
     if not ids:
         return ""
-    largest = max(ids, key=lambda each: each.vocabulary_size)
+    largest = max(ids, key=lambda feature: feature.vocabulary_size)
     return largest.name if largest.vocabulary_size >= _MIN_USERS else ""

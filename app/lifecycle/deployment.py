@@ -1,99 +1,51 @@
 """Deployment: load the versions of each model that its traffic file asks for, and give them roles.
 
-A version is verified, loaded, warmed up, and only then activated. If any of that fails, the version
-that was active stays active, and other models are not affected. Once something is served, all of it
-happens on a thread beside the lanes.
+A version is loaded, examined, and only then activated. If any of that fails, the version that was
+active stays active, and other models are not affected. Once something is served, all of it happens
+on a thread beside the lanes.
+
+`Deployment.refresh` is the whole flow, from top to bottom: list the store, read traffic.toml, give
+loaded versions their roles; then load what is missing, take it through the gates, activate it,
+start a canary and a shadow, and free the versions that have no role any more.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import NamedTuple, NoReturn, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import NoReturn
 
 import torch
 
-from app.artifacts.artifact_files import read_manifest, verify
-from app.artifacts.loader import Model, load
-from app.artifacts.store import Artifact, Fingerprint, Store, StoreListing
+from app.artifacts.loader import Model
+from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.table import Table
 from app.engine.lanes import Lane
-from app.engine.request import RequestFeatures
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
-from app.lifecycle.canary import Canary
-from app.lifecycle.comparison import Comparison
+from app.lifecycle.canaries import Canaries
+from app.lifecycle.examination import Examination, Trial
+from app.lifecycle.loaded_files import LoadedFiles
 from app.lifecycle.poll_timer import PollTimer
-from app.lifecycle.registry import Registry, Role
+from app.lifecycle.refusals import Refusals
+from app.lifecycle.registry import Registry
+from app.lifecycle.shadows import Shadows
+from app.lifecycle.store_scanner import StoreScanner
 from app.lifecycle.tables import TableFollower
-from app.lifecycle.traffic import TRAFFIC, ReplaySettings, Traffic
+from app.lifecycle.traffic import TRAFFIC, Traffic
 from app.lifecycle.traffic_files import TrafficFiles
+from app.lifecycle.version_loader import VersionLoader
 from app.lifecycle.warm_up import BatchTimings, WarmUp
 from app.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Refusal:
-    """A version that could not be activated.
-
-    Attributes:
-        fingerprint: its files at that time; None if they could not be read.
-        is_reported: whether it was logged and counted. A version whose files still change, for
-            somebody copies it, is reported when they have stopped changing.
-        circumstances: what it was examined with, if not its files but the examination was the
-            reason: it is tried again when they have changed.
-    """
-
-    fingerprint: Fingerprint | None
-    reason: str
-    is_reported: bool
-    circumstances: object = None
-
-
-class Incompatible(NamedTuple):
-    """A version that must not serve, as files show before any program is loaded.
-
-    Attributes:
-        artifact: the version.
-        fingerprint: its files when they were read.
-        before: the version that would be active instead.
-        reason: why requests to that one would fail.
-    """
-
-    artifact: Artifact
-    fingerprint: Fingerprint
-    before: int
-    reason: str
-
-
-class Trial(Protocol):
-    """Examines versions; its methods may run on any thread. See `app.scoring.version_trial`."""
-
-    @property
-    def policies_version(self) -> str:
-        """The version of the policies that a version must fit."""
-
-    def incompatibility(self, active: Model, model: Model) -> str:
-        """Return why requests to the active version would fail with another one, or nothing."""
-
-    def incompatible(self, versions: Sequence[Artifact], traffic: Traffic) -> list[Incompatible]:
-        """Return the versions that would have been refused if a server had seen each arrive."""
-
-    def recorded(self, model: Model) -> list[RequestFeatures]:
-        """Return features of recorded requests that a version accepts."""
-
-    def replay(self, active: Model, model: Model, gates: ReplaySettings) -> tuple[bool, str]:
-        """Return whether a version passes the gates on recorded requests, and the figures."""
+_MOST_KNOWN = 20  # versions that a message lists
 
 
 class Deployment:
-    """Keeps a registry up to date with a store."""
+    """Keeps a registry up to date with a store; owned by the event loop."""
 
     def __init__(
         self,
@@ -121,60 +73,36 @@ class Deployment:
             trial: examines a new version before it serves.
             place_table: copies an item table to where batches are gathered; see `TableFollower`.
         """
-        self._store = store
+        background = BackgroundThread()
+        warm_ups = WarmUp(lanes, background, warm_up, is_on_cpu=device.type == "cpu")
+
+        async def warm_up_folded(model: Model, table: Table) -> None:
+            await warm_ups.run_folded(model, table, beside_requests=registry.has_started)
+
         self._registry = registry
         self._metrics = metrics
-        self._device = device
-        self._background = BackgroundThread()
-        self._warm_ups = WarmUp(lanes, self._background, warm_up, is_on_cpu=device.type == "cpu")
-        self._on_warm = on_warm
-        self._trial = trial
-        self._passed: set[str] = set()  # `name/version` of loaded versions that may serve
+        self._scanner = StoreScanner(store, registry, metrics)
         self._traffic = TrafficFiles(store.folder, registry, metrics)
-        self._tables = TableFollower(
-            store.folder, registry, metrics, self._warm_up_folded, place_table
+        self._tables = TableFollower(store.folder, registry, metrics, warm_up_folded, place_table)
+        self._refusals: Refusals[Artifact] = Refusals(
+            registry.refused, registry.refuse, may_be_copied=lambda: registry.has_started
         )
-        self._refusals: dict[Artifact, _Refusal] = {}
-        self._loaded: dict[str, tuple[Artifact, Fingerprint]] = {}  # by `name/version`
-        self._store_error = ""  # the last one that was logged
+        self._files = LoadedFiles(registry, metrics, background)
+        self._loader = VersionLoader(
+            registry,
+            self._refusals,
+            self._files,
+            self._tables,
+            background,
+            warm_ups,
+            device=device,
+            on_warm=on_warm,
+            recorded=None if trial is None else trial.recorded,
+        )
+        self._examination = Examination(registry, self._refusals, self._files, background, trial)
+        self._canaries = Canaries(registry, metrics)
+        self._shadows = Shadows(registry)
         registry.has_started = False
-
-    async def refresh(self) -> None:
-        """Give every model in the store the versions and roles that its traffic file asks for.
-
-        By default that is the newest good version above the active one. A refused version is tried
-        again when its files have changed. Removing the active version from the store is reported,
-        and changes nothing until the server starts again.
-
-        Raises:
-            ArtifactInvalid: the store has artifacts, but nothing is active and nothing can be.
-            OSError: the store cannot be read now. It is logged and counted.
-        """
-        listing = await self._scan()
-        self._report_ignored(listing.ignored)
-        self._forget_all_but(listing.artifacts)
-        self._traffic.forget_all_but({artifact.model for artifact in listing.artifacts})
-        for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
-            await self._traffic.read(name)
-            await self._tables.refresh(name)
-            self._switch(name)
-            self._evaluate(name)
-        for name in dict.fromkeys(artifact.model for artifact in listing.artifacts):
-            await self._follow(name, [each for each in listing.artifacts if each.model == name])
-        await self._check_files()
-        self._metrics.keep_only({model.label for model in self._registry.loaded()})
-        if self._registry.models():
-            self._registry.has_started = True
-        elif listing.artifacts:
-            raise ArtifactInvalid("; ".join(self._reasons()))
-
-    def _reasons(self) -> list[str]:
-        """Say why nothing is active."""
-        registry = self._registry
-        reasons = [f"{artifact}: {why}" for artifact, why in registry.refused.items()]
-        for problems in (registry.traffic_problems, registry.unassigned):
-            reasons += [f"{name}: {why}" for name, why in problems.items()]
-        return reasons
 
     async def follow(self, timer: PollTimer) -> NoReturn:
         """Look at the store whenever the timer says so.
@@ -193,7 +121,8 @@ class Deployment:
                 await timer.wait()
                 is_due = refreshing is not None and not refreshing.done()
                 if is_due:
-                    await self._switch_all()
+                    for model in self._registry.models():
+                        await self._apply_changes(model.manifest.name)
                 else:
                     refreshing = asyncio.ensure_future(self._refresh_and_log())
                     refreshing.add_done_callback(go_on)
@@ -209,194 +138,242 @@ class Deployment:
         except Exception:  # an error of ours; the active versions go on serving
             logger.exception("refreshing from the store failed")
 
-    async def _switch_all(self) -> None:
-        """Activate what traffic files ask for and is loaded, and open new tables."""
-        for model in self._registry.models():
-            await self._traffic.read(model.manifest.name)
-            await self._tables.refresh(model.manifest.name)
-            self._switch(model.manifest.name)
-            self._evaluate(model.manifest.name)
+    async def refresh(self) -> None:
+        """Give every model in the store the versions and roles that its traffic file asks for.
+
+        By default that is the newest good version above the active one. A refused version is tried
+        again when its files have changed. Removing the active version from the store is reported,
+        and changes nothing until the server starts again.
+
+        Raises:
+            ArtifactInvalid: the store has artifacts, but nothing is active and nothing can be.
+            OSError: the store cannot be read now. It is logged and counted.
+        """
+        listing = await self._scanner.scan()
+        versions_of = {
+            name: list(versions)
+            for name, versions in groupby(listing.artifacts, attrgetter("model"))
+        }
+        self._forget_removed(versions_of)
+        for name in versions_of:
+            await self._apply_changes(name)
+        for name, versions in versions_of.items():
+            await self._deploy(name, versions)
+        await self._files.check()
+        self._metrics.keep_only({model.label for model in self._registry.loaded()})
+        if self._registry.models():
+            self._registry.has_started = True
+        elif listing.artifacts:
+            raise ArtifactInvalid("; ".join(self._reasons()))
+
+    def _forget_removed(self, versions_of: Mapping[str, Sequence[Artifact]]) -> None:
+        """Forget what was wrong with models and versions that the store does not have any more."""
+        artifacts = {artifact for versions in versions_of.values() for artifact in versions}
+        self._refusals.keep_only(artifacts.__contains__)
+        self._traffic.forget_all_but(versions_of)
+
+    def _reasons(self) -> list[str]:
+        """Say why nothing is active."""
+        registry = self._registry
+        reasons = [f"{artifact}: {reason}" for artifact, reason in registry.refused.items()]
+        for problems in (registry.traffic_problems, registry.unassigned):
+            reasons += [f"{name}: {reason}" for name, reason in problems.items()]
+        return reasons
+
+    # What needs no version to be loaded
+
+    async def _apply_changes(self, name: str) -> None:
+        """Read a model's traffic file, open new tables, and give loaded versions their roles."""
+        await self._traffic.read(name)
+        await self._tables.refresh(name)
+        self._switch(name)
+        self._canaries.evaluate(name)
 
     def _switch(self, name: str) -> None:
         """Activate the version of a model that its traffic file names, if it is loaded."""
-        traffic = self._traffic.of(name)
-        if traffic is None:
+        if name not in self._registry.traffic:
             return
-        canary = self._registry.last_canaries.get(name)
-        if canary is not None and canary.settings != traffic.canary:
-            self._stop_canary(name)
+        self._canaries.stop_outdated(name)
         wanted = self._wanted(name)
         if wanted in ("latest", self._registry.active_version(name)):
             return
         model = self._registry.version(name, int(wanted))
-        if model is not None and not self._needs_trial(model):
+        if model is not None and not self._examination.is_due(model):
             if missing := self._tables.missing(model.manifest):
-                self._unassigned(name, f"{TRAFFIC}: active = {wanted}: {missing}")
+                self._report_unassigned(name, f"{TRAFFIC}: active = {wanted}: {missing}")
                 return
             self._registry.switch(model)
-            self._tables.show()
-        if canary is not None and canary.state == "running":
-            self._stop_canary(name)  # it was compared with another version
+        self._canaries.stop_running(name)
 
     def _wanted(self, name: str) -> int | str:
         """Return the version of a model that should be active, or "latest"."""
-        traffic = self._traffic.of(name) or Traffic()
-        canary = self._registry.last_canaries.get(name)
-        if canary is not None and canary.state == "promoted":
-            return canary.settings.version
-        return traffic.active
+        traffic = self._registry.traffic.get(name) or Traffic()
+        return self._canaries.promoted_version(name) or traffic.active
 
-    def _stop_canary(self, name: str) -> None:
-        """Send no more traffic to a canary, and forget how it went."""
-        canary = self._registry.last_canaries.pop(name, None)
-        self._registry.canaries.pop(name, None)
-        if canary is not None and canary.state == "running":
-            if self._registry.role(canary.model) == Role.CANARY:
-                self._registry.assign(canary.model, Role.PREVIOUS)
-            canary.close()
+    # What may need versions to be loaded
 
-    def _evaluate(self, name: str) -> None:
-        """Evaluate the gates of a model's canary; promote or end it, and log the figures."""
-        canary = self._registry.last_canaries.get(name)
-        if canary is None or canary.state != "running":
+    async def _deploy(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Load, examine, activate and free versions of one model as its traffic file says.
+
+        Args:
+            name: of the model.
+            versions: all that the store has, ascending.
+        """
+        traffic = self._registry.traffic.get(name)
+        if traffic is None:  # the file was wrong from the start
             return
-        canary.evaluate()
-        if canary.state == "running":
-            return
-        self._registry.canaries.pop(name, None)
-        self._registry.compare(name)
-        if canary.state == "promoted":
-            logger.info("canary %s is promoted: %s", canary.model, canary.report())
-            self._registry.events.add("traffic", f"canary {canary.model} is promoted")
-            self._registry.switch(canary.model)
-            self._tables.show()
-        else:
-            self._registry.assign(canary.model, Role.PREVIOUS)
-            logger.error("canary %s is ended: %s: %s", canary.model, canary.reason, canary.report())
-            text = f"canary {canary.model} is ended: {canary.reason}"
-            self._registry.events.add("traffic", text, is_problem=True)
-        canary.close()
-        self._metrics.canary_over(name, canary.state)
+        wanted = self._wanted(name)
+        if wanted == "latest":
+            tried = [role.version for role in (traffic.canary, traffic.shadow) if role is not None]
+            candidates = [artifact for artifact in versions if artifact.version not in tried]
+            await self._activate_newest(name, candidates)
+        elif wanted != self._registry.active_version(name):
+            await self._activate_named(name, int(wanted), versions)
+        if self._check_active(name, versions):
+            await self._start_canary(name, versions)
+            await self._start_shadow(name, versions)
+            self._registry.compare(name)
+        self._free_others(name)
 
-    async def _follow_canary(self, name: str, versions: Sequence[Artifact]) -> None:
-        """Load the canary that a traffic file asks for, and let it have its share."""
-        traffic = self._traffic.of(name)
-        settings = None if traffic is None else traffic.canary
+    async def _activate_newest(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Activate the newest version above the active one that passes every gate."""
+        if not self._registry.active_version(name):
+            await self._activate_first(name, versions)
         active = self._registry.active_version(name)
-        canary = self._registry.last_canaries.get(name)
-        if settings is None or not active:
-            return
-        if canary is not None and (
-            canary.state != "running" or canary.active is self._registry.active(name)
-        ):
-            return
-        if settings.version == active:
-            if canary is not None and canary.state == "running":  # another one activated it
-                self._stop_canary(name)
-            return
-        model = await self._load_beside(name, settings.version, versions, is_tried=True)
-        traffic = self._traffic.of(name)
-        if model is None or traffic is None or traffic.canary != settings:
-            return
-        canary = Canary(settings, self._registry.active(name), model)
-        if canary.key_feature and canary.key_feature not in model.manifest.user_names:
-            self._unassigned(name, f"{TRAFFIC}: canary.key: the model has no such user feature")
-            return
-        self._registry.last_canaries[name] = self._registry.canaries[name] = canary
-        self._registry.assign(model, Role.CANARY)
-        text = f"canary {model} gets {settings.share:g} of the traffic of {canary.active}"
-        self._registry.events.add("traffic", text)
-        logger.info(
-            "canary %s gets %g of the traffic of %s for %s, by %s",
-            model,
-            settings.share,
-            canary.active,
-            settings.for_,
-            canary.key_feature or "request id",
-        )
-
-    async def _follow_shadow(self, name: str, versions: Sequence[Artifact]) -> None:
-        """Load the shadow that a traffic file asks for, and compare it with the active version."""
-        registry = self._registry
-        traffic = self._traffic.of(name)
-        settings = None if traffic is None else traffic.shadow
-        shadow = registry.shadows.get(name)
-        active = registry.version(name, registry.active_version(name))
-        if shadow is not None and active is not None and settings is not None:
-            wanted = (active, settings.version, settings.share)
-            if (shadow.live, shadow.other.manifest.version, shadow.share) == wanted:
+        for artifact in reversed(versions):
+            if artifact.version <= active or await self._activate(artifact):
                 return
-        if shadow is not None:
-            del registry.shadows[name]
-            if registry.role(shadow.other) == Role.SHADOW:
-                registry.assign(shadow.other, Role.PREVIOUS)
-        if settings is None or active is None or settings.version == active.manifest.version:
+
+    async def _activate_first(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Activate the version that running servers serve, or the one that a replay needs.
+
+        A version that they refused must not serve because another server starts. Manifests show
+        which ones those are; only a replay needs the version before to be loaded.
+        """
+        incompatible = await self._examination.incompatible(name, versions)
+        bad = {version.artifact for version in incompatible}
+        good = [artifact for artifact in versions if artifact not in bad]
+        traffic = self._registry.traffic.get(name) or Traffic()
+        for artifact in reversed(good if traffic.replay is None else good[:-1]):
+            if await self._activate(artifact):
+                break
+        circumstances = self._examination.circumstances(name)
+        for artifact, fingerprint, before, reason in incompatible:
+            if before == self._registry.active_version(name) < artifact.version:
+                self._refusals.add(artifact, reason, fingerprint, circumstances)
+
+    async def _activate_named(self, name: str, version: int, versions: Sequence[Artifact]) -> None:
+        """Activate the version that the traffic file names.
+
+        A server that starts has nothing else to serve, so it serves this version even if running
+        servers refuse it, and says so.
+        """
+        is_start = not self._registry.active_version(name)
+        artifact = _find(versions, version)
+        if artifact is None or not await self._activate(artifact) or not is_start:
             return
-        model = await self._load_beside(name, settings.version, versions)
-        traffic = self._traffic.of(name)
-        if model is None or traffic is None or traffic.shadow != settings:
+        for incompatible in await self._examination.incompatible(name, versions):
+            if incompatible.artifact == artifact:
+                problem = f"serves because {TRAFFIC} names it, but running servers refuse it"
+                logger.warning("model %s %s: %s", artifact, problem, incompatible.reason)
+                event = f"{artifact} {problem}: {incompatible.reason}"
+                self._registry.events.add("version", event, is_problem=True)
+
+    async def _activate(self, artifact: Artifact) -> bool:
+        """Take a version through every gate and activate it; return whether it may serve.
+
+        The gates: its files are whole, its scores are those of the golden examples, it runs
+        batches of every size, it passes the examination, and it has the tables that it needs. It is
+        refused at the first one that it fails.
+        """
+        name = artifact.model
+        model = self._registry.version(name, artifact.version)
+        if model is None:
+            model = await self._loader.load(artifact, self._examination.circumstances(name))
+        if model is None or not await self._examination.examine(artifact, model):
+            return False
+        if missing := self._tables.missing(model.manifest):
+            self._refusals.add(artifact, missing)
+            return False
+        if self._wanted(name) in ("latest", artifact.version):  # the file may have changed since
+            self._registry.activate(artifact, model)
+        return True
+
+    def _check_active(self, name: str, versions: Sequence[Artifact]) -> bool:
+        """Return whether the version that the traffic file names is active; if not, report why."""
+        wanted = self._wanted(name)
+        if wanted in ("latest", self._registry.active_version(name)):
+            self._registry.unassigned.pop(name, None)
+            return True
+        artifact = _find(versions, int(wanted))
+        if artifact is None:
+            known = ", ".join(str(artifact.version) for artifact in versions[-_MOST_KNOWN:])
+            reason = f"version {wanted} is not in the store (versions: {known})"
+        else:
+            reason = self._registry.refused.get(artifact, f"version {wanted} is not loaded")
+        self._report_unassigned(name, f"{TRAFFIC}: active = {wanted}: {reason}")
+        return False
+
+    async def _start_canary(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Load the canary that a traffic file asks for, and let it have its share."""
+        self._canaries.stop_outdated(name)
+        settings = self._canaries.due(name)
+        if settings is None:
             return
-        active = registry.active(name)
-        if model is active:
+        model = await self._load_beside(name, settings.version, versions, is_examined=True)
+        if model is None or self._canaries.due(name) != settings:  # the file has changed since
             return
-        registry.shadows[name] = Comparison(active, model, settings.share, "shadow")
-        if registry.role(model) != Role.CANARY:
-            registry.assign(model, Role.SHADOW)
-        logger.info("shadow %s scores %g of the traffic of %s", model, settings.share, active)
-        text = f"shadow {model} scores {settings.share:g} of the traffic of {active}"
-        registry.events.add("traffic", text)
+        if problem := self._canaries.start(name, settings, model):
+            self._report_unassigned(name, problem)
+
+    async def _start_shadow(self, name: str, versions: Sequence[Artifact]) -> None:
+        """Load the shadow that a traffic file asks for, and compare it with the active version."""
+        self._shadows.stop_outdated(name)
+        settings = self._shadows.due(name)
+        if settings is None:
+            return
+        model = await self._load_beside(name, settings.version, versions, is_examined=False)
+        if model is not None and self._shadows.due(name) == settings:
+            self._shadows.start(name, settings, model)
 
     async def _load_beside(
-        self, name: str, version: int, versions: Sequence[Artifact], *, is_tried: bool = False
+        self, name: str, version: int, versions: Sequence[Artifact], *, is_examined: bool
     ) -> Model | None:
         """Return a version that is not to be active, loaded if need be; None if it cannot be.
 
-        With `is_tried`, it must also pass the trial of a version that answers requests.
+        With `is_examined`, it must also pass the examination of a version that answers requests.
         """
-        model = self._registry.version(name, version)
-        artifact = next((each for each in versions if each.version == version), None)
-        if model is None and artifact is not None:
-            model = await self._load(artifact)
-        if model is not None and artifact is not None:
-            if is_tried and not await self._passes(artifact, model):
+        registry, examination = self._registry, self._examination
+        model = registry.version(name, version)
+        artifact = _find(versions, version)
+        if artifact is not None:
+            if model is None:
+                # One that has failed its examination is loaded if it need not pass it.
+                circumstances = examination.circumstances(name) if is_examined else None
+                model = await self._loader.load(artifact, circumstances)
+            if model is not None and is_examined and not await examination.examine(artifact, model):
                 model = None
-            elif self._is_new(model):
-                self._registry.add(artifact, model)
+            if model is not None and registry.version(name, version) is not model:
+                self._refusals.forget(artifact)
+                registry.add(artifact, model)
         if model is None:
             reason = f"version {version} is not in the store"
             if artifact is not None:
-                reason = self._registry.refused.get(artifact, f"version {version} is not loaded")
-            self._unassigned(name, f"{TRAFFIC}: version {version} does not get its role: {reason}")
+                reason = registry.refused.get(artifact, f"version {version} is not loaded")
+            problem = f"{TRAFFIC}: version {version} does not get its role: {reason}"
+            self._report_unassigned(name, problem)
         return model
 
-    def _unassigned(self, name: str, reason: str) -> None:
+    def _report_unassigned(self, name: str, reason: str) -> None:
+        """Say why a version does not have the role that the traffic file gives it."""
         if self._registry.unassigned.get(name) != reason:
             self._registry.unassigned[name] = reason
             logger.error("model %s: %s", name, reason)
             self._registry.events.add("traffic", f"{name}: {reason}", is_problem=True)
 
-    async def _follow(self, name: str, versions: Sequence[Artifact]) -> None:
-        """Load, activate and free versions of one model as its traffic file says."""
-        traffic = self._traffic.of(name)
-        if traffic is None:  # the file was wrong from the start
-            return
-        wanted = self._wanted(name)
-        if wanted == "latest":
-            beside = {each.version for each in (traffic.canary, traffic.shadow) if each}
-            await self._activate_newest([each for each in versions if each.version not in beside])
-        elif wanted != self._registry.active_version(name):
-            for artifact in versions:
-                if artifact.version == wanted:
-                    await self._try(artifact)
-        if not self._report_unassigned(name, versions):
-            await self._follow_canary(name, versions)
-            await self._follow_shadow(name, versions)
-            self._registry.compare(name)
-        self._free_others(name)
-
     def _free_others(self, name: str) -> None:
         """Free the versions of a model that have no role."""
-        traffic = self._traffic.of(name) or Traffic()
+        traffic = self._registry.traffic.get(name) or Traffic()
         kept = self._registry.previous(name)[: traffic.keep]
         canary = self._registry.last_canaries.get(name)
         if canary is not None and canary.state == "running":
@@ -404,321 +381,9 @@ class Deployment:
         if name in self._registry.shadows:
             kept.append(self._registry.shadows[name].other.manifest.version)
         self._registry.free_all_but(name, kept)
-        loaded = {model.label for model in self._registry.versions(name)}
-        for label, (artifact, _) in list(self._loaded.items()):
-            if artifact.model == name and label not in loaded:
-                del self._loaded[label]
-                self._passed.discard(label)
-
-    def _report_unassigned(self, name: str, versions: Sequence[Artifact]) -> bool:
-        """Say why the version that the traffic file names is not active; return whether that is."""
-        wanted = self._wanted(name)
-        if wanted in ("latest", self._registry.active_version(name)):
-            self._registry.unassigned.pop(name, None)
-            return False
-        artifact = next((each for each in versions if each.version == wanted), None)
-        if artifact is None:
-            known = ", ".join(str(each.version) for each in versions[-20:])
-            reason = f"version {wanted} is not in the store (versions: {known})"
-        else:
-            reason = self._registry.refused.get(artifact, f"version {wanted} is not loaded")
-        self._unassigned(name, f"{TRAFFIC}: active = {wanted}: {reason}")
-        return True
-
-    async def _check_files(self) -> None:
-        """Report loaded versions whose files in the store are missing or damaged."""
-        registry = self._registry
-        for model in registry.loaded():
-            if (known := self._loaded.get(model.label)) is None:
-                continue
-            artifact, fingerprint = known
-            problem = ""
-            try:
-                found = await asyncio.to_thread(artifact.fingerprint)
-                if not found:
-                    problem = "was removed from the store"
-                elif found != fingerprint:
-                    await self._background.run(partial(verify, artifact, model.manifest))
-                    self._loaded[model.label] = artifact, found
-            except ArtifactInvalid as error:
-                problem = f"its files in the store have changed: {error}"
-            except OSError as error:
-                problem = f"its files in the store cannot be read: {_os_reason(error)}"
-            if problem and registry.damaged.get(model.label) != problem:
-                registry.events.add("version", f"{model} {problem}", is_problem=True)
-                logger.error(
-                    "model %s (%s) %s; it goes on serving until the server stops",
-                    model,
-                    registry.role(model),
-                    problem,
-                )
-            elif not problem and model.label in registry.damaged:
-                registry.events.add("version", f"{model}: its files in the store are intact again")
-                logger.info("model %s: its files in the store are intact again", model)
-            registry.damaged.pop(model.label, None)
-            if problem:
-                registry.damaged[model.label] = problem
-        for model in registry.models():
-            is_intact = model.label not in registry.damaged
-            self._metrics.intact(model.manifest.name, is_intact=is_intact)
-
-    async def _scan(self) -> StoreListing:
-        """List the store. While nothing is active yet, a store that does not exist is empty."""
-        try:
-            listing = await asyncio.to_thread(self._store.scan)
-        except FileNotFoundError:
-            self._report_store_error(f'the store "{self._store.folder}" does not exist')
-            if self._registry.models():
-                raise
-            return StoreListing()
-        except OSError as error:  # such as a network volume that is away for a while
-            self._report_store_error(f'the store "{self._store.folder}": {error.strerror or error}')
-            raise
-        if self._store_error:
-            logger.info("the store can be read again")
-            self._store_error = ""
-        return listing
-
-    def _report_store_error(self, reason: str) -> None:
-        """Count each failure; log it once as long as the reason stays the same."""
-        self._metrics.store_unreadable()
-        if reason != self._store_error:
-            self._store_error = reason
-            logger.error(reason)
-
-    def _report_ignored(self, ignored: Mapping[str, str]) -> None:
-        """Log folders that are newly ignored, or for another reason."""
-        for place, reason in ignored.items():
-            if self._registry.ignored.get(place) != reason:
-                logger.warning("%s in the store is ignored: %s", place, reason)
-        self._registry.ignored = ignored
-
-    def _forget_all_but(self, artifacts: Iterable[Artifact]) -> None:
-        for gone in self._registry.refused.keys() - set(artifacts):
-            del self._registry.refused[gone]
-            self._refusals.pop(gone, None)
-
-    async def _activate_newest(self, versions: Sequence[Artifact]) -> None:
-        if not versions:
-            return
-        name = versions[0].model
-        active = self._registry.active_version(name)
-        traffic = self._traffic.of(name)
-        if not active and traffic is not None:
-            # A version that a running server refused must not serve because another one starts.
-            found = await self._incompatible(versions, traffic)
-            bad = {each.artifact for each in found}
-            good = [each for each in versions if each not in bad]
-            # A replay compares the newest one with the one before, which is loaded for it.
-            await self._activate_first(good if traffic.replay is None else good[:-1])
-            active = self._registry.active_version(name)
-            for each in found:
-                if each.before == active and each.artifact.version > active:
-                    now = self._circumstances(name)
-                    self._refuse(each.artifact, each.fingerprint, each.reason, now)
-        for artifact in reversed(versions):
-            if artifact.version <= active:
-                return
-            if await self._try(artifact):
-                return
-
-    async def _incompatible(
-        self, versions: Sequence[Artifact], traffic: Traffic
-    ) -> list[Incompatible]:
-        """Return the versions of a model that must not serve; see `Trial.incompatible`."""
-        if self._trial is None or len(versions) < 2 or traffic.accept_incompatible is True:
-            return []
-        compare = partial(self._trial.incompatible, versions, traffic)
-        try:
-            found = await self._off_the_loop(compare)
-        except Exception:
-            logger.exception("versions of model %s could not be compared", versions[0].model)
-            return []
-        return [
-            each._replace(reason=_with_remedy(each.reason, each.artifact.version)) for each in found
-        ]
-
-    async def _activate_first(self, versions: Sequence[Artifact]) -> None:
-        """Activate the newest of these versions that can be loaded, or none."""
-        for artifact in reversed(versions):
-            if await self._try(artifact):
-                return
-
-    async def _try(self, artifact: Artifact) -> bool:
-        """Load an artifact and activate it, if it is good and its traffic file still asks for it.
-
-        Returns False if it was refused, now or with the same files before.
-        """
-        model = self._registry.version(artifact.model, artifact.version)
-        if model is None:
-            model = await self._load(artifact)
-        if model is None or not await self._passes(artifact, model):
-            return False
-        if missing := self._tables.missing(model.manifest):
-            self._refuse(artifact, None, missing)
-            return False
-        if self._wanted(artifact.model) in ("latest", artifact.version):
-            self._registry.activate(artifact, model)
-            self._tables.show()
-        return True
-
-    def _is_new(self, model: Model) -> bool:
-        """Whether a version is not in the registry yet."""
-        manifest = model.manifest
-        return self._registry.version(manifest.name, manifest.version) is not model
-
-    def _needs_trial(self, model: Model) -> bool:
-        """Whether a version must be examined before it answers requests.
-
-        The first version of a model has nothing to be compared with. A return to an older version
-        must not fail because of what the newer one is like.
-        """
-        active = self._registry.active_version(model.manifest.name)
-        is_newer = 0 < active < model.manifest.version
-        return self._trial is not None and is_newer and model.label not in self._passed
-
-    def _circumstances(self, name: str) -> object:
-        """Return what an examination of a model's version depends on, besides the version."""
-        traffic = self._traffic.of(name) or Traffic()
-        gates = traffic.replay, traffic.accept_incompatible
-        policies = "" if self._trial is None else self._trial.policies_version
-        return *gates, policies, self._registry.active_version(name)
-
-    async def _passes(self, artifact: Artifact, model: Model) -> bool:
-        """Examine a loaded version, unless it has passed; refuse it if it fails."""
-        name = artifact.model
-        circumstances = self._circumstances(name)
-        fingerprint = self._loaded[model.label][1]
-        if self._needs_trial(model):
-            refusal = self._refusals.get(artifact)
-            if refusal is not None and refusal.circumstances == circumstances:
-                return False
-            reason = await self._examine(model)
-            if reason:
-                self._refuse(artifact, fingerprint, reason, circumstances)
-                if self._is_new(model):
-                    self._loaded.pop(model.label)
-                return False
-        self._refusals.pop(artifact, None)
-        self._registry.refused.pop(artifact, None)
-        self._passed.add(model.label)
-        return True
-
-    async def _examine(self, model: Model) -> str:
-        """Return why a version must not serve, or nothing."""
-        name = model.manifest.name
-        traffic = self._traffic.of(name) or Traffic()
-        active = self._registry.active(name)
-        trial = self._trial
-        assert trial is not None
-        try:
-            before, version = active.manifest.version, model.manifest.version
-            if not traffic.accepts_incompatible(version, before):
-                check = partial(trial.incompatibility, active, model)
-                if problem := await self._background.run(check):
-                    return _with_remedy(problem, version)
-            if traffic.replay is None:
-                return ""
-            is_good, summary = await self._background.run(
-                partial(trial.replay, active, model, traffic.replay)
-            )
-        except Exception as error:
-            logger.exception("model %s could not be examined", model)
-            return f"examination failed: {type(error).__name__}: {error}"
-        if not is_good:
-            return f"replay of recorded traffic: {summary}"
-        self._registry.replays[model.label] = summary
-        level = logging.WARNING if summary.startswith("not replayed") else logging.INFO
-        logger.log(level, "model %s passes the replay of recorded traffic: %s", model, summary)
-        return ""
-
-    async def _load(self, artifact: Artifact) -> Model | None:
-        """Load and warm up an artifact; None if it is refused, now or with these files before."""
-        fingerprint = None
-        try:
-            fingerprint = await asyncio.to_thread(artifact.fingerprint)
-            refusal = self._refusals.get(artifact)
-            if refusal is not None and refusal.fingerprint == fingerprint:
-                circumstances = refusal.circumstances
-                if circumstances in (None, self._circumstances(artifact.model)):
-                    self._report(artifact, refusal)
-                    return None
-            manifest = await asyncio.to_thread(read_manifest, artifact)
-            if missing := await self._tables.prepare(manifest):
-                self._refuse(artifact, None, missing)  # until a table of the right kind is there
-                return None
-            model = await self._load_in_thread(artifact)
-            await self._warm_up(model)
-            await self._tables.fold(model)
-        except ArtifactInvalid as error:
-            self._refuse(artifact, fingerprint, str(error))
-        except OSError as error:  # it may pass: the next refresh tries again
-            self._refuse(artifact, None, f"cannot be read now: {_os_reason(error)}")
-        except Exception as error:
-            # Whatever one artifact does, the others must be looked at.
-            logger.exception("artifact %s could not be loaded", artifact)
-            self._refuse(artifact, fingerprint, f"{type(error).__name__}: {error}")
-        else:
-            if refusal is not None and refusal.circumstances is None:
-                self._refusals.pop(artifact, None)
-            self._tables.assign(model)
-            self._loaded[model.label] = artifact, fingerprint
-            return model
-        return None
-
-    def _refuse(
-        self,
-        artifact: Artifact,
-        fingerprint: Fingerprint | None,
-        reason: str,
-        circumstances: object = None,
-    ) -> None:
-        former = self._refusals.get(artifact)
-        is_same = former is not None and former.is_reported and former.reason == reason
-        refusal = _Refusal(fingerprint, reason, is_same, circumstances)
-        self._refusals[artifact] = refusal
-        self._registry.refused[artifact] = reason
-        # A version whose files were whole is reported at once.
-        if not self._registry.has_started or fingerprint is None or circumstances is not None:
-            self._report(artifact, refusal)
-
-    def _report(self, artifact: Artifact, refusal: _Refusal) -> None:
-        if not refusal.is_reported:
-            refusal.is_reported = True
-            self._registry.refuse(artifact, refusal.reason)
-
-    async def _load_in_thread(self, artifact: Artifact) -> Model:
-        return await self._off_the_loop(partial(load, artifact, self._device))
-
-    async def _off_the_loop(self, call: Callable[[], T]) -> T:
-        """Run a call on a thread, which gives way to the lanes once something is served."""
-        if self._registry.has_started:
-            return await self._background.run(call)
-        return await asyncio.to_thread(call)
-
-    async def _warm_up(self, model: Model) -> None:
-        """Warm a version up, with recorded requests too if there are any."""
-        recorded: list[RequestFeatures] = []
-        if self._trial is not None:
-            try:
-                recorded = await self._background.run(partial(self._trial.recorded, model))
-            except Exception:
-                logger.exception("recorded traffic cannot be read to warm up %s", model)
-        is_beside = self._registry.has_started
-        self._on_warm(model, await self._warm_ups.run(model, recorded, beside_requests=is_beside))
-        if recorded:
-            logger.info("model %s is warmed up with %d recorded requests", model, len(recorded))
-
-    async def _warm_up_folded(self, model: Model, table: Table) -> None:
-        is_beside = self._registry.has_started
-        await self._warm_ups.run_folded(model, table, beside_requests=is_beside)
+        self._files.forget_freed(name)
+        self._examination.forget_freed(name)
 
 
-def _with_remedy(reason: str, version: int) -> str:
-    return f"{reason} ({TRAFFIC}: accept_incompatible = {version} lets it serve)"
-
-
-def _os_reason(error: OSError) -> str:
-    """Return the reason without the path, which callers of the API must not see."""
-    name = "" if error.filename is None else f"{Path(str(error.filename)).name}: "
-    return f"{name}{error.strerror or error}"
+def _find(versions: Sequence[Artifact], version: int) -> Artifact | None:
+    return next((artifact for artifact in versions if artifact.version == version), None)

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from app.artifacts.fold import check_golden, check_table
@@ -19,16 +18,10 @@ from app.artifacts.program import Program, error_summary
 from app.artifacts.tables.compatibility import fold_problems
 from app.artifacts.tables.table import Table
 from app.errors import ArtifactInvalid
+from app.lifecycle.background import BackgroundThread
 from app.lifecycle.registry import Registry
 
 logger = logging.getLogger(__name__)
-
-
-class Run(Protocol):
-    """Runs a function on a thread that gives way to the lanes."""
-
-    def __call__(self, function: Callable[[], None], /) -> Awaitable[None]:
-        """Run it, and wait for it."""
 
 
 WarmUpFolded = Callable[[Model, Table], Awaitable[None]]
@@ -54,22 +47,24 @@ class FoldDecision:
 class Folds:
     """The folds of the items tables of all loaded versions; owned by the event loop."""
 
-    def __init__(self, registry: Registry, run: Run, warm_up: WarmUpFolded) -> None:
-        """Examine nothing yet; `run` does the computing, `warm_up` the warm-up."""
+    def __init__(
+        self, registry: Registry, background: BackgroundThread, warm_up: WarmUpFolded
+    ) -> None:
+        """Examine nothing yet; `background` computes once something is served."""
         self._registry = registry
-        self._run = run
+        self._background = background
         self._warm_up = warm_up
-        self._found: WeakKeyDictionary[Model, tuple[Table, FoldDecision]] = WeakKeyDictionary()
+        self._decisions: WeakKeyDictionary[Model, tuple[Table, FoldDecision]] = WeakKeyDictionary()
         self._warm: WeakSet[Model] = WeakSet()
 
     def of(self, model: Model, table: Table) -> FoldDecision:
-        """Return what was found for a table; one that was not examined serves its features."""
-        examined, fold = self._found.get(model, (None, FoldDecision()))
-        return fold if examined is table else FoldDecision()
+        """Return the decision for a table; one that was not examined serves its features."""
+        examined, decision = self._decisions.get(model, (None, FoldDecision()))
+        return decision if examined is table else FoldDecision()
 
     async def examine(self, model: Model, table: Table) -> None:
         """Find out whether a version may run from a table's fold, unless that is known."""
-        examined, before = self._found.get(model, (None, FoldDecision()))
+        examined, before = self._decisions.get(model, (None, FoldDecision()))
         if examined is table:
             return
         problem = _why_not(model, table)
@@ -78,13 +73,16 @@ class Folds:
             if problem and problem != before.problem:
                 self._report(model, table, problem)
         serves = table.fold is not None and not problem
-        self._found[model] = table, FoldDecision(model.program if serves else None, problem)
+        self._decisions[model] = table, FoldDecision(model.program if serves else None, problem)
 
     async def _try(self, model: Model, table: Table) -> str:
         """Compare scores and warm up; return why the table must not serve folded, or ""."""
         is_new = model not in self._warm
         try:
-            await self._run(partial(_check, model, table, with_golden=is_new))
+            await self._background.run(
+                partial(_check, model, table, with_golden=is_new),
+                beside_requests=self._registry.has_started,
+            )
             if is_new:
                 await self._warm_up(model, table)
                 self._warm.add(model)
@@ -95,24 +93,24 @@ class Folds:
         return ""
 
     def _report(self, model: Model, table: Table, problem: str) -> None:
-        place = f"items/{table.label}"
+        path = f"items/{table.label}"
         logger.error(
             "table %s of model %s: what is folded is refused, its features serve: %s",
-            place,
+            path,
             model,
             problem,
         )
-        text = f"{model}: what is folded in {place} is refused, its features serve: {problem}"
-        self._registry.events.add("table", text, is_problem=True)
+        event = f"{model}: what is folded in {path} is refused, its features serve: {problem}"
+        self._registry.events.add("table", event, is_problem=True)
 
 
 def _why_not(model: Model, table: Table) -> str:
     """Return why a version cannot run from a table's fold; "" if it may be tried, or is none."""
-    made = table.description.fold
-    if made is None:
+    fold = table.description.fold
+    if fold is None:
         return ""
-    if not made.serves(model.manifest):
-        return f"it was folded for version {made.version}, whose program is another one"
+    if not fold.serves(model.manifest):
+        return f"it was folded for version {fold.version}, whose program is another one"
     if table.fold is None:
         return "a delta of the table is not folded"
     if problems := fold_problems(table.columns, model.manifest):

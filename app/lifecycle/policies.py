@@ -163,7 +163,7 @@ class PolicyFile:
         except PoliciesInvalid as error:
             self._refuse(error)
         if policies.version != former:
-            self._metrics.followed(policies.version)
+            self._metrics.show_policy_set(policies.version)
             logger.info(
                 "policy set %s is active, after %s: %s",
                 policies.version,
@@ -173,5 +173,4 @@ class PolicyFile:
 
     def _refuse(self, error: PoliciesInvalid) -> NoReturn:
         self._policies.refused = tuple(error.problems)
-        self._metrics.refused()
         raise error

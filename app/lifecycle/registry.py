@@ -5,7 +5,7 @@ registry once and keeps it, so that exactly one version computes its answer.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 
 from app.artifacts.loader import Model
@@ -16,7 +16,6 @@ from app.lifecycle.canary import Canary
 from app.lifecycle.comparison import Comparison
 from app.lifecycle.traffic import Traffic
 from app.telemetry.metrics import Metrics
-from app.telemetry.tables import TableFigures
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,6 @@ class Registry:
             or a delta of a table is another object; a request keeps the one that it began with.
         refused_tables: why a table cannot be used, by model and a place such as `items/3`.
         table_problems: what is wrong with the files of a table that serves, by the same.
-        table_figures: of the tables of active versions.
         on_freed: called with each version that is not loaded any more.
         events: what happens to versions is added to these.
     """
@@ -85,7 +83,6 @@ class Registry:
         self.tables: dict[Model, ModelTables] = {}
         self.refused_tables: dict[tuple[str, str], str] = {}
         self.table_problems: dict[tuple[str, str], str] = {}
-        self.table_figures: Sequence[TableFigures] = ()
         self.on_freed: list[Callable[[Model], None]] = []
         self.events = metrics.events
         self._active: dict[str, Model] = {}
@@ -152,7 +149,8 @@ class Registry:
             model = self._loaded[name].get(version)
             if model is None:
                 known = ", ".join(
-                    f"{each.manifest.version} ({self.role(each)})" for each in self.versions(name)
+                    f"{loaded.manifest.version} ({self.role(loaded)})"
+                    for loaded in self.versions(name)
                 )
                 raise VersionNotFound(
                     f'version {version} of model "{name}" is not loaded; loaded versions: {known}'
@@ -184,7 +182,7 @@ class Registry:
         """Add the model of an artifact, just loaded, without a role in traffic."""
         self.refused.pop(artifact, None)
         self._loaded.setdefault(artifact.model, {})[artifact.version] = model
-        self._metrics.tried(artifact.model, activated=True)
+        self._metrics.versions.tried(artifact.model, activated=True)
 
     def assign(self, model: Model, role: Role) -> None:
         """Give a loaded version a role other than that of the active one."""
@@ -194,13 +192,13 @@ class Registry:
 
     def compare(self, name: str) -> None:
         """Start the comparisons that a model's canary and shadow need, and stop all others."""
+        canary = self.canaries.get(name)
+        needed = (self.shadows.get(name), None if canary is None else canary.comparison)
         self.comparisons = {
-            live: each for live, each in self.comparisons.items() if live.manifest.name != name
-        }
-        found = [self.shadows.get(name)]
-        if (canary := self.canaries.get(name)) is not None:
-            found.append(canary.comparison)
-        self.comparisons |= {each.live: each for each in found if each is not None}
+            live: comparison
+            for live, comparison in self.comparisons.items()
+            if live.manifest.name != name
+        } | {comparison.live: comparison for comparison in needed if comparison is not None}
 
     def switch(self, model: Model) -> None:
         """Make a loaded version the active one; the one that was active becomes a previous one."""
@@ -212,17 +210,17 @@ class Registry:
         if former is not None and former is not model:
             self._roles[former] = Role.PREVIOUS
             old = former.manifest
-            self._metrics.retired(name, old.version, old.files[PROGRAM].sha256)
+            self._metrics.versions.retired(name, old.version, old.files[PROGRAM].sha256)
             self._former.setdefault(name, []).insert(0, old.version)
             if old.version == model.manifest.version:
                 self._roles.pop(former)
         self._former[name] = [
-            each
-            for each in dict.fromkeys(self._former.get(name, ()))
-            if each != model.manifest.version
+            version
+            for version in dict.fromkeys(self._former.get(name, ()))
+            if version != model.manifest.version
         ]
         manifest = model.manifest
-        self._metrics.activated(name, manifest.version, manifest.files[PROGRAM].sha256)
+        self._metrics.versions.activated(name, manifest.version, manifest.files[PROGRAM].sha256)
         self._show_roles(name)
         after = "" if former is None or former is model else f", after {former}"
         logger.info("model %s is active%s", model, after)
@@ -255,22 +253,22 @@ class Registry:
         freed = [model for version, model in loaded.items() if version not in kept]
         if not freed:
             return
-        self._loaded[name] = {v: model for v, model in loaded.items() if v in kept}
-        self._former[name] = [each for each in self._former.get(name, ()) if each in kept]
+        self._loaded[name] = {number: model for number, model in loaded.items() if number in kept}
+        self._former[name] = [version for version in self._former.get(name, ()) if version in kept]
         for model in freed:
             self._roles.pop(model, None)
             self.damaged.pop(model.label, None)
             self.tables.pop(model, None)
             self.replays.pop(model.label, None)
             self._metrics.freed(model.label)
-            for call in self.on_freed:
-                call(model)
+            for forget in self.on_freed:
+                forget(model)
             logger.info("model %s is freed", model)
             self.events.add("version", f"{model} is freed")
         self._show_roles(name)
 
     def _show_roles(self, name: str) -> None:
-        self._metrics.show_versions(
+        self._metrics.versions.show_roles(
             name,
             {
                 (str(version), str(self.role(model)))
@@ -281,6 +279,6 @@ class Registry:
     def refuse(self, artifact: Artifact, reason: str) -> None:
         """Record that an artifact cannot serve, log it and count it."""
         self.refused[artifact] = reason
-        self._metrics.tried(artifact.model, activated=False)
+        self._metrics.versions.tried(artifact.model, activated=False)
         logger.error("artifact %s is refused: %s", artifact, reason)
         self.events.add("version", f"{artifact} is refused: {reason}", is_problem=True)

@@ -1,8 +1,8 @@
 """Follows the item and user tables in the store, `<store>/<model>/items/<n>/` and `users/<n>/`.
 
-Each loaded version of a model serves from the newest table that fits it. A table is verified and
-mapped on a thread that gives way to the lanes; then one assignment lets new requests use it, while
-requests that have begun keep theirs. A table that is wrong is refused, and the one before stays.
+Each loaded version of a model serves from the newest table that fits it. One assignment lets new
+requests use a table, while requests that have begun keep theirs. A table that is wrong is refused,
+and the one before stays.
 
 If the store has tables of a kind for a model, or its active version serves from one, another
 version becomes active only with a table of that kind that fits it: callers may send keys only.
@@ -10,60 +10,27 @@ version becomes active only with a table of that kind that fits it: callers may 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from app.artifacts.loader import Model
 from app.artifacts.manifest import Manifest
-from app.artifacts.model_tables import BoundTable, ModelTables
-from app.artifacts.store import Fingerprint
+from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
 from app.artifacts.tables.compatibility import incompatibilities
-from app.artifacts.tables.description import TableDescription, TableKind, read_description
-from app.artifacts.tables.listing import ListedTable, Stamp, tables_of
-from app.artifacts.tables.table import Table, open_table
-from app.errors import ArtifactInvalid
+from app.artifacts.tables.description import TableKind
+from app.artifacts.tables.table import Table
 from app.lifecycle.background import BackgroundThread
 from app.lifecycle.folds import Folds, WarmUpFolded
+from app.lifecycle.open_tables import OpenTables, TableId
 from app.lifecycle.registry import Registry
 from app.telemetry.metrics import Metrics
 from app.telemetry.tables import TableFigures
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 KINDS: Final[tuple[TableKind, ...]] = ("items", "users")
-_MOST_REASONS = 3  # of an incompatible table, that a message lists
-
-
-@dataclass(slots=True)
-class _Refusal:
-    """A table or a delta that cannot be used.
-
-    Attributes:
-        fingerprint: its files at that time; None if they could not be read.
-        reason: why.
-        is_reported: whether it was logged and counted. If its files still change, for somebody
-            copies it, it is reported when they have stopped changing.
-    """
-
-    fingerprint: Fingerprint | None
-    reason: str
-    is_reported: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Described:
-    """What `table.json` says, and the files beside it when it was read."""
-
-    fingerprint: Fingerprint
-    description: TableDescription
-
-
-_Key = tuple[str, TableKind]  # of a model
 
 
 class TableFollower:
@@ -75,7 +42,7 @@ class TableFollower:
         registry: Registry,
         metrics: Metrics,
         warm_up_folded: WarmUpFolded,
-        place: Callable[[Table], None] | None = None,
+        place_table: Callable[[Table], None] | None = None,
     ) -> None:
         """Read nothing yet.
 
@@ -84,38 +51,32 @@ class TableFollower:
             registry: gets the tables of each version, and the reasons of refusals.
             metrics: counts swaps and refusals.
             warm_up_folded: warms up a version that is going to run from folded rows.
-            place: called on a thread with the items table of each version, before it serves and at
-                each refresh: copies it to where batches are gathered.
+            place_table: copies an items table to where batches are gathered. A thread calls it with
+                that of each version, before it serves and at each refresh.
         """
-        self._store = store
         self._registry = registry
         self._metrics = metrics
-        self._place = place
+        self._place_table = place_table
         self._background = BackgroundThread()
-        self._folds = Folds(registry, self._run, warm_up_folded)
+        self._open = OpenTables(store, registry, metrics, self._background)
+        self._folds = Folds(registry, self._background, warm_up_folded)
         self._turn = asyncio.Lock()
-        self._listed: dict[_Key, list[ListedTable]] = {}
-        self._described: dict[tuple[str, TableKind, int], _Described] = {}
-        self._open: dict[tuple[str, TableKind, int], tuple[Table, Fingerprint]] = {}
         self._chosen: dict[tuple[str, TableKind], Table] = {}  # by `name/version` of a model
-        self._stamps: dict[tuple[str, TableKind, int], tuple[Stamp, ...]] = {}  # of applied deltas
-        self._refusals: dict[tuple[str, TableKind, str], _Refusal] = {}
-        self._prepared = ""  # a version that is being loaded
-        self._list_errors: dict[_Key, str] = {}
+        self._prepared = ""  # a version that is being loaded, which the registry does not have yet
 
     async def refresh(self, name: str) -> None:
         """Give every loaded version of a model the newest table of each kind that fits it."""
         async with self._turn:
-            loaded = self._registry.versions(name)
+            versions = self._registry.versions(name)
             for kind in KINDS:
-                await self._list(name, kind)
-                for model in loaded:
-                    await self._choose_and_place(model.manifest, kind)
-            for model in loaded:
-                await self._fold(model)
+                await self._open.scan(name, kind)
+                for model in versions:
+                    await self._choose(model.manifest, kind)
+            for model in versions:
+                await self._examine_fold(model)
                 self.assign(model)
             await self._check_files(name)
-            self._report(name)
+            self._release_unused(name)
 
     async def prepare(self, manifest: Manifest) -> str:
         """Open the tables that a version needs; return why it must not be active, or "".
@@ -123,73 +84,101 @@ class TableFollower:
         They stay open until it is loaded and `assign` is called, or another one is prepared.
         """
         async with self._turn:
-            self._prepared = f"{manifest.name}/{manifest.version}"
+            self._prepared = _label(manifest)
             for kind in KINDS:
-                if (manifest.name, kind) not in self._listed:
-                    await self._list(manifest.name, kind)
-                await self._choose_and_place(manifest, kind)
+                if not self._open.is_listed(manifest.name, kind):
+                    await self._open.scan(manifest.name, kind)
+                await self._choose(manifest, kind)
         return self.missing(manifest)
 
     def missing(self, manifest: Manifest) -> str:
         """Return why a version that was prepared must not be active, or ""."""
-        label = f"{manifest.name}/{manifest.version}"
-        active = self._active(manifest.name)
+        name = manifest.name
+        active = self._registry.version(name, self._registry.active_version(name))
+        tables = NO_TABLES if active is None else self._registry.tables.get(active, NO_TABLES)
         for kind in KINDS:
-            has_table = active is not None and getattr(active, kind) is not None
-            is_needed = has_table or bool(self._listed.get((manifest.name, kind)))
-            if is_needed and (label, kind) not in self._chosen:
-                return f"needs a table of {kind}: {self._why_none(manifest, kind)}"
+            is_needed = getattr(tables, kind) is not None or bool(self._open.listed(name, kind))
+            if is_needed and (_label(manifest), kind) not in self._chosen:
+                return f"needs a table of {kind}: {self._open.why_none_fits(manifest, kind)}"
         return ""
 
-    async def fold(self, model: Model) -> None:
+    async def examine_fold(self, model: Model) -> None:
         """Find out whether a version that was loaded may run from what its table has folded."""
         async with self._turn:
-            await self._fold(model)
+            await self._examine_fold(model)
 
-    async def _fold(self, model: Model) -> None:
-        table = self._newest(model, "items")
+    async def _examine_fold(self, model: Model) -> None:
+        table = self._newest_chosen(model, "items")
         if table is not None:
             await self._folds.examine(model, table)
 
-    def _newest(self, model: Model, kind: TableKind) -> Table | None:
+    async def _choose(self, manifest: Manifest, kind: TableKind) -> None:
+        """Open the newest table that fits a version, and place it."""
+        label = _label(manifest)
+        current = self._chosen.get((label, kind))
+        table = await self._newest_fit(manifest, kind, current)
+        if table is None:
+            return
+        self._chosen[label, kind] = table
+        if self._place_table is not None and kind == "items":
+            await self._background.run(
+                partial(self._place_table, table), beside_requests=self._registry.has_started
+            )
+
+    async def _newest_fit(
+        self, manifest: Manifest, kind: TableKind, current: Table | None
+    ) -> Table | None:
+        """Return the newest table that fits a version, but none that is older than `current`."""
+        for listed in reversed(self._open.listed(manifest.name, kind)):
+            if current is not None and listed.version < current.version:
+                return current
+            if current is not None and listed.version == current.version:
+                return await self._open.open_with_deltas(manifest.name, listed) or current
+            description = await self._open.describe(manifest.name, listed)
+            if description is None or incompatibilities(description, manifest):
+                continue
+            table = await self._open.open_with_deltas(manifest.name, listed)
+            if table is not None:
+                return table
+        return current
+
+    def _newest_chosen(self, model: Model, kind: TableKind) -> Table | None:
         """Return the table that was chosen, with the deltas that came since then."""
         table = self._chosen.get((model.label, kind))
         if table is not None:
-            newest = self._open.get((model.manifest.name, kind, table.version))
+            newest = self._open.newest(TableId(model.manifest.name, kind, table.version))
             if newest is not None:
-                table = self._chosen[model.label, kind] = newest[0]
+                table = self._chosen[model.label, kind] = newest
         return table
 
     def assign(self, model: Model) -> None:
         """Let a version serve from the tables that were chosen for it; one assignment."""
-        registry, manifest = self._registry, model.manifest
-        before = registry.tables.get(model)
-        bound: dict[TableKind, BoundTable] = {}
-        is_changed = False
         if self._prepared == model.label:
             self._prepared = ""
-        for kind in KINDS:
-            table = self._newest(model, kind)
-            former: BoundTable | None = None if before is None else getattr(before, kind)
-            if table is None:
-                continue
-            fold = self._folds.of(model, table)
-            if former is not None and former.table is table and former.folded_for is fold.program:
-                bound[kind] = former
-            else:
-                bound[kind] = BoundTable.of(table, kind, manifest, fold.program, fold.problem)
-                is_changed = True
-                if former is None or former.table is not table:
-                    self._log(model, kind, table, former)
-        if is_changed:
-            registry.tables[model] = ModelTables(bound.get("items"), bound.get("users"))
+        before = self._registry.tables.get(model, NO_TABLES)
+        items, users = (self._bind(model, kind, getattr(before, kind)) for kind in KINDS)
+        if items is not before.items or users is not before.users:
+            self._registry.tables[model] = ModelTables(items, users)
 
-    def _log(self, model: Model, kind: TableKind, table: Table, former: BoundTable | None) -> None:
-        self._metrics.table_swapped(model.manifest.name, kind, activated=True)
-        after = "" if former is None else f", after {former.table.label}"
+    def _bind(self, model: Model, kind: TableKind, former: BoundTable | None) -> BoundTable | None:
+        """Return the table that a version serves from now; `former` if nothing has changed."""
+        table = self._newest_chosen(model, kind)
+        if table is None:
+            return former
+        fold = self._folds.of(model, table)
+        is_other = former is None or former.table is not table
+        if former is not None and not is_other and former.folded_for is fold.program:
+            return former
+        if is_other:
+            self._log_swap(model, kind, table, None if former is None else former.table)
+        return BoundTable.of(table, kind, model.manifest, fold.program, fold.problem)
+
+    def _log_swap(self, model: Model, kind: TableKind, table: Table, former: Table | None) -> None:
+        self._metrics.versions.table_swapped(model.manifest.name, kind, activated=True)
+        after = "" if former is None else f", after {former.label}"
         if self._folds.of(model, table).program is not None:
             after = f", folded{after}"
-        is_delta = former is not None and former.table.version == table.version
+        is_delta = former is not None and former.version == table.version
         if not is_delta:  # there may be one in every poll
             self._registry.events.add(
                 "table", f"{model} serves from {kind}/{table.label}, {table.rows} rows{after}"
@@ -204,363 +193,77 @@ class TableFollower:
             after,
         )
 
-    def _active(self, name: str) -> ModelTables | None:
-        version = self._registry.active_version(name)
-        model = self._registry.version(name, version)
-        return None if model is None else self._registry.tables.get(model)
-
-    async def _list(self, name: str, kind: TableKind) -> None:
-        try:
-            listed = await asyncio.to_thread(tables_of, self._store / name, kind)
-        except OSError as error:
-            reason = f"cannot be read: {error.strerror or error}"
-            if self._list_errors.get((name, kind)) != reason:
-                self._list_errors[name, kind] = reason
-                logger.error("%s/%s in the store %s", name, kind, reason)  # noqa: TRY400
-            self._listed.setdefault((name, kind), [])
-            return
-        self._list_errors.pop((name, kind), None)
-        self._listed[name, kind] = listed
-        kept = {each.version for each in listed}
-        for key in [each for each in self._described if each[:2] == (name, kind)]:
-            if key[2] not in kept:
-                del self._described[key]
-        labels = {
-            f"{each.version}.{delta}" if delta else f"{each.version}"
-            for each in listed
-            for delta in (0, *each.deltas, *each.stranded)
-        }
-        for refused in [each for each in self._refusals if each[:2] == (name, kind)]:
-            if refused[2] not in labels:
-                self._forgive(refused)
-
-    async def _choose_and_place(self, manifest: Manifest, kind: TableKind) -> None:
-        await self._choose(manifest, kind)
-        table = self._chosen.get((f"{manifest.name}/{manifest.version}", kind))
-        if self._place is not None and kind == "items" and table is not None:
-            await self._run(partial(self._place, table))
-
-    async def _choose(self, manifest: Manifest, kind: TableKind) -> None:
-        """Choose the table of a version: never an older one than the one that it has."""
-        label = f"{manifest.name}/{manifest.version}"
-        current = self._chosen.get((label, kind))
-        for listed in reversed(self._listed[manifest.name, kind]):
-            if current is not None and listed.version <= current.version:
-                if listed.version == current.version:
-                    table = await self._open_with_deltas(manifest.name, listed)
-                    self._chosen[label, kind] = table or current
-                return
-            described = await self._describe(manifest.name, listed)
-            if described is None or incompatibilities(described, manifest):
-                continue
-            table = await self._open_with_deltas(manifest.name, listed)
-            if table is not None:
-                self._chosen[label, kind] = table
-                return
-
-    async def _describe(self, name: str, listed: ListedTable) -> TableDescription | None:
-        """Return what `table.json` says; None if the table is refused."""
-        key = (name, listed.kind, listed.version)
-        fingerprint: Fingerprint | None = None
-        try:
-            fingerprint = await asyncio.to_thread(listed.fingerprint)
-            known = self._described.get(key)
-            if known is None or known.fingerprint != fingerprint:
-                if self._is_refused((name, listed.kind, str(listed.version)), fingerprint):
-                    return None
-                found = await asyncio.to_thread(read_description, listed.folder)
-                known = self._described[key] = _Described(fingerprint, found)
-        except (ArtifactInvalid, OSError) as error:
-            self._refuse((name, listed.kind, str(listed.version)), fingerprint, error)
-            return None
-        return known.description
-
-    async def _open_with_deltas(self, name: str, listed: ListedTable) -> Table | None:
-        """Return a table with all of its good deltas; None if it is refused."""
-        key = (name, listed.kind, listed.version)
-        opened = self._open.get(key)
-        if opened is None:
-            refused = (name, listed.kind, str(listed.version))
-            opened = await self._attempt(
-                refused, listed.fingerprint, partial(open_table, listed, name, 0)
-            )
-            if opened is None:
-                return None
-            self._open[key] = opened
-        table, fingerprint = opened
-        table, is_known = await self._without_lost_deltas(name, table, listed)
-        table = await self._with_all_deltas(name, table, listed)
-        self._open[key] = table, fingerprint
-        for number in listed.deltas[table.delta :]:  # one by one: which one is wrong?
-            extended = await self._attempt(
-                (name, listed.kind, f"{listed.version}.{number}"),
-                partial(listed.delta_fingerprint, number),
-                partial(table.extended, listed, number),
-            )
-            if extended is None:
-                break
-            table = extended[0]
-            self._open[key] = table, fingerprint
-        if is_known:
-            self._stamps[key] = listed.stamps[: table.delta]
-        for number in listed.stranded[:1]:
-            delta = (name, listed.kind, f"{listed.version}.{number}")
-            if number > table.delta and not self._is_refused(delta, frozenset()):
-                self._refuse(delta, frozenset(), ArtifactInvalid(listed.gap))
-        return table
-
-    async def _without_lost_deltas(
-        self, name: str, table: Table, listed: ListedTable
-    ) -> tuple[Table, bool]:
-        """Return a table without deltas if the store does not have one of them any more.
-
-        Also returns whether all of them could be compared; if not, the next look compares again.
-
-        Those that it has are applied again: a server serves what the store has, and the number of a
-        delta does not say what is in it.
-        """
-        key = (name, listed.kind, listed.version)
-        known = self._stamps.get(key, ())
-        if known == listed.stamps[: table.delta] and len(known) == table.delta:
-            return table, True
-        lost = await asyncio.to_thread(_lost_delta, table, listed, known)
-        if not lost:
-            return table, lost is not None
-        place = f"{listed.kind}/{table.label}"
-        logger.warning("model %s: its table %s is made again without deltas: %s", name, place, lost)
-        text = f"{name}: {place}: {lost}; the deltas in the store are applied again"
-        self._registry.events.add("table", text, is_problem=True)
-        return table.without_deltas(), True
-
-    async def _with_all_deltas(self, name: str, table: Table, listed: ListedTable) -> Table:
-        """Return a table with all of its deltas, or unchanged if one of them is wrong."""
-        if len(listed.deltas) - table.delta < 2:
-            return table
-        try:
-            extended = await self._run(partial(table.extended, listed))
-        except (ArtifactInvalid, OSError):
-            return table
-        for number in listed.deltas:
-            self._forgive((name, listed.kind, f"{listed.version}.{number}"))
-        return extended
-
-    async def _run(self, function: Callable[[], T]) -> T:
-        """Run a function on a thread, which gives way to the lanes once something is served."""
-        if self._registry.has_started:
-            return await self._background.run(function)
-        return await asyncio.to_thread(function)
-
-    async def _attempt(
-        self,
-        key: tuple[str, TableKind, str],
-        fingerprint_of: Callable[[], Fingerprint],
-        function: Callable[[], T],
-    ) -> tuple[T, Fingerprint] | None:
-        """Open something, unless it was refused with the same files; None if it is refused."""
-        fingerprint: Fingerprint | None = None
-        try:
-            fingerprint = await asyncio.to_thread(fingerprint_of)
-            if self._is_refused(key, fingerprint):
-                return None
-            opened = await self._run(function)
-        except (ArtifactInvalid, OSError) as error:
-            self._refuse(key, fingerprint, error)
-            return None
-        self._forgive(key)
-        return opened, fingerprint
-
-    def _is_refused(self, key: tuple[str, TableKind, str], fingerprint: Fingerprint | None) -> bool:
-        refusal = self._refusals.get(key)
-        if refusal is None or refusal.fingerprint is None or refusal.fingerprint != fingerprint:
-            return False
-        self._report_refusal(key, refusal)
-        return True
-
-    def _refuse(
-        self,
-        key: tuple[str, TableKind, str],
-        fingerprint: Fingerprint | None,
-        error: ArtifactInvalid | OSError,
-    ) -> None:
-        reason = str(error)
-        if isinstance(error, OSError):  # it may pass: the next refresh tries again
-            fingerprint, reason = None, f"cannot be read now: {error.strerror or error}"
-        former = self._refusals.get(key)
-        refusal = _Refusal(fingerprint, reason, former is not None and former.reason == reason)
-        if former is not None and not former.is_reported:
-            refusal.is_reported = False
-        self._refusals[key] = refusal
-        name, kind, label = key
-        self._registry.refused_tables[name, f"{kind}/{label}"] = reason
-        if not self._registry.has_started or fingerprint is None:
-            self._report_refusal(key, refusal)
-
-    def _report_refusal(self, key: tuple[str, TableKind, str], refusal: _Refusal) -> None:
-        if refusal.is_reported:
-            return
-        refusal.is_reported = True
-        name, kind, label = key
-        self._metrics.table_swapped(name, kind, activated=False)
-        logger.error("table %s/%s of model %s is refused: %s", kind, label, name, refusal.reason)
-        text = f"{name}: {kind}/{label} is refused: {refusal.reason}"
-        self._registry.events.add("table", text, is_problem=True)
-
-    def _forgive(self, key: tuple[str, TableKind, str]) -> None:
-        """Forget that a table was refused: it is good now, or gone."""
-        self._refusals.pop(key, None)
-        name, kind, label = key
-        self._registry.refused_tables.pop((name, f"{kind}/{label}"), None)
-
-    def _why_none(self, manifest: Manifest, kind: TableKind) -> str:
-        """Return why no table fits a version."""
-        name = manifest.name
-        for listed in reversed(self._listed.get((name, kind), [])):
-            place = f"{kind}/{listed.version}"
-            refused = self._registry.refused_tables.get((name, place))
-            if refused is not None:
-                return f"{place}: {refused}"
-            described = self._described.get((name, kind, listed.version))
-            if described is not None:
-                return f"{place}: {_listing(incompatibilities(described.description, manifest))}"
-        return "the store has none"
-
     async def _check_files(self, name: str) -> None:
         """Report tables that serve and are missing or changed in the store."""
-        problems = self._registry.table_problems
         for model in self._registry.versions(name):
-            for bound in (self._registry.tables.get(model) or ModelTables()).all:
-                place = f"{bound.kind}/{bound.table.version}"
-                problem = await self._file_problem(name, bound)
-                known = problems.get((name, place))
-                if problem and known != problem:
-                    logger.error(
-                        "table %s of model %s %s; it goes on serving until the server stops",
-                        place,
-                        name,
-                        problem,
-                    )
-                    problems[name, place] = problem
-                    text = f"{name}: {place} {problem}; it goes on serving"
-                    self._registry.events.add("table", text, is_problem=True)
-                elif not problem and known is not None:
-                    logger.info("table %s of model %s: its files are intact again", place, name)
-                    text = f"{name}: {place}: its files in the store are intact again"
-                    self._registry.events.add("table", text)
-                    del problems[name, place]
+            for bound in self._registry.tables.get(model, NO_TABLES).all:
+                table_id = TableId(name, bound.kind, bound.table.version)
+                self._report_files(table_id, await self._open.file_problem(table_id))
 
-    async def _file_problem(self, name: str, bound: BoundTable) -> str:
-        version = bound.table.version
-        listed = {each.version: each for each in self._listed[name, bound.kind]}
-        if version not in listed:
-            problem, newest = "was removed from the store", max(listed, default=version)
-            if newest < version:
-                place = f"{bound.kind}/{newest}"
-                problem += f"; {place}, the newest there, does not replace it: its number is lower"
-            return problem
-        try:
-            found = await asyncio.to_thread(listed[version].fingerprint)
-        except OSError as error:
-            return f"cannot be read: {error.strerror or error}"
-        opened = self._open.get((name, bound.kind, version))
-        if opened is not None and found != opened[1]:
-            return "has other files in the store than those that serve"
-        return ""
+    def _report_files(self, table_id: TableId, problem: str) -> None:
+        """Log a change of what is wrong with the files of a table that serves."""
+        problems, events = self._registry.table_problems, self._registry.events
+        name, path = place = table_id.place()
+        if problem == problems.get(place, ""):
+            return
+        if problem:
+            problems[place] = problem
+            logger.error(
+                "table %s of model %s %s; it goes on serving until the server stops",
+                path,
+                name,
+                problem,
+            )
+            events.add("table", f"{name}: {path} {problem}; it goes on serving", is_problem=True)
+        else:
+            del problems[place]
+            logger.info("table %s of model %s: its files are intact again", path, name)
+            events.add("table", f"{name}: {path}: its files in the store are intact again")
 
-    def _report(self, name: str) -> None:
-        """Refuse tables that no loaded version can use; release those that none uses any more."""
-        used: set[tuple[str, TableKind, int]] = set()
-        models = self._registry.versions(name)
-        for model in models:
-            for bound in (self._registry.tables.get(model) or ModelTables()).all:
-                used.add((name, bound.kind, bound.table.version))
-        labels = {model.label for model in models} | {self._prepared}
-        for label, kind in [each for each in self._chosen if each[0].split("/")[0] == name]:
-            if label not in labels:
-                del self._chosen[label, kind]
+    def _release_unused(self, name: str) -> None:
+        """Release tables that no version uses any more; refuse those that none can use."""
+        versions = self._registry.versions(name)
+        used = {
+            TableId(name, bound.kind, bound.table.version)
+            for model in versions
+            for bound in self._registry.tables.get(model, NO_TABLES).all
+        }
+        labels = {model.label for model in versions} | {self._prepared}
+        for label, kind in list(self._chosen):
+            if label.split("/")[0] != name:
+                continue
+            if label in labels:
+                used.add(TableId(name, kind, self._chosen[label, kind].version))
             else:
-                used.add((name, kind, self._chosen[label, kind].version))
-        for key in [each for each in self._open if each[0] == name and each not in used]:
-            del self._open[key]
-            self._stamps.pop(key, None)
+                del self._chosen[label, kind]
+        self._open.release_all_but(name, used)
         for kind in KINDS:
-            self._refuse_incompatible(name, kind, models, used)
-        problems = self._registry.table_problems
-        places = {f"{kind}/{version}" for _, kind, version in used}
-        for each in [each for each in problems if each[0] == name and each[1] not in places]:
-            del problems[each]
-        self.show()
-
-    def show(self) -> None:
-        """Publish the figures of the tables of all active versions."""
-        self._registry.table_figures = tuple(self._figures())
-
-    def _refuse_incompatible(
-        self,
-        name: str,
-        kind: TableKind,
-        models: list[Model],
-        used: set[tuple[str, TableKind, int]],
-    ) -> None:
-        """Refuse a table that is newer than those in use, and fits no loaded version."""
-        newest = max((version for _, k, version in used if k == kind), default=0)
-        for listed in self._listed[name, kind]:
-            described = self._described.get((name, kind, listed.version))
-            key = (name, kind, str(listed.version))
-            if listed.version <= newest or described is None or not models:
-                continue
-            if key in self._refusals:
-                continue
-            model = models[0]
-            reasons = incompatibilities(described.description, model.manifest)
-            if reasons:
-                refusal = _Refusal(None, f"does not fit {model}: {_listing(reasons)}")
-                self._refusals[key] = refusal
-                self._registry.refused_tables[name, f"{kind}/{listed.version}"] = refusal.reason
-                self._report_refusal(key, refusal)
-
-    def _figures(self) -> Iterator[TableFigures]:
-        """Yield what `show` publishes."""
-        for model in self._registry.models():
-            for bound in (self._registry.tables.get(model) or ModelTables()).all:
-                table = bound.table
-                yield TableFigures(
-                    model.manifest.name,
-                    bound.kind,
-                    table.label,
-                    table.rows,
-                    table.size,
-                    table.created.timestamp(),
-                    table.max_age_s,
-                    bound.folded_for is not None,
-                )
+            newest = max((table.version for table in used if table.kind == kind), default=0)
+            if versions:
+                self._open.refuse_unfit(versions[0], kind, newest)
+        places = {table_id.place() for table_id in used}
+        for place in list(self._registry.table_problems):
+            if place[0] == name and place not in places:
+                del self._registry.table_problems[place]
 
 
-def _lost_delta(table: Table, listed: ListedTable, known: Sequence[Stamp]) -> str | None:
-    """Return which delta of a table the store does not have any more, and why.
-
-    Returns "" if it has all of them, and None if one of them cannot be read now.
-
-    Args:
-        table: with the deltas that are applied.
-        listed: the table as it is in the store.
-        known: the stamps that the deltas had when they were applied.
-    """
-    is_known = True
-    for number, applied in enumerate(table.delta_ids, 1):
-        if number > len(listed.deltas):
-            return f"delta {number} was removed from the store"
-        if known[number - 1 : number] != listed.stamps[number - 1 : number]:
-            try:
-                found = read_description(listed.delta_folder(number))
-            except (ArtifactInvalid, OSError):  # it is being copied, or cannot be read now
-                is_known = False
-                continue
-            if found.id != applied:
-                return f"delta {number} was replaced in the store"
-    return "" if is_known else None
+def table_figures(registry: Registry) -> Iterator[TableFigures]:
+    """Yield the figures of the tables of all active versions; in any thread."""
+    for model in registry.models():
+        for bound in registry.tables.get(model, NO_TABLES).all:
+            table = bound.table
+            yield TableFigures(
+                model.manifest.name,
+                bound.kind,
+                table.label,
+                table.rows,
+                table.size,
+                table.created.timestamp(),
+                table.max_age_s,
+                bound.folded_for is not None,
+            )
 
 
-def _listing(reasons: list[str]) -> str:
-    more = len(reasons) - _MOST_REASONS
-    text = "; ".join(reasons[:_MOST_REASONS])
-    return f"{text}; and {more} more" if more > 0 else text
+def _label(manifest: Manifest) -> str:
+    """Return what `Model.label` is of a version that is not loaded yet."""
+    return f"{manifest.name}/{manifest.version}"

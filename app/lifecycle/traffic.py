@@ -158,8 +158,8 @@ class Traffic(BaseModel):
         try:
             traffic = cls.model_validate(document)
         except ValidationError as error:
-            found = file_problems.problems(error, cls, document, _PATTERNS)
-            problems += [each for each in found if not each.startswith("active: ")]
+            others = file_problems.problems(error, cls, document, _PATTERNS)
+            problems += [problem for problem in others if not problem.startswith("active: ")]
         if problems:
             raise ConfigurationInvalid("; ".join(problems))
         return traffic
@@ -226,9 +226,9 @@ def _toml(document: Mapping[str, Any], table: str = "") -> str:
         for key, value in document.items()
         if not isinstance(value, dict)
     ]
-    text = "".join(f"{line}\n" for line in lines)
+    content = "".join(f"{line}\n" for line in lines)
     for key, value in document.items():
         if isinstance(value, dict):
             name = f"{table}{key}"
-            text += f"\n[{name}]\n{_toml(value, f'{name}.')}"
-    return text
+            content += f"\n[{name}]\n{_toml(value, f'{name}.')}"
+    return content

@@ -28,15 +28,11 @@ class TrafficFiles:
         self._seen: dict[str, bytes | str] = {}
         metrics.watch_file(_WATCHED)
 
-    def of(self, model: str) -> Traffic | None:
-        """Return what the file of a model says; None if no content of it was good so far."""
-        return self._registry.traffic.get(model)
-
-    async def read(self, model: str) -> Traffic | None:
-        """Read the file of a model if it has changed, and return what `of` returns then."""
+    async def read(self, model: str) -> None:
+        """Read the file of a model if it has changed; what is good goes into the registry."""
         content, seen = await asyncio.to_thread(_read, self._store / model / TRAFFIC)
         if self._seen.get(model) == seen:
-            return self.of(model)
+            return
         is_first, self._seen[model] = model not in self._seen, seen
         try:
             if isinstance(content, str):
@@ -48,9 +44,9 @@ class TrafficFiles:
                 "%s/%s cannot be used, the previous one stays: %s", model, TRAFFIC, error
             )
             self._metrics.reloaded(_WATCHED, succeeded=False)  # one wrong file is enough
-            text = f"{model}/{TRAFFIC} cannot be used, the previous one stays: {error}"
-            self._metrics.events.add("file", text, is_problem=True)
-            return self.of(model)
+            event = f"{model}/{TRAFFIC} cannot be used, the previous one stays: {error}"
+            self._metrics.events.add("file", event, is_problem=True)
+            return
         self._registry.traffic[model] = traffic
         self._registry.traffic_problems.pop(model, None)
         if content is not None or not is_first:
@@ -58,7 +54,6 @@ class TrafficFiles:
             all_good = not self._registry.traffic_problems
             self._metrics.reloaded(_WATCHED, succeeded=True, all_good=all_good)
             self._metrics.events.add("file", f"{model}/{TRAFFIC}: {_summary(traffic)}")
-        return traffic
 
     def forget_all_but(self, models: Collection[str]) -> None:
         """Forget what is wrong with the files of models that the store does not have any more."""

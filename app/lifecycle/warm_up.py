@@ -77,13 +77,14 @@ class WarmUp:
             await self._background.run(
                 partial(compile_kernels, model, most, pauses=beside_requests)
             )
-        batches = [_batch(model, each) for each in self._sizes] * _PASSES
+        batches = [_batch(model, sizes) for sizes in self._sizes] * _PASSES
         observed = await self._run(batches, beside_requests)
-        await self._run([_batch_of(model, [each]) for each in recorded] * _PASSES, beside_requests)
+        alone = [_batch_of(model, [features]) for features in recorded] * _PASSES
+        await self._run(alone, beside_requests)
         count = len(self._sizes)
-        passes = [observed[i::count] for i in range(count)]
+        passes = [observed[number::count] for number in range(count)]  # of each size
         # Anything may have slowed down a pass; the first ones compile.
-        return [min(each, key=itemgetter(1)) for each in passes]
+        return [min(timings, key=itemgetter(1)) for timings in passes]
 
     async def run_folded(self, model: Model, table: Table, *, beside_requests: bool) -> None:
         """Run batches of every size a few times, whose candidates are folded rows of a table.
@@ -97,7 +98,7 @@ class WarmUp:
             ArtifactInvalid: the model failed on a batch.
         """
         if table.rows:
-            batches = [_folded_batch(model, table, each) for each in self._sizes] * _PASSES
+            batches = [_folded_batch(model, table, sizes) for sizes in self._sizes] * _PASSES
             await self._run(batches, beside_requests)
 
     async def _run(self, batches: Sequence[Batch], beside_requests: bool) -> BatchTimings:
@@ -167,7 +168,7 @@ def _batch(model: Model, sizes: Sequence[int]) -> Batch:
     The user is the first golden user, and the golden candidates are repeated.
     """
     golden = model.golden.batch
-    made = []
+    requests = []
     for rows in sizes:
         taken = np.arange(rows) % golden.rows
         features = RequestFeatures(
@@ -176,21 +177,21 @@ def _batch(model: Model, sizes: Sequence[int]) -> Batch:
             rows=rows,
             unknown_ids={},
         )
-        made.append(features)
-    return _batch_of(model, made)
+        requests.append(features)
+    return _batch_of(model, requests)
 
 
 def _folded_batch(model: Model, table: Table, sizes: Sequence[int]) -> Batch:
     """Return a batch as `_batch` does, whose candidates are rows of a table."""
     user = {name: column[:1] for name, column in model.golden.batch.user.items()}
     positions = table.newest(max(sizes))
-    made = []
+    requests = []
     for rows in sizes:
         taken = positions[np.arange(rows) % len(positions)]
         from_table = TableRows(table, taken, frozenset(table.columns), model.program)
         used = TableUse(None, from_table, {}, {}, None, rows)
-        made.append(RequestFeatures(user, {}, rows, {}, used))
-    return _batch_of(model, made)
+        requests.append(RequestFeatures(user, {}, rows, {}, used))
+    return _batch_of(model, requests)
 
 
 def _batch_of(model: Model, requests: Sequence[RequestFeatures]) -> Batch:

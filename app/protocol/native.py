@@ -1,6 +1,6 @@
 """The native dialect of score calls: one user and n candidates in JSON.
 
-`app.api.openapi.schemas` describes both documents.
+`app.api.openapi.score_schemas` describes both documents.
 """
 
 import re

@@ -23,7 +23,7 @@ from app.artifacts.store import Artifact
 from app.artifacts.traffic_log import RecordedRequest, TrafficLog
 from app.engine.request import RequestFeatures
 from app.errors import ArtifactInvalid, GatehouseError, PoliciesInvalid
-from app.lifecycle.deployment import Incompatible
+from app.lifecycle.examination import Incompatible
 from app.lifecycle.policies import Policies
 from app.lifecycle.traffic import ReplaySettings, Traffic
 from app.protocol.features import encode

@@ -12,7 +12,6 @@ continue in HTTP/1.1).
 """
 
 import asyncio
-import re
 import socket
 import time
 from collections.abc import Callable
@@ -33,16 +32,13 @@ from app.scoring.body import LARGE_BYTES, UNCOUNTED_BYTES, BodyReader, BodyShare
 from app.scoring.call import CallHead, Route, ScoreCall
 from app.scoring.request_headers import read_headers
 from app.scoring.score import Scorer
+from app.server.head_rules import head_refusal, head_without_upgrade
 
 LARGEST_HEAD = 64 << 10  # bytes of a request line and its headers, beside those of one read
-MOST_HEADERS = 100
 MOST_PIPELINED = 16  # requests; reading pauses while so many wait
 HEAD_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0
 PROBE_AFTER_S = 0.02  # of a half-closed connection; most requests are answered before
-_UPGRADE = (b"upgrade", b"http2-settings")
-_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
-"""Characters of a host and its port (RFC 3986, section 3.2). Some invalid orders are accepted."""
 _INDIRECT = frozenset((b"content-encoding", b"expect", b"origin", b"transfer-encoding"))
 """Requests with one of these headers go through the ASGI application."""
 _SLICE_BYTES = 16 << 10  # parsed at a time, so that pipelined requests are counted in between
@@ -225,7 +221,7 @@ class Connection(HttpToolsProtocol):
     def _probe(self) -> None:
         """Send an interim response, unless a response is being written."""
         is_writing = any(
-            each.response_started and not each.response_complete for each in self._cycles
+            cycle.response_started and not cycle.response_complete for cycle in self._cycles
         )
         if self._cycle_is_open() and not is_writing and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -283,32 +279,14 @@ class Connection(HttpToolsProtocol):
         self._is_upgrade = self.parser.should_upgrade()
         if self._is_upgrade:
             return
-        self._check_headers()
+        status = head_refusal(self.parser.get_http_version(), self.headers)
+        if status is not None:
+            self._end_parsing(status)
         route = None if is_open else self._direct_route()
         if route is None:
             self._start_cycle()
         else:
             self._start_direct(route, None)
-
-    def _check_headers(self) -> None:
-        if len(self.headers) > MOST_HEADERS:
-            self._end_parsing(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        version = self.parser.get_http_version()
-        if version not in ("1.0", "1.1"):  # the parser also takes 0.9 and 2.0
-            self._end_parsing(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
-        hosts = 0
-        for name, value in self.headers:
-            if name == b"host":
-                hosts += 1
-                if not _HOST.fullmatch(value.strip()):
-                    self._end_parsing(HTTPStatus.BAD_REQUEST)
-            elif name == b"transfer-encoding":
-                if version == "1.0":  # its framing is not certain (RFC 9112, section 6.1)
-                    self._end_parsing(HTTPStatus.BAD_REQUEST)
-                if value.strip().lower() != b"chunked":
-                    self._end_parsing(HTTPStatus.NOT_IMPLEMENTED)
-        if hosts > 1 or (hosts == 0 and version == "1.1"):
-            self._end_parsing(HTTPStatus.BAD_REQUEST)  # RFC 9112, section 3.2
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the request's body."""
@@ -353,7 +331,7 @@ class Connection(HttpToolsProtocol):
         if self.expect_100_continue:
             # A client whose body is refused may send it or not: what follows would be ambiguous.
             self.cycle.keep_alive = False
-        waiting = [each for each in self._cycles if not each.response_complete]
+        waiting = [cycle for cycle in self._cycles if not cycle.response_complete]
         self._cycles = (*waiting, self.cycle)
         self.scope[IS_DISCONNECTED] = self.is_disconnected  # type: ignore[literal-required]
 
@@ -464,7 +442,7 @@ class Connection(HttpToolsProtocol):
         default_headers = self.server_state.default_headers
         if default_headers is not self._date:  # uvicorn makes a new list every second
             self._date = default_headers
-            self._date_line = b"".join([b"%b: %b\r\n" % each for each in default_headers])
+            self._date_line = b"".join([b"%b: %b\r\n" % header for header in default_headers])
         closing = b"\r\n"
         if not (closes or self._direct.keep_alive):
             closing, closes = b"connection: close\r\n\r\n", True
@@ -525,15 +503,10 @@ class Connection(HttpToolsProtocol):
         if method == b"CONNECT":  # an upgrade whatever its headers say
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED)
             return
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (method, self.target, version)]
-        for name, value in self.headers:
-            if name == b"connection":
-                lines.append(b"connection: " + _without_upgrade(value))
-            elif name not in _UPGRADE:
-                lines.append(b"%b: %b" % (name, value))
+        version = self.parser.get_http_version()
+        head = head_without_upgrade(method, self.target, version, self.headers)
         self.parser = httptools.HttpRequestParser(self)
-        self.data_received(b"\r\n".join([*lines, b"", rest]))
+        self.data_received(head + rest)
 
     def _refuse(self, status: HTTPStatus) -> None:
         """End the connection with an error, after the responses to the requests before it."""
@@ -563,9 +536,3 @@ class Connection(HttpToolsProtocol):
             % (status, status.phrase.encode(), len(body), body)
         )
         self.transport.close()
-
-
-def _without_upgrade(connection: bytes) -> bytes:
-    """Return the options of a `connection` header that are not of an offer to upgrade."""
-    options = (each.strip() for each in connection.split(b","))
-    return b", ".join(each for each in options if each.lower() not in _UPGRADE)

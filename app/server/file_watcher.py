@@ -76,8 +76,8 @@ class FileWatcher:
         name = self._reloadable.name
         self._metrics.reloaded(name, succeeded=succeeded)
         if not succeeded:  # the reason may name paths, which clients must not see
-            text = f"{name}: the changed file cannot be used, the previous one stays; see the log"
-            self._metrics.events.add("file", text, is_problem=True)
+            event = f"{name}: the changed file cannot be used, the previous one stays; see the log"
+            self._metrics.events.add("file", event, is_problem=True)
         elif not is_first:
             self._metrics.events.add("file", f"{name}: the changed file is in use")
 

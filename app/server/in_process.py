@@ -43,7 +43,7 @@ async def post(
         sent.append(message)
 
     await app(scope_of(path, headers), receive, send)
-    return int(sent[0]["status"]), b"".join(each.get("body", b"") for each in sent[1:])
+    return int(sent[0]["status"]), b"".join(message.get("body", b"") for message in sent[1:])
 
 
 def scope_of(path: str, headers: Mapping[str, str]) -> dict[str, Any]:
@@ -70,4 +70,4 @@ def _lines(content: bytes) -> list[str]:
     errors = document.get("errors")
     if not errors:
         return [document.get("detail") or document["title"]]
-    return [f"{each['pointer'] or '/'}: {each['detail']}" for each in errors]
+    return [f"{error['pointer'] or '/'}: {error['detail']}" for error in errors]

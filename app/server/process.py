@@ -111,7 +111,7 @@ class _Process:
             background = [
                 tasks.create_task(self._start_and_follow()),
                 tasks.create_task(self._end_when_lost()),
-                *(tasks.create_task(each.follow(timer)) for each, timer in self._watchers),
+                *(tasks.create_task(watcher.follow(timer)) for watcher, timer in self._watchers),
             ]
             if self._member is not None:
                 answering = siblings.answer(self._member, self._parts.render_metrics)
@@ -120,8 +120,8 @@ class _Process:
                     tasks.create_task(self._end_when_stuck()),
                 ]
             await self._server.serve(list(listeners))
-            for each in background:
-                each.cancel()
+            for task in background:
+                task.cancel()
         return self._exit_code
 
     def _watch(self, reloadable: Reloadable) -> None:
@@ -148,8 +148,8 @@ class _Process:
             self._give_up(str(error))
             return
         if not self._parts.service.registry.models():
-            found = "has no artifacts" if self._settings.store.exists() else "does not exist"
-            logger.warning('store "%s" %s; waiting for it', self._settings.store, found)
+            problem = "has no artifacts" if self._settings.store.exists() else "does not exist"
+            logger.warning('store "%s" %s; waiting for it', self._settings.store, problem)
         relieve_garbage_collector()
         if self._member is not None:
             # Only now: the kernel sends connections to every process that listens.

@@ -118,15 +118,15 @@ class DrainingServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Handle signals while the server runs; ignore them from then on."""
         loop = asyncio.get_running_loop()
-        for each in _STOP_SIGNALS:
-            loop.add_signal_handler(each, self._drain, loop)
+        for stop_signal in _STOP_SIGNALS:
+            loop.add_signal_handler(stop_signal, self._drain, loop)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
         try:
             yield
         finally:
-            for each in (*_STOP_SIGNALS, signal.SIGHUP):
-                loop.remove_signal_handler(each)
-                signal.signal(each, signal.SIG_IGN)
+            for handled in (*_STOP_SIGNALS, signal.SIGHUP):
+                loop.remove_signal_handler(handled)
+                signal.signal(handled, signal.SIG_IGN)
 
     def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._readiness.is_draining:

@@ -90,7 +90,10 @@ def _read(file: Path) -> bytes:
 def _expiry_unix_s(chain: str) -> float:
     """Return when the first of the certificates in a PEM text expires; NaN if it is unreadable."""
     try:
-        return min(_not_after(base64.b64decode(each)) for each in _PEM_CERTIFICATE.findall(chain))
+        return min(
+            _not_after(base64.b64decode(certificate))
+            for certificate in _PEM_CERTIFICATE.findall(chain)
+        )
     except (ValueError, IndexError):
         return math.nan  # OpenSSL has taken the certificate: only the metric is lost
 
@@ -105,8 +108,8 @@ def _not_after(certificate: bytes) -> float:
     for _ in ("serial number", "signature", "issuer"):
         fields = _element(fields)[2]
     _, validity, _ = _element(fields)
-    tag, text, _ = _element(_element(validity)[2])
-    digits = text.decode("ascii")
+    tag, content, _ = _element(_element(validity)[2])
+    digits = content.decode("ascii")
     if tag == _UTC_TIME:  # a year of two digits: 50 and above are in the last century
         digits = ("19" if digits >= "50" else "20") + digits
     return datetime.strptime(digits, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()

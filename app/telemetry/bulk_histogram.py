@@ -28,7 +28,7 @@ class _Series:
         self.counts: npt.NDArray[np.int64] = np.zeros(len(edges), np.int64)
         self.total = 0.0
         self.buckets = [beginning(f"{name}_bucket", {**labels, "le": edge}) for edge in edges]
-        self.count_and_sum = [beginning(f"{name}_{each}", labels) for each in ("count", "sum")]
+        self.count_and_sum = [beginning(f"{name}_{suffix}", labels) for suffix in ("count", "sum")]
         self.text = ""  # its lines as they were written last; empty after a change
 
     def lines(self, *, has_sum: bool) -> str:
@@ -105,7 +105,7 @@ class BulkHistogram(Collector):
         has_sum = self._bounds[0] >= 0  # else it could fall, which a counter must not
         with self._lock:
             series = list(self._series.values())
-            return [each.lines(has_sum=has_sum) for each in series]
+            return [label_set.lines(has_sum=has_sum) for label_set in series]
 
     def _samples(self) -> list[Sample]:
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)

@@ -69,24 +69,24 @@ class GateMetrics(Collector):
     def observe(self, version: str, cells: Sequence[GateCell], means: Means) -> None:
         """Add the mean weights `[cells]` of one request; `version` is `name/version`."""
         with self._lock:
-            found = self._observed.get(version)
-            if found is None:
+            observed = self._observed.get(version)
+            if observed is None:
                 total = np.zeros(len(cells), np.float64)
                 lines = [self._beginnings(version, cell) for cell in cells]
-                found = self._observed[version] = _Observed(cells, lines, total)
-            found.total += means
-            found.requests += 1
-            found.recent.append(means)
-            found.text = ""
+                observed = self._observed[version] = _Observed(cells, lines, total)
+            observed.total += means
+            observed.requests += 1
+            observed.recent.append(means)
+            observed.text = ""
 
     def recent(self, version: str) -> tuple[int, Means | None]:
         """Return how many of a version's last requests were observed, and their mean `[cells]`."""
         with self._lock:
-            found = self._observed.get(version)
-            if found is None:
+            observed = self._observed.get(version)
+            if observed is None:
                 return 0, None
-            mean: Means = np.mean(list(found.recent), axis=0)
-            return len(found.recent), mean
+            mean: Means = np.mean(list(observed.recent), axis=0)
+            return len(observed.recent), mean
 
     def forget(self, version: str) -> None:
         """Remove the series of a version that is not loaded any more."""
@@ -96,7 +96,9 @@ class GateMetrics(Collector):
     def keep_only(self, versions: Collection[str]) -> None:
         """Remove the series of all other versions, which a late observation brought back."""
         with self._lock:
-            self._observed = {v: each for v, each in self._observed.items() if v in versions}
+            self._observed = {
+                v: observed for v, observed in self._observed.items() if v in versions
+            }
 
     def describe(self) -> Iterator[Metric]:
         """Return the metric without samples, for the registry."""
@@ -105,7 +107,7 @@ class GateMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Return the metric."""
         with self._lock:
-            lines = [found.write() for found in self._observed.values()]
+            lines = [observed.write() for observed in self._observed.values()]
         yield TextMetric(self._family(), lines, self._samples)
 
     def _beginnings(self, version: str, cell: GateCell) -> tuple[str, str]:
@@ -117,10 +119,10 @@ class GateMetrics(Collector):
     def _samples(self) -> list[Sample]:
         family = self._family()
         with self._lock:
-            for label, found in self._observed.items():
+            for label, observed in self._observed.items():
                 model, _, version = label.rpartition("/")
-                for cell, total in zip(found.cells, found.total.tolist(), strict=True):
-                    family.add_metric((model, version, *cell), found.requests, total)
+                for cell, total in zip(observed.cells, observed.total.tolist(), strict=True):
+                    family.add_metric((model, version, *cell), observed.requests, total)
         return family.samples
 
     def _family(self) -> SummaryMetricFamily:

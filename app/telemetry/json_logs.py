@@ -49,7 +49,9 @@ class LineFormatter(logging.Formatter):
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             line += f" {name}={shown}"
         # Names in requests must not move the cursor or end the line.
-        line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+        line = "".join(
+            character if character.isprintable() else repr(character)[1:-1] for character in line
+        )
         if record.exc_info:
             line += f"\n{self.formatException(record.exc_info)}"
         return line

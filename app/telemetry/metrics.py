@@ -5,7 +5,7 @@ exist from the start with the value 0, so that `rate()` sees the first increment
 and thread-safe; rendering takes milliseconds and should not run on the event loop.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from threading import Lock
 
 from prometheus_client import (
@@ -25,6 +25,7 @@ from app.telemetry.gates import GateMetrics
 from app.telemetry.ranking import RankingMetrics
 from app.telemetry.requests import RequestCounter
 from app.telemetry.tables import TableCollector, TableFigures
+from app.telemetry.versions import VersionMetrics
 
 CANCEL_STAGES = ("body", "queue", "compute")
 """Where the server can notice that the client has disconnected."""
@@ -71,7 +72,7 @@ class Metrics:
         self.ranking = RankingMetrics(self.registry)
         self.events = Events()
         self._create_for_requests()
-        self._create_for_some_requests()
+        self._create_for_outcomes()
         self._create_for_batches()
         self._create_for_models()
         self.gates = GateMetrics()
@@ -119,8 +120,8 @@ class Metrics:
         )
         self.record = self.requests.append
 
-    def _create_for_some_requests(self) -> None:
-        """Create what counts requests that were refused, given up, traced or recorded."""
+    def _create_for_outcomes(self) -> None:
+        """Create the counters of requests that were shed, cancelled, traced or recorded."""
         self._shed = self._counter(
             "shed_total",
             "Requests refused or dropped because of overload or their deadline, by reason.",
@@ -191,40 +192,7 @@ class Metrics:
             "Keys in requests that the item or user table does not have, by model and table.",
             ("model", "table"),
         )
-        self._model_info = self._gauge(
-            "model_info",
-            "The active version of each model. The value is always 1.",
-            ("model", "version", "sha"),
-        )
-        self._version_info = self._gauge(
-            "version_info",
-            "The loaded versions of each model, with their roles. The value is always 1.",
-            ("model", "version", "role"),
-        )
-        self._shown_roles: dict[str, set[tuple[str, str]]] = {}
-        self._intact = self._gauge(
-            "active_version_intact",
-            "1 if the store has the files of the active version as they were loaded, else 0.",
-            ("model",),
-        )
-        self._swaps = self._counter(
-            "model_swaps_total",
-            "Attempts to load a model version, by result: activated or refused.",
-            ("model", "result"),
-        )
-        self._table_swaps = self._counter(
-            "table_swaps_total",
-            "Item and user tables and deltas that were opened, by result: activated or refused.",
-            ("model", "table", "result"),
-        )
-        self._canaries = self._counter(
-            "canaries_total",
-            "Canaries that are over, by result: promoted, or ended by a gate.",
-            ("model", "result"),
-        )
-        self._store_errors = self._counter(
-            "store_errors_total", "Times that the store's folder was missing or unreadable."
-        )
+        self.versions = VersionMetrics(self.registry)
         self._graph_fallbacks = self._counter(
             "graph_fallback_total",
             "Model versions that run on a GPU without CUDA graphs.",
@@ -354,46 +322,9 @@ class Metrics:
         for table, count in counts.items():
             self._unknown_keys.labels(model, table).inc(count)
 
-    def tried(self, model: str, *, activated: bool) -> None:
-        """Count a loaded version, which became active or was refused."""
-        self._swaps.labels(model, "activated" if activated else "refused").inc()
-
-    def table_swapped(self, model: str, kind: str, *, activated: bool) -> None:
-        """Count a table or a delta (`items` or `users`) that serves now, or was refused."""
-        self._table_swaps.labels(model, kind, "activated" if activated else "refused").inc()
-
-    def watch_tables(self, read: Callable[[], Sequence[TableFigures]]) -> None:
+    def watch_tables(self, read: Callable[[], Iterable[TableFigures]]) -> None:
         """Export the figures of tables; any thread may call `read`."""
         self.registry.register(TableCollector(read))
-
-    def store_unreadable(self) -> None:
-        """Count a failure to list the store."""
-        self._store_errors.inc()
-
-    def activated(self, model: str, version: int, sha256: str) -> None:
-        """Show this version of a model as the active one."""
-        self._model_info.labels(model, str(version), sha256[:12]).set(1)
-
-    def retired(self, model: str, version: int, sha256: str) -> None:
-        """Show a version as the active one no longer."""
-        self._model_info.remove(model, str(version), sha256[:12])
-
-    def canary_over(self, model: str, result: str) -> None:
-        """Count a canary that was promoted, or ended by a gate."""
-        self._canaries.labels(model, result).inc()
-
-    def show_versions(self, model: str, roles: Iterable[tuple[str, str]]) -> None:
-        """Show these loaded versions of a model, each with its role, and no others."""
-        shown, roles = self._shown_roles.get(model, set()), set(roles)
-        for each in shown - roles:
-            self._version_info.remove(model, *each)
-        for each in roles:
-            self._version_info.labels(model, *each).set(1)
-        self._shown_roles[model] = roles
-
-    def intact(self, model: str, *, is_intact: bool) -> None:
-        """Show whether the store still has the active version of a model as it was loaded."""
-        self._intact.labels(model).set(is_intact)
 
     def freed(self, version: str) -> None:
         """Remove the series and sums of a version, `name/version`, that is no longer loaded."""

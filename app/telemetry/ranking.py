@@ -49,14 +49,6 @@ class RankingMetrics:
             ("version",),
             registry=registry,
         )
-        self._reloads = Counter(
-            "gatehouse_policy_reloads_total",
-            "Attempts to apply a changed policies file, by result: followed or refused.",
-            ("result",),
-            registry=registry,
-        )
-        for result in ("followed", "refused"):
-            self._reloads.labels(result)
         self.applied = Counter(
             "gatehouse_policy_applied_total",
             "Responses, by the policy that ranked them.",
@@ -175,15 +167,10 @@ class RankingMetrics:
         ):
             self._registry.register(_ExternalGauge(f"gatehouse_{name}", help_, labels, read))
 
-    def followed(self, version: str) -> None:
+    def show_policy_set(self, version: str) -> None:
         """Show this policy set as the one in use."""
         self._set.clear()
         self._set.labels(version).set(1)
-        self._reloads.labels("followed").inc()
-
-    def refused(self) -> None:
-        """Count a policies file that was refused."""
-        self._reloads.labels("refused").inc()
 
     def shadow_compared(self, policy: str, shadow: str, *, tau: float, overlap: float) -> None:
         """Record how well the order of a shadow agrees with that of the response."""

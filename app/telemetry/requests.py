@@ -141,7 +141,9 @@ class RequestCounter:
     def keep_only(self, versions: Collection[str]) -> None:
         """Drop the statistics of all other versions, which late requests brought back."""
         with self._lock:
-            self._versions = {v: each for v, each in self._versions.items() if v in versions}
+            self._versions = {
+                v: statistics for v, statistics in self._versions.items() if v in versions
+            }
 
     def drain(self) -> None:
         """Count what was appended since the last time."""

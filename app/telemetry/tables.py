@@ -39,7 +39,7 @@ class TableFigures:
 class TableCollector(Collector):
     """Exports the figures of tables; they are read at each scrape."""
 
-    def __init__(self, read: Callable[[], Sequence[TableFigures]]) -> None:
+    def __init__(self, read: Callable[[], Iterable[TableFigures]]) -> None:
         """Export what `read` returns, which any thread may call."""
         self._read = read
 
@@ -51,16 +51,16 @@ class TableCollector(Collector):
         """Yield the current figures."""
         info, rows, size, age, limit, folded = families = self._families()
         now = time.time()
-        for each in self._read():
-            labels = (each.model, each.kind)
-            info.add_metric((*labels, each.label), 1)
-            rows.add_metric(labels, each.rows)
-            size.add_metric(labels, each.bytes)
-            age.add_metric(labels, now - each.created_at)
-            if each.max_age_s is not None:
-                limit.add_metric(labels, each.max_age_s)
-            if each.kind == "items":
-                folded.add_metric(labels, each.is_folded)
+        for table in self._read():
+            labels = (table.model, table.kind)
+            info.add_metric((*labels, table.label), 1)
+            rows.add_metric(labels, table.rows)
+            size.add_metric(labels, table.bytes)
+            age.add_metric(labels, now - table.created_at)
+            if table.max_age_s is not None:
+                limit.add_metric(labels, table.max_age_s)
+            if table.kind == "items":
+                folded.add_metric(labels, table.is_folded)
         yield from families
 
     def _families(self) -> tuple[GaugeMetricFamily, ...]:
@@ -76,6 +76,6 @@ class TableCollector(Collector):
             gauge("table_rows", "Keys in a table."),
             gauge("table_bytes", "Size of a table's files in bytes; processes share the memory."),
             gauge("table_age_seconds", "Age of the newest data in a table, in seconds."),
-            gauge("table_max_age_seconds", "Age from which on the server is not ready."),
+            gauge("table_max_age_seconds", "Age from which on the model is not ready."),
             gauge("table_folded", "1 if what an items table has folded serves, else 0."),
         )

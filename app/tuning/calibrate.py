@@ -113,8 +113,10 @@ def calibrate(
     scores, outcomes, request = _rows(held_out, task)
     if not len(scores):
         raise FitFailed("no held-out row has an outcome")
-    before, after = (_losses(kind, each(scores), outcomes) for each in (present, fitted))
-    by_request = [_by_request(each, request, held_out.requests) for each in (before, after)]
+    before, after = (
+        _losses(kind, calibration(scores), outcomes) for calibration in (present, fitted)
+    )
+    by_request = [_by_request(losses, request, held_out.requests) for losses in (before, after)]
     return CalibrationResult(
         calibration=fitted,
         before=calibration_metrics(kind, present(scores), outcomes),
@@ -234,7 +236,7 @@ def expected_calibration_error(predicted: Floats, observed: Floats) -> float:
     """
     order = np.argsort(predicted, kind="stable")
     bins = np.array_split(order, min(ERROR_BINS, len(order)))
-    gaps = [abs(float((predicted[each] - observed[each]).sum())) for each in bins]
+    gaps = [abs(float((predicted[rows] - observed[rows]).sum())) for rows in bins]
     return sum(gaps) / len(order)
 
 
@@ -290,7 +292,7 @@ def _best_method(scores: Floats, outcomes: Floats, request: Requests, kind: Kind
             losses[method] = loss
     if not losses:
         raise FitFailed("; ".join(reasons))
-    return min(losses, key=lambda each: losses[each])
+    return min(losses, key=lambda method: losses[method])
 
 
 def _quantiles(rows: int) -> npt.NDArray[np.int64]:

@@ -24,7 +24,7 @@ class LogInvalid(TuningError):
 
     def __init__(self, path: Path, problems: Sequence[str]) -> None:
         super().__init__(f"{path}: {problems[0]}")
-        self.problems = [f"{path}: {each}" for each in problems[:MAX_PROBLEMS]]
+        self.problems = [f"{path}: {problem}" for problem in problems[:MAX_PROBLEMS]]
 
 
 def read_log(path: Path, tasks: Mapping[str, Kind]) -> Log:
@@ -117,7 +117,7 @@ def _requests(table: Any, problems: list[str]) -> tuple[npt.NDArray[np.int64], l
     _check(~column.is_null().to_numpy(False), REQUEST, "must not be empty", problems)
     encoded = column.dictionary_encode()
     indices = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return indices, [str(each) for each in encoded.dictionary.to_pylist()]
+    return indices, [str(value) for value in encoded.dictionary.to_pylist()]
 
 
 def _score(

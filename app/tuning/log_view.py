@@ -87,9 +87,9 @@ def _blocks(request: npt.NDArray[np.int64], seed: int) -> Iterator[Block]:
     starts = np.cumsum(sizes) - sizes  # [R]
     random = np.random.default_rng(seed)
     shuffled = np.lexsort((random.random(rows), request))  # [n]
-    exponent = np.ceil(np.log2(np.maximum(sizes, 1))).astype(np.int64)  # [R]
-    for each in np.unique(exponent):
-        members = np.flatnonzero(exponent == each)  # [r]
+    exponents = np.ceil(np.log2(np.maximum(sizes, 1))).astype(np.int64)  # [R]
+    for exponent in np.unique(exponents):
+        members = np.flatnonzero(exponents == exponent)  # [r]
         column = np.arange(sizes[members].max())  # [w]
         source = np.minimum(starts[members, None] + column, rows - 1)  # [r, w]
         is_row = column < sizes[members, None]  # [r, w]

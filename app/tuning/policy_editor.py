@@ -43,9 +43,9 @@ class PolicyEditor:
             self.policies = PolicySet.parse(self._before or b"")
         except PoliciesInvalid as error:
             raise TuningError(f"{path}: {error}") from None
-        text = (self._before or b"").decode()
-        self._mark = _MARK if text.startswith(_MARK) else ""
-        self._document = tomlkit.parse(text.removeprefix(_MARK))
+        content = (self._before or b"").decode()
+        self._mark = _MARK if content.startswith(_MARK) else ""
+        self._document = tomlkit.parse(content.removeprefix(_MARK))
 
     def policies_for(self, model: ModelTraits) -> ModelPolicies:
         """Compile the file's policies for a model, without the changes.
@@ -130,7 +130,7 @@ def _table_of(fields: Mapping[str, Any]) -> Any:  # noqa: ANN401
     for name, value in fields.items():
         if isinstance(value, Mapping):
             inline = tomlkit.inline_table()
-            inline.update({key: _plain(each) for key, each in value.items()})
+            inline.update({key: _plain(member) for key, member in value.items()})
             table[name] = inline
         else:
             table[name] = _plain(value)

@@ -67,4 +67,4 @@ def _terms(formula: Formula, scores: Numbers, log: Log) -> Floats:
     """Compute terms `[n, K]` request by request, since positions are those within a request."""
     ends = np.flatnonzero(np.diff(log.request, append=-1)) + 1  # [R]
     parts = np.split(scores, ends[:-1])
-    return np.concatenate([formula.terms(each) for each in parts])
+    return np.concatenate([formula.terms(part) for part in parts])

@@ -75,7 +75,7 @@ class TuningResult:
     def trade_off(self) -> TradeOff:
         """Evaluate random weights and every third trial, outcome by outcome."""
         samples = sample_weights(self.before.weights, self.intervals, TRADE_OFF_SAMPLES)
-        weights = [*(each.weights for each in self.tried[::3]), *samples]
+        weights = [*(candidate.weights for candidate in self.tried[::3]), *samples]
         outcomes = list(dict.fromkeys([*self.goal.outcomes, *self.held_out.outcomes]))
         return trade_off(self.held_out, outcomes, self.goal.k, weights, self.after.weights)
 
@@ -175,8 +175,8 @@ def search(
     population = _TRIALS_PER_GENERATION * len(axes)
     differential_evolution(
         attempt_point,
-        [each.range for each in axes],
-        x0=[each.coordinate(weights[each.name]) for each in axes],
+        [axis.range for axis in axes],
+        x0=[axis.coordinate(weights[axis.name]) for axis in axes],
         popsize=_TRIALS_PER_GENERATION,
         maxiter=max(1, round(tries / max(population, 5)) - 1),
         tol=1e-4,
@@ -188,7 +188,7 @@ def search(
 
 def best(tried: Sequence[Trial]) -> Trial:
     """Return the trial with the highest value; of equals, the first."""
-    return max(tried, key=lambda each: each.value)
+    return max(tried, key=lambda candidate: candidate.value)
 
 
 def sample_weights(
@@ -196,7 +196,7 @@ def sample_weights(
 ) -> list[Weights]:
     """Draw weights at random from the whole of the intervals."""
     axes = [_Axis.of(name, *interval) for name, interval in intervals.items()]
-    low, high = np.array([each.range for each in axes]).T  # [d] each
+    low, high = np.array([axis.range for axis in axes]).T  # [d] each
     points = np.random.default_rng(seed).uniform(low, high, (count, len(axes)))  # [count, d]
     return [
         {**weights, **{a.name: a.weight(float(x)) for a, x in zip(axes, point, strict=True)}}

@@ -58,7 +58,7 @@ def trade_off(
     for name in outcomes:
         goal = MeanOutcome(name, k)
         present = max(float(evaluator.means(goal)[0]), 1e-12)
-        reached = [float(evaluator.means(goal, each)[0]) for each in (*tried, found)]
+        reached = [float(evaluator.means(goal, candidate)[0]) for candidate in (*tried, found)]
         changes[name] = np.array(reached) / present - 1
     return TradeOff(
         k,
@@ -106,8 +106,8 @@ def _panel(axes: "Axes", points: TradeOff, first: str, other: str) -> None:
     edge = front(x, y)
     axes.plot(x[edge], y[edge], "-", color=BLUE, linewidth=1.4, label="front")
     axes.plot(0, 0, "o", color="black", markersize=7, label="before")
-    found = 100 * points.found[first], 100 * points.found[other]
-    axes.plot(*found, "D", color=VERMILION, markersize=7, label="after")
+    after = 100 * points.found[first], 100 * points.found[other]
+    axes.plot(*after, "D", color=VERMILION, markersize=7, label="after")
     axes.set_xlabel(f"{first} in the best {points.k}, change in %", fontsize=9)
     axes.set_ylabel(f"{other}, change in %", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)

@@ -172,7 +172,7 @@ async def test_every_openapi_reference_resolves(client):
 
 
 async def test_score_response_matches_its_schema(client, example):
-    from app.api.openapi.schemas import ScoreRequest, ScoreResponse
+    from app.api.openapi.score_schemas import ScoreRequest, ScoreResponse
 
     ScoreRequest.model_validate(example)
     answer = ScoreResponse.model_validate((await client.post("/v1/score", json=example)).json())

@@ -5,47 +5,18 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import asynccontextmanager
 
-import httpx
 import pytest
-from torch import get_num_threads
 
-from app.artifacts import loader
-from app.artifacts.columns import ModelInputs
-from app.artifacts.loader import Model, load
-from app.artifacts.onednn_products import FEWEST_ROWS
-from app.artifacts.program import Program
+from app.artifacts.loader import load
 from app.artifacts.store import Store
-from app.engine.batch import Chunk
-from app.engine.lanes import BatchResult, Lane, run
 from app.errors import ArtifactInvalid
-from app.lifecycle.background import BackgroundThread
-from app.lifecycle.deployment import Deployment
 from app.lifecycle.poll_timer import PollTimer
-from app.lifecycle.registry import Registry
-from app.lifecycle.warm_up import BatchTimings
 from app.main import gatehouse
 from app.settings import Settings
-from app.telemetry.metrics import Metrics
+from tests.lifecycle.serving import active, client_of, gauge, roles, settings
 from tests.support.artifacts import add_version, corrupt
-from tests.support.builders import CPU, published
-
-
-@pytest.fixture
-def folder(tmp_path, tiny):
-    """A store of the test's own that holds version 1 of `tiny`."""
-    shutil.copytree(tiny.folder, tmp_path / "tiny" / "1")
-    return tmp_path
-
-
-def settings(folder, **changes):
-    return Settings(store=folder, lanes=1, request_timeout_ms=30_000, **changes)
-
-
-def active(parts):
-    return [str(model) for model in parts.service.registry.models()]
+from tests.support.builders import published
 
 
 async def test_the_newest_version_is_served(folder):
@@ -88,8 +59,7 @@ async def test_a_bad_version_that_appears_later_leaves_the_active_one(folder):
 async def test_a_version_is_swapped_without_losing_a_request(folder):
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             example = (await client.get("/v1/models/tiny")).json()["example_request"]
             stop = asyncio.Event()
 
@@ -160,18 +130,6 @@ async def test_a_half_copied_version_is_tried_again_when_its_files_change(folder
         assert parts.service.registry.refused == {}
 
 
-async def test_an_active_version_stays_active_while_it_is_missing(folder):
-    newer = add_version(folder, "tiny", 2)
-    async with gatehouse(settings(folder)) as parts:
-        await parts.deployment.refresh()
-        newer.rename(folder / "elsewhere")
-        await parts.deployment.refresh()
-        assert active(parts) == ["tiny/2"]
-        (folder / "elsewhere").rename(newer)
-        await parts.deployment.refresh()
-        assert active(parts) == ["tiny/2"]
-
-
 async def test_a_refused_version_that_was_removed_is_forgotten(folder):
     bad = add_version(folder, "tiny", 2)
     corrupt(bad / "model.ts")
@@ -181,110 +139,6 @@ async def test_a_refused_version_that_was_removed_is_forgotten(folder):
         shutil.rmtree(bad)
         await parts.deployment.refresh()
         assert parts.service.registry.refused == {}
-
-
-class Volume(Store):
-    """A store on a network volume that cannot be read at first."""
-
-    def scan(self):
-        marker = self.folder / "away"
-        if marker.exists():
-            marker.unlink()
-            raise PermissionError(13, "Permission denied")
-        return super().scan()
-
-
-async def test_a_store_that_was_unreadable_for_a_while_is_followed_again(folder):
-    async with gatehouse(settings(folder)) as parts:
-        parts.deployment._store = Volume(folder)
-        (folder / "away").touch()
-        following = asyncio.ensure_future(parts.deployment.follow(PollTimer(0.01)))
-        async with asyncio.timeout(30):
-            while not parts.service.is_ready:  # noqa: ASYNC110  (as a load balancer does)
-                await asyncio.sleep(0.01)
-        assert not (folder / "away").exists()
-        following.cancel()
-
-
-class Recorder:
-    """An executor that records the rows of the chunks of each batch."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.batches: list[tuple[int, ...]] = []
-        self._error = error
-
-    def __call__(self, model: Model, chunks: Sequence[Chunk]) -> BatchResult:
-        self.batches.append(tuple(chunk.rows for chunk in chunks))
-        return run(model, chunks) if self._error is None else BatchResult(self._error)
-
-
-@asynccontextmanager
-async def deployment_on(
-    store: Store, recorders: Sequence[Recorder], sizes: Sequence[Sequence[int]] = ((1,), (1, 3))
-):
-    """A deployment on lanes of its own; yields it, its registry, and what it says of warm-up."""
-    loop = asyncio.get_running_loop()
-    lanes = [Lane(f"lane-{i}", loop, executor=each) for i, each in enumerate(recorders)]
-    registry = Registry(Metrics())
-    told: list[tuple[str, list[int], bool]] = []
-
-    def on_warm(model: Model, timings: BatchTimings) -> None:
-        assert all(seconds > 0 for _, seconds in timings)
-        told.append((str(model), [rows for rows, _ in timings], bool(registry.models())))
-
-    deployment = Deployment(
-        store,
-        registry,
-        lanes,
-        device=CPU,
-        warm_up=sizes,
-        on_warm=on_warm,
-        metrics=Metrics(),
-    )
-    try:
-        yield deployment, registry, told
-    finally:
-        for lane in lanes:
-            lane.stop()
-
-
-async def test_version_is_warmed_up_on_every_lane_before_it_is_active(store):
-    recorders = [Recorder(), Recorder()]
-    async with deployment_on(store, recorders) as (deployment, registry, told):
-        await deployment.refresh()
-        assert [each.batches for each in recorders] == [[(1,), (1, 3)] * 3] * 2
-        assert told == [("tiny/1", [1, 4], False)]
-        assert [str(model) for model in registry.models()] == ["tiny/1"]
-
-
-async def test_kernels_of_every_padded_size_are_compiled_before_a_version_serves(
-    folder, monkeypatch
-):
-    monkeypatch.setattr(loader, "_use_onednn", lambda *_: (FEWEST_ROWS, 0))
-    ran: list[tuple[int, int]] = []  # rows and users
-    run = Program.run
-
-    def recording(program: Program, inputs: ModelInputs):
-        if threading.current_thread().name.startswith("background"):
-            ran.append((inputs.rows, inputs.request_count))
-        return run(program, inputs)
-
-    recorders = [Recorder(), Recorder()]
-    sizes = [(1,), (20,)]
-    async with deployment_on(Store(folder), recorders, sizes) as (deployment, _, told):
-        monkeypatch.setattr(Program, "run", recording)
-        await deployment.refresh()
-        assert ran[-4:] == [(16, 1), (16, 16), (20, 1), (20, 20)]
-        assert [each.batches for each in recorders] == [sizes * 3] * 2
-        assert told == [("tiny/1", [1, 20], False)]
-
-
-async def test_version_that_fails_at_warm_up_is_refused(store):
-    recorders = [Recorder(), Recorder(RuntimeError("no such operator"))]
-    async with deployment_on(store, recorders) as (deployment, registry, told):
-        with pytest.raises(ArtifactInvalid, match="warm-up failed: no such operator"):
-            await deployment.refresh()
-        assert (registry.models(), told) == ([], [])
 
 
 async def test_a_second_model_does_not_change_the_default(folder):
@@ -302,8 +156,7 @@ async def test_several_models_are_served_by_name(folder):
         await parts.deployment.refresh()
         assert active(parts) == ["other/1", "tiny/1"]
         assert [str(a) for a in Store(folder).artifacts()] == ["other/1", "tiny/1"]
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             example = (await client.get("/v1/models/other")).json()["example_request"]
             answer = await client.post("/v1/models/other/score", json=example)
             assert answer.json()["model"] == "other"
@@ -316,8 +169,7 @@ async def test_the_default_model_answers_requests_that_name_none(folder):
     add_version(folder, "other", 1, name="other")
     async with gatehouse(settings(folder, default_model="tiny")) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             example = (await client.get("/v1/models/other")).json()["example_request"]
             answer = await client.post("/v1/score", json=example)
             assert answer.json()["model"] == "tiny"
@@ -327,15 +179,6 @@ def traffic(folder, text, model="tiny"):
     (folder / model / "traffic.toml").write_text(text)
 
 
-def roles(parts, model="tiny"):
-    registry = parts.service.registry
-    return {each.manifest.version: str(registry.role(each)) for each in registry.versions(model)}
-
-
-def gauge(parts, name, **labels):
-    return parts.metrics.registry.get_sample_value(f"gatehouse_{name}", labels)
-
-
 async def test_a_previous_version_is_kept_and_a_rollback_loads_nothing(folder, monkeypatch):
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
@@ -343,7 +186,7 @@ async def test_a_previous_version_is_kept_and_a_rollback_loads_nothing(folder, m
             add_version(folder, "tiny", version)
             await parts.deployment.refresh()
         assert roles(parts) == {3: "active", 2: "previous"}
-        monkeypatch.setattr("app.lifecycle.deployment.load", None)  # a call would be refused
+        monkeypatch.setattr("app.lifecycle.version_loader.load", None)  # a call would be refused
         traffic(folder, "active = 2")
         await parts.deployment.refresh()
         assert roles(parts) == {3: "previous", 2: "active"}
@@ -372,8 +215,7 @@ async def test_every_loaded_version_answers_by_its_number_with_its_role(folder):
         await parts.deployment.refresh()
         traffic(folder, 'active = "latest"')
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             card = (await client.get("/v1/models/tiny")).json()
             assert [(each["version"], each["role"]) for each in card["versions"]] == [
                 (2, "active"),
@@ -495,7 +337,7 @@ async def test_a_rollback_does_not_wait_for_a_version_that_is_being_loaded(folde
         loaded.append(artifact.version)
         return load(artifact, device)
 
-    monkeypatch.setattr("app.lifecycle.deployment.load", slow)
+    monkeypatch.setattr("app.lifecycle.version_loader.load", slow)
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
         add_version(folder, "tiny", 2)
@@ -530,33 +372,6 @@ async def test_a_traffic_file_behind_links_is_followed_as_kubernetes_mounts_it(f
         await parts.deployment.refresh()
         assert active(parts) == ["tiny/2"]
         assert parts.service.registry.ignored == {}
-
-
-async def test_a_removed_or_damaged_active_version_is_reported(folder, caplog):
-    newer = add_version(folder, "tiny", 2)
-    async with gatehouse(settings(folder)) as parts:
-        await parts.deployment.refresh()
-        assert gauge(parts, "active_version_intact", model="tiny") == 1
-        newer.rename(folder / "elsewhere")
-        for _ in range(2):
-            await parts.deployment.refresh()
-        assert caplog.text.count("model tiny/2 (active) was removed from the store") == 1
-        assert gauge(parts, "active_version_intact", model="tiny") == 0
-        (folder / "elsewhere").rename(newer)
-        await parts.deployment.refresh()
-        assert gauge(parts, "active_version_intact", model="tiny") == 1
-        os.utime(newer / "model.ts")  # a new time, the same content
-        await parts.deployment.refresh()
-        assert parts.service.registry.damaged == {}
-        corrupt(newer / "model.ts")
-        await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
-            (version,) = (await client.get("/v1/models/tiny")).json()["versions"]
-        assert version["problem"] == (
-            "its files in the store have changed: model.ts: its SHA-256 differs from the manifest's"
-        )
-        assert gauge(parts, "active_version_intact", model="tiny") == 0
 
 
 def swaps(parts, result: str, model: str = "tiny") -> float:
@@ -617,7 +432,7 @@ async def test_whatever_one_version_raises_the_others_are_activated(folder, monk
             raise error
         return load(artifact, device)
 
-    monkeypatch.setattr("app.lifecycle.deployment.load", raising)
+    monkeypatch.setattr("app.lifecycle.version_loader.load", raising)
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
         assert active(parts) == ["another/1", "tiny/1"]
@@ -637,31 +452,11 @@ async def test_a_file_far_larger_than_its_manifest_says_costs_the_others_nothing
         assert reason.startswith(f"golden.safetensors: has {500 << 30} bytes, the manifest says ")
 
 
-async def test_a_folder_that_cannot_be_read_costs_the_others_nothing(folder, caplog):
-    async with gatehouse(settings(folder)) as parts:
-        (folder / "other").symlink_to("other")
-        (folder / "tiny" / "3").symlink_to("3")
-        for _ in range(2):
-            await parts.deployment.refresh()
-        assert active(parts) == ["tiny/1"]
-        add_version(folder, "tiny", 2)
-        await parts.deployment.refresh()
-        assert active(parts) == ["tiny/2"]
-        reason = "cannot be read: Too many levels of symbolic links"
-        assert parts.service.registry.ignored == {"other": reason, "tiny/3": reason}
-        assert caplog.text.count(f"other in the store is ignored: {reason}") == 1
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
-            listed = (await client.get("/v1/models")).json()["ignored"]
-        assert {"folder": "other", "reason": reason} in listed
-
-
 async def test_a_version_that_is_a_time_is_served_and_asked_for(folder):
     add_version(folder, "tiny", 20261125120000)
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             card = (await client.get("/v1/models/tiny")).json()
             assert card["version"] == 20261125120000
             for path in (
@@ -672,30 +467,6 @@ async def test_a_version_that_is_a_time_is_served_and_asked_for(folder):
                 assert answer.json()["version"] == 20261125120000
             ready = await client.get("/v2/models/tiny/versions/20261125120000/ready")
             assert ready.status_code == 200
-
-
-async def test_a_store_that_disappears_is_logged_once_and_counted(folder, tmp_path_factory, caplog):
-    async with gatehouse(settings(folder)) as parts:
-        await parts.deployment.refresh()
-        elsewhere = folder.rename(tmp_path_factory.mktemp("away") / "store")
-        for _ in range(3):
-            with pytest.raises(FileNotFoundError):
-                await parts.deployment.refresh()
-        assert active(parts) == ["tiny/1"]
-        assert caplog.text.count(f'the store "{folder}" does not exist') == 1
-        count = parts.metrics.registry.get_sample_value
-        assert count("gatehouse_store_errors_total") == 3
-        elsewhere.rename(folder)
-        add_version(folder, "tiny", 2)
-        await parts.deployment.refresh()
-        assert active(parts) == ["tiny/2"]
-
-
-async def test_a_store_that_does_not_exist_at_the_start_is_logged_and_waited_for(tmp_path, caplog):
-    async with gatehouse(settings(tmp_path / "none")) as parts:
-        await parts.deployment.refresh()
-        assert not parts.service.is_ready
-        assert f'the store "{tmp_path / "none"}" does not exist' in caplog.text
 
 
 async def test_the_service_is_ready_when_every_model_of_the_store_is_active_or_refused(
@@ -714,7 +485,7 @@ async def test_the_service_is_ready_when_every_model_of_the_store_is_active_or_r
     def ready() -> bool:
         return parts.service.is_ready
 
-    monkeypatch.setattr("app.lifecycle.deployment.load", loading)
+    monkeypatch.setattr("app.lifecycle.version_loader.load", loading)
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
         assert seen == [
@@ -732,8 +503,7 @@ async def test_readiness_and_missing_models_are_503_while_the_store_is_loading(f
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
         parts.service.registry.has_started = False
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             example = (await client.get("/v1/models/tiny")).json()["example_request"]
             statuses = [
                 (await client.get("/readyz")).status_code,
@@ -743,26 +513,6 @@ async def test_readiness_and_missing_models_are_503_while_the_store_is_loading(f
                 (await client.post("/v1/models/tiny/score", json=example)).status_code,
             ]
         assert statuses == [503, 503, 503, 503, 200]
-
-
-async def test_version_is_not_warmed_up_on_lanes_that_serve(folder):
-    recorders = [Recorder(), Recorder()]
-    async with deployment_on(Store(folder), recorders) as (deployment, registry, told):
-        await deployment.refresh()
-        before = [len(each.batches) for each in recorders]
-        add_version(folder, "tiny", 2)
-        await deployment.refresh()
-        assert [len(each.batches) for each in recorders] == before
-        assert told[1:] == [("tiny/2", [1, 4], True)]
-        assert [str(model) for model in registry.models()] == ["tiny/2"]
-
-
-async def test_new_version_is_loaded_on_one_core_by_a_thread_of_the_same_weight():
-    niceness, threads = await BackgroundThread().run(
-        lambda: (os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), get_num_threads())
-    )
-    assert niceness == os.getpriority(os.PRIO_PROCESS, 0)  # less would be a priority inversion
-    assert threads == 1
 
 
 async def test_threads_of_a_server_hand_over_the_lock_soon(folder):

@@ -125,7 +125,7 @@ async def test_a_changed_file_is_followed_and_counted(parts, client, example, pa
     metrics = (await client.get("/metrics")).text
     assert f'gatehouse_policy_set_info{{version="{policy["version"]}"}} 1.0' in metrics
     assert f'version="{before}"' not in metrics
-    assert 'gatehouse_policy_reloads_total{result="followed"} 2.0' in metrics
+    assert 'gatehouse_reloads_total{file="policies",result="succeeded"} 2.0' in metrics
     assert 'gatehouse_policy_applied_total{policy="home"} 2.0' in metrics
 
 
@@ -153,7 +153,7 @@ async def test_a_wrong_file_is_refused_whole_and_the_old_set_stays(
     assert state["version"] == before["version"]
     assert len(state["refused"]) == 1
     metrics = (await client.get("/metrics")).text
-    assert 'gatehouse_policy_reloads_total{result="refused"} 1.0' in metrics
+    assert 'gatehouse_reloads_total{file="policies",result="failed"} 1.0' in metrics
     path.write_text(policies(3))
     await watcher(parts).look()
     assert (await client.get("/v1/models")).json()["policies"]["refused"] == []
@@ -161,10 +161,12 @@ async def test_a_wrong_file_is_refused_whole_and_the_old_set_stays(
 
 
 async def test_a_touched_file_without_changes_changes_nothing(parts, client, path):
+    follow = watcher(parts)
+    await follow.look()
     path.touch()
-    await watcher(parts).look()
+    await follow.look()
     metrics = (await client.get("/metrics")).text
-    assert 'gatehouse_policy_reloads_total{result="followed"} 1.0' in metrics
+    assert 'gatehouse_reloads_total{file="policies",result="succeeded"} 1.0' in metrics
 
 
 async def test_a_model_card_lists_its_policies(client):

@@ -1,66 +1,18 @@
 """Tables in the store: good ones serve, others are refused, and nothing goes back."""
 
 import asyncio
-import logging
-import shutil
 from datetime import UTC, datetime, timedelta
 
-import httpx
-import numpy as np
 import pytest
 
 from app.artifacts.artifact_files import read_manifest
-from app.artifacts.manifest import Manifest
 from app.artifacts.store import Artifact
-from app.artifacts.tables.listing import find_table
-from app.artifacts.tables.table import open_table
 from app.errors import ArtifactInvalid
-from app.lifecycle import tables
 from app.main import gatehouse
-from app.settings import Settings
+from tests.lifecycle.item_tables import KEYS, change, items_of, publish, with_input
+from tests.lifecycle.serving import client_of, settings
 from tests.support.artifacts import add_version, corrupt
-from tests.support.model_tables import change_rows, publish_rows, random_rows
-
-KEYS = range(1, 41)
-
-
-@pytest.fixture
-def folder(tmp_path, tiny):
-    """A store of the test's own that holds version 1 of `tiny`."""
-    shutil.copytree(tiny.folder, tmp_path / "tiny" / "1")
-    return tmp_path
-
-
-@pytest.fixture
-def manifest(tiny):
-    return read_manifest(tiny)
-
-
-def publish(folder, manifest, seed=0, kind="items", **changes):
-    key = "item_id" if kind == "items" else "user_id"
-    rows = random_rows(manifest, kind, list(KEYS), seed)
-    return publish_rows(folder, manifest, kind, key, rows, **changes)
-
-
-def change(folder, manifest, key, seed=9, **changes):
-    rows = random_rows(manifest, "items", [key], seed)
-    return change_rows(folder, manifest, "items", "item_id", rows, **changes)
-
-
-def settings(folder, **changes):
-    return Settings(store=folder, lanes=1, request_timeout_ms=30_000, **changes)
-
-
-def client_of(parts):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(parts.app), base_url="http://gatehouse")
-
-
-def items_of(registry, model):
-    """Return the items table that a version serves from."""
-    assert model is not None
-    bound = registry.tables[model].items
-    assert bound is not None
-    return bound.table
+from tests.support.model_tables import random_rows
 
 
 async def score(client, candidates=(1, 2, 3), user=1):
@@ -77,15 +29,6 @@ async def full(client, manifest, seed, candidates=(1, 2, 3), user=1, user_seed=0
         "candidate_keys": list(candidates),
     }
     return (await client.post("/v1/models/tiny/score", json=sent)).json()
-
-
-def with_input(manifest, name, **changes):
-    """Return a manifest with another entry for one feature."""
-    document = manifest.model_dump(mode="json")
-    for each in document["inputs"]:
-        if each["name"] == name:
-            each.update(changes)
-    return Manifest.model_validate(document)
 
 
 async def test_tables_of_the_store_serve(folder, manifest):
@@ -144,202 +87,6 @@ async def test_a_request_keeps_the_table_that_it_began_with(folder, manifest):
         assert before.items.table.version == 1
         assert after.items is not None
         assert after.items.table.version == 2
-
-
-async def test_a_damaged_table_is_refused_once_and_the_one_before_serves(folder, manifest, caplog):
-    publish(folder, manifest)
-    async with gatehouse(settings(folder)) as parts:
-        await parts.start()
-        corrupt(publish(folder, manifest, seed=1).folder / "rows")
-        caplog.set_level(logging.ERROR)
-        for _ in range(3):
-            await parts.deployment.refresh()
-        registry = parts.service.registry
-        assert items_of(registry, registry.active("tiny")).version == 1
-        (reason,) = registry.refused_tables.values()
-        assert "rows" in reason
-        assert list(registry.refused_tables) == [("tiny", "items/2")]
-        messages = [each.getMessage() for each in caplog.records if "refused" in each.getMessage()]
-        assert messages == [f"table items/2 of model tiny is refused: {reason}"]
-        labels = {"model": "tiny", "table": "items", "result": "refused"}
-        value = parts.metrics.registry.get_sample_value
-        assert value("gatehouse_table_swaps_total", labels) == 1
-        assert value("gatehouse_refused_tables") == 1
-        publish(folder, manifest, seed=2)
-        shutil.rmtree(folder / "tiny" / "items" / "2")
-        await parts.deployment.refresh()
-        assert registry.refused_tables == {}
-        assert items_of(registry, registry.active("tiny")).version == 3
-
-
-async def test_a_damaged_delta_leaves_those_before_it(folder, manifest):
-    publish(folder, manifest)
-    change(folder, manifest, 100)
-    listed = change(folder, manifest, 101)
-    corrupt(listed.delta_folder(2) / "rows")
-    async with gatehouse(settings(folder)) as parts:
-        await parts.start()
-        registry = parts.service.registry
-        assert items_of(registry, registry.active("tiny")).label == "1.1"
-        assert list(registry.refused_tables) == [("tiny", "items/1.2")]
-
-
-async def test_deltas_after_a_missing_one_are_refused_until_it_is_there(folder, manifest, caplog):
-    publish(folder, manifest)
-    for key in (100, 101, 102):
-        listed = change(folder, manifest, key)
-    moved = folder / "moved"
-    listed.delta_folder(2).rename(moved)
-    async with gatehouse(settings(folder)) as parts:
-        await parts.start()
-        registry = parts.service.registry
-        for _ in range(2):
-            await parts.deployment.refresh()
-        assert items_of(registry, registry.active("tiny")).label == "1.1"
-        (reason,) = registry.refused_tables.values()
-        assert reason.startswith("delta 2 is missing, so delta 3 will not be applied: restore ")
-        assert list(registry.refused_tables) == [("tiny", "items/1.3")]
-        assert sum("delta 2 is missing" in each.getMessage() for each in caplog.records) == 1
-        moved.rename(listed.delta_folder(2))
-        await parts.deployment.refresh()
-        assert items_of(registry, registry.active("tiny")).label == "1.3"
-        assert registry.refused_tables == {}
-
-
-async def test_a_replaced_delta_that_cannot_be_read_is_compared_again(
-    folder, manifest, monkeypatch, tmp_path_factory
-):
-    publish(folder, manifest)
-    other = tmp_path_factory.mktemp("other")
-    shutil.copytree(folder / "tiny", other / "tiny")
-    applied, another = change(folder, manifest, 1, seed=8), change(other, manifest, 1, seed=9)
-
-    def row(parts):
-        registry = parts.service.registry
-        table = items_of(registry, registry.active("tiny"))
-        return table.take(table.find(np.array([1]))).tobytes()
-
-    def unreadable(_):
-        raise OSError("stale file handle")
-
-    async with gatehouse(settings(folder)) as parts:
-        await parts.start()
-        before = row(parts)
-        shutil.rmtree(applied.delta_folder(1))
-        shutil.copytree(another.delta_folder(1), applied.delta_folder(1))
-        with monkeypatch.context() as patched:
-            patched.setattr(tables, "read_description", unreadable)
-            await parts.deployment.refresh()
-        assert row(parts) == before
-        await parts.deployment.refresh()
-        assert row(parts) != before
-
-
-@pytest.mark.parametrize("kind", ["items", "users"])
-async def test_a_delta_that_is_removed_or_replaced_is_undone(folder, manifest, kind, caplog):
-    """Another delta may have its number, for instance from a copy of the store."""
-    publish(folder, manifest, kind=kind)
-    keys = (1, 2, 3)
-    name = "item_id" if kind == "items" else "user_id"
-    for key in keys:
-        rows = random_rows(manifest, kind, [key], seed=9)
-        listed = change_rows(folder, manifest, kind, name, rows)
-
-    def serving():
-        registry = parts.service.registry
-        bound = getattr(registry.tables[registry.active("tiny")], kind)
-        rows = bound.table.take(bound.table.find(np.array(keys)))
-        return bound.table.label, rows.tobytes()
-
-    def expected(*sources):
-        """The rows of these keys, each from a seed of random rows."""
-        table = open_table(find_table(folder / "tiny", kind), "tiny", upto=0)
-        of = {0: table, 9: table.extended(listed, 3)}
-        found = [
-            of[each].take(of[each].find(np.array([key])))
-            for key, each in zip(keys, sources, strict=True)
-        ]
-        return np.concatenate(found).tobytes()
-
-    all_applied = expected(9, 9, 9)
-    two_applied = expected(9, 9, 0)
-    none_applied = expected(0, 0, 0)
-    deltas = listed.delta_folder(1).parent
-    aside = folder / "aside"
-    shutil.copytree(deltas, aside)
-    async with gatehouse(settings(folder)) as parts:
-        await parts.start()
-        assert serving() == ("1.3", all_applied)
-        shutil.rmtree(deltas / "3")
-        for _ in range(2):
-            await parts.deployment.refresh()
-        assert serving() == ("1.2", two_applied)
-        (warning,) = caplog.records
-        place = f"{kind}/1.3"
-        assert warning.getMessage() == (
-            f"model tiny: its table {place} is made again without deltas: "
-            "delta 3 was removed from the store"
-        )
-        # Restored by a copy: the same delta, but not the same file.
-        shutil.copytree(aside / "3", deltas / ".3")
-        (deltas / ".3").rename(deltas / "3")
-        await parts.deployment.refresh()
-        before = serving()
-        assert before == ("1.3", all_applied)
-        shutil.copytree(aside / "2", deltas / ".2")
-        shutil.rmtree(deltas / "2")
-        (deltas / ".2").rename(deltas / "2")
-        caplog.clear()
-        await parts.deployment.refresh()
-        assert (serving(), caplog.records) == (before, [])
-        # Another delta with the number of one that is applied.
-        shutil.rmtree(deltas / "3")
-        (deltas.parent / ".1.delta.last").unlink()
-        row = random_rows(manifest, kind, [3], seed=8)
-        change_rows(folder, manifest, kind, name, row)
-        await parts.deployment.refresh()
-        label, rows = serving()
-        assert label == "1.3"
-        assert rows not in (all_applied, two_applied)
-        assert "delta 3 was replaced in the store" in caplog.text
-        shutil.rmtree(deltas)
-        await parts.deployment.refresh()
-        assert serving() == ("1", none_applied)
-
-
-async def test_a_table_that_does_not_fit_is_refused_with_the_reasons(folder, manifest):
-    publish(folder, manifest)
-    async with gatehouse(settings(folder)) as parts:
-        await parts.start()
-        publish(folder, with_input(manifest, "quality", dim=3))
-        await parts.deployment.refresh()
-        registry = parts.service.registry
-        assert items_of(registry, registry.active("tiny")).version == 1
-        reason = registry.refused_tables["tiny", "items/2"]
-        assert reason.startswith("does not fit tiny/1: ")
-        assert "quality" in reason
-
-
-async def test_a_removed_table_goes_on_serving_and_is_reported(folder, manifest, caplog):
-    publish(folder, manifest)
-    async with gatehouse(settings(folder)) as parts:
-        await parts.start()
-        registry = parts.service.registry
-        publish(folder, manifest, seed=1)
-        await parts.deployment.refresh()
-        moved = folder / "moved"
-        (folder / "tiny" / "items" / "2").rename(moved)
-        for _ in range(2):
-            await parts.deployment.refresh()
-        assert items_of(registry, registry.active("tiny")).version == 2
-        assert registry.table_problems == {
-            ("tiny", "items/2"): "was removed from the store; items/1, the newest there, does not "
-            "replace it: its number is lower"
-        }
-        assert sum("was removed" in each.getMessage() for each in caplog.records) == 1
-        moved.rename(folder / "tiny" / "items" / "2")
-        await parts.deployment.refresh()
-        assert registry.table_problems == {}
 
 
 async def test_version_without_its_table_is_refused_until_the_table_is_there(folder, manifest):
@@ -413,7 +160,7 @@ async def test_first_table_of_an_active_version_serves_without_a_restart(folder,
         assert (await score(client)).status_code == 200
 
 
-async def test_stale_table_makes_the_server_not_ready(folder, manifest):
+async def test_stale_table_makes_a_server_of_one_model_not_ready(folder, manifest):
     old = datetime.now(UTC) - timedelta(hours=2)
     publish(folder, manifest, max_age_s=3600, created=old)
     async with gatehouse(settings(folder)) as parts, client_of(parts) as client:
@@ -425,6 +172,41 @@ async def test_stale_table_makes_the_server_not_ready(folder, manifest):
         change(folder, manifest, 100)  # new data
         await parts.deployment.refresh()
         assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_stale_table_makes_its_model_not_ready_and_no_other(folder, manifest):
+    add_version(folder, "other", 1, name="other")
+    old = datetime.now(UTC) - timedelta(hours=2)
+    publish(folder, manifest, max_age_s=3600, created=old)
+    publish(folder, manifest, kind="users")
+
+    async def status(path):
+        return (await client.get(path)).status_code
+
+    async def index(*, ready):
+        sent = await client.post("/v2/repository/index", json={"ready": ready})
+        return {each["name"]: each["state"] for each in sent.json()}
+
+    async with gatehouse(settings(folder)) as parts, client_of(parts) as client:
+        await parts.start()
+        assert await status("/readyz") == 200
+        assert await status("/v2/health/ready") == 200
+        assert await status("/v2/models/other/ready") == 200
+        for path in ("/v2/models/tiny/ready", "/v2/models/tiny/versions/1/ready"):
+            answer = await client.get(path)
+            assert answer.status_code == 503
+            assert "table items/1 of model tiny is 72" in answer.json()["error"]
+        cards = (await client.get("/v1/models")).json()["models"]
+        reasons = {each["name"]: each["not_ready"] for each in cards}
+        assert reasons["other"] is None
+        assert "limit 3600 s" in reasons["tiny"]
+        assert await index(ready=False) == {"tiny": "UNAVAILABLE", "other": "READY"}
+        assert await index(ready=True) == {"other": "READY"}
+        assert (await score(client)).status_code == 200  # whoever asks nevertheless
+        change(folder, manifest, 100)  # new data
+        await parts.deployment.refresh()
+        assert await status("/v2/models/tiny/ready") == 200
+        assert (await client.get("/v1/models/tiny")).json()["not_ready"] is None
 
 
 async def test_metrics_show_the_table_of_the_active_version(folder, manifest):

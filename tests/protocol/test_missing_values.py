@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from app.api.openapi.request_schema import request_schema
-from app.api.openapi.schemas import ScoreRequest
+from app.api.openapi.score_schemas import ScoreRequest
 from app.artifacts.encoding import Hashed
 from app.artifacts.inputs import DenseInput, IdInput, IdListInput, Input
 from app.engine.request import RequestFeatures

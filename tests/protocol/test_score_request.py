@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from app.api.openapi.schemas import Ranking, ScoreRequest as Schema
+from app.api.openapi.score_schemas import Ranking, ScoreRequest as Schema
 from app.artifacts.manifest import Manifest
 from app.engine.request import RequestFeatures
 from app.errors import FieldError, InvalidRequest, PayloadTooLarge

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as arrays
 
-from app.api.openapi.schemas import Explanation as Schema
+from app.api.openapi.score_schemas import Explanation as Schema
 from app.ranking.calibration import Scale
 from app.ranking.explanation import MAX_EXPLAINED, Explanation, explain
 from app.ranking.formulas import STEP

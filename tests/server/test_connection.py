@@ -20,11 +20,11 @@ from app.main import Gatehouse
 from app.server import connection
 from app.server.connection import (
     LARGEST_HEAD,
-    MOST_HEADERS,
     MOST_PIPELINED,
     PROBE_AFTER_S,
     Connection,
 )
+from app.server.head_rules import MOST_HEADERS
 from tests.support.doors import (
     GATE,
     SCORE,

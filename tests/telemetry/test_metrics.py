@@ -151,8 +151,8 @@ def test_statistics_of_a_version_are_sums_over_its_requests_and_batches(metrics)
 def test_statistics_of_a_freed_version_are_dropped(metrics):
     metrics.record(RequestRecord("/v1/score", "feed", 422, 0.5, "feed/1"))
     assert metrics.requests.version("feed/1").failed == 1
-    metrics.activated("feed", 1, "a" * 64)
-    metrics.retired("feed", 1, "a" * 64)
+    metrics.versions.activated("feed", 1, "a" * 64)
+    metrics.versions.retired("feed", 1, "a" * 64)
     assert metrics.requests.version("feed/1").failed == 1  # it may be kept for a rollback
     metrics.freed("feed/1")
     assert metrics.requests.version("feed/1") == VersionStatistics()
@@ -189,17 +189,17 @@ def test_shed_requests_failures_and_unknown_ids_are_counted_by_label(metrics):
 
 
 def test_model_info_shows_a_version_only_while_it_is_active(metrics):
-    metrics.activated("feed", 1, "a" * 64)
-    metrics.activated("feed", 2, "b" * 64)
-    metrics.retired("feed", 1, "a" * 64)
+    metrics.versions.activated("feed", 1, "a" * 64)
+    metrics.versions.activated("feed", 2, "b" * 64)
+    metrics.versions.retired("feed", 1, "a" * 64)
     assert value(metrics, "model_info", model="feed", version="2", sha="b" * 12) == 1
     assert value(metrics, "model_info", model="feed", version="1", sha="a" * 12) is None
 
 
 def test_loaded_versions_are_counted_by_result(metrics):
-    metrics.tried("feed", activated=True)
-    metrics.tried("feed", activated=False)
-    metrics.tried("feed", activated=False)
+    metrics.versions.tried("feed", activated=True)
+    metrics.versions.tried("feed", activated=False)
+    metrics.versions.tried("feed", activated=False)
     assert value(metrics, "model_swaps_total", model="feed", result="activated") == 1
     assert value(metrics, "model_swaps_total", model="feed", result="refused") == 2
 

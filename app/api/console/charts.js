@@ -11,13 +11,13 @@ function h(tag, attributes, ...children) {
     else if (name === 'style') node.style.cssText = value;  // the page's policy refuses the attribute
     else if (value !== false && value != null) node.setAttribute(name, value === true ? '' : value);
   }
-  node.append(...children.flat().filter(each => each != null).map(each => each.nodeType ? each : String(each)));
+  node.append(...children.flat().filter(child => child != null).map(child => child.nodeType ? child : String(child)));
   return node;
 }
 const show = (id, ...nodes) => $(id).replaceChildren(...nodes);
 const color = index => `var(--s${index % 7})`;
 const message = (text, kind = '') => h('div', {class: `message ${kind}`}, text);
-const head = (...names) => h('thead', {}, h('tr', {}, names.map(each => h('th', {scope: 'col'}, each))));
+const head = (...names) => h('thead', {}, h('tr', {}, names.map(name => h('th', {scope: 'col'}, name))));
 
 function short(value) {
   if (value == null || !isFinite(value)) return '–';
@@ -37,15 +37,15 @@ const signed = value => (value >= 0 ? '+' : '−') + short(Math.abs(value));
 
 function niceTop(value) {  // the next of 1, 2, 4, 5, 10 times a power of ten: half of it is short, too
   const power = 10 ** Math.floor(Math.log10(value));
-  return power * [1, 2, 4, 5, 10].find(each => each * power >= value * 0.999);
+  return power * [1, 2, 4, 5, 10].find(factor => factor * power >= value * 0.999);
 }
 function lineChart(series, format, label) {
   const width = 320, height = 132, left = 48, bottom = height - 18, count = series[0].values.length;
-  const values = series.flatMap(each => each.values).filter(isFinite);
+  const values = series.flatMap(line => line.values).filter(isFinite);
   const top = niceTop(Math.max(...values, 0) || 1), span = Math.max(count, 16) - 1;
   const x = index => left + (width - left) * (index + span + 1 - count) / span, y = value => bottom - (bottom - 8) * value / top;
-  const latest = count - 1, at = index => series.map(each => format(each.values[index]));
-  const summary = index => series.map((each, i) => `${each.name} ${at(index)[i]}`).join(', ');
+  const latest = count - 1, at = index => series.map(line => format(line.values[index]));
+  const summary = index => series.map((line, i) => `${line.name} ${at(index)[i]}`).join(', ');
   const svg = h('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': `${label}: ${summary(latest)}`});
   for (const part of [0, 0.5, 1]) {
     const line = y(top * part);
@@ -54,9 +54,9 @@ function lineChart(series, format, label) {
   }
   const ago = Math.round(span * POLL_MS / 1e3);
   svg.append(h('text', {x: left, y: height - 3}, ago >= 120 ? `${Math.round(ago / 60)} min ago` : `${ago} s ago`), h('text', {x: width, y: height - 3, 'text-anchor': 'end'}, 'now'));
-  series.forEach((each, index) => {
+  series.forEach((line, index) => {
     let path = '', from = null, till = null;
-    each.values.forEach((value, i) => {
+    line.values.forEach((value, i) => {
       if (!isFinite(value)) { from = null; return; }
       path += `${from == null ? 'M' : 'L'}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
       if (from == null) from = x(i);
@@ -65,7 +65,7 @@ function lineChart(series, format, label) {
     if (series.length === 1 && from != null) svg.append(h('path', {d: `${path}L${till} ${bottom}L${from} ${bottom}Z`, fill: color(index), opacity: 0.12}));
     svg.append(h('path', {d: path, fill: 'none', stroke: color(index), 'stroke-width': 1.8, 'stroke-linejoin': 'round', 'stroke-linecap': 'round'}));
   });
-  const key = legend(series.map((each, i) => [each.name, at(latest)[i], color(i)]));
+  const key = legend(series.map((line, i) => [line.name, at(latest)[i], color(i)]));
   const cursor = h('line', {y1: 8, y2: bottom, stroke: 'var(--muted)', 'stroke-dasharray': '2 2', visibility: 'hidden'});
   const point = index => {
     at(index).forEach((value, i) => { key.children[i].lastChild.textContent = value; });
@@ -103,15 +103,15 @@ function histogram(edges, counts, fill, label) {
 }
 // The share of each expert, as the alert computes it: its largest weight of any gate, of an even one.
 function expertShares({experts, weights}) {
-  return experts.map((_, column) => Math.max(...weights.map(row => row[column] == null ? 0 : row[column] * row.filter(each => each != null).length)));
+  return experts.map((_, column) => Math.max(...weights.map(row => row[column] == null ? 0 : row[column] * row.filter(weight => weight != null).length)));
 }
 function heatMap(level, requests) {
   const shares = expertShares(level);
   const dead = position => shares[position] < 0.05;
   return h('div', {class: 'scroll'}, h('table', {class: 'heat'},
     h('caption', {class: 'small muted'}, `mean weight that each gate gives to each expert, over ${requests} recent request${requests > 1 ? 's' : ''}`),
-    h('thead', {}, h('tr', {}, h('th', {scope: 'col'}, 'gate'), level.experts.map((each, i) =>
-      h('th', {scope: 'col', class: dead(i) ? 'bad' : '', title: dead(i) ? 'no gate uses this expert' : null}, each + (dead(i) ? ' †' : ''))))),
+    h('thead', {}, h('tr', {}, h('th', {scope: 'col'}, 'gate'), level.experts.map((expert, i) =>
+      h('th', {scope: 'col', class: dead(i) ? 'bad' : '', title: dead(i) ? 'no gate uses this expert' : null}, expert + (dead(i) ? ' †' : ''))))),
     h('tbody', {}, level.gates.map((gate, row) => h('tr', {}, h('th', {scope: 'row'}, gate), level.weights[row].map((weight, i) =>
       weight == null ? h('td', {class: 'muted', title: 'this gate does not see this expert'}, '·')
         : h('td', {style: `background:rgba(var(--heat), ${(0.06 + 0.64 * weight).toFixed(3)})`, title: `${gate} gives ${level.experts[i]} ${percent(weight)}`}, weight < 0.005 ? '<1 %' : `${Math.round(100 * weight)} %`)))))));

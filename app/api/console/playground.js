@@ -2,12 +2,12 @@
 // not on the server ranks the same scores through /rank.
 const FORMULAS = ['weighted_sum', 'power_product', 'rank_position', 'expression'];
 const play = {models: [], request: null, sides: [], number: 0};
-const modelNow = () => play.models.find(each => each.name === $('model').value) || play.models[0];
+const modelNow = () => play.models.find(model => model.name === $('model').value) || play.models[0];
 function setUpPlayground(models) {
   play.models = models;
   const before = $('model').value;
-  show('model', ...models.map(each => h('option', {}, each.name)));
-  if (models.some(each => each.name === before)) $('model').value = before;
+  show('model', ...models.map(model => h('option', {}, model.name)));
+  if (models.some(model => model.name === before)) $('model').value = before;
   if (models.length) loadExample(); else show('sides', h('p', {class: 'muted'}, 'The playground needs an active model.'));
 }
 async function loadExample() {
@@ -18,23 +18,23 @@ async function loadExample() {
   delete request.ranking;
   play.request = request;
   $('request').value = JSON.stringify(request, null, 1).replace(/\n\s+(?=[-\d"\]])(?![^\n]*:)/g, ' ');
-  const named = name => model.policies.find(each => each.name === name), own = named(model.default_policy);
-  const others = model.policies.filter(each => each !== own), other = (own && own.shadow) || (others[others.length - 1] || own).name;
+  const named = name => model.policies.find(policy => policy.name === name), own = named(model.default_policy);
+  const others = model.policies.filter(policy => policy !== own), other = (own && own.shadow) || (others[others.length - 1] || own).name;
   play.sides = [makeSide('A', model, model.default_policy), makeSide('B', model, other)];
   arrange();
 }
 function makeSide(label, model, policy) {
   const side = {label, model, order: [], open: new Set()};
-  side.select = h('select', {'aria-label': `Policy ${label}`, onchange: () => choose(side, side.select.value)}, model.policies.map(each => h('option', {}, each.name)));
-  side.formulas = h('select', {'aria-label': `Formula ${label}`, onchange: () => chooseFormula(side, side.formulas.value)}, FORMULAS.map(each => h('option', {value: each}, each.replace('_', ' '))));
+  side.select = h('select', {'aria-label': `Policy ${label}`, onchange: () => choose(side, side.select.value)}, model.policies.map(policy => h('option', {}, policy.name)));
+  side.formulas = h('select', {'aria-label': `Formula ${label}`, onchange: () => chooseFormula(side, side.formulas.value)}, FORMULAS.map(formula => h('option', {value: formula}, formula.replace('_', ' '))));
   side.copy = h('button', {onclick: () => copyPolicy(side)}, 'Copy as policies.toml');
   side.reset = h('button', {onclick: () => choose(side, side.select.value)}, 'Reset');
   side.weights = h('div', {class: 'weights'});
   side.formula = h('div', {class: 'formula'});
   side.expression = h('input', {class: 'expression', spellcheck: 'false', hidden: true, 'aria-label': `Expression ${label}`, oninput: () => {
     side.policy.expression = side.expression.value;
-    const names = [...new Set([...side.expression.value.matchAll(/\bw\.([A-Za-z_]\w*)/g)].map(each => each[1]))];
-    side.policy.weights = Object.fromEntries(names.map(each => [each, side.set[each] ?? side.policy.weights[each] ?? 1]));
+    const names = [...new Set([...side.expression.value.matchAll(/\bw\.([A-Za-z_]\w*)/g)].map(match => match[1]))];
+    side.policy.weights = Object.fromEntries(names.map(name => [name, side.set[name] ?? side.policy.weights[name] ?? 1]));
     side.set = {};
     drawWeights(side); describe(side); later();
   }});
@@ -47,12 +47,12 @@ function makeSide(label, model, policy) {
   return side;
 }
 function choose(side, name, send = true) {
-  side.policy = side.model.policies.find(each => each.name === name);
+  side.policy = side.model.policies.find(policy => policy.name === name);
   side.formulas.value = side.policy.formula;
   begin(side, false, send);
 }
 function chooseFormula(side, formula) {
-  const own = side.model.policies.find(each => each.name === side.select.value), tasks = side.model.tasks.map(each => each.name);
+  const own = side.model.policies.find(policy => policy.name === side.select.value), tasks = side.model.tasks.map(task => task.name);
   if (formula === own.formula) { choose(side, own.name); return; }
   const weights = Object.fromEntries(tasks.map(task => [task, own.weights[task] ?? 1]));
   side.policy = {name: own.name, formula, weights, bounds: Object.fromEntries(tasks.map(task => [task, [-1e6, 1e6]]))};
@@ -70,21 +70,21 @@ function begin(side, isTried, send) {
 }
 function drawWeights(side) {
   const {weights, bounds} = side.policy, names = [...new Set([...Object.keys(weights), ...(side.expression.hidden ? Object.keys(bounds) : [])])];
-  side.weights.replaceChildren(...names.map(each => {
-    const own = weights[each] || 0, any = side.isTried ? [-1e6, 1e6] : [own, own], [low, high] = bounds[each] || any, free = high - low > 1e5;
+  side.weights.replaceChildren(...names.map(weight => {
+    const own = weights[weight] || 0, any = side.isTried ? [-1e6, 1e6] : [own, own], [low, high] = bounds[weight] || any, free = high - low > 1e5;
     const from = free ? Math.min(0, 2 * own) : low, to = free ? Math.max(3, 2 * own) : high;
     const shown = h('b', {class: 'num'}, short(own)), fixed = low === high;
-    const slider = h('input', {type: 'range', min: from, max: to, step: (to - from) / 100 || 1, value: own, disabled: fixed, 'aria-label': `Weight of ${each}, policy ${side.label}`,
-      oninput: () => { side.set[each] = Number(slider.value); shown.textContent = short(side.set[each]); describe(side); later(); }});
-    return h('label', {title: fixed ? 'its bounds do not let a request set this weight' : null}, `${each} `, shown, fixed ? ' (fixed)' : '', slider);
+    const slider = h('input', {type: 'range', min: from, max: to, step: (to - from) / 100 || 1, value: own, disabled: fixed, 'aria-label': `Weight of ${weight}, policy ${side.label}`,
+      oninput: () => { side.set[weight] = Number(slider.value); shown.textContent = short(side.set[weight]); describe(side); later(); }});
+    return h('label', {title: fixed ? 'its bounds do not let a request set this weight' : null}, `${weight} `, shown, fixed ? ' (fixed)' : '', slider);
   }));
 }
 function describe(side) {
-  const {formula, expression, multiplier} = side.policy, weights = {...side.policy.weights, ...side.set}, names = Object.keys(weights).filter(each => weights[each] !== 0);
+  const {formula, expression, multiplier} = side.policy, weights = {...side.policy.weights, ...side.set}, names = Object.keys(weights).filter(name => weights[name] !== 0);
   side.formula.textContent = 'rank score = ' + (formula === 'expression' ? expression
-    : formula === 'weighted_sum' ? names.map(each => `${short(weights[each])}·${each}`).join(' + ')
-    : formula === 'power_product' ? names.map(each => `${each}^${short(weights[each])}`).concat(multiplier || []).join(' × ')
-    : names.map(each => `${short(weights[each])} / position(${each})`).join(' + '));
+    : formula === 'weighted_sum' ? names.map(name => `${short(weights[name])}·${name}`).join(' + ')
+    : formula === 'power_product' ? names.map(name => `${name}^${short(weights[name])}`).concat(multiplier || []).join(' × ')
+    : names.map(name => `${short(weights[name])} / position(${name})`).join(' + '));
 }
 function policyToml({policy, set}) {
   const number = value => Number.isInteger(value) ? value.toFixed(1) : String(+value.toPrecision(6));
@@ -106,7 +106,7 @@ async function copyPolicy(side) {
 const active = () => $('compare').checked ? play.sides : play.sides.slice(0, 1);
 function arrange() {
   $('sides').classList.toggle('one', !$('compare').checked);
-  show('sides', ...active().map(each => each.node));
+  show('sides', ...active().map(side => side.node));
   score();
 }
 let timer = 0;
@@ -137,11 +137,11 @@ async function score() {
   try { answers = await Promise.all(active().map(ask)); }
   catch { answers = [[0, {title: 'The server does not answer', detail: 'the last result is shown'}]]; }
   if (number !== play.number) return;  // a newer request is under way
-  const [status, problem] = answers.find(([each]) => each !== 200) || [];
+  const [status, problem] = answers.find(([code]) => code !== 200) || [];
   if (status === 401) $('keyfield').hidden = false;
   if (problem) {
-    const details = problem.errors ? problem.errors.map(each => `${each.pointer} ${each.detail}`) : [problem.detail];
-    show('playproblem', h('div', {class: 'message'}, h('b', {}, problem.title), details.map(each => h('div', {}, each))));
+    const details = problem.errors ? problem.errors.map(error => `${error.pointer} ${error.detail}`) : [problem.detail];
+    show('playproblem', h('div', {class: 'message'}, h('b', {}, problem.title), details.map(detail => h('div', {}, detail))));
     return;
   }
   show('playproblem');
@@ -155,7 +155,7 @@ function candidateKeys() {  // of the request; undefined if positions stand for 
 }
 function drawSide(side) {
   const {answer} = side, keys = candidateKeys() || answer.rank_score.map((_, i) => i), tasks = Object.keys(answer.scores);
-  const why = new Map(answer.explanation.candidates.map(each => [String(each.candidate), each]));
+  const why = new Map(answer.explanation.candidates.map(candidate => [String(candidate.candidate), candidate]));
   const most = Object.fromEntries(tasks.map(task => [task, Math.max(...answer.scores[task], 1e-12)]));
   const old = new Map([...side.table.querySelectorAll('tr[data-key]')].map(row => [row.dataset.key, row.getBoundingClientRect().top]));
   const first = side.label === 'B' ? play.sides[0].order : [];
@@ -182,13 +182,13 @@ function detail(candidate, columns, formula) {
   const parts = Object.entries(candidate.tasks).concat(candidate.multiplier ? [['multiplier', candidate.multiplier]] : []);
   const total = formula === 'power_product' ? 'logarithm of the rank score' : 'rank score';
   return h('tr', {class: 'detail', 'data-detail': candidate.candidate}, h('td', {colspan: columns}, h('table', {}, head('', 'score', 'calibrated', 'share', 'ahead of the mean by'),
-    h('tbody', {}, parts.map(([name, each]) => h('tr', {}, h('td', {}, name), h('td', {}, short(each.raw)), h('td', {}, short(each.calibrated)), h('td', {}, signed(each.share)), h('td', {class: each.lead >= 0 ? 'good' : 'bad'}, signed(each.lead)))),
+    h('tbody', {}, parts.map(([name, part]) => h('tr', {}, h('td', {}, name), h('td', {}, short(part.raw)), h('td', {}, short(part.calibrated)), h('td', {}, signed(part.share)), h('td', {class: part.lead >= 0 ? 'good' : 'bad'}, signed(part.lead)))),
       candidate.remainder ? h('tr', {}, h('td', {}, 'remainder'), h('td', {}), h('td', {}), h('td', {}, signed(candidate.remainder)), h('td', {})) : null,
       h('tr', {}, h('td', {colspan: 3}, total), h('td', {}, short(candidate.total)), h('td', {}))))));
 }
 function drawAgreement() {
   if (!$('compare').checked) { $('agreement').textContent = ''; return; }
-  const [a, b] = play.sides.map(each => each.order), at = new Map(b.map((key, i) => [key, i]));
+  const [a, b] = play.sides.map(side => side.order), at = new Map(b.map((key, i) => [key, i]));
   let agree = 0, pairs = 0;
   for (let i = 0; i < a.length; i++) for (let j = i + 1; j < a.length; j++) { pairs++; agree += at.get(a[i]) < at.get(a[j]) ? 1 : -1; }
   const k = Math.min(10, a.length), best = new Set(b.slice(0, k)), same = a.slice(0, k).filter(key => best.has(key)).length;

@@ -7,12 +7,12 @@ async function read(path) {
 }
 async function poll() {
   try {
-    const json = path => read(path).then(each => each.json());
+    const json = path => read(path).then(response => response.json());
     const [ready, engine, models, events] = await Promise.all([fetch('/readyz', {cache: 'no-store'}), json('/v1/engine'), json('/v1/models'), json('/v1/events')]);
-    const text = await read('/metrics').then(each => each.text(), error => { if (error.status === 404) return null; throw error; });
+    const text = await read('/metrics').then(response => response.text(), error => { if (error.status === 404) return null; throw error; });
     const reason = ready.ok ? '' : (await ready.json()).detail, snap = text === null ? null : snapshot(text);
     const now = snap && drawNow(snap), found = findings(reason, engine, models, now);
-    const dead = engine.lanes.filter(each => !each.alive).length, refused = models.refused.length;
+    const dead = engine.lanes.filter(lane => !lane.alive).length, refused = models.refused.length;
     if (reason) setStatus(`not ready: ${reason}`, 'bad');
     else if (dead) setStatus(`${dead} lane${dead > 1 ? 's' : ''} dead`, 'bad');
     else if (refused) setStatus(`ready; ${refused} version${refused > 1 ? 's' : ''} refused`, 'warn');

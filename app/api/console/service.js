@@ -112,27 +112,28 @@ function drawLanes(engine, busy) {
 // ---- what needs attention --------------------------------------------------------------------
 function findings(reason, engine, list, now) {
   const found = [], add = (kind, what, why) => found.push([kind, what, why]);
-  const dead = engine.lanes.filter(each => !each.alive).map(each => each.name);
+  const dead = engine.lanes.filter(lane => !lane.alive).map(lane => lane.name);
   if (reason) add('bad', `not ready: ${reason}`, 'Requests should go to another replica until this is over.');
   if (dead.length) add('bad', `${dead.join(', ')}: dead or stuck`, 'Restart the process if the orchestrator does not. If it repeats, roll back the model that ran there.');
   if (now && now.errors > 0) add('bad', `${short(now.errors)} requests/s fail with 500`, 'The log has the cause under each request id. New since a version? Roll back.');
   if (now && now.shed > 0) add('bad', `${percent(now.shed / now.rate)} of the requests are refused or late`, 'Add replicas, send fewer candidates, or give less important callers x-request-priority: low.');
   if (now && now.p99 > 0.1) add('warn', `p99 latency is ${duration(now.p99)}`, 'Look at the stages: queue means too few lanes or replicas, compute a slow model or a CPU limit.');
-  for (const each of list.refused) add('bad', `${each.model}, version ${each.version} is refused`, each.reason);
-  for (const each of list.policies.refused) add('bad', 'The policies file is refused; the previous policies stay', each);
+  for (const artifact of list.refused) add('bad', `${artifact.model}, version ${artifact.version} is refused`, artifact.reason);
+  for (const problem of list.policies.refused) add('bad', 'The policies file is refused; the previous policies stay', problem);
   for (const model of list.models) {
+    if (model.not_ready && !reason) add('bad', `${model.name} is not ready`, model.not_ready);
     if (model.policy_problem) add('bad', `The policies do not apply to ${model.name}`, model.policy_problem);
-    for (const each of model.traffic.problems) add('bad', `traffic.toml of ${model.name}`, each);
-    for (const each of model.versions) {
-      if (each.problem) add('bad', `${model.name}, version ${each.version} is damaged in the store`, each.problem);
-      if (each.gates) each.gates.levels.forEach((level, i) => {
-        if (!level.weights || each.gates.requests < 30) return;
+    for (const problem of model.traffic.problems) add('bad', `traffic.toml of ${model.name}`, problem);
+    for (const version of model.versions) {
+      if (version.problem) add('bad', `${model.name}, version ${version.version} is damaged in the store`, version.problem);
+      if (version.gates) version.gates.levels.forEach((level, i) => {
+        if (!level.weights || version.gates.requests < 30) return;
         const unused = level.experts.filter((_, k) => expertShares(level)[k] < 0.05);
-        if (unused.length) add('warn', `${model.name}, version ${each.version}: no gate uses ${unused.join(', ')}` + (each.gates.levels.length > 1 ? ` of level ${i + 1}` : ''), 'Train with fewer experts, or from another seed; compare with the version before.');
+        if (unused.length) add('warn', `${model.name}, version ${version.version}: no gate uses ${unused.join(', ')}` + (version.gates.levels.length > 1 ? ` of level ${i + 1}` : ''), 'Train with fewer experts, or from another seed; compare with the version before.');
       });
     }
   }
-  for (const each of list.ignored) add('warn', `The folder ${each.folder} is ignored`, each.reason);
+  for (const ignored of list.ignored) add('warn', `The folder ${ignored.folder} is ignored`, ignored.reason);
   return found;
 }
 function drawFindings(found) {
@@ -142,9 +143,9 @@ function drawFindings(found) {
 // ---- models ----------------------------------------------------------------------------------
 let shownModels = '';
 function drawModels(list, metrics) {
-  if (list.models.length) show('cards', ...list.models.map(model => card(model, list.refused.filter(each => each.model === model.name), metrics)));
+  if (list.models.length) show('cards', ...list.models.map(model => card(model, list.refused.filter(artifact => artifact.model === model.name), metrics)));
   else show('cards', message('No model is active. Publish a version into the store: python -m models train, or gatehouse import.', 'info'));
-  const text = JSON.stringify(list.models.map(each => [each.name, each.version, each.policies]));
+  const text = JSON.stringify(list.models.map(model => [model.name, model.version, model.policies]));
   if (text !== shownModels) { shownModels = text; setUpPlayground(list.models); }
 }
 const ROLES = {active: 'good', canary: 'warn', shadow: 'muted', previous: 'muted'};
@@ -161,15 +162,15 @@ function card(model, refused, metrics) {
     versionTable(model, refused), ...trafficNotes(model.traffic), ...tableNotes(metrics || {}, model.name), ...driftNotes(metrics || {}, model.name),
     h('div', {class: 'grid fit stacked'}, scores),
     h('div', {class: 'grid wide stacked'}, h('div', {}, h('h4', {}, 'Evaluation on held-out data'), evaluation(model)),
-      ...model.versions.filter(each => each.gates).flatMap(each => gateUse(each, model.versions.length > 1))));
+      ...model.versions.filter(version => version.gates).flatMap(version => gateUse(version, model.versions.length > 1))));
 }
 function versionTable(model, refused) {
-  const golden = each => `${short(each.golden.largest_difference)} of ${short(each.golden.tolerance)}`;
+  const golden = version => `${short(version.golden.largest_difference)} of ${short(version.golden.tolerance)}`;
   const parity = ({precision: {name, parity}}) => name + (parity ? `: τ ${short(parity.kendall_tau)}, top 50 ${percent(parity.top_50_overlap)}` : '');
-  const rows = model.versions.map(each => h('tr', {class: each.problem ? 'bad' : ''}, h('td', {}, each.version), h('td', {}, h('span', {class: `badge ${ROLES[each.role] || ''}`}, each.role)),
-    h('td', {}, new Date(each.created).toLocaleString()), h('td', {title: 'largest difference from the golden examples when it was loaded, and the most that it may be'}, golden(each)),
-    h('td', {title: 'precision, and how near its order is to that of fp32'}, parity(each)), h('td', {}, each.problem || '')));
-  rows.push(...refused.map(each => h('tr', {class: 'bad'}, h('td', {}, each.version), h('td', {}, h('span', {class: 'badge bad'}, 'refused')), h('td', {colspan: 4}, each.reason))));
+  const rows = model.versions.map(version => h('tr', {class: version.problem ? 'bad' : ''}, h('td', {}, version.version), h('td', {}, h('span', {class: `badge ${ROLES[version.role] || ''}`}, version.role)),
+    h('td', {}, new Date(version.created).toLocaleString()), h('td', {title: 'largest difference from the golden examples when it was loaded, and the most that it may be'}, golden(version)),
+    h('td', {title: 'precision, and how near its order is to that of fp32'}, parity(version)), h('td', {}, version.problem || '')));
+  rows.push(...refused.map(artifact => h('tr', {class: 'bad'}, h('td', {}, artifact.version), h('td', {}, h('span', {class: 'badge bad'}, 'refused')), h('td', {colspan: 4}, artifact.reason))));
   return h('div', {class: 'scroll'}, h('table', {}, head('version', 'role', 'created', 'golden difference', 'precision', ''), h('tbody', {}, rows)));
 }
 function trafficNotes({canary, shadow}) {
@@ -179,13 +180,13 @@ function trafficNotes({canary, shadow}) {
     + (canary.kendall_tau == null ? '' : `; Kendall's tau ${short(canary.kendall_tau)}`));
   if (shadow) notes.push(`Shadow ${shadow.version} scores ${percent(shadow.share)} of the requests: ${short(shadow.compared)} compared, ${short(shadow.dropped)} dropped, ${short(shadow.failed)} failed`
     + (shadow.kendall_tau == null ? '' : `; Kendall's tau ${short(shadow.kendall_tau)}, ${percent(shadow.top_10_overlap)} of the best 10 the same`));
-  return notes.map(each => h('p', {class: 'small'}, each));
+  return notes.map(note => h('p', {class: 'small'}, note));
 }
 function drifts(metrics, series, label, name) {  // population stability index, largest first
   return (metrics[series] || []).filter(([labels]) => labels.model === name).map(([labels, value]) => [labels[label], value]).filter(([, value]) => isFinite(value)).sort((a, b) => b[1] - a[1]);
 }
 function driftNotes(metrics, name) {
-  const words = (what, found) => `Drift of ${what} against the training data: ${found.slice(0, 5).map(([each, value]) => `${each} ${short(value)}`).join(', ')}`;
+  const words = (what, found) => `Drift of ${what} against the training data: ${found.slice(0, 5).map(([label, value]) => `${label} ${short(value)}`).join(', ')}`;
   return [['features', 'gatehouse_feature_drift', 'feature'], ['scores', 'gatehouse_score_drift', 'task']].map(([what, series, label]) => [what, drifts(metrics, series, label, name)])
     .filter(([, found]) => found.length).map(([what, found]) => h('p', {class: found[0][1] > 0.25 ? 'small bad' : 'small', title: 'population stability index: 0 is no change, above 0.25 a large one'}, words(what, found)));
 }
@@ -198,20 +199,20 @@ function tableNotes(metrics, name) {  // item and user tables, if the model has 
   });
 }
 function evaluation(model) {
-  const versions = model.versions.filter(each => Object.keys(each.evaluation).length);
+  const versions = model.versions.filter(version => Object.keys(version.evaluation).length);
   if (!versions.length) return h('p', {class: 'muted'}, 'no evaluation in the manifest');
   const measured = {};  // task → measures, in the order in which they appear
   for (const {evaluation} of versions) for (const [task, figures] of Object.entries(evaluation)) measured[task] = [...new Set([...(measured[task] || []), ...Object.keys(figures)])];
   const figure = (version, task, measure) => (version.evaluation[task] || {})[measure];
   if (versions.length === 1) {
     const measures = [...new Set(Object.values(measured).flat())], tasks = Object.keys(measured);
-    return h('div', {class: 'scroll'}, h('table', {}, head('measure', ...tasks), h('tbody', {}, measures.map(each =>
-      h('tr', {}, h('th', {scope: 'row'}, each), tasks.map(task => h('td', {}, short(figure(versions[0], task, each)))))))));
+    return h('div', {class: 'scroll'}, h('table', {}, head('measure', ...tasks), h('tbody', {}, measures.map(measure =>
+      h('tr', {}, h('th', {scope: 'row'}, measure), tasks.map(task => h('td', {}, short(figure(versions[0], task, measure)))))))));
   }
-  const active = versions.find(each => each.version === model.version);
-  return h('div', {class: 'scroll'}, h('table', {}, head('task', 'measure', ...versions.map(each => `version ${each.version}`)), h('tbody', {},
-    Object.entries(measured).flatMap(([task, measures]) => measures.map(measure => h('tr', {}, h('td', {}, task), h('td', {}, measure), versions.map(each => {
-      const value = figure(each, task, measure), by = active && each !== active && value != null ? value - figure(active, task, measure) : NaN;
+  const active = versions.find(version => version.version === model.version);
+  return h('div', {class: 'scroll'}, h('table', {}, head('task', 'measure', ...versions.map(version => `version ${version.version}`)), h('tbody', {},
+    Object.entries(measured).flatMap(([task, measures]) => measures.map(measure => h('tr', {}, h('td', {}, task), h('td', {}, measure), versions.map(version => {
+      const value = figure(version, task, measure), by = active && version !== active && value != null ? value - figure(active, task, measure) : NaN;
       return h('td', {}, short(value), isFinite(by) && by ? h('span', {class: 'muted small'}, ` ${signed(by)}`) : '');
     })))))));
 }
@@ -226,8 +227,8 @@ function gateUse({version, gates}, named) {
 // ---- events ----------------------------------------------------------------------------------
 function drawEvents({events}) {
   const day = at => at.toDateString() === new Date().toDateString() ? '' : at.toLocaleDateString() + ' ';
-  show('eventlist', ...(events.length ? events.map(each => {
-    const at = new Date(each.at);
-    return h('li', {}, h('time', {datetime: each.at}, day(at) + at.toLocaleTimeString()), h('span', {class: each.is_problem ? 'bad' : ''}, each.text));
+  show('eventlist', ...(events.length ? events.map(event => {
+    const at = new Date(event.at);
+    return h('li', {}, h('time', {datetime: event.at}, day(at) + at.toLocaleTimeString()), h('span', {class: event.is_problem ? 'bad' : ''}, event.text));
   }) : [h('li', {class: 'muted'}, 'Nothing has happened since the start.')]));
 }

@@ -38,8 +38,12 @@ def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
     async def publish() -> Response:
         models = [(model, registry.tables.get(model, NO_TABLES)) for model in registry.models()]
         manifests = [model.manifest for model, _ in models]
-        versions = tuple((each.name, each.version, each.created) for each in manifests)
-        bases = tuple((each.kind, each.table.version) for _, found in models for each in found.all)
+        versions = tuple(
+            (manifest.name, manifest.version, manifest.created) for manifest in manifests
+        )
+        bases = tuple(
+            (bound.kind, bound.table.version) for _, tables in models for bound in tables.all
+        )
         state = (versions, bases, keys.are_required)
         content = cache.get(state)
         if content is None:
@@ -51,7 +55,7 @@ def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
     path = app.openapi_url
     assert path is not None
     routes = app.router.routes
-    routes[:] = [each for each in routes if getattr(each, "path", None) != path]
+    routes[:] = [route for route in routes if getattr(route, "path", None) != path]
     app.add_api_route(path, publish, include_in_schema=False)
 
 

@@ -16,13 +16,13 @@ from app.api.openapi.responses import (
     problems,
     scoring_errors,
 )
-from app.api.openapi.schemas import (
-    Problem,
+from app.api.openapi.score_schemas import (
     RankRequest,
     RankResponse,
     ScoreRequest,
     ScoreResponse,
 )
+from app.api.problems import Problem
 from app.artifacts.loader import Model
 from app.artifacts.model_tables import ModelTables
 from app.protocol.native import ROUTES
@@ -33,7 +33,7 @@ Served = tuple[Model, ModelTables]
 
 def schemas(served: Sequence[Served]) -> dict[str, Any]:
     """Return the schemas of the native documents, with one request schema per active model."""
-    _, made = models_json_schema(
+    _, generated = models_json_schema(
         [
             (ScoreRequest, "validation"),
             (ScoreResponse, "serialization"),
@@ -43,7 +43,7 @@ def schemas(served: Sequence[Served]) -> dict[str, Any]:
         ],
         ref_template=SCHEMA,
     )
-    definitions: dict[str, Any] = made["$defs"]
+    definitions: dict[str, Any] = generated["$defs"]
     own = {
         _name(model.manifest.name): request_schema(
             model.manifest, definitions["ScoreRequest"], tables

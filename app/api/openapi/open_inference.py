@@ -46,10 +46,10 @@ def errors(*kinds: type[GatehouseError]) -> dict[int | str, dict[str, Any]]:
 
 def schemas() -> dict[str, Any]:
     """Return the schemas of the infer calls' documents."""
-    _, made = models_json_schema(
+    _, generated = models_json_schema(
         [(InferRequest, "validation"), (InferResponse, "serialization")], ref_template=SCHEMA
     )
-    definitions: dict[str, Any] = made["$defs"]
+    definitions: dict[str, Any] = generated["$defs"]
     return definitions
 
 
@@ -96,9 +96,9 @@ def example_infer_request(
 ) -> dict[str, Any]:
     """Return the model's example request as tensors in JSON; see `example_request`."""
     native = example_request(model, tables=tables, shows_users=shows_users)
-    known = {each.name: each for each in model.manifest.inputs}
-    for each in tables.all:
-        known.setdefault(each.table.key, each.key_input)
+    known = {feature.name: feature for feature in model.manifest.inputs}
+    for bound in tables.all:
+        known.setdefault(bound.table.key, bound.key_input)
     if tables.users is not None and not isinstance(native["user"], dict):
         native["user"] = {tables.users.table.key: native["user"]}
     if tables.items is not None and isinstance(native["candidates"], list):
@@ -111,7 +111,8 @@ def example_infer_request(
             continue
         sent = side[feature.name]
         rows = [
-            each if isinstance(each, list) else [each] for each in ([sent] if is_of_user else sent)
+            values if isinstance(values, list) else [values]
+            for values in ([sent] if is_of_user else sent)
         ]
         width = max(map(len, rows))
         inputs.append(

@@ -30,7 +30,7 @@ def request_schema(manifest: Manifest, generic: Schema, tables: ModelTables = NO
     candidate = _features(manifest.candidate_inputs)
     columns = _features(manifest.candidate_inputs)
     columns["properties"] = {
-        name: {"type": "array", "items": each} for name, each in columns["properties"].items()
+        name: {"type": "array", "items": value} for name, value in columns["properties"].items()
     }
     candidates = [
         columns | {"description": _COLUMNS},
@@ -56,7 +56,7 @@ def _with_keys(bound: BoundTable, candidates: Sequence[Schema], candidate: Schem
     key, beside = _key(bound), _beside_key(bound)
     columns = beside | {
         "properties": {
-            name: {"type": "array", "items": each} for name, each in beside["properties"].items()
+            name: {"type": "array", "items": value} for name, value in beside["properties"].items()
         }
     }
     mixed = {"type": "array", "items": {"anyOf": [key, beside, candidate]}}
@@ -76,7 +76,7 @@ def _key(bound: BoundTable) -> Schema:
 
 def _beside_key(bound: BoundTable) -> Schema:
     """Return an object with a key, in which the features of the table are optional."""
-    needed = [each.name for each in bound.others if each.default is None]
+    needed = [feature.name for feature in bound.others if feature.default is None]
     schema = _features(bound.features)
     schema["properties"] = {bound.table.key: _key(bound)} | schema["properties"]
     schema["required"] = [bound.table.key, *needed]
@@ -86,10 +86,10 @@ def _beside_key(bound: BoundTable) -> Schema:
 def _features(inputs: Sequence[Input]) -> Schema:
     schema: Schema = {
         "type": "object",
-        "properties": {each.name: _value(each) for each in inputs},
+        "properties": {feature.name: _value(feature) for feature in inputs},
         "additionalProperties": False,
     }
-    if required := [each.name for each in inputs if each.default is None]:
+    if required := [feature.name for feature in inputs if feature.default is None]:
         schema["required"] = required
     return schema
 

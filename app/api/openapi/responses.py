@@ -145,10 +145,10 @@ def scoring_errors(path: str) -> list[type[GatehouseError]]:
 def _by_status(
     errors: Iterable[type[GatehouseError]],
 ) -> dict[HTTPStatus, list[type[GatehouseError]]]:
-    found: dict[HTTPStatus, list[type[GatehouseError]]] = {}
-    for error in sorted(errors, key=lambda each: each.status):
-        found.setdefault(error.status, []).append(error)
-    return found
+    by_status: dict[HTTPStatus, list[type[GatehouseError]]] = {}
+    for error in sorted(errors, key=lambda error: error.status):
+        by_status.setdefault(error.status, []).append(error)
+    return by_status
 
 
 def _example(error: type[GatehouseError]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 
 from app.api.openapi.request_schema import request_schema
-from app.api.openapi.schemas import ScoreRequest
+from app.api.openapi.score_schemas import ScoreRequest
 from app.artifacts.encoding import Identity
 from app.artifacts.inputs import DenseInput, IdInput
 from tests.support.builders import manifest

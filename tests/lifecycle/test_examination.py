@@ -1,5 +1,7 @@
 """A new version is examined before it serves: compatible, and near enough on recorded traffic."""
 
+import shutil
+
 import httpx
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from app.artifacts.inputs import DenseInput, IdInput
 from app.artifacts.loader import load
 from app.artifacts.publish import publish
 from app.artifacts.store import PROGRAM, Store
-from app.lifecycle import deployment
+from app.lifecycle import version_loader
 from app.main import gatehouse
 from app.scoring.version_trial import VersionTrial
 from app.settings import Settings
@@ -169,6 +171,35 @@ async def test_refused_version_is_examined_again_when_the_gate_changes(folder, l
         assert roles(parts) == {2: "active", 1: "previous"}
 
 
+async def test_refused_version_is_examined_again_when_its_files_change(folder):
+    async with serving(folder) as parts:
+        await parts.deployment.refresh()
+        version = published(folder, inputs=NEW).folder
+        await parts.deployment.refresh()
+        assert "does not accept the example request" in refused(parts)["feed/2"]
+        shutil.rmtree(version)
+        assert published(folder, inputs=WITH_DEFAULT).folder == version
+        await parts.deployment.refresh()
+        assert roles(parts) == {2: "active", 1: "previous"}
+        assert refused(parts) == {}
+
+
+async def test_version_that_was_refused_may_be_a_shadow(folder):
+    async with serving(folder) as parts:
+        await parts.deployment.refresh()
+        published(folder, inputs=NEW)
+        await parts.deployment.refresh()
+        assert list(refused(parts)) == ["feed/2"]
+        traffic(folder, "[shadow]\nversion = 2\nshare = 0.5\n")
+        await parts.deployment.refresh()
+        assert roles(parts) == {1: "active", 2: "shadow"}
+        assert refused(parts) == {}
+        traffic(folder, "")
+        await parts.deployment.refresh()  # it is loaded, but must not serve
+        assert roles(parts) == {1: "active"}
+        assert list(refused(parts)) == ["feed/2"]
+
+
 @pytest.mark.parametrize("has_folder", [True, False])
 async def test_without_recorded_traffic_a_version_serves_with_a_warning(
     folder, tmp_path, caplog, has_folder
@@ -256,7 +287,7 @@ async def test_server_that_starts_serves_what_a_running_one_serves(
         for inputs in arriving:
             published(folder, inputs=inputs)
             await running.deployment.refresh()
-        monkeypatch.setattr(deployment, "load", counting)
+        monkeypatch.setattr(version_loader, "load", counting)
         async with serving(folder) as started:
             for _ in range(2):
                 await started.deployment.refresh()
@@ -283,6 +314,29 @@ async def test_version_that_started_servers_refuse_serves_once_it_may(folder):
         async with serving(folder) as started:
             await started.deployment.refresh()
             assert roles(started) == {expected: "active"}
+
+
+@pytest.mark.parametrize(
+    ("text", "warns"),
+    [("active = 2", True), ("active = 2\naccept_incompatible = 2", False), ("active = 3", False)],
+)
+async def test_start_serves_a_version_that_running_servers_refuse_with_a_warning(
+    folder, caplog, text, warns
+):
+    published(folder, inputs=NEW)
+    published(folder, inputs=WITH_DEFAULT)
+    traffic(folder, text)
+    async with serving(folder) as parts:
+        for _ in range(2):
+            await parts.deployment.refresh()
+        assert roles(parts) == {int(text[9]): "active"}
+        warnings = [each for each in caplog.records if "running servers refuse it" in each.message]
+        assert len(warnings) == warns
+        problems = [event.text for event in parts.metrics.events.latest() if event.is_problem]
+        assert len(problems) == warns
+        if warns:
+            assert problems[0].startswith("feed/2 serves because traffic.toml names it, but")
+            assert "does not accept the example request of feed/1" in problems[0]
 
 
 async def test_number_of_an_accepted_version_holds_for_one_that_comes_in_its_place(folder):

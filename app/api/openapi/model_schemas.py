@@ -1,195 +1,14 @@
-"""Schemas of the native API's documents, for OpenAPI and for `/v1/models`.
-
-The score route does not parse with these: `app.protocol.features` checks its features against the
-manifest. A test compares the two.
-"""
+"""Schemas of `/v1/models`: the state of each model, and what was refused."""
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
+from app.api.openapi.score_schemas import AppliedPolicy
 from app.artifacts.inputs import Input
 from app.artifacts.manifest import Precision, TaskOutput
-from app.protocol.validation import LONGEST_KEY
-from app.ranking.policy import Formula, Policy
-
-Key = Annotated[str, Field(max_length=LONGEST_KEY)]
-Keys = Annotated[list[Key | int], Field(json_schema_extra={"uniqueItems": True})]
-
-
-class Ranking(BaseModel):
-    """How to rank the candidates of this request."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    policy: str | None = Field(
-        None, description="name of one of the model's policies; default: its default"
-    )
-    weights: dict[str, float] | None = Field(
-        None, description="weights that replace those of the policy, within its bounds"
-    )
-    top_k: int | None = Field(None, ge=1, description="maximum length of `ranking`; default: all")
-    explain: bool | None = Field(
-        None, description="add an explanation: each task's share in the rank score"
-    )
-
-
-class ScoreRequest(BaseModel):
-    """One user and n candidates."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    user: dict[str, JsonValue] | Key | int = Field(
-        {}, description="user features: name to value; or the user's key in the users table"
-    )
-    candidates: dict[str, list[JsonValue]] | list[dict[str, JsonValue] | Key | int] = Field(
-        description="an object of columns (feature name to n values), or a list of n objects; or "
-        "n keys of the items table"
-    )
-    candidate_keys: Keys | None = Field(
-        None,
-        description="n different keys, one per candidate, for `ranking`; default: the keys, if "
-        "`candidates` is a list of keys and nothing else; otherwise positions from 0",
-    )
-    ranking: Ranking | None = None
-
-
-class AppliedPolicy(BaseModel):
-    """The policy of a response; fields that it does not have are absent."""
-
-    name: str
-    formula: Formula
-    weights: dict[str, float] = Field(description="with those of the request")
-    multiplier: str | None = Field(
-        None, description="candidate feature that multiplies the product"
-    )
-    alpha: dict[str, float] | None = None
-    beta: dict[str, float] | None = None
-    expression: str | None = None
-    version: str | None = Field(
-        None, description="version of the server's policies file, if it has one"
-    )
-
-
-class Share(BaseModel):
-    """One task's contribution to one candidate's rank score."""
-
-    raw: float = Field(description="the model's score")
-    calibrated: float = Field(description="the calibrated score, which was fused")
-    share: float = Field(description="contribution to the candidate's total")
-    lead: float = Field(description="share minus the mean share of all candidates")
-
-
-class ExplainedCandidate(BaseModel):
-    """Why a candidate has its rank."""
-
-    candidate: str | int = Field(description="its key or position")
-    total: float = Field(
-        description="the sum that the shares add up to; candidates are ordered by it"
-    )
-    tasks: dict[str, Share]
-    multiplier: Share | None = Field(None, description="if the policy has one")
-    remainder: float | None = Field(None, description="total minus the shares, for an expression")
-
-
-class Explanation(BaseModel):
-    """The explained ranking: the candidates of `ranking`, at most the first 100."""
-
-    share: str = Field(description="definition of a share")
-    lead: str = Field(description="definition of a lead")
-    candidates: list[ExplainedCandidate]
-
-
-class UnknownKeys(BaseModel):
-    """Keys that a table does not have."""
-
-    count: int
-    positions: list[int] = Field(description="of their candidates, the first 100; 0 for a user")
-
-
-class ScoreResponse(BaseModel):
-    """Scores in the candidates' order, and the ranking, best first."""
-
-    model: str
-    version: int
-    role: str = Field(description="role of the version: active, canary, previous or shadow")
-    scores: dict[str, list[float | None]] = Field(
-        description="task to scores, one per candidate; null for one that was dropped, because the "
-        "items table does not have its key"
-    )
-    rank_score: list[float | None] = Field(
-        description="one fused score per candidate; higher ranks first"
-    )
-    ranking: list[str | int] = Field(description="candidate keys or positions, best first")
-    policy: AppliedPolicy = Field(description="the policy that was applied")
-    tables: dict[str, str] | None = Field(
-        None, description="versions of the tables that the request took rows of"
-    )
-    unknown_keys: dict[str, UnknownKeys] | None = Field(
-        None, description="keys that a table does not have, by items and users"
-    )
-    explanation: Explanation | None = Field(None, description="if the request asks for one")
-
-
-class TriedPolicy(BaseModel):
-    """A policy as in policies.toml."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field("default", pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
-    formula: Formula = "weighted_sum"
-    weights: dict[str, float] = Field({}, description="task, or name in the expression, to weight")
-    multiplier: str | None = Field(None, min_length=1, max_length=64)
-    alpha: dict[str, float] | None = None
-    beta: dict[str, float] | None = None
-    expression: str | None = None
-
-
-class RankRequest(BaseModel):
-    """Scores of n candidates, and the policy that ranks them."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    scores: dict[str, list[float]] = Field(
-        description="task to scores, one per candidate, as in a score response; every task"
-    )
-    policy: TriedPolicy
-    multiplier: list[float] | None = Field(
-        None, description="values of the candidate feature that the policy multiplies by"
-    )
-    candidate_keys: Keys | None = Field(
-        None, description="n different keys, for `ranking`; default: positions from 0"
-    )
-    explain: bool | None = Field(None, description="add an explanation")
-
-
-class RankResponse(BaseModel):
-    """The ranking by a policy that the request wrote."""
-
-    rank_score: list[float] = Field(description="one fused score per candidate; higher ranks first")
-    ranking: list[str | int] = Field(description="candidate keys or positions, best first")
-    policy: AppliedPolicy
-    explanation: Explanation | None = Field(None, description="if the request asks for one")
-
-
-class FieldErrorSchema(BaseModel):
-    """One problem: an RFC 6901 pointer into the request, and what is wrong there."""
-
-    pointer: str
-    detail: str
-
-
-class Problem(BaseModel):
-    """RFC 9457 problem details."""
-
-    type: str
-    title: str
-    status: int
-    detail: str | None = None
-    instance: str = Field(description="the request id")
-    errors: list[FieldErrorSchema] | None = None
+from app.ranking.policy import Policy
 
 
 class OfferedPolicy(AppliedPolicy):
@@ -337,24 +156,12 @@ class TableState(BaseModel):
     columns: list[str] = Field(description="the features that it has")
     created: datetime = Field(description="when its newest data was published")
     max_age_s: float | None = Field(
-        description="age of the newest data from which on the server is not ready"
+        description="age of the newest data from which on the model is not ready"
     )
     problem: str | None = Field(
         description="what is wrong with its files in the store; null if they are intact"
     )
     folded: FoldState | None = Field(description="null for a table that is not folded")
-
-
-class TableRow(BaseModel):
-    """One row of a table."""
-
-    model: str
-    table: str = Field(description="items or users")
-    version: str
-    key: int | str
-    features: dict[str, JsonValue] = Field(
-        description="as a request would send them; an id that was hashed is shown as its row"
-    )
 
 
 class DriftState(BaseModel):
@@ -372,6 +179,10 @@ class ModelCard(BaseModel):
 
     name: str
     version: int
+    not_ready: str | None = Field(
+        description="why requests should go to another replica: a table is older than its "
+        "max_age_s; null if the model is ready"
+    )
     versions: list[LoadedVersion] = Field(description="the loaded versions, the newest first")
     traffic: TrafficState
     architecture: str
@@ -396,21 +207,6 @@ class ModelCard(BaseModel):
     example_request: dict[str, JsonValue] = Field(
         description="a valid request; POST it to score_url"
     )
-
-
-class EventSchema(BaseModel):
-    """Something that happened to this process."""
-
-    at: datetime
-    kind: str = Field(description="version, table, traffic or file")
-    text: str
-    is_problem: bool = Field(description="whether somebody should do something about it")
-
-
-class EventList(BaseModel):
-    """The last events of this process, the latest first."""
-
-    events: list[EventSchema]
 
 
 class RefusedArtifact(BaseModel):
