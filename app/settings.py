@@ -252,7 +252,9 @@ class _Environment(PydanticBaseSettingsSource):
 
 def variable(name: str) -> str | None:
     """Return the value of a setting's variable, or None if it counts as unset."""
-    value = {each.upper(): text for each, text in os.environ.items()}.get(variable_name(name))
+    value = {variable.upper(): text for variable, text in os.environ.items()}.get(
+        variable_name(name)
+    )
     if value is None or _is_service_link(variable_name(name), value):
         return None
     return None if _is_empty(value) and name not in NEVER_EMPTY else value
@@ -296,8 +298,8 @@ def rule(name: str) -> str:
     if not kinds & {int, float}:
         return "a path" if Path in kinds else "a text"
     what = "an integer" if int in kinds else "a number"
-    low = next((each for each in field.metadata if isinstance(each, Ge | Gt)), None)
-    high = next((each.le for each in field.metadata if isinstance(each, Le)), None)
+    low = next((bound for bound in field.metadata if isinstance(bound, Ge | Gt)), None)
+    high = next((bound.le for bound in field.metadata if isinstance(bound, Le)), None)
     if isinstance(low, Ge):
         return (
             f"{what} of {low.ge} or more" if high is None else f"{what} between {low.ge} and {high}"
