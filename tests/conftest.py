@@ -1,6 +1,8 @@
 """Shared by all tests: asyncio as the only loop, one torch thread, and a tiny trained artifact."""
 
+import inspect
 import io
+import os
 import signal
 
 import httpx
@@ -16,6 +18,8 @@ from app.main import gatehouse
 from app.settings import Settings
 from models.training import experiment, train
 from tests import TINY_EXPERIMENT
+from tests.support.server import PATIENT
+from tests.support.waiting import PATIENCE_S
 
 torch.set_num_threads(1)
 # No test depends on time, and a run fails only because of a change: its examples are those of the
@@ -33,6 +37,13 @@ hypothesis.settings.register_profile(
     "explore", hypothesis.settings.get_profile("gatehouse"), derandomize=False, max_examples=1000
 )
 hypothesis.settings.load_profile("gatehouse")
+
+# A machine that runs other things may stop for seconds. These are for tests that do not test a
+# time limit: the service's deadline of a request, and the 5 s after which httpx gives up.
+os.environ.update(PATIENT)
+_HTTPX_TIMEOUT = inspect.signature(httpx.request).parameters["timeout"].default
+for _phase in ("connect", "read", "write", "pool"):
+    setattr(_HTTPX_TIMEOUT, _phase, PATIENCE_S)
 
 # A shell starts background commands with SIGINT ignored, and child processes inherit that. Tests
 # that press Ctrl-C in a child process need the default.

@@ -1,7 +1,6 @@
 """A real server process on a real socket."""
 
 import os
-import re
 import signal
 import socket
 import ssl
@@ -19,6 +18,8 @@ import httpx
 from tests import REPOSITORY
 
 START_S = 60.0  # enough for a slow machine
+PATIENT = MappingProxyType({"GATEHOUSE_REQUEST_TIMEOUT_MS": "30000"})
+"""The deadline of requests that do not set one, in all tests: longer than a slow machine needs."""
 
 
 @dataclass
@@ -85,8 +86,9 @@ def python_of(checkout: Path) -> str:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment variables without settings of the service."""
-    return {name: value for name, value in os.environ.items() if not re.match("GATEHOUSE_", name)}
+    """Return the environment variables without settings of the service, except `PATIENT`."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("GATEHOUSE_")}
+    return others | PATIENT
 
 
 def wait_for(server: Server, path: str, ca: Path | None = None) -> None:
