@@ -252,8 +252,12 @@ async def test_both_versions_get_their_share_of_invalid_requests(folder):
         canary = parts.service.registry.canaries["tiny"]
         transport = httpx.ASGITransport(parts.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
-            for _ in range(100):
-                answer = await client.post("/v1/score", json={"candidates": {"nonsense": [1]}})
+            for number in range(100):
+                answer = await client.post(
+                    "/v1/score",
+                    json={"candidates": {"nonsense": [1]}},
+                    headers={"x-request-id": f"request-{number}"},  # it decides
+                )
                 assert answer.status_code == 422
             refused = await client.post("/v1/score", json={}, headers={"content-type": "text/html"})
             assert refused.status_code == 415
