@@ -34,7 +34,7 @@ from tests.support.doors import (
     native,
     service_of_sums,
 )
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 LIVE = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -65,7 +65,7 @@ class Raw:
 
     async def response(self) -> Response:
         """The next response; interim ones are skipped."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 head = await self.reader.readuntil(b"\r\n\r\n")
                 status = int(head.split()[1])
@@ -79,7 +79,7 @@ class Raw:
     async def rest(self) -> bytes:
         """Everything until the server closes."""
         received = b""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             try:
                 while part := await self.reader.read(1 << 16):
                     received += part
@@ -329,7 +329,10 @@ async def test_connection_that_is_half_closed_during_the_batch_gets_its_response
     assert await client.rest() == b""
 
 
-async def test_half_closed_connection_that_is_answered_soon_gets_no_interim_response(server):
+async def test_half_closed_connection_that_is_answered_soon_gets_no_interim_response(
+    server, monkeypatch
+):
+    monkeypatch.setattr(connection, "PROBE_AFTER_S", PATIENCE_S)  # "soon" on any machine
     client = await server.connect()
     await client.send(post(native()))
     client.writer.write_eof()
@@ -374,9 +377,10 @@ async def test_client_that_closes_is_dropped_before_its_batch(server, make, capl
     await server.gate.is_entered()
     await second.send(make(native([1.0] * 7), GATE))
     await until(lambda: server.parts.service.batcher.queues.rows == 7)
+    gone = server.listener.closing_of(second.writer)
     second.writer.close()
     await second.writer.wait_closed()
-    await asyncio.sleep(PROBE_AFTER_S + 0.05)
+    await gone()
     server.gate.open()
     assert len(own_scores(await first.response())) == 5
     await until(lambda: server.value("cancelled_total", stage="queue") == 1)
@@ -392,8 +396,9 @@ async def test_client_that_resets_is_dropped_before_its_batch(server, make, capl
     await server.gate.is_entered()
     await second.send(make(native([1.0] * 7), GATE))
     await until(lambda: server.parts.service.batcher.queues.rows == 7)
+    gone = server.listener.closing_of(second.writer)
     second.reset()
-    await asyncio.sleep(0.02)
+    await gone()
     server.gate.open()
     assert len(own_scores(await first.response())) == 5
     await until(lambda: server.value("cancelled_total", stage="queue") == 1)
@@ -408,8 +413,9 @@ async def test_pipelined_requests_of_a_client_that_resets_are_all_dropped(server
     await server.gate.is_entered()
     await second.send(post(native([1.0] * 7), GATE), post(native([1.0] * 6), GATE), LIVE)
     await until(lambda: server.parts.service.batcher.queues.rows == 7)
+    gone = server.listener.closing_of(second.writer)
     second.reset()
-    await asyncio.sleep(0.02)
+    await gone()
     server.gate.open()
     assert len(own_scores(await first.response())) == 5
     await until(lambda: len(server.listener.state.connections) == 1)
@@ -434,20 +440,27 @@ async def hasty(tmp_path):
         yield server
 
 
+@pytest.fixture
+async def patient(tmp_path):
+    """A server that waits 500 ms for a body."""
+    async with serving(tmp_path, body_timeout_ms=500) as server:
+        yield server
+
+
 def split(request_: bytes) -> tuple[bytes, bytes, bytes]:
     """A head, and the two halves of the body."""
     head, _, body = request_.partition(b"\r\n\r\n")
     return head + b"\r\n\r\n", body[:10], body[10:]
 
 
-async def test_body_in_slow_parts_is_a_direct_call(hasty):
-    client = await hasty.connect()
-    for _ in range(3):
+async def test_body_in_slow_parts_is_a_direct_call(patient):
+    client = await patient.connect()
+    for _ in range(6):  # each has the whole time: all together take longer
         for part in split(post(native([1.0, 2.0]))):
             await client.send(part)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.03)
         assert own_scores(await client.response()) == [1, 2]
-    assert hasty.asgi_paths == []
+    assert patient.asgi_paths == []
 
 
 async def test_head_in_slow_parts_is_a_direct_call(server):
@@ -521,7 +534,7 @@ async def announce(server: Server, length: int = LARGE) -> Raw:
 @pytest.fixture
 async def frugal(tmp_path):
     """A server whose budget has room for one large body."""
-    settings = {"max_bodies_bytes": 300_000, "max_body_bytes": 250_000, "body_timeout_ms": 300}
+    settings = {"max_bodies_bytes": 300_000, "max_body_bytes": 250_000, "body_timeout_ms": 30_000}
     async with serving(tmp_path, **settings) as server:
         yield server
 
@@ -539,6 +552,8 @@ async def test_large_body_is_counted_until_it_is_submitted(frugal):
 @pytest.mark.parametrize("end", ["disconnect", "stop"])
 async def test_large_body_that_does_not_arrive_gives_its_bytes_back(frugal, end):
     budget = frugal.parts.bodies.budget
+    if end == "stop":
+        frugal.parts.bodies.timeout_s = 0.3
     client = await announce(frugal)
     await until(lambda: budget.held == LARGE)
     if end == "disconnect":
@@ -837,9 +852,7 @@ async def test_client_that_does_not_read_is_disconnected(tmp_path, monkeypatch):
         # A task writes, as the server stops reading, too.
         writing = asyncio.ensure_future(loop.sock_sendall(tcp, large * 100))
         await until(lambda: len(server.listener.state.connections) == 1)
-        async with asyncio.timeout(20):
-            while server.listener.state.connections:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await until(lambda: not server.listener.state.connections)
         await asyncio.gather(writing, return_exceptions=True)
         tcp.close()
         assert (await (await one_more(server)).response()).status == 200
@@ -861,7 +874,7 @@ async def test_client_that_reads_slowly_gets_everything(tmp_path, monkeypatch):
 
 
 async def test_idle_connection_is_closed(tmp_path):
-    async with serving(tmp_path, keep_alive_s=0.2) as server:
+    async with serving(tmp_path, keep_alive_s=0.8) as server:
         silent, used = await server.connect(), await server.connect()
         await used.send(post(native()))
         assert (await used.response()).status == 200
@@ -870,20 +883,20 @@ async def test_idle_connection_is_closed(tmp_path):
 
 
 async def test_connection_is_kept_while_its_request_is_computed(tmp_path):
-    async with serving(tmp_path, keep_alive_s=0.05) as server:
+    async with serving(tmp_path, keep_alive_s=0.5) as server:
         client = await server.connect()
         await client.send(post(native([1.0]), GATE))
         await server.gate.is_entered()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.8)
         server.gate.open()
         assert own_scores(await client.response()) == [1]
 
 
 async def test_used_connection_is_kept_for_the_whole_idle_time(tmp_path):
-    async with serving(tmp_path, keep_alive_s=0.3) as server:
+    async with serving(tmp_path, keep_alive_s=1.2) as server:
         client = await server.connect()
-        for _ in range(4):
-            await asyncio.sleep(0.2)
+        for _ in range(3):
+            await asyncio.sleep(0.5)
             await client.send(post(native()))
             assert (await client.response()).status == 200
 
