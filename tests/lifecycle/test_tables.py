@@ -295,9 +295,7 @@ async def test_shadow_scores_requests_by_keys_with_its_own_table(folder, manifes
         shadow = registry.shadows["tiny"]
         assert items_of(registry, shadow.other).version == 2
         assert (await score(client, [1, 99, 2])).json()["tables"]["items"] == "1"
-        async with asyncio.timeout(10):
-            while not shadow.compared:  # noqa: ASYNC110  (nothing signals it)
-                await asyncio.sleep(0.01)
+        await until(lambda: shadow.compared, "the versions are compared")
         assert shadow.failed == 0
 
 

@@ -12,6 +12,7 @@ from app.main import gatehouse
 from app.protocol.native import Native
 from app.settings import Settings
 from tests.support.artifacts import add_version
+from tests.support.waiting import PATIENCE_S
 
 SHADOW = "active = 1\n[shadow]\nversion = 2\nshare = 1.0\n"
 
@@ -38,7 +39,7 @@ async def shown(client):
 
 
 async def until(client, name, at_least=1):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (state := await shown(client))[name] < at_least:  # noqa: ASYNC110  (over HTTP)
             await asyncio.sleep(0.01)
     return state
@@ -140,7 +141,7 @@ async def test_the_order_of_a_canary_is_compared_with_the_active_version(folder)
         async with client_of(parts) as client:
             example = (await client.get("/v1/models/tiny")).json()["example_request"]
             assert (await client.post("/v1/score", json=example)).json()["role"] == "canary"
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while True:
                     card = (await client.get("/v1/models/tiny")).json()
                     if card["traffic"]["canary"]["compared"]:
