@@ -1,5 +1,6 @@
 """Shared by all tests: asyncio as the only loop, one torch thread, and a tiny trained artifact."""
 
+import functools
 import inspect
 import io
 import os
@@ -10,6 +11,7 @@ import hypothesis
 import pytest
 import torch
 from filelock import FileLock
+from httpx._transports import default
 from rich.console import Console
 
 from app.artifacts.store import Artifact, Store
@@ -44,6 +46,11 @@ os.environ.update(PATIENT)
 _HTTPX_TIMEOUT = inspect.signature(httpx.request).parameters["timeout"].default
 for _phase in ("connect", "read", "write", "pool"):
     setattr(_HTTPX_TIMEOUT, _phase, PATIENCE_S)
+
+# httpx reads the certificates of all authorities for each client and each single call, in 17 ms.
+default.create_ssl_context = functools.cache(  # type: ignore[attr-defined]
+    default.create_ssl_context  # type: ignore[attr-defined]
+)
 
 # A shell starts background commands with SIGINT ignored, and child processes inherit that. Tests
 # that press Ctrl-C in a child process need the default.
