@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def server(store, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
-    flags = ("--keep-alive-s", "1", "--body-timeout-ms", "300")
+    flags = ("--keep-alive-s", "2", "--body-timeout-ms", "1000")
     with running_server(store.folder, log, *flags) as server:
         yield server
 
@@ -45,9 +45,8 @@ def is_fine(server) -> bool:
     return httpx.get(f"{server.url}/livez").status_code == 200
 
 
-def test_request_to_upgrade_is_served_in_http_1_1(server, connection):
-    example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
-    body = json.dumps(example).encode()
+def test_request_to_upgrade_is_served_in_http_1_1(example, connection):
+    body = example
     connection.sendall(
         b"POST /v1/score HTTP/1.1\r\nhost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
         b"Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\ncontent-type: application/json\r\n"
@@ -114,11 +113,8 @@ def test_some_pipelined_requests_are_answered_in_order(server, connection):
     assert is_fine(server)
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /v1/score HTT"])
-def test_a_silent_connection_is_closed(server, connection, sent):
-    connection.sendall(sent)
-    received = everything(connection)
-    assert received == b"" if not sent else received.startswith(b"HTTP/1.1 408 ")
+def test_a_silent_connection_is_closed(server, connection):
+    assert everything(connection) == b""
     assert is_fine(server)
 
 
@@ -240,7 +236,6 @@ def test_a_body_that_stops_coming_is_given_up(server, connection, framing):
     ids=["empty line", "body nobody reads", "refused body"],
 )
 def test_who_stops_in_between_requests_is_not_waited_for(server, connection, request_, more):
-    connection.settimeout(10)
     connection.sendall(request_)
     one_answer(connection)
     connection.sendall(more)
