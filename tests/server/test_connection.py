@@ -180,7 +180,7 @@ def check_order(number: int, response: Response) -> None:
         assert own_scores(response) == [number]
 
 
-@pytest.mark.parametrize("count", [2, MOST_PIPELINED, 17, 18, 100, 1000])
+@pytest.mark.parametrize("count", [2, MOST_PIPELINED, 17, 18, 300])
 async def test_pipelined_requests_of_all_kinds_are_answered_in_order(server, count):
     client = await server.connect()
     await client.send(*map(mixed, range(count)))
@@ -188,7 +188,7 @@ async def test_pipelined_requests_of_all_kinds_are_answered_in_order(server, cou
         check_order(number, await client.response())
 
 
-@pytest.mark.parametrize("count", [17, 18, 100, 1000])
+@pytest.mark.parametrize("count", [17, 18, 1000])
 async def test_pipelined_requests_without_a_body_are_answered_in_order(server, count):
     client = await server.connect()
     await client.send(LIVE * count)
@@ -201,10 +201,10 @@ async def test_requests_behind_an_upgrade_request_are_all_answered_in_order(serv
     client = await server.connect()
     fields = [b"x%d:%b" % (each, b"v" * 340) for each in range(size // 350)]
     lines = [b"GET /livez HTTP/1.1", b"host: x", b"connection: upgrade", b"upgrade: h2c", *fields]
-    await client.send(LIVE + b"\r\n".join([*lines, b"", b""]), *map(mixed, range(600)))
+    await client.send(LIVE + b"\r\n".join([*lines, b"", b""]), *map(mixed, range(150)))
     for _ in range(2):
         assert (await client.response()).body == b"alive\n"
-    for number in range(600):
+    for number in range(150):
         check_order(number, await client.response())
 
 
