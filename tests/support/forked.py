@@ -1,13 +1,14 @@
-"""`gatehouse` commands in forks of a process that has imported the service already.
+"""`python -m app` and `python -m models`, as forks of a process that has imported torch already.
 
-Python needs more than a second to import torch, longer than most tests take. So a process that
-never runs a command imports it once, and each command is a fork of it, as the processes of
-`gatehouse serve --processes` are forks of their supervisor. Tests of the start itself, of its
-imports and of variables that libraries read run `python -m app`.
+The import takes more than a second, longer than most tests. So a process that never runs a command
+imports it once, and each command is a fork of it, as the processes of `gatehouse serve --processes`
+are forks of their supervisor. Tests of the start itself, of its imports and of variables that
+libraries read start Python.
 """
 
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ _FORKS.set_forkserver_preload(["app.cli.main", "app.cli.serve", "app.server.proc
 
 
 class Forked:
-    """A command that runs; its methods are those of `subprocess.Popen`."""
+    """`python -m` with a module and its arguments; the methods are those of `subprocess.Popen`."""
 
     def __init__(
         self,
@@ -31,7 +32,7 @@ class Forked:
         cwd: Path,
         env: Mapping[str, str],
     ) -> None:
-        """Start `gatehouse` with these arguments; its output goes to files."""
+        """Start a module with arguments; its output goes to files."""
         given = ([*arguments], stdout, stderr, str(cwd), dict(env))
         self._process = _FORKS.Process(target=_run, args=given, daemon=True)
         self._process.start()
@@ -51,7 +52,7 @@ class Forked:
         """Wait until the process has ended; return the exit code."""
         self._process.join(timeout)
         if self.returncode is None:
-            raise subprocess.TimeoutExpired("gatehouse", timeout or 0)
+            raise subprocess.TimeoutExpired("python -m", timeout or 0)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -67,7 +68,7 @@ class Forked:
 def run_forked(
     arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; return what it wrote, as `subprocess.run` does."""
+    """Run a module to its end; return what it wrote, as `subprocess.run` does."""
     with tempfile.TemporaryDirectory() as temporary:
         out, err = Path(temporary) / "out", Path(temporary) / "err"
         process = Forked(arguments, stdout=out, stderr=err, cwd=cwd, env=env)
@@ -81,7 +82,7 @@ def run_forked(
 def _run(
     arguments: Sequence[str], stdout: Path | None, stderr: Path, cwd: str, env: dict[str, str]
 ) -> None:
-    """Take the place of a new `python -m app`: its streams, environment and folder."""
+    """Take the place of a new Python: its streams, environment and folder."""
     for descriptor, path in ((1, stdout), (2, stderr)):
         if path is not None:
             opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -91,7 +92,6 @@ def _run(
     os.environ.update(env)
     os.chdir(cwd)
     tempfile.tempdir = None  # TMPDIR may be another
-    sys.argv = ["gatehouse", *arguments]
-    from app.cli.main import main
-
-    sys.exit(main())
+    module, *rest = arguments
+    sys.argv = [module, *rest]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -61,7 +61,7 @@ def running_server(
     of `checkout`, a working tree.
     """
     port = free_port()
-    arguments = ["serve", "--store", str(store.absolute()), "--port", str(port), *flags]
+    arguments = ["app", "serve", "--store", str(store.absolute()), "--port", str(port), *flags]
     env = {**clean_environment(), **environment}
     process: subprocess.Popen[bytes] | Forked
     if checkout == REPOSITORY:
@@ -69,7 +69,7 @@ def running_server(
     else:
         with log.open("wb") as stderr:
             process = subprocess.Popen(
-                [python_of(checkout), "-m", "app", *arguments], stderr=stderr, cwd=checkout, env=env
+                [python_of(checkout), "-m", *arguments], stderr=stderr, cwd=checkout, env=env
             )
     server = Server(process, f"http{'s' if ca else ''}://127.0.0.1:{port}", log)
     try:
@@ -91,7 +91,7 @@ def failed_start(
 ) -> subprocess.CompletedProcess[str]:
     """Run `gatehouse serve` for as long as it runs; return its exit code and output."""
     env = {**clean_environment(), **environment}
-    return run_forked(["serve", *flags], cwd=REPOSITORY, env=env, timeout=START_S)
+    return run_forked(["app", "serve", *flags], cwd=REPOSITORY, env=env, timeout=START_S)
 
 
 def clean_environment() -> dict[str, str]:
