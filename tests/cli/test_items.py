@@ -23,21 +23,12 @@ from app.artifacts.tables.listing import tables_of
 from app.artifacts.tables.table import open_table
 from app.cli.main import main
 from app.errors import ExitCode
-from app.settings import Settings
 from tests import REPOSITORY
 from tests.support.artifacts import corrupt
 from tests.support.builders import Request, batch, description, published, scripted
 from tests.support.server import clean_environment, running_server
 
 VOCABULARY = "vocabulary.item.jsonl"
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    """A terminal wide enough for a table, and no setting from outside."""
-    monkeypatch.setenv("COLUMNS", "250")
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"GATEHOUSE_{name.upper()}", raising=False)
 
 
 @pytest.fixture(scope="module")

@@ -17,19 +17,10 @@ from app.artifacts.inputs import DenseInput
 from app.artifacts.store import Store
 from app.cli.main import main
 from app.errors import ExitCode
-from app.settings import Settings
 from tests import REPOSITORY
 from tests.support.artifacts import add_version, corrupt
 from tests.support.builders import INPUTS, published
 from tests.support.server import clean_environment, running_server
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    """A terminal wide enough for a table, and no setting from outside."""
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"GATEHOUSE_{name.upper()}", raising=False)
 
 
 @pytest.fixture

@@ -268,7 +268,8 @@ async def test_a_wrong_traffic_file_changes_nothing_and_is_reported_once(folder,
         assert gauge(parts, "reload_successful", file="traffic") == 1
 
 
-async def test_wrong_traffic_file_of_one_model_shows_while_another_one_is_good(folder):
+@pytest.mark.parametrize("end", ["mended", "removed"])
+async def test_wrong_traffic_file_of_one_model_shows_while_another_one_is_good(folder, end):
     published(folder, name="other")
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
@@ -280,19 +281,10 @@ async def test_wrong_traffic_file_of_one_model_shows_while_another_one_is_good(f
             await parts.deployment.refresh()
             assert parts.service.registry.traffic["tiny"].keep == keep
             assert gauge(parts, "reload_successful", file="traffic") == 0
-        (folder / "other" / "traffic.toml").write_text("active = 1")
-        await parts.deployment.refresh()
-        assert gauge(parts, "reload_successful", file="traffic") == 1
-
-
-async def test_wrong_traffic_file_of_a_model_that_is_removed_is_forgotten(folder):
-    published(folder, name="other")
-    async with gatehouse(settings(folder)) as parts:
-        await parts.deployment.refresh()
-        (folder / "other" / "traffic.toml").write_text("aktive = 1")
-        await parts.deployment.refresh()
-        assert gauge(parts, "reload_successful", file="traffic") == 0
-        shutil.rmtree(folder / "other")
+        if end == "mended":
+            (folder / "other" / "traffic.toml").write_text("active = 1")
+        else:
+            shutil.rmtree(folder / "other")
         await parts.deployment.refresh()
         assert parts.service.registry.traffic_problems == {}
         assert gauge(parts, "reload_successful", file="traffic") == 1

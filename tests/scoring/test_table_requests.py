@@ -7,7 +7,6 @@ import asyncio
 import re
 import shutil
 
-import httpx
 import numpy as np
 import pytest
 
@@ -20,6 +19,7 @@ from app.main import gatehouse
 from app.settings import Settings
 from tests.support.artifacts import add_version
 from tests.support.builders import INPUTS, published
+from tests.support.in_process import client_of
 from tests.support.mixtures import GATES, Mixture
 from tests.support.model_tables import change_rows, publish_rows, random_rows
 from tests.support.waiting import until
@@ -87,10 +87,6 @@ BY_KEYS = {"user": 5, "candidates": CANDIDATES, "candidate_keys": CANDIDATES}
 
 def serving(store, **changes):
     return gatehouse(Settings(store=store, lanes=1, request_timeout_ms=30_000, **changes))
-
-
-def client_of(parts):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(parts.app), base_url="http://gatehouse")
 
 
 async def observed(parts, client, request):

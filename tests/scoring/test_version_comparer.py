@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import weakref
 
-import httpx
 import pytest
 
 from app.errors import FieldError, InvalidRequest
@@ -12,6 +11,7 @@ from app.main import gatehouse
 from app.protocol.native import Native
 from app.settings import Settings
 from tests.support.artifacts import add_version
+from tests.support.in_process import client_of
 from tests.support.waiting import PATIENCE_S
 
 SHADOW = "active = 1\n[shadow]\nversion = 2\nshare = 1.0\n"
@@ -27,11 +27,6 @@ def folder(tmp_path, tiny):
 
 def settings(folder):
     return Settings(store=folder, lanes=1, request_timeout_ms=30_000)
-
-
-def client_of(parts):
-    transport = httpx.ASGITransport(parts.app)
-    return httpx.AsyncClient(transport=transport, base_url="http://gatehouse")
 
 
 async def shown(client):
