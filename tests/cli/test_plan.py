@@ -97,7 +97,7 @@ def planned(monkeypatch, capsys, *arguments):
     """Run the command on made-up costs; return its exit code and its output."""
     measured = Measured("feed/7", REPLICA, 20_000, 1_000, 300_000_000)
     monkeypatch.setattr(command, "measure", lambda _: measured)
-    monkeypatch.setattr(command, "fleet", FLEETS)
+    monkeypatch.setattr("app.benchmarking.replica.fleet", FLEETS)
     code = main(["plan", "--url", "http://here", "--rate", "9000", *arguments])
     return code, *capsys.readouterr()
 
