@@ -40,7 +40,7 @@ LIVE = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+@pytest.fixture(scope="module", params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request):
     return "asyncio", {"use_uvloop": request.param}
 
@@ -144,6 +144,13 @@ async def server(tmp_path):
         yield server
 
 
+@pytest.fixture(scope="module")
+async def shared(tmp_path_factory):
+    """A server for all tests that only look at their own connections."""
+    async with serving(tmp_path_factory.mktemp("shared")) as server:
+        yield server
+
+
 def post(body: bytes, path: str = SCORE, *headers: bytes, version: bytes = b"1.1") -> bytes:
     """A plain call, which takes the direct door."""
     lines = [b"POST %b HTTP/%b" % (path.encode(), version), b"host: x", *headers]
@@ -181,24 +188,25 @@ def check_order(number: int, response: Response) -> None:
 
 
 @pytest.mark.parametrize("count", [2, MOST_PIPELINED, 17, 18, 300])
-async def test_pipelined_requests_of_all_kinds_are_answered_in_order(server, count):
-    client = await server.connect()
+async def test_pipelined_requests_of_all_kinds_are_answered_in_order(shared, count):
+    client = await shared.connect()
     await client.send(*map(mixed, range(count)))
     for number in range(count):
         check_order(number, await client.response())
 
 
 @pytest.mark.parametrize("count", [17, 18, 1000])
-async def test_pipelined_requests_without_a_body_are_answered_in_order(server, count):
-    client = await server.connect()
+async def test_pipelined_requests_without_a_body_are_answered_in_order(shared, count):
+    client = await shared.connect()
     await client.send(LIVE * count)
     for _ in range(count):
         assert (await client.response()).body == b"alive\n"
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("size", [100, 2_000, *range(17_000, 32_000, 1_500)])
-async def test_requests_behind_an_upgrade_request_are_all_answered_in_order(server, size):
-    client = await server.connect()
+async def test_requests_behind_an_upgrade_request_are_all_answered_in_order(shared, size):
+    client = await shared.connect()
     fields = [b"x%d:%b" % (each, b"v" * 340) for each in range(size // 350)]
     lines = [b"GET /livez HTTP/1.1", b"host: x", b"connection: upgrade", b"upgrade: h2c", *fields]
     await client.send(LIVE + b"\r\n".join([*lines, b"", b""]), *map(mixed, range(150)))
@@ -209,8 +217,8 @@ async def test_requests_behind_an_upgrade_request_are_all_answered_in_order(serv
 
 
 @pytest.mark.parametrize("count", [17, 18, 100])
-async def test_pipelined_direct_calls_are_answered_in_order(server, count):
-    client = await server.connect()
+async def test_pipelined_direct_calls_are_answered_in_order(shared, count):
+    client = await shared.connect()
     await client.send(*(post(native([float(number)])) for number in range(count)))
     for number in range(count):
         assert own_scores(await client.response()) == [number]
@@ -241,8 +249,8 @@ async def test_reading_pauses_while_requests_are_pipelined(server):
         assert (await client.response()).body == b"alive\n"
 
 
-async def test_connection_close_ends_a_pipeline(server):
-    client = await server.connect()
+async def test_connection_close_ends_a_pipeline(shared):
+    client = await shared.connect()
     await client.send(post(native(), SCORE, b"connection: close"), LIVE)
     assert (await client.response()).headers["connection"] == "close"
     assert await client.rest() == b""
@@ -309,8 +317,8 @@ async def test_request_before_a_half_closed_body_is_answered(server):
 
 
 @pytest.mark.parametrize("request_", [post(native()), post_chunked(native()), LIVE])
-async def test_half_closed_connection_gets_its_response(server, request_):
-    client = await server.connect()
+async def test_half_closed_connection_gets_its_response(shared, request_):
+    client = await shared.connect()
     await client.send(request_)
     client.writer.write_eof()
     assert (await client.response()).status == 200
@@ -350,8 +358,8 @@ async def test_interim_response_does_not_break_a_response_that_is_being_written(
         assert [len(own_scores(each)) for each in responses] == [4096] * 10
 
 
-async def test_pipelined_requests_of_a_half_closed_connection_are_answered(server):
-    client = await server.connect()
+async def test_pipelined_requests_of_a_half_closed_connection_are_answered(shared):
+    client = await shared.connect()
     await client.send(*map(mixed, range(12)))
     client.writer.write_eof()
     for number in range(12):
@@ -597,15 +605,15 @@ def chunk(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
-async def test_trailer_fields_are_ignored(server):
-    client = await server.connect()
+async def test_trailer_fields_are_ignored(shared):
+    client = await shared.connect()
     trailers = b"x-request-priority: urgent\r\nx-request-timeout-ms: soon\r\nhost: y\r\n"
     await client.send(CHUNKED, b"\r\n", chunk(native()), b"0\r\n", trailers, b"\r\n")
     assert (await client.response()).status == 200
 
 
-async def test_trailer_fields_are_not_counted_as_headers(server):
-    client = await server.connect()
+async def test_trailer_fields_are_not_counted_as_headers(shared):
+    client = await shared.connect()
     trailers = b"a: b\r\n" * (2 * MOST_HEADERS)
     await client.send(CHUNKED, b"\r\n", chunk(native()), b"0\r\n", trailers, b"\r\n", LIVE)
     assert (await client.response()).status == 200
@@ -627,10 +635,10 @@ async def test_key_in_a_trailer_is_ignored(tmp_path):
     ids=["field", "fields"],
 )
 @pytest.mark.parametrize("start", [b"0\r\nx: ", b"1;x="], ids=["trailer", "chunk-extension"])
-async def test_trailers_and_chunk_extensions_are_bounded(server, start, endless):
+async def test_trailers_and_chunk_extensions_are_bounded(shared, start, endless):
     if start == b"1;x=":
         endless = endless.replace(b"\r\n", b"").replace(b": ", b"")
-    client = await server.connect()
+    client = await shared.connect()
     await client.send(CHUNKED, b"\r\n", start)
     sent = 0
     while not client.reader.at_eof() and sent < 100 * LARGEST_HEAD:
@@ -643,7 +651,7 @@ async def test_trailers_and_chunk_extensions_are_bounded(server, start, endless)
     assert sent < 20 * LARGEST_HEAD
     received = await client.rest()
     assert received == b"" or received.startswith(b"HTTP/1.1 431 ")
-    assert (await (await one_more(server)).response()).status == 200
+    assert (await (await one_more(shared)).response()).status == 200
 
 
 async def test_trailers_over_the_limit_are_431(server):
@@ -659,18 +667,18 @@ async def test_trailers_over_the_limit_are_431(server):
 @pytest.mark.parametrize(
     "size", [b"zz", b"-1", b"0x5", b"", b" 5", b"5 5", b"f" * 17, b"fffffffffffffffff"], ids=str
 )
-async def test_malformed_chunk_size_is_400(server, size):
-    client = await server.connect()
+async def test_malformed_chunk_size_is_400(shared, size):
+    client = await shared.connect()
     await client.send(CHUNKED, b"\r\n", size, b"\r\n{}\r\n0\r\n\r\n")
     assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
-    assert (await (await one_more(server)).response()).status == 200
+    assert (await (await one_more(shared)).response()).status == 200
 
 
 @pytest.mark.parametrize(
     "coding", [b"gzip", b"identity", b"gzip, chunked", b"chunked, gzip", b"chunked, chunked", b"x"]
 )
-async def test_other_transfer_codings_are_not_implemented(server, coding):
-    client = await server.connect()
+async def test_other_transfer_codings_are_not_implemented(shared, coding):
+    client = await shared.connect()
     await client.send(
         b"POST %b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: %b\r\n\r\n0\r\n\r\n"
         % (SCORE.encode(), coding)
@@ -682,8 +690,8 @@ async def test_other_transfer_codings_are_not_implemented(server, coding):
         assert received.startswith(b"HTTP/1.1 501 ")
 
 
-async def test_chunked_coding_is_read_in_any_case(server):
-    client = await server.connect()
+async def test_chunked_coding_is_read_in_any_case(shared):
+    client = await shared.connect()
     await client.send(CHUNKED.replace(b": chunked", b":  Chunked "), b"\r\n", chunk(native()))
     await client.send(b"0\r\n\r\n")
     assert (await client.response()).status == 200
@@ -702,15 +710,15 @@ async def test_missing_or_second_host_is_400(server, request_, hosts):
     assert server.value("requests_total", route="none", model="", status="400") == 1
 
 
-async def test_http_1_0_needs_no_host(server):
-    client = await server.connect()
+async def test_http_1_0_needs_no_host(shared):
+    client = await shared.connect()
     await client.send(b"GET /livez HTTP/1.0\r\n\r\n")
     assert (await client.response()).status == 200
 
 
 @pytest.mark.parametrize("host", [b"a b", b"a/b", b"a@b", b"a?b", b"a\\b"])
-async def test_host_with_characters_of_no_host_is_400(server, host):
-    client = await server.connect()
+async def test_host_with_characters_of_no_host_is_400(shared, host):
+    client = await shared.connect()
     await client.send(LIVE.replace(b"host: x", b"host: " + host))
     assert (await client.response()).status == 400
 
@@ -718,8 +726,8 @@ async def test_host_with_characters_of_no_host_is_400(server, host):
 @pytest.mark.parametrize(
     "host", [b"", b"x:80", b"[::1]:8000", b"10.0.0.1", b"a_b.svc.cluster.local", b"xn--bcher-kva.x"]
 )
-async def test_host_is_a_name_or_an_address(server, host):
-    client = await server.connect()
+async def test_host_is_a_name_or_an_address(shared, host):
+    client = await shared.connect()
     await client.send(LIVE.replace(b"host: x", b"host: " + host))
     assert (await client.response()).status == 200
 
@@ -729,20 +737,20 @@ async def test_host_is_a_name_or_an_address(server, host):
 
 @pytest.mark.parametrize("version", ["0.9", "2.0"])
 @pytest.mark.parametrize("request_", [LIVE, post(native())], ids=["asgi", "direct"])
-async def test_other_versions_of_http_are_505(server, version, request_):
-    client = await server.connect()
+async def test_other_versions_of_http_are_505(shared, version, request_):
+    client = await shared.connect()
     await client.send(request_.replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
     assert (await client.rest()).startswith(b"HTTP/1.1 505 ")
 
 
-async def test_request_line_without_a_version_is_505(server):
-    client = await server.connect()
+async def test_request_line_without_a_version_is_505(shared):
+    client = await shared.connect()
     await client.send(b"GET /livez\r\n\r\n")
     assert (await client.rest()).startswith(b"HTTP/1.1 505 ")
 
 
-async def test_chunked_body_of_http_1_0_is_400(server):
-    client = await server.connect()
+async def test_chunked_body_of_http_1_0_is_400(shared):
+    client = await shared.connect()
     request = post_chunked(native(), SCORE, b"connection: keep-alive")
     await client.send(request.replace(b"HTTP/1.1", b"HTTP/1.0"), LIVE)
     received = await client.rest()
@@ -774,8 +782,8 @@ async def test_chunked_body_of_http_1_0_is_400(server):
     ],
 )
 @pytest.mark.parametrize("path", [SCORE, "/livez"])
-async def test_ambiguous_framing_is_400_and_the_connection_ends(server, path, lengths):
-    client = await server.connect()
+async def test_ambiguous_framing_is_400_and_the_connection_ends(shared, path, lengths):
+    client = await shared.connect()
     lines = [b"POST %b HTTP/1.1" % path.encode(), b"host: x", *lengths, b"", b"0\r\n\r\n"]
     await client.send(b"\r\n".join(lines), LIVE)
     received = await client.rest()
@@ -784,22 +792,22 @@ async def test_ambiguous_framing_is_400_and_the_connection_ends(server, path, le
 
 
 @pytest.mark.parametrize("path", ["/v1/models/%73ums/score", "/v2/models/sums/%69nfer"])
-async def test_percent_encoded_paths_are_decoded(server, path):
-    client = await server.connect()
+async def test_percent_encoded_paths_are_decoded(shared, path):
+    client = await shared.connect()
     await client.send(post(b"{}", path))
     assert (await client.response()).status == 422  # the model is found
 
 
-async def test_offer_to_upgrade_keeps_the_other_connection_options(server):
-    client = await server.connect()
+async def test_offer_to_upgrade_keeps_the_other_connection_options(shared):
+    client = await shared.connect()
     offer = b"connection: Upgrade, close, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: AAMA"
     await client.send(post(native(), SCORE, *offer))
     assert (await client.response()).headers["connection"] == "close"
     assert await client.rest() == b""
 
 
-async def test_offer_to_upgrade_of_http_1_0_is_answered_as_http_1_0(server):
-    client = await server.connect()
+async def test_offer_to_upgrade_of_http_1_0_is_answered_as_http_1_0(shared):
+    client = await shared.connect()
     offer = b"connection: upgrade", b"upgrade: h2c"
     await client.send(post(native(), SCORE, *offer, version=b"1.0"))
     assert (await client.response()).headers["connection"] == "close"
@@ -809,8 +817,8 @@ async def test_offer_to_upgrade_of_http_1_0_is_answered_as_http_1_0(server):
 # Expect: 100-continue
 
 
-async def test_connection_goes_on_after_an_expected_body(server):
-    client = await server.connect()
+async def test_connection_goes_on_after_an_expected_body(shared):
+    client = await shared.connect()
     body = native([1.0])
     for _ in range(3):
         await client.send(post(body, SCORE, b"expect: 100-continue")[: -len(body)])
@@ -822,8 +830,8 @@ async def test_connection_goes_on_after_an_expected_body(server):
 @pytest.mark.parametrize(
     ("path", "header"), [(SCORE, b"content-type: text/plain"), ("/nowhere", b"x: y")]
 )
-async def test_refused_expectation_closes_the_connection(server, path, header):
-    client = await server.connect()
+async def test_refused_expectation_closes_the_connection(shared, path, header):
+    client = await shared.connect()
     await client.send(post(b"", path, header, b"expect: 100-continue").replace(b": 0", b": 20"))
     response = await client.response()
     assert response.status in (404, 415)
@@ -831,8 +839,8 @@ async def test_refused_expectation_closes_the_connection(server, path, header):
     assert await client.rest() == b""
 
 
-async def test_client_of_http_1_0_gets_no_interim_response(server):
-    client = await server.connect()
+async def test_client_of_http_1_0_gets_no_interim_response(shared):
+    client = await shared.connect()
     await client.send(post(native(), SCORE, b"expect: 100-continue", version=b"1.0"))
     assert (await client.rest()).startswith(b"HTTP/1.1 200 ")
 
