@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -23,10 +24,14 @@ def server(store, tmp_path_factory):
         yield server
 
 
+def connected(server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
 @pytest.fixture
 def connection(server):
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with connected(server) as connection:
         yield connection
 
 
@@ -226,20 +231,21 @@ def test_a_body_that_stops_coming_is_given_up(server, connection, framing):
     assert is_fine(server)
 
 
-@pytest.mark.parametrize(
-    ("request_", "more"),
-    [
-        (b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n"),
-        (b"GET /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n", b"a"),
-        (HEAD + b"content-encoding: br\r\ncontent-length: 100000\r\n\r\n", b"a"),
-    ],
-    ids=["empty line", "body nobody reads", "refused body"],
-)
-def test_who_stops_in_between_requests_is_not_waited_for(server, connection, request_, more):
-    connection.sendall(request_)
-    one_answer(connection)
-    connection.sendall(more)
-    assert everything(connection) == b""
+IN_BETWEEN = [
+    (b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n"),  # an empty line
+    (b"GET /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n", b"a"),  # nobody reads it
+    (HEAD + b"content-encoding: br\r\ncontent-length: 100000\r\n\r\n", b"a"),  # it was refused
+]
+
+
+def test_who_stops_in_between_requests_is_not_waited_for(server):
+    with ExitStack() as stack:  # all at once: the server waits for each
+        connections = [stack.enter_context(connected(server)) for _ in IN_BETWEEN]
+        for connection, (request_, more) in zip(connections, IN_BETWEEN, strict=True):
+            connection.sendall(request_)
+            one_answer(connection)
+            connection.sendall(more)
+        assert [everything(each) for each in connections] == [b"", b"", b""]
     assert is_fine(server)
 
 
