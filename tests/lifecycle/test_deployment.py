@@ -14,9 +14,11 @@ from app.errors import ArtifactInvalid
 from app.lifecycle.poll_timer import PollTimer
 from app.main import gatehouse
 from app.settings import Settings
-from tests.lifecycle.serving import active, client_of, gauge, roles, settings
+from tests.lifecycle.serving import active, gauge, roles, settings
 from tests.support.artifacts import add_version, corrupt
 from tests.support.builders import published
+from tests.support.in_process import client_of
+from tests.support.waiting import PATIENCE_S, until
 
 
 async def test_the_newest_version_is_served(folder):

@@ -2,7 +2,6 @@
 
 import shutil
 
-import httpx
 import numpy as np
 import pytest
 
