@@ -39,7 +39,9 @@ class _Parser(argparse.ArgumentParser):
     def refuse_unknown_options(self, arguments: Sequence[str]) -> None:
         """Report an unknown option before argparse reports that a required one is missing."""
         known = [option for action in self._actions for option in action.option_strings]
-        for option in (each.partition("=")[0] for each in arguments if each.startswith("-")):
+        for option in (
+            argument.partition("=")[0] for argument in arguments if argument.startswith("-")
+        ):
             if option not in known:
                 self.error(f"unknown option {option}{did_you_mean(option, known)}")
 
@@ -87,15 +89,15 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         required=True, metavar="COMMAND", title="commands", parser_class=_Parser
     )
     commands: dict[str, _Parser] = {}
-    for each in COMMANDS:
-        commands[each.name] = subparsers.add_parser(
-            each.name,
-            help=each.summary,
-            description=f"{each.summary[0].upper()}{each.summary[1:]}.",
-            epilog=f"Example: python -m models {each.name} {each.example}",
+    for command in COMMANDS:
+        commands[command.name] = subparsers.add_parser(
+            command.name,
+            help=command.summary,
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            epilog=f"Example: python -m models {command.name} {command.example}",
         )
-        commands[each.name].set_defaults(command=each.run, interrupted=each.interrupted)
-        each.add_arguments(commands[each.name])
+        commands[command.name].set_defaults(command=command.run, interrupted=command.interrupted)
+        command.add_arguments(commands[command.name])
     return parser, commands
 
 
@@ -196,7 +198,7 @@ def _add_series(parser: argparse.ArgumentParser, configs: Sequence[Path]) -> Non
         nargs="*",
         default=configs,
         metavar="CONFIG",
-        help=f"experiments, TOML files (default: {', '.join(each.stem for each in configs)})",
+        help=f"experiments, TOML files (default: {', '.join(path.stem for path in configs)})",
     )
     parser.add_argument(
         "--seeds",

@@ -1,6 +1,9 @@
 """Shared by all tests: asyncio as the only loop, one torch thread, and a tiny trained artifact."""
 
+import functools
+import inspect
 import io
+import os
 import signal
 
 import httpx
@@ -8,6 +11,7 @@ import hypothesis
 import pytest
 import torch
 from filelock import FileLock
+from httpx._transports import default
 from rich.console import Console
 
 from app.artifacts.store import Artifact, Store
@@ -16,15 +20,37 @@ from app.main import gatehouse
 from app.settings import Settings
 from models.training import experiment, train
 from tests import TINY_EXPERIMENT
+from tests.support.server import PATIENT
+from tests.support.waiting import PATIENCE_S
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile(  # no test depends on time
-    "gatehouse", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+# No test depends on time, and a run fails only because of a change: its examples are those of the
+# run before. To look for new ones: pytest --hypothesis-profile explore
+hypothesis.settings.register_profile(
+    "gatehouse",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.register_profile(  # make test-fast
     "fast", hypothesis.settings.get_profile("gatehouse"), max_examples=20
 )
+hypothesis.settings.register_profile(
+    "explore", hypothesis.settings.get_profile("gatehouse"), derandomize=False, max_examples=1000
+)
 hypothesis.settings.load_profile("gatehouse")
+
+# A machine that runs other things may stop for seconds. These are for tests that do not test a
+# time limit: the service's deadline of a request, and the 5 s after which httpx gives up.
+os.environ.update(PATIENT)
+_HTTPX_TIMEOUT = inspect.signature(httpx.request).parameters["timeout"].default
+for _phase in ("connect", "read", "write", "pool"):
+    setattr(_HTTPX_TIMEOUT, _phase, PATIENCE_S)
+
+# httpx reads the certificates of all authorities for each client and each single call, in 17 ms.
+default.create_ssl_context = functools.cache(  # type: ignore[attr-defined]
+    default.create_ssl_context  # type: ignore[attr-defined]
+)
 
 # A shell starts background commands with SIGINT ignored, and child processes inherit that. Tests
 # that press Ctrl-C in a child process need the default.

@@ -13,6 +13,7 @@ result.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -167,6 +168,46 @@ class _Origins:
         return self.own | self.elements
 
 
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    """What an operator's schema says about memory.
+
+    Attributes:
+        names: of the arguments.
+        argument_aliases: for each argument, the names of the memory that it shares.
+        is_written: for each argument, whether it is written to.
+        result_aliases: for each result, the names of the memory that it may share; `*` is any.
+        writes_to_elements: whether each tensor of a list is written to.
+    """
+
+    names: tuple[str, ...]
+    argument_aliases: tuple[frozenset[str], ...]
+    is_written: tuple[bool, ...]
+    result_aliases: tuple[frozenset[str], ...]
+    writes_to_elements: bool
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of(text: str) -> "_Schema":
+        """Parse a schema; a graph has the same few ones hundreds of times."""
+        schema = torch._C.parse_schema(text)
+        return _Schema(
+            tuple(argument.name for argument in schema.arguments),
+            tuple(map(_aliases, schema.arguments)),
+            tuple(
+                bool(argument.alias_info and argument.alias_info.is_write)
+                for argument in schema.arguments
+            ),
+            tuple(map(_aliases, schema.returns)),
+            "!)[]" in text,
+        )
+
+
+def _aliases(argument: Any) -> frozenset[str]:
+    alias = argument.alias_info
+    return frozenset() if alias is None else frozenset(alias.before_set | alias.after_set)
+
+
 class _Analysis:
     """Follows a graph in execution order."""
 
@@ -223,10 +264,10 @@ class _Analysis:
                 self._loop(node)
             elif node.hasAttribute("Subgraph") and node.kindOf("Subgraph") == "g":
                 self._subgraph(node)
-            elif kind in _REARRANGE or node.schema() == "(no schema)":
+            elif kind in _REARRANGE or (schema := node.schema()) == "(no schema)":
                 self._rearrange(node, kind)
             else:
-                self._operator(node, kind)
+                self._operator(node, kind, _Schema.of(schema))
 
     def _get_attribute(self, node: Any) -> None:
         owners = self._of(node.inputsAt(0)).own
@@ -274,31 +315,26 @@ class _Analysis:
             else:  # such as prim::unchecked_cast
                 self._share(output, origins.own, origins.elements)
 
-    def _operator(self, node: Any, kind: str) -> None:
+    def _operator(self, node: Any, kind: str, schema: "_Schema") -> None:
         arguments = list(node.inputs())
         if kind in _STATISTICS_POSITION and self._is_true(arguments[_STATISTICS_POSITION[kind]]):
             self._write(self._of(*arguments[1:5]).own, f"{kind} in training mode")
-        declaration = node.schema()
-        schema = torch._C.parse_schema(declaration)
-        names = [argument.name for argument in schema.arguments]
-        if self._is_random(kind, dict(zip(names, arguments, strict=False))):
+        if self._is_random(kind, dict(zip(schema.names, arguments, strict=False))):
             _add(self._effects.random, kind)
-        if "!)[]" in declaration:  # writes to each tensor of a list
+        if schema.writes_to_elements:
             self._write(self._of(*arguments).elements, kind)
-        names_of: list[tuple[set[str], Any]] = []
-        for argument, value in zip(schema.arguments, arguments, strict=False):
-            alias = argument.alias_info
-            if alias is None:
-                continue
-            names_of.append((set(alias.before_set) | set(alias.after_set), value))
-            if alias.is_write:
+        aliased: list[tuple[frozenset[str], Any]] = []
+        for aliases, is_written, value in zip(
+            schema.argument_aliases, schema.is_written, arguments, strict=False
+        ):
+            if aliases:
+                aliased.append((aliases, value))
+            if is_written:
                 self._write(self._of(value).own, kind)
                 if value.type().kind() in _CONTAINERS:  # something may be put into it
                     self._share(value, set(), self._of(*arguments).all)
         everything = self._of(*arguments)
-        for result, output in zip(schema.returns, node.outputs(), strict=False):
-            alias = result.alias_info
-            aliases = set() if alias is None else set(alias.before_set) | set(alias.after_set)
+        for aliases, output in zip(schema.result_aliases, node.outputs(), strict=False):
             if output.type().kind() in _CONTAINERS:
                 self._share(output, set(), everything.all)
             if kind in UNDECLARED_VIEWS:
@@ -307,7 +343,7 @@ class _Analysis:
                 tensors = [value for value in arguments if value.type().kind() not in _CONTAINERS]
                 self._share(output, self._of(*tensors).own | everything.elements)
             elif aliases:
-                self._assign(output, *(value for of_value, value in names_of if aliases & of_value))
+                self._assign(output, *(value for of_value, value in aliased if aliases & of_value))
 
     def _is_random(self, kind: str, arguments: Mapping[str, Any]) -> bool:
         if kind not in _DROPS_OUT:

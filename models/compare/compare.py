@@ -66,8 +66,8 @@ class Comparison:
 
     def values(self, name: str, task: str, figure: str) -> list[float]:
         """One metric of one network by seed; undefined values are left out."""
-        found = (run.evaluation[task].get(figure) for run in self.runs[name])
-        return [value for value in found if value is not None]
+        values = (run.evaluation[task].get(figure) for run in self.runs[name])
+        return [value for value in values if value is not None]
 
     def spread(self, name: str, task: str, figure: str) -> Spread:
         """Mean and standard deviation of a metric over the seeds."""

@@ -135,12 +135,12 @@ def train_missing(
     Raises:
         Diverged: a loss of a run is not finite; the runs before it are kept.
     """
-    missing = [each for each in planned if run_store.find(each.experiment) is None]
+    missing = [run for run in planned if run_store.find(run.experiment) is None]
     if known := len(planned) - len(missing):
         console.print(f"{known} of {len(planned)} runs are already done", highlight=False)
     if missing:
         _train_all(missing, run_store, SeriesReport(console, runs=len(missing), quiet=quiet))
-    runs = [run_store.find(each.experiment) for each in planned]
+    runs = [run_store.find(run.experiment) for run in planned]
     return [run for run in runs if run is not None]
 
 
@@ -148,11 +148,11 @@ def _train_all(missing: Sequence[PlannedRun], run_store: RunStore, report: Serie
     source: DataConfig | None = None
     splits: Splits
     with report:
-        for each in missing:
-            if each.experiment.data != source:
-                source = each.experiment.data
+        for missed in missing:
+            if missed.experiment.data != source:
+                source = missed.experiment.data
                 splits = data.generate(source)
-            run = _train(each, splits, report)
+            run = _train(missed, splits, report)
             run_store.add(run)
             report.over(run)
 

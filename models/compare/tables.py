@@ -47,7 +47,9 @@ def markdown(comparison: Comparison, times: Times) -> str:
     parts = [NOTES.format(seeds=seeds, baseline=comparison.baseline)]
     if any(" given " in task for task in comparison.tasks):
         parts.append(SPACES)
-    if any(each.startswith(ORACLE) for figures in _first(comparison).values() for each in figures):
+    if any(
+        figure.startswith(ORACLE) for figures in _first(comparison).values() for figure in figures
+    ):
         parts.append(KNOWN)
     parts += [_task(comparison, task) for task in comparison.tasks]
     return "\n".join([*parts, _costs(comparison, times)])
@@ -86,26 +88,29 @@ def _first(comparison: Comparison) -> Evaluation:
 
 
 def _task(comparison: Comparison, task: str) -> str:
-    units = {each.name: each.unit for each in comparison.entries[0].experiment.tasks}
-    found = _first(comparison)[task]
-    figures = [figure for figure in FIGURES if figure in found]
+    units = {config.name: config.unit for config in comparison.entries[0].experiment.tasks}
+    evaluation = _first(comparison)[task]
+    figures = [figure for figure in FIGURES if figure in evaluation]
     unit = units.get(task.split(" given ")[0], "")
     main = comparison.leading(task)
     header = [
         "network",
-        *(FIGURES[each] + (f" ({unit})" if each == "mae" and unit else "") for each in figures),
+        *(
+            FIGURES[figure] + (f" ({unit})" if figure == "mae" and unit else "")
+            for figure in figures
+        ),
     ]
     rows = [
-        [entry.name, *(spread(comparison.spread(entry.name, task, each)) for each in figures)]
+        [entry.name, *(spread(comparison.spread(entry.name, task, figure)) for figure in figures)]
         for entry in comparison.entries
     ]
     if main is not None:
         header.append(f"Δ {FIGURES[main]} (95 %)")
         for entry, row in zip(comparison.entries, rows, strict=True):
             row.append(difference(comparison, entry.name, task, main))
-    if any(name.startswith(ORACLE) for name in found):
-        names = [ORACLE + each for each in figures]
-        cells = (f"{found[name]:.4f}" if name in found else "" for name in names)
+    if any(name.startswith(ORACLE) for name in evaluation):
+        names = [ORACLE + figure for figure in figures]
+        cells = (f"{evaluation[name]:.4f}" if name in evaluation else "" for name in names)
         rows.append([EXPECTATION, *cells, *([""] if main is not None else [])])
     return f"### {task}\n\n{table(header, rows)}"
 

@@ -58,9 +58,9 @@ def numbers(array: pa.Array, decimal: str = ".") -> tuple[Floats, Flags]:
     try:
         return _float64(array), np.zeros(len(array), dtype=np.bool_)
     except pa.ArrowInvalid:
-        values = [_number(each) for each in array.to_pylist()]
-    wrong = np.array([each is None for each in values])
-    return np.array([math.nan if each is None else each for each in values]), wrong
+        values = [_number(value) for value in array.to_pylist()]
+    wrong = np.array([value is None for value in values])
+    return np.array([math.nan if value is None else value for value in values]), wrong
 
 
 def _float64(array: pa.Array) -> Floats:
@@ -194,18 +194,18 @@ def lists(array: pa.Array, separator: str) -> tuple[pa.Array, Integers]:
 
 
 def _json_lists(array: pa.Array, separator: str) -> tuple[pa.Array, Integers]:
-    found = [_json_list(each or "", separator) for each in array.to_pylist()]
-    flat = [each for elements in found for each in elements]
-    return pa.array(flat, pa.string()), np.array([len(elements) for elements in found])
+    lists = [_json_list(text or "", separator) for text in array.to_pylist()]
+    flat = [element for elements in lists for element in elements]
+    return pa.array(flat, pa.string()), np.array([len(elements) for elements in lists])
 
 
 def _json_list(text: str, separator: str) -> list[str]:
     if text.startswith("["):
         try:
-            return [str(each) for each in json.loads(text)]
+            return [str(element) for element in json.loads(text)]
         except json.JSONDecodeError:
             return [text]
-    return [each for each in text.split(separator) if each]
+    return [part for part in text.split(separator) if part]
 
 
 def _lengths(array: pa.Array) -> Integers:
@@ -258,7 +258,7 @@ def dense_lists(
 def is_one_of(array: pa.Array, values: Sequence[object]) -> Flags:
     """The rows whose value, compared as text, is one of `values`."""
     index, distinct = _distinct(array)
-    chosen = [str(each) in set(map(str, values)) for each in distinct]
+    chosen = [str(value) in set(map(str, values)) for value in distinct]
     return np.array([*chosen, False])[index]  # the last is for nulls
 
 

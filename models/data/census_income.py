@@ -137,8 +137,8 @@ def _table(name: str, content: bytes) -> pa.Table:
         )
     except pa.ArrowInvalid as error:
         raise DataInvalid(f"{name}: {str(error).splitlines()[0]}") from error
-    columns = {each: compute.utf8_trim_whitespace(table[each]) for each in COLUMNS}
-    for each in NUMBERS:
-        kind = pa.float64() if each == "instance_weight" else pa.int64()
-        columns[each] = compute.cast(columns[each], kind)
+    columns = {name: compute.utf8_trim_whitespace(table[name]) for name in COLUMNS}
+    for name in NUMBERS:
+        kind = pa.float64() if name == "instance_weight" else pa.int64()
+        columns[name] = compute.cast(columns[name], kind)
     return pa.table(columns)

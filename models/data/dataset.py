@@ -98,17 +98,17 @@ def joined(datasets: Sequence[Dataset]) -> Dataset:
 
     if len(datasets) == 1:
         return datasets[0]
-    requests = torch.tensor([each.requests for each in datasets])
+    requests = torch.tensor([dataset.requests for dataset in datasets])
     shift = requests.cumsum(0) - requests  # requests ahead of each dataset
     return Dataset(
-        user=columns([each.user for each in datasets]),
-        candidate=columns([each.candidate for each in datasets]),
+        user=columns([dataset.user for dataset in datasets]),
+        candidate=columns([dataset.candidate for dataset in datasets]),
         row_to_request=torch.cat(
-            [each.row_to_request + by for each, by in zip(datasets, shift, strict=True)]
+            [dataset.row_to_request + by for dataset, by in zip(datasets, shift, strict=True)]
         ),
-        labels=columns([each.labels for each in datasets]),
-        expected=columns([each.expected for each in datasets]),
-        users=torch.cat([each.users for each in datasets]),
+        labels=columns([dataset.labels for dataset in datasets]),
+        expected=columns([dataset.expected for dataset in datasets]),
+        users=torch.cat([dataset.users for dataset in datasets]),
     )
 
 

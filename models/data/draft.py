@@ -52,8 +52,8 @@ class _Table:
         array = self.column(name)
         if not arrow_columns.is_text(array.type):
             return []
-        found = [str(each).strip() for each in array.to_pylist() if each is not None]
-        return [each for each in found if each.lower() not in arrow_columns.MISSING_WORDS]
+        texts = [str(value).strip() for value in array.to_pylist() if value is not None]
+        return [text for text in texts if text.lower() not in arrow_columns.MISSING_WORDS]
 
 
 def draft(path: Path) -> str:
@@ -115,9 +115,9 @@ def _read(path: Path) -> _Table:
 
 def _is_comma_number(texts: Sequence[str]) -> bool:
     """Whether values are numbers with a decimal comma; some may be whole."""
-    fractions = [each for each in texts if _COMMA_NUMBER.fullmatch(each)]
+    fractions = [text for text in texts if _COMMA_NUMBER.fullmatch(text)]
     return len(fractions) * 2 > len(texts) and all(
-        _COMMA_NUMBER.fullmatch(each) or each.lstrip("+-").isdigit() for each in texts
+        _COMMA_NUMBER.fullmatch(text) or text.lstrip("+-").isdigit() for text in texts
     )
 
 
@@ -138,15 +138,15 @@ def _is_binary(table: _Table, name: str) -> bool:
     if arrow_columns.element_type(array.type) is not None:
         return False
     values, wrong = arrow_columns.numbers(array)
-    found = set(np.unique(values[~np.isnan(values)]).tolist())
-    return not wrong.any() and found in ({0.0, 1.0}, {-1.0, 1.0})
+    distinct = set(np.unique(values[~np.isnan(values)]).tolist())
+    return not wrong.any() and distinct in ({0.0, 1.0}, {-1.0, 1.0})
 
 
 def _feature(table: _Table, name: str) -> list[str]:
     """The entry of a column, or a comment on why it has none."""
     array = table.column(name)
     if arrow_columns.is_date(array.type) or _are_dates(table.texts(name)):
-        example = next((each for each in array.to_pylist() if each is not None), "")
+        example = next((value for value in array.to_pylist() if value is not None), "")
         return [
             f"# {_text(name)} has dates, such as {example}: make hour, weekday or days since of it."
         ]
@@ -204,7 +204,7 @@ def _ids(table: _Table, name: str) -> str:
     values, not_number = arrow_columns.numbers(table.column(name))
     missing = null | (np.isnan(values) & ~not_number)
     is_whole = not (wrong & ~missing).any()
-    zeros = any(_LEADING_ZERO.match(each) for each in table.texts(name))
+    zeros = any(_LEADING_ZERO.match(text) for text in table.texts(name))
     return _encoding(name, "int64" if is_whole and not zeros else "string")
 
 
@@ -226,17 +226,17 @@ def _separator(texts: Sequence[str]) -> str | None:
 
     Text with spaces may be a name: it is a list only if all parts are numbers, or JSON.
     """
-    some = [each for each in texts if each]
-    if some and all(each.startswith("[") for each in some):
+    filled = [text for text in texts if text]
+    if filled and all(text.startswith("[") for text in filled):
         return " "
     for separator in _SEPARATORS:
-        parts = [each.split(separator) for each in some]
-        if sum(len(each) > 1 for each in parts) * 4 < len(some) or not parts:
+        parts = [text.split(separator) for text in filled]
+        if sum(len(split) > 1 for split in parts) * 4 < len(filled) or not parts:
             continue
-        numeric = all(_NUMBER.fullmatch(part) for each in parts for part in each if part)
+        numeric = all(_NUMBER.fullmatch(part) for split in parts for part in split if part)
         if numeric and separator != ",":
             return separator
-        if separator in "|;" and all(part.strip() for each in parts for part in each):
+        if separator in "|;" and all(part.strip() for split in parts for part in split):
             return separator
     return None
 
@@ -259,7 +259,7 @@ def _encoding(name: str, ids: str) -> str:
 def _entry(table: _Table, column: str, *keys: str) -> list[str]:
     """The lines of one table, with the first different values as a comment."""
     values = table.column(column).to_pylist()
-    seen: dict[str, None] = dict.fromkeys(str(each) for each in values if each is not None)
+    seen: dict[str, None] = dict.fromkeys(str(value) for value in values if value is not None)
     examples = ", ".join(list(seen)[:EXAMPLES]).replace("\n", " ")[:60]
     name = _identifier(column)
     lines = [f"name = {_text(name)}   # {examples}", *keys]

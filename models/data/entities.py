@@ -46,14 +46,14 @@ def write(config: FilesConfig, folder: Path, keys: Mapping[str, str | None]) -> 
     """
     last = {}
     for name, side in SIDES.items():
-        features = [each for each in config.features if each.side == side]
-        if keys[name] is not None or any(isinstance(each, IdColumn) for each in features):
+        features = [feature for feature in config.features if feature.side == side]
+        if keys[name] is not None or any(isinstance(feature, IdColumn) for feature in features):
             last[name] = _LastRows(config, _key(config, name, features, keys[name]), features)
-    columns = sorted({name for each in last.values() for name in each.columns})
+    columns = sorted({name for rows in last.values() for name in rows.columns})
     for unit in units_of(config):
         for chunk in unit.file.chunks(unit.number, columns):
-            for each in last.values():
-                each.add(chunk.table)
+            for rows in last.values():
+                rows.add(chunk.table)
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for name, each in last.items():
@@ -64,7 +64,7 @@ def write(config: FilesConfig, folder: Path, keys: Mapping[str, str | None]) -> 
 
 
 def _key(config: FilesConfig, what: str, features: list[TableFeature], key: str | None) -> IdColumn:
-    ids = {each.name: each for each in features if isinstance(each, IdColumn)}
+    ids = {feature.name: feature for feature in features if isinstance(feature, IdColumn)}
     if key is None and what == "users":
         key = next((name for name, each in ids.items() if each.column == config.user), None)
     if key is None and len(ids) == 1:
@@ -97,7 +97,7 @@ class _LastRows:
 
     def add(self, chunk: pa.RecordBatch) -> None:
         """Take the rows of a chunk; rows without a key are left out."""
-        columns = {each.name: _values(chunk, each, self.config) for each in self.features}
+        columns = {feature.name: _values(chunk, feature, self.config) for feature in self.features}
         self._parts.append(self._deduplicated(pa.table(columns)))
 
     def table(self) -> pa.Table:

@@ -153,14 +153,14 @@ def find(folder: Path, patterns: Sequence[str]) -> list[Path]:
     Raises:
         DataInvalid: a pattern matches nothing.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
         here = [path] if path.is_absolute() else sorted(folder.glob(pattern))
         if not here:
             raise DataInvalid(f"{folder / pattern}: no such file")
-        found |= dict.fromkeys(here)
-    return list(found)
+        paths |= dict.fromkeys(here)
+    return list(paths)
 
 
 def _parquet_chunks(path: Path, row_group: int, columns: Sequence[str]) -> Iterator[Chunk]:
@@ -200,7 +200,7 @@ def _text_chunks(path: Path, text: TextFormat, columns: Sequence[str]) -> Iterat
             line = 2
         for block in _blocks(file):
             lines = block.split(b"\n")
-            filled = np.flatnonzero([len(each.strip()) > 0 for each in lines])
+            filled = np.flatnonzero([len(line.strip()) > 0 for line in lines])
             without_blanks = b"\n".join([lines[i] for i in filled])  # pyarrow does not count them
             if len(filled):
                 yield _text_chunk(path, text, columns, without_blanks, line + filled)

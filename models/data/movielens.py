@@ -111,7 +111,7 @@ def fetch(folder: Path, source: Path | None = None) -> dict[str, int]:
         if isinstance(error, DataInvalid):
             raise
         raise DataInvalid(f"{source}: a raw file has another form: {error!r}") from error
-    requests = [each for user, rated in ratings.items() for each in _requests(user, rated)]
+    requests = [request for user, rated in ratings.items() for request in _requests(user, rated)]
     training = [r for request in requests if request.part == "train" for r in request.rated]
     popularity = Counter(rating.movie for rating in training)
     random = np.random.default_rng(SEED)
@@ -138,12 +138,12 @@ def _lines(name: str, content: bytes) -> Iterator[list[str]]:
 
 def _ratings(name: str, content: bytes) -> dict[str, list[Rating]]:
     """The ratings of each user in the order of time, then of the movie."""
-    found: dict[str, list[Rating]] = {}
+    by_user: dict[str, list[Rating]] = {}
     for user, movie, stars, timestamp in _lines(name, content):
-        found.setdefault(user, []).append(Rating(movie, float(stars), float(timestamp)))
-    for ratings in found.values():
+        by_user.setdefault(user, []).append(Rating(movie, float(stars), float(timestamp)))
+    for ratings in by_user.values():
         ratings.sort(key=lambda each: (each.timestamp, int(each.movie)))
-    return dict(sorted(found.items(), key=lambda each: int(each[0])))
+    return dict(sorted(by_user.items(), key=lambda entry: int(entry[0])))
 
 
 def _movies(name: str, content: bytes) -> dict[str, Movie]:
@@ -152,12 +152,12 @@ def _movies(name: str, content: bytes) -> dict[str, Movie]:
             movie: Movie(genres.split(), int(year) if year.isdigit() else None)
             for movie, _, year, genres in _lines(name, content)
         }
-    found = {}
+    movies = {}
     for fields in _lines(name, content):
         genres = [g for g, flag in zip(GENRES, fields[5:], strict=True) if flag == "1"]
         year = fields[2][-4:]
-        found[fields[0]] = Movie(genres, int(year) if year.isdigit() else None)
-    return found
+        movies[fields[0]] = Movie(genres, int(year) if year.isdigit() else None)
+    return movies
 
 
 def _users(name: str, content: bytes) -> dict[str, tuple[int, str, str]]:

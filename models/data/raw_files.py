@@ -34,9 +34,9 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
     partial = path.with_suffix(".partial")
     try:
         _receive(url, partial)
-        found = hashlib.sha256(partial.read_bytes()).hexdigest()
-        if sha256 not in (None, found):
-            raise OSError(f"its SHA-256 is {found}, expected {sha256}")
+        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+        if sha256 not in (None, digest):
+            raise OSError(f"its SHA-256 is {digest}, expected {sha256}")
         partial.replace(path)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
@@ -68,16 +68,16 @@ def find(source: Path, wanted: Sequence[str]) -> dict[str, bytes]:
     if not source.exists():
         raise DataInvalid(f"{source}: no such file or folder")
     paths = sorted(source.rglob("*")) if source.is_dir() else [source]
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     for path in paths:
         if path.is_file() and (path is source or _may_hold(path.name, wanted)):
             try:
-                found |= _members(path.name, path.read_bytes(), wanted)
+                contents |= _members(path.name, path.read_bytes(), wanted)
             except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
                 raise DataInvalid(
                     f"{path}: the archive is damaged: {error}; delete it and fetch it again"
                 ) from error
-    return found
+    return contents
 
 
 def first(files: dict[str, bytes], names: Sequence[str]) -> tuple[str, bytes]:

@@ -70,7 +70,7 @@ class FileRows:
             for read in _read(self.config, self.reader, self.units[unit]):
                 if (part := read.of(TRAIN)) is not None:
                     waiting.append(part)
-                if sum(each.rows for each in waiting) >= self.config.shuffle_rows:
+                if sum(dataset.rows for dataset in waiting) >= self.config.shuffle_rows:
                     yield from joined(waiting).batches(rows, shuffle)
                     waiting = []
         if waiting:
@@ -161,8 +161,8 @@ class _Scan:
                 defined = ~dataset.labels[task.name].isnan()
                 if task.sample_space is not None:
                     defined &= dataset.labels[task.sample_space] == 1
-                found = self.ranges.setdefault((part, task.name), _Range())
-                found.add(dataset.labels[task.name][defined].numpy())
+                limits = self.ranges.setdefault((part, task.name), _Range())
+                limits.add(dataset.labels[task.name][defined].numpy())
 
     def _add_training(self, dataset: Dataset) -> None:
         """Keep the training set while it is small, and a sample of its dense features."""
@@ -170,10 +170,12 @@ class _Scan:
             self.training.append(dataset)
             if self.rows > self.config.shuffle_rows:
                 self.training = None
-        dense = [each for each in self.config.features if isinstance(each, DenseColumns)]
+        dense = [feature for feature in self.config.features if isinstance(feature, DenseColumns)]
         for side, sample in self.samples.items():
             columns = dataset.user if side == "user" else dataset.candidate
-            sample.add({each.name: columns[each.name] for each in dense if each.side == side})
+            sample.add(
+                {feature.name: columns[feature.name] for feature in dense if feature.side == side}
+            )
 
     def _count_runs(self, group: Hashes) -> None:
         """Count the runs of adjacent rows of one request."""
@@ -200,11 +202,11 @@ class _Scan:
         for part, name in PARTS.items():
             if part not in self.groups:
                 raise DataInvalid(f"split: the {name} set has no rows")
-        for one, other in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST)):
-            if common := len(np.intersect1d(self.groups[one], self.groups[other])):
+        for first, second in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST)):
+            if common := len(np.intersect1d(self.groups[first], self.groups[second])):
                 raise DataInvalid(
                     f"split: {common} requests (column {self.config.group!r}) are in both the "
-                    f"{PARTS[one]} set and the {PARTS[other]} set"
+                    f"{PARTS[first]} set and the {PARTS[second]} set"
                 )
         for task in self.tasks:
             space = f" where {task.sample_space} is 1" if task.sample_space else ""
@@ -213,10 +215,10 @@ class _Scan:
                     raise DataInvalid(
                         f"task {task.name!r}: no row of the {PARTS[part]} set has the label{space}"
                     )
-            found = self.ranges[TRAIN, task.name]
-            if found.low == found.high:
+            limits = self.ranges[TRAIN, task.name]
+            if limits.low == limits.high:
                 raise DataInvalid(
-                    f"task {task.name!r}: the label is {found.low:g} on every row of the training "
+                    f"task {task.name!r}: the label is {limits.low:g} on every row of the training "
                     f"set{space}; there is nothing to learn"
                 )
 

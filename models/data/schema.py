@@ -246,7 +246,11 @@ class FilesConfig(Record):
         check_unique("labels", (label.name for label in self.labels))
         if isinstance(self.split, SplitByFile) == bool(self.files):
             raise ValueError("files: required, unless the split is by file")
-        owners = {each.name: each for each in self.features if not isinstance(each, DenseColumns)}
+        owners = {
+            feature.name: feature
+            for feature in self.features
+            if not isinstance(feature, DenseColumns)
+        }
         for feature in owners.values():
             owner = owners.get(feature.shared_with or feature.name)
             if owner is None or owner.encoding is None:
@@ -260,7 +264,7 @@ class FilesConfig(Record):
         """The encoding of a feature, or of the feature that it shares."""
         if feature.encoding is not None:
             return feature.encoding
-        (owner,) = (each for each in self.features if each.name == feature.shared_with)
+        (owner,) = (other for other in self.features if other.name == feature.shared_with)
         assert not isinstance(owner, DenseColumns)
         assert owner.encoding is not None
         return owner.encoding

@@ -122,7 +122,9 @@ class TableReader:
         for feature in self._config.features:
             sides[feature.side][feature.name] = self._feature(table, feature, faults)
         decimal = self._config.decimal
-        labels = {each.name: _label(table, each, decimal, faults) for each in self._config.labels}
+        labels = {
+            label.name: _label(table, label, decimal, faults) for label in self._config.labels
+        }
         if self._config.weight is not None:
             labels[ROW_WEIGHT] = _weight(table, self._config.weight, decimal, faults)
         parts = parts_of(self._config, chunk, part)

@@ -97,15 +97,15 @@ def encoding_of(ids: HashIds | VocabularyIds, owner: str) -> Hashed | Listed:
 
 def encodings(config: FilesConfig) -> dict[str, Identity | Hashed | Listed]:
     """The encoding of every id and id-list feature in the manifest."""
-    found: dict[str, Identity | Hashed | Listed] = {}
+    encodings: dict[str, Identity | Hashed | Listed] = {}
     for feature in config.features:
         if not isinstance(feature, DenseColumns):
             ids = config.ids(feature)
             if isinstance(ids, IdentityIds):
-                found[feature.name] = Identity()
+                encodings[feature.name] = Identity()
             else:
-                found[feature.name] = encoding_of(ids, feature.shared_with or feature.name)
-    return found
+                encodings[feature.name] = encoding_of(ids, feature.shared_with or feature.name)
+    return encodings
 
 
 def vocabulary_files(config: FilesConfig) -> dict[str, bytes]:

@@ -25,9 +25,9 @@ def make(config: FilesConfig) -> dict[Path, VocabularySize]:
     """
     made = {}
     listed = {
-        each.name: each.encoding
-        for each in config.features
-        if not isinstance(each, DenseColumns) and isinstance(each.encoding, VocabularyIds)
+        feature.name: feature.encoding
+        for feature in config.features
+        if not isinstance(feature, DenseColumns) and isinstance(feature.encoding, VocabularyIds)
     }
     absent = {name: ids for name, ids in listed.items() if not config.path(ids.file).exists()}
     for name, counts in _count(config, absent).items():

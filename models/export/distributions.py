@@ -25,10 +25,12 @@ def distributions(
 
     A missing number counts as the default that the service puts in its place.
     """
-    found = {each.name: _bins(each, held_out, defaults.get(each.name)) for each in features}
+    bins_of = {
+        feature.name: _bins(feature, held_out, defaults.get(feature.name)) for feature in features
+    }
     by_task = {task: NumberBins.of(scores[:, k]) for k, task in enumerate(tasks)}
     return Distributions(
-        features={name: bins for name, bins in found.items() if bins is not None},
+        features={name: bins for name, bins in bins_of.items() if bins is not None},
         scores={task: bins for task, bins in by_task.items() if bins is not None},
     )
 

@@ -76,7 +76,7 @@ def export(
     outputs = task_outputs(experiment)
     known = distributions(
         experiment.features,
-        [each.name for each in outputs],
+        [task.name for task in outputs],
         held_out,
         scores(raw, outputs),
         defaults,
@@ -116,15 +116,15 @@ def _in_precision(
         own = evaluate(served, held_out, experiment.tasks, outputs)
     except RuntimeError as error:
         raise ArtifactInvalid(f"{name} does not run on this CPU: {error}") from error
-    found = parity(
+    change = parity(
         Form(network, evaluate(network, held_out, experiment.tasks, outputs)),
         Form(served, own),
         held_out,
         outputs,
         experiment.ranking,
     )
-    refuse_unless_near(found, experiment.export, outputs)
-    return served, Precision.reduced(name, found), own
+    refuse_unless_near(change, experiment.export, outputs)
+    return served, Precision.reduced(name, change), own
 
 
 def description(
@@ -147,7 +147,7 @@ def description(
     return Description(
         name=experiment.name,
         architecture=experiment.network.architecture,
-        inputs=tuple(_input(each, encodings, defaults or {}) for each in experiment.features),
+        inputs=tuple(_input(feature, encodings, defaults or {}) for feature in experiment.features),
         call=RequestCall(),
         tasks=task_outputs(experiment),
         ranking=experiment.ranking,

@@ -42,6 +42,4 @@ def gate_levels(experiment: Experiment) -> tuple[GateLevel, ...]:
 def _level(
     gates: Sequence[str], experts: Sequence[str], sees: Sequence[Sequence[int]]
 ) -> GateLevel:
-    return GateLevel(
-        gates=tuple(gates), experts=tuple(experts), sees=tuple(tuple(each) for each in sees)
-    )
+    return GateLevel(gates=tuple(gates), experts=tuple(experts), sees=tuple(map(tuple, sees)))

@@ -53,7 +53,7 @@ def reduced(network: nn.Module, precision: PrecisionName) -> nn.Module:
             if isinstance(module, InputColumns):
                 tables, scales = zip(*map(quantised, module.tables), strict=True)
                 module.tables = nn.ParameterList(
-                    nn.Parameter(each, requires_grad=False) for each in (*tables, *scales)
+                    nn.Parameter(tensor, requires_grad=False) for tensor in (*tables, *scales)
                 )
     return copied
 
@@ -127,12 +127,12 @@ def _lists(network: nn.Module, held_out: Dataset) -> list[Values]:
     chosen = _spread(held_out.rows, CANDIDATES)
     candidate = {name: column[chosen] for name, column in held_out.candidate.items()}
     one_request = torch.zeros(len(chosen), dtype=torch.int64)
-    found = []
+    outputs = []
     with torch.inference_mode():
         for request in _spread(held_out.requests, USERS):
             user = {name: column[request : request + 1] for name, column in held_out.user.items()}
-            found.append(network(user, candidate, one_request).float().numpy())
-    return found
+            outputs.append(network(user, candidate, one_request).float().numpy())
+    return outputs
 
 
 def _spread(count: int, most: int) -> Tensor:

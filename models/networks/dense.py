@@ -119,7 +119,7 @@ class DenseScaling(nn.Module):
             values = sample[name].double().numpy() if name in sample else np.empty((0, dim))
             columns += [ColumnScale.fit(column, self._configured[name]) for column in values.T]
         for name in asdict(ColumnScale()):
-            getattr(self, name).copy_(torch.tensor([getattr(each, name) for each in columns]))
+            getattr(self, name).copy_(torch.tensor([getattr(column, name) for column in columns]))
 
     def defaults(self) -> dict[str, tuple[float, ...]]:
         """The fill values of every feature that is filled and was missing in training rows."""

@@ -77,11 +77,11 @@ class InputColumns(nn.Module):
 
     def defaults(self) -> dict[str, tuple[float, ...]]:
         """The value that stands for a missing dense feature, by name; fitted with `fit`."""
-        found: dict[str, tuple[float, ...]] = {}
+        defaults: dict[str, tuple[float, ...]] = {}
         for side in (self.user, self.candidate):
             if isinstance(side.scaling, DenseScaling):
-                found |= side.scaling.defaults()
-        return found
+                defaults |= side.scaling.defaults()
+        return defaults
 
     def forward(
         self, user: dict[str, Tensor], candidate: dict[str, Tensor]
@@ -238,7 +238,7 @@ def embed(ids: Tensor, first: Tensor, size: Tensor, tables: list[Tensor], table:
     """
     known = (ids >= 0) & (ids < size)  # [., n]
     row = torch.where(known, ids, 0) + first  # [., n]
-    found = functional.embedding(row, tables[table])  # [., n, width]
+    embedded = functional.embedding(row, tables[table])  # [., n, width]
     if tables[table].dtype != torch.int8:
-        return found
-    return found * functional.embedding(row, tables[table + len(tables) // 2])
+        return embedded
+    return embedded * functional.embedding(row, tables[table + len(tables) // 2])

@@ -137,7 +137,7 @@ class TrainingState:
                 f"{path}: cannot resume: changed since the checkpoint: {', '.join(differing)}"
             )
         fields = json.loads(metadata["progress"])
-        fields["epochs"] = [Epoch(**each) for each in fields["epochs"]]
+        fields["epochs"] = [Epoch(**epoch) for epoch in fields["epochs"]]
         progress = Progress(**fields)
         if progress.rows != self.progress.rows:
             raise CheckpointInvalid(

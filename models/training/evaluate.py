@@ -94,12 +94,12 @@ def ndcg(labels: Values, scores: Values, requests: Groups, *, top: int = TOP) ->
     _, request, sizes = np.unique(requests[order], return_inverse=True, return_counts=True)
     position = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[request]  # [B] from 0
     gain = np.where(position < top, 1 / np.log2(position + 2), 0)  # [B]
-    found = np.bincount(request, weights=gain * labels[order])  # [R]
+    gained = np.bincount(request, weights=gain * labels[order])  # [R]
     positives = np.bincount(request, weights=labels[order]).astype(np.int64)  # [R]
     ideal = np.cumsum(1 / np.log2(np.arange(top) + 2))  # [top] with 1, 2, … positives
     counted = (positives > 0) & (sizes > 1)
     best = ideal[np.minimum(positives, top) - 1]
-    return float(np.mean((found / best)[counted])) if counted.any() else math.nan
+    return float(np.mean((gained / best)[counted])) if counted.any() else math.nan
 
 
 def xauc(labels: Values, scores: Values, *, pairs: int = XAUC_PAIRS, seed: int = 0) -> float:

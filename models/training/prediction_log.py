@@ -56,9 +56,9 @@ def write(
         import pyarrow.parquet as parquet
     except ImportError:
         raise DataInvalid("writing a log needs pyarrow: pip install -e '.[data]'") from None
-    versions = [each for each in store.artifacts() if each.model == experiment.name]
+    versions = [artifact for artifact in store.artifacts() if artifact.model == experiment.name]
     if not versions:
-        known = sorted({each.model for each in store.artifacts()})
+        known = sorted({artifact.model for artifact in store.artifacts()})
         raise ExperimentInvalid(
             f'{store.folder}: model "{experiment.name}" not found '
             f"(models: {', '.join(known) or 'none'}){did_you_mean(experiment.name, known)}"
@@ -77,7 +77,7 @@ def write(
 def _columns(model: Model, name: str, dataset: Dataset) -> dict[str, Any]:
     scored = np.concatenate(list(_scores(model, dataset)))  # [B, K]
     requests = dataset.row_to_request.numpy()  # [B]
-    columns: dict[str, Any] = {"request_id": [f"{name}-{each}" for each in requests]}
+    columns: dict[str, Any] = {"request_id": [f"{name}-{request}" for request in requests]}
     for k, task in enumerate(model.manifest.task_names):
         columns[f"score_{task}"] = scored[:, k]
         if task in dataset.labels:

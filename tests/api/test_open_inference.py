@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import httpx
 import jsonschema_rs
 import pytest
 from pydantic import ValidationError
@@ -20,6 +19,7 @@ from app.settings import Settings
 from tests.support.artifacts import corrupt
 from tests.support.builders import manifest, published, task
 from tests.support.fakes import sums_model
+from tests.support.in_process import client_of
 
 READY = ("/v2/health/ready", "/v2/models/tiny/ready", "/v2/models/tiny/versions/1/ready")
 
@@ -58,15 +58,13 @@ async def test_model_readiness_is_200_while_active_else_404(client):
 
 
 async def test_server_without_model_is_live_and_not_ready(tmp_path):
-    async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts:
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
-            assert (await client.get("/v2/health/live")).status_code == 200
-            for path in (*READY, "/v2/models/tiny"):
-                response = await client.get(path)
-                assert response.status_code == 503
-                assert response.json() == {"error": "no model is active yet"}
-                assert response.headers["retry-after"] == "1"
+    async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts, client_of(parts) as client:
+        assert (await client.get("/v2/health/live")).status_code == 200
+        for path in (*READY, "/v2/models/tiny"):
+            response = await client.get(path)
+            assert response.status_code == 503
+            assert response.json() == {"error": "no model is active yet"}
+            assert response.headers["retry-after"] == "1"
 
 
 async def test_draining_server_is_live_and_not_ready(service, client):
@@ -168,8 +166,7 @@ async def test_index_lists_refused_versions_unless_ready_only(tmp_path):
     corrupt(second.folder / "model.ts")
     async with gatehouse(Settings(store=tmp_path / "store", lanes=1)) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             everything = (await client.post("/v2/repository/index")).json()
             ready = (await client.post("/v2/repository/index", json={"ready": True})).json()
     assert [(each["version"], each["state"]) for each in everything] == [

@@ -1,12 +1,12 @@
 """Routes for operators: health, readiness, metrics, home page, documentation."""
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.api.problems import ERRORS
 from app.main import gatehouse
 from app.settings import Settings
+from tests.support.in_process import client_of
 
 
 async def test_a_server_with_a_model_is_alive_and_ready(client):
@@ -15,15 +15,13 @@ async def test_a_server_with_a_model_is_alive_and_ready(client):
 
 
 async def test_a_server_without_a_model_is_alive_and_not_ready(tmp_path):
-    async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts:
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
-            assert (await client.get("/livez")).status_code == 200
-            for response in (await client.get("/readyz"), await client.post("/v1/score", json={})):
-                assert response.status_code == 503
-                assert response.headers["retry-after"] == "1"
-                assert response.json()["type"] == "/problems/not-ready"
-            assert "No model is active yet" in (await client.get("/")).text
+    async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts, client_of(parts) as client:
+        assert (await client.get("/livez")).status_code == 200
+        for response in (await client.get("/readyz"), await client.post("/v1/score", json={})):
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+            assert response.json()["type"] == "/problems/not-ready"
+        assert "No model is active yet" in (await client.get("/")).text
 
 
 async def test_draining_server_answers_and_closes_connections(service, client, example):

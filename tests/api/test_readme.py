@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 
-import httpx
 import pytest
 
 from app.api.problems import ERRORS
@@ -12,6 +11,7 @@ from app.artifacts.artifact_files import read_manifest
 from app.main import gatehouse
 from app.settings import Settings
 from tests import REPOSITORY
+from tests.support.in_process import client_of
 from tests.support.model_tables import publish_rows, random_rows
 
 README = (REPOSITORY / "app/api/README.md").read_text(encoding="utf-8")
@@ -46,8 +46,7 @@ async def test_requests_by_keys_are_answered_where_the_model_has_tables(sent, ti
         publish_rows(tmp_path, manifest, kind, key, random_rows(manifest, kind, keys))
     async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts:
         await parts.start()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             response = await client.post("/v1/models/tiny/score", json=sent)
             assert response.status_code == 200, response.text
             assert response.json()["tables"] == {"items": "1", "users": "1"}

@@ -2,7 +2,6 @@
 
 import shutil
 
-import httpx
 import jsonschema
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from app.artifacts.artifact_files import read_manifest
 from app.main import gatehouse
 from app.settings import Settings
 from tests.support.artifacts import corrupt
+from tests.support.in_process import client_of
 from tests.support.model_tables import change_rows, publish_rows, random_rows
 
 KEYS = [7, 3, 11, 5]
@@ -38,8 +38,7 @@ async def served(folder, manifest):
     publish_rows(folder, manifest, "users", "user_id", random_rows(manifest, "users", [42, 43]))
     async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
         await parts.start()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             yield parts, client
 
 
@@ -105,8 +104,7 @@ async def test_v2_metadata_lists_a_key_that_is_no_feature(folder, manifest):
     publish_rows(folder, manifest, "items", "sku", named)
     async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
         await parts.start()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             inputs = (await client.get("/v2/models/tiny")).json()["inputs"]
             assert inputs[-1] == {"name": "sku", "datatype": "BYTES", "shape": [-1, 1]}
             row = (await client.get("/v1/models/tiny/items/sku-7")).json()
@@ -166,8 +164,7 @@ async def guarded(folder, manifest):
     settings = {"store": folder, "lanes": 1, "request_timeout_ms": 30_000, "keys": f"a:{SECRET}"}
     async with gatehouse(Settings.model_validate(settings)) as parts:
         await parts.start()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             yield client
 
 

@@ -99,7 +99,7 @@ async def test_request_on_a_broken_connection_counts_as_unanswered():
         else:
             transport.close()
 
-    report = await report_of(answer, rate=200, seconds=0.2, patience_s=0.5)
+    report = await report_of(answer, rate=200, seconds=0.2, patience_s=30)
     assert report.of([0]).statuses.keys() == {200}
     assert report.of([1]).statuses.keys() == {UNANSWERED}
 
@@ -164,37 +164,42 @@ def test_process_of_the_generator_writes_progress_and_rows(is_there):
     """As `fire` reads them, here in this process."""
     written = io.BytesIO()
     with responder() as port:
-        plan = Plan(port if is_there else 1, REQUESTS, rate=100, seconds=0.7)
+        plan = Plan(port if is_there else 1, REQUESTS, rate=100, seconds=1.2)
         sender.run(plan, written)
     first, _, rest = written.getvalue().partition(b"\n")
     if not is_there:
         assert "cannot_connect" in json.loads(first)
         return
-    assert json.loads(first)["progress"]["answered"] > 20
-    head, _, content = rest.partition(b"\n")
-    assert json.loads(head)["rows"] == 70
-    assert len(content) == 70 * 7 * 8
+    answered = []
+    while "progress" in (head := json.loads(first)):
+        answered.append(head["progress"]["answered"])
+        first, _, rest = rest.partition(b"\n")
+    assert 0 < answered[-1] <= 120
+    assert head["rows"] == 120
+    assert len(rest) == 120 * 7 * 8
 
 
 async def test_server_that_goes_away_fails_the_requests_that_are_due():
     transports: list[asyncio.Transport] = []
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: Served(lambda _, transport: transport.write(OK), transports), "127.0.0.1", 0
-    )
+    answered = 0
+
+    def answer(_: str, transport: asyncio.Transport) -> None:
+        nonlocal answered
+        answered += 1
+        transport.write(OK)
+        if answered == 20:
+            server.close()
+            for each in transports:
+                each.abort()
+
+    server = await loop.create_server(lambda: Served(answer, transports), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-
-    def leave() -> None:
-        server.close()
-        for each in transports:
-            each.abort()
-
-    loop.call_later(0.1, leave)
     plan = Plan(port, REQUESTS, rate=200, seconds=0.3, patience_s=1)
     report = Report.of_rows(plan, await carry_out(plan))
     assert sum(report.statuses.values()) == 60
-    assert 5 < report.statuses[200] < 40
-    assert report.statuses[UNANSWERED] > 20
+    assert 0 < report.statuses[200] <= 20
+    assert report.statuses[UNANSWERED] >= 40
     assert np.isnan(report.late_s).any()  # those without a connection were never sent
 
 

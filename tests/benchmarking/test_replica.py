@@ -76,6 +76,7 @@ def test_batches_grow_with_the_load_up_to_their_limit():
     assert found.rate <= replica.limits["lanes"]
 
 
+@pytest.mark.no_cover
 def test_capacity_is_below_every_limit_and_meets_the_objective():
     found = capacity(REPLICA, 0.05)
     assert found is not None
@@ -87,6 +88,7 @@ def test_capacity_is_below_every_limit_and_meets_the_objective():
     assert tight.rate < found.rate
 
 
+@pytest.mark.no_cover
 def test_slowest_part_is_the_limit():
     assert min(REPLICA.limits, key=lambda each: REPLICA.limits[each]) == "cores"
     gpu = Replica(rows=50, front_s=3e-4, batch_s=2e-4, row_s=1e-7, lanes=2, cores=2, is_gpu=True)
@@ -101,6 +103,7 @@ def test_objective_below_a_lone_request_cannot_be_met():
     assert fleet(REPLICA, 1000, 0.0009, 0.3) is None
 
 
+@pytest.mark.no_cover
 def test_replicas_leave_the_headroom():
     plan = fleet(REPLICA, 10_000, 0.05, 0.3)
     assert plan is not None

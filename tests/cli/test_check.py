@@ -10,18 +10,9 @@ import pytest
 from app.artifacts.store import GOLDEN, MANIFEST, PROGRAM
 from app.cli.main import main
 from app.errors import ExitCode
-from app.settings import Settings
 from tests import REPOSITORY
 from tests.support.builders import published
 from tests.support.server import clean_environment
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    """A terminal wide enough for a table, and no setting from outside."""
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"GATEHOUSE_{name.upper()}", raising=False)
 
 
 def test_a_valid_store_lists_each_artifact_and_its_tasks(capsys, tmp_path):

@@ -24,6 +24,7 @@ from tests.support.foreign import (
     named_file,
     tensors_file,
 )
+from tests.support.in_process import client_of
 
 
 def imported(file: Path, store: Path, config: str) -> None:
@@ -54,8 +55,7 @@ async def client(files):
     settings = Settings(store=files / "store", lanes=1, request_timeout_ms=30_000)
     async with gatehouse(settings) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             yield client
 
 

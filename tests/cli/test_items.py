@@ -23,21 +23,12 @@ from app.artifacts.tables.listing import tables_of
 from app.artifacts.tables.table import open_table
 from app.cli.main import main
 from app.errors import ExitCode
-from app.settings import Settings
 from tests import REPOSITORY
 from tests.support.artifacts import corrupt
 from tests.support.builders import Request, batch, description, published, scripted
 from tests.support.server import clean_environment, running_server
 
 VOCABULARY = "vocabulary.item.jsonl"
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    """A terminal wide enough for a table, and no setting from outside."""
-    monkeypatch.setenv("COLUMNS", "250")
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"GATEHOUSE_{name.upper()}", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -489,13 +480,13 @@ def test_publish_waits_until_a_server_serves_from_the_table_or_refuses_it(store,
         assert re.search(rf"^{server.url}: feed serves from items/1 \([0-9.]+ s\)$", out, re.M)
         assert "feed serves from items/1.1 (" in run(capsys, "publish", delta, "--delta", *nudge)
         assert "feed serves from items/2 (" in run(capsys, "compact", *nudge)
-        soon = [*wait, "--timeout", "0.5"]
+        soon = [*wait, "--timeout", "2"]
         late = run(capsys, "publish", delta, "--delta", *soon, code=ExitCode.FAILED)
         state = "feed serves from items/2"
-        assert late == f"{server.url} has not applied the change within 0.5 s: {state}\n"
+        assert late == f"{server.url} has not applied the change within 2 s: {state}\n"
         for_another = [numbers, "--version", "1", "--key", "item"]
         refused = run(capsys, "publish", *for_another, *nudge, code=ExitCode.FAILED)
         assert refused.startswith(f"{server.url} refuses items/3: does not fit feed/2: feature ")
     nobody = run(capsys, "publish", fruit, *soon, code=ExitCode.FAILED)
-    assert "has not applied the change within 0.5 s: no response: " in nobody
+    assert "has not applied the change within 2 s: no response: " in nobody
     assert [each.version for each in tables_of(store / "feed", "items")] == [1, 2, 3, 4]

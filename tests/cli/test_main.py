@@ -16,14 +16,6 @@ from tests.support.server import clean_environment
 SECRET = "s3cr3t"
 
 
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    """A terminal wide enough for a table, and no setting from outside."""
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"GATEHOUSE_{name.upper()}", raising=False)
-
-
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -17,7 +17,7 @@ from app.settings import Settings
 from models import __main__ as models
 from tests import REPOSITORY, TINY_EXPERIMENT
 from tests.support.builders import published
-from tests.support.server import START_S, Server, clean_environment, running_server
+from tests.support.server import START_S, Server, clean_environment, failed_start, running_server
 from tests.tuning import worlds
 
 
@@ -38,15 +38,7 @@ def answered(capsys, *arguments: object) -> tuple[int, str]:
 
 def started(*arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, list[str]]:
     """Run `gatehouse serve`; return its exit code and the lines of standard error."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "app", "serve", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=START_S,
-        env={**clean_environment(), **(environment or {})},
-        check=False,
-    )
+    finished = failed_start(*arguments, environment=environment or {})
     return finished.returncode, finished.stderr.splitlines()
 
 

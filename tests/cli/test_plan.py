@@ -1,6 +1,7 @@
 """`gatehouse plan` on a real server, and on a store."""
 
 import argparse
+import functools
 import json
 
 import pytest
@@ -89,12 +90,14 @@ def test_mistakes_are_one_line(tmp_path, capsys):
 
 
 REPLICA = Replica(rows=50, front_s=3e-4, batch_s=2e-4, row_s=1e-5, lanes=2, cores=2)
+FLEETS = functools.cache(fleet)  # it takes seconds
 
 
 def planned(monkeypatch, capsys, *arguments):
     """Run the command on made-up costs; return its exit code and its output."""
     measured = Measured("feed/7", REPLICA, 20_000, 1_000, 300_000_000)
     monkeypatch.setattr(command, "measure", lambda _: measured)
+    monkeypatch.setattr("app.benchmarking.replica.fleet", FLEETS)
     code = main(["plan", "--url", "http://here", "--rate", "9000", *arguments])
     return code, *capsys.readouterr()
 

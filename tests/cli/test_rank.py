@@ -11,19 +11,10 @@ from app.artifacts.store import PROGRAM
 from app.cli.main import main
 from app.cli.rank import positions
 from app.errors import ExitCode
-from app.settings import Settings
 from tests.support.builders import published
 from tests.support.server import running_server
 
 KEYS = ["a", "b", "c"]
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    """A terminal wide enough for a table, and no setting from outside."""
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"GATEHOUSE_{name.upper()}", raising=False)
 
 
 @pytest.fixture(scope="module")

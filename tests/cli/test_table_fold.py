@@ -13,18 +13,9 @@ from app.artifacts.tables.listing import tables_of
 from app.artifacts.tables.table import open_table
 from app.cli.main import main
 from app.errors import ExitCode
-from app.settings import Settings
 from tests.support.builders import Folding, Request, published
 
 ROWS = "item,quality\n1,0.1 0.2\n2,0.3 0.4\n3,0.5 0.6\n"
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    """A terminal wide enough for a table, and no setting from outside."""
-    monkeypatch.setenv("COLUMNS", "250")
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"GATEHOUSE_{name.upper()}", raising=False)
 
 
 @pytest.fixture(scope="module")

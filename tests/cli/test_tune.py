@@ -14,20 +14,11 @@ from app.cli.main import main
 from app.errors import ExitCode
 from app.ranking.policies import PolicySet
 from app.ranking.policy import Policy
-from app.settings import Settings
 from tests.support.builders import INPUTS, published, task
 from tests.support.server import running_server
 from tests.tuning import worlds
 
 GOAL = ("--ndcg", "click=1", "--at", "5", "--tries", "80")
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    """A terminal wide enough for a table, and no setting from outside."""
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"GATEHOUSE_{name.upper()}", raising=False)
 
 
 @pytest.fixture(scope="module")

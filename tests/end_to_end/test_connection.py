@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -18,15 +19,19 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def server(store, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
-    flags = ("--keep-alive-s", "1", "--body-timeout-ms", "300")
+    flags = ("--keep-alive-s", "2", "--body-timeout-ms", "1000")
     with running_server(store.folder, log, *flags) as server:
         yield server
 
 
+def connected(server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
 @pytest.fixture
 def connection(server):
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with connected(server) as connection:
         yield connection
 
 
@@ -45,9 +50,8 @@ def is_fine(server) -> bool:
     return httpx.get(f"{server.url}/livez").status_code == 200
 
 
-def test_request_to_upgrade_is_served_in_http_1_1(server, connection):
-    example = httpx.get(f"{server.url}/v1/models/tiny").json()["example_request"]
-    body = json.dumps(example).encode()
+def test_request_to_upgrade_is_served_in_http_1_1(example, connection):
+    body = example
     connection.sendall(
         b"POST /v1/score HTTP/1.1\r\nhost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
         b"Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\ncontent-type: application/json\r\n"
@@ -114,11 +118,8 @@ def test_some_pipelined_requests_are_answered_in_order(server, connection):
     assert is_fine(server)
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /v1/score HTT"])
-def test_a_silent_connection_is_closed(server, connection, sent):
-    connection.sendall(sent)
-    received = everything(connection)
-    assert received == b"" if not sent else received.startswith(b"HTTP/1.1 408 ")
+def test_a_silent_connection_is_closed(server, connection):
+    assert everything(connection) == b""
     assert is_fine(server)
 
 
@@ -230,21 +231,21 @@ def test_a_body_that_stops_coming_is_given_up(server, connection, framing):
     assert is_fine(server)
 
 
-@pytest.mark.parametrize(
-    ("request_", "more"),
-    [
-        (b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n"),
-        (b"GET /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n", b"a"),
-        (HEAD + b"content-encoding: br\r\ncontent-length: 100000\r\n\r\n", b"a"),
-    ],
-    ids=["empty line", "body nobody reads", "refused body"],
-)
-def test_who_stops_in_between_requests_is_not_waited_for(server, connection, request_, more):
-    connection.settimeout(10)
-    connection.sendall(request_)
-    one_answer(connection)
-    connection.sendall(more)
-    assert everything(connection) == b""
+IN_BETWEEN = [
+    (b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n"),  # an empty line
+    (b"GET /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n", b"a"),  # nobody reads it
+    (HEAD + b"content-encoding: br\r\ncontent-length: 100000\r\n\r\n", b"a"),  # it was refused
+]
+
+
+def test_who_stops_in_between_requests_is_not_waited_for(server):
+    with ExitStack() as stack:  # all at once: the server waits for each
+        connections = [stack.enter_context(connected(server)) for _ in IN_BETWEEN]
+        for connection, (request_, more) in zip(connections, IN_BETWEEN, strict=True):
+            connection.sendall(request_)
+            one_answer(connection)
+            connection.sendall(more)
+        assert [everything(each) for each in connections] == [b"", b"", b""]
     assert is_fine(server)
 
 

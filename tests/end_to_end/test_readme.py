@@ -21,6 +21,7 @@ from app.settings import Settings
 from tests import REPOSITORY
 from tests.support.artifacts import add_version
 from tests.support.foreign import matrix_file
+from tests.support.forked import run_forked
 from tests.support.server import clean_environment, running_server
 from tests.tuning import worlds
 
@@ -73,9 +74,13 @@ def request_body() -> str:
 
 
 def run(command: list[str], folder: Path) -> str:
-    finished = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=clean_environment(), check=False
-    )
+    env = clean_environment()
+    if command[:2] == [sys.executable, "-m"]:
+        finished = run_forked(command[2:], cwd=folder, env=env, timeout=600)
+    else:
+        finished = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, env=env, check=False
+        )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
 

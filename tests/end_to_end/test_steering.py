@@ -1,8 +1,6 @@
 """A policies file that changes under load on a real server, without a signal or a restart."""
 
 import asyncio
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.server import START_S, clean_environment, running_server
+from tests.support.server import START_S, failed_start, running_server
 
 pytestmark = pytest.mark.slow
 
@@ -102,17 +100,7 @@ def test_a_policies_file_that_does_not_fit_at_start_ends_the_server(
 ):
     file = tmp_path / "policies.toml"
     file.write_text(content)
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-m", "app", "serve", "--port", "0"),
-            *("--store", str(store.folder), "--policies", str(file)),
-        ],
-        capture_output=True,
-        text=True,
-        env=clean_environment(),
-        timeout=START_S,
-        check=False,
-    )
+    ended = failed_start("--port", "0", "--store", str(store.folder), "--policies", str(file))
     assert ended.returncode == 2
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith(f"gatehouse: {file}: {problem}")

@@ -5,7 +5,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from app.errors import ConfigurationInvalid
 from app.server.tls import Certificate
 from tests.end_to_end.test_docker import run_health_check
-from tests.support.server import clean_environment, running_server
+from tests.support.server import failed_start, running_server
 from tests.support.waiting import wait_until
 
 pytestmark = [
@@ -232,18 +231,8 @@ def test_files_that_cannot_be_used_end_with_exit_code_2_and_one_line(store, tmp_
         case "fifo":
             chain.unlink()
             os.mkfifo(chain)
-    finished = subprocess.run(
-        [
-            *(sys.executable, "-m", "app", "serve", "--store", str(store.folder), "--port", "0"),
-            *("--tls-cert", str(chain), "--tls-key", str(key)),
-        ],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=60,
-        env=clean_environment(),
-        check=False,
-    )
+    flags = ("--tls-cert", str(chain), "--tls-key", str(key))
+    finished = failed_start("--store", str(store.folder), "--port", "0", *flags)
     assert finished.returncode == 2
     *logged, last = finished.stderr.splitlines()
     assert last.startswith(f"gatehouse: {chain}")

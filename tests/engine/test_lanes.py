@@ -139,6 +139,7 @@ async def test_lane_that_hangs_in_a_batch_is_not_alive(lane):
     assert lane.is_alive(hang_s=-1)
 
 
+@pytest.mark.no_cover
 async def test_threads_return_every_row_to_its_request():
     loop = asyncio.get_running_loop()
     workers = [Lane(f"lane-{i}", loop) for i in range(4)]

@@ -39,6 +39,7 @@ request_plans = st.lists(
 )
 
 
+@pytest.mark.no_cover
 @settings(max_examples=150)
 @given(
     plans=request_plans,
@@ -113,6 +114,7 @@ def test_no_lane_is_idle_while_a_row_has_waited_long_enough(plans, max_wait_s):
     _run(scenario())
 
 
+@pytest.mark.no_cover
 @settings(max_examples=150)
 @given(
     plans=st.lists(

@@ -69,6 +69,7 @@ class Caller:
         return "answered" if is_own and self._fate != "poisoned" else "answered with another's rows"
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 async def test_every_request_ends_once_and_with_its_own_rows():
     loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ from app.errors import ArtifactInvalid, ExitCode
 from app.importing.draft import draft
 from app.main import gatehouse
 from app.settings import Settings
+from tests.support.in_process import client_of
 from tests.support.sequences import (
     DoubleFields,
     Interest,
@@ -274,8 +275,7 @@ async def client(files, drafts, tmp_path_factory):
     settings = Settings(store=Path(folder / "store"), lanes=1, request_timeout_ms=30_000)
     async with gatehouse(settings) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             yield client
 
 

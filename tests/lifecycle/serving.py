@@ -1,7 +1,5 @@
 """What tests of this folder ask a service that runs on their store."""
 
-import httpx
-
 from app.settings import Settings
 
 
@@ -20,7 +18,3 @@ def roles(parts, model="tiny"):
 
 def gauge(parts, name, **labels):
     return parts.metrics.registry.get_sample_value(f"gatehouse_{name}", labels)
-
-
-def client_of(parts):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(parts.app), base_url="http://gatehouse")

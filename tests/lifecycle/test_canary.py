@@ -4,7 +4,6 @@ import math
 import shutil
 import weakref
 
-import httpx
 import pytest
 
 from app.errors import ConfigurationInvalid
@@ -14,6 +13,7 @@ from app.main import gatehouse
 from app.settings import Settings
 from tests.lifecycle.test_registry import model
 from tests.support.artifacts import add_version, corrupt
+from tests.support.in_process import client_of
 
 
 class Clock:
@@ -209,8 +209,7 @@ async def test_a_canary_gets_its_share_by_key_is_sticky_and_is_promoted(folder, 
     async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
         await parts.deployment.refresh()
         registry = parts.service.registry
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             card = (await client.get("/v1/models/tiny")).json()
             assert card["traffic"]["canary"]["state"] == "running"
             example = card["example_request"]
@@ -250,10 +249,13 @@ async def test_both_versions_get_their_share_of_invalid_requests(folder):
     async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
         await parts.deployment.refresh()
         canary = parts.service.registry.canaries["tiny"]
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
-            for _ in range(100):
-                answer = await client.post("/v1/score", json={"candidates": {"nonsense": [1]}})
+        async with client_of(parts) as client:
+            for number in range(100):
+                answer = await client.post(
+                    "/v1/score",
+                    json={"candidates": {"nonsense": [1]}},
+                    headers={"x-request-id": f"request-{number}"},  # it decides
+                )
                 assert answer.status_code == 422
             refused = await client.post("/v1/score", json={}, headers={"content-type": "text/html"})
             assert refused.status_code == 415
@@ -271,8 +273,7 @@ async def test_empty_routing_key_counts_as_absent_and_a_request_needs_no_user(fo
         canary = parts.service.registry.canaries["tiny"]
         user = next(iter(canary.model.manifest.user_names))
         canary.key_feature = user
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             example = (await client.get("/v1/models/tiny")).json()["example_request"]
             versions = set()
             for _ in range(20):
@@ -343,8 +344,7 @@ async def test_a_user_stays_with_one_version_in_both_protocols(folder):
     write(folder, CANARY.replace("share = 0.5", 'share = 0.5\nkey = "user_id"'))
     async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             card = (await client.get("/v1/models/tiny")).json()
             example = card["example_request"]
             seen = set()

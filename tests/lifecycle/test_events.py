@@ -1,12 +1,8 @@
 """Events: what happened to versions, tables, traffic and files, with the time, at `/v1/events`."""
 
-import shutil
 import time
 from contextlib import asynccontextmanager
 from datetime import datetime
-
-import httpx
-import pytest
 
 from app.artifacts.artifact_files import read_manifest
 from app.main import gatehouse
@@ -14,22 +10,15 @@ from app.server.file_watcher import FileWatcher
 from app.settings import Settings
 from app.telemetry.events import MOST, Events
 from tests.support.artifacts import add_version, corrupt
+from tests.support.in_process import client_of
 from tests.support.model_tables import change_rows, publish_rows, random_rows
-
-
-@pytest.fixture
-def folder(tmp_path, tiny):
-    """A store of the test's own that holds version 1 of `tiny`."""
-    shutil.copytree(tiny.folder, tmp_path / "store" / "tiny" / "1")
-    return tmp_path / "store"
 
 
 @asynccontextmanager
 async def started(folder, **changes):
     async with gatehouse(Settings(store=folder, lanes=1, **changes)) as parts:
         await parts.start()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             yield parts, client
 
 

@@ -2,7 +2,6 @@
 
 import shutil
 
-import httpx
 import numpy as np
 import pytest
 
@@ -17,6 +16,7 @@ from app.main import gatehouse
 from app.scoring.version_trial import VersionTrial
 from app.settings import Settings
 from tests.support.builders import INPUTS, Request, batch, description, published, scripted
+from tests.support.in_process import client_of
 from tests.support.traffic import Reversed, record_of, write_log
 
 NEW = (*INPUTS, DenseInput(name="mood", side="user"))
@@ -134,8 +134,7 @@ async def test_version_whose_order_differs_on_recorded_traffic_is_refused(folder
         await parts.deployment.refresh()
         assert roles(parts) == {3: "active", 1: "previous"}
         assert "model feed/3 passes the replay of recorded traffic: 40 recorded" in caplog.text
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             card = (await client.get("/v1/models/feed")).json()
             assert "Kendall tau 1.000" in card["versions"][0]["replay"]
             assert card["versions"][1]["replay"] is None

@@ -1,16 +1,13 @@
 """Folded tables: their scores are those of the features, or the features serve."""
 
 import logging
-import shutil
 from dataclasses import replace
 
-import httpx
 import numpy as np
 import pytest
 import torch
 
 from app.artifacts import fold as folding
-from app.artifacts.artifact_files import read_manifest
 from app.artifacts.loader import load
 from app.artifacts.store import Artifact, Store
 from app.artifacts.tables.publish import compact
@@ -28,22 +25,11 @@ from models.training import experiment
 from tests import TINY_EXPERIMENT
 from tests.support.artifacts import add_version, corrupt
 from tests.support.fakes import chunk_of
+from tests.support.in_process import client_of
 from tests.support.model_tables import change_rows, publish_rows, random_rows
 
 KEYS = list(range(1, 41))
 TOLERANCE = 1e-5
-
-
-@pytest.fixture
-def folder(tmp_path, tiny):
-    """A store of the test's own that holds version 1 of `tiny`."""
-    shutil.copytree(tiny.folder, tmp_path / "tiny" / "1")
-    return tmp_path
-
-
-@pytest.fixture
-def manifest(tiny):
-    return read_manifest(tiny)
 
 
 @pytest.fixture
@@ -78,10 +64,6 @@ def change(folder, manifest, keys, *, seed=9, fold=1, removed=()):
 
 def running(folder):
     return gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000))
-
-
-def client_of(parts):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(parts.app), base_url="http://gatehouse")
 
 
 def user_of(manifest, seed=0):

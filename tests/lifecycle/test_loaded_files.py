@@ -3,8 +3,9 @@
 import os
 
 from app.main import gatehouse
-from tests.lifecycle.serving import active, client_of, gauge, settings
+from tests.lifecycle.serving import active, gauge, settings
 from tests.support.artifacts import add_version, corrupt
+from tests.support.in_process import client_of
 
 
 async def test_an_active_version_stays_active_while_it_is_missing(folder):

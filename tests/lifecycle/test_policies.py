@@ -17,6 +17,7 @@ from app.settings import Settings
 from tests.scoring.test_score import SCORE
 from tests.support.artifacts import add_version
 from tests.support.builders import description, model
+from tests.support.in_process import client_of
 
 
 def policies(weight: float, *, more: str = "") -> str:
@@ -51,8 +52,7 @@ async def parts(store, path):
 
 @pytest.fixture
 async def client(parts):
-    transport = httpx.ASGITransport(parts.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+    async with client_of(parts) as client:
         yield client
 
 
@@ -225,8 +225,7 @@ async def test_a_later_model_that_does_not_fit_the_set_has_its_own_policy(
     async with gatehouse(settings) as later:
         later.policy_file.load()
         await later.deployment.refresh()
-        transport = httpx.ASGITransport(later.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as asking:
+        async with client_of(later) as asking:
             card = (await asking.get("/v1/models/other")).json()
             assert [each["name"] for each in card["policies"]] == ["default"]
             assert card["policy_problem"] == BUY

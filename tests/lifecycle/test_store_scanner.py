@@ -7,8 +7,9 @@ import pytest
 from app.artifacts.store import Store
 from app.lifecycle.poll_timer import PollTimer
 from app.main import gatehouse
-from tests.lifecycle.serving import active, client_of, settings
+from tests.lifecycle.serving import active, settings
 from tests.support.artifacts import add_version
+from tests.support.in_process import client_of
 
 
 class Volume(Store):

@@ -1,6 +1,5 @@
 """Tables in the store: good ones serve, others are refused, and nothing goes back."""
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,9 +9,11 @@ from app.artifacts.store import Artifact
 from app.errors import ArtifactInvalid
 from app.main import gatehouse
 from tests.lifecycle.item_tables import KEYS, change, items_of, publish, with_input
-from tests.lifecycle.serving import client_of, settings
+from tests.lifecycle.serving import settings
 from tests.support.artifacts import add_version, corrupt
+from tests.support.in_process import client_of
 from tests.support.model_tables import random_rows
+from tests.support.waiting import until
 
 
 async def score(client, candidates=(1, 2, 3), user=1):
@@ -295,9 +296,7 @@ async def test_shadow_scores_requests_by_keys_with_its_own_table(folder, manifes
         shadow = registry.shadows["tiny"]
         assert items_of(registry, shadow.other).version == 2
         assert (await score(client, [1, 99, 2])).json()["tables"]["items"] == "1"
-        async with asyncio.timeout(10):
-            while not shadow.compared:  # noqa: ASYNC110  (nothing signals it)
-                await asyncio.sleep(0.01)
+        await until(lambda: shadow.compared, "the versions are compared")
         assert shadow.failed == 0
 
 

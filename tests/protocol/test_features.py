@@ -90,6 +90,7 @@ def test_valid_features_are_encoded_as_by_a_plain_loop(case: Case):
     assert request.unknown_ids == unknown_ids
 
 
+@pytest.mark.no_cover
 @given(cases())
 def test_value_by_value_encoder_equals_the_fast_one(case: Case):
     request = encoded_case(case)
@@ -118,6 +119,7 @@ def test_every_wrong_value_is_reported_at_its_place_and_not_echoed(case_and_dama
         assert str(NUMBER) not in each.detail
 
 
+@pytest.mark.no_cover
 @given(damaged())
 def test_value_by_value_encoder_accepts_no_more_than_the_fast_one(case_and_damages):
     case, damages = case_and_damages

@@ -202,6 +202,7 @@ def test_both_parsers_read_the_same_document(document, ascii_only):
     assert_alike(json.dumps(document, ensure_ascii=ascii_only).encode())
 
 
+@pytest.mark.no_cover
 @given(DOCUMENTS, st.data())
 def test_both_parsers_agree_on_damaged_bytes(document, data):
     body = bytearray(json.dumps(document).encode())
@@ -294,6 +295,7 @@ def encoded(case: Case, document: Any) -> tuple[RequestFeatures, ValidationRepor
     return request, report
 
 
+@pytest.mark.no_cover
 @given(cases() | damaged().map(lambda drawn: drawn[0]))
 def test_both_parsers_give_equal_features(case):
     body = json.dumps({"user": case.user, "candidates": case.candidates}).encode()

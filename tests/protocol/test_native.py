@@ -2,13 +2,13 @@
 
 import json
 
-import httpx
 import pytest
 
 from app.artifacts.store import Artifact
 from app.main import gatehouse
 from app.settings import Settings
 from tests.support.fakes import sums_model
+from tests.support.in_process import client_of
 
 SCORE = "/v1/models/sums/score"
 NUMBERS = [0.1, 16777216, 2, 1e-7, 0]
@@ -32,8 +32,7 @@ async def client(tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     async with gatehouse(Settings(store=store, lanes=1, request_timeout_ms=30_000)) as parts:
         parts.service.registry.activate(Artifact("sums", 1, store), sums_model())
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             yield client
 
 

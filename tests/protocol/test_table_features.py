@@ -150,6 +150,7 @@ def requests(draw: st.DrawFn, keyed_by: str) -> tuple[dict[str, Any], dict[str, 
     return {"user": user, "candidates": candidates}, {"user": full_user, "candidates": full}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("keyed_by", ["item", "sku"])
 @given(data=st.data())
 def test_request_by_keys_equals_the_request_with_every_feature(keyed_by, data):
@@ -206,6 +207,7 @@ def infer(document: dict[str, Any], found: ModelTables, *, is_binary: bool, **ch
     )
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("is_binary", [False, True], ids=["json", "binary"])
 @pytest.mark.parametrize("keyed_by", ["item", "sku"])
 @given(data=st.data())
@@ -676,6 +678,7 @@ nonsense = st.recursive(
 )
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("keyed_by", ["item", "sku"])
 @pytest.mark.parametrize("unknown", ["error", "default", "drop"])
 @given(user=nonsense, candidates=nonsense)

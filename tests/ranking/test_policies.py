@@ -347,6 +347,7 @@ def test_a_byte_order_mark_is_ignored():
 MANY_PARTS = ".".join(["a"] * 40_000)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "text",
     [
@@ -367,6 +368,7 @@ def test_a_key_of_very_many_parts_is_refused_at_once(text):
     assert found == f"not valid TOML: a key has more than {MAX_KEY_PARTS} parts (at line {line})"
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "unit", ['\\"', '\\"""\n', "'''", '"""\\', "'", '"', "a", " ", ".", "1.5,", "#", "''''", "-"]
 )

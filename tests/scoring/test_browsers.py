@@ -7,6 +7,7 @@ from app.api.browsers import parse_origins
 from app.errors import ConfigurationInvalid
 from app.main import gatehouse
 from app.settings import Settings
+from tests.support.in_process import client_of
 
 PAGE = {"origin": "https://example.org"}
 PREFLIGHT = PAGE | {
@@ -34,20 +35,18 @@ async def test_by_default_no_other_origin_may_read_a_response(client, example):
 async def test_only_allowed_origins_may_call(store):
     allowed = "https://example.org, http://localhost:3000"
     settings = Settings(store=store.folder, lanes=1, cors_origins=allowed)
-    async with gatehouse(settings) as parts:
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
-            preflight = await client.options("/v1/score", headers=PREFLIGHT)
-            assert preflight.status_code == 200
-            assert preflight.headers["access-control-allow-origin"] == PAGE["origin"]
-            assert preflight.headers["x-request-id"]
-            answer = await client.get("/v1/models", headers=PAGE)
-            assert answer.headers["access-control-allow-origin"] == PAGE["origin"]
-            assert "retry-after" in answer.headers["access-control-expose-headers"]
-            stranger = {"origin": "https://example.com"}
-            refused = await client.options("/v1/score", headers=PREFLIGHT | stranger)
-            assert refused.status_code == 400
-            assert "access-control-allow-origin" not in refused.headers
+    async with gatehouse(settings) as parts, client_of(parts) as client:
+        preflight = await client.options("/v1/score", headers=PREFLIGHT)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == PAGE["origin"]
+        assert preflight.headers["x-request-id"]
+        answer = await client.get("/v1/models", headers=PAGE)
+        assert answer.headers["access-control-allow-origin"] == PAGE["origin"]
+        assert "retry-after" in answer.headers["access-control-expose-headers"]
+        stranger = {"origin": "https://example.com"}
+        refused = await client.options("/v1/score", headers=PREFLIGHT | stranger)
+        assert refused.status_code == 400
+        assert "access-control-allow-origin" not in refused.headers
 
 
 @pytest.mark.parametrize("text", ["*", "example.org", "https://a.org/", "https://a.org b", "null"])

@@ -238,8 +238,7 @@ async def test_disconnected_request_is_dropped_before_it_is_computed(door):
     await until(lambda: door.parts.service.batcher.queues.chunks == 1)
     other = asyncio.ensure_future(door.post(GATE, native([1] * 7)))
     await until(lambda: door.parts.service.batcher.queues.chunks == 2)
-    disconnect()
-    await asyncio.sleep(0.02)
+    await disconnect()
     door.gate.open()
     assert [(await each).status_code for each in (running, other)] == [200, 200]
     assert door.gate.batches == [5, 7]
@@ -253,8 +252,7 @@ async def test_disconnected_request_is_dropped_before_it_is_computed(door):
 async def test_nothing_is_sent_to_a_client_that_disconnects_during_the_batch(door):
     disconnect = await door.post_and_disconnect()
     await door.gate.is_entered()
-    disconnect()
-    await asyncio.sleep(0.02)
+    await disconnect()
     door.gate.open()
     await until(lambda: door.value("cancelled_total", stage="compute") == 1)
     labels = {"route": "/v1/models/{model}/score", "model": "gate"}

@@ -1,6 +1,5 @@
 """Drift of the active version's features and scores from the training data."""
 
-import httpx
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from app.scoring.drift import DriftMonitor
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from tests.support.builders import INPUTS, model
+from tests.support.in_process import client_of
 
 RANDOM = np.random.default_rng(3)
 KNOWN = Distributions(
@@ -146,8 +146,7 @@ async def test_drift_of_a_served_model_is_exported(tmp_path, monkeypatch):
     async with gatehouse(settings) as parts:
         await parts.start()
         parts.scorer._sampler._every_s = 0.0
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             card = (await client.get("/v1/models/feed")).json()
             assert card["drift"] == {"features": {}, "scores": {}}
             for _ in range(5):

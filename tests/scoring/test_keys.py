@@ -5,7 +5,6 @@ import logging
 import os
 from hashlib import sha256
 
-import httpx
 import pytest
 from hypothesis import example as case, given, strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,6 +13,7 @@ from app.errors import ConfigurationInvalid, Unauthorized
 from app.main import gatehouse
 from app.scoring.keys import MOST_KEYS, Keys
 from app.settings import Settings
+from tests.support.in_process import client_of
 
 ANNA, BERT = "anna-has-20-letters-", "4f" * 32
 TEXT = f"anna:{ANNA}, bert:{BERT}"
@@ -125,8 +125,7 @@ async def guarded(store):
     )
     async with gatehouse(settings) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             yield client
 
 

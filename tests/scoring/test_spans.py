@@ -18,6 +18,7 @@ from app.main import gatehouse
 from app.scoring.otel import VARIABLES, misspelt_variables, span_recorder
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+from tests.support.in_process import client_of
 from tests.support.otlp import attributes, collector
 from tests.support.server import running_server
 
@@ -50,13 +51,12 @@ class Caller:
 
 
 @asynccontextmanager
-async def client_of(store):
+async def exporting(store):
     """A client of a service that reads its `OTEL_…` variables now."""
     settings = Settings(store=store.folder, lanes=1, request_timeout_ms=30_000)
     async with gatehouse(settings) as parts:
         await parts.start()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             example = (await client.get("/v1/models/tiny")).json()["example_request"]
             yield Caller(client, example, parts.metrics)
 
@@ -70,7 +70,7 @@ def traced(metrics, result):
 
 async def test_call_is_a_child_of_the_callers_span_with_its_attributes(store, receiver):
     before_ns = time.time_ns()
-    async with client_of(store) as client:
+    async with exporting(store) as client:
         response = await client.post(
             "/v1/models/tiny/score",
             json=client.example,
@@ -101,7 +101,7 @@ async def test_call_is_a_child_of_the_callers_span_with_its_attributes(store, re
 
 
 async def test_stages_are_children_in_order_within_the_call(store, receiver):
-    async with client_of(store) as client:
+    async with exporting(store) as client:
         response = await client.post("/v1/score", json=client.example)
         receiver.wait_for(lambda: traced(client.metrics, "exported") == 1)
     [call] = receiver.calls()
@@ -120,7 +120,7 @@ async def test_stages_are_children_in_order_within_the_call(store, receiver):
 
 
 async def test_stages_begin_when_the_body_has_arrived(store, receiver):
-    async with client_of(store) as client:
+    async with exporting(store) as client:
         body = json.dumps(client.example).encode()
 
         async def slowly():
@@ -140,7 +140,7 @@ async def test_stages_begin_when_the_body_has_arrived(store, receiver):
 async def test_calls_that_are_exported_make_room_for_others(store, receiver, monkeypatch):
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "2")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
-    async with client_of(store) as client:
+    async with exporting(store) as client:
         for number in range(1, 7):
             await client.post("/v1/score", json=client.example)
             receiver.wait_for(lambda n=number: traced(client.metrics, "exported") == n)
@@ -148,7 +148,7 @@ async def test_calls_that_are_exported_make_room_for_others(store, receiver, mon
 
 
 async def test_call_that_fails_has_no_stages_and_names_its_error(store, receiver):
-    async with client_of(store) as client:
+    async with exporting(store) as client:
         await client.post("/v1/score", json={})
         late = {"x-request-timeout-ms": "1"}
         await client.post("/v1/models/tiny/versions/9/score", json=client.example)
@@ -162,7 +162,7 @@ async def test_call_that_fails_has_no_stages_and_names_its_error(store, receiver
 
 
 async def test_trace_begins_here_without_a_caller_and_the_response_names_it(store, receiver):
-    async with client_of(store) as client:
+    async with exporting(store) as client:
         response = await client.post("/v1/score", json=client.example)
         receiver.wait_for(lambda: len(receiver.calls()) == 1)
     [call] = receiver.calls()
@@ -190,9 +190,11 @@ async def test_sampler_of_the_specification_decides(
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", share)
     headers = {} if caller is None else {"traceparent": f"00-{TRACE}-{PARENT}-{caller}"}
-    async with client_of(store) as client:
+    async with exporting(store) as client:
         response = await client.post("/v1/score", json=client.example, headers=headers)
-    assert len(receiver.calls()) == sampled  # they are flushed when the service has stopped
+    # They are flushed when the service stops, for two seconds.
+    receiver.wait_for(lambda: len(receiver.calls()) >= sampled)
+    assert len(receiver.calls()) == sampled
     if caller is None and not sampled:
         assert "traceparent" not in response.headers
     else:
@@ -202,30 +204,30 @@ async def test_sampler_of_the_specification_decides(
 async def test_collector_that_hangs_delays_nothing_and_drops_are_counted(store, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never answers
         monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "5")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
         monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
-        async with client_of(store) as client:
+        async with exporting(store) as client:
             for _ in range(20):
                 response = await client.post("/v1/score", json=client.example)
                 assert response.status_code == 200
             assert traced(client.metrics, "dropped") == 16
             assert traced(client.metrics, "exported") == 0
             began = time.monotonic()
-        assert time.monotonic() - began < 4  # the flush at the end is bounded
+        assert time.monotonic() - began < 30  # the flush at the end is bounded
 
 
 async def test_collector_that_is_away_is_counted_as_failed(store, monkeypatch):
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.2")
-    async with client_of(store) as client:
+    async with exporting(store) as client:
         await client.post("/v1/score", json=client.example)
     assert traced(client.metrics, "failed") == 1
 
 
 async def test_collector_that_refuses_is_counted_as_failed(store, receiver):
     receiver.status = 400
-    async with client_of(store) as client:
+    async with exporting(store) as client:
         await client.post("/v1/score", json=client.example)
         receiver.wait_for(lambda: traced(client.metrics, "failed") == 1)
     assert receiver.posts == 1

@@ -7,7 +7,6 @@ import asyncio
 import re
 import shutil
 
-import httpx
 import numpy as np
 import pytest
 
@@ -20,8 +19,10 @@ from app.main import gatehouse
 from app.settings import Settings
 from tests.support.artifacts import add_version
 from tests.support.builders import INPUTS, published
+from tests.support.in_process import client_of
 from tests.support.mixtures import GATES, Mixture
 from tests.support.model_tables import change_rows, publish_rows, random_rows
+from tests.support.waiting import until
 
 KEYS = list(range(1, 41))
 CANDIDATES = [7, 99, 3, 20, 40, 12, 98, 1]  # 98 and 99 are in no table
@@ -86,10 +87,6 @@ BY_KEYS = {"user": 5, "candidates": CANDIDATES, "candidate_keys": CANDIDATES}
 
 def serving(store, **changes):
     return gatehouse(Settings(store=store, lanes=1, request_timeout_ms=30_000, **changes))
-
-
-def client_of(parts):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(parts.app), base_url="http://gatehouse")
 
 
 async def observed(parts, client, request):
@@ -184,9 +181,7 @@ async def compared(parts, client, comparison, request):
     parts.scorer._comparer._next_at = 0.0
     before = results(comparison)
     assert (await client.post("/v1/score", json=request)).status_code == 200
-    async with asyncio.timeout(10):
-        while results(comparison) == before:  # noqa: ASYNC110  (nothing signals it)
-            await asyncio.sleep(0.005)
+    await until(lambda: results(comparison) != before, "the request is compared")
     after = results(comparison)
     return tuple(now - then for now, then in zip(after, before, strict=True))
 

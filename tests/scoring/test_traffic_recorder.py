@@ -27,6 +27,7 @@ from app.scoring import traffic_recorder
 from app.scoring.traffic_recorder import TrafficRecorder
 from app.settings import Settings
 from tests.support.builders import INPUTS, Request, batch, description, scripted
+from tests.support.in_process import client_of
 from tests.support.model_tables import publish_rows, random_rows
 from tests.support.server import running_server
 from tests.support.traffic import record_of
@@ -106,8 +107,7 @@ async def test_a_recorded_request_scores_as_the_original_did(
     headers = {"x-request-id": "secret-request", "authorization": "Bearer secret-token"}
     async with gatehouse(settings) as parts:
         await parts.start()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             first = await client.post(path, json=body, headers=headers)
             assert first.status_code == 200, first.text
             wrong = await client.post("/v1/score", json={"user": {"secret": 1}}, headers=headers)
@@ -171,8 +171,7 @@ async def test_a_request_of_keys_is_recorded_with_the_features_of_the_tables(tmp
     settings = Settings(store=store, lanes=1, record=folder, record_share=1, record_ids="random")
     async with gatehouse(settings) as parts:
         await parts.start()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             request = {"user": 42, "candidates": candidates}
             first = await client.post("/v1/score", json=request)
             assert first.status_code == 200, first.text

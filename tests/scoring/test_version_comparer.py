@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import weakref
 
-import httpx
 import pytest
 
 from app.errors import FieldError, InvalidRequest
@@ -12,6 +11,8 @@ from app.main import gatehouse
 from app.protocol.native import Native
 from app.settings import Settings
 from tests.support.artifacts import add_version
+from tests.support.in_process import client_of
+from tests.support.waiting import PATIENCE_S
 
 SHADOW = "active = 1\n[shadow]\nversion = 2\nshare = 1.0\n"
 
@@ -28,17 +29,12 @@ def settings(folder):
     return Settings(store=folder, lanes=1, request_timeout_ms=30_000)
 
 
-def client_of(parts):
-    transport = httpx.ASGITransport(parts.app)
-    return httpx.AsyncClient(transport=transport, base_url="http://gatehouse")
-
-
 async def shown(client):
     return (await client.get("/v1/models/tiny")).json()["traffic"]["shadow"]
 
 
 async def until(client, name, at_least=1):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (state := await shown(client))[name] < at_least:  # noqa: ASYNC110  (over HTTP)
             await asyncio.sleep(0.01)
     return state
@@ -140,7 +136,7 @@ async def test_the_order_of_a_canary_is_compared_with_the_active_version(folder)
         async with client_of(parts) as client:
             example = (await client.get("/v1/models/tiny")).json()["example_request"]
             assert (await client.post("/v1/score", json=example)).json()["role"] == "canary"
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while True:
                     card = (await client.get("/v1/models/tiny")).json()
                     if card["traffic"]["canary"]["compared"]:

@@ -40,6 +40,7 @@ from tests.support.server import free_port
 
 _OBJECT_STORE_BYTES = 80 << 20  # the least that Ray accepts is 75 MiB; Serve needs next to nothing
 _PATIENCE_S = 90.0
+_MOST_KILLS = 8
 _HAS_HAPROXY = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
 
 
@@ -52,12 +53,14 @@ class Fleet:
         nodes: its other nodes, with a CPU each.
         store: they all read it.
         port: of Ray Serve's proxy.
+        callers: once they call.
     """
 
     cluster: Cluster
     nodes: list[Any]
     store: Store
     port: int = field(default_factory=free_port)
+    callers: Callers | None = None
 
     @property
     def url(self) -> str:
@@ -122,14 +125,23 @@ def quiet(_running: Fleet, seconds: float) -> int:
 
 
 def loss_of_a_replica(running: Fleet, _seconds: float) -> int:
-    """SIGKILL to a replica; Ray starts another one."""
-    before = running.replicas()
-    os.kill(min(before), signal.SIGKILL)
-    running.wait_for(
-        lambda: min(before) not in (now := running.replicas()) and len(now) == len(before)
-    )
-    running.wait_for(lambda: serve.status().applications["default"].status == "RUNNING")
-    return 1
+    """SIGKILL to a replica, and to another one until a call was open; Ray starts new ones."""
+    assert running.callers
+    retries, lost = running.callers.retries, 0
+    granted = retries.granted
+    while retries.granted == granted and lost < _MOST_KILLS:
+        before = running.replicas()
+        killed = min(before)
+        os.kill(killed, signal.SIGKILL)
+        lost += 1
+        running.wait_for(lambda: _is_replaced(running, killed, len(before)))  # noqa: B023
+        running.wait_for(lambda: serve.status().applications["default"].status == "RUNNING")
+    return lost
+
+
+def _is_replaced(running: Fleet, killed: int, count: int) -> bool:
+    replicas = running.replicas()
+    return killed not in replicas and len(replicas) == count
 
 
 def loss_of_a_node(running: Fleet, seconds: float) -> int:
@@ -179,6 +191,7 @@ def soak(*, callers: int, seconds: float, short: bool) -> list[str]:
             print(f"| {'scene':18} | {' | '.join(columns)} |")
             print(f"| {'---':18} |{' ---: |' * len(columns)}", flush=True)
             with Callers(running.url, callers) as calling:
+                running.callers = calling
                 for scene in scenes:
                     calling.tally = tally = Tally()
                     before = calling.retries.granted

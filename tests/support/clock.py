@@ -15,7 +15,7 @@ when a timer is set: tests with real lanes or sockets need the normal loop.
 import asyncio
 import selectors
 
-_MAX_WAIT_S = 10.0  # real time to wait for a thread or a socket
+_MAX_WAIT_S = 30.0  # real time to wait for a thread or a socket
 
 
 class Stuck(Exception):

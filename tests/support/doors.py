@@ -4,10 +4,12 @@ The model is `sums`; `Gate` is the same model with a program that waits until it
 """
 
 import asyncio
+import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,12 +29,13 @@ from app.server.connection import Connection
 from app.server.in_process import scope_of
 from app.settings import Settings
 from tests.support.fakes import sums_model
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 Kind = Literal["direct", "asgi"]
 SCORE = "/v1/models/sums/score"
 INFER = "/v2/models/sums/infer"
 GATE = "/v1/models/gate/score"
+TCP_CLOSE = 7  # of Linux's TCP states
 
 
 def native(candidates=(1.0, 3.0, 2.0), *, user: object = 10.0, **members: object) -> bytes:
@@ -71,7 +74,7 @@ class Gate:
 
     def run(self, inputs: ModelInputs) -> Any:
         self.batches.append(inputs.rows)
-        assert self._is_open.wait(30)
+        assert self._is_open.wait(PATIENCE_S)
         return self._program.run(inputs)
 
     def open(self) -> None:
@@ -88,7 +91,7 @@ class Door:
 
     Attributes:
         client: speaks HTTP through the door.
-        port: of the socket, or 0.
+        listener: of the socket, if there is one.
         gate: the program of the model `gate`.
         asgi_paths: the paths of the requests that the ASGI application was called with.
         sent: what the ASGI application sent to clients of `post_and_disconnect`.
@@ -97,7 +100,7 @@ class Door:
     kind: Kind
     parts: Gatehouse
     client: httpx.AsyncClient
-    port: int
+    listener: "Listener | None"
     gate: Gate
     asgi_paths: list[str]
     sent: list[Message] = field(default_factory=list)
@@ -117,11 +120,11 @@ class Door:
         """Send a head that announces a body and nothing more; return the response's status."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         named |= {"host": "x", "content-type": "application/json", "content-length": str(length)}
-        if self.kind == "direct":
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        if self.listener is not None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.listener.port)
             lines = [f"POST {path} HTTP/1.1", *(f"{k}: {v}" for k, v in named.items()), "", ""]
             writer.write("\r\n".join(lines).encode())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 status = (await reader.readuntil(b"\r\n")).split()[1]
             writer.close()
             await writer.wait_closed()
@@ -135,17 +138,27 @@ class Door:
         await self.parts.app(scope, receive, _into(sent))
         return int(sent[0]["status"])
 
-    async def post_and_disconnect(self, path: str = GATE) -> Callable[[], None]:
-        """Send a whole request; return a function that closes its connection."""
-        if self.kind == "direct":
+    async def post_and_disconnect(self, path: str = GATE) -> Callable[[], Awaitable[None]]:
+        """Send a whole request; return a function that closes its connection.
+
+        That function waits until the server can see it.
+        """
+        listener = self.listener
+        if listener is not None:
             body = native()
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             writer.write(
                 b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b"
                 % (path.encode(), len(body), body)
             )
             self._writers.append(writer)
-            return writer.transport.abort
+
+            async def leave() -> None:
+                gone = listener.closing_of(writer)
+                writer.transport.abort()
+                await gone()
+
+            return leave
         gone = threading.Event()
         scope = scope_of(path, {}) | {IS_DISCONNECTED: gone.is_set}
         messages: list[Message] = [{"type": "http.request", "body": native()}]
@@ -154,7 +167,11 @@ class Door:
             return messages.pop()
 
         self._calls.append(asyncio.ensure_future(self.parts.app(scope, receive, _into(self.sent))))
-        return gone.set
+
+        async def set_gone() -> None:
+            gone.set()
+
+        return set_gone
 
     def value(self, name: str, **labels: str) -> float:
         """A sample of a metric, or 0."""
@@ -175,6 +192,26 @@ class Listener:
 
     port: int
     state: ServerState
+
+    def closing_of(self, writer: asyncio.StreamWriter) -> Callable[[], Awaitable[None]]:
+        """Return a function that waits until the server can see that a client has gone.
+
+        A client that closes looks half-closed until its kernel has refused an interim response.
+        """
+        address = writer.get_extra_info("sockname")
+        [transport] = [
+            each.transport
+            for each in cast("set[Any]", self.state.connections)
+            if each.transport.get_extra_info("peername") == address
+        ]
+
+        def is_gone() -> bool:
+            if transport.is_closing():
+                return True
+            tcp = transport.get_extra_info("socket")
+            return bool(tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE)
+
+        return partial(until, is_gone, "the client has gone")
 
 
 @asynccontextmanager
@@ -247,10 +284,12 @@ async def open_door(kind: Kind, store: Path, **settings: Any) -> AsyncIterator[D
             async with httpx.AsyncClient(
                 transport=transport, base_url="http://gatehouse"
             ) as client:
-                yield Door(kind, parts, client, 0, gate, paths)
+                yield Door(kind, parts, client, None, gate, paths)
             return
         async with (
             listening(parts, counted) as listener,
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.port}", timeout=30) as client,
+            httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{listener.port}", timeout=PATIENCE_S
+            ) as client,
         ):
-            yield Door(kind, parts, client, listener.port, gate, paths)
+            yield Door(kind, parts, client, listener, gate, paths)

@@ -11,7 +11,7 @@ from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Collector:
         """Wait until a condition holds.
 
         Raises:
-            AssertionError: it does not, after ten seconds.
+            AssertionError: it does not, within `PATIENCE_S`.
         """
         deadline = time.monotonic() + PATIENCE_S
         while not enough():

@@ -1,7 +1,6 @@
 """A real server process on a real socket."""
 
 import os
-import re
 import signal
 import socket
 import ssl
@@ -17,15 +16,18 @@ from types import MappingProxyType
 import httpx
 
 from tests import REPOSITORY
+from tests.support.forked import Forked, run_forked
 
 START_S = 60.0  # enough for a slow machine
+PATIENT = MappingProxyType({"GATEHOUSE_REQUEST_TIMEOUT_MS": "30000"})
+"""The deadline of requests that do not set one, in all tests: longer than a slow machine needs."""
 
 
 @dataclass
 class Server:
     """`gatehouse serve` in a process."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     url: str
     log: Path
 
@@ -59,16 +61,16 @@ def running_server(
     of `checkout`, a working tree.
     """
     port = free_port()
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [
-                *(python_of(checkout), "-m", "app", "serve"),
-                *("--store", str(store.absolute()), "--port", str(port), *flags),
-            ],
-            stderr=stderr,
-            cwd=checkout,
-            env={**clean_environment(), **environment},
-        )
+    arguments = ["app", "serve", "--store", str(store.absolute()), "--port", str(port), *flags]
+    env = {**clean_environment(), **environment}
+    process: subprocess.Popen[bytes] | Forked
+    if checkout == REPOSITORY:
+        process = Forked(arguments, stderr=log, cwd=REPOSITORY, env=env)
+    else:
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                [python_of(checkout), "-m", *arguments], stderr=stderr, cwd=checkout, env=env
+            )
     server = Server(process, f"http{'s' if ca else ''}://127.0.0.1:{port}", log)
     try:
         wait_for(server, "/readyz" if ready else "/livez", ca)
@@ -84,9 +86,20 @@ def python_of(checkout: Path) -> str:
     return str(own) if checkout != REPOSITORY and own.exists() else sys.executable
 
 
+def failed_start(
+    *flags: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    """Run `gatehouse serve` for as long as it runs; return its exit code and output."""
+    env = {**clean_environment(), **environment}
+    return run_forked(["app", "serve", *flags], cwd=REPOSITORY, env=env, timeout=START_S)
+
+
 def clean_environment() -> dict[str, str]:
-    """Return the environment variables without settings of the service."""
-    return {name: value for name, value in os.environ.items() if not re.match("GATEHOUSE_", name)}
+    """Return the environment variables without settings of the service, except `PATIENT`."""
+    others = {
+        name: value for name, value in os.environ.items() if not name.startswith("GATEHOUSE_")
+    }
+    return others | PATIENT
 
 
 def wait_for(server: Server, path: str, ca: Path | None = None) -> None:

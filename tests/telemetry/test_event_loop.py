@@ -22,7 +22,7 @@ async def test_blocking_the_loop_is_measured_as_lag(metrics):
     time.sleep(INTERVAL_S + 0.05)  # noqa: ASYNC251  (the test blocks the loop on purpose)
     await asyncio.sleep(0.01)
     sample = metrics.registry.get_sample_value
-    assert sample("gatehouse_event_loop_lag_seconds_count") == 1
+    assert sample("gatehouse_event_loop_lag_seconds_count") >= 1  # more on a slow machine
     assert sample("gatehouse_event_loop_lag_seconds_sum") >= 0.05
 
 

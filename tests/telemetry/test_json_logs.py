@@ -21,7 +21,7 @@ from app.telemetry.json_logs import (
     configure,
 )
 from tests import REPOSITORY
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 def line(record: logging.LogRecord) -> str:
@@ -117,6 +117,7 @@ def test_readable_line_has_no_control_characters_of_a_caller():
 CROWDED = """
 import logging, os, sys
 from app.telemetry import json_logs as logs
+logs.FLUSH_TIMEOUT_S = float(sys.argv[2])
 logs.configure("info", threaded=sys.argv[1] == "threaded")
 log = logging.getLogger("app")
 for n in range(3000):
@@ -128,7 +129,7 @@ os._exit(0)
 
 @pytest.mark.parametrize("kind", ["threaded", "single"])
 def test_every_record_is_written_before_exit_if_the_log_is_read(kind):
-    command = [sys.executable, "-c", CROWDED, kind]
+    command = [sys.executable, "-c", CROWDED, kind, str(PATIENCE_S)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY)
     messages = [json.loads(each)["message"] for each in done.stderr.splitlines()]
     assert len(messages) == 3000 if kind == "threaded" else messages
@@ -141,8 +142,10 @@ def test_every_record_is_written_before_exit_if_the_log_is_read(kind):
 def test_process_exits_if_its_log_is_not_read(kind):
     reader, writer = os.pipe()
     try:
-        command = [sys.executable, "-c", CROWDED, kind]
-        done = subprocess.run(command, stderr=writer, timeout=30, check=False, cwd=REPOSITORY)
+        command = [sys.executable, "-c", CROWDED, kind, "1"]
+        done = subprocess.run(
+            command, stderr=writer, timeout=PATIENCE_S, check=False, cwd=REPOSITORY
+        )
         assert done.returncode == 0
     finally:
         os.close(reader)

@@ -2,7 +2,6 @@
 
 import shutil
 
-import httpx
 import jsonschema_rs
 import pytest
 import schemathesis
@@ -12,6 +11,7 @@ from app.errors import MethodNotAllowed
 from app.main import gatehouse
 from app.settings import Settings
 from tests.support.artifacts import add_version
+from tests.support.in_process import client_of
 
 
 @pytest.fixture
@@ -81,8 +81,7 @@ async def test_security_is_required_only_if_the_server_has_keys(document, store)
     settings = Settings.model_validate({"store": store.folder, "lanes": 1, "keys": "a:" + "b" * 20})
     async with gatehouse(settings) as parts:
         await parts.start()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             guarded = (await client.get("/openapi.json")).json()
             needing = {
                 name
@@ -112,17 +111,18 @@ async def test_request_schema_lists_the_features_of_the_model(document):
 
 async def test_new_model_appears_in_the_document(store, tmp_path):
     shutil.copytree(store.folder, tmp_path / "store")
-    async with gatehouse(Settings(store=tmp_path / "store", lanes=1)) as parts:
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+    async with (
+        gatehouse(Settings(store=tmp_path / "store", lanes=1)) as parts,
+        client_of(parts) as client,
+    ):
 
-            async def described() -> set[str]:
-                schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
-                return {name for name in schemas if name.startswith("ScoreRequest.")}
+        async def described() -> set[str]:
+            schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+            return {name for name in schemas if name.startswith("ScoreRequest.")}
 
-            assert await described() == set()
-            await parts.deployment.refresh()
-            assert await described() == {"ScoreRequest.tiny"}
-            add_version(tmp_path / "store", "other", 1, name="other")
-            await parts.deployment.refresh()
-            assert await described() == {"ScoreRequest.tiny", "ScoreRequest.other"}
+        assert await described() == set()
+        await parts.deployment.refresh()
+        assert await described() == {"ScoreRequest.tiny"}
+        add_version(tmp_path / "store", "other", 1, name="other")
+        await parts.deployment.refresh()
+        assert await described() == {"ScoreRequest.tiny", "ScoreRequest.other"}

@@ -21,6 +21,7 @@ def fits(case: Case) -> bool:
     return bool(jsonschema_rs.validator_for(schema).is_valid(document))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @given(cases())
 def test_schema_allows_what_the_encoder_accepts(case):
@@ -41,6 +42,7 @@ def is_expressible(case: Case, name: str, value: Any) -> bool:
     return True
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @given(damaged())
 def test_schema_refuses_what_the_encoder_refuses(drawn):

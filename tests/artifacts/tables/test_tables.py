@@ -60,6 +60,7 @@ def quick_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
+@pytest.mark.no_cover
 @pytest.mark.usefixtures("quick_disk")
 @settings(
     max_examples=40,
@@ -251,6 +252,7 @@ def eight_rows(tmp_path_factory):
     }
 
 
+@pytest.mark.no_cover
 @given(
     st.integers(0, 6),
     st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=3),

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -26,6 +25,7 @@ from tests.engine.test_lanes import chunk
 from tests.support.builders import published
 from tests.support.direct import direct_scores
 from tests.support.fakes import Sums, sums_model
+from tests.support.in_process import client_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,8 +55,7 @@ async def test_scores_of_the_gpu_are_those_of_the_torchscript_file(store, tiny):
     settings = Settings(store=store.folder, device="cuda", request_timeout_ms=30_000)
     async with gatehouse(settings) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             example = (await client.get("/v1/models/tiny")).json()["example_request"]
             response = await client.post("/v1/score", json=example)
             metrics = (await client.get("/metrics")).text

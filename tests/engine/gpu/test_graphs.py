@@ -7,7 +7,6 @@ import re
 import weakref
 from dataclasses import replace
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -33,6 +32,7 @@ from tests.engine.test_lanes import batch_of, chunk
 from tests.support.builders import CPU, model, own_policies, published
 from tests.support.direct import direct_scores
 from tests.support.fakes import POISON, sums_model
+from tests.support.in_process import client_of
 from tests.support.model_tables import MemoryTable
 from tests.support.streams import CpuStream
 
@@ -325,8 +325,7 @@ async def test_service_with_graphs_gives_equal_scores_and_times_its_copies(
     settings = Settings(store=store.folder, request_timeout_ms=30_000)
     async with main.gatehouse(settings) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             example = (await client.get("/v1/models/tiny")).json()["example_request"]
             answer = await client.post("/v1/score", json=example)
             metrics = (await client.get("/metrics")).text

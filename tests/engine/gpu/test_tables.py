@@ -6,7 +6,6 @@ import logging
 import random
 import shutil
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -25,6 +24,7 @@ from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from tests.engine.gpu.test_graphs import golden_chunks, scores_of
 from tests.support.builders import CPU, own_policies
+from tests.support.in_process import client_of
 from tests.support.model_tables import change_rows, publish_rows, random_rows
 from tests.support.streams import CpuStream
 
@@ -441,7 +441,3 @@ async def test_each_request_has_one_table_while_tables_on_the_device_are_swapped
     assert any(each.replays > len(each.copied) for each in on_stand_in)  # some were gathered there
     held = 102 * items.table.base.records.dtype.itemsize
     assert f'gatehouse_device_memory_bytes{{kind="tables"}} {held:.1f}' in metrics
-
-
-def client_of(parts):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(parts.app), base_url="http://gatehouse")

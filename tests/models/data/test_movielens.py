@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import httpx
 import pyarrow.parquet as parquet
 import pytest
 
@@ -13,6 +12,7 @@ from models import __main__ as cli, data
 from models.data import movielens
 from models.training import experiment
 from tests import REPOSITORY
+from tests.support.in_process import client_of
 
 CONFIGS = REPOSITORY / "models" / "configs" / "movielens"
 USERS, MOVIES = 6, 60
@@ -172,8 +172,7 @@ async def test_served_with_its_tables_a_request_by_keys_equals_the_full_one(tmp_
     settings = Settings(store=store, lanes=1, request_timeout_ms=30_000)
     async with gatehouse(settings) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             by_key, whole = [
                 (await client.post("/v1/models/movielens/score", json=each)).json()
                 for each in (short, full)

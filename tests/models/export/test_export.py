@@ -1,6 +1,5 @@
 import io
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from models.training import experiment, train
 from models.training.evaluate import predict
 from tests import TINY_EXPERIMENT
 from tests.models import impressions
+from tests.support.in_process import client_of
 
 DEVICE = torch.device("cpu")
 
@@ -242,7 +242,6 @@ async def test_missing_values_of_requests_agree_with_the_table_bit_for_bit(tmp_p
     serving = Settings(store=tmp_path / "store", lanes=1, request_timeout_ms=30_000)
     async with gatehouse(serving) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             answer = (await client.post("/v1/models/shop/score", json=request)).json()
     np.testing.assert_array_equal(np.float32(answer["scores"]["click"]), want[:, 0])

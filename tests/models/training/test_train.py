@@ -158,6 +158,7 @@ def test_terminal_gets_a_progress_bar_unless_quiet(tiny, tmp_path, quiet, shows_
     assert "epoch" in shown.getvalue()
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_configuration_trains_on_a_small_feed(path, tiny, tmp_path):

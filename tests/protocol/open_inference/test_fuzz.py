@@ -7,6 +7,7 @@ from tests.protocol.open_inference.fuzz import Damage, fuzz, requests_of
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.no_cover
 async def test_damaged_requests_never_cause_a_server_error(service, client):
     damage = Damage(await requests_of(client), seed=1)
     statuses = await fuzz(service.app, damage, 1500)

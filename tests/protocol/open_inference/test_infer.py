@@ -4,7 +4,6 @@ import gzip
 from dataclasses import replace
 from typing import Any
 
-import httpx
 import numpy as np
 import orjson
 import pytest
@@ -19,6 +18,7 @@ from tests.protocol.open_inference.tensors import (
     outputs_of,
     packed,
 )
+from tests.support.in_process import client_of
 
 INFER = "/v2/models/tiny/infer"
 SCORE = "/v1/models/tiny/score"
@@ -598,10 +598,8 @@ async def test_other_methods_are_405(client, method):
 
 
 async def test_server_without_model_answers_503_with_retry_after(tmp_path):
-    async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts:
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
-            response = await client.post(INFER, json={})
+    async with gatehouse(Settings(store=tmp_path, lanes=1)) as parts, client_of(parts) as client:
+        response = await client.post(INFER, json={})
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert response.json() == {"error": "no model is active yet"}

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from app.main import gatehouse
 from app.settings import Settings
 from tests.protocol.open_inference.tensors import Sent, in_binary, in_json, outputs_of, packed
 from tests.support.builders import INPUTS, Request, batch, description, scripted
+from tests.support.in_process import client_of
 
 FILE = "vocabulary.item.jsonl"
 RECENT = IdListInput(
@@ -46,8 +46,7 @@ async def strings(tmp_path_factory):
     settings = Settings(store=store.folder, lanes=1, request_timeout_ms=30_000)
     async with gatehouse(settings) as parts:
         await parts.deployment.refresh()
-        transport = httpx.ASGITransport(parts.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gatehouse") as client:
+        async with client_of(parts) as client:
             yield client
 
 
