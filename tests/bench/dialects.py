@@ -21,7 +21,7 @@ from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from tests.bench.http import COLUMNS, candidates, native, reference_artifact
 from tests.bench.wrk import ClosedLoop, wrk
-from tests.support.server import running_server
+from tests.support.server import standalone_server
 
 PATH = "/v2/models/reference/infer"
 
@@ -73,7 +73,7 @@ def main() -> None:
         print(f"{usable_cores()} cores, {arguments.connections} connections\n")
         print("| rows | form | bytes | req/s | of native | p50 | p99 |")
         print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
-        with running_server(folder / "store", folder / "log") as server:
+        with standalone_server(folder / "store", folder / "log") as server:
             for rows in (1, 50, 500):
                 _measure(server.url, folder, rows, arguments)
 

@@ -55,7 +55,7 @@ from models.networks.config import DenseFeature, Feature, IdFeature, NetworkConf
 from models.networks.show import parts
 from tests.bench.hot_path import cpu_s, settled
 from tests.bench.wrk import wrk
-from tests.support.server import Server, running_server
+from tests.support.server import Server, standalone_server
 
 CANDIDATES = 500
 BODIES = 64
@@ -351,7 +351,7 @@ def main() -> None:
         print(f"\nover HTTP, {arguments.connections} connections\n")
         print("| network | requests/s: features, folded | | CPU time of a request | |")
         print("| --- | ---: | ---: | ---: | ---: |")
-        with running_server(store.folder, folder / "log") as server:
+        with standalone_server(store.folder, folder / "log") as server:
             for row in over_http(server, pairs, arguments, folder):
                 print(row)
 

@@ -56,7 +56,7 @@ from tests.bench.http import COLUMNS, native, reference_artifact
 from tests.bench.item_tables import publish_random
 from tests.models.loop import loop_of
 from tests.support.fakes import chunk_of
-from tests.support.server import running_server
+from tests.support.server import standalone_server
 from tests.support.streams import CpuStream
 
 TASKS = ("click", "like", "follow")
@@ -235,8 +235,10 @@ def over_http(device: str, window_s: float, rows: int = 500, items: int = 1_000_
         body = orjson.dumps({"candidates": keys}, option=orjson.OPT_SERIALIZE_NUMPY)
         by_key = Post("/v1/score", body, {"content-type": "application/json"})
         with (
-            running_server(folder / "store", folder / "log", *options, "0") as server,
-            running_server(folder / "store", folder / "gpu.log", *options, "4000000000") as other,
+            standalone_server(folder / "store", folder / "log", *options, "0") as server,
+            standalone_server(
+                folder / "store", folder / "gpu.log", *options, "4000000000"
+            ) as other,
         ):
             for name, post, url in (
                 ("binary", v2_binary(rows), server.url),

@@ -35,7 +35,7 @@ from app.engine.hardware import usable_cores
 from tests.bench.dialects import v2_binary
 from tests.bench.http import candidates, in_process, native, reference_artifact
 from tests.bench.wrk import wrk
-from tests.support.server import Server, clean_environment, free_port, python_of, running_server
+from tests.support.server import Server, clean_environment, free_port, python_of, standalone_server
 
 _PUBLISH = """
 import sys, pathlib
@@ -208,7 +208,7 @@ def _subjects(
 ) -> Iterator[list[Subject]]:
     """Run every server, and yield what is measured."""
     with ExitStack() as stack:
-        ours = stack.enter_context(running_server(folder / "store", folder / "log"))
+        ours = stack.enter_context(standalone_server(folder / "store", folder / "log"))
         pid = ours.process.pid
         subjects = [
             Subject("JSON", ours.url, pid, native),
@@ -241,7 +241,7 @@ def server_of(checkout: Path, folder: Path) -> Iterator[Server]:
         check=True,
     )
     log = folder / "other.log"
-    with running_server(store, log, environment=environment, checkout=checkout) as server:
+    with standalone_server(store, log, environment=environment, checkout=checkout) as server:
         yield server
 
 

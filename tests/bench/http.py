@@ -41,7 +41,7 @@ from app.ranking.policy import Policy
 from models.networks.build import build
 from models.networks.config import DenseFeature, NetworkConfig, Task
 from tests.bench.wrk import wrk
-from tests.support.server import running_server
+from tests.support.server import standalone_server
 
 COLUMNS = 100
 TASKS = ("click", "like", "dwell")
@@ -160,7 +160,7 @@ def main() -> None:
             "| rows | HTTP req/s | p50 | p99 | in process req/s | HTTP / in process | one alone |"
         )
         print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-        with running_server(folder / "store", folder / "log") as server:
+        with standalone_server(folder / "store", folder / "log") as server:
             for rows in (1, 50, 500):
                 post, connections = native(rows), arguments.connections
                 wrk(server.url, post, connections, 1, folder)

@@ -43,7 +43,7 @@ from app.engine.hardware import usable_cores
 from tests.bench.hot_path import Sample, cpu_s, in_process_cpu_us, settled
 from tests.bench.http import COLUMNS, candidates, reference_artifact
 from tests.bench.wrk import wrk
-from tests.support.server import Server, free_port, running_server
+from tests.support.server import Server, free_port, standalone_server
 
 ROWS = 500
 ITEMS = 100_000
@@ -242,14 +242,14 @@ def wide_artifact(store: Store) -> Artifact:
 def _start(store: Store, folder: Path) -> tuple[float, float]:
     """Return how long a server took to be ready, and its CPU time until then (s)."""
     began = time.perf_counter()
-    with running_server(store.folder, folder / "large.log", "--lanes", "1") as server:
+    with standalone_server(store.folder, folder / "large.log", "--lanes", "1") as server:
         return time.perf_counter() - began, cpu_s(server.process.pid)
 
 
 def _memory(store: Store, folder: Path) -> int:
     """Return the memory (Pss, bytes) that three processes have of their tables."""
     flags = ("--processes", "3", "--lanes", "1", "--metrics-port", str(free_port()))
-    with running_server(store.folder, folder / "large.log", *flags) as server:
+    with standalone_server(store.folder, folder / "large.log", *flags) as server:
         mapped = 0
         for _ in range(120):  # readiness is that of the first process
             shares = [_pss(pid) for pid in _family(server.process.pid)]
@@ -305,7 +305,7 @@ def main() -> None:
             publish_random(store.folder, each.model, feature, ITEMS)
         torch.set_num_threads(1)
         programs = {each.model: load(each, torch.device("cpu")).program for each in artifacts}
-        with running_server(store.folder, folder / "log") as server:
+        with standalone_server(store.folder, folder / "log") as server:
             rates = compare(server, programs, arguments, folder)
         print(f"\n{ROWS} candidates of {COLUMNS} numbers\n")
         print("| model | form | bytes | requests/s | p50 ms | p99 ms | CPU µs | beside the model |")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support.server import Server, running_server
+from tests.support.server import Server, standalone_server
 
 BODIES = 20
 BODY_BYTES = 15_900_000
@@ -76,7 +76,7 @@ def main() -> None:
     for kind in KINDS:
         with (
             tempfile.TemporaryDirectory() as folder,
-            running_server(store, Path(folder, "log"), *FLAGS) as server,
+            standalone_server(store, Path(folder, "log"), *FLAGS) as server,
         ):
             host = server.url.removeprefix("http://")
             connection = http.client.HTTPConnection(host)

@@ -27,7 +27,7 @@ import numpy as np
 from app.artifacts.store import Store
 from app.benchmarking.load import Plan, Report, fire, http
 from tests.bench.slow_model import publish_slow
-from tests.support.server import Server, running_server
+from tests.support.server import Server, standalone_server
 
 TIMES = (0.5, 1.0, 2.0, 5.0, 10.0)
 PATIENT_MS = 60_000
@@ -137,7 +137,7 @@ def run(
             "--slow-request-ms": deadline_ms,  # so that later responses are logged
         }
         arguments = [str(each) for flag in flags.items() for each in flag]
-        with running_server(folder / "store", folder / "log", *arguments) as server:
+        with standalone_server(folder / "store", folder / "log", *arguments) as server:
             port = int(server.url.rsplit(":", 1)[1])
             patient = scenario.plan(port, PATIENT_MS, seconds)
             capacity = fire(replace(patient, connections=24)).rate_within()

@@ -36,7 +36,7 @@ from tests import REPOSITORY
 from tests.bench.dialects import v2_binary
 from tests.bench.http import in_process, native, reference_artifact
 from tests.bench.wrk import wrk
-from tests.support.server import Server, python_of, running_server
+from tests.support.server import Server, python_of, standalone_server
 
 SIZES = (1, 50, 500)
 CONNECTIONS = (1, 8, 32)
@@ -138,7 +138,9 @@ def main() -> None:
         publishing = [python_of(checkout), "-c", _PUBLISH, str(folder / "store")]
         subprocess.run(publishing, cwd=checkout, check=True)
         flags = ("--request-timeout-ms", "60000")  # measure slow requests instead of refusing them
-        with running_server(folder / "store", folder / "log", *flags, checkout=checkout) as server:
+        with standalone_server(
+            folder / "store", folder / "log", *flags, checkout=checkout
+        ) as server:
             bench = Bench(server, folder, program, spoken(server), options.seconds)
             print(f"{usable_cores()} cores, torch {torch.__version__}\n\n{_HEAD}", flush=True)
             for rows in options.rows:

@@ -27,7 +27,7 @@ from tests.bench.dialects import v2_binary, v2_json
 from tests.bench.hot_path import cpu_s, settled
 from tests.bench.http import native, reference_artifact
 from tests.bench.wrk import wrk
-from tests.support.server import Server, clean_environment, running_server
+from tests.support.server import Server, clean_environment, standalone_server
 
 FORMS = {"json": native, "v2-json": v2_json, "v2-binary": v2_binary}
 P99 = {1: "10ms", 50: "50ms", 500: "100ms"}
@@ -90,7 +90,7 @@ def main() -> None:
             "| rows | p99 | planned, 1/s | measured, 1/s | ratio | CPU planned | measured | ratio |"
         )
         print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-        with running_server(folder / "store", folder / "log", "--lanes", "1") as server:
+        with standalone_server(folder / "store", folder / "log", "--lanes", "1") as server:
             os.sched_setaffinity(server.process.pid, {0})
             for thread in Path(f"/proc/{server.process.pid}/task").iterdir():
                 os.sched_setaffinity(int(thread.name), {0})

@@ -29,7 +29,7 @@ from app.main import gatehouse
 from app.settings import Settings
 from tests import REPOSITORY
 from tests.soak.model import publish_echo
-from tests.support.server import clean_environment, free_port, running_server
+from tests.support.server import clean_environment, free_port, standalone_server
 
 COPIES = 3
 KILLS = 3
@@ -72,7 +72,7 @@ def servers(store: Path, folder: Path) -> Iterator[Copies]:
 
         def start() -> int:
             log = folder / f"server-{time.monotonic_ns()}"
-            return stack.enter_context(running_server(store, log, "--lanes", "1")).process.pid
+            return stack.enter_context(standalone_server(store, log, "--lanes", "1")).process.pid
 
         pids = [start() for _ in range(COPIES)]
 

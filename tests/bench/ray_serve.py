@@ -21,7 +21,7 @@ from app.artifacts.store import Store
 from tests import REPOSITORY
 from tests.bench.hot_path import Subject, measure
 from tests.bench.http import native, reference_artifact
-from tests.support.server import clean_environment, running_server
+from tests.support.server import clean_environment, standalone_server
 
 _SERVE = """
 import sys, pathlib
@@ -72,7 +72,7 @@ def main() -> None:
         reference_artifact(Store(folder / "store"))
         flags = ("--lanes", "1")
         with (
-            running_server(folder / "store", folder / "log", *flags) as plain,
+            standalone_server(folder / "store", folder / "log", *flags) as plain,
             ray_serve(folder / "store", {}) as (url, pid),
             ray_serve(folder / "store", HAPROXY) as (haproxy_url, haproxy_pid),
         ):

@@ -17,7 +17,7 @@ from app.artifacts.traffic_log import TrafficLog
 from app.benchmarking.load import Plan, fire, http
 from tests.bench.hot_path import cpu_s
 from tests.bench.http import native, reference_artifact
-from tests.support.server import Server, running_server
+from tests.support.server import Server, standalone_server
 
 SHARES = (None, 0.01, 1.0)
 
@@ -41,7 +41,7 @@ def main() -> None:
             log = folder / f"recorded-{share}"
             record = () if share is None else ("--record", str(log), "--record-share", str(share))
             flags = ("--lanes", "1", "--log-sample", "0", *record)
-            started = running_server(folder / "store", folder / f"log-{share}", *flags)
+            started = standalone_server(folder / "store", folder / f"log-{share}", *flags)
             servers.append(stack.enter_context(started))
         found: dict[float | None, list[float]] = {share: [] for share in SHARES}
         for number in range(options.rounds + 1):

@@ -31,7 +31,7 @@ from tests.bench.hot_path import cpu_s, in_process_cpu_us, settled
 from tests.bench.http import COLUMNS, reference_artifact
 from tests.bench.item_tables import publish_random
 from tests.bench.wrk import wrk
-from tests.support.server import Server, running_server
+from tests.support.server import Server, standalone_server
 
 _PATIENT = {"x-request-timeout-ms": "60000"}
 
@@ -52,7 +52,7 @@ class Bench:
         publish(Store(store))
         began = time.perf_counter()
         flags = ("--default-model", "reference")
-        with running_server(store, self.folder / f"{name}.log", *flags) as server:
+        with standalone_server(store, self.folder / f"{name}.log", *flags) as server:
             yield server, time.perf_counter() - began
 
     def load(

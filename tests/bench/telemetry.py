@@ -41,7 +41,7 @@ from tests.bench.hot_path import Subject, cpu_s, measure, server_of
 from tests.bench.http import native, reference_artifact
 from tests.support.otlp import collector
 from tests.support.series import fill
-from tests.support.server import Server, clean_environment, free_port, running_server, wait_for
+from tests.support.server import Server, clean_environment, free_port, standalone_server, wait_for
 
 NONE, AS_IS = "none", "as it is"
 CONNECTIONS = 32
@@ -127,7 +127,7 @@ def subjects(folder: Path, checkout: Path | None) -> Iterator[list[Subject]]:
 
         def as_is(name: str, variables: Mapping[str, str] = MappingProxyType({})) -> Subject:
             log = folder / f"{name}.log".replace(" ", "-")
-            running = running_server(folder / "store", log, environment=variables)
+            running = standalone_server(folder / "store", log, environment=variables)
             server = stack.enter_context(running)
             return Subject(name, server.url, server.process.pid, native)
 

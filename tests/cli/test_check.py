@@ -12,7 +12,7 @@ from app.cli.main import main
 from app.errors import ExitCode
 from tests import REPOSITORY
 from tests.support.builders import published
-from tests.support.server import clean_environment
+from tests.support.server import patient_environment
 
 
 def test_a_valid_store_lists_each_artifact_and_its_tasks(capsys, tmp_path):
@@ -89,7 +89,7 @@ def test_an_unreadable_folder_is_a_row_and_the_rest_is_checked(tmp_path, closed)
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
-            env=clean_environment(),
+            env=patient_environment(),
             check=False,
         )
     finally:

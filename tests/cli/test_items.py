@@ -26,7 +26,7 @@ from app.errors import ExitCode
 from tests import REPOSITORY
 from tests.support.artifacts import corrupt
 from tests.support.builders import Request, batch, description, published, scripted
-from tests.support.server import clean_environment, running_server
+from tests.support.server import patient_environment, running_server
 
 VOCABULARY = "vocabulary.item.jsonl"
 
@@ -450,7 +450,7 @@ def test_a_killed_publish_leaves_nothing_that_serves(store, capsys):
     path = items(rows, "items.jsonl")
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli.main", "items", "publish", path, "--key", "sku"],
-        env=clean_environment() | {"PYTHONPATH": str(REPOSITORY)},
+        env=patient_environment() | {"PYTHONPATH": str(REPOSITORY)},
     )
     folder = store / "feed" / "items"
     deadline = time.monotonic() + 60

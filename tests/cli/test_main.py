@@ -11,7 +11,7 @@ from app.errors import ExitCode
 from app.settings import Settings
 from tests import REPOSITORY
 from tests.support.builders import published
-from tests.support.server import clean_environment
+from tests.support.server import patient_environment
 
 SECRET = "s3cr3t"
 
@@ -143,7 +143,7 @@ def test_commands_that_only_look_at_a_store_do_not_wait_for_torch(tmp_path, argu
         "import sys; from app.cli.main import main\n"
         f"main({arguments!r}); sys.exit('torch' in sys.modules)"
     )
-    environment = {**clean_environment(), "PYTHONPATH": str(REPOSITORY)}
+    environment = {**patient_environment(), "PYTHONPATH": str(REPOSITORY)}
     finished = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -197,7 +197,7 @@ def test_help_into_a_closed_pipe_or_a_full_disk_has_no_traceback(arguments, sink
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        env=clean_environment(),
+        env=patient_environment(),
         check=False,
     )
     assert "Traceback" not in finished.stderr
@@ -221,7 +221,7 @@ def test_standard_streams_that_are_closed_or_full_change_no_exit_code(arguments,
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        env=clean_environment(),
+        env=patient_environment(),
         check=False,
     )
     assert finished.returncode == code
@@ -235,6 +235,6 @@ def test_file_gets_no_number_of_a_closed_standard_stream(tmp_path):
         f"print(open({str(tmp_path / 'file')!r}, 'w').fileno(), file=open(9, 'w'))"
     )
     line = f'exec {sys.executable} -c "$CODE" <&- >&- 2>&- 9>{tmp_path / "number"}'
-    environment = clean_environment() | {"CODE": code}
+    environment = patient_environment() | {"CODE": code}
     subprocess.run(["sh", "-c", line], cwd=REPOSITORY, env=environment, check=True)
     assert int((tmp_path / "number").read_text()) > 2

@@ -17,7 +17,7 @@ from app.settings import Settings
 from models import __main__ as models
 from tests import REPOSITORY, TINY_EXPERIMENT
 from tests.support.builders import published
-from tests.support.server import START_S, Server, clean_environment, failed_start, running_server
+from tests.support.server import START_S, Server, failed_start, patient_environment, running_server
 from tests.tuning import worlds
 
 
@@ -235,7 +235,7 @@ def test_signal_while_serve_imports_exits_with_0_and_no_traceback(tmp_path, proc
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
-        env=clean_environment(),
+        env=patient_environment(),
     )
     assert process.stderr
     first = process.stderr.readline()  # the imports begin after this line
@@ -254,7 +254,7 @@ def test_a_reload_while_serve_imports_is_ignored():
         "command.main(['serve', '--port', '0'])"
     )
     finished = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, env=clean_environment(), check=False
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=patient_environment(), check=False
     )
     assert finished.returncode == 7  # and not -SIGHUP
 
@@ -276,7 +276,7 @@ def test_ctrl_c_while_a_command_imports_torch_exits_with_130(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env={**clean_environment(), "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"},
+        env={**patient_environment(), "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"},
         check=False,
     )
     assert (finished.returncode, finished.stdout) == (ExitCode.INTERRUPTED, "")
@@ -299,7 +299,7 @@ def test_output_into_a_closed_pipe_ends_quietly(tmp_path):
             ["bash", "-c", line],
             cwd=tmp_path,
             capture_output=True,
-            env={**clean_environment(), "PYTHONPATH": str(REPOSITORY)},
+            env={**patient_environment(), "PYTHONPATH": str(REPOSITORY)},
             check=False,
         )
         assert finished.stderr == b"", command
@@ -321,7 +321,7 @@ def test_a_table_on_an_ascii_terminal_has_escapes_and_no_traceback(tmp_path):
         capture_output=True,
         text=True,
         env={
-            **clean_environment(),
+            **patient_environment(),
             "PYTHONPATH": str(REPOSITORY),
             "PYTHONIOENCODING": "ascii",
         },

@@ -20,7 +20,7 @@ from app.errors import ExitCode
 from tests import REPOSITORY
 from tests.support.artifacts import add_version, corrupt
 from tests.support.builders import INPUTS, published
-from tests.support.server import clean_environment, running_server
+from tests.support.server import patient_environment, running_server
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_a_publisher_that_is_killed_leaves_no_version(store, tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", program],
         cwd=REPOSITORY,
-        env={**clean_environment(), "GATEHOUSE_STORE": str(store)},
+        env={**patient_environment(), "GATEHOUSE_STORE": str(store)},
         check=False,
     )
     assert ended.returncode == -signal.SIGKILL

@@ -27,7 +27,7 @@ from rich.console import Console
 from app.artifacts.store import Artifact, Store
 from models.training import experiment, train
 from tests import REPOSITORY
-from tests.support.server import running_server
+from tests.support.server import standalone_server
 
 LARGEST_BYTES = 150_000
 POLICIES = """
@@ -67,7 +67,7 @@ def main() -> None:
         artifact = demo(folder / "store", arguments.store)
         (folder / "policies.toml").write_text(POLICIES.format(model=artifact.model))
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        with running_server(folder / "store", folder / "log", "--lanes", "2") as server:
+        with standalone_server(folder / "store", folder / "log", "--lanes", "2") as server:
             pages = Pages(browser, server.url, arguments.out)
             laptop = pages.opened(LAPTOP)
             with load(server.url):

@@ -12,7 +12,7 @@ import pytest
 from tests import REPOSITORY
 from tests.clients import score as client
 from tests.support.front import CLOSE, RESET, SILENCE, busy_front
-from tests.support.server import clean_environment, running_server
+from tests.support.server import patient_environment, running_server
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def run(request, example, tmp_path):
             [shutil.which(sys.executable if program == "python" else program) or program]
             + [put.get(each, each) for each in rest],
             cwd=REPOSITORY,
-            env=clean_environment() | {"GATEHOUSE_KEY": KEY, "JAVA_TOOL_OPTIONS": QUICK_JAVA},
+            env=patient_environment() | {"GATEHOUSE_KEY": KEY, "JAVA_TOOL_OPTIONS": QUICK_JAVA},
             capture_output=True,
             text=True,
             timeout=120,
@@ -181,7 +181,7 @@ def test_retries_of_a_java_process_are_limited_to_a_tenth_of_its_calls(server, t
         pytest.skip("javac is not installed")
     (tmp_path / "Calls.java").write_text(JAVA)
     sources = [tmp_path / "Calls.java", REPOSITORY / "tests" / "clients" / "Score.java"]
-    environment = clean_environment() | {"JAVA_TOOL_OPTIONS": QUICK_JAVA}
+    environment = patient_environment() | {"JAVA_TOOL_OPTIONS": QUICK_JAVA}
     subprocess.run(["javac", "-d", tmp_path, *sources], check=True, env=environment)
     with busy_front(server.url, [502] * 999) as front:
         java = ["java", "-cp", tmp_path, "Calls", front.url, str(CALLS)]
@@ -196,7 +196,7 @@ def test_retries_of_a_go_process_are_limited_to_a_tenth_of_its_calls(server, tmp
     (tmp_path / "calls_test.go").write_text(GO)
     (tmp_path / "go.mod").write_text("module score\n\ngo 1.19\n")
     with busy_front(server.url, [502] * 999) as front:
-        environment = clean_environment() | {"URL": front.url, "CALLS": str(CALLS)}
+        environment = patient_environment() | {"URL": front.url, "CALLS": str(CALLS)}
         subprocess.run(["go", "test", "."], check=True, cwd=tmp_path, env=environment)
         assert refused(len(front.requests))
 
@@ -205,7 +205,7 @@ def test_python_client_names_the_package_that_it_needs(tmp_path):
     (tmp_path / "httpx.py").write_text("raise ImportError")  # as if httpx were not installed
     finished = subprocess.run(
         [sys.executable, REPOSITORY / "tests" / "clients" / "score.py", "url", "feed", "file"],
-        env=clean_environment() | {"PYTHONPATH": str(tmp_path)},
+        env=patient_environment() | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests import REPOSITORY
-from tests.support.server import clean_environment
+from tests.support.server import patient_environment
 
 
 @pytest.mark.slow
@@ -20,7 +20,7 @@ def test_no_call_fails_while_a_ray_cluster_loses_a_replica_and_a_node():
             *("--short", "--seconds", "1", "--callers", "4"),
         ],
         cwd=REPOSITORY,
-        env=clean_environment(),
+        env=patient_environment(),
         capture_output=True,
         text=True,
         timeout=240,

@@ -22,7 +22,7 @@ from tests import REPOSITORY
 from tests.support.artifacts import add_version
 from tests.support.foreign import matrix_file
 from tests.support.forked import run_forked
-from tests.support.server import clean_environment, running_server
+from tests.support.server import patient_environment, running_server
 from tests.tuning import worlds
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def request_body() -> str:
 
 
 def run(command: list[str], folder: Path) -> str:
-    env = clean_environment()
+    env = patient_environment()
     if command[:2] == [sys.executable, "-m"]:
         finished = run_forked(command[2:], cwd=folder, env=env, timeout=600)
     else:

@@ -22,9 +22,9 @@ from tests.support.artifacts import add_version, corrupt
 from tests.support.direct import direct_scores
 from tests.support.server import (
     Server,
-    clean_environment,
     failed_start,
     free_port,
+    patient_environment,
     running_server,
     wait_for,
 )
@@ -301,7 +301,9 @@ def test_log_that_is_not_read_does_not_block_the_server(store):
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "app", "serve", "--store", str(store.folder)]
     process = subprocess.Popen(
-        [*command, "--port", str(port), "--log-sample", "1"], stderr=writer, env=clean_environment()
+        [*command, "--port", str(port), "--log-sample", "1"],
+        stderr=writer,
+        env=patient_environment(),
     )
     os.close(writer)
     url = f"http://127.0.0.1:{port}"

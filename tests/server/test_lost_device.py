@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.errors import ExitCode
-from tests.support.server import Server, clean_environment, free_port, wait_for
+from tests.support.server import Server, free_port, patient_environment, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ def test_a_lost_device_ends_the_process_with_exit_code_1_after_answering(store, 
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.lossy", store.folder, str(port), lost],
             stderr=stderr,
-            env=clean_environment(),
+            env=patient_environment(),
         )
     server = Server(process, f"http://127.0.0.1:{port}", log)
     try:

@@ -33,7 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.artifacts.store import Store
 from tests.soak.client import Books, call
 from tests.soak.model import NAME, publish_echo
-from tests.support.server import Server, running_server
+from tests.support.server import Server, standalone_server
 
 SWAPS = 9
 _PATIENCE_S = 20.0  # time for the server to settle after the last response
@@ -48,7 +48,7 @@ def soak(requests: int, connections: int, seed: int, most_growth_mib: float) -> 
         store = Store(folder / "store")
         publish_echo(store)
         flags = ("--store-poll-s", "0.2", "--slow-request-ms", "60000")
-        with running_server(store.folder, folder / "log", *flags) as server:
+        with standalone_server(store.folder, folder / "log", *flags) as server:
             books = Books(requests)
             memory = asyncio.run(_load(server, store, books, connections, seed))
             failed = [*books.faults]

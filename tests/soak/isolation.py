@@ -29,7 +29,7 @@ from app.artifacts.store import Store
 from app.benchmarking.load import Plan, Report, fire, http
 from tests import REPOSITORY
 from tests.bench.http import native, reference_artifact
-from tests.support.server import Server, running_server
+from tests.support.server import Server, standalone_server
 
 OTHER = "other"
 _PATIENCE_S = 60.0
@@ -126,7 +126,7 @@ def main() -> int:
         (folder / "store" / OTHER).mkdir()
         shutil.copytree(artifact.folder, folder / "made")
         flags = ("--slow-request-ms", "60000", "--log-sample", "0")
-        with running_server(
+        with standalone_server(
             folder / "store", folder / "log", *flags, checkout=options.checkout
         ) as server:
             loads = Loads(server, folder / "store", folder / "made", every_s=options.every)

@@ -35,7 +35,7 @@ from tests.soak.__main__ import growth_mib, resident
 from tests.soak.model import NAME, publish_echo
 from tests.soak.under_load import callers, command, wait_for
 from tests.support.model_tables import change_rows, publish_rows
-from tests.support.server import Server, running_server
+from tests.support.server import Server, standalone_server
 
 POLL_S = 0.2
 ITEMS = range(200)
@@ -218,7 +218,7 @@ def soak(swaps: int, deltas: int, versions: int, *, most_growth_mib: float) -> l
         tables.publish("items")
         tables.publish("users")
         flags = ("--store-poll-s", str(POLL_S), "--slow-request-ms", "60000")
-        with running_server(store.folder, folder / "log", *flags) as server:
+        with standalone_server(store.folder, folder / "log", *flags) as server:
             calls = Calls(tables)
             with callers(calls.run, server.url, calls.is_over):
                 took, memory = _change(server, store, tables, swaps, deltas, versions)

@@ -30,7 +30,7 @@ from app.cli.main import main as gatehouse
 from tests.soak.__main__ import growth_mib, resident
 from tests.soak.model import NAME, publish_echo
 from tests.soak.under_load import callers, command, wait_for
-from tests.support.server import Server, running_server
+from tests.support.server import Server, standalone_server
 
 MOST_P99_RATIO = 3.0
 _CANDIDATES = [float(each) for each in range(50)]
@@ -100,7 +100,7 @@ def soak(
         (store.folder / NAME).mkdir(parents=True)
         _publish_next(made, store)
         flags = ("--store-poll-s", "0.2", "--slow-request-ms", "60000")
-        with running_server(store.folder, folder / "log", *flags) as server:
+        with standalone_server(store.folder, folder / "log", *flags) as server:
             calls = Calls()
             with callers(calls.run, server.url, calls.is_over):
                 took, memory = _change(server, made, store, calls, swaps, rollbacks, canaries)

@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,24 +53,57 @@ def running_server(
     ready: bool = True,
     ca: Path | None = None,
     environment: Mapping[str, str] = MappingProxyType({}),
-    checkout: Path = REPOSITORY,
 ) -> Iterator[Server]:
     """Start a server for `store`, wait until it is ready (or alive), and kill it afterwards.
 
-    With `ca`, the certificate that signs the server's, requests use HTTPS. The server runs the code
-    of `checkout`, a working tree.
+    With `ca`, the certificate that signs the server's, requests use HTTPS.
     """
-    port = free_port()
-    arguments = ["app", "serve", "--store", str(store.absolute()), "--port", str(port), *flags]
+    env = {**patient_environment(), **environment}
+
+    def start(arguments: Sequence[str]) -> Forked:
+        return Forked(arguments, stderr=log, cwd=REPOSITORY, env=env)
+
+    with _running(start, store, log, *flags, ready=ready, ca=ca) as server:
+        yield server
+
+
+@contextmanager
+def standalone_server(
+    store: Path,
+    log: Path,
+    *flags: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    checkout: Path = REPOSITORY,
+) -> Iterator[Server]:
+    """Start a server with a Python of its own, as users do, wait until it is ready, and kill it.
+
+    What is measured runs so: a fork shares memory and imports with others, and keeps the limits of
+    slow machines. The server runs the code of `checkout`, a working tree.
+    """
     env = {**clean_environment(), **environment}
-    process: subprocess.Popen[bytes] | Forked
-    if checkout == REPOSITORY:
-        process = Forked(arguments, stderr=log, cwd=REPOSITORY, env=env)
-    else:
+
+    def start(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
         with log.open("wb") as stderr:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [python_of(checkout), "-m", *arguments], stderr=stderr, cwd=checkout, env=env
             )
+
+    with _running(start, store, log, *flags) as server:
+        yield server
+
+
+@contextmanager
+def _running(
+    start: "Callable[[Sequence[str]], subprocess.Popen[bytes] | Forked]",
+    store: Path,
+    log: Path,
+    *flags: str,
+    ready: bool = True,
+    ca: Path | None = None,
+) -> Iterator[Server]:
+    port = free_port()
+    arguments = ["app", "serve", "--store", str(store.absolute()), "--port", str(port), *flags]
+    process = start(arguments)
     server = Server(process, f"http{'s' if ca else ''}://127.0.0.1:{port}", log)
     try:
         wait_for(server, "/readyz" if ready else "/livez", ca)
@@ -90,16 +123,18 @@ def failed_start(
     *flags: str, environment: Mapping[str, str] = MappingProxyType({})
 ) -> subprocess.CompletedProcess[str]:
     """Run `gatehouse serve` for as long as it runs; return its exit code and output."""
-    env = {**clean_environment(), **environment}
+    env = {**patient_environment(), **environment}
     return run_forked(["app", "serve", *flags], cwd=REPOSITORY, env=env, timeout=START_S)
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment variables without settings of the service, except `PATIENT`."""
-    others = {
-        name: value for name, value in os.environ.items() if not name.startswith("GATEHOUSE_")
-    }
-    return others | PATIENT
+    """Return the environment variables without settings of the service."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GATEHOUSE_")}
+
+
+def patient_environment() -> dict[str, str]:
+    """Return the environment of servers in tests: without settings, except `PATIENT`."""
+    return clean_environment() | PATIENT
 
 
 def wait_for(server: Server, path: str, ca: Path | None = None) -> None:
