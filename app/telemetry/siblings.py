@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-TIMEOUT_S = 0.1
+TIMEOUT_S = 1.0
+"""How long a scrape waits for a process: a busy one needs 0.05 s, and Prometheus waits for 10 s."""
 UP = "gatehouse_process_up"
-UP_HELP = "1 if the metrics of the process are in this scrape, 0 if it did not respond in 0.1 s."
+UP_HELP = "1 if the metrics of the process are in this scrape, 0 if it did not respond in 1 s."
 
 _END = b"# EOF\n"  # as in OpenMetrics: the text is complete
 _LABELLED = re.compile(rb"^(\w+)\{", re.MULTILINE)
