@@ -121,8 +121,7 @@ class Deployment:
                 await timer.wait()
                 is_due = refreshing is not None and not refreshing.done()
                 if is_due:
-                    for model in self._registry.models():
-                        await self._apply_changes(model.manifest.name)
+                    await self._apply_changes_to_all()
                 else:
                     refreshing = asyncio.ensure_future(self._refresh_and_log())
                     refreshing.add_done_callback(go_on)
@@ -181,6 +180,11 @@ class Deployment:
         return reasons
 
     # What needs no version to be loaded
+
+    async def _apply_changes_to_all(self) -> None:
+        """Apply changes to every model; a loop in `follow` would keep the last one in memory."""
+        for model in self._registry.models():
+            await self._apply_changes(model.manifest.name)
 
     async def _apply_changes(self, name: str) -> None:
         """Read a model's traffic file, open new tables, and give loaded versions their roles."""

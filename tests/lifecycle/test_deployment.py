@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import threading
+import weakref
 
 import pytest
 
@@ -349,6 +350,29 @@ async def test_a_rollback_does_not_wait_for_a_version_that_is_being_loaded(folde
         await until(lambda: loaded == [1, 2, 3], "version 3 is loaded")
         await asyncio.sleep(0.1)
         assert roles(parts) == {2: "previous", 1: "active"}  # version 3 is not wanted any more
+        following.cancel()
+
+
+async def test_a_version_that_was_looked_at_during_a_load_is_freed(folder, monkeypatch):
+    release = threading.Event()
+
+    def slow(artifact, device):
+        assert release.wait(PATIENCE_S)
+        return load(artifact, device)
+
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        first = weakref.ref(parts.service.registry.version("tiny", 1))
+        looks = []
+        monkeypatch.setattr("app.lifecycle.version_loader.load", slow)
+        monkeypatch.setattr(parts.deployment, "_switch", looks.append)
+        traffic(folder, 'active = "latest"\nkeep = 0')
+        add_version(folder, "tiny", 2)
+        following = asyncio.ensure_future(parts.deployment.follow(PollTimer(0.01)))
+        await until(lambda: len(looks) > 2, "changes are applied beside the load")
+        release.set()
+        await until(lambda: active(parts) == ["tiny/2"], "version 2 is active")
+        await until(lambda: first() is None, "version 1 is out of memory")
         following.cancel()
 
 
