@@ -363,7 +363,7 @@ async def test_a_version_that_was_looked_at_during_a_load_is_freed(folder, monke
     async with gatehouse(settings(folder)) as parts:
         await parts.deployment.refresh()
         first = weakref.ref(parts.service.registry.version("tiny", 1))
-        looks = []
+        looks: list[str] = []
         monkeypatch.setattr("app.lifecycle.version_loader.load", slow)
         monkeypatch.setattr(parts.deployment, "_switch", looks.append)
         traffic(folder, 'active = "latest"\nkeep = 0')
