@@ -188,6 +188,8 @@ class _Rows:
             raise Refused(self._problems, nothing_published(self.bad, "bad row") + limit)
         for problem in self._problems:
             complain(f"left out: {problem}")
+        if self.bad > len(self._problems):
+            complain(f"left out: {counted(self.bad, 'bad row')} in all")
 
     def duplicates(self, error: DuplicateKeys) -> Refused:
         """Return the error that names the rows that repeat a key."""

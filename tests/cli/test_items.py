@@ -127,6 +127,12 @@ def test_twenty_bad_rows_are_listed_and_all_are_counted(capsys):
     lines = run(capsys, "publish", path, code=ExitCode.USAGE).splitlines()
     assert len(lines) == 21
     assert lines[-1] == "nothing is published: 1,234 bad rows"
+    for bad, total in ((20, []), (21, ["gatehouse: left out: 21 bad rows in all"])):
+        path = items(GOOD + "9,z 1\n" * bad)
+        assert main(["items", "publish", path, "--max-bad-rows", "21"]) == ExitCode.OK
+        left_out = capsys.readouterr().err.splitlines()
+        assert left_out[20:] == total
+        assert all(line.startswith("gatehouse: left out: items.csv, ") for line in left_out[:20])
 
 
 def test_repeated_keys_are_named_by_their_places(store, capsys):
