@@ -17,7 +17,7 @@ from app.artifacts.fold import (
 )
 from app.artifacts.loader import Model, load
 from app.artifacts.store import Artifact
-from app.artifacts.tables.description import read_description
+from app.artifacts.tables.description import Fold, read_description
 from app.artifacts.tables.listing import ListedTable
 from app.artifacts.tables.writer import TableWriter
 from app.errors import ArtifactInvalid
@@ -94,21 +94,23 @@ class TableFold:
         )
 
 
-def fold_of_delta(listed: ListedTable, versions: Sequence[Artifact]) -> TableFold | None:
-    """Return what folds the rows of a further delta; None if its table is not folded.
+def fold_of_delta(listed: ListedTable, fold: Fold, versions: Sequence[Artifact]) -> TableFold:
+    """Return what folds the rows of a further delta.
+
+    Args:
+        listed: the table.
+        fold: of the table, without its deltas.
+        versions: of the model.
 
     Raises:
-        ArtifactInvalid: the store has no version with the program of the fold any more, or that
-            cannot be loaded.
+        ArtifactInvalid: an earlier delta is not folded, or the store has no version with the
+            program of the fold any more, or that cannot be loaded.
         OSError: a file cannot be read now.
     """
-    fold = read_description(listed.folder).fold
-    if fold is None:
-        return None
     for number in listed.deltas:
         delta = read_description(listed.delta_folder(number))
         if delta.rows and delta.fold != fold:
-            return None  # the table serves from its features since then
+            raise ArtifactInvalid(f"delta {number} is not folded")
     artifact = version_of(fold, versions)
     if artifact is None:
         why = f"the store has no version with the program of version {fold.version}"

@@ -410,12 +410,13 @@ def _fold(options: argparse.Namespace, artifact: Artifact) -> "TableFold | None"
 
 def _delta_fold(listed: ListedTable, versions: Sequence[Artifact]) -> "TableFold | None":
     """Return what folds the rows of a delta; without it, its table serves from the features."""
-    if read_description(listed.folder).fold is None:
+    fold = read_description(listed.folder).fold
+    if fold is None:
         return None
     with importing():
         from app.cli.table_fold import fold_of_delta
     try:
-        return fold_of_delta(listed, versions)
+        return fold_of_delta(listed, fold, versions)
     except ArtifactInvalid as error:
         complain(not_folded(str(error)))
         return None

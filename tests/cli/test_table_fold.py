@@ -155,7 +155,7 @@ def test_a_delta_without_its_version_is_published_and_not_folded(store, run):
     assert (found.label, found.fold) == ("1.1", None)
     assert found.take(found.find(np.array([2])))["quality"].tolist() == [[1.0, 1.0]]
     again = run("publish", items("item,quality\n3,1 1\n", "new.csv"), "--delta")
-    assert "not folded" not in again  # it was told
+    assert "its table will serve from its features: delta 1 is not folded\n" in again
     assert "not folded any more: delta 1 is not" in run("list")
 
 
