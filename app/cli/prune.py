@@ -1,11 +1,10 @@
 """`gatehouse prune`: remove old versions of a model from a store."""
 
 import argparse
-import shutil
-import tempfile
 from pathlib import Path
 
 from app.artifacts.store import Artifact
+from app.artifacts.unnamed_folder import unnamed_folder
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage
 from app.cli.signals import importing
@@ -97,7 +96,5 @@ def _newest_good(versions: list[Artifact]) -> int:
 
 def _remove(folder: Path) -> None:
     """Remove a version: readers of the store see all of it or nothing."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pruned-") as temporary:
-        moved = Path(temporary) / folder.name
-        folder.rename(moved)
-        shutil.rmtree(moved)
+    with unnamed_folder(folder.parent) as temporary:
+        folder.rename(temporary / folder.name)
