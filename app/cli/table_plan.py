@@ -60,7 +60,7 @@ class PublishPlan:
         table: the plan of the table, or of the delta's table.
         former: the newest table that fits the version, if the new one must be like it.
         encoder: of the rows.
-        is_delta: whether rows change a table.
+        changed: the table that rows change; None if they are a new one.
         fold: what folds the rows; None if the table is not folded.
         unused: columns that are not read.
         defaulted: features without a column, which have their default.
@@ -71,7 +71,7 @@ class PublishPlan:
     table: TablePlan
     former: TableDescription | None
     encoder: RowEncoder
-    is_delta: bool
+    changed: ListedTable | None
     fold: "TableFold | None"
     unused: Sequence[str]
     defaulted: Sequence[str]
@@ -83,19 +83,20 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
     Raises:
         Refused: with every reason why they do not fit.
         WrongUsage: the options do not fit each other or the store.
+        FileUnreadable: a file is not a table.
+        ArtifactInvalid: a table, manifest or vocabulary is wrong.
+        OSError: the store cannot be read now.
     """
     versions = chosen(options)
     model = versions[0].folder.parent
-    base = _base(options, model, kind)
+    changed = _changed(options, model, kind)
+    base = None if changed is None else read_description(changed.folder)
     artifact, manifest = _version(options, versions, base)
     draft = _Draft.of(options, model, kind, manifest, base)
     former = None if options.force or base is not None else _former(model, kind, manifest)
     if problems := list(draft.problems(former)):
         raise Refused(problems, nothing_published(len(problems), "problem"))
-    if base is None:
-        fold = _fold(options, artifact)
-    else:
-        fold = _delta_fold(find_table(model, kind, options.table), versions)
+    fold = _fold(options, artifact) if changed is None else _delta_fold(changed, versions)
     vocabularies = load_vocabularies(artifact, manifest)
     encoder = RowEncoder(
         draft.sources, draft.key_column, draft.key.type, vocabularies, options.deleted
@@ -118,7 +119,7 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
         table=table,
         former=former,
         encoder=encoder,
-        is_delta=base is not None,
+        changed=changed,
         fold=fold,
         unused=[name for name in names if name not in encoder.columns],
         defaulted=draft.defaulted,
@@ -129,7 +130,7 @@ def _column(feature: Input, manifest: Manifest) -> TableColumn:
     return TableColumn(feature=feature, vocabulary=vocabulary_digest(feature, manifest))
 
 
-def _base(options: argparse.Namespace, model: Path, kind: TableKind) -> TableDescription | None:
+def _changed(options: argparse.Namespace, model: Path, kind: TableKind) -> ListedTable | None:
     """Return the table that a delta changes; None for a new table."""
     if not options.delta:
         for name in ("table", "deleted"):
@@ -144,7 +145,7 @@ def _base(options: argparse.Namespace, model: Path, kind: TableKind) -> TableDes
         raise WrongUsage("--fold cannot be used with --delta: a delta is folded if its table is")
     if options.sent:
         raise WrongUsage("--sent cannot be used with --delta: a delta has the columns of its table")
-    return read_description(find_table(model, kind, options.table).folder)
+    return find_table(model, kind, options.table)
 
 
 def _version(

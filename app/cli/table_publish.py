@@ -58,6 +58,8 @@ def run_publish(options: argparse.Namespace, kind: TableKind) -> int:
         raise WrongUsage(str(error)) from None
     published = time.monotonic()
     _report(plan, listed, published - began)
+    if plan.changed is not None and listed.version != plan.changed.version:
+        _check_fold(listed)
     if rows.folded:
         Output().print_line(rows.folded)
     elif plan.former is not None and (fold := plan.former.fold) is not None:
@@ -212,7 +214,7 @@ class _Rows:
 def _publish(plan: PublishPlan, rows: _Rows, table: int | None) -> ListedTable:
     """Publish the rows; a delta changes `table`, or the newest table when it is complete."""
     try:
-        if not plan.is_delta:
+        if plan.changed is None:
             return publish_table(plan.table, rows.fill)
         return publish_delta(plan.table, rows.fill_delta, table)
     except DuplicateKeys as error:
@@ -221,7 +223,7 @@ def _publish(plan: PublishPlan, rows: _Rows, table: int | None) -> ListedTable:
 
 def _report(plan: PublishPlan, listed: ListedTable, took_s: float) -> None:
     """Print what has been published, and what a careful reader should know."""
-    folder = listed.folder if not plan.is_delta else listed.delta_folder(len(listed.deltas))
+    folder = listed.folder if plan.changed is None else listed.delta_folder(len(listed.deltas))
     table = read_description(folder)
     output = Output()
     removed = ""
@@ -241,6 +243,18 @@ def _report(plan: PublishPlan, listed: ListedTable, took_s: float) -> None:
     if plan.unused:
         hints = "".join(did_you_mean(name, plan.defaulted) for name in plan.unused[:1])
         output.print_line(f"columns not used: {listing(plan.unused)}{hints}")
+
+
+def _check_fold(listed: ListedTable) -> None:
+    """Say so if the last delta ends the fold of a table that was published meanwhile."""
+    table = read_description(listed.folder)
+    delta = read_description(listed.delta_folder(len(listed.deltas)))
+    if table.fold is not None and delta.rows and delta.fold != table.fold:
+        complain(
+            not_folded(
+                f"{table.label} was published meanwhile, folded for version {table.fold.version}"
+            )
+        )
 
 
 def _removed_in_vain(listed: ListedTable) -> int:

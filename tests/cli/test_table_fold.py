@@ -10,6 +10,7 @@ import pytest
 
 from app.artifacts.store import Store
 from app.artifacts.tables.listing import tables_of
+from app.artifacts.tables.publish import publish_delta
 from app.artifacts.tables.table import open_table
 from app.cli.main import main
 from app.errors import ExitCode
@@ -185,6 +186,27 @@ def test_a_delta_that_the_gate_refuses_is_published_and_not_folded(store, run, m
     found = table(store)
     assert (found.label, found.fold) == ("1.1", None)
     assert not (store / "feed" / "items" / "1.delta" / "1" / "folded").exists()
+
+
+def test_a_delta_is_told_of_a_table_that_was_folded_meanwhile(store, run, monkeypatch):
+    published(store, Folding(1e-7), folded_width=2)
+    run("publish", items(ROWS), "--fold", "--version", 1)
+
+    def delta(meanwhile):
+        def publishing(*arguments):
+            assert main(["items", "publish", *meanwhile]) == ExitCode.OK
+            return publish_delta(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("app.cli.table_publish.publish_delta", publishing)
+            return run("publish", items("item,quality\n2,1 1\n", "new.csv"), "--delta")
+
+    again = [items(ROWS), "--fold", "--version", "1"]
+    assert "the delta is not folded" not in delta(again)
+    assert (table(store).label, table(store).fold.version) == ("2.1", 1)
+    reason = "items 3 was published meanwhile, folded for version 2\n"
+    assert f"its table will serve from its features: {reason}" in delta([items(ROWS), "--fold"])
+    assert (table(store).label, table(store).fold) == ("3.1", None)
 
 
 @pytest.mark.usefixtures("store")
