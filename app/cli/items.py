@@ -39,8 +39,8 @@ A table fits the versions of the model with the same encodings and vocabularies.
 with others serves, publish a table for it (--version); servers give each version the newest table
 that fits it.
 
-exit codes: 0 published; 1 published, and the server of --wait has refused or not applied it in
-time; 2 wrong usage, or the file cannot be published: every reason is listed
+exit codes: 0 published; 1 published, but the server of --wait refuses it, or has not applied it in
+time; 2 wrong usage, or the file cannot be published: the first 20 reasons are listed
 
 examples:
   gatehouse {kind} publish {kind}.parquet --model feed
