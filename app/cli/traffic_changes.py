@@ -14,10 +14,6 @@ from app.cli.settings_options import add_store, existing_store, store_of
 from app.errors import ConfigurationInvalid, did_you_mean
 from app.lifecycle.traffic import TRAFFIC, Traffic
 
-_ASK_EVERY_S = 0.02
-_ASK_ABOUT_TABLES_EVERY_S = 0.2  # the list of all models is some work for a server
-_ASK_TIMEOUT_S = 5.0
-
 
 def add_model(parser: Parser) -> None:
     """Add the argument MODEL, and `--store`."""

@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from app.artifacts.columns import Column
-from app.artifacts.manifest import Manifest
-from app.artifacts.tables.compatibility import incompatibilities
 from app.artifacts.tables.description import (
     TABLE,
     Base,
@@ -153,10 +151,6 @@ class Table:
     def changed_records(self) -> Records:
         """The rows that deltas brought, `[c]`: their positions follow those of `base.records`."""
         return self.base.records[:0] if self._changes is None else self._changes.records
-
-    def incompatibilities(self, manifest: Manifest) -> list[str]:
-        """Return every reason why a version of a model cannot use the table; none if it can."""
-        return incompatibilities(self.description, manifest)
 
     def find(self, keys: Int64 | Sequence[str]) -> Int64:
         """Return the position of each key, int64 `[n]`; -1 for an unknown key.
