@@ -13,13 +13,12 @@ import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from app.artifacts.loader import Model
 from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
 from app.artifacts.tables.compatibility import incompatibilities
-from app.artifacts.tables.description import TableKind
+from app.artifacts.tables.description import TABLE_KINDS, TableKind
 from app.artifacts.tables.table import Table
 from app.lifecycle.background import BackgroundThread
 from app.lifecycle.folds import Folds, WarmUpFolded
@@ -29,8 +28,6 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.tables import TableFigures
 
 logger = logging.getLogger(__name__)
-
-KINDS: Final[tuple[TableKind, ...]] = ("items", "users")
 
 
 class TableFollower:
@@ -68,7 +65,7 @@ class TableFollower:
         """Give every loaded version of a model the newest table of each kind that fits it."""
         async with self._turn:
             versions = self._registry.versions(name)
-            for kind in KINDS:
+            for kind in TABLE_KINDS:
                 await self._open.scan(name, kind)
                 for model in versions:
                     await self._choose(model.manifest, kind)
@@ -85,7 +82,7 @@ class TableFollower:
         """
         async with self._turn:
             self._prepared = _label(manifest)
-            for kind in KINDS:
+            for kind in TABLE_KINDS:
                 if not self._open.is_listed(manifest.name, kind):
                     await self._open.scan(manifest.name, kind)
                 await self._choose(manifest, kind)
@@ -96,7 +93,7 @@ class TableFollower:
         name = manifest.name
         active = self._registry.version(name, self._registry.active_version(name))
         tables = NO_TABLES if active is None else self._registry.tables.get(active, NO_TABLES)
-        for kind in KINDS:
+        for kind in TABLE_KINDS:
             is_needed = getattr(tables, kind) is not None or bool(self._open.listed(name, kind))
             if is_needed and (_label(manifest), kind) not in self._chosen:
                 return f"needs a table of {kind}: {self._open.why_none_fits(manifest, kind)}"
@@ -156,7 +153,7 @@ class TableFollower:
         if self._prepared == model.label:
             self._prepared = ""
         before = self._registry.tables.get(model, NO_TABLES)
-        items, users = (self._bind(model, kind, getattr(before, kind)) for kind in KINDS)
+        items, users = (self._bind(model, kind, getattr(before, kind)) for kind in TABLE_KINDS)
         if items is not before.items or users is not before.users:
             self._registry.tables[model] = ModelTables(items, users)
 
@@ -237,7 +234,7 @@ class TableFollower:
             else:
                 del self._chosen[label, kind]
         self._open.release_all_but(name, used)
-        for kind in KINDS:
+        for kind in TABLE_KINDS:
             newest = max((table.version for table in used if table.kind == kind), default=0)
             if versions:
                 self._open.refuse_unfit(versions[0], kind, newest)

@@ -62,6 +62,7 @@ _LARGEST_RECORD = 2**24  # bytes
 LARGEST_DESCRIPTION = 16 * 2**20  # bytes
 
 TableKind = Literal["items", "users"]
+TABLE_KINDS: Final[tuple[TableKind, ...]] = ("items", "users")
 KeyType = Literal["int64", "string"]
 UnknownPolicy = Literal["error", "default", "drop"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Fingerprint, fingerprint
 from app.artifacts.tables.compatibility import incompatibilities
-from app.artifacts.tables.description import TABLE, TableKind, read_description
+from app.artifacts.tables.description import TABLE, TABLE_KINDS, TableKind, read_description
 from app.errors import ArtifactInvalid
 
 Stamp = tuple[int, int, int]
@@ -163,8 +163,7 @@ def missing_table(model: Path, manifest: Manifest) -> str:
     Raises:
         OSError: the folder cannot be read.
     """
-    kinds: tuple[TableKind, ...] = ("items", "users")
-    for kind in kinds:
+    for kind in TABLE_KINDS:
         tables = tables_of(model, kind)
         if tables and newest_fitting(tables, manifest) is None:
             newest = tables[-1]
