@@ -81,7 +81,7 @@ class TableFollower:
         They stay open until it is loaded and `assign` is called, or another one is prepared.
         """
         async with self._turn:
-            self._prepared = _label(manifest)
+            self._prepared = manifest.label
             for kind in TABLE_KINDS:
                 if not self._open.is_listed(manifest.name, kind):
                     await self._open.scan(manifest.name, kind)
@@ -95,7 +95,7 @@ class TableFollower:
         tables = NO_TABLES if active is None else self._registry.tables.get(active, NO_TABLES)
         for kind in TABLE_KINDS:
             is_needed = getattr(tables, kind) is not None or bool(self._open.listed(name, kind))
-            if is_needed and (_label(manifest), kind) not in self._chosen:
+            if is_needed and (manifest.label, kind) not in self._chosen:
                 return f"needs a table of {kind}: {self._open.why_none_fits(manifest, kind)}"
         return ""
 
@@ -111,7 +111,7 @@ class TableFollower:
 
     async def _choose(self, manifest: Manifest, kind: TableKind) -> None:
         """Open the newest table that fits a version, and place it."""
-        label = _label(manifest)
+        label = manifest.label
         current = self._chosen.get((label, kind))
         table = await self._newest_fit(manifest, kind, current)
         if table is None:
@@ -259,8 +259,3 @@ def table_figures(registry: Registry) -> Iterator[TableFigures]:
                 table.max_age_s,
                 bound.folded_for is not None,
             )
-
-
-def _label(manifest: Manifest) -> str:
-    """Return what `Model.label` is of a version that is not loaded yet."""
-    return f"{manifest.name}/{manifest.version}"
