@@ -25,7 +25,7 @@ from app.artifacts.tables.listing import ListedTable, find_table, newest_fitting
 from app.artifacts.tables.publish import compact, remove
 from app.artifacts.tables.table import Table, open_table
 from app.cli.option_values import AGE_UNITS_S
-from app.cli.output import Output
+from app.cli.output import Output, counted
 from app.cli.parser import WrongUsage, complain
 from app.cli.running_server import nudge_and_wait_for_table
 from app.cli.settings_options import existing_store, store_of
@@ -179,7 +179,8 @@ def run_compact(options: argparse.Namespace, kind: TableKind) -> int:
     table = read_description(listed.folder)
     folded = "" if table.fold is None else f", folded for version {table.fold.version}"
     Output().print_line(
-        f"published {table.label} of {model.name}: {table.source}, {table.rows:,} rows{folded}"
+        f"published {table.label} of {model.name}: {table.source}, {counted(table.rows, 'row')}"
+        f"{folded}"
     )
     return nudge_and_wait_for_table(model.name, listed, options, published)
 

@@ -20,6 +20,7 @@ from app.artifacts.store import Artifact
 from app.artifacts.tables.description import Fold, read_description
 from app.artifacts.tables.listing import ListedTable
 from app.artifacts.tables.writer import TableWriter
+from app.cli.output import counted
 from app.errors import ArtifactInvalid
 
 Show = Callable[[int], None]
@@ -50,8 +51,8 @@ class TableFold:
         width, record = _bytes_per_row(self), writer.plan.defaults.dtype.itemsize
         return (
             f"folding for version {manifest.version}: {width:,} bytes per item beside {record:,} "
-            f"of its features; {_size(width * writer.rows)} for {writer.rows:,} "
-            f"item{'' if writer.rows == 1 else 's'} beside {_size(record * writer.rows)}"
+            f"of its features; {_size(width * writer.rows)} for {counted(writer.rows, 'item')} "
+            f"beside {_size(record * writer.rows)}"
         )
 
     def fill(self, writer: TableWriter, show: Show) -> float:

@@ -1,7 +1,7 @@
 """Compare files with a model: the plan of a table or a delta, or every reason against it."""
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from app.artifacts.tables.description import (
 )
 from app.artifacts.tables.listing import ListedTable, find_table, newest_fitting, tables_of
 from app.artifacts.tables.writer import TablePlan
+from app.cli.output import counted, joined_names
 from app.cli.parser import WrongUsage, complain
 from app.cli.signals import importing
 from app.cli.table_files import TableFile, open_file
@@ -37,8 +38,6 @@ from app.errors import ArtifactInvalid, did_you_mean
 
 if TYPE_CHECKING:  # it imports torch
     from app.cli.table_fold import TableFold
-
-_MOST_NAMES = 20  # that a message lists
 
 
 class Refused(Exception):
@@ -246,7 +245,7 @@ class _Draft:
         own = list(self._own_problems(former))
         yield from own
         if not self.sources and not own:
-            known = listing(self.inputs)
+            known = joined_names(self.inputs)
             yield f"{self.files[0].path}: has no column of a feature ({known})"
         if self.options.fold:
             names = [source.feature.name for source in self.sources]
@@ -273,7 +272,7 @@ class _Draft:
             dim = feature.dim if isinstance(feature, DenseInput) else 1
             if feature is None and name != self.key.name:
                 hint = did_you_mean(name, self.inputs)
-                yield f"--column {name}: is not a feature{hint} ({listing(self.inputs)})"
+                yield f"--column {name}: is not a feature{hint} ({joined_names(self.inputs)})"
             elif len(columns) not in (1, dim):
                 yield f"--column {name}: {len(columns)} columns, the feature needs {dim}"
 
@@ -285,7 +284,7 @@ class _Draft:
             yield f"--key {name}: is a feature of the other side of the model"
         for file in self.files:
             if column not in file.names:
-                hint, known = did_you_mean(column, file.names), listing(file.names)
+                hint, known = did_you_mean(column, file.names), joined_names(file.names)
                 yield f'{file.path}: no column "{column}", the key{hint} (columns: {known})'
         if self.base is None and feature is not None and (reason := key_problem(feature)):
             yield f"--key {name}: {reason}"
@@ -295,7 +294,7 @@ class _Draft:
         for name in self.options.sent:
             if name not in self.inputs:
                 hint = did_you_mean(name, self.inputs)
-                yield f"--sent {name}: is not a feature{hint} ({listing(self.inputs)})"
+                yield f"--sent {name}: is not a feature{hint} ({joined_names(self.inputs)})"
             elif name == self.key.name:
                 yield f"--sent {name}: is the key"
 
@@ -335,9 +334,10 @@ def _key_name(
     ids = [feature.name for feature in features if isinstance(feature, IdInput)]
     if len(ids) == 1:
         return ids[0]
-    columns = listing(files[0].names)
+    columns = joined_names(files[0].names)
     raise WrongUsage(
-        f"choose the key with --key (id features: {listing(ids)}; columns of the file: {columns})"
+        f"choose the key with --key (id features: {joined_names(ids)}; "
+        f"columns of the file: {columns})"
     )
 
 
@@ -431,15 +431,3 @@ def not_folded(reason: str) -> str:
 def nothing_published(count: int, what: str) -> str:
     """Return the last line of a refusal: how many problems there are."""
     return f"nothing is published: {counted(count, what)}"
-
-
-def counted(count: int, what: str) -> str:
-    """Return `1 row` or `2 rows`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def listing(names: Iterable[str]) -> str:
-    """Return names as a message lists them, at most twenty."""
-    every = list(names)
-    more = f" and {len(every) - _MOST_NAMES} more" if len(every) > _MOST_NAMES else ""
-    return (", ".join(every[:_MOST_NAMES]) or "none") + more

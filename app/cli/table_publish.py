@@ -19,15 +19,13 @@ from app.artifacts.tables.publish import publish_delta, publish_table
 from app.artifacts.tables.segment import open_segment
 from app.artifacts.tables.table import open_table
 from app.artifacts.tables.writer import DuplicateKeys, TableWriter
-from app.cli.output import Output
+from app.cli.output import Output, counted, joined_names
 from app.cli.parser import WrongUsage, complain
 from app.cli.running_server import nudge_and_wait_for_table
 from app.cli.table_files import TableFile
 from app.cli.table_plan import (
     PublishPlan,
     Refused,
-    counted,
-    listing,
     not_folded,
     nothing_published,
     plan_of,
@@ -239,10 +237,12 @@ def _report(plan: PublishPlan, listed: ListedTable, took_s: float) -> None:
     for name, count in plan.encoder.unknown_ids.items():
         output.print_line(f'feature "{name}": {counted(count, "unknown id")}')
     if plan.defaulted:
-        output.print_line(f"without a column, so always the default: {listing(plan.defaulted)}")
+        output.print_line(
+            f"without a column, so always the default: {joined_names(plan.defaulted)}"
+        )
     if plan.unused:
         hints = "".join(did_you_mean(name, plan.defaulted) for name in plan.unused[:1])
-        output.print_line(f"columns not used: {listing(plan.unused)}{hints}")
+        output.print_line(f"columns not used: {joined_names(plan.unused)}{hints}")
 
 
 def _check_fold(listed: ListedTable) -> None:

@@ -223,6 +223,14 @@ def test_deltas_change_rows_and_compaction_keeps_them(store, capsys):
     assert "feed has no items 8 (tables: 1, 2)" in message
 
 
+@pytest.mark.usefixtures("store")
+def test_one_row_is_counted_as_one(capsys):
+    path = items("item,quality\n1,1 1\n")
+    assert ": 1 row, 2 features" in run(capsys, "publish", path)
+    run(capsys, "publish", path, "--delta")
+    assert run(capsys, "compact").endswith(", 1 row\n")
+
+
 def with_vocabulary(store, words):
     """Publish a version of `feed` whose items are words."""
     inputs = (
