@@ -21,7 +21,13 @@ from app.artifacts.tables.description import (
     read_description,
 )
 from app.artifacts.tables.keys import Int64
-from app.artifacts.tables.listing import ListedTable, find_table, newest_fitting, tables_of
+from app.artifacts.tables.listing import (
+    ListedTable,
+    find_table,
+    newest_fitting,
+    tables_of,
+    unfolded_delta,
+)
 from app.artifacts.tables.publish import compact, remove
 from app.artifacts.tables.table import Table, open_table
 from app.cli.option_values import AGE_UNITS_S
@@ -88,10 +94,8 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
 
 def _fold_note(listed: ListedTable, fold: Fold, manifests: Mapping[int, Manifest]) -> str:
     """Return which versions of the model serve from what a table has folded."""
-    for number in listed.deltas:
-        delta = read_description(listed.delta_folder(number))
-        if delta.rows and delta.fold != fold:
-            return f"not folded any more: delta {number} is not"
+    if unfolded := unfolded_delta(listed, fold):
+        return f"not folded any more: delta {unfolded} is not"
     serves = [version for version, manifest in manifests.items() if fold.serves(manifest)]
     versions = ", ".join(map(str, serves)) or f"{fold.version}, which the store does not have"
     return f"folded for version {versions} ({4 * fold.width:,} bytes per item)"

@@ -17,8 +17,8 @@ from app.artifacts.fold import (
 )
 from app.artifacts.loader import Model, load
 from app.artifacts.store import Artifact
-from app.artifacts.tables.description import Fold, read_description
-from app.artifacts.tables.listing import ListedTable
+from app.artifacts.tables.description import Fold
+from app.artifacts.tables.listing import ListedTable, unfolded_delta
 from app.artifacts.tables.writer import TableWriter
 from app.cli.output import counted
 from app.errors import ArtifactInvalid
@@ -108,10 +108,8 @@ def fold_of_delta(listed: ListedTable, fold: Fold, versions: Sequence[Artifact])
             program of the fold any more, or that cannot be loaded.
         OSError: a file cannot be read now.
     """
-    for number in listed.deltas:
-        delta = read_description(listed.delta_folder(number))
-        if delta.rows and delta.fold != fold:
-            raise ArtifactInvalid(f"delta {number} is not folded")
+    if unfolded := unfolded_delta(listed, fold):
+        raise ArtifactInvalid(f"delta {unfolded} is not folded")
     artifact = version_of(fold, versions)
     if artifact is None:
         why = f"the store has no version with the program of version {fold.version}"

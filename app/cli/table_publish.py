@@ -249,7 +249,7 @@ def _check_fold(listed: ListedTable) -> None:
     """Say so if the last delta ends the fold of a table that was published meanwhile."""
     table = read_description(listed.folder)
     delta = read_description(listed.delta_folder(len(listed.deltas)))
-    if table.fold is not None and delta.rows and delta.fold != table.fold:
+    if table.fold is not None and not delta.keeps(table.fold):
         complain(
             not_folded(
                 f"{table.label} was published meanwhile, folded for version {table.fold.version}"

@@ -239,6 +239,10 @@ class TableDescription(Value):
         """How many keys the index has: one per row, and of a delta those that it removes."""
         return self.rows + self.removed
 
+    def keeps(self, fold: Fold) -> bool:
+        """Whether a table with this fold is folded with this delta, too; without rows it is."""
+        return self.rows == 0 or self.fold == fold
+
     @cached_property
     def record(self) -> np.dtype[np.void]:
         """The type of a record: one field per column."""

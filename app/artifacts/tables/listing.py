@@ -10,7 +10,7 @@ from pathlib import Path
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Fingerprint, fingerprint
 from app.artifacts.tables.compatibility import incompatibilities
-from app.artifacts.tables.description import TABLE, TABLE_KINDS, TableKind, read_description
+from app.artifacts.tables.description import TABLE, TABLE_KINDS, Fold, TableKind, read_description
 from app.errors import ArtifactInvalid
 
 Stamp = tuple[int, int, int]
@@ -138,6 +138,19 @@ def find_table(model: Path, kind: TableKind, version: int | None = None) -> List
     known = ", ".join(str(listed.version) for listed in tables) or "none"
     wanted = kind if version is None else f"{kind} {version}"
     raise ArtifactInvalid(f"{model.name} has no {wanted} (tables: {known})")
+
+
+def unfolded_delta(listed: ListedTable, fold: Fold) -> int:
+    """Return the first delta that ends the fold of its table; 0 for none.
+
+    Raises:
+        ArtifactInvalid: a delta is wrong.
+        OSError: a file cannot be read now.
+    """
+    for number in listed.deltas:
+        if not read_description(listed.delta_folder(number)).keeps(fold):
+            return number
+    return 0
 
 
 def newest_fitting(tables: Sequence[ListedTable], manifest: Manifest) -> ListedTable | None:

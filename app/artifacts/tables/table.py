@@ -328,7 +328,8 @@ class Table:
                 positions[key] = start + row if row >= 0 else -1
             room = room.extended(count, delta.records[:new])
             if folded is not None and new:  # a delta without rows, as of removed keys, has no fold
-                if delta.description.fold == self.fold:
+                assert self.fold is not None
+                if delta.description.keeps(self.fold):
                     assert delta.folded is not None
                     folded = folded.extended(count, delta.folded)
                 else:
