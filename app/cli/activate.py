@@ -5,15 +5,8 @@ import argparse
 from app.cli.option_values import version_number
 from app.cli.parser import Parser, WrongUsage
 from app.cli.running_server import add_waiting
-from app.cli.traffic_changes import (
-    active_of,
-    add_model,
-    apply,
-    check_version,
-    chosen,
-    require_version,
-    traffic_of,
-)
+from app.cli.stored_versions import add_model, check_version, versions_of_model
+from app.cli.traffic_changes import active_of, apply, require_version, traffic_of
 
 _DESCRIPTION = """\
 Write the version that should be active into <store>/<model>/traffic.toml. Servers apply it within
@@ -46,7 +39,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the traffic file of a model; return the exit code."""
     require_version(options, "activate")
-    versions = chosen(options)
+    versions = versions_of_model(options)
     traffic = traffic_of(versions)
     changes: dict[str, object] = {"active": "latest", "previous": None}
     if options.version != "latest":

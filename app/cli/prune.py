@@ -8,7 +8,8 @@ from app.artifacts.unnamed_folder import unnamed_folder
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage
 from app.cli.signals import importing
-from app.cli.traffic_changes import add_model, chosen, traffic_of
+from app.cli.stored_versions import add_model, versions_of_model
+from app.cli.traffic_changes import traffic_of
 from app.errors import ArtifactInvalid, ExitCode
 from app.lifecycle.traffic import Traffic
 
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     """Remove versions; return the exit code."""
     if options.keep < 1:
         raise WrongUsage("--keep must be 1 or more")
-    versions = chosen(options)
+    versions = versions_of_model(options)
     kept = _kept(versions, options.keep)
     for artifact in versions:
         if artifact.version in kept:

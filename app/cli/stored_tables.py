@@ -35,7 +35,7 @@ from app.cli.output import Output, counted
 from app.cli.parser import WrongUsage, complain
 from app.cli.running_server import nudge_and_wait_for_table
 from app.cli.settings_options import existing_store, store_of
-from app.cli.traffic_changes import chosen
+from app.cli.stored_versions import versions_of_model
 from app.errors import ArtifactInvalid, ExitCode
 
 
@@ -44,7 +44,7 @@ def run_list(options: argparse.Namespace, kind: TableKind) -> int:
     if options.model is None:
         artifacts = list(Store(existing_store(store_of(options))).artifacts())
     else:
-        artifacts = chosen(options)
+        artifacts = versions_of_model(options)
     shown = TextTable("table", "rows", "deltas", "key", "created", "size", "fits versions", "note")
     for versions in by_model(artifacts):
         model, manifests = versions[0].folder.parent, _manifests(versions)
@@ -110,7 +110,7 @@ def _age(seconds: float) -> str:
 
 def run_show(options: argparse.Namespace, kind: TableKind) -> int:
     """Print one row; return the exit code."""
-    versions = chosen(options)
+    versions = versions_of_model(options)
     model = versions[0].folder.parent
     listed = find_table(model, kind, options.table)
     table = open_table(listed, model.name)
@@ -177,7 +177,7 @@ def _ids(
 
 def run_compact(options: argparse.Namespace, kind: TableKind) -> int:
     """Write a table and its deltas as a new table; return the exit code."""
-    model = chosen(options)[0].folder.parent
+    model = versions_of_model(options)[0].folder.parent
     listed = compact(model, kind, options.table)
     published = time.monotonic()
     table = read_description(listed.folder)
@@ -193,7 +193,7 @@ def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
     """Remove the tables that are neither among the newest nor serve; return the exit code."""
     if options.keep < 1:
         raise WrongUsage("--keep must be 1 or more")
-    versions = chosen(options)
+    versions = versions_of_model(options)
     model = versions[0].folder.parent
     tables = tables_of(model, kind)
     fitting = [newest_fitting(tables, manifest) for manifest in _manifests(versions).values()]

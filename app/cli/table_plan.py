@@ -31,9 +31,9 @@ from app.artifacts.tables.writer import TablePlan
 from app.cli.output import counted, joined_names
 from app.cli.parser import WrongUsage, complain
 from app.cli.signals import importing
+from app.cli.stored_versions import check_version, versions_of_model
 from app.cli.table_files import TableFile, open_file
 from app.cli.table_rows import RowEncoder, Source, column_problem, key_type_in
-from app.cli.traffic_changes import check_version, chosen
 from app.errors import ArtifactInvalid, did_you_mean
 
 if TYPE_CHECKING:  # it imports torch
@@ -86,7 +86,7 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
         ArtifactInvalid: a table, manifest or vocabulary is wrong.
         OSError: the store cannot be read now.
     """
-    versions = chosen(options)
+    versions = versions_of_model(options)
     model = versions[0].folder.parent
     changed = _changed(options, model, kind)
     base = None if changed is None else read_description(changed.folder)
