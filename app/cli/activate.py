@@ -7,6 +7,7 @@ from app.cli.parser import Parser, WrongUsage
 from app.cli.running_server import add_waiting
 from app.cli.stored_versions import add_model, check_version, versions_of_model
 from app.cli.traffic_changes import active_of, apply, require_version, traffic_of
+from app.lifecycle.traffic import MAX_KEEP
 
 _DESCRIPTION = """\
 Write the version that should be active into <store>/<model>/traffic.toml. Servers apply it within
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         changes = {"active": version, "previous": previous}
     changes["canary"] = None
     if options.keep is not None:
-        if not 0 <= options.keep <= 16:
-            raise WrongUsage("--keep must be a number between 0 and 16")
+        if not 0 <= options.keep <= MAX_KEEP:
+            raise WrongUsage(f"--keep must be a number between 0 and {MAX_KEEP}")
         changes["keep"] = options.keep
     return apply(versions, traffic.model_copy(update=changes), options)

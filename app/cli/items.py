@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.artifacts.tables.description import TableKind
-from app.cli.option_values import age, count_or_none, version_number
+from app.cli.option_values import age, count_or_zero, version_number
 from app.cli.parser import Parser, WrongUsage, not_empty
 from app.cli.running_server import add_waiting
 from app.cli.settings_options import add_store
@@ -180,7 +180,7 @@ def _add_rules(parser: Parser, kind: TableKind) -> None:
     )
     parser.add_argument(
         "--max-bad-rows",
-        type=count_or_none,
+        type=count_or_zero,
         default=0,
         metavar="N",
         help="publish without the bad rows if there are at most N (default: 0)",

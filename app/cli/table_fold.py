@@ -45,8 +45,8 @@ class TableFold:
         model = load(artifact, torch.device("cpu"))
         return cls(model, check_golden(model))
 
-    def memory(self, writer: TableWriter) -> str:
-        """Return the bytes that folding the rows of a writer will take, beside their features."""
+    def size_message(self, writer: TableWriter) -> str:
+        """Return a sentence: how many bytes folding takes, beside those of the features."""
         manifest = self.model.manifest
         width, record = _bytes_per_row(self), writer.plan.defaults.dtype.itemsize
         return (

@@ -142,7 +142,7 @@ class _Rows:
         """
         # On a terminal it has to come above the bar, which belongs to another console.
         console = Output() if self.progress is None else self.progress.console
-        console.print(fold.memory(writer), markup=False, highlight=False, soft_wrap=True)
+        console.print(fold.size_message(writer), markup=False, highlight=False, soft_wrap=True)
         show = partial(self._show, description="folding", total=writer.rows)
         self.folded = fold.summary(fold.fill(writer, show))
 
