@@ -97,7 +97,7 @@ def nudge_and_wait_for_table(
         began: when it was published (`time.monotonic`, s).
     """
     kind, wanted = listed.kind, (listed.version, max(listed.deltas, default=0))
-    names = [f"{kind}/{listed.version}"]
+    names = [listed.label]
     names += [f"{names[0]}.{number}" for number in listed.deltas]
 
     def look(url: str) -> _Sight:

@@ -117,14 +117,14 @@ def run_show(options: argparse.Namespace, kind: TableKind) -> int:
     key = _key(table, options.key)
     position = table.find(key)
     if position[0] < 0:
-        complain(f"{table.kind} {table.label} has no key {options.key}")
+        complain(f"{table.kind}/{table.label} has no key {options.key}")
         return ExitCode.FAILED
     record = table.take(position)
     ids = _ids(table.description, versions)
     output = Output()
     folded = "" if table.fold is None else f", folded for version {table.fold.version}"
     output.print_line(
-        f"{table.kind} {table.label} of {model.name}, {table.key} {options.key}{folded}"
+        f"{table.kind}/{table.label} of {model.name}, {table.key} {options.key}{folded}"
     )
     features = {column.feature.name: column.feature for column in table.description.columns}
     for name in table.columns:
@@ -203,7 +203,7 @@ def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
             if not options.dry_run:
                 remove(listed)
             verb = "would remove" if options.dry_run else "removed"
-            Output().print_line(f"{verb} {kind} {listed.version} of {model.name}")
+            Output().print_line(f"{verb} {listed.label} of {model.name}")
     return ExitCode.OK
 
 

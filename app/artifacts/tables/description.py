@@ -250,10 +250,10 @@ class TableDescription(Value):
 
     @property
     def label(self) -> str:
-        """`items 3`, or `items 3.2` of its second delta, as in messages."""
+        """`items/3`, or `items/3.2` of its second delta, as in messages."""
         if self.base is None:
-            return f"{self.kind} {self.version}"
-        return f"{self.kind} {self.base.version}.{self.version}"
+            return f"{self.kind}/{self.version}"
+        return f"{self.kind}/{self.base.version}.{self.version}"
 
 
 def read_description(folder: Path) -> TableDescription:

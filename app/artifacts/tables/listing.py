@@ -41,11 +41,16 @@ class ListedTable:
     stamps: tuple[Stamp, ...] = ()
 
     @property
+    def label(self) -> str:
+        """`items/3`, as in messages: the table, whatever its deltas."""
+        return f"{self.kind}/{self.version}"
+
+    @property
     def gap(self) -> str:
         """Why deltas are not applied, and what to do; "" if all of them are."""
         if not self.stranded:
             return ""
-        missing, folder = len(self.deltas) + 1, f"{self.kind}/{self.version}.delta"
+        missing, folder = len(self.deltas) + 1, f"{self.label}.delta"
         first, *others = self.stranded
         more = f" and {len(others)} more" if others else ""
         return (
@@ -136,7 +141,7 @@ def find_table(model: Path, kind: TableKind, version: int | None = None) -> List
         if version in (None, listed.version):
             return listed
     known = ", ".join(str(listed.version) for listed in tables) or "none"
-    wanted = kind if version is None else f"{kind} {version}"
+    wanted = kind if version is None else f"{kind}/{version}"
     raise ArtifactInvalid(f"{model.name} has no {wanted} (tables: {known})")
 
 
@@ -181,7 +186,7 @@ def missing_table(model: Path, manifest: Manifest) -> str:
         if tables and newest_fitting(tables, manifest) is None:
             newest = tables[-1]
             why = _misfit(newest, manifest)
-            return f"needs a table of {kind}: {kind}/{newest.version}: {why}"
+            return f"needs a table of {kind}: {newest.label}: {why}"
     return ""
 
 

@@ -382,7 +382,7 @@ def open_table(listed: ListedTable, model: str, upto: int | None = None) -> Tabl
     if (read.model, read.kind, read.version) != named or read.base is not None:
         raise ArtifactInvalid(
             f"{TABLE}: describes {read.label} of {read.model}, "
-            f"its folder is {listed.kind} {listed.version} of {model}"
+            f"its folder is {listed.label} of {model}"
         )
     return _without_deltas(segment).extended(listed, upto)
 
