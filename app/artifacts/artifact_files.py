@@ -42,9 +42,7 @@ def read_manifest(artifact: Artifact) -> Manifest:
     except RecursionError as error:
         raise ArtifactInvalid(f"{MANIFEST}: is nested too deeply") from error
     if (manifest.name, manifest.version) != (artifact.model, artifact.version):
-        raise ArtifactInvalid(
-            f"{MANIFEST}: describes {manifest.name}/{manifest.version}, its folder is {artifact}"
-        )
+        raise ArtifactInvalid(f"{MANIFEST}: describes {manifest.label}, its folder is {artifact}")
     return manifest
 
 

@@ -90,7 +90,7 @@ class Model:
     """`name/version`, as in logs and metrics."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "label", f"{self.manifest.name}/{self.manifest.version}")
+        object.__setattr__(self, "label", self.manifest.label)
 
     def __str__(self) -> str:
         return self.label

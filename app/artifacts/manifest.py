@@ -496,6 +496,11 @@ class Manifest(Description):
     torch_version: str
     files: dict[FileName, FileDigest] = Field(min_length=2)
 
+    @cached_property
+    def label(self) -> str:
+        """`name/version`, as in logs and metrics."""
+        return f"{self.name}/{self.version}"
+
     def to_json(self) -> bytes:
         """Return the content of `model.json`.
 

@@ -1,4 +1,7 @@
-"""Folders that get their name once they are complete: readers see all of them or nothing."""
+"""Folders that readers see as a whole or not at all.
+
+A new one gets its name once it is complete. One to be removed loses its name first.
+"""
 
 import errno
 import os
@@ -15,7 +18,10 @@ _LEFT_OVER_S = 24 * 3600.0
 
 @contextmanager
 def unnamed_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new folder for its writer to rename into `parent`; if it is not, it is removed.
+    """Yield a new folder for its writer to rename into `parent`.
+
+    At the end it is removed if it is still there, with all that was moved into it. So are those of
+    processes that were killed a day ago or earlier.
 
     Raises:
         OSError: the parent cannot be created or written.
@@ -65,7 +71,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _remove_left_over(folder: Path) -> None:
-    """Remove the files of publishers that were killed; a running one writes every few seconds."""
+    """Remove the files of processes that were killed; a running one writes every few seconds."""
     for left_over in folder.glob(f"{_TEMPORARY}*"):
         try:
             newest = max(path.lstat().st_mtime for path in (left_over, *left_over.rglob("*")))

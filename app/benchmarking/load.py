@@ -271,7 +271,8 @@ def _follow(
         if "progress" in line:
             note(number, Progress(**line["progress"]))
         elif "cannot_connect" in line:
-            raise CannotConnect(f"{plan.host}:{plan.port}: {line['cannot_connect']}")
+            reason = line["cannot_connect"]
+            raise CannotConnect(f"cannot connect to {plan.host}:{plan.port}: {reason}")
         else:
             content = child.stdout.read()
             return np.frombuffer(content, np.float64).reshape(line["rows"], 7), line["busy"]

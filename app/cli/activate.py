@@ -5,15 +5,9 @@ import argparse
 from app.cli.option_values import version_number
 from app.cli.parser import Parser, WrongUsage
 from app.cli.running_server import add_waiting
-from app.cli.traffic_changes import (
-    active_of,
-    add_model,
-    apply,
-    check_version,
-    chosen,
-    require_version,
-    traffic_of,
-)
+from app.cli.stored_versions import add_model, check_version, versions_of_model
+from app.cli.traffic_changes import active_of, apply, require_version, traffic_of
+from app.lifecycle.traffic import MAX_KEEP
 
 _DESCRIPTION = """\
 Write the version that should be active into <store>/<model>/traffic.toml. Servers apply it within
@@ -46,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the traffic file of a model; return the exit code."""
     require_version(options, "activate")
-    versions = chosen(options)
+    versions = versions_of_model(options)
     traffic = traffic_of(versions)
     changes: dict[str, object] = {"active": "latest", "previous": None}
     if options.version != "latest":
@@ -60,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         changes = {"active": version, "previous": previous}
     changes["canary"] = None
     if options.keep is not None:
-        if not 0 <= options.keep <= 16:
-            raise WrongUsage("--keep must be a number between 0 and 16")
+        if not 0 <= options.keep <= MAX_KEEP:
+            raise WrongUsage(f"--keep must be a number between 0 and {MAX_KEEP}")
         changes["keep"] = options.keep
     return apply(versions, traffic.model_copy(update=changes), options)

@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
         target = target_of(options)
         steps = _steps(target, objective, options)
     except CannotConnect as error:
-        complain(f"cannot connect to {error}")
+        complain(str(error))
         return ExitCode.FAILED
     if options.report is not None:
         _write_report(target, steps, objective, options)

@@ -7,7 +7,8 @@ from app.artifacts.artifact_files import read_manifest
 from app.artifacts.store import Artifact
 from app.cli.parser import Parser, WrongUsage
 from app.cli.running_server import add_waiting
-from app.cli.traffic_changes import add_model, put_on_trial
+from app.cli.stored_versions import add_model
+from app.cli.traffic_changes import put_on_trial
 from app.errors import ArtifactInvalid, did_you_mean
 
 _DESCRIPTION = """\

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.artifacts.store import Artifact, Store, by_model
-from app.artifacts.tables.description import TableKind
+from app.artifacts.tables.description import TABLE_KINDS
 from app.artifacts.tables.listing import ListedTable, missing_table, tables_of
 from app.artifacts.tables.table import Table as ItemTable, open_table
 from app.cli.output import Output
@@ -97,13 +97,12 @@ def run(options: argparse.Namespace) -> int:
 def _table_checks(versions: Sequence[Artifact]) -> list[tuple[str, Check]]:
     """Return what verifies the item and user tables of a model, by their names."""
     model = versions[0].folder.parent
-    kinds: tuple[TableKind, ...] = ("items", "users")
     return [
         (
             f"{model.name}/{kind}/{listed.version}",
             partial(_open_table, listed, model.name, versions),
         )
-        for kind in kinds
+        for kind in TABLE_KINDS
         for listed in tables_of(model, kind)
     ]
 

@@ -4,6 +4,7 @@ import argparse
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
 from urllib.parse import quote, urlsplit
 
 from app.cli.option_values import count, version_number
@@ -67,7 +68,7 @@ def target_of(options: argparse.Namespace) -> Target:
 
     Raises:
         WrongUsage: there is no such model or feature, or the file has no request.
-        CannotConnect: the server does not answer.
+        CannotConnect: the server cannot be reached, or its response is of no use.
     """
     from app.benchmarking.load import Plan, http
 
@@ -100,7 +101,7 @@ def _card(options: argparse.Namespace) -> Any:  # noqa: ANN401  (JSON)
 
     Raises:
         WrongUsage: there is no such model, or there are several and none is named.
-        CannotConnect: the server does not answer.
+        CannotConnect: the server cannot be reached, or its response is of no use.
     """
     from app.benchmarking.load import CannotConnect
     from app.benchmarking.requests import EXAMPLE_CANDIDATES
@@ -119,9 +120,10 @@ def _card(options: argparse.Namespace) -> Any:  # noqa: ANN401  (JSON)
         card = ask(f"{models}/{quote(name)}")
         example = f"{models}/{quote(name)}/example?candidates={EXAMPLE_CANDIDATES}"
         request = ask(example, os.environ.get(KEY))  # with a key it has the key of a user
+    except URLError as error:
+        raise CannotConnect(f"cannot connect to {options.url}: {error.reason}") from None
     except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise CannotConnect(f"{options.url}: {reason}") from None
+        raise CannotConnect(f"no usable response from {options.url}: {error}") from None
     return {**card, "example_request": request}
 
 

@@ -13,12 +13,12 @@ from rich.syntax import Syntax
 
 from app.artifacts.artifact_files import read_manifest
 from app.artifacts.manifest import Manifest
-from app.artifacts.store import Store
 from app.cli.option_values import share
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain, not_empty
-from app.cli.settings_options import add_store, existing_store, policies_of, store_of
+from app.cli.settings_options import add_store, policies_of
 from app.cli.signals import importing
+from app.cli.stored_versions import versions_of_model
 from app.errors import ArtifactInvalid, ExitCode, PoliciesInvalid, did_you_mean
 from app.tuning.log import Log
 from app.tuning.log_file import LogInvalid, read_log
@@ -91,7 +91,7 @@ def read_log_inputs(options: argparse.Namespace) -> LogInputs:
         LogInvalid: the log breaks rules.
         WrongUsage: something is missing, or the log has too few requests.
     """
-    manifest = _manifest(Store(existing_store(store_of(options))), options.model)
+    manifest = _manifest(options)
     file = PolicyEditor(policies_of(options))
     log = read_log(options.log, {task.name: task.kind for task in manifest.tasks})
     fit, held_out = log.split(options.held_out)
@@ -135,24 +135,12 @@ def write_policies(inputs: LogInputs, output: Output, *, dry_run: bool) -> int:
     return ExitCode.OK
 
 
-def _manifest(store: Store, model: str | None) -> Manifest:
+def _manifest(options: argparse.Namespace) -> Manifest:
     """Return the manifest of the newest version of a model, or of the store's only model."""
+    newest = versions_of_model(options)[-1]
     with importing(), suppress(ImportError):  # a missing library is reported when it is used
         import pyarrow.parquet  # noqa: F401
         import scipy.optimize  # noqa: F401
-    artifacts = list(store.artifacts())
-    models = sorted({artifact.model for artifact in artifacts})
-    if not models:
-        raise WrongUsage(f'store "{store.folder}" has no artifacts')
-    known = f"models: {', '.join(models)}"
-    if model is None and len(models) > 1:
-        raise WrongUsage(
-            f'store "{store.folder}" has several models; choose one with --model ({known})'
-        )
-    if model is not None and model not in models:
-        hint = did_you_mean(model, models)
-        raise WrongUsage(f'store "{store.folder}" has no model "{model}"{hint} ({known})')
-    newest = [artifact for artifact in artifacts if artifact.model == (model or models[0])][-1]
     try:
         return read_manifest(newest)
     except ArtifactInvalid as error:

@@ -180,7 +180,7 @@ class _ShowVersion(argparse.Action):
 def _command(name: str) -> Command:
     """Import a command's module, and no other command's libraries."""
     if name in ("items", "users"):
-        from app.cli.items import TableCommands
+        from app.cli.table_commands import TableCommands
 
         return TableCommands("items" if name == "items" else "users")
     module = "import_" if name == "import" else name.replace("-", "_")

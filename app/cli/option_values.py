@@ -74,17 +74,10 @@ def count(text: str) -> int:
     return int(text)
 
 
-def count_or_none(text: str) -> int:
+def count_or_zero(text: str) -> int:
     """Convert a whole number that may be 0."""
     if not (text.isdecimal() and len(text) <= 12):
         raise argparse.ArgumentTypeError("must be a whole number, 0 or more")
-    return int(text)
-
-
-def integer(text: str) -> int:
-    """Convert an integer of 1 or more."""
-    if not (text.isdecimal() and 0 < int(text) < 10**6):
-        raise argparse.ArgumentTypeError("must be an integer between 1 and 999999")
     return int(text)
 
 

@@ -1,13 +1,18 @@
-"""Standard output of the commands: on a terminal, in a pipe, into a file."""
+"""Standard output of the commands: on a terminal, in a pipe, into a file.
+
+Also how messages show counts and names.
+"""
 
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 
 _WIDEST = 1000  # characters; a table that is not for a terminal is as wide as it needs to be
+_MOST_NAMES = 20  # that a message lists
 
 
 class Output(Console):
@@ -33,6 +38,18 @@ class Output(Console):
     def print_line(self, text: str) -> None:
         """Write a line as it is: no markup, no colours, no wrapping."""
         self.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def counted(number: float, what: str) -> str:
+    """Return `1 row` or `2 rows`."""
+    return f"{number:,.12g} {what}{'' if number == 1 else 's'}"
+
+
+def joined_names(names: Iterable[str]) -> str:
+    """Return names as a message lists them, at most twenty."""
+    every = list(names)
+    more = f" and {len(every) - _MOST_NAMES} more" if len(every) > _MOST_NAMES else ""
+    return (", ".join(every[:_MOST_NAMES]) or "none") + more
 
 
 def write_bytes(content: bytes) -> None:

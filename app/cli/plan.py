@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from app.cli import scaling
 from app.cli.load_target import add_request
 from app.cli.option_values import count, duration, headroom, large_positive, server_url
-from app.cli.output import Output
+from app.cli.output import Output, counted
 from app.cli.parser import Parser, complain
 from app.cli.replica_costs import CannotMeasure, Measured, measure, server_of
 from app.cli.settings_options import add_store, existing_store, store_of
@@ -213,7 +213,7 @@ def _lines(measured: Measured, plan: "Fleet", options: argparse.Namespace) -> Se
         f"measured: {measured.name}, {replica.rows} candidates, {options.form}, "
         f"{measured.request_bytes:,} bytes in, {measured.response_bytes:,} bytes out",
         f"  a batch      {replica.batch_s * 1e3:.3f} ms + {replica.row_s * 1e6:.2f} µs a row, "
-        f"{_counted(replica.lanes, 'lane')} on {_device(replica)}",
+        f"{counted(replica.lanes, 'lane')} on {_device(replica)}",
         f"  event loop   {replica.front_s * 1e3:.3f} ms a request",
         f"  memory       {measured.memory_bytes / 1e6:,.0f} MB",
         "one replica",
@@ -236,8 +236,4 @@ def _lines(measured: Measured, plan: "Fleet", options: argparse.Namespace) -> Se
 
 def _device(replica: "Replica") -> str:
     """Return what the lanes run on."""
-    return "a GPU" if replica.is_gpu else _counted(replica.cores, "core")
-
-
-def _counted(number: float, what: str) -> str:
-    return f"{number:g} {what}{'' if number == 1 else 's'}"
+    return "a GPU" if replica.is_gpu else counted(replica.cores, "core")

@@ -1,15 +1,15 @@
 """`gatehouse prune`: remove old versions of a model from a store."""
 
 import argparse
-import shutil
-import tempfile
 from pathlib import Path
 
 from app.artifacts.store import Artifact
+from app.artifacts.unnamed_folder import unnamed_folder
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage
 from app.cli.signals import importing
-from app.cli.traffic_changes import add_model, chosen, traffic_of
+from app.cli.stored_versions import add_model, versions_of_model
+from app.cli.traffic_changes import traffic_of
 from app.errors import ArtifactInvalid, ExitCode
 from app.lifecycle.traffic import Traffic
 
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     """Remove versions; return the exit code."""
     if options.keep < 1:
         raise WrongUsage("--keep must be 1 or more")
-    versions = chosen(options)
+    versions = versions_of_model(options)
     kept = _kept(versions, options.keep)
     for artifact in versions:
         if artifact.version in kept:
@@ -97,7 +97,5 @@ def _newest_good(versions: list[Artifact]) -> int:
 
 def _remove(folder: Path) -> None:
     """Remove a version: readers of the store see all of it or nothing."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pruned-") as temporary:
-        moved = Path(temporary) / folder.name
-        folder.rename(moved)
-        shutil.rmtree(moved)
+    with unnamed_folder(folder.parent) as temporary:
+        folder.rename(temporary / folder.name)

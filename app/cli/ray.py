@@ -8,7 +8,6 @@ one of `gatehouse serve`: it batches, admits and follows its store itself.
 """
 
 import asyncio
-import logging
 import math
 import re
 import threading
@@ -34,8 +33,6 @@ from app.server.process import relieve_garbage_collector
 from app.settings import Settings
 from app.telemetry import json_logs
 from app.telemetry.metrics import Metrics
-
-logger = logging.getLogger("app")
 
 MAX_ONGOING_REQUESTS = 512
 """At each replica. Ray's default of 5 would keep requests from the batches and from admission."""

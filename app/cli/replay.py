@@ -16,16 +16,8 @@ from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain, not_empty
 from app.cli.settings_options import policies_of
 from app.cli.signals import importing
-from app.cli.traffic_changes import (
-    active_besides,
-    active_of,
-    add_model,
-    check_version,
-    chosen,
-    number_of,
-    require_version,
-    traffic_of,
-)
+from app.cli.stored_versions import add_model, check_version, number_of, versions_of_model
+from app.cli.traffic_changes import active_besides, active_of, require_version, traffic_of
 from app.errors import ArtifactInvalid, ConfigurationInvalid, ExitCode, PoliciesInvalid
 from app.file_problems import rule_of
 from app.files import read_small_file
@@ -113,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
         require_version(options, "replay")
     if options.requests < 1:
         raise WrongUsage("--requests must be 1 or more")
-    versions = chosen(options)
+    versions = versions_of_model(options)
     traffic = traffic_of(versions)
     gates = _gates(options, traffic)
     before, after = _contenders(options, versions, traffic)

@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace) -> Measured:
     once, for the CPU time of the event loop and of the lanes under load.
 
     Raises:
-        CannotConnect: the server does not answer.
+        CannotConnect: the server cannot be reached, or its response is of no use.
         CannotMeasure: it refuses the requests, or does not show its metrics.
         WrongUsage: there is no such model or feature.
     """
@@ -128,7 +128,7 @@ def _response_bytes(target: Target, url: str) -> int:
         detail = _detail(error.read())
         raise CannotMeasure(f"{url} responds with status {error.code}{detail}") from None
     except OSError as error:
-        raise CannotMeasure(f"{url}: {error}") from None
+        raise CannotMeasure(f"no usable response from {url}: {error}") from None
 
 
 def _detail(body: bytes) -> str:
@@ -150,7 +150,7 @@ def _asked(url: str) -> Any:  # noqa: ANN401  (JSON)
     try:
         return ask(url)
     except OSError as error:
-        raise CannotMeasure(f"{url}: {error}") from None
+        raise CannotMeasure(f"no usable response from {url}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,7 @@ def _usage(url: str) -> _Usage:
         with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:  # noqa: S310
             metrics = response.read().decode()
     except OSError as error:
-        raise CannotMeasure(f"{url}/metrics: {error}") from None
+        raise CannotMeasure(f"no usable response from {url}/metrics: {error}") from None
     values = []
     for name in _SERIES:
         sample = re.search(rf"^{name} (\S+)$", metrics, re.MULTILINE)

@@ -5,15 +5,8 @@ import argparse
 from app.cli.option_values import version_number
 from app.cli.parser import Parser, WrongUsage
 from app.cli.running_server import add_waiting
-from app.cli.traffic_changes import (
-    active_besides,
-    active_of,
-    add_model,
-    apply,
-    check_version,
-    chosen,
-    traffic_of,
-)
+from app.cli.stored_versions import add_model, check_version, versions_of_model
+from app.cli.traffic_changes import active_besides, active_of, apply, traffic_of
 
 _DESCRIPTION = """\
 Write the previous version into <store>/<model>/traffic.toml as the active one: the version that the
@@ -45,7 +38,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the traffic file of a model; return the exit code."""
-    versions = chosen(options)
+    versions = versions_of_model(options)
     traffic = traffic_of(versions)
     active = active_of(versions, traffic)
     below = [artifact.version for artifact in versions if artifact.version < active]

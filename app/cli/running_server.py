@@ -97,7 +97,7 @@ def nudge_and_wait_for_table(
         began: when it was published (`time.monotonic`, s).
     """
     kind, wanted = listed.kind, (listed.version, max(listed.deltas, default=0))
-    names = [f"{kind}/{listed.version}"]
+    names = [listed.label]
     names += [f"{names[0]}.{number}" for number in listed.deltas]
 
     def look(url: str) -> _Sight:
@@ -188,6 +188,7 @@ def ask(url: str, key: str | None = None) -> Any:  # noqa: ANN401  (JSON)
         with urllib.request.urlopen(request, timeout=_ASK_TIMEOUT_S) as response:  # noqa: S310
             return json.loads(response.read())
     except urllib.error.HTTPError as error:
+        error.close()
         raise OSError(f"status {error.code}") from None
     except ValueError as error:
         raise OSError(f"not JSON: {error}") from None

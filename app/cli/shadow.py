@@ -4,7 +4,8 @@ import argparse
 
 from app.cli.parser import Parser
 from app.cli.running_server import add_waiting
-from app.cli.traffic_changes import add_model, put_on_trial
+from app.cli.stored_versions import add_model
+from app.cli.traffic_changes import put_on_trial
 
 _DESCRIPTION = """\
 Write a shadow into <store>/<model>/traffic.toml. Each server loads the version, and lets it score a

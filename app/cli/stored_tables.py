@@ -21,15 +21,21 @@ from app.artifacts.tables.description import (
     read_description,
 )
 from app.artifacts.tables.keys import Int64
-from app.artifacts.tables.listing import ListedTable, find_table, newest_fitting, tables_of
+from app.artifacts.tables.listing import (
+    ListedTable,
+    find_table,
+    newest_fitting,
+    tables_of,
+    unfolded_delta,
+)
 from app.artifacts.tables.publish import compact, remove
 from app.artifacts.tables.table import Table, open_table
 from app.cli.option_values import AGE_UNITS_S
-from app.cli.output import Output
+from app.cli.output import Output, counted
 from app.cli.parser import WrongUsage, complain
 from app.cli.running_server import nudge_and_wait_for_table
 from app.cli.settings_options import existing_store, store_of
-from app.cli.traffic_changes import chosen
+from app.cli.stored_versions import versions_of_model
 from app.errors import ArtifactInvalid, ExitCode
 
 
@@ -38,7 +44,7 @@ def run_list(options: argparse.Namespace, kind: TableKind) -> int:
     if options.model is None:
         artifacts = list(Store(existing_store(store_of(options))).artifacts())
     else:
-        artifacts = chosen(options)
+        artifacts = versions_of_model(options)
     shown = TextTable("table", "rows", "deltas", "key", "created", "size", "fits versions", "note")
     for versions in by_model(artifacts):
         model, manifests = versions[0].folder.parent, _manifests(versions)
@@ -88,10 +94,8 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
 
 def _fold_note(listed: ListedTable, fold: Fold, manifests: Mapping[int, Manifest]) -> str:
     """Return which versions of the model serve from what a table has folded."""
-    for number in listed.deltas:
-        delta = read_description(listed.delta_folder(number))
-        if delta.rows and delta.fold != fold:
-            return f"not folded any more: delta {number} is not"
+    if unfolded := unfolded_delta(listed, fold):
+        return f"not folded any more: delta {unfolded} is not"
     serves = [version for version, manifest in manifests.items() if fold.serves(manifest)]
     versions = ", ".join(map(str, serves)) or f"{fold.version}, which the store does not have"
     return f"folded for version {versions} ({4 * fold.width:,} bytes per item)"
@@ -106,21 +110,21 @@ def _age(seconds: float) -> str:
 
 def run_show(options: argparse.Namespace, kind: TableKind) -> int:
     """Print one row; return the exit code."""
-    versions = chosen(options)
+    versions = versions_of_model(options)
     model = versions[0].folder.parent
     listed = find_table(model, kind, options.table)
     table = open_table(listed, model.name)
     key = _key(table, options.key)
     position = table.find(key)
     if position[0] < 0:
-        complain(f"{table.kind} {table.label} has no key {options.key}")
+        complain(f"{table.kind}/{table.label} has no key {options.key}")
         return ExitCode.FAILED
     record = table.take(position)
     ids = _ids(table.description, versions)
     output = Output()
     folded = "" if table.fold is None else f", folded for version {table.fold.version}"
     output.print_line(
-        f"{table.kind} {table.label} of {model.name}, {table.key} {options.key}{folded}"
+        f"{table.kind}/{table.label} of {model.name}, {table.key} {options.key}{folded}"
     )
     features = {column.feature.name: column.feature for column in table.description.columns}
     for name in table.columns:
@@ -173,13 +177,14 @@ def _ids(
 
 def run_compact(options: argparse.Namespace, kind: TableKind) -> int:
     """Write a table and its deltas as a new table; return the exit code."""
-    model = chosen(options)[0].folder.parent
+    model = versions_of_model(options)[0].folder.parent
     listed = compact(model, kind, options.table)
     published = time.monotonic()
     table = read_description(listed.folder)
     folded = "" if table.fold is None else f", folded for version {table.fold.version}"
     Output().print_line(
-        f"published {table.label} of {model.name}: {table.source}, {table.rows:,} rows{folded}"
+        f"published {table.label} of {model.name}: {table.source}, {counted(table.rows, 'row')}"
+        f"{folded}"
     )
     return nudge_and_wait_for_table(model.name, listed, options, published)
 
@@ -188,7 +193,7 @@ def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
     """Remove the tables that are neither among the newest nor serve; return the exit code."""
     if options.keep < 1:
         raise WrongUsage("--keep must be 1 or more")
-    versions = chosen(options)
+    versions = versions_of_model(options)
     model = versions[0].folder.parent
     tables = tables_of(model, kind)
     fitting = [newest_fitting(tables, manifest) for manifest in _manifests(versions).values()]
@@ -198,7 +203,7 @@ def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
             if not options.dry_run:
                 remove(listed)
             verb = "would remove" if options.dry_run else "removed"
-            Output().print_line(f"{verb} {kind} {listed.version} of {model.name}")
+            Output().print_line(f"{verb} {listed.label} of {model.name}")
     return ExitCode.OK
 
 

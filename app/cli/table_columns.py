@@ -1,8 +1,8 @@
 """Columns of a file as columns of a table, converted by Arrow and NumPy.
 
 What a column does not say plainly is left to the reader of single values in `table_rows.py`: each
-function here returns the values, which cells are empty, and which rows it cannot read. A row may be
-among the last although its value is valid.
+function here returns the values, which cells are empty, and which rows it cannot read. A row that
+it cannot read may still be valid.
 """
 
 import re
@@ -72,7 +72,7 @@ def read_column(
     vocabulary: Vocabulary,
     report: ValidationReport,
 ) -> tuple[Column, Flags, Flags]:
-    """Read the column of a feature, encoded; see the module for what is returned.
+    """Read the column of a feature, and encode it.
 
     Args:
         feature: whose column it is.
@@ -80,6 +80,11 @@ def read_column(
         file: that they are from.
         vocabulary: of the feature.
         report: counts the unknown ids.
+
+    Returns:
+        Float32 `[n, dim]`, int64 `[n]` or int64 `[n, max_length]` as the model takes it; bool `[n]`
+        which cells are empty; bool `[n]` which rows cannot be read. The values of both
+        mean nothing. A bad cell raises nothing.
     """
     match feature:
         case DenseInput():

@@ -17,9 +17,10 @@ from app.artifacts.fold import (
 )
 from app.artifacts.loader import Model, load
 from app.artifacts.store import Artifact
-from app.artifacts.tables.description import read_description
-from app.artifacts.tables.listing import ListedTable
+from app.artifacts.tables.description import Fold
+from app.artifacts.tables.listing import ListedTable, unfolded_delta
 from app.artifacts.tables.writer import TableWriter
+from app.cli.output import counted
 from app.errors import ArtifactInvalid
 
 Show = Callable[[int], None]
@@ -44,14 +45,14 @@ class TableFold:
         model = load(artifact, torch.device("cpu"))
         return cls(model, check_golden(model))
 
-    def memory(self, writer: TableWriter) -> str:
-        """Return the bytes that folding the rows of a writer will take, beside their features."""
+    def size_message(self, writer: TableWriter) -> str:
+        """Return a sentence: how many bytes folding takes, beside those of the features."""
         manifest = self.model.manifest
         width, record = _bytes_per_row(self), writer.plan.defaults.dtype.itemsize
         return (
             f"folding for version {manifest.version}: {width:,} bytes per item beside {record:,} "
-            f"of its features; {_size(width * writer.rows)} for {writer.rows:,} "
-            f"item{'' if writer.rows == 1 else 's'} beside {_size(record * writer.rows)}"
+            f"of its features; {_size(width * writer.rows)} for {counted(writer.rows, 'item')} "
+            f"beside {_size(record * writer.rows)}"
         )
 
     def fill(self, writer: TableWriter, show: Show) -> float:
@@ -94,21 +95,21 @@ class TableFold:
         )
 
 
-def fold_of_delta(listed: ListedTable, versions: Sequence[Artifact]) -> TableFold | None:
-    """Return what folds the rows of a further delta; None if its table is not folded.
+def fold_of_delta(listed: ListedTable, fold: Fold, versions: Sequence[Artifact]) -> TableFold:
+    """Return what folds the rows of a further delta.
+
+    Args:
+        listed: the table.
+        fold: of the table, without its deltas.
+        versions: of the model.
 
     Raises:
-        ArtifactInvalid: the store has no version with the program of the fold any more, or that
-            cannot be loaded.
+        ArtifactInvalid: an earlier delta is not folded, or the store has no version with the
+            program of the fold any more, or that cannot be loaded.
         OSError: a file cannot be read now.
     """
-    fold = read_description(listed.folder).fold
-    if fold is None:
-        return None
-    for number in listed.deltas:
-        delta = read_description(listed.delta_folder(number))
-        if delta.rows and delta.fold != fold:
-            return None  # the table serves from its features since then
+    if unfolded := unfolded_delta(listed, fold):
+        raise ArtifactInvalid(f"delta {unfolded} is not folded")
     artifact = version_of(fold, versions)
     if artifact is None:
         why = f"the store has no version with the program of version {fold.version}"

@@ -1,7 +1,7 @@
 """Compare files with a model: the plan of a table or a delta, or every reason against it."""
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,17 +28,16 @@ from app.artifacts.tables.description import (
 )
 from app.artifacts.tables.listing import ListedTable, find_table, newest_fitting, tables_of
 from app.artifacts.tables.writer import TablePlan
+from app.cli.output import counted, joined_names
 from app.cli.parser import WrongUsage, complain
 from app.cli.signals import importing
+from app.cli.stored_versions import check_version, versions_of_model
 from app.cli.table_files import TableFile, open_file
 from app.cli.table_rows import RowEncoder, Source, column_problem, key_type_in
-from app.cli.traffic_changes import check_version, chosen
 from app.errors import ArtifactInvalid, did_you_mean
 
 if TYPE_CHECKING:  # it imports torch
     from app.cli.table_fold import TableFold
-
-_MOST_NAMES = 20  # that a message lists
 
 
 class Refused(Exception):
@@ -60,7 +59,7 @@ class PublishPlan:
         table: the plan of the table, or of the delta's table.
         former: the newest table that fits the version, if the new one must be like it.
         encoder: of the rows.
-        is_delta: whether rows change a table.
+        changed: the table that rows change; None if they are a new one.
         fold: what folds the rows; None if the table is not folded.
         unused: columns that are not read.
         defaulted: features without a column, which have their default.
@@ -71,7 +70,7 @@ class PublishPlan:
     table: TablePlan
     former: TableDescription | None
     encoder: RowEncoder
-    is_delta: bool
+    changed: ListedTable | None
     fold: "TableFold | None"
     unused: Sequence[str]
     defaulted: Sequence[str]
@@ -83,19 +82,20 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
     Raises:
         Refused: with every reason why they do not fit.
         WrongUsage: the options do not fit each other or the store.
+        FileUnreadable: a file is not a table.
+        ArtifactInvalid: a table, manifest or vocabulary is wrong.
+        OSError: the store cannot be read now.
     """
-    versions = chosen(options)
+    versions = versions_of_model(options)
     model = versions[0].folder.parent
-    base = _base(options, model, kind)
+    changed = _changed(options, model, kind)
+    base = None if changed is None else read_description(changed.folder)
     artifact, manifest = _version(options, versions, base)
     draft = _Draft.of(options, model, kind, manifest, base)
     former = None if options.force or base is not None else _former(model, kind, manifest)
     if problems := list(draft.problems(former)):
         raise Refused(problems, nothing_published(len(problems), "problem"))
-    if base is None:
-        fold = _fold(options, artifact)
-    else:
-        fold = _delta_fold(find_table(model, kind, options.table), versions)
+    fold = _fold(options, artifact) if changed is None else _delta_fold(changed, versions)
     vocabularies = load_vocabularies(artifact, manifest)
     encoder = RowEncoder(
         draft.sources, draft.key_column, draft.key.type, vocabularies, options.deleted
@@ -118,7 +118,7 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
         table=table,
         former=former,
         encoder=encoder,
-        is_delta=base is not None,
+        changed=changed,
         fold=fold,
         unused=[name for name in names if name not in encoder.columns],
         defaulted=draft.defaulted,
@@ -129,7 +129,7 @@ def _column(feature: Input, manifest: Manifest) -> TableColumn:
     return TableColumn(feature=feature, vocabulary=vocabulary_digest(feature, manifest))
 
 
-def _base(options: argparse.Namespace, model: Path, kind: TableKind) -> TableDescription | None:
+def _changed(options: argparse.Namespace, model: Path, kind: TableKind) -> ListedTable | None:
     """Return the table that a delta changes; None for a new table."""
     if not options.delta:
         for name in ("table", "deleted"):
@@ -144,7 +144,7 @@ def _base(options: argparse.Namespace, model: Path, kind: TableKind) -> TableDes
         raise WrongUsage("--fold cannot be used with --delta: a delta is folded if its table is")
     if options.sent:
         raise WrongUsage("--sent cannot be used with --delta: a delta has the columns of its table")
-    return read_description(find_table(model, kind, options.table).folder)
+    return find_table(model, kind, options.table)
 
 
 def _version(
@@ -245,7 +245,7 @@ class _Draft:
         own = list(self._own_problems(former))
         yield from own
         if not self.sources and not own:
-            known = listing(self.inputs)
+            known = joined_names(self.inputs)
             yield f"{self.files[0].path}: has no column of a feature ({known})"
         if self.options.fold:
             names = [source.feature.name for source in self.sources]
@@ -272,7 +272,7 @@ class _Draft:
             dim = feature.dim if isinstance(feature, DenseInput) else 1
             if feature is None and name != self.key.name:
                 hint = did_you_mean(name, self.inputs)
-                yield f"--column {name}: is not a feature{hint} ({listing(self.inputs)})"
+                yield f"--column {name}: is not a feature{hint} ({joined_names(self.inputs)})"
             elif len(columns) not in (1, dim):
                 yield f"--column {name}: {len(columns)} columns, the feature needs {dim}"
 
@@ -284,7 +284,7 @@ class _Draft:
             yield f"--key {name}: is a feature of the other side of the model"
         for file in self.files:
             if column not in file.names:
-                hint, known = did_you_mean(column, file.names), listing(file.names)
+                hint, known = did_you_mean(column, file.names), joined_names(file.names)
                 yield f'{file.path}: no column "{column}", the key{hint} (columns: {known})'
         if self.base is None and feature is not None and (reason := key_problem(feature)):
             yield f"--key {name}: {reason}"
@@ -294,7 +294,7 @@ class _Draft:
         for name in self.options.sent:
             if name not in self.inputs:
                 hint = did_you_mean(name, self.inputs)
-                yield f"--sent {name}: is not a feature{hint} ({listing(self.inputs)})"
+                yield f"--sent {name}: is not a feature{hint} ({joined_names(self.inputs)})"
             elif name == self.key.name:
                 yield f"--sent {name}: is the key"
 
@@ -334,9 +334,10 @@ def _key_name(
     ids = [feature.name for feature in features if isinstance(feature, IdInput)]
     if len(ids) == 1:
         return ids[0]
-    columns = listing(files[0].names)
+    columns = joined_names(files[0].names)
     raise WrongUsage(
-        f"choose the key with --key (id features: {listing(ids)}; columns of the file: {columns})"
+        f"choose the key with --key (id features: {joined_names(ids)}; "
+        f"columns of the file: {columns})"
     )
 
 
@@ -410,12 +411,13 @@ def _fold(options: argparse.Namespace, artifact: Artifact) -> "TableFold | None"
 
 def _delta_fold(listed: ListedTable, versions: Sequence[Artifact]) -> "TableFold | None":
     """Return what folds the rows of a delta; without it, its table serves from the features."""
-    if read_description(listed.folder).fold is None:
+    fold = read_description(listed.folder).fold
+    if fold is None:
         return None
     with importing():
         from app.cli.table_fold import fold_of_delta
     try:
-        return fold_of_delta(listed, versions)
+        return fold_of_delta(listed, fold, versions)
     except ArtifactInvalid as error:
         complain(not_folded(str(error)))
         return None
@@ -429,15 +431,3 @@ def not_folded(reason: str) -> str:
 def nothing_published(count: int, what: str) -> str:
     """Return the last line of a refusal: how many problems there are."""
     return f"nothing is published: {counted(count, what)}"
-
-
-def counted(count: int, what: str) -> str:
-    """Return `1 row` or `2 rows`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def listing(names: Iterable[str]) -> str:
-    """Return names as a message lists them, at most twenty."""
-    every = list(names)
-    more = f" and {len(every) - _MOST_NAMES} more" if len(every) > _MOST_NAMES else ""
-    return (", ".join(every[:_MOST_NAMES]) or "none") + more

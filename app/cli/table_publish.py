@@ -19,15 +19,13 @@ from app.artifacts.tables.publish import publish_delta, publish_table
 from app.artifacts.tables.segment import open_segment
 from app.artifacts.tables.table import open_table
 from app.artifacts.tables.writer import DuplicateKeys, TableWriter
-from app.cli.output import Output
+from app.cli.output import Output, counted, joined_names
 from app.cli.parser import WrongUsage, complain
 from app.cli.running_server import nudge_and_wait_for_table
 from app.cli.table_files import TableFile
 from app.cli.table_plan import (
     PublishPlan,
     Refused,
-    counted,
-    listing,
     not_folded,
     nothing_published,
     plan_of,
@@ -58,6 +56,8 @@ def run_publish(options: argparse.Namespace, kind: TableKind) -> int:
         raise WrongUsage(str(error)) from None
     published = time.monotonic()
     _report(plan, listed, published - began)
+    if plan.changed is not None and listed.version != plan.changed.version:
+        _check_fold(listed)
     if rows.folded:
         Output().print_line(rows.folded)
     elif plan.former is not None and (fold := plan.former.fold) is not None:
@@ -142,7 +142,7 @@ class _Rows:
         """
         # On a terminal it has to come above the bar, which belongs to another console.
         console = Output() if self.progress is None else self.progress.console
-        console.print(fold.memory(writer), markup=False, highlight=False, soft_wrap=True)
+        console.print(fold.size_message(writer), markup=False, highlight=False, soft_wrap=True)
         show = partial(self._show, description="folding", total=writer.rows)
         self.folded = fold.summary(fold.fill(writer, show))
 
@@ -188,6 +188,8 @@ class _Rows:
             raise Refused(self._problems, nothing_published(self.bad, "bad row") + limit)
         for problem in self._problems:
             complain(f"left out: {problem}")
+        if self.bad > len(self._problems):
+            complain(f"left out: {counted(self.bad, 'bad row')} in all")
 
     def duplicates(self, error: DuplicateKeys) -> Refused:
         """Return the error that names the rows that repeat a key."""
@@ -210,7 +212,7 @@ class _Rows:
 def _publish(plan: PublishPlan, rows: _Rows, table: int | None) -> ListedTable:
     """Publish the rows; a delta changes `table`, or the newest table when it is complete."""
     try:
-        if not plan.is_delta:
+        if plan.changed is None:
             return publish_table(plan.table, rows.fill)
         return publish_delta(plan.table, rows.fill_delta, table)
     except DuplicateKeys as error:
@@ -219,7 +221,7 @@ def _publish(plan: PublishPlan, rows: _Rows, table: int | None) -> ListedTable:
 
 def _report(plan: PublishPlan, listed: ListedTable, took_s: float) -> None:
     """Print what has been published, and what a careful reader should know."""
-    folder = listed.folder if not plan.is_delta else listed.delta_folder(len(listed.deltas))
+    folder = listed.folder if plan.changed is None else listed.delta_folder(len(listed.deltas))
     table = read_description(folder)
     output = Output()
     removed = ""
@@ -235,10 +237,24 @@ def _report(plan: PublishPlan, listed: ListedTable, took_s: float) -> None:
     for name, count in plan.encoder.unknown_ids.items():
         output.print_line(f'feature "{name}": {counted(count, "unknown id")}')
     if plan.defaulted:
-        output.print_line(f"without a column, so always the default: {listing(plan.defaulted)}")
+        output.print_line(
+            f"without a column, so always the default: {joined_names(plan.defaulted)}"
+        )
     if plan.unused:
         hints = "".join(did_you_mean(name, plan.defaulted) for name in plan.unused[:1])
-        output.print_line(f"columns not used: {listing(plan.unused)}{hints}")
+        output.print_line(f"columns not used: {joined_names(plan.unused)}{hints}")
+
+
+def _check_fold(listed: ListedTable) -> None:
+    """Say so if the last delta ends the fold of a table that was published meanwhile."""
+    table = read_description(listed.folder)
+    delta = read_description(listed.delta_folder(len(listed.deltas)))
+    if table.fold is not None and not delta.keeps(table.fold):
+        complain(
+            not_folded(
+                f"{table.label} was published meanwhile, folded for version {table.fold.version}"
+            )
+        )
 
 
 def _removed_in_vain(listed: ListedTable) -> int:

@@ -5,26 +5,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from app.artifacts.store import Artifact, Store
-from app.cli.option_values import version_number
+from app.artifacts.store import Artifact
 from app.cli.output import Output
-from app.cli.parser import Parser, WrongUsage
+from app.cli.parser import WrongUsage
 from app.cli.running_server import nudge_and_wait
-from app.cli.settings_options import add_store, existing_store, store_of
-from app.errors import ConfigurationInvalid, did_you_mean
+from app.cli.stored_versions import check_version, number_of, versions_of_model
+from app.errors import ConfigurationInvalid
 from app.lifecycle.traffic import TRAFFIC, Traffic
-
-_ASK_EVERY_S = 0.02
-_ASK_ABOUT_TABLES_EVERY_S = 0.2  # the list of all models is some work for a server
-_ASK_TIMEOUT_S = 5.0
-
-
-def add_model(parser: Parser) -> None:
-    """Add the argument MODEL, and `--store`."""
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="name of the model (default: the only one)"
-    )
-    add_store(parser)
 
 
 def require_version(options: argparse.Namespace, command: str) -> None:
@@ -38,27 +25,6 @@ def require_version(options: argparse.Namespace, command: str) -> None:
         options.model, options.version = None, options.model
     if options.version is None:
         raise WrongUsage(f"missing VERSION; see gatehouse {command} --help")
-
-
-def chosen(options: argparse.Namespace) -> list[Artifact]:
-    """Return the complete versions of the model that the options choose, ascending.
-
-    Raises:
-        WrongUsage: there is no such store or model, or there are several and none is named.
-    """
-    store = Store(existing_store(store_of(options)))
-    artifacts = list(store.artifacts())
-    names = sorted({artifact.model for artifact in artifacts})
-    known = f"(models: {', '.join(names) or 'none'})"
-    name: str | None = options.model
-    if name is None:
-        if len(names) != 1:
-            raise WrongUsage(f'name a model: store "{store.folder}" has {len(names)} {known}')
-        (name,) = names
-    elif name not in names:
-        hint = did_you_mean(name, names)
-        raise WrongUsage(f'store "{store.folder}" has no model "{name}"{hint} {known}')
-    return [artifact for artifact in artifacts if artifact.model == name]
 
 
 def traffic_of(versions: Sequence[Artifact]) -> Traffic:
@@ -95,30 +61,6 @@ def active_besides(versions: Sequence[Artifact], traffic: Traffic, version: int)
     return traffic.active
 
 
-def number_of(text: str) -> int:
-    """Return the number of a VERSION.
-
-    Raises:
-        WrongUsage: it is not a number.
-    """
-    try:
-        return version_number(text)
-    except argparse.ArgumentTypeError as error:
-        raise WrongUsage(f"VERSION {text}: {error}") from None
-
-
-def check_version(versions: Sequence[Artifact], version: int) -> None:
-    """Refuse a version that the store does not have.
-
-    Raises:
-        WrongUsage: naming those that it has.
-    """
-    numbers = [artifact.version for artifact in versions]
-    if version not in numbers:
-        known = ", ".join(map(str, numbers[-20:]))
-        raise WrongUsage(f"{versions[0].model} has no version {version} (versions: {known})")
-
-
 def apply(versions: Sequence[Artifact], traffic: Traffic, options: argparse.Namespace) -> int:
     """Write a traffic file, nudge and wait as the options say; return the exit code."""
     began = time.monotonic()
@@ -150,7 +92,7 @@ def put_on_trial(
     began = time.monotonic()
     if not options.end:
         require_version(options, role)
-    versions = chosen(options)
+    versions = versions_of_model(options)
     traffic = traffic_of(versions)
     version = None
     if options.end:

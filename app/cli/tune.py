@@ -20,7 +20,7 @@ from app.cli.log_inputs import (
     report_log,
     write_policies,
 )
-from app.cli.option_values import factor, integer, numbers_by_name, positive
+from app.cli.option_values import count, factor, numbers_by_name, positive
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain
 from app.errors import ExitCode, did_you_mean
@@ -76,7 +76,7 @@ def _add_goal(parser: Parser) -> None:
     )
     parser.add_argument(
         "--at",
-        type=integer,
+        type=count,
         default=10,
         metavar="K",
         help="how many top candidates count (default: %(default)s)",
@@ -113,14 +113,14 @@ def _add_search(parser: Parser) -> None:
     )
     parser.add_argument(
         "--tries",
-        type=integer,
+        type=count,
         default=300,
         metavar="N",
         help="about how many sets of weights are tried (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
-        type=integer,
+        type=count,
         default=1,
         metavar="N",
         help="seed of the search (default: %(default)s)",
@@ -162,13 +162,13 @@ def run(options: argparse.Namespace) -> int:
         return report_log(error)
     ranker, goal = _ranker(inputs, options.policy), _goal(options, inputs.fit)
     fit, held_out = (log.corrected(options.position_bias) for log in (inputs.fit, inputs.held_out))
-    with _searching(options.tries) as count:
+    with _searching(options.tries) as count_trial:
         tuned = tune_policy(
             *(fit, held_out, ranker, goal),
             tries=options.tries,
             within=options.within,
             seed=options.seed,
-            on_trial=count,
+            on_trial=count_trial,
         )
     output = Output()
     output.print(_weight_table(tuned.before, tuned.after))
@@ -230,13 +230,13 @@ def _searching(tries: int) -> Iterator[Callable[[Trial], None]]:
     bar = progress.add_task("", total=tries, best=-math.inf)
     best = -math.inf
 
-    def count(trial: Trial) -> None:
+    def count_trial(trial: Trial) -> None:
         nonlocal best
         best = max(best, trial.value)
         progress.update(bar, advance=1, best=best)
 
     with progress:
-        yield count
+        yield count_trial
 
 
 def _plot(path: Path, trade_off: TradeOff, title: str) -> None:

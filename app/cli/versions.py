@@ -16,7 +16,8 @@ from app.cli.output import Output
 from app.cli.parser import Parser, complain
 from app.cli.running_server import ask
 from app.cli.settings_options import existing_store, store_of
-from app.cli.traffic_changes import active_of, add_model, chosen, traffic_of
+from app.cli.stored_versions import add_model, versions_of_model
+from app.cli.traffic_changes import active_of, traffic_of
 from app.errors import ArtifactInvalid, ExitCode
 
 _DESCRIPTION = """\
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if options.model is None:
         artifacts = list(Store(existing_store(store_of(options))).artifacts())
     else:
-        artifacts = chosen(options)
+        artifacts = versions_of_model(options)
     if not artifacts:
         complain(f'store "{store_of(options)}" has no artifacts')
         return ExitCode.FAILED

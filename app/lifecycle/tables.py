@@ -13,13 +13,12 @@ import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from app.artifacts.loader import Model
 from app.artifacts.manifest import Manifest
 from app.artifacts.model_tables import NO_TABLES, BoundTable, ModelTables
 from app.artifacts.tables.compatibility import incompatibilities
-from app.artifacts.tables.description import TableKind
+from app.artifacts.tables.description import TABLE_KINDS, TableKind
 from app.artifacts.tables.table import Table
 from app.lifecycle.background import BackgroundThread
 from app.lifecycle.folds import Folds, WarmUpFolded
@@ -29,8 +28,6 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.tables import TableFigures
 
 logger = logging.getLogger(__name__)
-
-KINDS: Final[tuple[TableKind, ...]] = ("items", "users")
 
 
 class TableFollower:
@@ -68,7 +65,7 @@ class TableFollower:
         """Give every loaded version of a model the newest table of each kind that fits it."""
         async with self._turn:
             versions = self._registry.versions(name)
-            for kind in KINDS:
+            for kind in TABLE_KINDS:
                 await self._open.scan(name, kind)
                 for model in versions:
                     await self._choose(model.manifest, kind)
@@ -84,8 +81,8 @@ class TableFollower:
         They stay open until it is loaded and `assign` is called, or another one is prepared.
         """
         async with self._turn:
-            self._prepared = _label(manifest)
-            for kind in KINDS:
+            self._prepared = manifest.label
+            for kind in TABLE_KINDS:
                 if not self._open.is_listed(manifest.name, kind):
                     await self._open.scan(manifest.name, kind)
                 await self._choose(manifest, kind)
@@ -96,9 +93,9 @@ class TableFollower:
         name = manifest.name
         active = self._registry.version(name, self._registry.active_version(name))
         tables = NO_TABLES if active is None else self._registry.tables.get(active, NO_TABLES)
-        for kind in KINDS:
+        for kind in TABLE_KINDS:
             is_needed = getattr(tables, kind) is not None or bool(self._open.listed(name, kind))
-            if is_needed and (_label(manifest), kind) not in self._chosen:
+            if is_needed and (manifest.label, kind) not in self._chosen:
                 return f"needs a table of {kind}: {self._open.why_none_fits(manifest, kind)}"
         return ""
 
@@ -114,7 +111,7 @@ class TableFollower:
 
     async def _choose(self, manifest: Manifest, kind: TableKind) -> None:
         """Open the newest table that fits a version, and place it."""
-        label = _label(manifest)
+        label = manifest.label
         current = self._chosen.get((label, kind))
         table = await self._newest_fit(manifest, kind, current)
         if table is None:
@@ -156,7 +153,7 @@ class TableFollower:
         if self._prepared == model.label:
             self._prepared = ""
         before = self._registry.tables.get(model, NO_TABLES)
-        items, users = (self._bind(model, kind, getattr(before, kind)) for kind in KINDS)
+        items, users = (self._bind(model, kind, getattr(before, kind)) for kind in TABLE_KINDS)
         if items is not before.items or users is not before.users:
             self._registry.tables[model] = ModelTables(items, users)
 
@@ -237,7 +234,7 @@ class TableFollower:
             else:
                 del self._chosen[label, kind]
         self._open.release_all_but(name, used)
-        for kind in KINDS:
+        for kind in TABLE_KINDS:
             newest = max((table.version for table in used if table.kind == kind), default=0)
             if versions:
                 self._open.refuse_unfit(versions[0], kind, newest)
@@ -262,8 +259,3 @@ def table_figures(registry: Registry) -> Iterator[TableFigures]:
                 table.max_age_s,
                 bound.folded_for is not None,
             )
-
-
-def _label(manifest: Manifest) -> str:
-    """Return what `Model.label` is of a version that is not loaded yet."""
-    return f"{manifest.name}/{manifest.version}"

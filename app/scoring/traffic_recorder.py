@@ -274,7 +274,7 @@ class TrafficRecorder:
             is_closed = self._is_closed
             while self._records:
                 record = self._records.popleft()
-                label = f"{record.manifest.name}/{record.manifest.version}"
+                label = record.manifest.label
                 file = files.setdefault(label, _NextFile(self._clock()))
                 file.records.append(record)
                 file.size += record.size

@@ -190,7 +190,7 @@ def table(store: Store, of: Artifact, shape: Shape, items: int, *, fold: bool) -
             writer.add(np.arange(start, start + count), records)
         if fold:
             found = TableFold.of(of)
-            print(f"{shape.name}: {found.memory(writer)}")
+            print(f"{shape.name}: {found.size_message(writer)}")
             began = time.perf_counter()
             print(f"{shape.name}: {found.summary(found.fill(writer, lambda _: None))}")
             print(f"{shape.name}: folded in {time.perf_counter() - began:.1f} s")

@@ -225,5 +225,5 @@ def test_long_report_is_read_as_a_whole(monkeypatch):
 
 @pytest.mark.slow
 def test_server_that_does_not_listen_is_named():
-    with pytest.raises(CannotConnect, match=r"127\.0\.0\.1:1: .*[Rr]efused"):
+    with pytest.raises(CannotConnect, match=r"cannot connect to 127\.0\.0\.1:1: .*[Rr]efused"):
         fire(Plan(1, REQUESTS, seconds=0.1, rate=10))

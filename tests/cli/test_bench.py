@@ -3,6 +3,9 @@
 import json
 import re
 import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -17,6 +20,7 @@ from tests.support.builders import published
 from tests.support.server import running_server
 
 KEY = "a-key-that-is-long-enough-for-this-test"
+PLAN_OF = ("plan", "--url", "{}", "--rate", "1", "--p99", "9ms")
 SHORT = ("--duration", "300ms", "--warm-up", "50ms", "--rows", "7")
 
 
@@ -35,6 +39,30 @@ def key(monkeypatch):
     """The caller's key is in the environment."""
     monkeypatch.setenv("GATEHOUSE_KEY", KEY)
     monkeypatch.setenv("COLUMNS", "200")
+
+
+@contextmanager
+def responding(status, body):
+    """Yield the URL of a server that gives every request the same response."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def bench(capsys, *arguments):
@@ -124,6 +152,20 @@ def test_server_that_is_not_there_is_named(capsys):
     assert code == ExitCode.FAILED
     assert "cannot connect to http://127.0.0.1:1: " in err
     assert "refused" in err
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [(b"{}", 503, "status 503"), (b"<html>", 200, "not JSON: ")],
+)
+@pytest.mark.parametrize("arguments", [("bench", "{}", "--rate", "1"), PLAN_OF])
+def test_response_that_is_of_no_use_is_told_from_none(capsys, body, status, reason, arguments):
+    with responding(status, body) as url:
+        code = main([argument.format(url) for argument in arguments])
+    assert code == ExitCode.FAILED
+    err = capsys.readouterr().err
+    assert err.startswith(f"gatehouse: no usable response from {url}: {reason}")
+    assert err.count("\n") == 1
 
 
 def test_url_with_a_path_is_refused(capsys):

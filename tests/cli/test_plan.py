@@ -72,12 +72,15 @@ def test_plan_renders_the_autoscaler_and_names_the_limit():
     assert f"cost         {plan.replicas * 2 * 0.05 / (500_000 * 3600) * 1e6:.4g} per" in text
 
 
+NOT_THERE = "cannot connect to http://127.0.0.1:1: "
+
+
 def test_mistakes_are_one_line(tmp_path, capsys):
     for arguments, code, message in (
         (["--rate", "1"], ExitCode.USAGE, "missing --p99"),
         ([*OBJECTIVE, "--headroom", "1"], ExitCode.USAGE, "must be a share from 0 to below 0.95"),
         ([*OBJECTIVE, "--store", str(tmp_path / "no")], ExitCode.USAGE, "does not exist"),
-        ([*OBJECTIVE, "--url", "http://127.0.0.1:1"], ExitCode.FAILED, "127.0.0.1:1: "),
+        ([*OBJECTIVE, "--url", "http://127.0.0.1:1"], ExitCode.FAILED, NOT_THERE),
         ([*OBJECTIVE, "--scaler", "vpa"], ExitCode.USAGE, "vpa"),
         ([*OBJECTIVE, "--name", "Bad_Name"], ExitCode.USAGE, "must be 1 to 63 lowercase letters"),
         (["--rate", "1e12", "--p99", "9ms"], ExitCode.USAGE, "above 0 and below 10000000"),

@@ -10,6 +10,7 @@ import pytest
 
 from app.artifacts.store import Store
 from app.artifacts.tables.listing import tables_of
+from app.artifacts.tables.publish import publish_delta
 from app.artifacts.tables.table import open_table
 from app.cli.main import main
 from app.errors import ExitCode
@@ -75,7 +76,7 @@ def test_what_it_takes_is_said_before_it_is_done(store, run, monkeypatch):
         "folding for version 1: 8 bytes per item beside 16 of its features; 0.0 kB for 3 items "
         "beside 0.0 kB"
     )
-    assert second.startswith("published items 1 of feed: 3 rows, 2 features, key item (int64)")
+    assert second.startswith("published items/1 of feed: 3 rows, 2 features, key item (int64)")
     assert third.startswith("folded for version 1: scores differ by at most ")
     assert third.endswith("tolerance 1e-05; other versions of the model serve from the features")
     assert seen == [[]]
@@ -138,7 +139,7 @@ def test_deltas_of_a_folded_table_are_folded_and_compaction_keeps_it(store, run)
     expected = as_float32([[-0.2, 2.0], [-0.3, 1.1], [-0.4, 4.0]])
     assert folded(found, 2, 3, 4) == expected
     out = run("compact")
-    assert out == "published items 2 of feed: items 1.2, 3 rows, folded for version 1\n"
+    assert out == "published items/2 of feed: items/1.2, 3 rows, folded for version 1\n"
     assert folded(table(store), 2, 3, 4) == expected
 
 
@@ -155,7 +156,7 @@ def test_a_delta_without_its_version_is_published_and_not_folded(store, run):
     assert (found.label, found.fold) == ("1.1", None)
     assert found.take(found.find(np.array([2])))["quality"].tolist() == [[1.0, 1.0]]
     again = run("publish", items("item,quality\n3,1 1\n", "new.csv"), "--delta")
-    assert "not folded" not in again  # it was told
+    assert "its table will serve from its features: delta 1 is not folded\n" in again
     assert "not folded any more: delta 1 is not" in run("list")
 
 
@@ -187,10 +188,31 @@ def test_a_delta_that_the_gate_refuses_is_published_and_not_folded(store, run, m
     assert not (store / "feed" / "items" / "1.delta" / "1" / "folded").exists()
 
 
+def test_a_delta_is_told_of_a_table_that_was_folded_meanwhile(store, run, monkeypatch):
+    published(store, Folding(1e-7), folded_width=2)
+    run("publish", items(ROWS), "--fold", "--version", 1)
+
+    def delta(meanwhile):
+        def publishing(*arguments):
+            assert main(["items", "publish", *meanwhile]) == ExitCode.OK
+            return publish_delta(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("app.cli.table_publish.publish_delta", publishing)
+            return run("publish", items("item,quality\n2,1 1\n", "new.csv"), "--delta")
+
+    again = [items(ROWS), "--fold", "--version", "1"]
+    assert "the delta is not folded" not in delta(again)
+    assert (table(store).label, table(store).fold.version) == ("2.1", 1)
+    reason = "items/3 was published meanwhile, folded for version 2\n"
+    assert f"its table will serve from its features: {reason}" in delta([items(ROWS), "--fold"])
+    assert (table(store).label, table(store).fold) == ("3.1", None)
+
+
 @pytest.mark.usefixtures("store")
 def test_a_table_that_ends_the_fold_is_told(run):
     run("publish", items(ROWS), "--fold")
-    assert "items 1 was folded for version 1, this table is not; --fold folds it" in run(
+    assert "items/1 was folded for version 1, this table is not; --fold folds it" in run(
         "publish", items(ROWS)
     )
 
@@ -198,7 +220,7 @@ def test_a_table_that_ends_the_fold_is_told(run):
 def test_list_show_and_check_tell_of_the_fold(store, run, capsys):
     run("publish", items(ROWS), "--fold")
     assert "folded for version 1 (8 bytes per item)" in run("list")
-    assert run("show", 2).startswith("items 1 of feed, item 2, folded for version 1\n")
+    assert run("show", 2).startswith("items/1 of feed, item 2, folded for version 1\n")
     assert main(["check"]) == ExitCode.OK
     assert "table, folded for version 1" in capsys.readouterr().out
     published(store, Request())

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import tomllib
+from pathlib import Path
 
 import httpx
 import pytest
@@ -251,6 +252,28 @@ def test_prune_keeps_the_newest_and_those_that_traffic_names(store, capsys):
     assert Store(store).versions("feed") == [2, 5, 6]
     assert main(["rollback", "feed"]) == ExitCode.OK
     assert traffic(store)["active"] == 6
+
+
+def test_prune_removes_what_a_killed_prune_has_left(store, tmp_path, monkeypatch):
+    killed = tmp_path / "killed"
+    rename = Path.rename
+
+    def copying(path, target):
+        renamed = rename(path, target)
+        shutil.copytree(store, killed)  # what would stay if the process were killed now
+        return renamed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", copying)
+        assert main(["prune", "--keep", "2"]) == ExitCode.OK
+    folder = killed / "feed"
+    (left_over,) = (path for path in folder.iterdir() if path.name.startswith("."))
+    assert list(left_over.rglob("model.ts"))
+    two_days_ago = time.time() - 2 * 24 * 3600
+    for path in (left_over, *left_over.rglob("*")):
+        os.utime(path, (two_days_ago, two_days_ago))
+    assert main(["prune", "--keep", "1", "--store", str(killed)]) == ExitCode.OK
+    assert [path.name for path in folder.iterdir()] == ["3"]
 
 
 def test_prune_keeps_the_newest_version_that_can_be_loaded(store):

@@ -289,7 +289,7 @@ def test_written_policies_rank_equally_on_the_server_and_offline(run, log, store
             ["tune", "LOG", "--ndcg", "clik=1"],
             'no outcome "clik"; did you mean "click"? (known: click',
         ),
-        (["tune", "LOG", *GOAL, "--at", "0"], "--at 0: must be an integer between 1 and 999999"),
+        (["tune", "LOG", *GOAL, "--at", "0"], "--at 0: must be a whole number of 1 or more"),
         (["tune", "LOG", *GOAL, "--held-out", "1"], "--held-out 1: must be below 1"),
         (
             ["tune", "LOG", *GOAL, "--policy", "x"],

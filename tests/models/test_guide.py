@@ -109,7 +109,7 @@ def test_the_items_of_the_guide_become_a_table(folder, tmp_path, monkeypatch, ca
         if command.startswith("gatehouse items"):
             assert gatehouse.main(command.split()[1:]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("published items 1 of clips: 50 rows, 2 features, key clip_id (string)")
+    assert out.startswith("published items/1 of clips: 50 rows, 2 features, key clip_id (string)")
     assert re.search(r"clip_id: \d+ \(clip-7\)\n  clip: \d+ 0\.\d+", out)
 
 

@@ -62,6 +62,7 @@ _LARGEST_RECORD = 2**24  # bytes
 LARGEST_DESCRIPTION = 16 * 2**20  # bytes
 
 TableKind = Literal["items", "users"]
+TABLE_KINDS: Final[tuple[TableKind, ...]] = ("items", "users")
 KeyType = Literal["int64", "string"]
 UnknownPolicy = Literal["error", "default", "drop"]
 
@@ -238,6 +239,10 @@ class TableDescription(Value):
         """How many keys the index has: one per row, and of a delta those that it removes."""
         return self.rows + self.removed
 
+    def keeps(self, fold: Fold) -> bool:
+        """Whether a table with this fold is folded with this delta, too; without rows it is."""
+        return self.rows == 0 or self.fold == fold
+
     @cached_property
     def record(self) -> np.dtype[np.void]:
         """The type of a record: one field per column."""
@@ -245,10 +250,10 @@ class TableDescription(Value):
 
     @property
     def label(self) -> str:
-        """`items 3`, or `items 3.2` of its second delta, as in messages."""
+        """`items/3`, or `items/3.2` of its second delta, as in messages."""
         if self.base is None:
-            return f"{self.kind} {self.version}"
-        return f"{self.kind} {self.base.version}.{self.version}"
+            return f"{self.kind}/{self.version}"
+        return f"{self.kind}/{self.base.version}.{self.version}"
 
 
 def read_description(folder: Path) -> TableDescription:

@@ -10,7 +10,7 @@ from pathlib import Path
 from app.artifacts.manifest import Manifest
 from app.artifacts.store import Fingerprint, fingerprint
 from app.artifacts.tables.compatibility import incompatibilities
-from app.artifacts.tables.description import TABLE, TableKind, read_description
+from app.artifacts.tables.description import TABLE, TABLE_KINDS, Fold, TableKind, read_description
 from app.errors import ArtifactInvalid
 
 Stamp = tuple[int, int, int]
@@ -41,11 +41,16 @@ class ListedTable:
     stamps: tuple[Stamp, ...] = ()
 
     @property
+    def label(self) -> str:
+        """`items/3`, as in messages: the table, whatever its deltas."""
+        return f"{self.kind}/{self.version}"
+
+    @property
     def gap(self) -> str:
         """Why deltas are not applied, and what to do; "" if all of them are."""
         if not self.stranded:
             return ""
-        missing, folder = len(self.deltas) + 1, f"{self.kind}/{self.version}.delta"
+        missing, folder = len(self.deltas) + 1, f"{self.label}.delta"
         first, *others = self.stranded
         more = f" and {len(others)} more" if others else ""
         return (
@@ -136,8 +141,21 @@ def find_table(model: Path, kind: TableKind, version: int | None = None) -> List
         if version in (None, listed.version):
             return listed
     known = ", ".join(str(listed.version) for listed in tables) or "none"
-    wanted = kind if version is None else f"{kind} {version}"
+    wanted = kind if version is None else f"{kind}/{version}"
     raise ArtifactInvalid(f"{model.name} has no {wanted} (tables: {known})")
+
+
+def unfolded_delta(listed: ListedTable, fold: Fold) -> int:
+    """Return the first delta that ends the fold of its table; 0 for none.
+
+    Raises:
+        ArtifactInvalid: a delta is wrong.
+        OSError: a file cannot be read now.
+    """
+    for number in listed.deltas:
+        if not read_description(listed.delta_folder(number)).keeps(fold):
+            return number
+    return 0
 
 
 def newest_fitting(tables: Sequence[ListedTable], manifest: Manifest) -> ListedTable | None:
@@ -163,13 +181,12 @@ def missing_table(model: Path, manifest: Manifest) -> str:
     Raises:
         OSError: the folder cannot be read.
     """
-    kinds: tuple[TableKind, ...] = ("items", "users")
-    for kind in kinds:
+    for kind in TABLE_KINDS:
         tables = tables_of(model, kind)
         if tables and newest_fitting(tables, manifest) is None:
             newest = tables[-1]
             why = _misfit(newest, manifest)
-            return f"needs a table of {kind}: {kind}/{newest.version}: {why}"
+            return f"needs a table of {kind}: {newest.label}: {why}"
     return ""
 
 

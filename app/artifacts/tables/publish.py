@@ -126,7 +126,7 @@ def _check_removed(listed: ListedTable, number: int) -> None:
     """
     if number - len(listed.deltas) > _MOST_GAPS:
         raise ArtifactInvalid(
-            f"{listed.kind} {listed.version}: deltas {len(listed.deltas) + 1} to {number - 1} were "
+            f"{listed.label}: deltas {len(listed.deltas) + 1} to {number - 1} were "
             f"removed ({listed.kind}/{_last_delta(listed).name} has the last number): restore them,"
             " or publish a new table"
         )
@@ -165,7 +165,7 @@ def _check_gap(listed: ListedTable) -> None:
         ArtifactInvalid: names the delta.
     """
     if listed.gap:
-        raise ArtifactInvalid(f"{listed.kind} {listed.version}: {listed.gap}")
+        raise ArtifactInvalid(f"{listed.label}: {listed.gap}")
 
 
 def compact(model: Path, kind: TableKind, version: int | None = None) -> ListedTable:
@@ -182,7 +182,7 @@ def compact(model: Path, kind: TableKind, version: int | None = None) -> ListedT
         listed = find_table(model, kind, version)
         _check_gap(listed)
         if not listed.deltas:
-            raise ArtifactInvalid(f"{kind} {listed.version} has no deltas")
+            raise ArtifactInvalid(f"{listed.label} has no deltas")
         table = open_table(listed, model.name)
         former = table.description
         plan = TablePlan(
@@ -194,7 +194,7 @@ def compact(model: Path, kind: TableKind, version: int | None = None) -> ListedT
             sent=former.sent,
             unknown=former.unknown,
             max_age_s=former.max_age_s,
-            source=f"{kind} {table.label}",
+            source=f"{kind}/{table.label}",
             created=table.created,
         )
         with unnamed_folder(folder) as written, TableWriter(plan, written) as writer:

@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from app.artifacts.columns import Column
-from app.artifacts.manifest import Manifest
-from app.artifacts.tables.compatibility import incompatibilities
 from app.artifacts.tables.description import (
     TABLE,
     Base,
@@ -153,10 +151,6 @@ class Table:
     def changed_records(self) -> Records:
         """The rows that deltas brought, `[c]`: their positions follow those of `base.records`."""
         return self.base.records[:0] if self._changes is None else self._changes.records
-
-    def incompatibilities(self, manifest: Manifest) -> list[str]:
-        """Return every reason why a version of a model cannot use the table; none if it can."""
-        return incompatibilities(self.description, manifest)
 
     def find(self, keys: Int64 | Sequence[str]) -> Int64:
         """Return the position of each key, int64 `[n]`; -1 for an unknown key.
@@ -334,7 +328,8 @@ class Table:
                 positions[key] = start + row if row >= 0 else -1
             room = room.extended(count, delta.records[:new])
             if folded is not None and new:  # a delta without rows, as of removed keys, has no fold
-                if delta.description.fold == self.fold:
+                assert self.fold is not None
+                if delta.description.keeps(self.fold):
                     assert delta.folded is not None
                     folded = folded.extended(count, delta.folded)
                 else:
@@ -387,7 +382,7 @@ def open_table(listed: ListedTable, model: str, upto: int | None = None) -> Tabl
     if (read.model, read.kind, read.version) != named or read.base is not None:
         raise ArtifactInvalid(
             f"{TABLE}: describes {read.label} of {read.model}, "
-            f"its folder is {listed.kind} {listed.version} of {model}"
+            f"its folder is {listed.label} of {model}"
         )
     return _without_deltas(segment).extended(listed, upto)
 

@@ -149,9 +149,9 @@ def test_delta_of_another_table_is_refused(tmp_path):
     with pytest.raises(ArtifactInvalid, match=r"delta 1: table.json: is a delta of another table"):
         opened(tmp_path)
     assert opened(tmp_path, upto=0).rows == 1
-    with pytest.raises(ArtifactInvalid, match="items 1 has other columns than the delta"):
+    with pytest.raises(ArtifactInvalid, match="items/1 has other columns than the delta"):
         change(plan(tmp_path, columns=plan(tmp_path).columns[:2]), {})
-    with pytest.raises(ArtifactInvalid, match=r"feed has no items 7 \(tables: 1\)"):
+    with pytest.raises(ArtifactInvalid, match=r"feed has no items/7 \(tables: 1\)"):
         change(plan(tmp_path), {}, table=7)
 
 
@@ -165,7 +165,7 @@ def test_delta_after_a_gap_waits(tmp_path):
     assert find_table(tmp_path / "feed", "items").deltas == (1,)
     assert find_table(tmp_path / "feed", "items").stranded == (3, 4)
     for refused in (lambda: change(plan(tmp_path), {1: 9}), lambda: compact(model, "items")):
-        with pytest.raises(ArtifactInvalid, match="items 1: delta 2 is missing, so delta 3 and 1 "):
+        with pytest.raises(ArtifactInvalid, match="items/1: delta 2 is missing, so delta 3 and 1 "):
             refused()
     (deltas / "2").mkdir()  # a copy that was interrupted gives way to a new delta
     (deltas / "3").rename(deltas / ".3")
@@ -288,8 +288,8 @@ def test_forged_files_are_refused_or_harmless(tmp_path_factory, eight_rows, file
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "describes items 2 of feed, its folder is items 1 of feed"),
-        ({"model": "other"}, "describes items 1 of other"),
+        ({"version": 2}, "describes items/2 of feed, its folder is items/1 of feed"),
+        ({"model": "other"}, "describes items/1 of other"),
         ({"bits": 20}, "keys.starts must have"),
         ({"rows": -1}, "rows: "),
         ({"rows": 2**40}, "rows: "),
@@ -412,7 +412,7 @@ def test_many_deltas_that_were_removed_are_not_filled(tmp_path):
     with pytest.raises(ArtifactInvalid) as refused:
         change(plan(tmp_path), {3: 3})
     assert str(refused.value) == (
-        "items 1: deltas 2 to 999999999999999 were removed (items/.1.delta.last has the last "
+        "items/1: deltas 2 to 999999999999999 were removed (items/.1.delta.last has the last "
         "number): restore them, or publish a new table"
     )
     assert find_table(tmp_path / "feed", "items").deltas == (1,)
@@ -499,13 +499,13 @@ def test_publishers_at_once_get_different_numbers(tmp_path):
 
 def test_compaction_needs_deltas_and_keeps_settings(tmp_path):
     publish(plan(tmp_path, unknown="default", max_age_s=5.0, sent=("distance",)), {1: 1})
-    with pytest.raises(ArtifactInvalid, match="items 1 has no deltas"):
+    with pytest.raises(ArtifactInvalid, match="items/1 has no deltas"):
         compact(tmp_path / "feed", "items")
     change(plan(tmp_path), {1: 2})
     compact(tmp_path / "feed", "items")
     found = opened(tmp_path).description
     assert (found.unknown, found.max_age_s, found.sent) == ("default", 5.0, ("distance",))
-    assert found.source == "items 1.1"
+    assert found.source == "items/1.1"
 
 
 def test_a_read_only_store_can_be_read(tmp_path):

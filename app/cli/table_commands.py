@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.artifacts.tables.description import TableKind
-from app.cli.option_values import age, count_or_none, version_number
+from app.cli.option_values import age, count_or_zero, version_number
 from app.cli.parser import Parser, WrongUsage, not_empty
 from app.cli.running_server import add_waiting
 from app.cli.settings_options import add_store
@@ -39,8 +39,8 @@ A table fits the versions of the model with the same encodings and vocabularies.
 with others serves, publish a table for it (--version); servers give each version the newest table
 that fits it.
 
-exit codes: 0 published; 1 published, and the server of --wait has refused or not applied it in
-time; 2 wrong usage, or the file cannot be published: every reason is listed
+exit codes: 0 published; 1 published, but the server of --wait refuses it, or has not applied it in
+time; 2 wrong usage, or the file cannot be published: the first 20 reasons are listed
 
 examples:
   gatehouse {kind} publish {kind}.parquet --model feed
@@ -180,7 +180,7 @@ def _add_rules(parser: Parser, kind: TableKind) -> None:
     )
     parser.add_argument(
         "--max-bad-rows",
-        type=count_or_none,
+        type=count_or_zero,
         default=0,
         metavar="N",
         help="publish without the bad rows if there are at most N (default: 0)",

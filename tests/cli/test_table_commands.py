@@ -69,7 +69,7 @@ def table(store, kind="items"):
 def test_publish_list_show(store, capsys):
     out = run(capsys, "publish", items(GOOD))
     assert out.startswith(
-        "published items 1 of feed: 3 rows, 2 features, key item (int64), 0.0 MB, encoded for "
+        "published items/1 of feed: 3 rows, 2 features, key item (int64), 0.0 MB, encoded for "
         "version 1, in "
     )
     found = table(store)
@@ -79,8 +79,8 @@ def test_publish_list_show(store, capsys):
     (line,) = (each for each in run(capsys, "list").splitlines() if "feed 1" in each)
     for cell in ("3", "item (int64)", "unknown keys: error"):
         assert f"│ {cell}" in line
-    assert run(capsys, "show", 3) == ("items 1 of feed, item 3\n  item: 3\n  quality: 0.5 0.6\n")
-    assert "items 1 has no key 4" in run(capsys, "show", 4, code=ExitCode.FAILED)
+    assert run(capsys, "show", 3) == ("items/1 of feed, item 3\n  item: 3\n  quality: 0.5 0.6\n")
+    assert "items/1 has no key 4" in run(capsys, "show", 4, code=ExitCode.FAILED)
     assert "keys of this table are integers" in run(capsys, "show", "x", code=ExitCode.USAGE)
 
 
@@ -127,6 +127,12 @@ def test_twenty_bad_rows_are_listed_and_all_are_counted(capsys):
     lines = run(capsys, "publish", path, code=ExitCode.USAGE).splitlines()
     assert len(lines) == 21
     assert lines[-1] == "nothing is published: 1,234 bad rows"
+    for bad, total in ((20, []), (21, ["gatehouse: left out: 21 bad rows in all"])):
+        path = items(GOOD + "9,z 1\n" * bad)
+        assert main(["items", "publish", path, "--max-bad-rows", "21"]) == ExitCode.OK
+        left_out = capsys.readouterr().err.splitlines()
+        assert left_out[20:] == total
+        assert all(line.startswith("gatehouse: left out: items.csv, ") for line in left_out[:20])
 
 
 def test_repeated_keys_are_named_by_their_places(store, capsys):
@@ -193,15 +199,15 @@ def test_deltas_change_rows_and_compaction_keeps_them(store, capsys):
     run(capsys, "publish", items(GOOD), "--unknown", "drop")
     change = items("item,quality,gone\n2,7 7,\n9,1 1,no\n2,8 8,\n1,,yes\n", "change.csv")
     out = run(capsys, "publish", change, "--delta", "--deleted", "gone")
-    assert out.startswith("published items 1.1 of feed: 2 rows, 1 removed key, 2 features")
+    assert out.startswith("published items/1.1 of feed: 2 rows, 1 removed key, 2 features")
     found = table(store)
     assert found.find(np.array([1, 2, 3, 9]))[0] == -1
     assert found.take(found.find(np.array([2, 9])))["quality"].tolist() == [[8, 8], [1, 1]]
     assert (found.rows, found.unknown) == (3, "drop")
-    assert "published items 2 of feed: items 1.1, 3 rows" in run(capsys, "compact")
+    assert "published items/2 of feed: items/1.1, 3 rows" in run(capsys, "compact")
     assert table(store).label == "2"
     assert table(store).unknown == "drop"
-    assert "items 2 has no deltas" in run(capsys, "compact", code=ExitCode.USAGE)
+    assert "items/2 has no deltas" in run(capsys, "compact", code=ExitCode.USAGE)
     run(capsys, "publish", change, "--delta", "--table", "1", "--deleted", "gone")
     assert [each.deltas for each in tables_of(store / "feed", "items")] == [(1, 2), ()]
     message = run(capsys, "publish", items("item\n1\n"), "--delta", code=ExitCode.USAGE)
@@ -214,7 +220,15 @@ def test_deltas_change_rows_and_compaction_keeps_them(store, capsys):
     message = run(capsys, "publish", change, "--table", "1", code=ExitCode.USAGE)
     assert "--table is for deltas; add --delta" in message
     message = run(capsys, "publish", change, "--delta", "--table", "8", code=ExitCode.USAGE)
-    assert "feed has no items 8 (tables: 1, 2)" in message
+    assert "feed has no items/8 (tables: 1, 2)" in message
+
+
+@pytest.mark.usefixtures("store")
+def test_one_row_is_counted_as_one(capsys):
+    path = items("item,quality\n1,1 1\n")
+    assert ": 1 row, 2 features" in run(capsys, "publish", path)
+    run(capsys, "publish", path, "--delta")
+    assert run(capsys, "compact").endswith(", 1 row\n")
 
 
 def with_vocabulary(store, words):
@@ -251,7 +265,7 @@ def test_a_table_belongs_to_the_vocabulary_of_a_version(store, capsys):
     listed = [line for line in run(capsys, "list").splitlines() if "feed 1" in line]
     assert 'feature "item": the table was made with another vocabulary' in listed[0]
     message = run(capsys, "publish", fruit, "--delta", "--table", "1", code=ExitCode.USAGE)
-    assert "nothing is published: no version of the model fits items 1" in message
+    assert "nothing is published: no version of the model fits items/1" in message
     assert third.key_type is int
 
 
@@ -264,11 +278,11 @@ def test_a_table_that_would_break_most_requests_needs_force(store, capsys):
     assert run(capsys, "publish", empty, "--force", code=ExitCode.USAGE) == nothing
     small = items(header + rows[0], "small.csv")
     assert run(capsys, "publish", small, code=ExitCode.USAGE) == (
-        "nothing is published: 1 row, under half of the 3 of items 1; --force publishes them\n"
+        "nothing is published: 1 row, under half of the 3 of items/1; --force publishes them\n"
     )
     skus = items("item,quality,sku\n" + "".join(f"{n},1 2,s{n}\n" for n in range(3)), "skus.csv")
     assert run(capsys, "publish", skus, "--key", "sku", code=ExitCode.USAGE).splitlines() == [
-        "the key would be sku (string), that of items 1 is item (int64): requests with the former "
+        "the key would be sku (string), that of items/1 is item (int64): requests with the former "
         "keys would fail; --force changes it",
         "nothing is published: 1 problem",
     ]
@@ -286,7 +300,7 @@ def test_prune_keeps_what_a_version_needs(store, capsys):
     for _ in range(3):
         run(capsys, "publish", items("item,quality\napple,1 2\n"), "--key", "item")
     would = run(capsys, "prune", "--keep", "1", "--dry-run")
-    assert would == "would remove items 2 of feed\nwould remove items 3 of feed\n"
+    assert would == "would remove items/2 of feed\nwould remove items/3 of feed\n"
     assert run(capsys, "prune", "--keep", "1") == would.replace("would remove", "removed")
     assert [each.version for each in tables_of(store / "feed", "items")] == [1, 4]
     assert "--keep must be 1 or more" in run(capsys, "prune", "--keep", "0", code=ExitCode.USAGE)
@@ -307,7 +321,7 @@ def test_a_delta_that_only_removes_keys_needs_no_features(store, capsys):
     run(capsys, "publish", items(GOOD))
     path = items("item,gone\n2,yes\n9,yes\n", "gone.csv")
     out = run(capsys, "publish", path, "--delta", "--deleted", "gone")
-    assert out.startswith("published items 1.1 of feed: 0 rows, 2 removed keys (1 unknown), ")
+    assert out.startswith("published items/1.1 of feed: 0 rows, 2 removed keys (1 unknown), ")
     assert table(store).find(np.array([1, 2, 3]))[1] == -1
     assert table(store).rows == 2
     lines = items('{"item": 1, "gone": true}\n{"item": 9, "gone": true}\n', "gone.jsonl")
@@ -346,12 +360,12 @@ def test_a_missing_delta_is_told_and_nothing_comes_before_those_after_it(store, 
         "the deltas after it"
     )
     for command in (["publish", path, "--delta"], ["compact"]):
-        assert run(capsys, *command, code=ExitCode.USAGE) == f"items 1: {gap}\n"
+        assert run(capsys, *command, code=ExitCode.USAGE) == f"items/1: {gap}\n"
     assert gap in run(capsys, "list")
     assert main(["check"]) == ExitCode.FAILED
     assert gap in capsys.readouterr().out
     shutil.rmtree(store / "feed" / "items" / "1.delta" / "3")
-    assert "published items 1.4" in run(capsys, "publish", path, "--delta")  # 2 and 3 are no more
+    assert "published items/1.4" in run(capsys, "publish", path, "--delta")  # 2 and 3 are no more
 
 
 def test_check_verifies_tables_and_their_deltas(store, capsys):
@@ -438,7 +452,7 @@ def test_the_commands_of_the_operators_guide_work(store, capsys):
     items("user_id,age\n1,30\n", "users.csv")
     for command in block.splitlines():
         assert main(shlex.split(command)[1:]) == ExitCode.OK, capsys.readouterr().err
-    assert "items 1.1 of feed, item 42" in capsys.readouterr().out
+    assert "items/1.1 of feed, item 42" in capsys.readouterr().out
     assert table(store).label == "2"
 
 
