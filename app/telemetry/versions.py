@@ -31,13 +31,15 @@ class VersionMetrics:
         )
         self._swaps = Counter(
             "gatehouse_model_swaps_total",
-            "Attempts to load a model version, by result: activated or refused.",
+            "Attempts to load a model version, by result: activated (loaded, whatever its role) or "
+            "refused.",
             ("model", "result"),
             registry=registry,
         )
         self._table_swaps = Counter(
             "gatehouse_table_swaps_total",
-            "Item and user tables and deltas that were opened, by result: activated or refused.",
+            "Swaps of item and user tables and deltas, by result: activated (once for each loaded "
+            "version that serves from it) or refused.",
             ("model", "table", "result"),
             registry=registry,
         )
@@ -54,11 +56,11 @@ class VersionMetrics:
         )
 
     def tried(self, model: str, *, activated: bool) -> None:
-        """Count a loaded version, which became active or was refused."""
+        """Count a version that was loaded, whatever its role, or refused."""
         self._swaps.labels(model, "activated" if activated else "refused").inc()
 
     def table_swapped(self, model: str, kind: str, *, activated: bool) -> None:
-        """Count a table or a delta (`items` or `users`) that serves now, or was refused."""
+        """Count a table or delta (`items` or `users`): a version serves from it, or it is refused."""
         self._table_swaps.labels(model, kind, "activated" if activated else "refused").inc()
 
     def activated(self, model: str, version: int, sha256: str) -> None:
