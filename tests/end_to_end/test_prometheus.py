@@ -117,9 +117,7 @@ def test_dashboard_marks_each_activation_and_no_canary_or_shadow(tmp_path):
         {
             "expr": annotation["expr"],
             "eval_time": f"{minute}m",
-            "exp_samples": [
-                {"labels": f'{{model="feed", version="{marked[minute]}"}}', "value": 1}
-            ]
+            "exp_samples": [{"labels": f'{{model="feed", version="{marked[minute]}"}}', "value": 1}]
             if minute in marked
             else [],
         }
