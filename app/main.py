@@ -205,7 +205,7 @@ def _deployment(
         lanes,
         metrics,
         device=device,
-        warm_up=warm_up_batches(
+        warm_up_sizes=warm_up_batches(
             device,
             min_chunk_rows=settings.min_chunk_rows,
             max_batch_rows=settings.max_batch_rows,

@@ -58,7 +58,7 @@ async def deployment_on(
         registry,
         lanes,
         device=CPU,
-        warm_up=sizes,
+        warm_up_sizes=sizes,
         on_warm=on_warm,
         metrics=Metrics(),
     )
