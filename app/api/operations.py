@@ -72,7 +72,7 @@ def routes(
 
     @router.get(
         "/v1/events",
-        summary="The last events of this process: versions, traffic and files that changed",
+        summary="The last events of this process: versions, tables, traffic and files",
     )
     async def events() -> EventList:
         return EventList(events=[_shown(event) for event in service.registry.events.latest()])

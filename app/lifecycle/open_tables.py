@@ -1,6 +1,6 @@
 """The tables of the store that are open: listed, checked against versions, and read with deltas.
 
-A table is verified and mapped on a thread that gives way to the lanes. A table or a delta that is
+A table is verified and mapped on a thread beside the lanes. A table or a delta that is
 wrong is refused, and the ones before it stay in use.
 """
 

@@ -100,7 +100,7 @@ class TableFollower:
         return ""
 
     async def examine_fold(self, model: Model) -> None:
-        """Find out whether a version that was loaded may run from what its table has folded."""
+        """Find out whether a version that was loaded may run from the folded rows of its table."""
         async with self._turn:
             await self._examine_fold(model)
 

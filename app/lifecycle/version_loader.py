@@ -42,7 +42,7 @@ class VersionLoader:
         """Load nothing yet.
 
         Args:
-            registry: has what is served, which loading gives way to.
+            registry: says whether something is served, so that loading must not take its cores.
             refusals: gets the versions that cannot be loaded.
             files: remembers what a version was loaded from.
             tables: opens the tables that a version needs.

@@ -60,7 +60,7 @@ class _DrainFirst(Collector):
 
 
 class Metrics:
-    """All metrics of the service, on one registry. No other code creates metrics."""
+    """All metrics of the service, on one registry. Only `app.telemetry` creates metrics."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         """Create every metric on `registry`, or on a new registry."""

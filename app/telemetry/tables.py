@@ -23,7 +23,7 @@ class TableFigures:
         bytes: of its files.
         created_at: when its newest data was published (s since 1970).
         max_age_s: how old the newest data may be; None for any age.
-        is_folded: whether requests are scored from what the table has folded.
+        is_folded: whether requests are scored from the folded rows of the table.
     """
 
     model: str
@@ -77,5 +77,8 @@ class TableCollector(Collector):
             gauge("table_bytes", "Size of a table's files in bytes; processes share the memory."),
             gauge("table_age_seconds", "Age of the newest data in a table, in seconds."),
             gauge("table_max_age_seconds", "Age from which on the model is not ready."),
-            gauge("table_folded", "1 if what an items table has folded serves, else 0."),
+            gauge(
+                "table_folded",
+                "1 if requests are scored from the folded rows of an items table, else 0.",
+            ),
         )

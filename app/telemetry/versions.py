@@ -60,7 +60,7 @@ class VersionMetrics:
         self._swaps.labels(model, "activated" if activated else "refused").inc()
 
     def table_swapped(self, model: str, kind: str, *, activated: bool) -> None:
-        """Count a table or delta (`items` or `users`): a version serves from it, or it is refused."""
+        """Count a table or delta (`items` or `users`): a version serves from it, or it is bad."""
         self._table_swaps.labels(model, kind, "activated" if activated else "refused").inc()
 
     def activated(self, model: str, version: int, sha256: str) -> None:
