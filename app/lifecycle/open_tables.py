@@ -323,7 +323,7 @@ class OpenTables:
 
     def _report(self, place: _Place, reason: str) -> None:
         model, path = place
-        self._metrics.versions.table_swapped(model, path.partition("/")[0], activated=False)
+        self._metrics.tables.swapped(model, path.partition("/")[0], activated=False)
         logger.error("table %s of model %s is refused: %s", path, model, reason)
         event = f"{model}: {path} is refused: {reason}"
         self._registry.events.add("table", event, is_problem=True)

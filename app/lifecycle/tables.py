@@ -171,7 +171,7 @@ class TableFollower:
         return BoundTable.of(table, kind, model.manifest, fold.program, fold.problem)
 
     def _log_swap(self, model: Model, kind: TableKind, table: Table, former: Table | None) -> None:
-        self._metrics.versions.table_swapped(model.manifest.name, kind, activated=True)
+        self._metrics.tables.swapped(model.manifest.name, kind, activated=True)
         after = "" if former is None else f", after {former.label}"
         if self._folds.of(model, table).program is not None:
             after = f", folded{after}"

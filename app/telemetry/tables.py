@@ -1,14 +1,32 @@
-"""Metrics of the item and user tables that active versions serve from."""
+"""Metrics of item and user tables: which ones active versions serve from, and swaps of all."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import Metric
+from prometheus_client import CollectorRegistry, Counter, Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 _LABELS = ("model", "table")
+
+
+class TableMetrics:
+    """What became of tables and deltas. Updated on the event loop."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Create the metric on `registry`."""
+        self._swaps = Counter(
+            "gatehouse_table_swaps_total",
+            "Swaps of item and user tables and deltas, by result: activated (once for each loaded "
+            "version that serves from it) or refused.",
+            (*_LABELS, "result"),
+            registry=registry,
+        )
+
+    def swapped(self, model: str, kind: str, *, activated: bool) -> None:
+        """Count a table or delta (`items` or `users`) that a version serves from, or a refusal."""
+        self._swaps.labels(model, kind, "activated" if activated else "refused").inc()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 class VersionMetrics:
-    """Metrics of versions and of their tables. Updated on the event loop."""
+    """Metrics of versions. Updated on the event loop."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Create every metric on `registry`."""
@@ -36,13 +36,6 @@ class VersionMetrics:
             ("model", "result"),
             registry=registry,
         )
-        self._table_swaps = Counter(
-            "gatehouse_table_swaps_total",
-            "Swaps of item and user tables and deltas, by result: activated (once for each loaded "
-            "version that serves from it) or refused.",
-            ("model", "table", "result"),
-            registry=registry,
-        )
         self._canaries = Counter(
             "gatehouse_canaries_total",
             "Canaries that are over, by result: promoted, or ended by a gate.",
@@ -58,10 +51,6 @@ class VersionMetrics:
     def tried(self, model: str, *, activated: bool) -> None:
         """Count a version that was loaded, whatever its role, or refused."""
         self._swaps.labels(model, "activated" if activated else "refused").inc()
-
-    def table_swapped(self, model: str, kind: str, *, activated: bool) -> None:
-        """Count a table or delta (`items` or `users`): a version serves from it, or it is bad."""
-        self._table_swaps.labels(model, kind, "activated" if activated else "refused").inc()
 
     def activated(self, model: str, version: int, sha256: str) -> None:
         """Show this version of a model as the active one."""
