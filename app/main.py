@@ -301,7 +301,7 @@ def create_app(
     )
     lane_hang_s = settings.lane_hang_s
     serving = v2.ServingSettings(
-        scorer.limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes
+        scorer.limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lane_count
     )
     routers = [
         models.routes(service, metrics.gates, keys),

@@ -361,7 +361,7 @@ class Scorer:
     ) -> None:
         """Send a response; `head` does not have the length and the request id yet."""
         call.is_done = True
-        closes = self._service.draining
+        closes = self._service.is_draining
         head = b"%bcontent-length: %d\r\nx-request-id: %b\r\n%b" % (
             head,
             len(body),

@@ -60,7 +60,7 @@ class VersionComparer:
 
     def _is_idle(self) -> bool:
         """Whether there is a lane to spare: of several lanes, one stays free for live requests."""
-        batcher, lanes = self._service.batcher, self._service.lanes
+        batcher, lanes = self._service.batcher, self._service.lane_count
         return not batcher.queues and lanes - len(batcher.running) > min(1, lanes - 1)
 
     def _must_yield(self) -> bool:
