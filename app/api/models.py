@@ -61,7 +61,7 @@ def routes(service: Service, gates: GateMetrics, keys: Keys) -> APIRouter:
     async def list_models() -> ModelList:
         registry = service.registry
         return ModelList(
-            models=[_card(model, service, gates, keys) for model in registry.models()],
+            models=[_card(model, service, gates, keys) for model in registry.active_models()],
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()

@@ -149,7 +149,7 @@ def _add_metadata(
             responses=errors(ModelNotFound, VersionNotFound, NotReady),
         )
         async def of_version(model: str, version: str) -> Any:  # noqa: ANN401
-            return describe(service.registry.active(model, _number(version)))
+            return describe(service.registry.requested(model, _number(version)))
 
     @router.get("", summary="Server name, version and extensions")
     async def server() -> ServerMetadata:
@@ -203,7 +203,7 @@ def check_version_ready(service: Service, name: str, version: int | None = None)
         VersionNotFound: `version` is not loaded.
     """
     service.readiness.check_started()
-    model = service.registry.active(name, version)
+    model = service.registry.requested(name, version)
     if reason := service.readiness.why_not_ready(model):
         raise NotReady(reason)
 

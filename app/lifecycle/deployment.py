@@ -161,7 +161,7 @@ class Deployment:
             await self._deploy(name, versions)
         await self._files.check()
         self._metrics.keep_only({model.label for model in self._registry.loaded()})
-        if self._registry.models():
+        if self._registry.active_models():
             self._registry.has_started = True
         elif listing.artifacts:
             raise ArtifactInvalid("; ".join(self._reasons()))
@@ -184,7 +184,7 @@ class Deployment:
 
     async def _apply_changes_to_all(self) -> None:
         """Apply changes to every model; a loop in `follow` would keep the last one in memory."""
-        for model in self._registry.models():
+        for model in self._registry.active_models():
             await self._apply_changes(model.manifest.name)
 
     async def _apply_changes(self, name: str) -> None:

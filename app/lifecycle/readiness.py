@@ -52,7 +52,7 @@ class Readiness:
         """
         if self.is_draining:
             raise Draining("the server is shutting down")
-        if not self._registry.models():
+        if not self._registry.active_models():
             raise NotReady("no model is active yet")
         if not self._registry.has_started:
             raise NotReady("models are still loading")
@@ -60,7 +60,7 @@ class Readiness:
     def _why_none_ready(self) -> str:
         """Return why no active version is ready; "" if one of them is, or none is active."""
         reasons = []
-        for model in self._registry.models():
+        for model in self._registry.active_models():
             reason = self.why_not_ready(model)
             if not reason:
                 return ""

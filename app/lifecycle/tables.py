@@ -246,7 +246,7 @@ class TableFollower:
 
 def table_figures(registry: Registry) -> Iterator[TableFigures]:
     """Yield the figures of the tables of all active versions; in any thread."""
-    for model in registry.models():
+    for model in registry.active_models():
         for bound in registry.tables.get(model, NO_TABLES).all:
             table = bound.table
             yield TableFigures(

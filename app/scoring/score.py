@@ -171,13 +171,13 @@ class Scorer:
         if head is None:
             timeout = timeout_s(headers, self._limits.default_timeout_s)
             urgency = priority(headers)
-            call.model = model = service.registry.active(route.model, route.version)
+            call.model = model = service.registry.requested(route.model, route.version)
             length, coding = check_body_headers(
                 headers, route.dialect.media_types, self._limits.max_body_bytes
             )
             call.head = head = CallHead(headers, timeout, urgency, length, coding)
         else:
-            call.model = model = service.registry.active(route.model, route.version)
+            call.model = model = service.registry.requested(route.model, route.version)
         call.deadline = call.arrival + head.timeout_s
         call.policies = service.policies.of(model)
         if service.batcher.is_refusing:

@@ -231,15 +231,15 @@ async def test_a_canary_gets_its_share_by_key_is_sticky_and_is_promoted(folder, 
             assert named.json()["version"] == 1
             registry.canaries["tiny"]._began -= 1  # its second is over
             await parts.deployment.refresh()
-            assert [str(each) for each in registry.models()] == ["tiny/2"]
-            assert str(registry.role(registry.active("tiny", 1))) == "previous"
+            assert [str(each) for each in registry.active_models()] == ["tiny/2"]
+            assert str(registry.role(registry.requested("tiny", 1))) == "previous"
             assert "canary tiny/2 is promoted: " in caplog.text
             await parts.deployment.refresh()  # and it stays so
-            assert [str(each) for each in registry.models()] == ["tiny/2"]
+            assert [str(each) for each in registry.active_models()] == ["tiny/2"]
             assert registry.canaries == {}
             write(folder, "active = 1")  # as `gatehouse rollback` does
             await parts.deployment.refresh()
-            assert [str(each) for each in registry.models()] == ["tiny/1"]
+            assert [str(each) for each in registry.active_models()] == ["tiny/1"]
             text = (await client.get("/metrics")).text
         assert 'gatehouse_canaries_total{model="tiny",result="promoted"} 1.0' in text
         assert 'gatehouse_requests_by_role_total{model="tiny",role="canary",status="200"}' in text
@@ -345,7 +345,7 @@ async def test_a_canary_that_its_file_makes_active_is_not_compared_while_others_
         registry = parts.service.registry
         write(folder, "active = 2")
         await parts.deployment._apply_changes("tiny")  # all that happens during a long load
-        assert [str(each) for each in registry.models()] == ["tiny/2"]
+        assert [str(each) for each in registry.active_models()] == ["tiny/2"]
         assert registry.comparisons == {}
 
 

@@ -35,7 +35,9 @@ def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
     cache: dict[object, bytes] = {}
 
     async def publish() -> Response:
-        models = [(model, registry.tables.get(model, NO_TABLES)) for model in registry.models()]
+        models = [
+            (model, registry.tables.get(model, NO_TABLES)) for model in registry.active_models()
+        ]
         manifests = [model.manifest for model, _ in models]
         versions = tuple(
             (manifest.name, manifest.version, manifest.created) for manifest in manifests

@@ -302,7 +302,7 @@ async def test_every_bucket_has_its_graph_after_warm_up(store, executor):
         on_warm=lambda *_: None,
     )
     await deployment.refresh()
-    (served,) = registry.models()
+    (served,) = registry.active_models()
     graphs = executor._graphs[served]
     captured = list(graphs.captured)
     assert set(captured) == set(Buckets(LIMIT))
