@@ -40,7 +40,7 @@ from app.scoring.otel import span_recorder
 from app.scoring.score import Scorer
 from app.scoring.service import Service
 from app.scoring.traffic_recorder import TrafficRecorder, require_pyarrow
-from app.scoring.version_trial import VersionTrial
+from app.scoring.version_examiner import VersionExaminer
 from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
@@ -211,7 +211,7 @@ def _deployment(
             max_batch_rows=settings.max_batch_rows,
         ),
         on_warm=service.batcher.learn,
-        trial=VersionTrial(service.policies, example_request, settings.record),
+        examiner=VersionExaminer(service.policies, example_request, settings.record),
         place_table=None if tables is None else tables.place,
     )
 

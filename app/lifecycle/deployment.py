@@ -26,7 +26,7 @@ from app.engine.lanes import Lane
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
 from app.lifecycle.canaries import Canaries
-from app.lifecycle.examination import Examination, Trial
+from app.lifecycle.examination import Examination, Examiner
 from app.lifecycle.loaded_files import LoadedFiles
 from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.refusals import Refusals
@@ -58,7 +58,7 @@ class Deployment:
         device: torch.device,
         warm_up_sizes: Sequence[Sequence[int]],
         on_warm: Callable[[Model, BatchTimings], None],
-        trial: Trial | None = None,
+        examiner: Examiner | None = None,
         place_table: Callable[[Table], None] | None = None,
     ) -> None:
         """Load nothing yet; the registry has not started until the first `refresh` is over.
@@ -71,7 +71,7 @@ class Deployment:
             device: models are loaded onto it.
             warm_up_sizes: of the warm-up batches, each as the rows of its requests.
             on_warm: called before a version is activated, with the cost of its batches.
-            trial: examines a new version before it serves.
+            examiner: examines a new version before it serves.
             place_table: copies an item table to where batches are gathered; see `TableFollower`.
         """
         background = BackgroundThread()
@@ -98,9 +98,9 @@ class Deployment:
             warm_up,
             device=device,
             on_warm=on_warm,
-            recorded=None if trial is None else trial.recorded,
+            recorded=None if examiner is None else examiner.recorded,
         )
-        self._examination = Examination(registry, self._refusals, self._files, background, trial)
+        self._examination = Examination(registry, self._refusals, self._files, background, examiner)
         self._canaries = Canaries(registry, metrics)
         self._shadows = Shadows(registry)
         registry.has_started = False
