@@ -14,7 +14,7 @@ import torch
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import models, open_inference as v2, operations, problems, rank, tables as table_rows
+from app.api import models, open_inference as v2, operations, problems, rank, table_rows
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
 from app.api.console import page as console
 from app.api.examples import example_request
@@ -28,7 +28,7 @@ from app.engine.lanes import Lane
 from app.lifecycle.deployment import Deployment
 from app.lifecycle.policies import PolicyFile
 from app.lifecycle.registry import Registry
-from app.lifecycle.tables import table_figures
+from app.lifecycle.table_follower import table_figures
 from app.protocol.native import Native
 from app.protocol.open_inference.infer import OpenInference
 from app.scoring.access_log import AccessLog, AccessLogMiddleware

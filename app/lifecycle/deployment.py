@@ -33,7 +33,7 @@ from app.lifecycle.refusals import Refusals
 from app.lifecycle.registry import Registry
 from app.lifecycle.shadows import Shadows
 from app.lifecycle.store_scanner import StoreScanner
-from app.lifecycle.tables import TableFollower
+from app.lifecycle.table_follower import TableFollower
 from app.lifecycle.traffic import TRAFFIC, Traffic
 from app.lifecycle.traffic_files import TrafficFiles
 from app.lifecycle.version_loader import VersionLoader

@@ -17,7 +17,7 @@ from app.lifecycle.background import BackgroundThread
 from app.lifecycle.loaded_files import LoadedFiles
 from app.lifecycle.refusals import Refusals
 from app.lifecycle.registry import Registry
-from app.lifecycle.tables import TableFollower
+from app.lifecycle.table_follower import TableFollower
 from app.lifecycle.warm_up import BatchTimings, WarmUp
 
 logger = logging.getLogger(__name__)

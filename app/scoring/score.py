@@ -39,8 +39,8 @@ from app.scoring.content_coding import MIN_COMPRESSED_BYTES, compress
 from app.scoring.gate_sampler import GateSampler
 from app.scoring.keys import Keys
 from app.scoring.request_headers import check_body_headers, priority, timeout_s
+from app.scoring.response_sampler import ResponseSampler
 from app.scoring.row_sizes import RowSizes
-from app.scoring.score_distributions import ResponseSampler
 from app.scoring.service import Service
 from app.scoring.trace import parse_traceparent
 from app.scoring.traffic_recorder import TrafficRecorder

@@ -10,7 +10,7 @@ from app.ranking.agreement import MOST_COMPARED, kendall_tau, overlap
 from app.ranking.batch import rank_alone
 from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker, RankingOptions
-from app.scoring.score_distributions import ResponseSampler
+from app.scoring.response_sampler import ResponseSampler
 from app.telemetry.metrics import Metrics
 from app.telemetry.ranking import TAU_BUCKETS
 from tests.support.clock import VirtualTimeLoop
