@@ -349,7 +349,7 @@ async def test_a_canary_that_its_file_makes_active_is_not_compared_while_others_
         assert registry.comparisons == {}
 
 
-async def test_a_shadow_that_is_stopped_is_not_compared_while_another_loads(folder):
+async def test_a_shadow_that_is_stopped_is_not_compared_while_another_loads(folder, monkeypatch):
     add_version(folder, "tiny", 3)
     write(folder, "active = 1\n[shadow]\nversion = 2\nshare = 1.0\n")
     async with gatehouse(Settings(store=folder, lanes=1)) as parts:
@@ -364,7 +364,7 @@ async def test_a_shadow_that_is_stopped_is_not_compared_while_another_loads(fold
             during.append(dict(registry.comparisons))
             return await load(artifact, circumstances)
 
-        parts.deployment._loader.load = watched
+        monkeypatch.setattr(parts.deployment._loader, "load", watched)
         await parts.deployment.refresh()
         assert during == [{}]
         assert [str(each.other) for each in registry.comparisons.values()] == ["tiny/3"]
