@@ -14,7 +14,7 @@ import torch
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import models, open_inference as v2, operations, problems, rank, tables as table_rows
+from app.api import models, open_inference as v2, operations, problems, rank, table_rows
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
 from app.api.console import page as console
 from app.api.examples import example_request
@@ -28,7 +28,7 @@ from app.engine.lanes import Lane
 from app.lifecycle.deployment import Deployment
 from app.lifecycle.policies import PolicyFile
 from app.lifecycle.registry import Registry
-from app.lifecycle.tables import table_figures
+from app.lifecycle.table_follower import table_figures
 from app.protocol.native import Native
 from app.protocol.open_inference.infer import OpenInference
 from app.scoring.access_log import AccessLog, AccessLogMiddleware
@@ -40,7 +40,7 @@ from app.scoring.otel import span_recorder
 from app.scoring.score import Scorer
 from app.scoring.service import Service
 from app.scoring.traffic_recorder import TrafficRecorder, require_pyarrow
-from app.scoring.version_trial import VersionTrial
+from app.scoring.version_examiner import VersionExaminer
 from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
@@ -205,13 +205,13 @@ def _deployment(
         lanes,
         metrics,
         device=device,
-        warm_up=warm_up_batches(
+        warm_up_sizes=warm_up_batches(
             device,
             min_chunk_rows=settings.min_chunk_rows,
             max_batch_rows=settings.max_batch_rows,
         ),
         on_warm=service.batcher.learn,
-        trial=VersionTrial(service.policies, example_request, settings.record),
+        examiner=VersionExaminer(service.policies, example_request, settings.record),
         place_table=None if tables is None else tables.place,
     )
 
@@ -301,7 +301,7 @@ def create_app(
     )
     lane_hang_s = settings.lane_hang_s
     serving = v2.ServingSettings(
-        scorer.limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lanes
+        scorer.limits, settings.max_batch_rows, settings.max_wait_ms / 1e3, service.lane_count
     )
     routers = [
         models.routes(service, metrics.gates, keys),

@@ -63,7 +63,7 @@ def home_page(registry: Registry, origin: str, *, needs_key: bool = False) -> st
     """Return the page as HTML; `origin` is this server's address as the browser uses it."""
     models = "".join(
         _model(model, registry.tables.get(model, NO_TABLES), origin, needs_key)
-        for model in registry.models()
+        for model in registry.active_models()
     )
     return _PAGE.format(
         refused=_refused(len(registry.refused)),

@@ -8,6 +8,7 @@ from app.api.examples import DEFAULT_CANDIDATES, MOST_CANDIDATES, example_reques
 from app.api.openapi.model_schemas import (
     CanaryState,
     DriftState,
+    FoldState,
     GateLevelUse,
     GateUse,
     GoldenCheck,
@@ -20,13 +21,13 @@ from app.api.openapi.model_schemas import (
     RefusedArtifact,
     RefusedTable,
     ShadowState,
+    TableState,
     TrafficState,
 )
 from app.api.openapi.responses import problems
-from app.api.tables import table_state
 from app.artifacts.golden import device_name
 from app.artifacts.loader import Model
-from app.artifacts.model_tables import NO_TABLES
+from app.artifacts.model_tables import NO_TABLES, BoundTable
 from app.errors import FieldError, InvalidRequest, ModelNotFound, NotReady, Unauthorized
 from app.lifecycle.registry import Registry
 from app.lifecycle.traffic import Traffic
@@ -61,7 +62,7 @@ def routes(service: Service, gates: GateMetrics, keys: Keys) -> APIRouter:
     async def list_models() -> ModelList:
         registry = service.registry
         return ModelList(
-            models=[_card(model, service, gates, keys) for model in registry.models()],
+            models=[_card(model, service, gates, keys) for model in registry.active_models()],
             refused=[
                 RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
                 for artifact, reason in registry.refused.items()
@@ -142,7 +143,7 @@ def _card(model: Model, service: Service, gates: GateMetrics, keys: Keys) -> Mod
         evaluation=manifest.evaluation,
         drift=_drift(service.drift.of(manifest.name)),
         score_url=f"/v1/models/{manifest.name}/score",
-        tables=[table_state(registry, manifest.name, bound) for bound in tables.all],
+        tables=[_table(registry, manifest.name, bound) for bound in tables.all],
         example_request=example_request(model, tables=tables, shows_users=not keys.are_required),
     )
 
@@ -231,6 +232,38 @@ def _drift(drift: Drift | None) -> DriftState | None:
     if drift is None:
         return None
     return DriftState(features=dict(drift.features), scores=dict(drift.scores))
+
+
+def _table(registry: Registry, name: str, bound: BoundTable) -> TableState:
+    """Return what is shown of a table that a model serves from."""
+    table = bound.table
+    return TableState(
+        table=bound.kind,
+        version=table.label,
+        key=table.key,
+        key_type="string" if table.key_type is str else "int64",
+        unknown=table.unknown,
+        rows=table.rows,
+        bytes=table.size,
+        columns=list(table.columns),
+        created=table.created,
+        max_age_s=table.max_age_s,
+        problem=registry.table_problems.get((name, f"{bound.kind}/{table.version}")),
+        folded=_fold(bound),
+    )
+
+
+def _fold(bound: BoundTable) -> FoldState | None:
+    fold = bound.table.description.fold
+    if fold is None:
+        return None
+    serves = bound.folded_for is not None
+    return FoldState(
+        version=fold.version,
+        bytes_per_item=4 * fold.width,
+        serves=serves,
+        problem=None if serves else bound.fold_problem or "it has not been examined yet",
+    )
 
 
 def _offered(ranker: Ranker) -> OfferedPolicy:

@@ -26,7 +26,6 @@ from app.api.openapi.open_inference_schemas import (
     Statistics,
     TensorMetadata,
 )
-from app.api.operations import check_ready, check_started
 from app.artifacts.inputs import IdInput, Input
 from app.artifacts.loader import Model
 from app.artifacts.model_tables import NO_TABLES, ModelTables
@@ -119,7 +118,7 @@ def _add_health(router: APIRouter, service: Service, lane_hang_s: float) -> None
         responses=errors(Draining, NotReady),
     )
     async def ready() -> ServerReady:
-        check_ready(service)
+        service.readiness.check()
         return ServerReady(ready=True)
 
 
@@ -150,7 +149,7 @@ def _add_metadata(
             responses=errors(ModelNotFound, VersionNotFound, NotReady),
         )
         async def of_version(model: str, version: str) -> Any:  # noqa: ANN401
-            return describe(service.registry.active(model, _number(version)))
+            return describe(service.registry.requested(model, _number(version)))
 
     @router.get("", summary="Server name, version and extensions")
     async def server() -> ServerMetadata:
@@ -203,8 +202,8 @@ def check_version_ready(service: Service, name: str, version: int | None = None)
         ModelNotFound: no model of this name is active.
         VersionNotFound: `version` is not loaded.
     """
-    check_started(service)
-    model = service.registry.active(name, version)
+    service.readiness.check_started()
+    model = service.registry.requested(name, version)
     if reason := service.readiness.why_not_ready(model):
         raise NotReady(reason)
 

@@ -63,7 +63,7 @@ def routes(
         summary="200 while the server accepts requests to a model; otherwise use another replica",
     )
     async def readyz() -> PlainTextResponse:
-        check_ready(service)
+        service.readiness.check()
         return PlainTextResponse("ready\n")
 
     @router.get("/v1/engine", summary="State of the engine: queues, lanes and batch costs")
@@ -72,7 +72,7 @@ def routes(
 
     @router.get(
         "/v1/events",
-        summary="The last events of this process: versions, traffic and files that changed",
+        summary="The last events of this process: versions, tables, traffic and files",
     )
     async def events() -> EventList:
         return EventList(events=[_shown(event) for event in service.registry.events.latest()])
@@ -99,30 +99,3 @@ def _shown(event: Event) -> EventSchema:
         text=event.text,
         is_problem=event.is_problem,
     )
-
-
-def check_ready(service: Service) -> None:
-    """Check that the server accepts requests to one of its models at least.
-
-    Raises:
-        Draining: it is shutting down.
-        NotReady: models are still loading, none is active, or each has a table that is too old.
-    """
-    check_started(service)
-    if reason := service.readiness.why_none_ready():
-        raise NotReady(reason)
-
-
-def check_started(service: Service) -> None:
-    """Check that the server has loaded its store and is not shutting down.
-
-    Raises:
-        Draining: it is shutting down.
-        NotReady: models are still loading, or none is active.
-    """
-    if service.draining:
-        raise Draining("the server is shutting down")
-    if not service.registry.models():
-        raise NotReady("no model is active yet")
-    if not service.registry.has_started:
-        raise NotReady("models are still loading")

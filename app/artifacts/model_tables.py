@@ -26,7 +26,7 @@ class BoundTable:
         table: it never changes: a new version or a delta is another object.
         kind: `items` or `users`.
         features: of the model on that side, in call order.
-        folded_for: the program of the version, if what the table has folded serves it.
+        folded_for: the program of the version, if it scores from the folded rows of the table.
         fold_problem: why it does not, if the table is folded for this version; "" otherwise.
     """
 

@@ -1,1 +1,1 @@
-"""The `gatehouse` command: one file per subcommand."""
+"""The `gatehouse` command: its subcommands and what they share; the Ray Serve application."""

@@ -75,9 +75,9 @@ def _incompatible(versions: list[Artifact], traffic: Traffic) -> set[int]:
     with importing():
         from app.api.examples import example_request
         from app.lifecycle.policies import Policies
-        from app.scoring.version_trial import VersionTrial
-    trial = VersionTrial(Policies(), example_request, None)
-    return {model.artifact.version for model in trial.incompatible(versions, traffic)}
+        from app.scoring.version_examiner import VersionExaminer
+    examiner = VersionExaminer(Policies(), example_request, None)
+    return {model.artifact.version for model in examiner.incompatible(versions, traffic)}
 
 
 def _newest_good(versions: list[Artifact]) -> int:

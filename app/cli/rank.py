@@ -146,7 +146,7 @@ async def _responses(
     path = f"/v1/models/{model}/score" if model else "/v1/score"
     async with gatehouse(settings) as parts:
         await parts.start()
-        if not parts.service.registry.models():
+        if not parts.service.registry.active_models():
             raise ArtifactInvalid("it holds no artifacts")
         for number, body in bodies.items():
             yield number, await post_json(parts.app, path, body)

@@ -124,7 +124,7 @@ class Replica:
         await parts.start()
         if not parts.service.is_ready:
             raise ConfigurationInvalid(f'store "{settings.store}" has nothing that can be served')
-        self._demand = DemandMeter(parts.metrics, parts.service.lanes)
+        self._demand = DemandMeter(parts.metrics, parts.service.lane_count)
         following = [parts.deployment.follow(PollTimer(settings.store_poll_s))]
         for reloadable in (parts.keys, parts.policy_file):
             if reloadable.files:

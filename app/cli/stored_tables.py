@@ -93,7 +93,7 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
 
 
 def _fold_note(listed: ListedTable, fold: Fold, manifests: Mapping[int, Manifest]) -> str:
-    """Return which versions of the model serve from what a table has folded."""
+    """Return which versions of the model serve from the folded rows of a table."""
     if unfolded := unfolded_delta(listed, fold):
         return f"not folded any more: delta {unfolded} is not"
     serves = [version for version, manifest in manifests.items() if fold.serves(manifest)]

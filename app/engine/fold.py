@@ -4,15 +4,13 @@ The batch then has, in place of the candidates' features, what the first layers 
 batch with any other chunk is collated from features, also the rows that are folded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from app.artifacts.columns import Column
+from app.artifacts.tables.segment import Folded
 from app.engine.batch import Chunk
-
-Folded = npt.NDArray[np.float32]
+from app.engine.gather import Allocate
 
 
 def is_folded(chunks: Sequence[Chunk]) -> bool:
@@ -32,9 +30,7 @@ def folded_bytes(chunks: Sequence[Chunk], rows: int) -> int:
     return 4 * chunks[0].request.model.program.padded(rows) * _width(chunks)
 
 
-def gather_folded(
-    chunks: Sequence[Chunk], rows: int, allocate: Callable[[tuple[int, ...], type], Column]
-) -> Folded:
+def gather_folded(chunks: Sequence[Chunk], rows: int, allocate: Allocate) -> Folded:
     """Return the folded rows of a batch, `[B, H]`, in memory of `allocate`.
 
     The last one is repeated up to the size that the program pads the batch to.

@@ -127,7 +127,7 @@ def _bytes(feature: Input, rows: int) -> int:
     return size
 
 
-def column(feature: Input, rows: Rows, allocate: Allocate) -> Column:
+def gathered_column(feature: Input, rows: Rows, allocate: Allocate) -> Column:
     """Return a column of the batch: a view of a request's own, or gathered into new memory."""
     shared = rows.shared(feature.name)
     if shared is not None and shared.flags.writeable and shared.flags.aligned:

@@ -96,7 +96,7 @@ def start_lanes(
 def warm_up_batches(
     device: torch.device, *, min_chunk_rows: int, max_batch_rows: int
 ) -> list[tuple[int, ...]]:
-    """Return the batches that every lane runs with a model before the model serves.
+    """Return the warm-up batches of a model.
 
     A batch is given by the number of rows of each request in it. Each size runs as one request and
     as two, because a program may be specialised to either. On a GPU the sizes are those of all

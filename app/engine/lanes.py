@@ -23,7 +23,7 @@ from app.artifacts.loader import Model
 from app.artifacts.program import scores as link_and_clamp
 from app.engine.batch import Batch, Chunk
 from app.engine.fold import folded_bytes, gather_folded, is_folded
-from app.engine.gather import Allocate, column, room, sides, use_tables
+from app.engine.gather import Allocate, gathered_column, room, sides, use_tables
 from app.engine.request import BatchTiming, RequestFeatures
 from app.ranking.batch import RankedRequest, rank_alone, rank_batch
 from app.ranking.formulas import Numbers, Scores
@@ -253,13 +253,15 @@ def _gathered(chunks: Sequence[Chunk], allocate: Allocate, *, folded: bool) -> M
     """Join chunks as `collate` does; columns from tables are gathered into new memory."""
     manifest = chunks[0].request.model.manifest
     users, candidates = sides(chunks)
-    user = {feature.name: column(feature, users, allocate) for feature in manifest.user_inputs}
+    user = {
+        feature.name: gathered_column(feature, users, allocate) for feature in manifest.user_inputs
+    }
     row_to_request = _row_to_request(chunks)
     if folded:
         rows = gather_folded(chunks, len(row_to_request), allocate)
         return ModelInputs(user, {}, row_to_request, rows)
     inputs = manifest.candidate_inputs
-    candidate = {feature.name: column(feature, candidates, allocate) for feature in inputs}
+    candidate = {feature.name: gathered_column(feature, candidates, allocate) for feature in inputs}
     return ModelInputs(user, candidate, row_to_request)
 
 

@@ -51,8 +51,8 @@ class TableRows:
         positions: of the rows in the table: one for a user, n for candidates; -1 stands for the
             defaults of the features.
         names: the features that come from the table.
-        folded_for: the program whose `fold` made what the table has of these rows, if it stands for
-            all features of the candidates; None if it does not.
+        folded_for: the program that the rows were folded for, if they replace all candidate
+            features; else None.
     """
 
     table: RowSource

@@ -1,1 +1,1 @@
-"""Active models and policies, and how they change."""
+"""Active models, their tables and policies, and how they change."""

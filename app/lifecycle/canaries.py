@@ -82,13 +82,14 @@ class Canaries:
         self._metrics.versions.canary_over(name, canary.state)
 
     def stop(self, name: str) -> None:
-        """Send no more traffic to a model's canary, and forget how it went."""
+        """Send no more traffic to a model's canary, compare it no more, and forget how it went."""
         canary = self._registry.last_canaries.pop(name, None)
         self._registry.canaries.pop(name, None)
         if canary is not None and canary.state == "running":
             if self._registry.role(canary.model) == Role.CANARY:
                 self._registry.assign(canary.model, Role.PREVIOUS)
             canary.close()
+        self._registry.compare(name)
 
     def stop_running(self, name: str) -> None:
         """Stop a model's canary if it is not over: it was compared with another active version."""

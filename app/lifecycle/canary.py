@@ -191,14 +191,11 @@ class Canary:
             if binomial_p_value(slower, len(canary.durations), 0.01) < level:
                 ratio = canary.p99_s / active.p99_s
                 return f"p99_ratio: {ratio:.2f}, allowed {gates.p99_ratio:g}"
-        if (
-            self.comparison is not None
-            and gates.kendall_tau is not None
-            and self.comparison.compared >= MIN_COMPARISONS
-        ):
-            tau = self.comparison.tau_sum / self.comparison.compared
-            if tau < gates.kendall_tau:
-                return f"kendall_tau: {tau:.3f}, at least {gates.kendall_tau:g} is required"
+        tau = None
+        if self.comparison is not None and self.comparison.compared >= MIN_COMPARISONS:
+            tau = self.comparison.kendall_tau
+        if gates.kendall_tau is not None and tau is not None and tau < gates.kendall_tau:
+            return f"kendall_tau: {tau:.3f}, at least {gates.kendall_tau:g} is required"
         return ""
 
     def _missing(self) -> str:

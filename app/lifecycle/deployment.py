@@ -1,12 +1,13 @@
 """Deployment: load the versions of each model that its traffic file asks for, and give them roles.
 
 A version is loaded, examined, and only then activated. If any of that fails, the version that was
-active stays active, and other models are not affected. Once something is served, all of it happens
-on a thread beside the lanes.
+active stays active, and other models are not affected. Once something is served, versions are
+loaded and examined on a thread beside the lanes. On a CPU they are warmed up there, too; on a GPU
+on the lanes.
 
 `Deployment.refresh` is the whole flow, from top to bottom: list the store, read traffic.toml, give
-loaded versions their roles; then load what is missing, take it through the gates, activate it,
-start a canary and a shadow, and free the versions that have no role any more.
+loaded versions their roles; then load and examine what is missing, activate it, start a canary and
+a shadow, and free the versions that have no role any more.
 """
 
 import asyncio
@@ -25,14 +26,14 @@ from app.engine.lanes import Lane
 from app.errors import ArtifactInvalid
 from app.lifecycle.background import BackgroundThread
 from app.lifecycle.canaries import Canaries
-from app.lifecycle.examination import Examination, Trial
+from app.lifecycle.examination import Examination, Examiner
 from app.lifecycle.loaded_files import LoadedFiles
 from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.refusals import Refusals
 from app.lifecycle.registry import Registry
 from app.lifecycle.shadows import Shadows
 from app.lifecycle.store_scanner import StoreScanner
-from app.lifecycle.tables import TableFollower
+from app.lifecycle.table_follower import TableFollower
 from app.lifecycle.traffic import TRAFFIC, Traffic
 from app.lifecycle.traffic_files import TrafficFiles
 from app.lifecycle.version_loader import VersionLoader
@@ -55,9 +56,9 @@ class Deployment:
         metrics: Metrics,
         *,
         device: torch.device,
-        warm_up: Sequence[Sequence[int]],
+        warm_up_sizes: Sequence[Sequence[int]],
         on_warm: Callable[[Model, BatchTimings], None],
-        trial: Trial | None = None,
+        examiner: Examiner | None = None,
         place_table: Callable[[Table], None] | None = None,
     ) -> None:
         """Load nothing yet; the registry has not started until the first `refresh` is over.
@@ -68,16 +69,16 @@ class Deployment:
             lanes: run the warm-up batches; on a CPU only until something is served.
             metrics: counts failures to read the store.
             device: models are loaded onto it.
-            warm_up: batches that every lane runs beforehand, each as the rows of its requests.
+            warm_up_sizes: of the warm-up batches, each as the rows of its requests.
             on_warm: called before a version is activated, with the cost of its batches.
-            trial: examines a new version before it serves.
+            examiner: examines a new version before it serves.
             place_table: copies an item table to where batches are gathered; see `TableFollower`.
         """
         background = BackgroundThread()
-        warm_ups = WarmUp(lanes, background, warm_up, is_on_cpu=device.type == "cpu")
+        warm_up = WarmUp(lanes, background, warm_up_sizes, is_on_cpu=device.type == "cpu")
 
         async def warm_up_folded(model: Model, table: Table) -> None:
-            await warm_ups.run_folded(model, table, beside_requests=registry.has_started)
+            await warm_up.run_folded(model, table, beside_requests=registry.has_started)
 
         self._registry = registry
         self._metrics = metrics
@@ -94,12 +95,12 @@ class Deployment:
             self._files,
             self._tables,
             background,
-            warm_ups,
+            warm_up,
             device=device,
             on_warm=on_warm,
-            recorded=None if trial is None else trial.recorded,
+            recorded=None if examiner is None else examiner.recorded,
         )
-        self._examination = Examination(registry, self._refusals, self._files, background, trial)
+        self._examination = Examination(registry, self._refusals, self._files, background, examiner)
         self._canaries = Canaries(registry, metrics)
         self._shadows = Shadows(registry)
         registry.has_started = False
@@ -160,7 +161,7 @@ class Deployment:
             await self._deploy(name, versions)
         await self._files.check()
         self._metrics.keep_only({model.label for model in self._registry.loaded()})
-        if self._registry.models():
+        if self._registry.active_models():
             self._registry.has_started = True
         elif listing.artifacts:
             raise ArtifactInvalid("; ".join(self._reasons()))
@@ -183,7 +184,7 @@ class Deployment:
 
     async def _apply_changes_to_all(self) -> None:
         """Apply changes to every model; a loop in `follow` would keep the last one in memory."""
-        for model in self._registry.models():
+        for model in self._registry.active_models():
             await self._apply_changes(model.manifest.name)
 
     async def _apply_changes(self, name: str) -> None:
@@ -240,7 +241,7 @@ class Deployment:
         self._free_others(name)
 
     async def _activate_newest(self, name: str, versions: Sequence[Artifact]) -> None:
-        """Activate the newest version above the active one that passes every gate."""
+        """Activate the newest version above the active one that may serve."""
         if not self._registry.active_version(name):
             await self._activate_first(name, versions)
         active = self._registry.active_version(name)
@@ -284,11 +285,11 @@ class Deployment:
                 self._registry.events.add("version", event, is_problem=True)
 
     async def _activate(self, artifact: Artifact) -> bool:
-        """Take a version through every gate and activate it; return whether it may serve.
+        """Load and examine a version, and activate it; return whether it may serve.
 
-        The gates: its files are whole, its scores are those of the golden examples, it runs
-        batches of every size, it passes the examination, and it has the tables that it needs. It is
-        refused at the first one that it fails.
+        Its files must be whole and its scores those of the golden examples, batches of every size
+        must run, it must pass the examination, and it must have the tables that it needs. It is
+        refused at the first of these that it fails.
         """
         name = artifact.model
         model = self._registry.version(name, artifact.version)

@@ -1,7 +1,7 @@
 """Examines newer versions before they answer requests: will callers get what they expect?
 
 A version must accept the requests of the active one, fit the policies, and pass the gates of
-`[replay]` on recorded traffic. How it does so is known to `app.scoring.version_trial`.
+`[replay]` on recorded traffic. How it does so is known to `app.scoring.version_examiner`.
 """
 
 import logging
@@ -37,8 +37,8 @@ class Incompatible(NamedTuple):
     reason: str
 
 
-class Trial(Protocol):
-    """Compares versions; its methods may run on any thread. See `app.scoring.version_trial`."""
+class Examiner(Protocol):
+    """Compares versions; its methods may run on any thread. See `app.scoring.version_examiner`."""
 
     @property
     def policies_version(self) -> str:
@@ -66,29 +66,29 @@ class Examination:
         refusals: Refusals[Artifact],
         files: LoadedFiles,
         background: BackgroundThread,
-        trial: Trial | None,
+        examiner: Examiner | None,
     ) -> None:
-        """Examine nothing yet; without a `trial` every version passes.
+        """Examine nothing yet; without an `examiner` every version passes.
 
         Args:
             registry: has the active versions, and gets the figures of replays.
             refusals: gets the versions that fail.
             files: knows which files a version was loaded from.
             background: computes once something is served.
-            trial: compares a version with the active one.
+            examiner: compares a version with the active one.
         """
         self._registry = registry
         self._refusals = refusals
         self._files = files
         self._background = background
-        self._trial = trial
+        self._examiner = examiner
         self._passed: set[str] = set()  # `name/version` of loaded versions that may serve
 
     def circumstances(self, name: str) -> object:
         """Return what the examination of a model's version depends on, besides the version."""
         traffic = self._registry.traffic.get(name) or Traffic()
         gates = traffic.replay, traffic.accept_incompatible
-        policies = "" if self._trial is None else self._trial.policies_version
+        policies = "" if self._examiner is None else self._examiner.policies_version
         return *gates, policies, self._registry.active_version(name)
 
     def is_due(self, model: Model) -> bool:
@@ -99,7 +99,7 @@ class Examination:
         """
         active = self._registry.active_version(model.manifest.name)
         is_newer = 0 < active < model.manifest.version
-        return self._trial is not None and is_newer and model.label not in self._passed
+        return self._examiner is not None and is_newer and model.label not in self._passed
 
     async def examine(self, artifact: Artifact, model: Model) -> bool:
         """Examine a loaded version if it is due, and refuse it if it fails.
@@ -123,17 +123,17 @@ class Examination:
         name, version = model.manifest.name, model.manifest.version
         traffic = self._registry.traffic.get(name) or Traffic()
         active = self._registry.active(name)
-        trial = self._trial
-        assert trial is not None
+        examiner = self._examiner
+        assert examiner is not None
         try:
             if not traffic.accepts_incompatible(version, active.manifest.version):
-                check = partial(trial.incompatibility, active, model)
+                check = partial(examiner.incompatibility, active, model)
                 if problem := await self._background.run(check):
                     return with_remedy(problem, version)
             if traffic.replay is None:
                 return ""
             is_good, summary = await self._background.run(
-                partial(trial.replay, active, model, traffic.replay)
+                partial(examiner.replay, active, model, traffic.replay)
             )
         except Exception as error:
             logger.exception("model %s could not be examined", model)
@@ -146,16 +146,16 @@ class Examination:
         return ""
 
     async def incompatible(self, name: str, versions: Sequence[Artifact]) -> list[Incompatible]:
-        """Return the versions of a model that running servers refuse; see `Trial.incompatible`.
+        """Return the versions of a model that running servers refuse; see `Examiner.incompatible`.
 
         Args:
             name: of the model.
             versions: all of them, ascending; none needs to be loaded.
         """
         traffic = self._registry.traffic.get(name) or Traffic()
-        if self._trial is None or len(versions) < 2 or traffic.accept_incompatible is True:
+        if self._examiner is None or len(versions) < 2 or traffic.accept_incompatible is True:
             return []
-        compare = partial(self._trial.incompatible, versions, traffic)
+        compare = partial(self._examiner.incompatible, versions, traffic)
         try:
             incompatible = await self._background.run(
                 compare, beside_requests=self._registry.has_started

@@ -33,11 +33,11 @@ Raises `ArtifactInvalid` if the model failed on one.
 
 @dataclass(frozen=True, slots=True)
 class FoldDecision:
-    """Whether a version runs from what a table has folded.
+    """Whether a version runs from the folded rows of a table.
 
     Attributes:
         program: of the version; None if it runs from the features.
-        problem: why, if the table has something folded; "" if it has not, or if that serves.
+        problem: why, if the table is folded; "" if it is not, or if its folded rows serve.
     """
 
     program: Program | None = None

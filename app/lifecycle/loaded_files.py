@@ -56,7 +56,7 @@ class LoadedFiles:
         for model in self._registry.loaded():
             if model.label in self._files:
                 self._report(model, await self._problem(model))
-        for model in self._registry.models():
+        for model in self._registry.active_models():
             is_intact = model.label not in self._registry.damaged
             self._metrics.versions.show_intact(model.manifest.name, is_intact=is_intact)
 

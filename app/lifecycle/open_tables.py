@@ -1,6 +1,6 @@
 """The tables of the store that are open: listed, checked against versions, and read with deltas.
 
-A table is verified and mapped on a thread that gives way to the lanes. A table or a delta that is
+A table is verified and mapped on a thread beside the lanes. A table or a delta that is
 wrong is refused, and the ones before it stay in use.
 """
 
@@ -323,7 +323,7 @@ class OpenTables:
 
     def _report(self, place: _Place, reason: str) -> None:
         model, path = place
-        self._metrics.versions.table_swapped(model, path.partition("/")[0], activated=False)
+        self._metrics.tables.swapped(model, path.partition("/")[0], activated=False)
         logger.error("table %s of model %s is refused: %s", path, model, reason)
         event = f"{model}: {path} is refused: {reason}"
         self._registry.events.add("table", event, is_problem=True)

@@ -130,7 +130,7 @@ class PolicyFile:
             ConfigurationInvalid: it does not fit one of them.
         """
         active = self._policies.active
-        self._or_invalid(lambda: self._policies.activate(active, self._registry.models()))
+        self._or_invalid(lambda: self._policies.activate(active, self._registry.active_models()))
 
     def _or_invalid(self, step: Callable[[], None]) -> None:
         try:
@@ -159,7 +159,7 @@ class PolicyFile:
     def _activate(self, policies: PolicySet) -> None:
         former = self._policies.active.version
         try:
-            self._policies.activate(policies, self._registry.models())
+            self._policies.activate(policies, self._registry.active_models())
         except PoliciesInvalid as error:
             self._refuse(error)
         if policies.version != former:

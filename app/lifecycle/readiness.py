@@ -4,6 +4,7 @@ import time
 
 from app.artifacts.loader import Model
 from app.artifacts.model_tables import NO_TABLES
+from app.errors import Draining, NotReady
 from app.lifecycle.registry import Registry
 
 
@@ -24,15 +25,42 @@ class Readiness:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the store was loaded, an active version is ready, and the server not draining."""
-        registry = self._registry
-        is_serving = registry.has_started and bool(registry.models())
-        return not self.is_draining and is_serving and not self.why_none_ready()
+        """Whether `check` passes."""
+        try:
+            self.check()
+        except (Draining, NotReady):
+            return False
+        return True
 
-    def why_none_ready(self) -> str:
+    def check(self) -> None:
+        """Check that the server accepts requests to one of its models at least.
+
+        Raises:
+            Draining: it is shutting down.
+            NotReady: models are still loading, none is active, or each has a table that is too old.
+        """
+        self.check_started()
+        if reason := self._why_none_ready():
+            raise NotReady(reason)
+
+    def check_started(self) -> None:
+        """Check that the server has loaded its store and is not shutting down.
+
+        Raises:
+            Draining: it is shutting down.
+            NotReady: models are still loading, or none is active.
+        """
+        if self.is_draining:
+            raise Draining("the server is shutting down")
+        if not self._registry.active_models():
+            raise NotReady("no model is active yet")
+        if not self._registry.has_started:
+            raise NotReady("models are still loading")
+
+    def _why_none_ready(self) -> str:
         """Return why no active version is ready; "" if one of them is, or none is active."""
         reasons = []
-        for model in self._registry.models():
+        for model in self._registry.active_models():
             reason = self.why_not_ready(model)
             if not reason:
                 return ""

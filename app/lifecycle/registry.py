@@ -93,9 +93,9 @@ class Registry:
         self._metrics = metrics
 
     def __repr__(self) -> str:
-        return f"<Registry active {[str(model) for model in self.models()]}>"
+        return f"<Registry active {[str(model) for model in self.active_models()]}>"
 
-    def models(self) -> list[Model]:
+    def active_models(self) -> list[Model]:
         """Return the active models, by name."""
         return [self._active[name] for name in sorted(self._active)]
 
@@ -121,8 +121,8 @@ class Registry:
         model = self._active.get(name)
         return 0 if model is None else model.manifest.version
 
-    def active(self, name: str | None, version: int | None = None) -> Model:
-        """Return the active version of a model, or the loaded version that is asked for.
+    def requested(self, name: str | None, version: int | None) -> Model:
+        """Return the version of a model that a request names, or the active one.
 
         Args:
             name: of the model; None means the default model.
@@ -132,6 +132,27 @@ class Registry:
             NotReady: no model is active, or this one may still be loading.
             ModelNotFound: no model of this name is active, or none is named and there are several.
             VersionNotFound: `version` is not loaded.
+        """
+        active = self.active(name)
+        if version is None:
+            return active
+        name = active.manifest.name
+        model = self._loaded[name].get(version)
+        if model is None:
+            known = ", ".join(
+                f"{loaded.manifest.version} ({self.role(loaded)})" for loaded in self.versions(name)
+            )
+            raise VersionNotFound(
+                f'version {version} of model "{name}" is not loaded; loaded versions: {known}'
+            )
+        return model
+
+    def active(self, name: str | None) -> Model:
+        """Return the active version of a model; None means the default model.
+
+        Raises:
+            NotReady: no model is active, or this one may still be loading.
+            ModelNotFound: no model of this name is active, or none is named and there are several.
         """
         if not self._active:
             raise NotReady("no model is active yet")
@@ -145,16 +166,6 @@ class Registry:
                 f'model "{name[:_SHOWN]}" not found; active models: {self._names()}'
                 f"{did_you_mean(name[:_SHOWN], self._active)}"
             )
-        if version is not None:
-            model = self._loaded[name].get(version)
-            if model is None:
-                known = ", ".join(
-                    f"{loaded.manifest.version} ({self.role(loaded)})"
-                    for loaded in self.versions(name)
-                )
-                raise VersionNotFound(
-                    f'version {version} of model "{name}" is not loaded; loaded versions: {known}'
-                )
         return model
 
     def _default(self) -> str:

@@ -40,6 +40,7 @@ class Shadows:
             if has_version and shadow.share == settings.share:
                 return
         del registry.shadows[name]
+        registry.compare(name)
         if registry.role(shadow.other) == Role.SHADOW:
             registry.assign(shadow.other, Role.PREVIOUS)
 

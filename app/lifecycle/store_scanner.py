@@ -31,7 +31,7 @@ class StoreScanner:
             listing = await asyncio.to_thread(self._store.scan)
         except FileNotFoundError:
             self._report_error(f'the store "{self._store.folder}" does not exist')
-            if self._registry.models():
+            if self._registry.active_models():
                 raise
             listing = StoreListing()
         except OSError as error:  # such as a network volume that is away for a while

@@ -17,7 +17,7 @@ from app.lifecycle.background import BackgroundThread
 from app.lifecycle.loaded_files import LoadedFiles
 from app.lifecycle.refusals import Refusals
 from app.lifecycle.registry import Registry
-from app.lifecycle.tables import TableFollower
+from app.lifecycle.table_follower import TableFollower
 from app.lifecycle.warm_up import BatchTimings, WarmUp
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class VersionLoader:
         """Load nothing yet.
 
         Args:
-            registry: has what is served, which loading gives way to.
+            registry: says whether something is served, so that loading must not take its cores.
             refusals: gets the versions that cannot be loaded.
             files: remembers what a version was loaded from.
             tables: opens the tables that a version needs.

@@ -6,6 +6,27 @@ import numpy.typing as npt
 from app.ranking.formulas import SortKeys
 from app.ranking.ranker import order
 
+MOST_COMPARED = 500
+"""The most candidates of a request that are compared, evenly spaced: comparing takes n² bytes."""
+TOP = 10
+
+
+def compare_orders(before: SortKeys, after: SortKeys) -> tuple[float | None, float]:
+    """Compare the orders of two rankings `[n]` of the same candidates, at least one.
+
+    Of more than `MOST_COMPARED` candidates, as many are compared, evenly spaced.
+
+    Returns:
+        Kendall's τ-b, -1 to 1, or None for a single candidate; the overlap of the `TOP` best, 0 to
+        1.
+    """
+    n = len(before)
+    m = min(n, MOST_COMPARED)
+    chosen = np.arange(m) * n // m  # [m]
+    before, after = before[chosen], after[chosen]
+    tau = kendall_tau(before, after) if m > 1 else None
+    return tau, overlap(before, after, TOP)
+
 
 def overlap(before: SortKeys, after: SortKeys, k: int) -> float:
     """Return the share of the `k` best by `before` that are also among the `k` best by `after`."""

@@ -2,7 +2,7 @@
 
 The forward pass does not return the weights of its gates, and nothing on the hot path computes
 them. After a response has been written, at most once a second for each version, the gates are
-computed again for some of its candidates, on a thread that gives way to the lanes.
+computed again for some of its candidates, on a thread beside the lanes.
 """
 
 import asyncio

@@ -23,17 +23,15 @@ from app.errors import GatehouseError, InvalidRequest
 from app.lifecycle.traffic import ReplaySettings
 from app.protocol.dialect import ParseContext
 from app.protocol.native import read_request
-from app.ranking.agreement import kendall_tau, overlap
+from app.ranking.agreement import compare_orders
 from app.ranking.batch import RankedRequest
 from app.ranking.policies import ModelPolicies
 from app.ranking.ranker import RankingOptions
 
-TOP = 10
 RANK_SCORE = "rank score"
 MIN_REQUESTS = 30
 """With fewer requests that both versions score, a comparison means nothing."""
 _MOST_CANDIDATES = 65536
-_MOST_COMPARED = 500  # candidates of a request, evenly spaced: comparing takes n² bytes
 _MOST_KEPT = 200_000  # scores of a task, for a plot
 _WARM_UP_RUNS = 3  # the TorchScript executor profiles, then compiles, then runs
 
@@ -169,13 +167,14 @@ class _Comparison:
         if self.rows < _MOST_KEPT:
             self.kept.append((scores, others))
         self.rows += n
-        m = min(n, _MOST_COMPARED)
-        chosen = np.arange(m) * n // m  # [m]
-        before = (scores if keys is None else keys)[chosen].astype(np.float64)
-        after = (others if other_keys is None else other_keys)[chosen].astype(np.float64)
-        if m > 1:
-            self.taus.append(kendall_tau(before, after))
-        self.overlap += overlap(before, after, TOP)
+        before, after = (
+            scores if keys is None else keys,
+            others if other_keys is None else other_keys,
+        )
+        tau, overlap = compare_orders(before.astype(np.float64), after.astype(np.float64))
+        if tau is not None:
+            self.taus.append(tau)
+        self.overlap += overlap
 
     def agreement(self) -> Agreement:
         rows, requests = max(1, self.rows), max(1, self.requests)

@@ -39,8 +39,8 @@ from app.scoring.content_coding import MIN_COMPRESSED_BYTES, compress
 from app.scoring.gate_sampler import GateSampler
 from app.scoring.keys import Keys
 from app.scoring.request_headers import check_body_headers, priority, timeout_s
+from app.scoring.response_sampler import ResponseSampler
 from app.scoring.row_sizes import RowSizes
-from app.scoring.score_distributions import ResponseSampler
 from app.scoring.service import Service
 from app.scoring.trace import parse_traceparent
 from app.scoring.traffic_recorder import TrafficRecorder
@@ -171,13 +171,13 @@ class Scorer:
         if head is None:
             timeout = timeout_s(headers, self._limits.default_timeout_s)
             urgency = priority(headers)
-            call.model = model = service.registry.active(route.model, route.version)
+            call.model = model = service.registry.requested(route.model, route.version)
             length, coding = check_body_headers(
                 headers, route.dialect.media_types, self._limits.max_body_bytes
             )
             call.head = head = CallHead(headers, timeout, urgency, length, coding)
         else:
-            call.model = model = service.registry.active(route.model, route.version)
+            call.model = model = service.registry.requested(route.model, route.version)
         call.deadline = call.arrival + head.timeout_s
         call.policies = service.policies.of(model)
         if service.batcher.is_refusing:
@@ -361,7 +361,7 @@ class Scorer:
     ) -> None:
         """Send a response; `head` does not have the length and the request id yet."""
         call.is_done = True
-        closes = self._service.draining
+        closes = self._service.is_draining
         head = b"%bcontent-length: %d\r\nx-request-id: %b\r\n%b" % (
             head,
             len(body),

@@ -38,12 +38,12 @@ class Service:
         return self.readiness.is_ready
 
     @property
-    def draining(self) -> bool:
+    def is_draining(self) -> bool:
         """Whether the server is shutting down; see `Readiness`."""
         return self.readiness.is_draining
 
     @property
-    def lanes(self) -> int:
+    def lane_count(self) -> int:
         """How many lanes there are."""
         return len(self._lanes)
 

@@ -16,9 +16,8 @@ from app.engine.request import Positions, Priority, QueuedRequest, TableUse
 from app.errors import ClientDisconnected, GatehouseError
 from app.lifecycle.comparison import Comparison
 from app.protocol.dialect import Dialect, Headers, ParseContext
-from app.ranking.agreement import kendall_tau, overlap
+from app.ranking.agreement import compare_orders
 from app.ranking.batch import RankedRequest
-from app.scoring.score_distributions import MOST_COMPARED, TOP
 from app.scoring.service import Service
 from app.telemetry.ranking import RankingMetrics
 
@@ -61,7 +60,7 @@ class VersionComparer:
 
     def _is_idle(self) -> bool:
         """Whether there is a lane to spare: of several lanes, one stays free for live requests."""
-        batcher, lanes = self._service.batcher, self._service.lanes
+        batcher, lanes = self._service.batcher, self._service.lane_count
         return not batcher.queues and lanes - len(batcher.running) > min(1, lanes - 1)
 
     def _must_yield(self) -> bool:
@@ -120,12 +119,8 @@ class VersionComparer:
         other, timing = request.ranked, request.timing
         assert other is not None
         assert timing is not None
-        n = len(live.sort_keys)
-        m = min(n, MOST_COMPARED)
-        chosen = np.arange(m) * n // m  # [m], evenly spaced
-        before, after = live.sort_keys[chosen], other.sort_keys[chosen]
-        tau = kendall_tau(before, after) if m > 1 else 1.0
-        best = overlap(before, after, TOP)
+        tau, best = compare_orders(live.sort_keys, other.sort_keys)
+        tau = 1.0 if tau is None else tau
         columns = comparison.other.manifest.task_columns
         differences = {
             task: float(np.abs(live.scores[:, column] - other.scores[:, columns[task]]).mean())

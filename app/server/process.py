@@ -147,7 +147,7 @@ class _Process:
         except ConfigurationInvalid as error:
             self._give_up(str(error))
             return
-        if not self._parts.service.registry.models():
+        if not self._parts.service.registry.active_models():
             problem = "has no artifacts" if self._settings.store.exists() else "does not exist"
             logger.warning('store "%s" %s; waiting for it', self._settings.store, problem)
         relieve_garbage_collector()

@@ -24,7 +24,7 @@ from app.telemetry.exposition import TextRenderer
 from app.telemetry.gates import GateMetrics
 from app.telemetry.ranking import RankingMetrics
 from app.telemetry.requests import RequestCounter
-from app.telemetry.tables import TableCollector, TableFigures
+from app.telemetry.tables import TableCollector, TableFigures, TableMetrics
 from app.telemetry.versions import VersionMetrics
 
 CANCEL_STAGES = ("body", "queue", "compute")
@@ -60,7 +60,7 @@ class _DrainFirst(Collector):
 
 
 class Metrics:
-    """All metrics of the service, on one registry. No other code creates metrics."""
+    """All metrics of the service, on one registry. Only `app.telemetry` creates metrics."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         """Create every metric on `registry`, or on a new registry."""
@@ -193,6 +193,7 @@ class Metrics:
             ("model", "table"),
         )
         self.versions = VersionMetrics(self.registry)
+        self.tables = TableMetrics(self.registry)
         self._graph_fallbacks = self._counter(
             "graph_fallback_total",
             "Model versions that run on a GPU without CUDA graphs.",

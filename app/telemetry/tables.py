@@ -1,14 +1,32 @@
-"""Metrics of the item and user tables that active versions serve from."""
+"""Metrics of item and user tables: which ones active versions serve from, and swaps of all."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import Metric
+from prometheus_client import CollectorRegistry, Counter, Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 _LABELS = ("model", "table")
+
+
+class TableMetrics:
+    """What became of tables and deltas. Updated on the event loop."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Create the metric on `registry`."""
+        self._swaps = Counter(
+            "gatehouse_table_swaps_total",
+            "Swaps of item and user tables and deltas, by result: activated (once for each loaded "
+            "version that serves from it) or refused.",
+            (*_LABELS, "result"),
+            registry=registry,
+        )
+
+    def swapped(self, model: str, kind: str, *, activated: bool) -> None:
+        """Count a table or delta (`items` or `users`) that a version serves from, or a refusal."""
+        self._swaps.labels(model, kind, "activated" if activated else "refused").inc()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +41,7 @@ class TableFigures:
         bytes: of its files.
         created_at: when its newest data was published (s since 1970).
         max_age_s: how old the newest data may be; None for any age.
-        is_folded: whether requests are scored from what the table has folded.
+        is_folded: whether requests are scored from the folded rows of the table.
     """
 
     model: str
@@ -77,5 +95,8 @@ class TableCollector(Collector):
             gauge("table_bytes", "Size of a table's files in bytes; processes share the memory."),
             gauge("table_age_seconds", "Age of the newest data in a table, in seconds."),
             gauge("table_max_age_seconds", "Age from which on the model is not ready."),
-            gauge("table_folded", "1 if what an items table has folded serves, else 0."),
+            gauge(
+                "table_folded",
+                "1 if requests are scored from the folded rows of an items table, else 0.",
+            ),
         )

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 class VersionMetrics:
-    """Metrics of versions and of their tables. Updated on the event loop."""
+    """Metrics of versions. Updated on the event loop."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Create every metric on `registry`."""
@@ -31,14 +31,9 @@ class VersionMetrics:
         )
         self._swaps = Counter(
             "gatehouse_model_swaps_total",
-            "Attempts to load a model version, by result: activated or refused.",
+            "Attempts to load a model version, by result: activated (loaded, whatever its role) or "
+            "refused.",
             ("model", "result"),
-            registry=registry,
-        )
-        self._table_swaps = Counter(
-            "gatehouse_table_swaps_total",
-            "Item and user tables and deltas that were opened, by result: activated or refused.",
-            ("model", "table", "result"),
             registry=registry,
         )
         self._canaries = Counter(
@@ -54,12 +49,8 @@ class VersionMetrics:
         )
 
     def tried(self, model: str, *, activated: bool) -> None:
-        """Count a loaded version, which became active or was refused."""
+        """Count a version that was loaded, whatever its role, or refused."""
         self._swaps.labels(model, "activated" if activated else "refused").inc()
-
-    def table_swapped(self, model: str, kind: str, *, activated: bool) -> None:
-        """Count a table or a delta (`items` or `users`) that serves now, or was refused."""
-        self._table_swaps.labels(model, kind, "activated" if activated else "refused").inc()
 
     def activated(self, model: str, version: int, sha256: str) -> None:
         """Show this version of a model as the active one."""

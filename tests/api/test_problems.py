@@ -168,7 +168,7 @@ async def _full_queue(caller):
 @reaches("deadline-unmeetable")
 async def _deadline_shorter_than_the_queue(caller):
     async with caller.another() as busy:
-        (model,) = busy.parts.service.registry.models()
+        (model,) = busy.parts.service.registry.active_models()
         busy.parts.service.batcher.learn(model, [(1, 100.0), (2, 200.0)])
         return await _last(busy.post(body=busy.example()) for _ in range(2))
 

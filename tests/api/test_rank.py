@@ -83,12 +83,12 @@ async def test_calibration_of_the_model_is_applied(client, service):
     before = policies.active
     text = b'[policy.a]\nweights={click=1.0}\n[default]\ntiny="a"\n'
     text += b'[calibration.tiny.dwell]\nmethod="scale"\nfactor=10.0\n'
-    policies.activate(type(before).parse(text), service.service.registry.models())
+    policies.activate(type(before).parse(text), service.service.registry.active_models())
     try:
         scores = {"click": [0.5], "like": [0.5], "dwell": [3.0]}
         ranked = await rank(client, scores=scores, policy={"weights": {"dwell": 1.0}})
     finally:
-        policies.activate(before, service.service.registry.models())
+        policies.activate(before, service.service.registry.active_models())
     assert ranked["rank_score"] == [30.0]
 
 

@@ -32,8 +32,8 @@ import prometheus_client
 
 from app.artifacts.store import Store
 from app.cli.main import main as gatehouse_command
+from app.scoring.response_sampler import ResponseSampler
 from app.scoring.score import Scorer
-from app.scoring.score_distributions import ResponseSampler
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
 from tests import REPOSITORY

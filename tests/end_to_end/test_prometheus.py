@@ -91,6 +91,52 @@ def test_dashboard_has_no_query_that_is_left_out_of_the_test():
     assert json.dumps(DASHBOARD["panels"]).count('"expr"') == len(QUERIES)
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_dashboard_marks_each_activation_and_no_canary_or_shadow(tmp_path):
+    (annotation,) = DASHBOARD["annotations"]["list"]
+    # Version 2 is loaded as a canary from minute 3 on and active from minute 5 to 9; then version 1
+    # is, which stayed loaded. A second replica follows a minute later each time.
+    series = {
+        'gatehouse_model_info{job="gatehouse", instance="a", model="feed", version="1"}': (
+            "1x4 stale _x4 1x10"
+        ),
+        'gatehouse_model_info{job="gatehouse", instance="b", model="feed", version="1"}': (
+            "1x5 stale _x4 1x9"
+        ),
+        'gatehouse_model_info{job="gatehouse", instance="a", model="feed", version="2"}': (
+            "_x5 1x4 stale"
+        ),
+        'gatehouse_model_info{job="gatehouse", instance="b", model="feed", version="2"}': (
+            "_x6 1x4 stale"
+        ),
+        'gatehouse_model_swaps_total{job="gatehouse", instance="a", model="feed", '
+        'result="activated"}': "1x2 2x20",
+    }
+    marked = {5: "2", 10: "1"}  # minute to version
+    checks = [
+        {
+            "expr": annotation["expr"],
+            "eval_time": f"{minute}m",
+            "exp_samples": [{"labels": f'{{model="feed", version="{marked[minute]}"}}', "value": 1}]
+            if minute in marked
+            else [],
+        }
+        for minute in range(1, 16)
+    ]
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": checks,
+    }
+    file = tmp_path / "annotation_test.yml"
+    file.write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": [test]}))
+    finished = subprocess.run(
+        ["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert annotation["titleFormat"] == "{{model}}/{{version}}"
+
+
 def test_scaling_signal_has_one_value_for_a_server_under_load(prometheus):
     assert 0 < float(eventual_value(prometheus, "gatehouse:replicas_demanded:rate1m > 0")) < 1
     assert eventual_value(prometheus, "count(gatehouse:replicas_demanded:rate1m)") == "1"

@@ -8,7 +8,7 @@ def settings(folder, **changes):
 
 
 def active(parts):
-    return [str(model) for model in parts.service.registry.models()]
+    return [str(model) for model in parts.service.registry.active_models()]
 
 
 def roles(parts, model="tiny"):

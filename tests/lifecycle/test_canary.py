@@ -1,5 +1,6 @@
 """Canaries: which requests they get, and how they end."""
 
+import gc
 import math
 import shutil
 import weakref
@@ -230,15 +231,15 @@ async def test_a_canary_gets_its_share_by_key_is_sticky_and_is_promoted(folder, 
             assert named.json()["version"] == 1
             registry.canaries["tiny"]._began -= 1  # its second is over
             await parts.deployment.refresh()
-            assert [str(each) for each in registry.models()] == ["tiny/2"]
-            assert str(registry.role(registry.active("tiny", 1))) == "previous"
+            assert [str(each) for each in registry.active_models()] == ["tiny/2"]
+            assert str(registry.role(registry.requested("tiny", 1))) == "previous"
             assert "canary tiny/2 is promoted: " in caplog.text
             await parts.deployment.refresh()  # and it stays so
-            assert [str(each) for each in registry.models()] == ["tiny/2"]
+            assert [str(each) for each in registry.active_models()] == ["tiny/2"]
             assert registry.canaries == {}
             write(folder, "active = 1")  # as `gatehouse rollback` does
             await parts.deployment.refresh()
-            assert [str(each) for each in registry.models()] == ["tiny/1"]
+            assert [str(each) for each in registry.active_models()] == ["tiny/1"]
             text = (await client.get("/metrics")).text
         assert 'gatehouse_canaries_total{model="tiny",result="promoted"} 1.0' in text
         assert 'gatehouse_requests_by_role_total{model="tiny",role="canary",status="200"}' in text
@@ -319,6 +320,54 @@ async def test_a_canary_that_fails_its_gate_is_ended_and_freed(folder, caplog):
         assert caplog.text.count("canary tiny/2 is ended: error_ratio: 0.2500") == 1
         assert [str(each) for each in registry.loaded()] == ["tiny/1"]
         assert registry.canaries == {}
+
+
+async def test_a_canary_that_is_stopped_is_not_compared_any_more(folder):
+    write(folder, CANARY.replace("error_ratio = 0.01", "kendall_tau = 0.5"))
+    async with gatehouse(Settings(store=folder, lanes=1)) as parts:
+        await parts.deployment.refresh()
+        registry = parts.service.registry
+        canary = weakref.ref(registry.canaries["tiny"].model)
+        assert list(registry.comparisons) == [canary()]
+        write(folder, "active = 99")  # which the store does not have
+        await parts.deployment.refresh()
+        assert "version 99 is not in the store" in registry.unassigned["tiny"]
+        assert registry.comparisons == {}
+        assert [str(each) for each in registry.loaded()] == ["tiny/1"]
+        gc.collect()
+        assert canary() is None  # its memory is free
+
+
+async def test_a_canary_that_its_file_makes_active_is_not_compared_while_others_load(folder):
+    write(folder, CANARY.replace("error_ratio = 0.01", "kendall_tau = 0.5"))
+    async with gatehouse(Settings(store=folder, lanes=1)) as parts:
+        await parts.deployment.refresh()
+        registry = parts.service.registry
+        write(folder, "active = 2")
+        await parts.deployment._apply_changes("tiny")  # all that happens during a long load
+        assert [str(each) for each in registry.active_models()] == ["tiny/2"]
+        assert registry.comparisons == {}
+
+
+async def test_a_shadow_that_is_stopped_is_not_compared_while_another_loads(folder, monkeypatch):
+    add_version(folder, "tiny", 3)
+    write(folder, "active = 1\n[shadow]\nversion = 2\nshare = 1.0\n")
+    async with gatehouse(Settings(store=folder, lanes=1)) as parts:
+        await parts.deployment.refresh()
+        registry = parts.service.registry
+        assert [str(each.other) for each in registry.comparisons.values()] == ["tiny/2"]
+        write(folder, "active = 1\n[shadow]\nversion = 3\nshare = 1.0\n")
+        during = []
+        load = parts.deployment._loader.load
+
+        async def watched(artifact, circumstances):
+            during.append(dict(registry.comparisons))
+            return await load(artifact, circumstances)
+
+        monkeypatch.setattr(parts.deployment._loader, "load", watched)
+        await parts.deployment.refresh()
+        assert during == [{}]
+        assert [str(each.other) for each in registry.comparisons.values()] == ["tiny/3"]
 
 
 def as_tensors(card):

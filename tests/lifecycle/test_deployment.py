@@ -498,7 +498,7 @@ async def test_the_service_is_ready_when_every_model_of_the_store_is_active_or_r
 
     def loading(artifact, device):
         registry = parts.service.registry
-        seen.append((artifact.model, [str(each) for each in registry.models()], ready()))
+        seen.append((artifact.model, [str(each) for each in registry.active_models()], ready()))
         return load(artifact, device)
 
     def ready() -> bool:

@@ -13,7 +13,7 @@ from app.artifacts.publish import publish
 from app.artifacts.store import PROGRAM, Store
 from app.lifecycle import version_loader
 from app.main import gatehouse
-from app.scoring.version_trial import VersionTrial
+from app.scoring.version_examiner import VersionExaminer
 from app.settings import Settings
 from tests.support.builders import INPUTS, Request, batch, description, published, scripted
 from tests.support.in_process import client_of
@@ -150,13 +150,13 @@ async def test_version_whose_order_differs_on_recorded_traffic_is_refused(folder
 
 async def test_refused_version_is_examined_again_when_the_gate_changes(folder, log, monkeypatch):
     replayed = []
-    original = VersionTrial.replay
+    original = VersionExaminer.replay
 
     def counting(self, active, model, gates):
         replayed.append(model.label)
         return original(self, active, model, gates)
 
-    monkeypatch.setattr(VersionTrial, "replay", counting)
+    monkeypatch.setattr(VersionExaminer, "replay", counting)
     traffic(folder, GATE)
     async with serving(folder, record=log, record_share=0) as parts:
         await parts.deployment.refresh()

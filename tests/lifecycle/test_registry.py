@@ -56,15 +56,15 @@ def roles(metrics: Metrics) -> dict[str, str]:
 def test_without_an_active_model_the_registry_is_not_ready(registry):
     with pytest.raises(NotReady):
         registry.active("feed")
-    assert registry.models() == []
+    assert registry.active_models() == []
 
 
 def test_an_active_model_is_found_by_name_and_by_version(registry):
     feed = model(version=3)
     activate(registry, feed)
-    assert registry.active("feed") is registry.active("feed", 3) is feed
+    assert registry.active("feed") is registry.requested("feed", 3) is feed
     with pytest.raises(VersionNotFound) as wrong_version:
-        registry.active("feed", 2)
+        registry.requested("feed", 2)
     assert str(wrong_version.value) == (
         'version 2 of model "feed" is not loaded; loaded versions: 3 (active)'
     )
@@ -110,13 +110,13 @@ def test_a_newer_version_replaces_the_older(registry, metrics):
     newer = model(version=2)
     activate(registry, newer)
     assert registry.active("feed") is newer
-    assert registry.models() == [newer]
+    assert registry.active_models() == [newer]
     assert shown(metrics) == ["feed/2"]
-    assert str(registry.active("feed", 1)) == "feed/1"
+    assert str(registry.requested("feed", 1)) == "feed/1"
     assert roles(metrics) == {"feed/1": "previous", "feed/2": "active"}
     registry.free_all_but("feed", [])
     with pytest.raises(VersionNotFound):
-        registry.active("feed", 1)
+        registry.requested("feed", 1)
     assert roles(metrics) == {"feed/2": "active"}
 
 

@@ -52,7 +52,7 @@ def serving(folder):
 
 
 def active(parts):
-    return [str(model) for model in parts.service.registry.models()]
+    return [str(model) for model in parts.service.registry.active_models()]
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations(FILES)], ids=" ".join)

@@ -51,14 +51,14 @@ async def deployment_on(
 
     def on_warm(model: Model, timings: BatchTimings) -> None:
         assert all(seconds > 0 for _, seconds in timings)
-        told.append((str(model), [rows for rows, _ in timings], bool(registry.models())))
+        told.append((str(model), [rows for rows, _ in timings], bool(registry.active_models())))
 
     deployment = Deployment(
         store,
         registry,
         lanes,
         device=CPU,
-        warm_up=sizes,
+        warm_up_sizes=sizes,
         on_warm=on_warm,
         metrics=Metrics(),
     )
@@ -75,7 +75,7 @@ async def test_version_is_warmed_up_on_every_lane_before_it_is_active(store):
         await deployment.refresh()
         assert [each.batches for each in recorders] == [[(1,), (1, 3)] * 3] * 2
         assert told == [("tiny/1", [1, 4], False)]
-        assert [str(model) for model in registry.models()] == ["tiny/1"]
+        assert [str(model) for model in registry.active_models()] == ["tiny/1"]
 
 
 async def test_kernels_of_every_padded_size_are_compiled_before_a_version_serves(
@@ -105,7 +105,7 @@ async def test_version_that_fails_at_warm_up_is_refused(store):
     async with deployment_on(store, recorders) as (deployment, registry, told):
         with pytest.raises(ArtifactInvalid, match="warm-up failed: no such operator"):
             await deployment.refresh()
-        assert (registry.models(), told) == ([], [])
+        assert (registry.active_models(), told) == ([], [])
 
 
 async def test_version_is_not_warmed_up_on_lanes_that_serve(folder):
@@ -117,7 +117,7 @@ async def test_version_is_not_warmed_up_on_lanes_that_serve(folder):
         await deployment.refresh()
         assert [len(each.batches) for each in recorders] == before
         assert told[1:] == [("tiny/2", [1, 4], True)]
-        assert [str(model) for model in registry.models()] == ["tiny/2"]
+        assert [str(model) for model in registry.active_models()] == ["tiny/2"]
 
 
 async def test_new_version_is_loaded_on_one_core_by_a_thread_of_the_same_weight():

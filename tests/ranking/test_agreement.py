@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from app.ranking.agreement import kendall_tau, overlap
+from app.ranking.agreement import MOST_COMPARED, TOP, compare_orders, kendall_tau, overlap
 
 sort_keys = st.integers(1, 40).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(0, 9), min_size=n, max_size=n)] * 2)
@@ -40,3 +40,18 @@ def test_overlap_is_the_share_of_the_best_k_in_common():
     other = np.array([5, 1, 4, 2, 3], np.float64)
     assert overlap(scores, other, 2) == 0.5
     assert overlap(scores, other, 9) == 1
+
+
+def test_orders_are_compared_over_evenly_spaced_candidates():
+    rng = np.random.default_rng(0)
+    before, after = rng.random((2, 3 * MOST_COMPARED))
+    tau, best = compare_orders(before, after)
+    assert tau == kendall_tau(before[::3], after[::3])
+    assert best == overlap(before[::3], after[::3], TOP)
+    tau, best = compare_orders(before[:20], after[:20])
+    assert tau == kendall_tau(before[:20], after[:20])
+    assert best == overlap(before[:20], after[:20], TOP)
+
+
+def test_the_order_of_one_candidate_has_no_correlation():
+    assert compare_orders(np.ones(1), np.zeros(1)) == (None, 1.0)

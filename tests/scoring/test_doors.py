@@ -209,7 +209,9 @@ async def test_full_queue_refuses_with_retry_after(kind, tmp_path):
 
 async def test_requests_are_refused_unread_after_a_refusal(kind, tmp_path):
     async with open_door(kind, tmp_path) as door:
-        (sums,) = [m for m in door.parts.service.registry.models() if m.manifest.name == "sums"]
+        (sums,) = [
+            m for m in door.parts.service.registry.active_models() if m.manifest.name == "sums"
+        ]
         running = asyncio.ensure_future(door.post(GATE))
         await door.gate.is_entered()
         door.parts.service.batcher.learn(sums, [(1, 100.0), (16, 100.0)])

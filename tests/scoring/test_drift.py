@@ -140,7 +140,7 @@ def test_requests_without_candidates_are_not_counted(registry):
 
 async def test_drift_of_a_served_model_is_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(drift, "MIN_REQUESTS", 3)
-    monkeypatch.setattr("app.scoring.score_distributions.SHARE", 1e9)
+    monkeypatch.setattr("app.scoring.response_sampler.SHARE", 1e9)
     model(tmp_path, distributions=KNOWN)
     settings = Settings(store=tmp_path, lanes=1, request_timeout_ms=30_000)
     async with gatehouse(settings) as parts:

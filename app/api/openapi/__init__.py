@@ -1,1 +1,1 @@
-"""The OpenAPI document: descriptions only, no behaviour."""
+"""The OpenAPI document, and the schemas of requests and responses."""

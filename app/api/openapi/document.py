@@ -12,9 +12,8 @@ import orjson
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
-from app.api.openapi import native as native, open_inference as v2
-from app.api.openapi.native import Served
-from app.api.openapi.responses import REQUEST_ID, example_parameter, problems
+from app.api.openapi import native, open_inference as v2
+from app.api.openapi.responses import REQUEST_ID, Served, example_parameter, problems
 from app.artifacts.loader import Model
 from app.artifacts.model_tables import NO_TABLES
 from app.lifecycle.registry import Registry
@@ -36,7 +35,9 @@ def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
     cache: dict[object, bytes] = {}
 
     async def publish() -> Response:
-        models = [(model, registry.tables.get(model, NO_TABLES)) for model in registry.models()]
+        models = [
+            (model, registry.tables.get(model, NO_TABLES)) for model in registry.active_models()
+        ]
         manifests = [model.manifest for model, _ in models]
         versions = tuple(
             (manifest.name, manifest.version, manifest.created) for manifest in manifests

@@ -132,7 +132,7 @@ class TrafficState(BaseModel):
 
 
 class FoldState(BaseModel):
-    """What an items table has folded: the candidates' part of the first layers of one version."""
+    """The folded rows of an items table: what the first layers of one version make of an item."""
 
     version: int = Field(description="the version whose program it was made with")
     bytes_per_item: int = Field(description="that it takes beside the features")

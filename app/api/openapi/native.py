@@ -12,6 +12,7 @@ from app.api.openapi.responses import (
     REQUEST_ID,
     RESPONSE_HEADERS,
     SCHEMA,
+    Served,
     path_parameters,
     problems,
     scoring_errors,
@@ -23,12 +24,7 @@ from app.api.openapi.score_schemas import (
     ScoreResponse,
 )
 from app.api.problems import Problem
-from app.artifacts.loader import Model
-from app.artifacts.model_tables import ModelTables
 from app.protocol.native import ROUTES
-
-Served = tuple[Model, ModelTables]
-"""An active version and the tables that it serves from."""
 
 
 def schemas(served: Sequence[Served]) -> dict[str, Any]:

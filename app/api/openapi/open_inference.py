@@ -6,13 +6,13 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from app.api.examples import example_request
-from app.api.openapi.native import Served
 from app.api.openapi.open_inference_schemas import InferRequest, InferResponse
 from app.api.openapi.responses import (
     REQUEST_HEADERS,
     REQUEST_ID,
     RESPONSE_HEADERS,
     SCHEMA,
+    Served,
     path_parameters,
     problems,
     scoring_errors,

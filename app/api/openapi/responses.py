@@ -7,6 +7,7 @@ from typing import Any
 
 from app.api.problems import ERRORS, SCHEMA as PROBLEM
 from app.artifacts.loader import Model
+from app.artifacts.model_tables import ModelTables
 from app.errors import (
     DeadlineUnmeetable,
     Draining,
@@ -24,6 +25,9 @@ from app.errors import (
 from app.protocol.problems import MEDIA_TYPE
 from app.protocol.validation import LARGEST_TIMEOUT_S
 from app.scoring.request_headers import PRIORITIES
+
+Served = tuple[Model, ModelTables]
+"""An active version and the tables that it serves from."""
 
 SCHEMA = "#/components/schemas/{model}"
 REQUEST_ID = {

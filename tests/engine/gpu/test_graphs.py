@@ -293,10 +293,16 @@ async def test_every_bucket_has_its_graph_after_warm_up(store, executor):
     batches = warm_up_batches(torch.device("cuda"), min_chunk_rows=1, max_batch_rows=LIMIT)
     registry = Registry(Metrics())
     deployment = Deployment(
-        store, registry, [lane], Metrics(), device=CPU, warm_up=batches, on_warm=lambda *_: None
+        store,
+        registry,
+        [lane],
+        Metrics(),
+        device=CPU,
+        warm_up_sizes=batches,
+        on_warm=lambda *_: None,
     )
     await deployment.refresh()
-    (served,) = registry.models()
+    (served,) = registry.active_models()
     graphs = executor._graphs[served]
     captured = list(graphs.captured)
     assert set(captured) == set(Buckets(LIMIT))

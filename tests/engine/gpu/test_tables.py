@@ -429,7 +429,7 @@ async def test_each_request_has_one_table_while_tables_on_the_device_are_swapped
         await asyncio.gather(*tasks)
         gc.collect()
         metrics = (await client.get("/metrics")).text
-        (model,) = parts.service.registry.models()
+        (model,) = parts.service.registry.active_models()
         items = parts.service.registry.tables[model].items
     assert items is not None
     assert list(wanted) == ["1.1", "2", "2.1", "3", "3.1", "4"]

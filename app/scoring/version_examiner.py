@@ -43,7 +43,7 @@ class ReplayResult(NamedTuple):
     summary: str
 
 
-class VersionTrial:
+class VersionExaminer:
     """Examines versions. Its methods may run on any thread, beside requests."""
 
     def __init__(

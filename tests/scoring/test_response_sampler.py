@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from app.engine.request import RequestFeatures
-from app.ranking.agreement import kendall_tau, overlap
+from app.ranking.agreement import MOST_COMPARED, kendall_tau, overlap
 from app.ranking.batch import rank_alone
 from app.ranking.policy import Policy
 from app.ranking.ranker import Ranker, RankingOptions
-from app.scoring.score_distributions import MOST_COMPARED, ResponseSampler
+from app.scoring.response_sampler import ResponseSampler
 from app.telemetry.metrics import Metrics
 from app.telemetry.ranking import TAU_BUCKETS
 from tests.support.clock import VirtualTimeLoop

@@ -7,11 +7,9 @@ runs in the next turn of the loop, after the response has been written.
 import asyncio
 import time
 
-import numpy as np
-
 from app.artifacts.loader import Model
 from app.engine.request import RequestFeatures
-from app.ranking.agreement import kendall_tau, overlap
+from app.ranking.agreement import compare_orders
 from app.ranking.batch import RankedRequest
 from app.ranking.ranker import Ranker
 from app.scoring.drift import DriftMonitor
@@ -22,9 +20,6 @@ EVERY_S = 0.2
 must be fewer than one in a hundred."""
 SHARE = 0.01
 """The largest share of the event loop's time for samples: a long sample causes a long pause."""
-MOST_COMPARED = 500
-"""The most candidates of a response that are compared, evenly spaced: comparing takes n² bytes."""
-TOP = 10
 
 
 class ResponseSampler:
@@ -79,18 +74,13 @@ class ResponseSampler:
     def _compare(
         self, features: RequestFeatures, ranker: Ranker, shadow: Ranker, ranked: RankedRequest
     ) -> None:
-        n = len(ranked.sort_keys)
-        if n < 2:
+        if len(ranked.sort_keys) < 2:
             return
-        compared = min(n, MOST_COMPARED)
-        chosen = np.arange(compared) * n // compared  # [m]
         name = shadow.policy.multiplier
         multiplier = None if name is None else features.candidate_column(name)[:, 0]  # [n, 1] → [n]
-        live = ranked.sort_keys[chosen]
-        other = shadow.sort_keys(ranked.scores, multiplier)[chosen]
+        other = shadow.sort_keys(ranked.scores, multiplier)
+        tau, overlap = compare_orders(ranked.sort_keys, other)
+        assert tau is not None
         self._metrics.shadow_compared(
-            ranker.policy.name,
-            shadow.policy.name,
-            tau=kendall_tau(live, other),
-            overlap=overlap(live, other, TOP),
+            ranker.policy.name, shadow.policy.name, tau=tau, overlap=overlap
         )

@@ -100,7 +100,7 @@ class TableFollower:
         return ""
 
     async def examine_fold(self, model: Model) -> None:
-        """Find out whether a version that was loaded may run from what its table has folded."""
+        """Find out whether a version that was loaded may run from the folded rows of its table."""
         async with self._turn:
             await self._examine_fold(model)
 
@@ -171,7 +171,7 @@ class TableFollower:
         return BoundTable.of(table, kind, model.manifest, fold.program, fold.problem)
 
     def _log_swap(self, model: Model, kind: TableKind, table: Table, former: Table | None) -> None:
-        self._metrics.versions.table_swapped(model.manifest.name, kind, activated=True)
+        self._metrics.tables.swapped(model.manifest.name, kind, activated=True)
         after = "" if former is None else f", after {former.label}"
         if self._folds.of(model, table).program is not None:
             after = f", folded{after}"
@@ -246,7 +246,7 @@ class TableFollower:
 
 def table_figures(registry: Registry) -> Iterator[TableFigures]:
     """Yield the figures of the tables of all active versions; in any thread."""
-    for model in registry.models():
+    for model in registry.active_models():
         for bound in registry.tables.get(model, NO_TABLES).all:
             table = bound.table
             yield TableFigures(

@@ -6,7 +6,6 @@ import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, JsonValue
 
-from app.api.openapi.model_schemas import FoldState, TableState
 from app.api.openapi.responses import problems
 from app.artifacts.ids import feature_values, ids_of
 from app.artifacts.inputs import DenseInput, Input
@@ -101,35 +100,3 @@ def _shown(
         numbers = [float(str(number)) for number in np.atleast_1d(value)]
         return numbers[0] if feature.dim == 1 else numbers
     return value
-
-
-def table_state(registry: Registry, name: str, bound: BoundTable) -> TableState:
-    """Return what is shown of a table that a model serves from."""
-    table = bound.table
-    return TableState(
-        table=bound.kind,
-        version=table.label,
-        key=table.key,
-        key_type="string" if table.key_type is str else "int64",
-        unknown=table.unknown,
-        rows=table.rows,
-        bytes=table.size,
-        columns=list(table.columns),
-        created=table.created,
-        max_age_s=table.max_age_s,
-        problem=registry.table_problems.get((name, f"{bound.kind}/{table.version}")),
-        folded=_fold_state(bound),
-    )
-
-
-def _fold_state(bound: BoundTable) -> FoldState | None:
-    fold = bound.table.description.fold
-    if fold is None:
-        return None
-    serves = bound.folded_for is not None
-    return FoldState(
-        version=fold.version,
-        bytes_per_item=4 * fold.width,
-        serves=serves,
-        problem=None if serves else bound.fold_problem or "it has not been examined yet",
-    )
