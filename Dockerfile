@@ -63,7 +63,7 @@ RUN pip install --no-deps --require-hashes --requirement requirements-data.lock 
 FROM base
 LABEL org.opencontainers.image.title="Gatehouse" \
       org.opencontainers.image.description="Online ranking: one user, hundreds of candidates, in milliseconds." \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="docker.io/library/python:3.12-slim-bookworm"
 COPY --from=build /opt/venv /opt/venv

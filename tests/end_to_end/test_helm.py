@@ -67,7 +67,7 @@ EVERYTHING: dict[str, Any] = {
     "extraContainers": [{"name": "sidecar", "image": "sidecar:1"}],
 }
 GPU: dict[str, Any] = {
-    "image": {"repository": "gatehouse", "tag": "0.1.0-cuda"},
+    "image": {"repository": "gatehouse", "tag": "0.2.0-cuda"},
     "gpu": {"enabled": True, "runtimeClassName": "nvidia"},
     "resources": {"requests": {"cpu": 4, "memory": "8Gi"}, "limits": {"memory": "16Gi"}},
     "store": {"kind": "pvc", "pvc": {"claimName": "models", "subPath": "prod"}},
