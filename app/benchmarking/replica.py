@@ -1,9 +1,9 @@
 """What one replica can serve, computed from its measured costs by a simulation of its queues.
 
 Requests of equal size arrive at Poisson times. The event loop handles one after the other; a lane
-that is idle takes a batch of what waits, `a + b · rows` seconds long; a short batch runs on the
-event loop if nothing else waits; large requests are shared between idle lanes; an idle lane waits
-for more rows only if a setting says so; and all share the cores.
+that is idle takes a batch of what waits, `a + b · rows` seconds long; a short batch that is alone
+runs on the event loop; large requests are shared between idle lanes; an idle lane waits for more
+rows only if a setting says so; and all share the cores.
 So batches grow with the load by themselves, which no closed formula for queues says.
 """
 
@@ -37,7 +37,7 @@ class Replica:
         max_batch_rows: the most rows of a batch.
         min_chunk_rows: requests are not split into smaller chunks.
         max_wait_s: how long the oldest row may wait for more rows while a lane is idle (s).
-        inline_s: a batch of at most so long (s) runs on the event loop if nothing else waits.
+        inline_s: a batch that is alone and at most so long (s) runs on the event loop.
     """
 
     rows: int
@@ -204,8 +204,8 @@ class _Simulation:
         if self._inline or self._waits(now):
             return
         cost_s = replica.batch_s + replica.row_s * self._waiting_rows
-        is_inline = not replica.is_gpu and cost_s <= replica.inline_s
-        if self._waiting and is_inline and not all(self._lanes):
+        is_alone = self._waiting and not any(self._lanes)
+        if is_alone and not replica.is_gpu and cost_s <= replica.inline_s:
             self._inline = tuple(request for request, _ in self._waiting)
             self._inline_left_s = cost_s
             self._waiting.clear()

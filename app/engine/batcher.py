@@ -36,11 +36,11 @@ _REFUSING_S = 0.1
 """For this long after a refusal, requests are checked before their bodies are read."""
 
 INLINE_S = 250e-6
-"""A batch may run on the event loop if it is expected to take at most this long, even while lanes
-run others. Handing it to a lane and the result back wakes two threads: about 100 µs. Requests that
-arrive meanwhile wait, but not as long as for a large body that is parsed, and are one batch
-afterwards. A model whose cost depends on values never runs there: one request could stop the
-server."""
+"""A batch may run on the event loop if it is expected to take at most this long. Handing it to a
+lane and the result back wakes two threads: up to 100 µs, by the machine
+(`python -m tests.bench.small_batches`). Requests that arrive meanwhile wait, but not as long as for
+a large body that is parsed. A model whose cost depends on values never runs
+there: one request could stop the server."""
 
 
 class BatchLane(Protocol):
@@ -241,6 +241,7 @@ class Batcher:
             lane.runs_inline
             and 0 < cost_s <= INLINE_S
             and batch.model.program.has_steady_cost
+            and not self._running
             and not self._queues
         )
         self._running[lane.name] = RunningBatch(batch, now, cost_s)

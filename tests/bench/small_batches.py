@@ -3,8 +3,8 @@
 Requests of few rows for the reference model, from wrk, to servers that differ in one rule:
 
 - lanes: every batch runs on a lane;
-- loop, if idle: a batch of at most `INLINE_S` runs on the event loop while no lane runs another;
-- loop: such a batch runs on the event loop if nothing else waits. This is what a server does.
+- alone: a batch of at most `INLINE_S` that is alone runs on the event loop. This is what a server
+  does.
 
 The servers take turns, because rates of a shared machine change within minutes. CPU time is that of
 the server by request, from /proc. Medians of the rounds. Needs wrk.
@@ -26,20 +26,14 @@ from tests.bench.switch_interval import until_ready
 from tests.bench.wrk import wrk
 from tests.support.server import clean_environment, free_port
 
-RULES = ("lanes", "loop, if idle", "loop")
+RULES = ("lanes", "alone")
 _SERVE = """
 import sys
 from app.cli.main import main
 from app.engine import batcher
 rule, *arguments = sys.argv[1:]
-start, inline_s = batcher.Batcher._start, batcher.INLINE_S
-
-def start_by_rule(self, batch, now):
-    on_lane = rule == "lanes" or rule == "loop, if idle" and self._running
-    batcher.INLINE_S = 0.0 if on_lane else inline_s
-    start(self, batch, now)
-
-batcher.Batcher._start = start_by_rule
+if rule == "lanes":
+    batcher.INLINE_S = 0.0
 sys.exit(main(["serve", *arguments]))
 """
 
@@ -76,8 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
     parser.add_argument("--seconds", type=int, default=3, help="of a measurement (default: 3)")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 20], help="(default: 1 20)")
-    parser.add_argument("--connections", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1], help="(default: 1)")
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 8])
     options = parser.parse_args()
     loads = [(rows, connections) for rows in options.rows for connections in options.connections]
     samples: dict[tuple[str, tuple[int, int]], list[Sample]] = {}
@@ -89,7 +83,7 @@ def main() -> None:
                 measured = measure(rule, folder / "store", loads, options.seconds, folder)
                 for load, sample in zip(loads, measured, strict=True):
                     samples.setdefault((rule, load), []).append(sample)
-    print("| rows | connections | small batches on | requests/s | p50 ms | p99 ms | CPU µs |")
+    print("| rows | connections | rule | requests/s | p50 ms | p99 ms | CPU µs |")
     print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |")
     for rows, connections in loads:
         for rule in RULES:

@@ -56,7 +56,7 @@ def test_waiting_for_more_rows_makes_batches_larger_and_lanes_less_busy():
     assert forecast(patient, 1000).lane_share < 0.8 * forecast(eager, 1000).lane_share
 
 
-def test_short_batch_runs_on_the_event_loop():
+def test_short_batch_that_is_alone_runs_on_the_event_loop():
     assert replica.INLINE_S == INLINE_S
     short = Replica(rows=1, front_s=5e-5, batch_s=1e-4, row_s=1e-5, lanes=2, cores=9)
     found = forecast(short, 5000)
