@@ -295,11 +295,14 @@ def test_any_process_answers_a_scrape_for_all_even_if_one_does_not(store, tmp_pa
 
 
 def first_scrape(url: str) -> tuple[str, float]:
-    """Scrape until a process that is not stopped answers; return the metrics and the time (s)."""
+    """Scrape until a process that is not stopped answers; return the metrics and the time (s).
+
+    The kernel also accepts connections for the process that is stopped.
+    """
     for _ in range(30):
         began = time.monotonic()
         try:
-            text = httpx.get(f"{url}/metrics", timeout=1).text
+            text = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S + 4).text
         except httpx.TimeoutException:
             continue
         return text, time.monotonic() - began
