@@ -126,3 +126,12 @@ def test_cost_model_is_scaled_to_the_cpu_time_of_the_lanes():
     """20 batches of 10 rows should cost 0.2 s, but the lanes used 0.15 s: others had the cores."""
     used = _Usage(loop_s=0.5, process_s=0.65, batches=20, rows=200, memory_bytes=0)
     assert used.lane_scale(0.005, 0.0005) == pytest.approx(0.75)
+
+
+def test_batches_count_once_whoever_runs_them():
+    """10 s of CPU time, of which 1000 batches of 2 rows have taken 1000 · (2 + 2 · 1) ms."""
+    used = _Usage(loop_s=7.0, process_s=10.0, batches=1000, rows=2000, memory_bytes=1)
+    assert used.without_batches_s(2e-3, 1e-3) == pytest.approx(6.0)
+    assert used.lane_scale(2e-3, 1e-3) == pytest.approx(3 / 4)
+    # A cost model from a disturbed machine says that the batches took all of the time.
+    assert used.without_batches_s(20e-3, 1e-3) == pytest.approx(7 / 4)
