@@ -1,4 +1,4 @@
-"""Request bodies: how many bytes may be in memory at once, and how ASGI messages are read."""
+"""Request bodies: their bytes in memory, reading ASGI messages, and how many rows one has."""
 
 import asyncio
 from types import TracebackType
@@ -6,6 +6,7 @@ from typing import Self
 
 from starlette.types import Receive
 
+from app.artifacts.loader import Model
 from app.errors import ClientDisconnected, DeadlineExceeded, Overloaded, RequestTimeout
 from app.scoring.content_coding import decompress
 from app.scoring.request_headers import check_size
@@ -150,3 +151,29 @@ def late_body(timeout_s: float, *, is_deadline: bool) -> DeadlineExceeded | Requ
     if is_deadline:
         return DeadlineExceeded("the body did not arrive before the deadline")
     return RequestTimeout(f"the body took longer than {timeout_s:g} s")
+
+
+class RowSizes:
+    """The largest size of a row in recent request bodies (bytes), by version.
+
+    From it follows, before a body is read, how many rows the body has at least.
+    """
+
+    def __init__(self) -> None:
+        """Start with no sizes: a body has at least one row."""
+        self._bytes: dict[str, float] = {}
+
+    def learn(self, model: Model, body_bytes: int, rows: int) -> None:
+        """Learn from a request."""
+        row_bytes = body_bytes / rows
+        known = self._bytes.get(model.label, 0.0) * 0.999  # large rows are forgotten slowly
+        self._bytes[model.label] = row_bytes if row_bytes > known else known
+
+    def forget(self, model: Model) -> None:
+        """Forget a version that is no longer loaded."""
+        self._bytes.pop(model.label, None)
+
+    def min_rows(self, model: Model, body_bytes: int) -> int:
+        """Return how many rows a body has at least."""
+        row_bytes = self._bytes.get(model.label)
+        return max(1, int(body_bytes / row_bytes)) if row_bytes else 1

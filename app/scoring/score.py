@@ -34,13 +34,13 @@ from app.protocol.problems import error_response, is_v2_path
 from app.ranking.batch import rank_alone
 from app.scoring.access_log import AccessLog, request_id_of
 from app.scoring.assignment import assign
+from app.scoring.body import RowSizes
 from app.scoring.call import CallHead, Client, Limits, Route, ScoreCall
 from app.scoring.content_coding import MIN_COMPRESSED_BYTES, compress
 from app.scoring.gate_sampler import GateSampler
 from app.scoring.keys import Keys
 from app.scoring.request_headers import check_body_headers, priority, timeout_s
 from app.scoring.response_sampler import ResponseSampler
-from app.scoring.row_sizes import RowSizes
 from app.scoring.service import Service
 from app.scoring.trace import parse_traceparent
 from app.scoring.traffic_recorder import TrafficRecorder

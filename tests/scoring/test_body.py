@@ -15,9 +15,17 @@ from app.errors import (
     PayloadTooLarge,
     RequestTimeout,
 )
-from app.scoring.body import LARGE_BYTES, UNCOUNTED_BYTES, BodyReader, BodyShare, ByteBudget
+from app.scoring.body import (
+    LARGE_BYTES,
+    UNCOUNTED_BYTES,
+    BodyReader,
+    BodyShare,
+    ByteBudget,
+    RowSizes,
+)
 from app.telemetry.metrics import Metrics
 from tests.support.clock import VirtualTimeLoop
+from tests.support.fakes import sums_model
 
 MAX_BYTES = 10
 
@@ -233,3 +241,18 @@ async def test_growing_share_takes_only_the_difference():
         share.release()
         assert budget.held == 0
     assert budget.held == 0
+
+
+def test_size_of_a_body_tells_how_many_rows_it_has_at_least():
+    sizes, model, other = RowSizes(), sums_model(), sums_model("other")
+    assert sizes.min_rows(model, 10_000) == 1  # nothing is known
+    sizes.learn(model, 1000, rows=10)
+    assert sizes.min_rows(model, 1000) == 10
+    sizes.learn(model, 4000, rows=10)  # its rows are larger, so a body has fewer of them at least
+    assert sizes.min_rows(model, 4000) == 10
+    for _ in range(100):
+        sizes.learn(model, 1000, rows=10)  # large rows are forgotten slowly
+    assert 10 < sizes.min_rows(model, 4000) < 20
+    assert sizes.min_rows(other, 4000) == 1
+    sizes.forget(model)
+    assert sizes.min_rows(model, 4000) == 1
