@@ -28,7 +28,8 @@ demo: $(TABLE_FILES)  ## train the demo model; publish it and the tables of its 
 
 # worksteal gives each worker a contiguous part of the tests, so most tests of a file run on one
 # worker and share its servers and models. A worker without tests takes some from the others.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+# The order of sets is the same in every run, as are the seeds in tests/conftest.py.
+PYTEST := PYTHONHASHSEED=0 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test: $(DEVELOPMENT)  ## run all tests; fails if less than 95 % of branches are covered
 	$(PYTEST) --cov

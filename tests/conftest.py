@@ -4,6 +4,8 @@ import functools
 import inspect
 import io
 import os
+import random
+import secrets
 import signal
 
 import httpx
@@ -67,8 +69,11 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seed():
+def _fixed_seeds(monkeypatch):
+    """Draw the same weights, samples and seeds of tables' hashes in every run."""
+    random.seed(0)
     torch.manual_seed(0)
+    monkeypatch.setattr(secrets, "randbits", random.getrandbits)
 
 
 @pytest.fixture(scope="session")
