@@ -30,7 +30,7 @@ from app.lifecycle.examination import Examination, Examiner
 from app.lifecycle.loaded_files import LoadedFiles
 from app.lifecycle.poll_timer import PollTimer
 from app.lifecycle.refusals import Refusals
-from app.lifecycle.registry import Registry
+from app.lifecycle.registry import Registry, Role
 from app.lifecycle.shadows import Shadows
 from app.lifecycle.store_scanner import StoreScanner
 from app.lifecycle.table_follower import TableFollower
@@ -103,6 +103,7 @@ class Deployment:
         self._examination = Examination(registry, self._refusals, self._files, background, examiner)
         self._canaries = Canaries(registry, metrics)
         self._shadows = Shadows(registry)
+        self._unassigned: dict[str, dict[Role, str]] = {}  # the reasons that were reported
         registry.has_started = False
 
     async def follow(self, timer: PollTimer) -> NoReturn:
@@ -205,7 +206,7 @@ class Deployment:
         model = self._registry.version(name, int(wanted))
         if model is not None and not self._examination.is_due(model):
             if missing := self._tables.missing(model.manifest):
-                self._report_unassigned(name, f"{TRAFFIC}: active = {wanted}: {missing}")
+                self._report_active(name, wanted, missing)
                 return
             self._registry.switch(model)
         self._canaries.stop_running(name)
@@ -238,6 +239,9 @@ class Deployment:
             await self._start_canary(name, versions)
             await self._start_shadow(name, versions)
             self._registry.compare(name)
+        else:
+            self._report_unassigned(name, Role.CANARY, "")
+            self._report_unassigned(name, Role.SHADOW, "")
         self._free_others(name)
 
     async def _activate_newest(self, name: str, versions: Sequence[Artifact]) -> None:
@@ -308,7 +312,7 @@ class Deployment:
         """Return whether the version that the traffic file names is active; if not, report why."""
         wanted = self._wanted(name)
         if wanted in ("latest", self._registry.active_version(name)):
-            self._registry.unassigned.pop(name, None)
+            self._report_unassigned(name, Role.ACTIVE, "")
             return True
         artifact = _find(versions, int(wanted))
         if artifact is None:
@@ -316,39 +320,44 @@ class Deployment:
             reason = f"version {wanted} is not in the store (versions: {known})"
         else:
             reason = self._registry.refused.get(artifact, f"version {wanted} is not loaded")
-        self._report_unassigned(name, f"{TRAFFIC}: active = {wanted}: {reason}")
+        self._report_active(name, wanted, reason)
         return False
 
     async def _start_canary(self, name: str, versions: Sequence[Artifact]) -> None:
         """Load the canary that a traffic file asks for, and let it have its share."""
         self._canaries.stop_outdated(name)
         settings = self._canaries.due(name)
-        if settings is None:
-            return
-        model = await self._load_beside(name, settings.version, versions, is_examined=True)
-        if model is None or self._canaries.due(name) != settings:  # the file has changed since
-            return
-        if problem := self._canaries.start(name, settings, model):
-            self._report_unassigned(name, problem)
+        problem = ""
+        if settings is not None:
+            model, problem = await self._load_beside(name, settings.version, versions, Role.CANARY)
+            if self._canaries.due(name) != settings:  # the file has changed since
+                return
+            if model is not None:
+                problem = self._canaries.start(name, settings, model)
+        self._report_unassigned(name, Role.CANARY, problem)
 
     async def _start_shadow(self, name: str, versions: Sequence[Artifact]) -> None:
         """Load the shadow that a traffic file asks for, and compare it with the active version."""
         self._shadows.stop_outdated(name)
         settings = self._shadows.due(name)
-        if settings is None:
-            return
-        model = await self._load_beside(name, settings.version, versions, is_examined=False)
-        if model is not None and self._shadows.due(name) == settings:
-            self._shadows.start(name, settings, model)
+        problem = ""
+        if settings is not None:
+            model, problem = await self._load_beside(name, settings.version, versions, Role.SHADOW)
+            if self._shadows.due(name) != settings:  # the file has changed since
+                return
+            if model is not None:
+                self._shadows.start(name, settings, model)
+        self._report_unassigned(name, Role.SHADOW, problem)
 
     async def _load_beside(
-        self, name: str, version: int, versions: Sequence[Artifact], *, is_examined: bool
-    ) -> Model | None:
-        """Return a version that is not to be active, loaded if need be; None if it cannot be.
+        self, name: str, version: int, versions: Sequence[Artifact], role: Role
+    ) -> tuple[Model | None, str]:
+        """Return a version that is not to be active, loaded if need be; None and why if it is not.
 
-        With `is_examined`, it must also pass the examination of a version that answers requests.
+        A canary must also pass the examination of a version that answers requests.
         """
         registry, examination = self._registry, self._examination
+        is_examined = role == Role.CANARY
         model = registry.version(name, version)
         artifact = _find(versions, version)
         if artifact is not None:
@@ -361,20 +370,33 @@ class Deployment:
             if model is not None and registry.version(name, version) is not model:
                 self._refusals.forget(artifact)
                 registry.add(artifact, model)
-        if model is None:
-            reason = f"version {version} is not in the store"
-            if artifact is not None:
-                reason = registry.refused.get(artifact, f"version {version} is not loaded")
-            problem = f"{TRAFFIC}: version {version} does not get its role: {reason}"
-            self._report_unassigned(name, problem)
-        return model
+        if model is not None:
+            return model, ""
+        reason = f"version {version} is not in the store"
+        if artifact is not None:
+            reason = registry.refused.get(artifact, f"version {version} is not loaded")
+        return None, f"{TRAFFIC}: version {version} does not get its role: {reason}"
 
-    def _report_unassigned(self, name: str, reason: str) -> None:
-        """Say why a version does not have the role that the traffic file gives it."""
-        if self._registry.unassigned.get(name) != reason:
-            self._registry.unassigned[name] = reason
+    def _report_active(self, name: str, wanted: int | str, reason: str) -> None:
+        """Say why the version that the traffic file names is not active."""
+        self._report_unassigned(name, Role.ACTIVE, f"{TRAFFIC}: active = {wanted}: {reason}")
+
+    def _report_unassigned(self, name: str, role: Role, reason: str) -> None:
+        """Say why a version does not have the role that the traffic file gives it; "" if it has.
+
+        A reason is logged when it is new: the file is looked at again at every poll.
+        """
+        registry, reasons = self._registry, self._unassigned.setdefault(name, {})
+        if not reason:
+            reasons.pop(role, None)
+        elif reasons.get(role) != reason:
+            reasons[role] = reason
             logger.error("model %s: %s", name, reason)
-            self._registry.events.add("traffic", f"{name}: {reason}", is_problem=True)
+            registry.events.add("traffic", f"{name}: {reason}", is_problem=True)
+        if reasons:
+            registry.unassigned[name] = "; ".join(reasons.values())
+        else:
+            registry.unassigned.pop(name, None)
 
     def _free_others(self, name: str) -> None:
         """Free the versions of a model that have no role."""

@@ -325,6 +325,30 @@ async def test_a_named_version_that_cannot_serve_leaves_the_active_one(folder, c
         assert parts.service.registry.unassigned == {}
 
 
+SHADOW = "[shadow]\nversion = {}\nshare = {}\n"
+CANARY_OF_2 = "[canary]\nversion = 2\nshare = 0.5\nfor = '1h'\n"
+
+
+async def test_each_version_without_its_role_is_reported_once(folder, caplog):
+    traffic(folder, f"active = 1\n{CANARY_OF_2}{SHADOW.format(3, 0.5)}")
+    async with gatehouse(settings(folder)) as parts:
+        for _ in range(3):
+            await parts.deployment.refresh()
+        reasons = [
+            f"traffic.toml: version {version} does not get its role: "
+            f"version {version} is not in the store"
+            for version in (2, 3)
+        ]
+        assert parts.service.registry.unassigned == {"tiny": "; ".join(reasons)}
+        problems = [event.text for event in parts.metrics.events.latest() if event.is_problem]
+        assert problems == [f"tiny: {reason}" for reason in reversed(reasons)]
+        for reason in reasons:
+            assert caplog.text.count(reason) == 1
+        add_version(folder, "tiny", 2)
+        await parts.deployment.refresh()
+        assert parts.service.registry.unassigned == {"tiny": reasons[1]}
+
+
 async def test_a_rollback_does_not_wait_for_a_version_that_is_being_loaded(folder, monkeypatch):
     entered, release, loaded = threading.Event(), threading.Event(), []
 
