@@ -194,9 +194,13 @@ class Deployment:
         await self._tables.refresh(name)
         self._switch(name)
         self._canaries.evaluate(name)
+        self._shadows.stop_outdated(name)
 
     def _switch(self, name: str) -> None:
-        """Activate the version of a model that its traffic file names, if it is loaded."""
+        """Activate the version of a model that its traffic file names, if it is loaded.
+
+        Until that one is active there is no canary: the gates would compare it with another one.
+        """
         if name not in self._registry.traffic:
             return
         self._canaries.stop_outdated(name)
@@ -207,8 +211,8 @@ class Deployment:
         if model is not None and not self._examination.is_due(model):
             if missing := self._tables.missing(model.manifest):
                 self._report_active(name, wanted, missing)
-                return
-            self._registry.switch(model)
+            else:
+                self._registry.switch(model)
         self._canaries.stop_running(name)
 
     def _wanted(self, name: str) -> int | str:
@@ -237,11 +241,10 @@ class Deployment:
             await self._activate_named(name, int(wanted), versions)
         if self._check_active(name, versions):
             await self._start_canary(name, versions)
-            await self._start_shadow(name, versions)
-            self._registry.compare(name)
         else:
-            self._report_unassigned(name, Role.CANARY, "")
-            self._report_unassigned(name, Role.SHADOW, "")
+            self._report_unassigned(name, Role.CANARY, "")  # it waits; see `_switch`
+        await self._start_shadow(name, versions)
+        self._registry.compare(name)
         self._free_others(name)
 
     async def _activate_newest(self, name: str, versions: Sequence[Artifact]) -> None:
@@ -341,7 +344,7 @@ class Deployment:
         self._shadows.stop_outdated(name)
         settings = self._shadows.due(name)
         problem = ""
-        if settings is not None:
+        if settings is not None and settings.version != self._wanted(name):
             model, problem = await self._load_beside(name, settings.version, versions, Role.SHADOW)
             if self._shadows.due(name) != settings:  # the file has changed since
                 return

@@ -329,6 +329,66 @@ SHADOW = "[shadow]\nversion = {}\nshare = {}\n"
 CANARY_OF_2 = "[canary]\nversion = 2\nshare = 0.5\nfor = '1h'\n"
 
 
+@pytest.mark.parametrize("wanted", ["missing", "damaged"])
+async def test_what_else_a_file_says_applies_while_its_active_version_cannot(folder, wanted):
+    for version in (2, 3):
+        add_version(folder, "tiny", version)
+    if wanted == "damaged":
+        corrupt(add_version(folder, "tiny", 7) / "model.ts")
+    async with gatehouse(settings(folder)) as parts:
+        registry = parts.service.registry
+
+        async def after(text):
+            traffic(folder, text)
+            await parts.deployment.refresh()
+            assert active(parts) == ["tiny/1"]
+            return {version: role for version, role in roles(parts).items() if version > 1}
+
+        assert await after(f"active = 1\n{SHADOW.format(3, 0.5)}{CANARY_OF_2}") == {
+            2: "canary",
+            3: "shadow",
+        }
+        assert await after(f"active = 7\n{SHADOW.format(3, 0.1)}{CANARY_OF_2}") == {3: "shadow"}
+        assert registry.shadows["tiny"].share == 0.1
+        assert (registry.canaries, len(registry.comparisons)) == ({}, 1)
+        assert await after(f"active = 7\n{SHADOW.format(2, 0.1)}") == {2: "shadow"}
+        assert await after("active = 7\nkeep = 0\n") == {}
+        assert (registry.shadows, registry.comparisons) == ({}, {})
+        assert registry.unassigned["tiny"].startswith("traffic.toml: active = 7: ")
+        assert await after(f"active = 1\n{CANARY_OF_2}") == {2: "canary"}
+        assert registry.unassigned == {}
+
+
+async def test_a_version_that_fails_to_be_active_is_not_the_shadow_instead(folder):
+    corrupt(add_version(folder, "tiny", 7) / "model.ts")
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        traffic(folder, f"active = 7\n{SHADOW.format(7, 0.5)}")
+        await parts.deployment.refresh()
+        assert "does not get its role" not in parts.service.registry.unassigned["tiny"]
+
+
+async def test_a_shadow_that_is_removed_stops_before_the_active_version_is_loaded(
+    folder, monkeypatch
+):
+    for version in (2, 3):
+        add_version(folder, "tiny", version)
+    traffic(folder, f"active = 1\n{SHADOW.format(3, 0.5)}")
+    async with gatehouse(settings(folder)) as parts:
+        await parts.deployment.refresh()
+        registry, during = parts.service.registry, []
+        assert len(registry.comparisons) == 1
+
+        def looking(artifact, device):
+            during.append((artifact.version, dict(registry.shadows), dict(registry.comparisons)))
+            return load(artifact, device)
+
+        monkeypatch.setattr("app.lifecycle.version_loader.load", looking)
+        traffic(folder, "active = 2")
+        await parts.deployment.refresh()
+        assert during == [(2, {}, {})]
+
+
 async def test_each_version_without_its_role_is_reported_once(folder, caplog):
     traffic(folder, f"active = 1\n{CANARY_OF_2}{SHADOW.format(3, 0.5)}")
     async with gatehouse(settings(folder)) as parts:

@@ -104,7 +104,8 @@ async def test_canary_and_shadow_are_events(folder):
         assert "shadow tiny/2 scores 0.5 of the traffic of tiny/1" in await texts(client)
         traffic.write_text("active = 7\n")
         await parts.deployment.refresh()
-        [latest, *_] = await events(client)
+        [freed, latest, *_] = await events(client)
+    assert freed["text"] == "tiny/2 is freed"
     assert latest["kind"] == "traffic"
     assert latest["is_problem"]
     assert "version 7 is not in the store" in latest["text"]

@@ -228,7 +228,7 @@ async def test_canary_must_pass_and_a_shadow_need_not(folder, log):
         assert roles(parts) == {1: "active", 3: "shadow"}
         traffic(folder, f"active = 3\n{gates}")  # it is loaded, but was not examined
         await parts.deployment.refresh()
-        assert roles(parts) == {1: "active", 3: "shadow"}
+        assert roles(parts) == {1: "active"}
         assert "does not accept the example request" in refused(parts)["feed/3"]
 
 

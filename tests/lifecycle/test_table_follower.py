@@ -136,6 +136,25 @@ async def test_rollback_to_a_version_without_a_table_is_refused(folder):
         assert "needs a table of items" in registry.unassigned["tiny"]
 
 
+async def test_canary_stops_while_the_named_version_is_loaded_and_has_no_table(folder):
+    async with gatehouse(settings(folder)) as parts:
+        await parts.start()
+        registry = parts.service.registry
+        other = version_with_default(folder, 2)
+        version_with_default(folder, 3)
+        canary = CANARY.partition("\n")[2].replace("version = 2", "version = 3")
+        (folder / "tiny" / "traffic.toml").write_text(f"active = 2\n{canary}")
+        await parts.deployment.refresh()
+        publish(folder, other)
+        await parts.deployment.refresh()
+        assert list(registry.canaries) == ["tiny"]
+        (folder / "tiny" / "traffic.toml").write_text(f"active = 1\n{canary}")
+        await parts.deployment._apply_changes("tiny")
+        assert registry.active_version("tiny") == 2
+        assert "needs a table of items" in registry.unassigned["tiny"]
+        assert registry.canaries == {}
+
+
 async def test_at_the_start_an_older_version_with_a_table_is_preferred(folder, manifest):
     publish(folder, manifest)
     version_with_default(folder, 2)
