@@ -268,25 +268,32 @@ class TrafficRecorder:
 
     def _main(self) -> None:
         files: dict[str, _NextFile] = {}  # by `name/version`
-        while True:
+        is_closed = False
+        while not is_closed:
             self._wake.wait(min(_LOOK_EVERY_S, self._file_age_s))
             self._wake.clear()
             is_closed = self._is_closed
-            while self._records:
-                record = self._records.popleft()
-                label = record.manifest.label
-                file = files.setdefault(label, _NextFile(self._clock()))
-                file.records.append(record)
-                file.size += record.size
-            is_much = sum(file.size for file in files.values()) >= MAX_QUEUED_BYTES // 2
-            for label, file in list(files.items()):
-                is_old = self._clock() - file.began >= self._file_age_s
-                if file.size >= FILE_BYTES or is_old or is_much or is_closed:
-                    del files[label]
-                    self._write(file.records)
-                    self._done_bytes += file.size
-            if is_closed:
-                return
+            # What is a local variable here stays in memory while the thread waits.
+            self._sort_into(files)
+            self._write_due(files, all_are_due=is_closed)
+
+    def _sort_into(self, files: dict[str, _NextFile]) -> None:
+        """Move the queued records to the next file of their version."""
+        while self._records:
+            record = self._records.popleft()
+            file = files.setdefault(record.manifest.label, _NextFile(self._clock()))
+            file.records.append(record)
+            file.size += record.size
+
+    def _write_due(self, files: dict[str, _NextFile], *, all_are_due: bool) -> None:
+        """Write and forget the files that are large or old enough."""
+        is_much = sum(file.size for file in files.values()) >= MAX_QUEUED_BYTES // 2
+        for label, file in list(files.items()):
+            is_old = self._clock() - file.began >= self._file_age_s
+            if file.size >= FILE_BYTES or is_old or is_much or all_are_due:
+                del files[label]
+                self._write(file.records)
+                self._done_bytes += file.size
 
     def _write(self, records: list[TrafficRecord]) -> None:
         """Write records of one version as a file, or count them as failed."""

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from typing import Any
 
 import httpx
@@ -217,6 +218,18 @@ def test_the_oldest_files_are_removed_beyond_the_limit(tmp_path):
     assert len(list(TrafficLog(tmp_path, "feed").requests())) == len(files)
     assert files[-1].name.endswith("000012.parquet")
     assert [each for each in (tmp_path / "feed").iterdir() if each.name.startswith(".")] == []
+
+
+def test_a_record_that_is_written_is_out_of_memory(tmp_path):
+    record = record_of()
+    assert record.scored is not None
+    scores = weakref.ref(record.scored.scores)
+    recording = recorder(tmp_path, Counts())
+    recording.add(record)
+    del record
+    wait_until(lambda: scores() is None, "the thread has let go of the record")
+    assert len(log_files(tmp_path, "feed")) == 1
+    recording.close()
 
 
 def test_a_folder_has_at_most_so_many_files(tmp_path, monkeypatch):
