@@ -128,6 +128,7 @@ class QueuedHandler(logging.Handler):
             if dropped:
                 lines.append(self._report(dropped))
             self._write("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+            del lines  # thousands after a burst, which would stay until the next record
 
     def _report(self, dropped: int) -> str:
         message = "%d log records were dropped: standard error was not read fast enough"

@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -196,6 +197,26 @@ def test_closing_a_handler_writes_what_is_queued_and_ends_its_thread(pipe):
         assert select.select([pipe[0]], [], [], 30)[0]
         received += os.read(pipe[0], 1 << 20)
     wait_until(lambda: threading.active_count() <= before, "the thread ends")
+
+
+def test_lines_that_are_written_are_out_of_memory(pipe):
+    class Line(str):  # unlike a plain string, it can have a weak reference
+        pass
+
+    class Formatter(logging.Formatter):
+        def format(self, record):
+            made = Line(super().format(record))
+            lines.append(weakref.ref(made))
+            return made
+
+    reader, writer = pipe
+    lines: list[weakref.ref[Line]] = []
+    handler = QueuedHandler(writer)
+    handler.setFormatter(Formatter())
+    handler.emit(record("first"))
+    assert os.read(reader, 100) == b"first\n"
+    wait_until(lambda: lines[0]() is None, "the thread has let go of the line")
+    handler.close()
 
 
 def test_without_a_thread_a_full_pipe_drops_records(pipe):
