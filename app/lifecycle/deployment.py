@@ -278,12 +278,17 @@ class Deployment:
         """Activate the version that the traffic file names.
 
         A server that starts has nothing else to serve, so it serves this version even if running
-        servers refuse it, and says so.
+        servers refuse it, and says so. It does not replay it: nobody knows whether it came after
+        the version below it or is a return from a newer one, which must not fail.
         """
         is_start = not self._registry.active_version(name)
         artifact = _find(versions, version)
         if artifact is None or not await self._activate(artifact) or not is_start:
             return
+        if self._registry.traffic[name].replay is not None and artifact != versions[0]:
+            reason = f"not replayed: {TRAFFIC} named it when the server started"
+            self._registry.replays[str(artifact)] = reason
+            logger.info("model %s is %s", artifact, reason)
         for incompatible in await self._examination.incompatible(name, versions):
             if incompatible.artifact == artifact:
                 problem = f"serves because {TRAFFIC} names it, but running servers refuse it"

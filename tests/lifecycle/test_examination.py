@@ -338,6 +338,20 @@ async def test_start_serves_a_version_that_running_servers_refuse_with_a_warning
             assert "does not accept the example request of feed/1" in problems[0]
 
 
+async def test_start_serves_a_named_version_without_a_replay_and_says_so(folder, log, caplog):
+    caplog.set_level("INFO")
+    reason = "not replayed: traffic.toml named it when the server started"
+    published(folder, Reversed())
+    for version, expected in ((1, None), (2, reason)):  # nothing is below version 1
+        traffic(folder, GATE.replace('"latest"', str(version)))
+        async with serving(folder, record=log, record_share=0) as parts, client_of(parts) as client:
+            await parts.deployment.refresh()
+            assert roles(parts) == {version: "active"}
+            (card,) = (await client.get("/v1/models/feed")).json()["versions"]
+            assert card["replay"] == expected
+    assert caplog.text.count(f"model feed/2 is {reason}") == 1
+
+
 async def test_number_of_an_accepted_version_holds_for_one_that_comes_in_its_place(folder):
     traffic(folder, "accept_incompatible = 2")
     async with serving(folder) as parts:
