@@ -10,9 +10,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 _TEMPORARY = ".publishing-"
+_ALL_TEMPORARY = (_TEMPORARY, ".pruned-")  # the second was that of `gatehouse prune` before 0.2.0
 _LEFT_OVER_S = 24 * 3600.0
 
 
@@ -27,7 +29,7 @@ def unnamed_folder(parent: Path) -> Iterator[Path]:
         OSError: the parent cannot be created or written.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_over(parent)
+    remove_left_over(parent)
     with tempfile.TemporaryDirectory(dir=parent, prefix=_TEMPORARY) as temporary:
         written = Path(temporary) / "artifact"
         written.mkdir()
@@ -70,9 +72,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_left_over(folder: Path) -> None:
-    """Remove the files of processes that were killed; a running one writes every few seconds."""
-    for left_over in folder.glob(f"{_TEMPORARY}*"):
+def remove_left_over(folder: Path) -> None:
+    """Remove the unnamed folders of processes that were killed a day ago or earlier.
+
+    A running one writes, or removes files, every few seconds.
+    """
+    for left_over in chain.from_iterable(folder.glob(f"{name}*") for name in _ALL_TEMPORARY):
         try:
             newest = max(path.lstat().st_mtime for path in (left_over, *left_over.rglob("*")))
         except OSError:  # it was renamed or removed meanwhile

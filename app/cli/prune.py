@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from app.artifacts.store import Artifact
-from app.artifacts.unnamed_folder import unnamed_folder
+from app.artifacts.unnamed_folder import remove_left_over, unnamed_folder
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage
 from app.cli.signals import importing
@@ -41,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
     if options.keep < 1:
         raise WrongUsage("--keep must be 1 or more")
     versions = versions_of_model(options)
+    if not options.dry_run:
+        remove_left_over(versions[0].folder.parent)
     kept = _kept(versions, options.keep)
     for artifact in versions:
         if artifact.version in kept:

@@ -30,6 +30,7 @@ from app.artifacts.tables.listing import (
 )
 from app.artifacts.tables.publish import compact, remove
 from app.artifacts.tables.table import Table, open_table
+from app.artifacts.unnamed_folder import remove_left_over
 from app.cli.option_values import AGE_UNITS_S
 from app.cli.output import Output, counted
 from app.cli.parser import WrongUsage, complain
@@ -195,6 +196,9 @@ def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
         raise WrongUsage("--keep must be 1 or more")
     versions = versions_of_model(options)
     model = versions[0].folder.parent
+    if not options.dry_run:
+        for folder in (model, model / kind):
+            remove_left_over(folder)
     tables = tables_of(model, kind)
     fitting = [newest_fitting(tables, manifest) for manifest in _manifests(versions).values()]
     kept = [*tables[-options.keep :], *fitting]

@@ -132,6 +132,20 @@ def test_publishers_at_the_same_time_get_different_versions(tmp_path):
     assert len(list((tmp_path / "feed").iterdir())) == publishers
 
 
+def test_publish_removes_what_a_killed_prune_of_an_earlier_build_left_behind(tmp_path):
+    artifact = published(tmp_path)
+    pruned = tmp_path / "feed" / ".pruned-x"
+    pruned.mkdir()
+    artifact.folder.rename(pruned / "1")
+    assert published(tmp_path).version == 1
+    assert (pruned / "1").exists()
+    yesterday = time.time() - 25 * 3600
+    for path in (pruned, *pruned.rglob("*")):
+        os.utime(path, (yesterday, yesterday))
+    assert published(tmp_path).version == 2
+    assert not pruned.exists()
+
+
 def test_golden_requests_may_include_one_without_candidates(tmp_path):
     requests = batch(sizes=(2, 0, 1))
     artifact = publish(Store(tmp_path), description(), scripted(Request()), requests)

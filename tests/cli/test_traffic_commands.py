@@ -276,6 +276,23 @@ def test_prune_removes_what_a_killed_prune_has_left(store, tmp_path, monkeypatch
     assert [path.name for path in folder.iterdir()] == ["3"]
 
 
+@pytest.mark.parametrize("command", [["prune"], ["items", "prune"]])
+def test_prune_removes_what_earlier_builds_left_whatever_it_keeps(store, command):
+    two_days_ago = time.time() - 2 * 24 * 3600
+    old, recent = (store / "feed" / f".pruned-{name}" for name in ("old", "recent"))
+    for left_over in (old, recent):
+        shutil.copytree(store / "feed" / "1", left_over / "1")
+    for path in (old, *old.rglob("*")):
+        os.utime(path, (two_days_ago, two_days_ago))
+    assert Store(store).scan().ignored == {}
+    assert Store(store).versions("feed") == [1, 2, 3]
+    assert main([*command, "--keep", "3", "--dry-run"]) == ExitCode.OK
+    assert old.exists()
+    assert main([*command, "--keep", "3"]) == ExitCode.OK
+    assert [old.exists(), recent.exists()] == [False, True]
+    assert Store(store).versions("feed") == [1, 2, 3]
+
+
 def test_prune_keeps_the_newest_version_that_can_be_loaded(store):
     for version in (2, 3):
         corrupt(store / "feed" / str(version) / "model.ts")
