@@ -189,6 +189,15 @@ def test_strings_with_colons_are_no_members():
         refuse_duplicates(text, document)
 
 
+@pytest.mark.parametrize("size", [7_000, 9_000, 600_000])
+def test_members_are_counted_to_the_end_of_a_body_of_any_size(size):
+    body = b'{"user":1,"text":"%b","last":2}' % (b"1" * size)
+    refuse_duplicates(body, orjson.loads(body))
+    body = body.replace(b"last", b"user")
+    with pytest.raises(InvalidRequest):
+        refuse_duplicates(body, orjson.loads(body))
+
+
 def test_arrays_of_a_large_document_are_not_counted():
     document = {"user": {"a": np.zeros(3)}}
     refuse_duplicates(b'{"user":{"a":[0,0,0]}}', document)
