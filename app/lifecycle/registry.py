@@ -53,7 +53,8 @@ class Registry:
         traffic: what the traffic file of a model says, as it was last valid, by name.
         traffic_problems: why the traffic file of a model cannot be used, by name.
         replays: figures of the replay that a loaded version has passed, by `name/version`.
-        unassigned: why a version that a traffic file names does not have its role, by name.
+        unassigned: why versions that a traffic file names do not have their roles, by name of the
+            model.
         canaries: the canaries that get traffic, by name of their model.
         last_canaries: the same, and those that are over.
         shadows: the active version and its shadow, by name of their model.
