@@ -121,9 +121,9 @@ def per_core() -> str:
         "| ---: | --- | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {each.rows} | {each.format} | {each.cpu_us:,.0f} | {each.rows_per_core:,.0f} "
-        f"| {each.loop_lanes:.1f} |"
-        for each in MEASURED
+        f"| {request.rows} | {request.format} | {request.cpu_us:,.0f} "
+        f"| {request.rows_per_core:,.0f} | {request.loop_lanes:.1f} |"
+        for request in MEASURED
     ]
     return "\n".join(lines)
 
@@ -160,7 +160,7 @@ def main() -> None:
     if options.load is None:
         print(per_core(), fleets(options.cores, options.usd), sep="\n\n")
         return
-    known = min(MEASURED, key=lambda each: abs(each.rows - options.rows))
+    known = min(MEASURED, key=lambda measured: abs(measured.rows - options.rows))
     scale = options.rows / known.rows
     request = replace(
         known,

@@ -83,10 +83,10 @@ def _measure(url: str, folder: Path, rows: int, arguments: argparse.Namespace) -
     for seconds in (1.0, *[arguments.seconds] * arguments.rounds):
         for form, of in FORMS.items():
             found[form].append(wrk(url, of(rows), arguments.connections, seconds, folder))
-    rates = {form: [each.rate for each in runs[1:]] for form, runs in found.items()}
+    rates = {form: [run.rate for run in runs[1:]] for form, runs in found.items()}
     for form, runs in found.items():
         rate = median(rates[form])
-        typical = sorted(runs[1:], key=lambda each: each.rate)[len(runs[1:]) // 2]
+        typical = sorted(runs[1:], key=lambda run: run.rate)[len(runs[1:]) // 2]
         share = rate / median(rates["native JSON"])
         size = len(FORMS[form](rows).body)
         print(

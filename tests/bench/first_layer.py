@@ -96,10 +96,10 @@ class Shape:
     def inputs(self) -> tuple[Input, ...]:
         """Return the same for the manifest."""
         return tuple(
-            DenseInput(name=each.name, side=each.side, dim=each.dim)
-            if isinstance(each, DenseFeature)
-            else IdInput(name=each.name, side=each.side, vocabulary_size=self.vocabulary)
-            for each in self.features()
+            DenseInput(name=feature.name, side=feature.side, dim=feature.dim)
+            if isinstance(feature, DenseFeature)
+            else IdInput(name=feature.name, side=feature.side, vocabulary_size=self.vocabulary)
+            for feature in self.features()
         )
 
     def built(self) -> RankingNetwork:
@@ -154,8 +154,16 @@ def artifact(store: Store, shape: Shape, name: str) -> Artifact:
     )
     sizes = (2, 5, 9)
     golden = ModelInputs(
-        {each.name: _random(each, len(sizes), 1) for each in inputs if each.side == "user"},
-        {each.name: _random(each, sum(sizes), 2) for each in inputs if each.side == "candidate"},
+        {
+            feature.name: _random(feature, len(sizes), 1)
+            for feature in inputs
+            if feature.side == "user"
+        },
+        {
+            feature.name: _random(feature, sum(sizes), 2)
+            for feature in inputs
+            if feature.side == "candidate"
+        },
         np.repeat(np.arange(len(sizes)), sizes),
     )
     with warnings.catch_warnings():
@@ -172,12 +180,12 @@ def _random(feature: Input, rows: int, seed: int) -> np.ndarray:
 
 def table(store: Store, of: Artifact, shape: Shape, items: int, *, fold: bool) -> Table:
     """Publish a table of random items; the keys are the integers from 0 on."""
-    features = [each for each in shape.inputs() if each.side == "candidate"]
+    features = [feature for feature in shape.inputs() if feature.side == "candidate"]
     plan = TablePlan(
         model=store.folder / of.model,
         kind="items",
         key=TableKey(name="item_id", type="int64"),
-        columns=tuple(TableColumn(feature=each) for each in features),
+        columns=tuple(TableColumn(feature=feature) for feature in features),
         defaults=np.zeros(1, record_dtype(features)),
     )
 
@@ -185,8 +193,8 @@ def table(store: Store, of: Artifact, shape: Shape, items: int, *, fold: bool) -
         for start in range(0, items, _AT_ONCE):
             count = min(_AT_ONCE, items - start)
             records = np.zeros(count, plan.defaults.dtype)
-            for each in features:
-                records[each.name] = _random(each, count, start)
+            for feature in features:
+                records[feature.name] = _random(feature, count, start)
             writer.add(np.arange(start, start + count), records)
         if fold:
             found = TableFold.of(of)
@@ -207,7 +215,7 @@ class LaneCalls:
         self._folded_for = model.program if folded else None
         self._collate = Staging().collate
         self._options = NO_POLICIES.policies_for(model.manifest.traits).default_options
-        self._user = {name: each[:1] for name, each in model.golden.batch.user.items()}
+        self._user = {name: column[:1] for name, column in model.golden.batch.user.items()}
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         names = frozenset(self._table.columns)
@@ -232,7 +240,7 @@ def lane_ms(calls: Sequence[LaneCalls], items: int, turns: int) -> list[float]:
             began = time.perf_counter()
             call(positions)
             found.append(time.perf_counter() - began)
-    return [median(each[turns // 10 :]) * 1e3 for each in times]
+    return [median(took[turns // 10 :]) * 1e3 for took in times]
 
 
 @dataclass(frozen=True)
@@ -248,8 +256,8 @@ class Pair:
         """Return the row of the first table."""
         network = self.shape.built()
         lines = parts(network)
-        first = sum(each.row_flops for each in lines if each.name.endswith(".first"))
-        everything = sum(each.row_flops for each in lines)
+        first = sum(part.row_flops for part in lines if part.name.endswith(".first"))
+        everything = sum(part.row_flops for part in lines)
         calls = [
             LaneCalls(self.plain, self.tables[0], folded=False),
             LaneCalls(self.folded, self.tables[1], folded=True),
@@ -269,8 +277,8 @@ class Pair:
 def paired(store: Store, shape: Shape, items: int) -> Pair:
     """Publish a shape twice, each with its table."""
     made = [artifact(store, shape, f"{shape.name}{suffix}") for suffix in ("", "-folded")]
-    tables = [table(store, each, shape, items, fold=i == 1) for i, each in enumerate(made)]
-    plain, folded = (load(each, torch.device("cpu")) for each in made)
+    tables = [table(store, version, shape, items, fold=i == 1) for i, version in enumerate(made)]
+    plain, folded = (load(version, torch.device("cpu")) for version in made)
     return Pair(shape, plain, folded, (tables[0], tables[1]))
 
 
@@ -297,7 +305,7 @@ def over_http(
                 used_s = settled(lambda: cpu_s(server.process.pid)) - before
                 found.setdefault(name, []).append((sent.rate, used_s / sent.requests * 1e6))
         (rate, cpu_us), (folded_rate, folded_us) = (
-            tuple(median(each[k] for each in found[model.manifest.name][1:]) for k in (0, 1))
+            tuple(median(figures[k] for figures in found[model.manifest.name][1:]) for k in (0, 1))
             for model in (pair.plain, pair.folded)
         )
         yield (
@@ -308,7 +316,7 @@ def over_http(
 
 def _body(model: Model, items: int, seed: int) -> bytes:
     keys = np.random.default_rng(seed).choice(items, CANDIDATES, replace=False)
-    user = {name: each[0] for name, each in model.golden.batch.user.items()}
+    user = {name: column[0] for name, column in model.golden.batch.user.items()}
     sent = {"user": user, "candidates": keys} if user else {"candidates": keys}
     return orjson.dumps(sent, option=orjson.OPT_SERIALIZE_NUMPY)
 

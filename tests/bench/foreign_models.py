@@ -34,12 +34,12 @@ def rechub_sequences(name: str) -> tuple[nn.Module, Example]:
     from torch_rechub.basic.features import SequenceFeature, SparseFeature
     from torch_rechub.models import ranking
 
-    targets = [SparseFeature(each, 50, embed_dim=8) for each in ("target_item", "target cate")]
+    targets = [SparseFeature(column, 50, embed_dim=8) for column in ("target_item", "target cate")]
     histories = [
         SequenceFeature(
-            each, 50, pooling="concat", embed_dim=8, shared_with=target.name, padding_idx=0
+            column, 50, pooling="concat", embed_dim=8, shared_with=target.name, padding_idx=0
         )
-        for each, target in zip(("hist_item", "hist_cate"), targets, strict=True)
+        for column, target in zip(("hist_item", "hist_cate"), targets, strict=True)
     ]
     options: dict[str, Any] = {"mlp_params": {"dims": [32, 16]}}
     options |= (
@@ -143,7 +143,7 @@ def tried(content: bytes) -> tuple[str, str]:
         examine(content, validated(description, ""))
     except ArtifactInvalid as error:
         return "", str(error)
-    kinds = [each["kind"] for each in description["inputs"]]
+    kinds = [feature["kind"] for feature in description["inputs"]]
     derived = sum(not isinstance(part, str) for a in description["arguments"] for part in a["pack"])
     found = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
     return ", ".join(found) + (f", {derived} derived" if derived else ""), "yes"

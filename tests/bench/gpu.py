@@ -108,7 +108,7 @@ def served(
 def chunks(bucket: Bucket) -> list[Chunk]:
     """Return a batch that fills a bucket, with the rows divided among the requests."""
     random = np.random.default_rng(0)
-    sizes = [len(each) for each in np.array_split(np.arange(bucket.rows), bucket.requests)]
+    sizes = [len(rows) for rows in np.array_split(np.arange(bucket.rows), bucket.requests)]
     return [
         chunk_of(
             RequestFeatures(
@@ -164,9 +164,9 @@ def by_bucket(device: torch.device, limit: int, turns: int) -> None:
         times = [
             [seconds(executor, model, batch) for model, executor in forms] for _ in range(turns)
         ]
-        medians = [statistics.median(each) for each in zip(*times, strict=True)]
-        gain = statistics.median(each[0] / each[2] for each in times)
-        cells = " | ".join(f"{each * 1e6:.0f} µs" for each in medians)
+        medians = [statistics.median(column) for column in zip(*times, strict=True)]
+        gain = statistics.median(row[0] / row[2] for row in times)
+        cells = " | ".join(f"{median_s * 1e6:.0f} µs" for median_s in medians)
         print(
             f"| {bucket.rows} | {bucket.requests} | {cells} | {gain:.2f} "
             f"| {bucket.rows / medians[2]:,.0f} |"
@@ -207,13 +207,14 @@ def by_keys(
             timing = executor(model, batch).timing
             found[name].append((took, timing.collate_s, timing.copy_in_s, timing.compute_s))
     for name, times in found.items():
-        medians = [statistics.median(each) for each in zip(*times, strict=True)]
-        print(f"| {name} | " + " | ".join(f"{each * 1e6:.0f} µs" for each in medians) + " |")
+        medians = [statistics.median(column) for column in zip(*times, strict=True)]
+        cells = " | ".join(f"{median_s * 1e6:.0f} µs" for median_s in medians)
+        print(f"| {name} | {cells} |")
 
 
 def listed_size(listed: ListedTable) -> int:
     """Return how many bytes the files of a table have."""
-    return sum(each.stat().st_size for each in listed.folder.iterdir())
+    return sum(file.stat().st_size for file in listed.folder.iterdir())
 
 
 def stream_of(device: torch.device) -> Stream:
@@ -278,12 +279,12 @@ def several(model: Model, limit: int, lanes: int, window_s: float) -> float:
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(lanes)]
     began = time.perf_counter()
-    for each in threads:
-        each.start()
+    for thread in threads:
+        thread.start()
     time.sleep(window_s)
     stop.set()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.join()
     return sum(counts) / (time.perf_counter() - began)
 
 

@@ -80,11 +80,11 @@ def cpu_s(pid: int) -> float:
     """Return the CPU time (s) of a process, its children and theirs."""
     total, todo = 0.0, [pid]
     while todo:
-        each = todo.pop()
+        process = todo.pop()
         try:
-            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
             total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-            for task in Path(f"/proc/{each}/task").iterdir():
+            for task in Path(f"/proc/{process}/task").iterdir():
                 todo += map(int, (task / "children").read_text().split())
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -248,7 +248,7 @@ def server_of(checkout: Path, folder: Path) -> Iterator[Server]:
 def _medians(samples: Sequence[Sample]) -> Sample:
     return Sample(
         *(
-            median([getattr(each, name) for each in samples])
+            median([getattr(sample, name) for sample in samples])
             for name in ("rate", "p50_ms", "p99_ms", "cpu_us")
         )
     )
@@ -315,9 +315,9 @@ def _measure_all(
                     sample = measure(subject, rows, connections, arguments.seconds, folder)
                     samples.setdefault((subject.name, rows, connections), []).append(sample)
     return Results(
-        {of: _medians(each) for of, each in samples.items()},
-        {rows: median(each) for rows, each in alone_rate.items()},
-        {rows: median(each) for rows, each in alone_us.items()},
+        {of: _medians(found) for of, found in samples.items()},
+        {rows: median(rates) for rows, rates in alone_rate.items()},
+        {rows: median(times) for rows, times in alone_us.items()},
     )
 
 

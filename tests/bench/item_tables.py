@@ -92,9 +92,9 @@ def forms(model: str) -> dict[str, Form]:
     full = orjson.dumps({"candidates": {"x": x}}, option=orjson.OPT_SERIALIZE_NUMPY)
     random = np.random.default_rng(2)
     drawn = [random.choice(ITEMS, ROWS, replace=False) for _ in range(BODIES)]
-    keys = [orjson.dumps({"candidates": each}, option=orjson.OPT_SERIALIZE_NUMPY) for each in drawn]
+    keys = [orjson.dumps({"candidates": ids}, option=orjson.OPT_SERIALIZE_NUMPY) for ids in drawn]
     binary = [_binary("x", "FP32", x)]
-    binary_keys = [_binary("item_id", "INT64", each) for each in drawn]
+    binary_keys = [_binary("item_id", "INT64", ids) for ids in drawn]
     json = {"content-type": "application/json"}
     return {
         "JSON, every number": Form(native, json, [full]),
@@ -142,10 +142,10 @@ class Rates:
 
     def print_all(self) -> None:
         """Print a row for each form."""
-        for form, each in self.samples.items():
+        for form, sample in self.samples.items():
             print(
-                f"| {self.model} | {form} | {self.bytes[form]:,} | {each.rate:,.0f} "
-                f"| {each.p50_ms:.2f} | {each.p99_ms:.2f} | {each.cpu_us:,.0f} "
+                f"| {self.model} | {form} | {self.bytes[form]:,} | {sample.rate:,.0f} "
+                f"| {sample.p50_ms:.2f} | {sample.p99_ms:.2f} | {sample.cpu_us:,.0f} "
                 f"| {self.beside_us(form):,.0f} |"
             )
 
@@ -183,7 +183,7 @@ def compare(
         medians = {
             name: Sample(
                 *(
-                    median([getattr(each, of) for each in samples[model, name][1:]])
+                    median([getattr(sample, of) for sample in samples[model, name][1:]])
                     for of in ("rate", "p50_ms", "p99_ms", "cpu_us")
                 )
             )
@@ -201,7 +201,7 @@ def large_table(folder: Path, rows: int) -> Iterator[tuple[str, float, float]]:
     without = _start(store, folder)
     began = time.perf_counter()
     listed = publish_random(store.folder, artifact.model, _wide_feature(), rows)
-    size = sum(each.stat().st_size for each in listed.folder.iterdir())
+    size = sum(file.stat().st_size for file in listed.folder.iterdir())
     print(
         f"\n{rows:,} items of {WIDE} numbers: {size / 2**20:,.0f} MiB, written in "
         f"{time.perf_counter() - began:.1f} s"
@@ -217,15 +217,15 @@ def large_table(folder: Path, rows: int) -> Iterator[tuple[str, float, float]]:
     yield "memory of the table in 3 processes (Pss) / its files", pss / size, 1.05
     table = open_table(listed, artifact.model)
     drawn = [np.random.default_rng(i).choice(rows, ROWS, replace=False) for i in range(200)]
-    for each in drawn:
-        table.find(each)
+    for keys in drawn:
+        table.find(keys)
     began = time.process_time()
-    for each in drawn:
-        table.find(each)
+    for keys in drawn:
+        table.find(keys)
     yield "lookup of 500 keys (us)", (time.process_time() - began) / len(drawn) * 1e6, 100.0
     began = time.process_time()
-    for each in drawn:
-        table.take(each)
+    for positions in drawn:
+        table.take(positions)
     taken_us = (time.process_time() - began) / len(drawn) * 1e6
     print(f"500 rows of {WIDE} numbers are read in {taken_us:.0f} us")
 
@@ -254,7 +254,7 @@ def _memory(store: Store, folder: Path) -> int:
         for _ in range(120):  # readiness is that of the first process
             shares = [_pss(pid) for pid in _family(server.process.pid)]
             mapped = sum(shares)
-            if sum(each > 0 for each in shares) == 3:
+            if sum(share > 0 for share in shares) == 3:
                 break
             time.sleep(0.5)
         return mapped
@@ -263,9 +263,9 @@ def _memory(store: Store, folder: Path) -> int:
 def _family(pid: int) -> list[int]:
     found, todo = [], [pid]
     while todo:
-        each = todo.pop()
-        found.append(each)
-        for task in Path(f"/proc/{each}/task").iterdir():
+        process = todo.pop()
+        found.append(process)
+        for task in Path(f"/proc/{process}/task").iterdir():
             todo += map(int, (task / "children").read_text().split())
     return found
 
@@ -301,10 +301,12 @@ def main() -> None:
             reference_artifact(store, "cheap", num_experts=2, hidden_units=(64, 32)),
         ]
         feature = DenseInput(name="x", side="candidate", dim=COLUMNS)
-        for each in artifacts:
-            publish_random(store.folder, each.model, feature, ITEMS)
+        for artifact in artifacts:
+            publish_random(store.folder, artifact.model, feature, ITEMS)
         torch.set_num_threads(1)
-        programs = {each.model: load(each, torch.device("cpu")).program for each in artifacts}
+        programs = {
+            artifact.model: load(artifact, torch.device("cpu")).program for artifact in artifacts
+        }
         with standalone_server(store.folder, folder / "log") as server:
             rates = compare(server, programs, arguments, folder)
         print(f"\n{ROWS} candidates of {COLUMNS} numbers\n")

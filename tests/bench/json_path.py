@@ -140,7 +140,7 @@ def main() -> None:
     turns = flags.parse_args().turns
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)  # as the server does
-    columns = {each.name: each for each in documents()}
+    columns = {document.name: document for document in documents()}
     cells: dict[str, list[str]] = {}
     for document in columns.values():
         options = ways(document)
@@ -149,12 +149,12 @@ def main() -> None:
         for _ in range(turns):
             for name, way in options.items():
                 times[name].append(seconds(way, repeats))
-        least = {name: min(each) for name, each in times.items()}
+        least = {name: min(took) for name, took in times.items()}
         first, *_ = least.values()
-        for name, each in least.items():
-            cells.setdefault(name, []).append(f"{each * 1e6:,.0f} µs ({first / each:.1f}×)")
+        for name, least_s in least.items():
+            cells.setdefault(name, []).append(f"{least_s * 1e6:,.0f} µs ({first / least_s:.1f}×)")
     print(f"| | {' | '.join(columns)} |")
-    sizes = [f"{len(each.body) / 1e3:,.0f} kB" for each in columns.values()]
+    sizes = [f"{len(document.body) / 1e3:,.0f} kB" for document in columns.values()]
     print(f"| --- |{' --: |' * len(columns)}\n| body | {' | '.join(sizes)} |")
     for name, row in cells.items():
         print(f"| {name} | {' | '.join(row)} |")

@@ -51,9 +51,9 @@ def waits_meanwhile(server: Server, small: bytes, body: bytes) -> tuple[list[flo
     waits: list[float] = []
     statuses: Counter[int] = Counter()
     large = [threading.Thread(target=post, args=(server, body, statuses)) for _ in range(BODIES)]
-    for each in large:
-        each.start()
-    while any(each.is_alive() for each in large):
+    for thread in large:
+        thread.start()
+    while any(thread.is_alive() for thread in large):
         began = time.perf_counter()
         post(server, small, Counter())
         waits.append(time.perf_counter() - began)

@@ -69,9 +69,9 @@ def main() -> None:
         plan = Plan(port, [request], seconds=options.seconds, connections=32)
         open_loop = replace(plan, connections=1024)
         rates = [SENDS_PER_S * share for share in (0.25, 0.5, 1.0, 2.0)]
-        for each in (plan, *(replace(open_loop, rate=rate) for rate in rates)):
-            report = fire(each)
-            loop, offered = ("closed", "") if each.rate is None else ("open", f"{each.rate:,.0f}")
+        for load in (plan, *(replace(open_loop, rate=rate) for rate in rates)):
+            report = fire(load)
+            loop, offered = ("closed", "") if load.rate is None else ("open", f"{load.rate:,.0f}")
             print(
                 f"| {loop} | {offered} | {report.rate_within():,.0f} "
                 f"| {report.lag_ms(0.5):.2f} ms | {report.lag_ms(0.99):.2f} ms "

@@ -80,8 +80,8 @@ def stalls(
 def _place(frame: object) -> str:
     """Return the innermost function of the service, and the one of torch that it called."""
     stack = traceback.extract_stack(frame)  # type: ignore[arg-type]
-    own = [each for each in stack if f"{'app'}/" in each.filename]
-    inner = [each for each in stack if "/torch/" in each.filename]
+    own = [entry for entry in stack if f"{'app'}/" in entry.filename]
+    inner = [entry for entry in stack if "/torch/" in entry.filename]
     name = f"{Path(own[-1].filename).stem}.{own[-1].name}" if own else "elsewhere"
     return f"{name} > {inner[-1].name}" if inner else name
 
@@ -104,10 +104,10 @@ def main() -> None:
         try:
             found, delays, places, load_s = stalls(artifact, options.loads, options.niceness)
         finally:
-            for each in burners:
-                each.kill()
+            for process in burners:
+                process.kill()
     p50, p90, p99, longest = np.quantile(found, (0.5, 0.9, 0.99, 1)) * 1e3
-    held_ms = sum(each for each in found if each > _STALL_S) / options.loads * 1e3
+    held_ms = sum(stall_s for stall_s in found if stall_s > _STALL_S) / options.loads * 1e3
     print(f"one load: {load_s * 1e3:.0f} ms of CPU time, {held_ms:.0f} ms in stalls over 2 ms")
     print(f"stalls: p50 {p50:.2f}, p90 {p90:.2f}, p99 {p99:.2f}, longest {longest:.1f} ms")
     p50, p90, p99, longest = np.quantile(delays, (0.5, 0.9, 0.99, 1)) * 1e3

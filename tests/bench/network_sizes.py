@@ -63,7 +63,9 @@ def main() -> None:
     for name in arguments.networks:
         configured = experiment.read(CONFIGS / f"{name}.toml")
         started = time.process_time()
-        cells = [cell(configured, each, small, arguments.seeds) for each in CANDIDATES.values()]
+        cells = [
+            cell(configured, changes, small, arguments.seeds) for changes in CANDIDATES.values()
+        ]
         spent = time.process_time() - started
         print(f"| {name} | " + " | ".join(cells) + f" | {spent:.0f} s |", flush=True)
 
@@ -85,7 +87,7 @@ def best_loss(planned: Experiment, splits: Splits, seed: int) -> float:
     network.columns.fit(splits.dense_sample)
     with threads(training.threads):
         epochs = fit(network, splits, planned, Silent())
-    return min(each.validation_loss for each in epochs)
+    return min(epoch.validation_loss for epoch in epochs)
 
 
 if __name__ == "__main__":

@@ -55,10 +55,10 @@ def programs(network: nn.Module) -> dict[str, Program]:
             DenseInput(name="candidate", side="candidate", dim=CANDIDATE),
         ),
         tasks=tuple(
-            TaskOutput(name=each.name, kind="binary", unit="probability", link="sigmoid")
-            for each in TASKS
+            TaskOutput(name=task.name, kind="binary", unit="probability", link="sigmoid")
+            for task in TASKS
         ),
-        ranking=Policy(weights={each.name: 1.0 for each in TASKS}),
+        ranking=Policy(weights={task.name: 1.0 for task in TASKS}),
     )
     full, half = content(network), content(reduced(network, "bf16"))
     cpu = torch.device("cpu")
@@ -96,7 +96,7 @@ def cpu_us(forms: dict[str, Program], rows: int, rounds: int) -> dict[str, float
             program.run(batch)
             if turn >= 5:
                 times[name].append(time.thread_time() - began)
-    return {name: statistics.median(each) * 1e6 for name, each in times.items()}
+    return {name: statistics.median(took) * 1e6 for name, took in times.items()}
 
 
 def main() -> None:

@@ -136,18 +136,18 @@ def run(
             "--min-chunk-rows": scenario.min_chunk_rows,
             "--slow-request-ms": deadline_ms,  # so that later responses are logged
         }
-        arguments = [str(each) for flag in flags.items() for each in flag]
+        arguments = [str(word) for flag in flags.items() for word in flag]
         with standalone_server(folder / "store", folder / "log", *arguments) as server:
             port = int(server.url.rsplit(":", 1)[1])
             patient = scenario.plan(port, PATIENT_MS, seconds)
             capacity = fire(replace(patient, connections=24)).rate_within()
             result = ScenarioResult(scenario, capacity, deadline_ms)
             plan = scenario.plan(port, deadline_ms, seconds)
-            for each in times:
+            for multiple in times:
                 before = len(late(server, deadline_ms))
-                report = fire(replace(plan, rate=capacity * each))
+                report = fire(replace(plan, rate=capacity * multiple))
                 later = len(late(server, deadline_ms)) - before
-                result.steps.append(Step(each, report, later))
+                result.steps.append(Step(multiple, report, later))
     return result
 
 
@@ -216,7 +216,7 @@ def plot(results: Sequence[ScenarioResult], out: Path) -> None:
     latency.set(title="p99 of accepted (ms); dotted: the deadline", ylim=(0, None))
     for axes in (goodput, latency):
         axes.set(xscale="log", xlabel="offered load, as a multiple of the capacity")
-        axes.set_xticks(times, [f"{each:g}" for each in times])
+        axes.set_xticks(times, [f"{multiple:g}" for multiple in times])
         axes.minorticks_off()
     goodput.legend(frameon=False)
     figure.savefig(out)

@@ -89,7 +89,10 @@ def publish_own(store: Path) -> Callable[[int], Scores]:
             expert_hidden_units=(256, 128, 64),
             tower_hidden_units=(),
         ),
-        [DenseFeature(name=each.name, side=each.side, dim=each.dim) for each in _INPUTS],
+        [
+            DenseFeature(name=feature.name, side=feature.side, dim=feature.dim)
+            for feature in _INPUTS
+        ],
         [Task(name=task, kind="binary") for task in TASKS],
         seed=0,
     ).eval()
@@ -111,7 +114,7 @@ def publish_own(store: Path) -> Callable[[int], Scores]:
             found = form(user, candidate, torch.from_numpy(inputs.row_to_request))
             raw.append(found.float().numpy())
     before, after = raw
-    first, second = (scores(each, outputs).prod(1, dtype=np.float64) for each in raw)  # [500]
+    first, second = (scores(logits, outputs).prod(1, dtype=np.float64) for logits in raw)  # [500]
     parity = Parity(
         rows=len(before),
         raw_change=_changes(before, after),

@@ -96,7 +96,7 @@ def main() -> None:
                 os.sched_setaffinity(int(thread.name), {0})
             for rows in options.rows:
                 rates = compare(server, rows, options, folder)
-                planned, measured, *cpu = (median(each) for each in zip(*rates, strict=True))
+                planned, measured, *cpu = (median(column) for column in zip(*rates, strict=True))
                 ratios = ", ".join(f"{a / b:.2f}" for a, b, *_ in rates)
                 print(
                     f"| {rows} | {P99.get(rows, '100ms')} | {planned:,.0f} | {measured:,.0f} "

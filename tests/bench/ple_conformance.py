@@ -71,7 +71,7 @@ def gradients(module: Any) -> list[Tensor]:
 
 def largest(tensors: Iterable[Tensor]) -> float:
     """The largest absolute value."""
-    return max((float(each.abs().max()) for each in tensors), default=0.0)
+    return max((float(tensor.abs().max()) for tensor in tensors), default=0.0)
 
 
 def ours(shape: Shape) -> Network:
@@ -171,7 +171,7 @@ def torch_rechub(shape: Shape) -> Network:
         first = owner * shape.own
         found = layer.experts_shared if owner == K else layer.experts_specific
         modules = found if owner == K else found[first : first + shape.own]
-        return [gradients(each) for each in modules]
+        return [gradients(expert) for expert in modules]
 
     def gate(level: int, owner: int) -> Any:
         layer = layers[level]
@@ -220,7 +220,7 @@ def deepctr_torch(shape: Shape) -> Network:
         found = (
             model.shared_experts[level][0] if owner == K else model.specific_experts[level][owner]
         )
-        return [gradients(each) for each in found]
+        return [gradients(expert) for expert in found]
 
     def gate(level: int, owner: int) -> Any:
         if owner < K:
@@ -356,8 +356,8 @@ def no_rows_give_no_scores(make: Make) -> None:
 
 def scripted_gives_the_same(make: Make) -> None:
     module = make(SHAPES[3]).module.eval()
-    for each in module.modules():
-        each._forward_pre_hooks.clear()  # those that `record` added
+    for submodule in module.modules():
+        submodule._forward_pre_hooks.clear()  # those that `record` added
     torch.jit.script(module)
 
 

@@ -107,8 +107,8 @@ def supervised(store: Path, folder: Path, line: str, *command: str) -> Iterator[
 
     def pids() -> list[int]:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [each for each in children if "resource_tracker" not in command_of(each)]
-        return [int(each) for each in workers]
+        workers = [pid for pid in children if "resource_tracker" not in command_of(pid)]
+        return [int(pid) for pid in workers]
 
     try:
         wait(COPIES)
@@ -125,13 +125,13 @@ def command_of(pid: str) -> str:
 def private_mib(pid: int) -> float:
     """Return the memory of a process that it shares with no other (MiB)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(float(each.split()[1]) for each in lines if each.startswith("Private_")) / 1024
+    return sum(float(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def proportional_mib(pid: int) -> float:
     """Return the memory of a process, shared pages divided by those who share them (MiB)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(float(each.split()[1]) for each in lines if each.startswith("Pss:")) / 1024
+    return next(float(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def cpu_s(pid: int) -> float:

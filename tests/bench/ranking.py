@@ -67,7 +67,7 @@ def least_us(*calls: Callable[[], object]) -> list[float]:
             began = time.perf_counter()
             call()
             least[i] = min(least[i], time.perf_counter() - began)
-    return [each * 1e6 for each in least]
+    return [seconds * 1e6 for seconds in least]
 
 
 def main() -> None:

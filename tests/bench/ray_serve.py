@@ -89,14 +89,14 @@ def main() -> None:
                 for connections in CONNECTIONS:
                     samples = [
                         [
-                            measure(each, rows, connections, options.seconds, folder)
-                            for each in subjects
+                            measure(subject, rows, connections, options.seconds, folder)
+                            for subject in subjects
                         ]
                         for _ in range(options.rounds)
                     ]
                     for subject, found in zip(subjects, zip(*samples, strict=True), strict=True):
                         rate, p50, p99, cpu = (
-                            median(getattr(each, name) for each in found)
+                            median(getattr(sample, name) for sample in found)
                             for name in ("rate", "p50_ms", "p99_ms", "cpu_us")
                         )
                         print(

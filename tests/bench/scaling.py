@@ -185,7 +185,7 @@ def items(bench: Bench) -> None:
             ]
             post = Post("/v1/score", bodies[0], {"content-type": "application/json"})
             _, p50_ms, _, cpu_us = bench.load(server, post, 8, bodies)
-            size_mb = sum(each.stat().st_size for each in files) / 1e6
+            size_mb = sum(file.stat().st_size for file in files) / 1e6
             print(
                 f"| {count:,} | {size_mb:,.1f} MB | {ready_s:.1f} s | {p50_ms:.1f} "
                 f"| {cpu_us:,.0f} | {memory_mb(server):,.0f} MB |",
@@ -224,7 +224,7 @@ def forget(folders: Sequence[Path]) -> None:
 
 
 PARTS: Mapping[str, Callable[[Bench], None]] = {
-    each.__name__: each for each in (rows, connections, experts, tasks, models, items, start)
+    part.__name__: part for part in (rows, connections, experts, tasks, models, items, start)
 }
 
 

@@ -123,12 +123,12 @@ def memory(folder: Path) -> str:
     processes = [
         context.Process(target=memory_of, args=(folder, barrier, sender)) for _, sender in pipes
     ]
-    for each in processes:
-        each.start()
+    for process in processes:
+        process.start()
     found = [receiver.recv() for receiver, _ in pipes]
-    for each in processes:
-        each.join()
-    sums = {name: sum(each[name] for each in found) / 1e6 for name in found[0]}
+    for process in processes:
+        process.join()
+    sums = {name: sum(figures[name] for figures in found) / 1e6 for name in found[0]}
     return (
         f"{sums['Pss']:.0f} MB for {PROCESSES} processes (each maps "
         f"{sums['Rss'] / PROCESSES:.0f} MB; private: {sums['Private_Dirty']:.0f} MB)"
@@ -169,7 +169,7 @@ def main() -> None:
         print("| --- | --- | --- |")
         columns = [measured(folder, name, options.rows) for name in ("int64", "string")]
         for name in columns[0]:
-            print(f"| {name} | {' | '.join(each[name] for each in columns)} |")
+            print(f"| {name} | {' | '.join(column[name] for column in columns)} |")
 
 
 def measured(folder: Path, name: str, rows: int) -> dict[str, str]:
@@ -187,10 +187,10 @@ def measured(folder: Path, name: str, rows: int) -> dict[str, str]:
     asked = [column[random.integers(0, rows, CANDIDATES)] for _ in range(TURNS)]
     if name == "string":
         # New strings, one after the other in memory, as the parser of a request makes them.
-        asked = [[key.encode().decode() for key in each] for each in asked]
+        asked = [[key.encode().decode() for key in keys] for keys in asked]
     found[f"find {CANDIDATES} keys"] = median_us(lambda turn: table.find(asked[turn]))
-    positions = [table.find(each) for each in asked]
-    assert all((each >= 0).all() for each in positions)
+    positions = [table.find(keys) for keys in asked]
+    assert all((places >= 0).all() for places in positions)
     found[f"take {CANDIDATES} rows"] = median_us(lambda turn: table.take(positions[turn]))
     found["follow a delta of 1,000 rows"], newer = delta(folder, table, 1000)
     found["find with the delta"] = median_us(lambda turn: newer.find(asked[turn]))

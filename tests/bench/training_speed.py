@@ -63,7 +63,7 @@ class PlainMMoE(nn.Module):
 
     def __init__(self, settings: Experiment) -> None:
         super().__init__()
-        self.ids = [each for each in settings.features if isinstance(each, IdFeature)]
+        self.ids = [feature for feature in settings.features if isinstance(feature, IdFeature)]
         dim = settings.embedding.dim
         self.embeddings = nn.ModuleList(nn.Embedding(f.vocabulary_size, dim) for f in self.ids)
         width, config = 7 + dim * len(self.ids), settings.network
@@ -101,7 +101,7 @@ class PlainMMoE(nn.Module):
 def plain(settings: Experiment, rows: Dataset) -> Callable[[], object]:
     """A plain PyTorch loop over tensors in a DataLoader."""
     model = PlainMMoE(settings)
-    ids = torch.stack([rows.candidate[each.name] for each in model.ids], 1)
+    ids = torch.stack([rows.candidate[feature.name] for feature in model.ids], 1)
     labels = torch.stack([rows.labels[task.name] for task in settings.tasks], 1)
     loader = DataLoader(
         TensorDataset(rows.candidate["numbers"], ids, labels),
@@ -128,7 +128,7 @@ def rechub(settings: Experiment, rows: Dataset) -> Callable[[], object]:
     from torch_rechub.trainers import MTLTrainer
     from torch_rechub.utils.data import DataGenerator
 
-    ids = [each for each in settings.features if isinstance(each, IdFeature)]
+    ids = [feature for feature in settings.features if isinstance(feature, IdFeature)]
     dim, network = settings.embedding.dim, settings.network
     features: list[Any] = [DenseFeature(f"number_{i}") for i in range(7)]
     features += [SparseFeature(f.name, f.vocabulary_size, embed_dim=dim) for f in ids]
@@ -189,9 +189,9 @@ def main() -> None:
         measured = list(rounds(loops, arguments.rounds))
     print("| loop | rows/s of CPU time | rows/s | CPU time / ours |\n| --- | ---: | ---: | ---: |")
     for name in loops:
-        cpu = statistics.median(each[name] for each in measured)
-        wall = statistics.median(each[f"{name} wall"] for each in measured)
-        ratio = statistics.median(each[name] / each["ours"] for each in measured)
+        cpu = statistics.median(times[name] for times in measured)
+        wall = statistics.median(times[f"{name} wall"] for times in measured)
+        ratio = statistics.median(times[name] / times["ours"] for times in measured)
         print(
             f"| {name} | {arguments.rows / cpu:,.0f} | {arguments.rows / wall:,.0f} | {ratio:.2f} |"
         )

@@ -77,7 +77,7 @@ class _Busy:
     @classmethod
     def now(cls) -> "_Busy":
         fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
-        ticks = [int(each) for each in fields[:8]]
+        ticks = [int(field) for field in fields[:8]]
         idle = ticks[3] + ticks[4]
         busy_s = (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")
         own = os.times()
@@ -182,24 +182,24 @@ def best_settings(bench: Bench, peer: Peer) -> Settings:
     chosen = json.loads(CHOSEN.read_text()) if CHOSEN.is_file() else {}
     tried = chosen.setdefault(peer.name, {})
     form = next(iter(peer.forms))
-    for each in peer.sweep:
-        name = json.dumps(each)
+    for settings in peer.sweep:
+        name = json.dumps(settings)
         if name in tried or len(peer.sweep) == 1:
             continue
-        with running(peer, form, each, bench.file, bench.folder) as server:
+        with running(peer, form, settings, bench.file, bench.folder) as server:
             found = bench.cell(server, *_SWEEP_AT, 0)
         tried[name] = found.rate
-        print(f"{peer.name} with {each}: {found.rate:,.0f}/s", flush=True)
+        print(f"{peer.name} with {settings}: {found.rate:,.0f}/s", flush=True)
         CHOSEN.write_text(json.dumps(chosen, indent=1))
     if not tried:
         return peer.sweep[0]
-    best: Settings = json.loads(max(tried, key=lambda each: tried[each]))
+    best: Settings = json.loads(max(tried, key=lambda name: tried[name]))
     return best
 
 
 def measure_in_process(bench: Bench, number: int, done: Sequence[Result]) -> None:
     """Measure the model without a server: the rate of all cores, and the CPU time of one."""
-    if any(each.peer == ALONE and each.round == number for each in done):
+    if any(result.peer == ALONE and result.round == number for result in done):
         return
     for rows in SIZES:
         for name, program in ((PLAIN, bench.plain), (ALONE, bench.program)):
@@ -216,7 +216,9 @@ def measure_group(bench: Bench, peers: Sequence[Peer], forms: Sequence[str], num
     """
     done = kept()
     had = {
-        (each.peer, each.form, each.rows, each.connections) for each in done if each.round == number
+        (result.peer, result.form, result.rows, result.connections)
+        for result in done
+        if result.round == number
     }
     cells = [(rows, count) for rows in SIZES for count in CONNECTIONS]
     opened = open_rates(done, number)
@@ -224,7 +226,7 @@ def measure_group(bench: Bench, peers: Sequence[Peer], forms: Sequence[str], num
         (peer, form)
         for form in forms
         for peer in peers
-        if form in peer.forms and any((peer.name, form, *each) not in had for each in cells)
+        if form in peer.forms and any((peer.name, form, *cell) not in had for cell in cells)
     ]
     to_open = [(peer, "binary") for peer in peers if peer.name in _OPEN_PEERS and opened]
     if "binary" not in forms or all(
@@ -244,9 +246,9 @@ def measure_group(bench: Bench, peers: Sequence[Peer], forms: Sequence[str], num
                 if (server.peer.name, server.form, rows, connections) not in had:
                     keep(bench.cell(server, rows, connections, number))
         for rows, rate in opened.items():
-            for each in to_open:
+            for peer, form in to_open:
                 bench.in_time()
-                key = (each[0].name, each[1])
+                key = (peer.name, form)
                 if key in servers and (*key, rows, 0) not in had:
                     keep(bench.open_loop(servers[key], rows, rate, number))
 
@@ -271,11 +273,11 @@ def _started(bench: Bench, peer: Peer, form: str, stack: ExitStack) -> Running |
 def open_rates(done: Sequence[Result], number: int) -> Mapping[int, float]:
     """Return 70 % of the lowest peak in the rounds before, by rows; empty in the first round."""
     rates: dict[tuple[int, str], float] = {}
-    for each in done:
-        is_before = each.form == "binary" and each.connections and each.round < number
-        if is_before and each.peer in _OPEN_PEERS:
-            key = (each.rows, each.peer)
-            rates[key] = max(rates.get(key, 0.0), each.rate)
+    for result in done:
+        is_before = result.form == "binary" and result.connections and result.round < number
+        if is_before and result.peer in _OPEN_PEERS:
+            key = (result.rows, result.peer)
+            rates[key] = max(rates.get(key, 0.0), result.rate)
     if len(rates) < len(SIZES) * len(_OPEN_PEERS):
         return {}
     return {rows: _OPEN_SHARE * min(rates[rows, peer] for peer in _OPEN_PEERS) for rows in SIZES}
@@ -321,7 +323,7 @@ def main() -> None:
         plain = load_program(file.read_bytes(), program.description, cpu)
         end = time.monotonic() + arguments.minutes * 60
         bench = Bench(program, plain, own, file, folder, arguments.seconds, end)
-        peers = [each for each in PEERS if not arguments.peers or each.name in arguments.peers]
+        peers = [peer for peer in PEERS if not arguments.peers or peer.name in arguments.peers]
         with suppress(_TimeIsOver):
             for number in range(1, arguments.rounds + 1):
                 measure_in_process(bench, number, kept())

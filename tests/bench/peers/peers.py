@@ -67,8 +67,8 @@ def settings(**values: Sequence[object]) -> list[Settings]:
     """Return every combination of values."""
     names = list(values)
     return [
-        dict(zip(names, map(str, each), strict=True))
-        for each in itertools.product(*values.values())
+        dict(zip(names, map(str, combination), strict=True))
+        for combination in itertools.product(*values.values())
     ]
 
 
@@ -104,7 +104,7 @@ def _ids(rows: int) -> Post:
 def items_file(folder: Path, rows: int) -> Path:
     """Write the candidates of a request as a file for `gatehouse items publish`."""
     file = folder / "items.jsonl"
-    lines = [orjson.dumps({"item_id": n, "x": each.tolist()}) for n, each in enumerate(_x(rows))]
+    lines = [orjson.dumps({"item_id": n, "x": row.tolist()}) for n, row in enumerate(_x(rows))]
     file.write_bytes(b"\n".join(lines))
     return file
 
@@ -119,14 +119,14 @@ def _read_v2(body: bytes, headers: Mapping[str, str]) -> Scores:
     length = int(headers.get("inference-header-content-length", len(body)))
     outputs = json.loads(body[:length])["outputs"]
     found, start = {}, length
-    for each in outputs:
-        size = each.get("parameters", {}).get("binary_data_size")
+    for output in outputs:
+        size = output.get("parameters", {}).get("binary_data_size")
         if size is None:
-            values = np.array(each["data"], np.float32)
+            values = np.array(output["data"], np.float32)
         else:
             values = np.frombuffer(body[start : start + size], np.float32)
             start += size
-        found[each["name"]] = values.reshape(each["shape"])
+        found[output["name"]] = values.reshape(output["shape"])
     if "scores" in found:
         return found["scores"].reshape(-1, len(TASKS))
     return np.stack([found[task].reshape(-1) for task in TASKS], axis=1)
@@ -300,9 +300,9 @@ class Running:
     def cpu_s(self) -> float:
         """Return the CPU time of all its processes (s)."""
         total = 0.0
-        for each in self.processes():
+        for pid in self.processes():
             try:
-                fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             except (FileNotFoundError, ProcessLookupError):
                 continue
             total += sum(map(int, fields[11:15]))  # user, system, and those of children that ended
@@ -311,9 +311,9 @@ class Running:
     def memory_bytes(self) -> int:
         """Return the memory of all its processes; what they share counts once (PSS)."""
         total = 0
-        for each in self.processes():
+        for pid in self.processes():
             try:
-                text = Path(f"/proc/{each}/smaps_rollup").read_text()
+                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
             except (OSError, ProcessLookupError):
                 continue
             total += int(text.partition("Pss:")[2].split()[0]) * 1024
@@ -416,9 +416,9 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
     while marked(mark) and time.monotonic() < patience:
         process.poll()  # a process that has ended is listed until then
         time.sleep(0.2)
-    for each in marked(mark):
+    for pid in marked(mark):
         try:
-            os.kill(each, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
     process.wait()

@@ -80,16 +80,17 @@ Cells = Mapping[Key, Cell]
 def medians(results: Sequence[Result]) -> Cells:
     """Return the medians by peer, form, rows and connections."""
     by_key: dict[Key, list[Result]] = {}
-    for each in results:
-        by_key.setdefault((each.peer, each.form, each.rows, each.connections), []).append(each)
+    for result in results:
+        key = (result.peer, result.form, result.rows, result.connections)
+        by_key.setdefault(key, []).append(result)
     return {
         key: Cell(
-            median([each.rate for each in found]),
-            median([each.p50_ms for each in found]),
-            median([each.p99_ms for each in found]),
-            median([each.cpu_us for each in found]),
-            median([each.offered for each in found]),
-            median([each.others for each in found]),
+            median([result.rate for result in found]),
+            median([result.p50_ms for result in found]),
+            median([result.p99_ms for result in found]),
+            median([result.cpu_us for result in found]),
+            median([result.offered for result in found]),
+            median([result.others for result in found]),
             len(found),
         )
         for key, found in by_key.items()
@@ -114,7 +115,7 @@ def summary(cells: Cells) -> Iterator[str]:
     for name, title in _ALONE_TITLES.items():
         limit = [cells[name, "", rows, 1] for rows in SIZES if (name, "", rows, 1) in cells]
         if len(limit) == len(SIZES):
-            yield f"| {title} | {' | '.join(f'{each.rate:,.0f}' for each in limit)} |"
+            yield f"| {title} | {' | '.join(f'{cell.rate:,.0f}' for cell in limit)} |"
     for form in _FORMS:
         for name in peers_of(cells, form):
             found = [cells.get((name, form, rows, 32)) for rows in SIZES]
@@ -129,8 +130,8 @@ def costs(cells: Cells) -> Iterator[str]:
     for name, title in _ALONE_TITLES.items():
         limit = [cells[name, "", rows, 1] for rows in SIZES if (name, "", rows, 1) in cells]
         if len(limit) == len(SIZES):
-            shown = [f"{each.cpu_us:,.0f}" for each in limit]
-            shown += [f"{each.p50_ms:.2f}" for each in limit]
+            shown = [f"{cell.cpu_us:,.0f}" for cell in limit]
+            shown += [f"{cell.p50_ms:.2f}" for cell in limit]
             yield f"| {title} | {' | '.join(shown)} |"
     for form in _FORMS:
         for name in peers_of(cells, form):
@@ -209,7 +210,7 @@ def open_loop(cells: Cells) -> Iterator[str]:
         return
     yield "| rows | offered, 1/s | server | answered, 1/s | p50 ms | p99 ms | CPU µs a request |"
     yield "| ---: | ---: | --- | ---: | ---: | ---: | ---: |"
-    for (name, _, rows, _), cell in sorted(found.items(), key=lambda each: each[0][2]):
+    for (name, _, rows, _), cell in sorted(found.items(), key=lambda entry: entry[0][2]):
         yield (
             f"| {rows} | {cell.offered:,.0f} | {name} | {cell.rate:,.0f} | {cell.p50_ms:.2f} "
             f"| {cell.p99_ms:.2f} | {cell.cpu_us:,.0f} |"
@@ -300,7 +301,7 @@ def settings_list() -> Iterator[str]:
     tried = json.loads(chosen.read_text()) if chosen.is_file() else {}
     for peer, rates in tried.items():
         if rates:
-            best = json.loads(max(rates, key=lambda each: rates[each]))
+            best = json.loads(max(rates, key=lambda settings: rates[settings]))
             shown = ", ".join(f"{name} {value}" for name, value in best.items())
             yield f"- {peer}: {shown} (of {len(rates)} settings)"
     for failed in sorted(FOLDER.glob("*.failed")):

@@ -30,12 +30,12 @@ class Reference:
 
     def score(self, requests: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the scores `[rows, TASKS]` of each request, float32 `[rows, COLUMNS]`."""
-        rows = [len(each) for each in requests]
+        rows = [len(request) for request in requests]
         x = torch.from_numpy(np.concatenate(requests) if len(requests) > 1 else requests[0])
         row_to_request = torch.repeat_interleave(torch.tensor(rows))
         with torch.inference_mode():
             scores = torch.sigmoid(self._module({}, {"x": x}, row_to_request))
-        return [each.numpy() for each in scores.split(rows)]
+        return [part.numpy() for part in scores.split(rows)]
 
 
 def rows_of(body: bytes) -> np.ndarray:

@@ -13,7 +13,7 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Return a response for each request."""
-        rows = [pb_utils.get_input_tensor_by_name(each, "x").as_numpy() for each in requests]
+        rows = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
         return [
             pb_utils.InferenceResponse([pb_utils.Tensor("scores", scores)])
             for scores in self._reference.score(rows)
