@@ -176,8 +176,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     failed = soak(options.requests, options.connections, options.seed, options.most_growth_mib)
-    for each in failed:
-        print(f"FAILED: {each}", file=sys.stderr)
+    for failure in failed:
+        print(f"FAILED: {failure}", file=sys.stderr)
     summary = f"{len(failed)} checks failed" if failed else "all checks passed"
     print(summary, file=sys.stderr)
     return 1 if failed else 0

@@ -202,7 +202,7 @@ class Fleet:
         patience = time.monotonic() + _PATIENCE_S
         while not condition():
             if time.monotonic() > patience:
-                raise TimeoutError("\n".join(each.read_text() for each in self.logs.iterdir()))
+                raise TimeoutError("\n".join(log.read_text() for log in self.logs.iterdir()))
             time.sleep(0.05)
 
 
@@ -226,10 +226,10 @@ def fleet(store: Store, logs: Path) -> Iterator[Fleet]:
             running.wait_until_up()
             yield running
         finally:
-            for each in running.processes:
-                each.send_signal(signal.SIGCONT)
-                each.kill()
-                each.wait()
+            for process in running.processes:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+                process.wait()
 
 
 def _answers(url: str) -> bool:
@@ -264,7 +264,7 @@ class Tally:
     def row(self, scene: str, *cells: str) -> str:
         """Return a row of the table; `cells` are those between the faults and the latencies."""
         p50_ms, p99_ms = np.quantile(self.latencies, [0.5, 0.99]) * 1e3
-        counts = (f"{len(each):7}" for each in (self.latencies, self.failures, self.mixed))
+        counts = (f"{len(seen):7}" for seen in (self.latencies, self.failures, self.mixed))
         cells = (f"{scene:18}", *counts, *cells, f"{p50_ms:6.1f}", f"{p99_ms:6.1f}")
         return f"| {' | '.join(cells)} |"
 
@@ -280,14 +280,14 @@ class Callers:
         self._threads = [threading.Thread(target=self._run, args=(n, count)) for n in range(count)]
 
     def __enter__(self) -> "Callers":
-        for each in self._threads:
-            each.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
-        for each in self._threads:
-            each.join()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self, caller: int, step: int) -> None:
         headers = {"content-type": "application/json"}
@@ -299,7 +299,7 @@ class Callers:
                 time.sleep(0.005)  # leaves CPU time to the replicas
 
     def _call(self, http: httpx.Client, number: int) -> None:
-        user, values = number % (1 << 24), [float(each) for each in range(_CANDIDATES)]
+        user, values = number % (1 << 24), [float(position) for position in range(_CANDIDATES)]
         body = orjson.dumps({"user": {"u": user}, "candidates": {"c": values}})
         body += b" " * _BALLAST * (number % 4 == 0)
         tally, began = self.tally, time.perf_counter()  # of the scene in which it begins
@@ -322,7 +322,7 @@ class Callers:
         self.versions.add(version)
         if scores["version"] != [version] * len(values):
             return f"mixed versions: {scores['version']}, {version}"
-        if scores["sum"] != [user + each for each in values]:
+        if scores["sum"] != [user + value for value in values]:
             return f"scores of another request: {scores['sum']}"
         # Ray Serve's proxy adds the header a second time.
         ids = set(response.headers.get_list("x-request-id"))
@@ -429,7 +429,7 @@ def soak(scenes: Sequence[Scene], *, callers: int, seconds: float) -> list[str]:
                 dispatched = _redispatched(running) - dispatched
                 name = scene.__name__.replace("_", " ")
                 print(tally.row(name, f"{retried:7}", f"{dispatched:12.0f}"), flush=True)
-                failed += [f"{name}: {each}" for each in tally.failures + tally.mixed]
+                failed += [f"{name}: {fault}" for fault in tally.failures + tally.mixed]
     return failed
 
 
@@ -451,8 +451,8 @@ def main() -> int:
         print(lacks, file=sys.stderr)
         return 2
     failed = soak(ALL_SCENES, callers=options.callers, seconds=options.seconds)
-    for each in failed[:50]:
-        print(f"FAILED: {each}", file=sys.stderr)
+    for failure in failed[:50]:
+        print(f"FAILED: {failure}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -142,8 +142,8 @@ def main() -> int:
     print(f"{'phase':8} {'requests':>9} {'not 200':>8} {'p50 ms':>8} {'p99 ms':>8} {'CPU s':>7}")
     p99_ms = {}
     for kind, reports in found.items():
-        whole = np.concatenate([each.latency_s for each in reports]) * 1e3
-        failed = sum(int((each.status != 200).sum()) for each in reports)
+        whole = np.concatenate([report.latency_s for report in reports]) * 1e3
+        failed = sum(int((report.status != 200).sum()) for report in reports)
         p50, p99_ms[kind] = np.quantile(whole, (0.5, 0.99))
         print(
             f"{kind:8} {len(whole):9} {failed:8} {p50:8.2f} {p99_ms[kind]:8.2f} {cpu_s[kind]:7.1f}"

@@ -76,9 +76,9 @@ class Fleet:
     def replicas(self) -> dict[int, str]:
         """Return the node of each live replica, by its PID."""
         return {
-            each["Pid"]: each["Address"]["NodeID"]
-            for each in actors().values()
-            if each["State"] == "ALIVE" and each["Name"].startswith("SERVE_REPLICA::")
+            actor["Pid"]: actor["Address"]["NodeID"]
+            for actor in actors().values()
+            if actor["State"] == "ALIVE" and actor["Name"].startswith("SERVE_REPLICA::")
         }
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
@@ -147,7 +147,7 @@ def _is_replaced(running: Fleet, killed: int, count: int) -> bool:
 def loss_of_a_node(running: Fleet, seconds: float) -> int:
     """A node is killed with all of its processes."""
     lost = set(running.replicas().values())
-    node = next(each for each in running.nodes if each.node_id in lost)
+    node = next(node for node in running.nodes if node.node_id in lost)
     running.nodes.remove(node)
     running.cluster.remove_node(node, allow_graceful=False)
     running.wait_for(lambda: node.node_id not in running.replicas().values())
@@ -185,7 +185,7 @@ def soak(*, callers: int, seconds: float, short: bool) -> list[str]:
         with fleet(store, nodes=2 if short else 3) as running:
             running.deploy(2)
             nodes = set(running.replicas().values())
-            if len(nodes) != 2 or not nodes <= {each.node_id for each in running.nodes}:
+            if len(nodes) != 2 or not nodes <= {node.node_id for node in running.nodes}:
                 failed.append(f"replicas are not on two nodes: {running.replicas()}")
             columns = ("requests", "failed", "mixed", "retried", "p50 ms", "p99 ms")
             print(f"| {'scene':18} | {' | '.join(columns)} |")
@@ -199,7 +199,7 @@ def soak(*, callers: int, seconds: float, short: bool) -> list[str]:
                     retried = calling.retries.granted - before
                     name = scene.__name__.replace("_", " ")
                     print(tally.row(name, f"{retried:7}"), flush=True)
-                    failed += [f"{name}: {each}" for each in tally.failures + tally.mixed]
+                    failed += [f"{name}: {fault}" for fault in tally.failures + tally.mixed]
                     if retried > lost * callers and not _HAS_HAPROXY:
                         failed.append(f"{name}: {retried} calls were affected, {callers} open")
     return failed
@@ -217,8 +217,8 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="losses only")
     options = parser.parse_args()
     failed = soak(callers=options.callers, seconds=options.seconds, short=options.short)
-    for each in failed[:50]:
-        print(f"FAILED: {each}", file=sys.stderr)
+    for failure in failed[:50]:
+        print(f"FAILED: {failure}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -164,7 +164,7 @@ class Calls:
         if is_v2:
             named = document["parameters"]
             labels = {"items": named["items_table"], "users": named["users_table"]}
-            scores = {each["name"]: each["data"] for each in document["outputs"]}
+            scores = {output["name"]: output["data"] for output in document["outputs"]}
             version = int(document["model_version"])
         else:
             labels, scores = document["tables"], document["scores"]
@@ -176,7 +176,7 @@ class Calls:
         if items is None or users is None:
             return f"answered with tables that were never published: {labels}"
         own = [float(np.float32(items[key])) for key in keys]
-        sums = [float(np.float32(users[user]) + np.float32(each)) for each in own]
+        sums = [float(np.float32(users[user]) + np.float32(score)) for score in own]
         if scores["own"] != own or scores["sum"] != sums:
             return f"mixed answer of {labels}: {scores['own']}, expected {own}"
         if scores["version"] != [version] * len(keys):
@@ -267,7 +267,7 @@ def _change(
             wait_for(server, partial(_is_serving, (kind, label)))
         took.setdefault(name, []).append(time.monotonic() - began)
         card = httpx.get(f"{server.url}/v1/models/{NAME}").json()
-        for folded in [each["folded"] for each in card["tables"] if each["folded"]]:
+        for folded in [table["folded"] for table in card["tables"] if table["folded"]]:
             served = "folded" if folded["serves"] else folded["problem"]
             tables.folds[served] = tables.folds.get(served, 0) + 1
         memory.append(resident(server.process.pid))
@@ -275,7 +275,7 @@ def _change(
 
 
 def _serving(card: Any) -> set[tuple[str, str]]:
-    return {(each["table"], each["version"]) for each in card["tables"]}
+    return {(table["table"], table["version"]) for table in card["tables"]}
 
 
 def _is_version(version: int, card: Any) -> bool:
@@ -295,7 +295,7 @@ def _summary(calls: Calls, took: dict[str, list[float]]) -> list[str]:
             f"{len(seconds)} x {change}: serves after {np.mean(seconds):.3f} s in the mean, "
             f"{max(seconds):.3f} s at most"
         )
-    labels = {kind: len(each) for kind, each in calls.answered.items()}
+    labels = {kind: len(answered) for kind, answered in calls.answered.items()}
     print(f"{len(calls.faults)} faults; {labels} versions of tables answered")
     failed = []
     if labels["items"] < 2:

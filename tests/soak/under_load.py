@@ -21,14 +21,14 @@ _PATIENCE_S = 60.0
 def callers(run: Callable[[str, int], None], url: str, is_over: threading.Event) -> Iterator[None]:
     """Let threads call a server with `run(url, number)`, which ends when `is_over` is set."""
     threads = [threading.Thread(target=run, args=(url, number)) for number in range(CALLERS)]
-    for each in threads:
-        each.start()
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         is_over.set()
-        for each in threads:
-            each.join()
+        for thread in threads:
+            thread.join()
 
 
 def wait_for(server: Server, is_so: Callable[[Any], bool]) -> None:
@@ -61,6 +61,6 @@ def command(document: str, numbers: Mapping[str, int], soak: Callable[..., list[
         parser.add_argument(f"--{name}", type=int, default=number, help=f"(default: {number})")
     parser.add_argument("--most-growth-mib", type=float, default=32.0, help="(default: 32)")
     failed = soak(**vars(parser.parse_args()))
-    for each in failed:
-        print(f"FAILED: {each}", file=sys.stderr)
+    for failure in failed:
+        print(f"FAILED: {failure}", file=sys.stderr)
     return 1 if failed else 0

@@ -33,7 +33,7 @@ from tests.soak.under_load import callers, command, wait_for
 from tests.support.server import Server, standalone_server
 
 MOST_P99_RATIO = 3.0
-_CANDIDATES = [float(each) for each in range(50)]
+_CANDIDATES = [float(position) for position in range(50)]
 _QUIET_S = 3.0
 
 
@@ -58,7 +58,7 @@ class Calls:
     def run(self, url: str, caller: int) -> None:
         """Call until it is over."""
         body = {"user": {"u": float(caller)}, "candidates": {"c": _CANDIDATES}}
-        sums = [caller + each for each in _CANDIDATES]
+        sums = [caller + value for value in _CANDIDATES]
         with httpx.Client(base_url=url, timeout=30) as client:
             number = 0
             while not self.is_over.is_set():
