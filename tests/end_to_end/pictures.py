@@ -166,14 +166,14 @@ def load(url: str) -> Iterator[None]:
         threading.Thread(target=_call, args=(url, bodies, number, stopped), daemon=True)
         for number in range(CLIENTS)
     ]
-    for each in threads:
-        each.start()
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         stopped.set()
-        for each in threads:
-            each.join()
+        for thread in threads:
+            thread.join()
 
 
 def _call(

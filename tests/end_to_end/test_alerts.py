@@ -52,9 +52,9 @@ def test_unit_tests_notice_each_alert_that_always_or_never_fires(expression, tmp
 
 def test_each_alert_is_tested_silent_and_firing():
     tests = yaml.safe_load((FOLDER / "rules_test.yml").read_text())["tests"]
-    tested = [each for test in tests for each in test["alert_rule_test"]]
-    assert {each["alertname"] for each in tested if each["exp_alerts"]} == set(ALERTS)
-    assert {each["alertname"] for each in tested if not each["exp_alerts"]} == set(ALERTS)
+    tested = [case for test in tests for case in test["alert_rule_test"]]
+    assert {case["alertname"] for case in tested if case["exp_alerts"]} == set(ALERTS)
+    assert {case["alertname"] for case in tested if not case["exp_alerts"]} == set(ALERTS)
 
 
 def test_guide_has_a_row_for_each_alert():

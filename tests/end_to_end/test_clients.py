@@ -53,7 +53,7 @@ def run(request, example, tmp_path):
         put["1000"] = str(budget_ms)
         return subprocess.run(
             [shutil.which(sys.executable if program == "python" else program) or program]
-            + [put.get(each, each) for each in rest],
+            + [put.get(word, word) for word in rest],
             cwd=REPOSITORY,
             env=patient_environment() | {"GATEHOUSE_KEY": KEY, "JAVA_TOOL_OPTIONS": QUICK_JAVA},
             capture_output=True,
@@ -66,7 +66,7 @@ def run(request, example, tmp_path):
 
 
 def deadlines_ms(front) -> list[int]:
-    return [int(each["x-request-timeout-ms"]) for each in front.requests]
+    return [int(request["x-request-timeout-ms"]) for request in front.requests]
 
 
 def test_client_retries_what_may_succeed_within_its_budget(run, server, example):
@@ -76,8 +76,8 @@ def test_client_retries_what_may_succeed_within_its_budget(run, server, example)
         finished = run(front.url)
     assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout)["ranking"] == expected.json()["ranking"]
-    assert [each["authorization"] for each in front.requests] == [f"Bearer {KEY}"] * 4
-    assert len({each["x-request-id"] for each in front.requests}) == 1
+    assert [request["authorization"] for request in front.requests] == [f"Bearer {KEY}"] * 4
+    assert len({request["x-request-id"] for request in front.requests}) == 1
     first, *_, before, last = deadlines_ms(front)
     assert first <= LONG_MS
     assert last <= before - 1000  # Retry-After has reduced the budget

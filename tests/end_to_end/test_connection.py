@@ -113,7 +113,7 @@ def test_some_pipelined_requests_are_answered_in_order(server, connection):
     heads = [b"GET %b HTTP/1.1\r\nhost: x\r\n" % path for path in paths]
     connection.sendall(b"\r\n".join([*heads[:2], heads[2] + b"connection: close\r\n\r\n"]))
     received = everything(connection)
-    answers = [received.index(each) for each in (b"alive\n", b"Not Found", b"ready\n")]
+    answers = [received.index(text) for text in (b"alive\n", b"Not Found", b"ready\n")]
     assert answers == sorted(answers)
     assert is_fine(server)
 
@@ -197,7 +197,7 @@ def test_refused_body_is_skipped_and_its_connection_stays_open(connection, examp
 def test_a_body_in_chunks_is_a_body(connection, example):
     chunks = [example[i : i + 50] for i in range(0, len(example), 50)]
     connection.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
-    connection.sendall(b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in chunks))
+    connection.sendall(b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks))
     connection.sendall(b"0\r\n\r\n")
     assert one_answer(connection).startswith(b"HTTP/1.1 200 OK\r\n")
 
@@ -245,7 +245,7 @@ def test_who_stops_in_between_requests_is_not_waited_for(server):
             connection.sendall(request_)
             one_answer(connection)
             connection.sendall(more)
-        assert [everything(each) for each in connections] == [b"", b"", b""]
+        assert [everything(connection) for connection in connections] == [b"", b"", b""]
     assert is_fine(server)
 
 

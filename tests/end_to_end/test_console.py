@@ -116,8 +116,8 @@ def test_refused_version_and_its_reason_are_shown(page, server):
     assert refused["reason"] in row
     events = httpx.get(f"{server.url}/v1/events").json()["events"]
     assert page.get_attribute("#eventlist time", "datetime") == events[0]["at"]
-    assert [each["text"] for each in events if each["is_problem"]] == [
-        each.inner_text() for each in page.query_selector_all("#eventlist .bad")
+    assert [event["text"] for event in events if event["is_problem"]] == [
+        element.inner_text() for element in page.query_selector_all("#eventlist .bad")
     ]
 
 
@@ -152,11 +152,11 @@ def test_heat_map_shows_the_weights_of_the_gates_as_a_table(page, server, exampl
     maps = page.query_selector_all("table.heat")
     assert len(maps) == len(levels) == 2
     for level, table in zip(levels, maps, strict=True):
-        heads = [each.inner_text() for each in table.query_selector_all("thead th")]
+        heads = [head.inner_text() for head in table.query_selector_all("thead th")]
         assert heads == ["gate", *level["experts"]]
-        gates = [each.inner_text() for each in table.query_selector_all("tbody th")]
+        gates = [gate.inner_text() for gate in table.query_selector_all("tbody th")]
         assert gates == level["gates"]
-        cells = [each.inner_text() for each in table.query_selector_all("tbody td")]
+        cells = [cell.inner_text() for cell in table.query_selector_all("tbody td")]
         weights = [weight for row in level["weights"] for weight in row]
         for cell, weight in zip(cells, weights, strict=True):
             if weight is None:
@@ -262,10 +262,10 @@ def test_choosing_a_candidate_shows_how_its_rank_score_is_made(page, server, exa
     page.locator("[data-side=A] tr[data-key] button").first.press("Enter")
     text = page.inner_text(f"[data-side=A] tr[data-detail={first['candidate']}]").replace("−", "-")
     numbers = [
-        float(each)
+        float(word)
         for line in text.split("\n")
         if line.startswith("like")
-        for each in line.split()[1:]
+        for word in line.split()[1:]
     ]
     expected = [first["tasks"]["like"][name] for name in ("raw", "calibrated", "share", "lead")]
     assert numbers == pytest.approx(expected, rel=1e-2)
@@ -320,7 +320,7 @@ def test_expression_is_tried_as_it_is_typed(page, server, example):
     page.get_by_label("Expression B").fill("clik +")
     page.wait_for_selector("#playproblem .message")
     assert "/policy/expression" in page.inner_text("#playproblem")
-    page.errors[:] = [each for each in page.errors if "422" not in each]
+    page.errors[:] = [error for error in page.errors if "422" not in error]
 
 
 def test_copied_policy_is_valid_toml_with_the_weights_of_the_sliders(page):
@@ -357,7 +357,7 @@ def test_request_that_is_wrong_shows_the_problems_of_the_api(page):
     page.wait_for_function(
         "() => document.querySelector('#playproblem').textContent.includes('not JSON')"
     )
-    page.errors[:] = [each for each in page.errors if "422" not in each]
+    page.errors[:] = [error for error in page.errors if "422" not in error]
 
 
 def test_server_that_stops_is_reported_and_the_page_stays(page):
@@ -372,7 +372,7 @@ def test_server_that_stops_is_reported_and_the_page_stays(page):
     page.wait_for_function(
         "() => document.querySelector('#status').textContent.startsWith('ready')"
     )
-    page.errors[:] = [each for each in page.errors if "ERR_INTERNET_DISCONNECTED" not in each]
+    page.errors[:] = [error for error in page.errors if "ERR_INTERNET_DISCONNECTED" not in error]
 
 
 def test_page_loads_nothing_from_another_host(browser, server):
@@ -428,12 +428,12 @@ def test_console_of_an_empty_store_says_what_to_do(browser, tmp_path):
 def test_guides_show_the_pictures_of_the_console():
     folder = REPOSITORY / "docker"
     shown = re.findall(r"(?:\]\(|src=\")(pictures/\w+\.png)", (folder / "OBSERVE.md").read_text())
-    assert sorted(shown) == sorted(f"pictures/{each.name}" for each in folder.glob("pictures/*"))
-    assert {Path(each).stem for each in shown} == {
+    assert sorted(shown) == sorted(f"pictures/{file.name}" for file in folder.glob("pictures/*"))
+    assert {Path(path).stem for path in shown} == {
         *("load", "refused", "playground", "dark", "phone"),
     }
-    for each in shown:
-        picture = folder / each
+    for path in shown:
+        picture = folder / path
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert picture.stat().st_size < 150_000
     assert "docker/pictures/playground.png" in (REPOSITORY / "README.md").read_text()

@@ -66,14 +66,14 @@ class Image:
 
     def last(self, name: str) -> Instruction:
         """Return the last instruction of that name in the final stage: the one in effect."""
-        return [each for each in self.stages[-1] if each.name == name][-1]
+        return [step for step in self.stages[-1] if step.name == name][-1]
 
     def labels(self) -> dict[str, str]:
-        labels = [each for each in self.stages[-1] if each.name == "LABEL"]
-        return dict(word.split("=", 1) for each in labels for word in each.words)
+        labels = [step for step in self.stages[-1] if step.name == "LABEL"]
+        return dict(word.split("=", 1) for step in labels for word in step.words)
 
     def environment(self) -> dict[str, str]:
-        pairs = [pair for each in self.stages[-1] if each.name == "ENV" for pair in each.words]
+        pairs = [pair for step in self.stages[-1] if step.name == "ENV" for pair in step.words]
         return dict(pair.split("=", 1) for pair in pairs)
 
 
@@ -109,19 +109,19 @@ def settings(monkeypatch, **environment: str) -> Settings:
 def test_sigterm_reaches_the_service_without_a_shell_in_between(image):
     assert json.loads(image.last("CMD").text) == ["gatehouse", "serve"]
     assert image.last("STOPSIGNAL").text == "SIGTERM"
-    assert not [each for each in image.stages[-1] if each.name in ("ENTRYPOINT", "SHELL")]
+    assert not [step for step in image.stages[-1] if step.name in ("ENTRYPOINT", "SHELL")]
 
 
 def test_service_does_not_run_as_root(image):
     # A number, so that Kubernetes can check that it is not root (runAsNonRoot).
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", image.last("USER").text)
-    names = [each.name for each in image.stages[-1]]
+    names = [step.name for step in image.stages[-1]]
     assert "RUN" not in names[names.index("USER") :]
 
 
 def test_demo_model_belongs_to_the_user_of_the_service(image):
     [copied] = [
-        each for each in image.stages[-1] if each.words[-1:] == ["/store"] and each.name == "COPY"
+        step for step in image.stages[-1] if step.words[-1:] == ["/store"] and step.name == "COPY"
     ]
     assert f"--chown={image.last('USER').text}" in copied.text
 
@@ -154,10 +154,10 @@ def test_base_image_has_a_supported_python_version(image):
 
 def test_change_of_the_sources_does_not_install_the_dependencies_again(image):
     build = image.stages[1]
-    locks, *later = [i for i, each in enumerate(build) if each.is_from_context]
+    locks, *later = [i for i, step in enumerate(build) if step.is_from_context]
     extras = [f"requirements-{extra}.lock" for extra in default_extras(image)]
     assert build[locks].words[:-1] == ["requirements.lock", "requirements-torch.lock", *extras]
-    runs = "\n".join(each.text for each in build[locks : later[0]] if each.name == "RUN")
+    runs = "\n".join(step.text for step in build[locks : later[0]] if step.name == "RUN")
     assert "pip install --no-deps --require-hashes --requirement requirements.lock" in runs
     assert "--requirement requirements-torch.lock" in runs
 
@@ -166,9 +166,9 @@ def test_copied_files_exist_and_are_in_the_build_context(image):
     sources = [
         word
         for stage in image.stages
-        for each in stage
-        if each.is_from_context
-        for word in each.words[:-1]
+        for step in stage
+        if step.is_from_context
+        for word in step.words[:-1]
     ]
     assert {"requirements.lock", "pyproject.toml", "app", "models"} <= set(sources)
     assert [source for source in sources if not (ROOT / source).exists()] == []
@@ -185,7 +185,7 @@ def is_in_context(path: str) -> bool:
             prefixes = ["/".join(parts[: i + 1]) for i in range(len(parts))]
             anywhere = pattern.startswith("**/")
             candidates = parts if anywhere else prefixes
-            if any(fnmatch(each, pattern.removeprefix("**/")) for each in candidates):
+            if any(fnmatch(candidate, pattern.removeprefix("**/")) for candidate in candidates):
                 included = line.startswith("!")
     return included
 
@@ -208,19 +208,19 @@ def test_history_stores_tests_caches_and_secrets_are_not_in_the_build_context(pa
 
 
 def test_no_package_index_is_named_in_the_file_or_kept_in_the_final_image(image):
-    arguments = {each.text for stage in image.stages for each in stage if each.name == "ARG"}
+    arguments = {step.text for stage in image.stages for step in stage if step.name == "ARG"}
     indexes = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"}
     indexes |= {"TORCH_INDEX"} if image is CPU else set()
     assert arguments == indexes | {'EXTRAS="data otel"', "REVISION=unknown", "CREATED=unknown"}
-    assert indexes.isdisjoint(each.text for each in image.stages[-1] if each.name == "ARG")
+    assert indexes.isdisjoint(step.text for step in image.stages[-1] if step.name == "ARG")
     assert "://" not in image.file.read_text()
 
 
 def torch_installation(of: Image) -> str:
     [command] = [
-        each.text
-        for each in of.stages[1]
-        if each.name == "RUN" and "requirements-torch.lock" in each.text
+        step.text
+        for step in of.stages[1]
+        if step.name == "RUN" and "requirements-torch.lock" in step.text
     ]
     return command
 
@@ -264,13 +264,13 @@ def test_cpu_image_installs_torch_from_an_index_of_cpu_wheels(tmp_path, index, e
 
 def default_extras(of: Image) -> list[str]:
     """Return the extras that an image has if the build argument is not given."""
-    (argument,) = [each.words[0] for each in of.stages[1] if each.text.startswith("EXTRAS=")]
+    (argument,) = [step.words[0] for step in of.stages[1] if step.text.startswith("EXTRAS=")]
     return argument.removeprefix("EXTRAS=").split()
 
 
 @pytest.mark.parametrize("extras", ["data otel", "otel", ""])
 def test_image_installs_the_extras_of_the_build_argument_from_their_locks(image, tmp_path, extras):
-    (command,) = [each.text for each in image.stages[1] if "$EXTRAS" in each.text]
+    (command,) = [step.text for step in image.stages[1] if "$EXTRAS" in step.text]
     log = tmp_path / "log"
     log.touch()
     program = tmp_path / "pip"
@@ -306,12 +306,12 @@ def test_demo_of_the_image_is_that_of_the_makefile(image):
         recipe = recipe.replace(old, new)
     demo = image.stages[2]
     assert demo[0].text.endswith(" AS demo")
-    commands = " && ".join(each.text for each in demo if each.name == "RUN").split("&&")
-    made = [each.strip().removesuffix(" --quiet") for each in commands if "python" in each]
+    commands = " && ".join(step.text for step in demo if step.name == "RUN").split("&&")
+    made = [command.strip().removesuffix(" --quiet") for command in commands if "python" in command]
     assert made == [line.strip() for line in recipe.strip().splitlines()]
     # Publishing needs pyarrow, also in an image without the extra, and a store.
-    assert any("requirements-data.lock" in each for each in commands)
-    assert "GATEHOUSE_STORE=/store" in [each.text for each in demo if each.name == "ENV"]
+    assert any("requirements-data.lock" in command for command in commands)
+    assert "GATEHOUSE_STORE=/store" in [step.text for step in demo if step.name == "ENV"]
 
 
 def test_labels_match_the_project_metadata(image):
@@ -324,14 +324,14 @@ def test_labels_match_the_project_metadata(image):
 
 
 def test_commit_and_time_of_a_build_do_not_invalidate_its_layers(image):
-    names = [each.name for each in image.stages[-1]]
+    names = [step.name for step in image.stages[-1]]
     assert names[-3:] == ["ARG", "ARG", "LABEL"]
 
 
 def test_packages_keep_the_metadata_that_scanners_list(image):
     """A software bill of materials is made from the dist-info folders in site-packages."""
-    assert not [each for stage in image.stages for each in stage if "dist-info" in each.text]
-    copied = [each.words for each in image.stages[-1] if "--from=build" in each.text]
+    assert not [step for stage in image.stages for step in stage if "dist-info" in step.text]
+    copied = [step.words for step in image.stages[-1] if "--from=build" in step.text]
     assert copied == [["/opt/venv", "/opt/venv"], ["/install", "/"]]
 
 
@@ -339,10 +339,10 @@ def test_images_differ_only_in_torch_and_in_what_a_gpu_needs():
     def content(of: Image) -> set[str]:
         skipped = ("LABEL", "HEALTHCHECK")
         return {
-            f"{number} {each.name} {each.text}"
+            f"{number} {step.name} {step.text}"
             for number, stage in enumerate(of.stages)
-            for each in stage
-            if each.name not in skipped
+            for step in stage
+            if step.name not in skipped
         }
 
     cpu, cuda = torch_installation(CPU), torch_installation(CUDA)
@@ -384,7 +384,7 @@ def run_health_check(folder: Path, port: int, **environment: str) -> int:
 
 def test_health_check_of_the_image_is_the_script(image):
     assert json.loads(image.last("HEALTHCHECK").text.partition("CMD")[2]) == ["healthcheck"]
-    [copied] = [each for each in image.stages[-1] if "docker/healthcheck" in each.text]
+    [copied] = [step for step in image.stages[-1] if "docker/healthcheck" in step.text]
     assert copied.words == ["docker/healthcheck", "/usr/local/bin/healthcheck"]
     script = ROOT / "docker/healthcheck"
     assert script.read_text().startswith("#!/bin/bash\n")

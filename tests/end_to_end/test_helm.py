@@ -113,11 +113,11 @@ def rendered(name):
     assert finished.returncode == 0, finished.stderr
     found = kubernetes.manifests(finished.stdout)
     # Two may have a kind: the dashboard and the policies are ConfigMaps.
-    return {(each["kind"], each["metadata"]["name"]): each for each in found}
+    return {(manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in found}
 
 
 def only(name, kind):
-    [found] = [each for (each_kind, _), each in rendered(name).items() if each_kind == kind]
+    [found] = [manifest for (its_kind, _), manifest in rendered(name).items() if its_kind == kind]
     return found
 
 
@@ -126,7 +126,7 @@ def pod(name):
 
 
 def container(name):
-    [found] = [each for each in pod(name)["containers"] if each["name"] == "gatehouse"]
+    [found] = [spec for spec in pod(name)["containers"] if spec["name"] == "gatehouse"]
     return found
 
 
@@ -139,7 +139,9 @@ def test_helm_lints_the_chart(name):
 @pytest.mark.parametrize("version", kubernetes.VERSIONS)
 @pytest.mark.parametrize("name", VALUES)
 def test_objects_are_valid(name, version):
-    found = {key: kubernetes.problems(each, version) for key, each in rendered(name).items()}
+    found = {
+        key: kubernetes.problems(manifest, version) for key, manifest in rendered(name).items()
+    }
     assert {key: problems for key, problems in found.items() if problems} == {}
 
 
@@ -215,9 +217,9 @@ def test_schema_lists_every_value_and_allows_no_other():
 
 @pytest.mark.parametrize("name", VALUES)
 def test_container_starts_with_valid_settings(name, monkeypatch):
-    for each in list(os.environ):
-        if each.startswith("GATEHOUSE_"):
-            monkeypatch.delenv(each)
+    for inherited in list(os.environ):
+        if inherited.startswith("GATEHOUSE_"):
+            monkeypatch.delenv(inherited)
     for variable in container(name)["env"]:
         cores = math.ceil(float(container(name)["resources"]["requests"]["cpu"]))
         value = variable["value"] if "value" in variable else str(cores)
@@ -229,7 +231,7 @@ def test_container_starts_with_valid_settings(name, monkeypatch):
     assert str(settings.store) == CPU.last("VOLUME").text
     assert settings.lanes == (None if name == "gpu" else 2)
     assert settings.device == ("cuda" if name == "gpu" else "auto")
-    mounts = [each["mountPath"] for each in container(name)["volumeMounts"]]
+    mounts = [mount["mountPath"] for mount in container(name)["volumeMounts"]]
     for path in (settings.policies, settings.keys_file, settings.tls_cert, settings.tls_key):
         assert path is None or str(path.parent) in mounts
     is_complete = name in ("everything", "small")
@@ -238,7 +240,7 @@ def test_container_starts_with_valid_settings(name, monkeypatch):
 
 @pytest.mark.parametrize("name", VALUES)
 def test_replica_drains_before_it_is_killed_and_after_it_is_known_not_to_be_ready(name):
-    variables = {each["name"]: each.get("value") for each in container(name)["env"]}
+    variables = {variable["name"]: variable.get("value") for variable in container(name)["env"]}
     delay = float(variables["GATEHOUSE_DRAIN_DELAY_S"])
     timeout = float(variables["GATEHOUSE_DRAIN_TIMEOUT_S"])
     assert pod(name)["terminationGracePeriodSeconds"] >= delay + timeout + 10
@@ -256,8 +258,8 @@ def test_pod_has_few_rights(name):
     assert (security["runAsUser"], security["runAsGroup"]) == (int(user), int(group))
     assert security["runAsNonRoot"] is True
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
-    for each in (container(name), *pod(name).get("initContainers", ())):
-        assert each["securityContext"] == {
+    for spec in (container(name), *pod(name).get("initContainers", ())):
+        assert spec["securityContext"] == {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
@@ -281,10 +283,10 @@ def test_selectors_match_the_pods(name):
         only(name, "Service")["spec"]["selector"],
     ]
     for kind, key in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
-        found = [each for (each_kind, _), each in rendered(name).items() if each_kind == kind]
-        selectors += [each["spec"][key]["matchLabels"] for each in found]
-    for each in pod(name).get("topologySpreadConstraints", ()):
-        selectors.append(each["labelSelector"]["matchLabels"])
+        found = [manifest for (its_kind, _), manifest in rendered(name).items() if its_kind == kind]
+        selectors += [manifest["spec"][key]["matchLabels"] for manifest in found]
+    for constraint in pod(name).get("topologySpreadConstraints", ()):
+        selectors.append(constraint["labelSelector"]["matchLabels"])
     assert len(selectors) >= 2
     for selector in selectors:
         assert selector.items() <= labels.items()
@@ -300,8 +302,8 @@ def test_rules_and_dashboard_are_those_of_the_folders_beside_the_chart():
     ]
     assert groups == expected
     [board] = [
-        each["data"]
-        for (kind, key), each in rendered("everything").items()
+        manifest["data"]
+        for (kind, key), manifest in rendered("everything").items()
         if kind == "ConfigMap" and key.endswith("-dashboard")
     ]
     source = REPOSITORY / "docker/grafana/dashboards/gatehouse.json"
@@ -359,9 +361,9 @@ def test_gpu_is_requested_and_its_taint_tolerated():
     ],
 )
 def test_store_is_mounted_read_only(name, volume):
-    [found] = [each for each in pod(name)["volumes"] if each["name"] == "store"]
+    [found] = [listed for listed in pod(name)["volumes"] if listed["name"] == "store"]
     assert found == {"name": "store", **volume}
-    [mount] = [each for each in container(name)["volumeMounts"] if each["name"] == "store"]
+    [mount] = [mount for mount in container(name)["volumeMounts"] if mount["name"] == "store"]
     assert (mount["mountPath"], mount["readOnly"]) == ("/store", True)
     assert mount.get("subPath") == ("prod" if name == "gpu" else None)
 
@@ -371,8 +373,8 @@ def test_keys_and_policies_have_the_format_that_the_service_reads(tmp_path):
     keys.write_text(only("everything", "Secret")["stringData"]["keys"])
     assert Keys(file=keys).name_of(b"Bearer secret") == "web"
     [policies] = [
-        each["data"]["policies.toml"]
-        for (kind, key), each in rendered("everything").items()
+        manifest["data"]["policies.toml"]
+        for (kind, key), manifest in rendered("everything").items()
         if kind == "ConfigMap" and key.endswith("-policies")
     ]
     assert policies == EVERYTHING["policies"]["toml"]
@@ -396,7 +398,9 @@ def test_init_container_may_download():
     values = {"store": EVERYTHING["store"]}
     finished = helm("template", "ranking", str(CHART), values=values)
     [policy] = [
-        each for each in kubernetes.manifests(finished.stdout) if each["kind"] == "NetworkPolicy"
+        manifest
+        for manifest in kubernetes.manifests(finished.stdout)
+        if manifest["kind"] == "NetworkPolicy"
     ]
     assert policy["spec"]["policyTypes"] == ["Ingress"]
 
@@ -421,7 +425,7 @@ def test_notes_say_what_is_open_and_what_is_missing():
 
 def test_values_of_the_guide_are_accepted():
     guide = (REPOSITORY / "docker/helm/README.md").read_text(encoding="utf-8")
-    blocks = [yaml.safe_load(each) for each in re.findall(r"```yaml\n(.*?)```", guide, re.S)]
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", guide, re.S)]
     assert len(blocks) >= 4
     for values in blocks:
         finished = helm("template", "ranking", str(CHART), values=values)

@@ -57,7 +57,7 @@ def test_container_is_the_image_and_writes_nowhere_but_to_tmp():
     assert runtime["image"] == f"gatehouse:{CPU.labels()['org.opencontainers.image.version']}"
     assert runtime["name"] == "kserve-container"  # KServe requires it
     assert runtime["securityContext"]["readOnlyRootFilesystem"]
-    assert [each["mountPath"] for each in runtime["volumeMounts"]] == ["/tmp"]
+    assert [mount["mountPath"] for mount in runtime["volumeMounts"]] == ["/tmp"]
 
 
 def test_scaling_target_is_where_kserve_reads_it_and_the_query_is_that_of_the_scaled_object():
@@ -80,7 +80,11 @@ def test_scaling_target_is_where_kserve_reads_it_and_the_query_is_that_of_the_sc
 
 
 def test_drain_ends_before_the_grace_period():
-    drain = [float(each.rpartition("=")[2]) for each in container()["args"] if "drain" in each]
+    drain = [
+        float(argument.rpartition("=")[2])
+        for argument in container()["args"]
+        if "drain" in argument
+    ]
     grace = document("inferenceservice.yaml")["spec"]["predictor"]["terminationGracePeriodSeconds"]
     assert len(drain) == 2
     assert sum(drain) < grace == 30  # what Kubernetes waits if nothing else is said
@@ -95,9 +99,9 @@ def test_server_serves_what_kserve_mounts(layout, tiny, tmp_path):
     )
     name = "tiny" if layout == "store" else "feed"
     arguments = [
-        each.replace("{{.Name}}", name)
-        for each in container()["args"]
-        if not each.startswith(("--host=", "--port=", "--store=", "--drain-delay-s="))
+        argument.replace("{{.Name}}", name)
+        for argument in container()["args"]
+        if not argument.startswith(("--host=", "--port=", "--store=", "--drain-delay-s="))
     ]
     assert len(arguments) == 2
     temporary = tmp_path / "tmp"

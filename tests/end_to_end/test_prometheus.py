@@ -145,7 +145,7 @@ def test_scaling_signal_has_one_value_for_a_server_under_load(prometheus):
 def test_no_alert_fires_at_a_healthy_server(prometheus):
     eventual_value(prometheus, "gatehouse:lane_busy:ratio_rate5m")  # the rules were evaluated
     alerts = httpx.get(f"{prometheus}/api/v1/alerts").json()["data"]["alerts"]
-    assert [each["labels"]["alertname"] for each in alerts if each["state"] == "firing"] == []
+    assert [alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"] == []
     groups = httpx.get(f"{prometheus}/api/v1/rules").json()["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     assert {rule["health"] for rule in rules} == {"ok"}, [rule.get("lastError") for rule in rules]

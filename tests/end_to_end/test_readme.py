@@ -56,7 +56,9 @@ COMMANDS = [
 ASSIGNMENT = re.compile(r"[A-Z_]+=")
 """A variable in front of a command."""
 (PRINTED,) = map(json.loads, blocks(README, "json"))
-EXPLAINED = next(each for each in map(json.loads, blocks(API, "json")) if "explanation" in each)
+EXPLAINED = next(
+    document for document in map(json.loads, blocks(API, "json")) if "explanation" in document
+)
 INLINE = re.findall(r"`([^`\n]+)`", "\n".join(re.split(r"^```.*?^```$", README, flags=re.S | re.M)))
 
 
@@ -140,7 +142,7 @@ def publish_demo_tables(folder: Path) -> None:
     assert [command[1] for command in commands] == ["-m", "items", "users"]
     for program, *arguments in commands:
         module = ["-m", "app"] if program.endswith("gatehouse") else []
-        named = [each.replace("build/", f"{folder}/") for each in arguments]
+        named = [argument.replace("build/", f"{folder}/") for argument in arguments]
         store = ["--store", str(folder / "store")] if module else []
         run([sys.executable, *module, *named, *store], REPOSITORY)
 
@@ -178,9 +180,9 @@ def test_printed_rank_scores_follow_from_the_printed_scores():
 
 
 def test_printed_shares_add_up():
-    for each in EXPLAINED["explanation"]["candidates"]:
-        shares = [task["share"] for task in each["tasks"].values()]
-        assert each["total"] == pytest.approx(sum(shares), rel=1e-6)
+    for candidate in EXPLAINED["explanation"]["candidates"]:
+        shares = [task["share"] for task in candidate["tasks"].values()]
+        assert candidate["total"] == pytest.approx(sum(shares), rel=1e-6)
 
 
 def test_figures_beside_peers_are_those_of_the_benchmarks():
@@ -190,7 +192,7 @@ def test_figures_beside_peers_are_those_of_the_benchmarks():
 
     def row(server: str) -> str:
         (cells,) = re.findall(rf"^\| \**{server}, binary\** \|(.*)\|$", bench, flags=re.M)[:1]
-        return " / ".join(each.strip(" *") for each in cells.split("|")[:3])
+        return " / ".join(cell.strip(" *") for cell in cells.split("|")[:3])
 
     triton, ours, mosec = row("Triton"), row("Gatehouse"), row("mosec")
     assert (
@@ -207,7 +209,7 @@ def test_make_targets_exist():
 
 
 def test_commands_that_show_a_figure_exist():
-    modules = [re.match(r"python -m (tests\.bench\.\w+)", each) for each in INLINE]
+    modules = [re.match(r"python -m (tests\.bench\.\w+)", command) for command in INLINE]
     found = [match[1] for match in modules if match]
     assert found
     for name in found:
@@ -244,8 +246,8 @@ def test_gatehouse_commands_run(store, tmp_path):
 def test_python_commands_run():
     for command in commands("python"):
         arguments = command.split()[1:]
-        named = [each for each in arguments if each.endswith(".toml")]
-        assert all((REPOSITORY / each).is_file() for each in named)
+        named = [argument for argument in arguments if argument.endswith(".toml")]
+        assert all((REPOSITORY / file).is_file() for file in named)
         if "show" not in arguments:  # training takes minutes: only the options are parsed
             arguments.append("--help")
         run([sys.executable, *arguments], REPOSITORY)
@@ -267,7 +269,9 @@ def test_docker_commands_name_files_that_exist():
 
 @pytest.mark.slow
 def test_commands_that_change_versions_run_as_documented(store, tmp_path):
-    (block,) = (each for each in blocks(OPERATIONS, "sh") if each.startswith("gatehouse versions"))
+    (block,) = (
+        block for block in blocks(OPERATIONS, "sh") if block.startswith("gatehouse versions")
+    )
     for version in range(1, 8):
         folder = tmp_path / "store" / "feed" / str(version)
         shutil.copytree(store.folder / "tiny" / "1", folder)
@@ -279,7 +283,7 @@ def test_commands_that_change_versions_run_as_documented(store, tmp_path):
         command = shlex.split(line.partition(" --wait")[0], comments=True)
         assert command[0] == "gatehouse"
         run([sys.executable, "-m", "app", *command[1:]], tmp_path)
-    folders = {each.name for each in (tmp_path / "store" / "feed").iterdir()}
+    folders = {path.name for path in (tmp_path / "store" / "feed").iterdir()}
     assert folders == {"3", "4", "5", "6", "7", "traffic.toml"}
 
 
@@ -338,7 +342,9 @@ def test_files_and_names_in_the_life_of_a_request_exist():
 
 def test_map_names_every_layer():
     layers = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]
-    declared = next(each for each in layers["contracts"] if each["type"] == "layers")["layers"]
+    declared = next(
+        contract["layers"] for contract in layers["contracts"] if contract["type"] == "layers"
+    )
     names = [name for layer in declared for name in layer.split(" | ") if name != "__main__"]
     rows = re.findall(r"^\| (`[^|]+`) \|", MAP.split("## The life")[0], flags=re.M)
     listed = [re.sub(r"/$|\.py$", "", name) for row in rows for name in re.findall("`(.*?)`", row)]
@@ -367,7 +373,7 @@ def test_links_lead_to_files_and_headings(document):
         assert path.exists(), target
         if heading:
             titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.M)
-            anchors = [re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in titles]
+            anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
             assert heading in anchors, target
 
 

@@ -89,7 +89,7 @@ MISTAKES = {
 def test_unit_tests_notice_a_mistake(mistake, tmp_path):
     record, expression = MISTAKES[mistake]
     document = yaml.safe_load(RULES)
-    [rule] = [each for each in document["groups"][0]["rules"] if each["record"] == record]
+    [rule] = [rule for rule in document["groups"][0]["rules"] if rule["record"] == record]
     rule["expr"] = expression
     (tmp_path / "scaling.yml").write_text(yaml.safe_dump(document))
     shutil.copy(FOLDER / "scaling_test.yml", tmp_path)

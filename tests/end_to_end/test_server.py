@@ -66,7 +66,9 @@ async def test_two_hundred_concurrent_requests_each_get_their_own_scores(server,
     async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
         example = (await client.get("/v1/models/tiny")).json()["example_request"]
         requests = [random_request(rng, example) for _ in range(200)]
-        answers = await asyncio.gather(*(client.post("/v1/score", json=each) for each in requests))
+        answers = await asyncio.gather(
+            *(client.post("/v1/score", json=request) for request in requests)
+        )
     for request, answer in zip(requests, answers, strict=True):
         assert answer.status_code == 200
         scores = answer.json()["scores"]

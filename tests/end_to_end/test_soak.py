@@ -39,7 +39,7 @@ def test_rows_of_two_tables_in_one_answer_are_found():
     calls = tables.Calls(tables.Tables(Path(), None, golden))  # type: ignore[arg-type]
 
     def fault(label, own):
-        scores = {"own": own, "sum": [5 + each for each in own], "version": [1, 1]}
+        scores = {"own": own, "sum": [5 + score for score in own], "version": [1, 1]}
         used = {"items": label, "users": "1"}
         document = {"version": 1, "tables": used, "scores": scores}
         return calls.fault(httpx.Response(200, json=document), 5, [1, 2], is_v2=False)

@@ -77,8 +77,11 @@ def tensors(server, model, request):
     """A native request's tensors as arrays: name to datatype and array."""
     card = httpx.get(f"{server.url}/v1/models/{model}").json()
     return {
-        each.name: (each.datatype, np.array(each.values, DTYPES[each.datatype]).reshape(each.shape))
-        for each in inputs_of(card["inputs"], request)
+        tensor.name: (
+            tensor.datatype,
+            np.array(tensor.values, DTYPES[tensor.datatype]).reshape(tensor.shape),
+        )
+        for tensor in inputs_of(card["inputs"], request)
     }
 
 
@@ -254,10 +257,10 @@ def test_the_server_and_its_models_describe_themselves(client):
     ]
     config = client.get_model_config("brands")
     assert config["max_batch_size"] > 1
-    assert [each["dims"] for each in config["input"]] == [[1], [3], [1], [2]]
-    assert [each["optional"] for each in config["input"]] == [False, False, True, False]
+    assert [tensor["dims"] for tensor in config["input"]] == [[1], [3], [1], [2]]
+    assert [tensor["optional"] for tensor in config["input"]] == [False, False, True, False]
     index = client.get_model_repository_index()
-    assert {(each["name"], each["state"]) for each in index} == {
+    assert {(entry["name"], entry["state"]) for entry in index} == {
         ("brands", "READY"),
         ("tiny", "READY"),
     }
