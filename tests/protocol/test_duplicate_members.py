@@ -44,14 +44,14 @@ def naive_places(text: str) -> set[str]:
         found: set[str] = set()
         if isinstance(value, tuple):
             names = [name for name, _ in value]
-            for name, each in value:
+            for name, member in value:
                 place = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
                 found |= {place} if names.count(name) > 1 else set()
-                if names.count(name) == 1 or each is dict(value)[name]:  # the last one counts
-                    found |= walk(each, place)
+                if names.count(name) == 1 or member is dict(value)[name]:  # the last one counts
+                    found |= walk(member, place)
         elif isinstance(value, list):
-            for position, each in enumerate(value):
-                found |= walk(each, f"{pointer}/{position}")
+            for position, element in enumerate(value):
+                found |= walk(element, f"{pointer}/{position}")
         return found
 
     return walk(json.loads(text, object_pairs_hook=tuple), "")
@@ -66,7 +66,7 @@ def test_check_equals_a_parser_that_keeps_every_member(text):
         refuse_duplicates(body, orjson.loads(body))
         found: set[str] = set()
     except InvalidRequest as error:
-        found = {each.pointer for each in error.problems}
+        found = {problem.pointer for problem in error.problems}
         assert found
     assert found == expected
 

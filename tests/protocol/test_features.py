@@ -110,13 +110,13 @@ def test_value_by_value_encoder_equals_the_fast_one(case: Case):
 def test_every_wrong_value_is_reported_at_its_place_and_not_echoed(case_and_damages):
     case, damages = case_and_damages
     found = problems(case.manifest.inputs, case.candidates, case.user, case.vocabularies)
-    assert {each.pointer for each in found} == {damage.pointer for damage in damages}
+    assert {problem.pointer for problem in found} == {damage.pointer for damage in damages}
     document = {"user": case.user, "candidates": case.candidates}
     for damage in damages:
         assert resolve(document, damage.pointer) is damage.value
-    for each in found:
-        assert TEXT not in each.detail
-        assert str(NUMBER) not in each.detail
+    for problem in found:
+        assert TEXT not in problem.detail
+        assert str(NUMBER) not in problem.detail
 
 
 @pytest.mark.no_cover
@@ -137,7 +137,7 @@ def test_columns_and_objects_give_equal_features():
         {"item": 1, "quality": [0.5, 1], "tags": []},
         {"item": 2, "quality": [2, 3.25], "tags": [3, 4]},
     ]
-    one, other = (encoded((ITEM, QUALITY, TAGS), each) for each in (columns, objects))
+    one, other = (encoded((ITEM, QUALITY, TAGS), candidates) for candidates in (columns, objects))
     for name, column in one.candidate.items():
         np.testing.assert_array_equal(column, other.candidate[name], strict=True)
 
@@ -269,23 +269,24 @@ def test_padding_of_a_measured_list_is_no_id(padding, size, accepted, padding_si
     )
     rule = f"must be an id {accepted}: {padding} is the padding of this feature"
     lists = [[3, padding, 4], [3], [3, padding], [padding, 4], []]
-    for candidates in ({"history": lists}, [{"history": each} for each in lists]):
-        assert [each.detail for each in problems((plain.measured(),), candidates)] == [rule] * 3
+    for candidates in ({"history": lists}, [{"history": ids} for ids in lists]):
+        details = [problem.detail for problem in problems((plain.measured(),), candidates)]
+        assert details == [rule] * 3
         column = encoded((plain,), candidates).candidate["history"]
         assert (padding, padding, padding) == tuple(column[4])
     start = "/candidates/history"
-    assert [each.pointer for each in problems((plain.measured(),), {"history": lists})] == [
+    assert [problem.pointer for problem in problems((plain.measured(),), {"history": lists})] == [
         f"{start}/0/1",
         f"{start}/2/1",
         f"{start}/3/0",
     ]
-    right = [each for each in lists if padding not in each]
+    right = [ids for ids in lists if padding not in ids]
     np.testing.assert_array_equal(
         encoded((plain.measured(),), {"history": right}).candidate["history"],
         encoded((plain,), {"history": right}).candidate["history"],
     )
     outside = problems((plain.measured(),), {"history": [[size]]})
-    assert [each.detail for each in outside] == [f"must be an id {accepted}"]
+    assert [problem.detail for problem in outside] == [f"must be an id {accepted}"]
 
 
 def test_ids_that_become_the_padding_of_a_measured_list_are_refused():
@@ -355,7 +356,7 @@ def test_unknown_feature_is_reported_at_its_place():
 
 def test_columns_of_different_lengths_are_reported():
     found = problems((ITEM, QUALITY, TAGS), {"item": [1, 2], "quality": [[1, 2]], "tags": [[]]})
-    assert [each.pointer for each in found] == ["/candidates/quality", "/candidates/tags"]
+    assert [problem.pointer for problem in found] == ["/candidates/quality", "/candidates/tags"]
     assert found[0].detail == "has 1 value, but /candidates/item has 2"
 
 
@@ -434,5 +435,5 @@ def test_huge_wrong_value_takes_little_memory(inputs, candidates):
     finally:
         tracemalloc.stop()
     assert report.problems
-    assert sum(len(each.pointer) + len(each.detail) for each in report.problems) < 10_000
+    assert sum(len(problem.pointer) + len(problem.detail) for problem in report.problems) < 10_000
     assert peak < HUGE // 4

@@ -163,7 +163,7 @@ def parsed(body: bytes) -> dict[str, Any] | None:
 def test_object_with_many_members_is_parsed_by_orjson(where):
     """simdjson finds a member by scanning all before it."""
     document: dict[str, Any] = {"candidates": {"a": [[1.5]]}}
-    (document[where] if where else document).update({f"k{each}": 0 for each in range(1000)})
+    (document[where] if where else document).update({f"k{number}": 0 for number in range(1000)})
     assert parsed(orjson.dumps(document)) is None
 
 
@@ -299,7 +299,9 @@ def encoded(case: Case, document: Any) -> tuple[RequestFeatures, ValidationRepor
 @given(cases() | damaged().map(lambda drawn: drawn[0]))
 def test_both_parsers_give_equal_features(case):
     body = json.dumps({"user": case.user, "candidates": case.candidates}).encode()
-    dense = frozenset(each.name for each in case.manifest.inputs if isinstance(each, DenseInput))
+    dense = frozenset(
+        feature.name for feature in case.manifest.inputs if isinstance(feature, DenseInput)
+    )
     found = read_matrices(body, dense, body.count(b"[") + body.count(b"{"))
     if found is None:
         return
@@ -371,6 +373,7 @@ def test_largest_request_is_within_the_value_limit():
 def test_value_limit_has_room_for_a_repeated_user():
     inputs = (DenseInput(name="u", side="user", dim=50), DenseInput(name="c", side="candidate"))
     once, tiled = (
-        most_values(manifest(inputs=inputs), 4000, is_user_tiled=each) for each in (False, True)
+        most_values(manifest(inputs=inputs), 4000, is_user_tiled=is_tiled)
+        for is_tiled in (False, True)
     )
     assert once < 4000 * 51 < tiled

@@ -65,8 +65,8 @@ def by_tensors(inputs: tuple[Input, ...], sent: list[Sent], *, binary: bool) -> 
     report = ValidationReport()
     content = b""
     heads = []
-    for each in sent:
-        head, data = each.as_binary() if binary else (each.as_json(), b"")
+    for tensor in sent:
+        head, data = tensor.as_binary() if binary else (tensor.as_json(), b"")
         heads.append(head)
         content += data
     of = manifest(inputs=inputs)
@@ -85,7 +85,10 @@ def expected(feature: DenseInput, rows: list[Any]) -> Any:
     for row in rows:
         numbers = [row] * feature.dim if row is None or feature.dim == 1 else row
         column.append(
-            [fill[i] if each is None or each != each else each for i, each in enumerate(numbers)]
+            [
+                fill[i] if value is None or value != value else value
+                for i, value in enumerate(numbers)
+            ]
         )
     return np.array(column, np.float32).reshape(len(rows), feature.dim)
 
@@ -99,7 +102,7 @@ vector = st.one_of(st.none(), st.lists(number, min_size=2, max_size=2))
     st.booleans(),
 )
 def test_missing_numbers_become_what_the_feature_declares(rows, as_objects):
-    names = [each.name for each in DECLARED]
+    names = [feature.name for feature in DECLARED]
     columns = {
         name: list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)
     }
@@ -119,7 +122,7 @@ def test_missing_numbers_become_what_the_feature_declares(rows, as_objects):
 
 @given(st.lists(st.tuples(number, number), min_size=1, max_size=4), st.booleans())
 def test_tensors_give_the_columns_of_json(rows, binary):
-    values = [[NAN if binary and each is None else each for each in row] for row in rows]
+    values = [[NAN if binary and value is None else value for value in row] for row in rows]
     sent = [
         Sent(feature.name, "FP32", (len(rows), 2), values)
         if feature.dim == 2
@@ -129,7 +132,7 @@ def test_tensors_give_the_columns_of_json(rows, binary):
     found = by_tensors(DECLARED, sent, binary=binary).candidate
     for feature in DECLARED:
         column = rows if feature.dim == 2 else [row[0] for row in rows]
-        want = expected(feature, [list(each) if feature.dim == 2 else each for each in column])
+        want = expected(feature, [list(value) if feature.dim == 2 else value for value in column])
         np.testing.assert_array_equal(found[feature.name], want, strict=True)
 
 
@@ -164,7 +167,7 @@ def test_undeclared_missing_values_are_refused_at_their_place(value, rows):
     assert isinstance(document, dict)
     with pytest.raises(InvalidRequest) as caught:
         encoded(STRICT, document)
-    assert [each.pointer for each in caught.value.problems] == [
+    assert [problem.pointer for problem in caught.value.problems] == [
         f"/candidates/filled/{rows - 1}/1",
         f"/candidates/price/{rows - 1}",
     ]
@@ -181,7 +184,7 @@ def test_other_wrong_values_stay_errors(value):
         candidates["price"] = [[1, 2]]
     with pytest.raises(InvalidRequest) as caught:
         encoded(DECLARED, {"candidates": candidates | {"age": [None]}})
-    assert [each.pointer for each in caught.value.problems] == [
+    assert [problem.pointer for problem in caught.value.problems] == [
         "/candidates/filled/0/1",
         "/candidates/own/0/0",
         "/candidates/price/0",
@@ -215,12 +218,14 @@ def test_null_in_place_of_an_id_is_an_unknown_id_and_of_a_list_an_empty_one():
     ("name", "value"), [("item", None), ("named", None), ("tags", None), ("tags", [None])]
 )
 def test_undeclared_null_ids_are_refused(name, value):
-    inputs = tuple(each.model_copy(update={"missing": "refuse"}) for each in (ITEM, NAMED, TAGS))
+    inputs = tuple(
+        feature.model_copy(update={"missing": "refuse"}) for feature in (ITEM, NAMED, TAGS)
+    )
     columns: dict[str, Any] = {"item": [1], "named": ["a"], "tags": [[]]}
     with pytest.raises(InvalidRequest) as caught:
         encoded(inputs, {"candidates": columns | {name: [value]}})
     place = f"/candidates/{name}/0" + ("/0" if value else "")
-    assert [each.pointer for each in caught.value.problems] == [place]
+    assert [problem.pointer for problem in caught.value.problems] == [place]
 
 
 def test_the_schema_of_a_request_allows_null_where_it_is_declared():
@@ -235,6 +240,8 @@ def test_the_schema_of_a_request_allows_null_where_it_is_declared():
     ids = {"item": [None], "named": [None], "tags": [[None]]}
     assert accepts((ITEM, NAMED, TAGS), ids)
     assert accepts((ITEM, NAMED, TAGS), ids | {"tags": [None]})
-    strict = tuple(each.model_copy(update={"missing": "refuse"}) for each in (ITEM, NAMED, TAGS))
+    strict = tuple(
+        feature.model_copy(update={"missing": "refuse"}) for feature in (ITEM, NAMED, TAGS)
+    )
     assert not accepts(strict, ids)
     assert not accepts(strict, {"item": [1], "named": ["a"], "tags": [None]})

@@ -79,4 +79,4 @@ def test_paths_of_the_v2_protocol_are_recognized(path, is_v2):
 
 
 def test_accepted_codings_are_those_that_bodies_are_read_with():
-    assert {f"{each}".encode() for each in ACCEPTED_CODINGS.split(", ")} <= set(INFLATABLE)
+    assert {f"{coding}".encode() for coding in ACCEPTED_CODINGS.split(", ")} <= set(INFLATABLE)

@@ -78,7 +78,7 @@ def problems(document: object, found: ModelTables | None = None) -> list[FieldEr
 def inputs(*parsed: Any) -> list[ModelInputs]:
     """What the model gets of a batch of requests, by each way to collate it."""
     model = replace(sums_model(), manifest=FEED)
-    chunks = [chunk_of(each.features, model=model) for each in parsed]
+    chunks = [chunk_of(request.features, model=model) for request in parsed]
     rows = sum(chunk.rows for chunk in chunks)
     layout = Layout(FEED, Bucket(rows + 3, len(chunks) + 1))
     views = layout.over(torch.zeros(layout.size, dtype=torch.uint8))
@@ -159,7 +159,7 @@ def test_request_by_keys_equals_the_request_with_every_feature(keyed_by, data):
     short = [parse(sent, found) for sent, _ in pairs]
     whole = [parse(full, ModelTables()) for _, full in pairs]
     expected, *_ = inputs(*whole)
-    mixed = [data.draw(st.sampled_from(each)) for each in zip(short, whole, strict=True)]
+    mixed = [data.draw(st.sampled_from(pair)) for pair in zip(short, whole, strict=True)]
     for got in (*inputs(*short), *inputs(*mixed)):
         assert_same(got, expected)
 
@@ -182,11 +182,11 @@ def tensors(document: dict[str, Any], of: Manifest) -> list[Sent]:
     for side, is_user in (("user", True), ("candidates", False)):
         for name, sent in document[side].items():
             column = [sent] if is_user else sent
-            feature = next((each for each in of.inputs if each.name == name), None)
+            feature = next((feature for feature in of.inputs if feature.name == name), None)
             is_dense = isinstance(feature, DenseInput)
             kind = "FP32" if is_dense else "BYTES" if isinstance(column[0], str) else "INT64"
             if is_dense or isinstance(feature, IdListInput):
-                column = [each if isinstance(each, list) else [each] for each in column]
+                column = [value if isinstance(value, list) else [value] for value in column]
                 shape: tuple[int, ...] = (len(column), len(column[0]))
             else:
                 shape = (len(column),)
@@ -197,9 +197,9 @@ def tensors(document: dict[str, Any], of: Manifest) -> list[Sent]:
 def infer(document: dict[str, Any], found: ModelTables, *, is_binary: bool, **changes: Any) -> Any:
     made = tensors(document, FEED)
     if not is_binary:
-        body = orjson.dumps({"inputs": [each.as_json() for each in made]})
+        body = orjson.dumps({"inputs": [tensor.as_json() for tensor in made]})
         return OpenInference().parse(body, context(found, **changes))
-    heads, content = zip(*[each.as_binary() for each in made], strict=True)
+    heads, content = zip(*[tensor.as_binary() for tensor in made], strict=True)
     head = orjson.dumps({"inputs": heads})
     length = {HEADER_LENGTH: b"%d" % len(head)}
     return OpenInference().parse(
@@ -214,7 +214,7 @@ def infer(document: dict[str, Any], found: ModelTables, *, is_binary: bool, **ch
 def test_v2_request_by_keys_equals_the_request_with_every_feature(keyed_by, is_binary, data):
     sent, full = data.draw(requests(keyed_by))
     if isinstance(sent["candidates"], list):
-        if any(isinstance(each, dict) for each in sent["candidates"]):
+        if any(isinstance(candidate, dict) for candidate in sent["candidates"]):
             return
         sent["candidates"] = {keyed_by: sent["candidates"]}
     if not isinstance(sent["user"], dict):
@@ -240,10 +240,10 @@ def test_requests_of_one_batch_may_have_different_versions_of_a_table():
         bound(FEED, memory_table(FEED, "items", "item", rows)) for rows in (ITEMS, newer, ITEMS)
     ]
     sent = {"user": USERS[7], "candidates": [1, 2]}
-    got = inputs(*[parse(sent, each) for each in versions])
+    got = inputs(*[parse(sent, version) for version in versions])
     prices = np.array([1 / 3, 2 / 3, 101, 102, 1 / 3, 2 / 3], np.float32)
-    for each in got:
-        np.testing.assert_array_equal(each.candidate["price"].ravel(), prices)
+    for batch in got:
+        np.testing.assert_array_equal(batch.candidate["price"].ravel(), prices)
 
 
 def test_full_request_does_not_ask_a_table():
@@ -369,7 +369,7 @@ def test_dropped_candidate_has_null_scores_and_no_rank():
     assert got["scores"] == {"click": [0.0, None, 2.0], "dwell": [1.0, None, 3.0]}
     assert got["rank_score"][1] is None
     assert got["ranking"] == [2, 1]
-    assert [each["candidate"] for each in got["explanation"]["candidates"]] == [2, 1]
+    assert [candidate["candidate"] for candidate in got["explanation"]["candidates"]] == [2, 1]
     assert got["unknown_keys"] == {"items": {"count": 1, "positions": [1]}}
     got = answer(parse({"user": 7, "candidates": {"item": [1, 99, 2]}}, DROPPING))
     assert got["ranking"] == [2, 0]
@@ -398,11 +398,11 @@ def test_v2_answer_names_the_tables_and_the_unknown_positions():
 def test_v2_answer_of_a_known_document_follows_the_tables():
     subject = OpenInference()
     made = [
-        each.as_binary()
-        for each in tensors({"user": {"user_id": 7}, "candidates": {"item": [1, 2]}}, FEED)
+        tensor.as_binary()
+        for tensor in tensors({"user": {"user_id": 7}, "candidates": {"item": [1, 2]}}, FEED)
     ]
     outputs = [{"name": "click", "parameters": {"binary_data": True}}]
-    head = orjson.dumps({"inputs": [each for each, _ in made], "outputs": outputs})
+    head = orjson.dumps({"inputs": [tensor for tensor, _ in made], "outputs": outputs})
     body = head + b"".join(content for _, content in made)
 
     def ask(found: ModelTables) -> Any:
@@ -553,7 +553,7 @@ def test_one_mistake_about_a_key_is_one_problem(case):
     sent = {name: value for name, value in (RIGHT | changes).items() if value is not MISSING}
     with pytest.raises(InvalidRequest) as caught:
         Native().parse(orjson.dumps(sent), context(strict(), STRICT))
-    assert [(each.pointer, each.detail) for each in caught.value.problems] == expected
+    assert [(problem.pointer, problem.detail) for problem in caught.value.problems] == expected
 
 
 @pytest.mark.parametrize(
@@ -588,14 +588,14 @@ def test_one_mistake_about_a_key_is_one_problem(case):
     ids=["unknown user", "unknown item", "no inputs", "no key"],
 )
 def test_v2_one_mistake_about_a_key_is_one_problem(changes, expected):
-    made = [each.as_json() for each in tensors(RIGHT | changes, STRICT)]
+    made = [tensor.as_json() for tensor in tensors(RIGHT | changes, STRICT)]
     with pytest.raises(InvalidRequest) as caught:
         OpenInference().parse(orjson.dumps({"inputs": made}), context(strict(), STRICT))
-    assert [(each.pointer, each.detail) for each in caught.value.problems] == expected
+    assert [(problem.pointer, problem.detail) for problem in caught.value.problems] == expected
 
 
 def test_v2_user_rows_that_differ_are_one_problem():
-    made = [each.as_json() for each in tensors(RIGHT, STRICT)]
+    made = [tensor.as_json() for tensor in tensors(RIGHT, STRICT)]
     made[0] |= {"shape": [2], "data": [7, 8]}
     made[2:] = [
         made[2] | {"shape": [2], "data": [1, 2]},
@@ -609,7 +609,7 @@ def test_v2_user_rows_that_differ_are_one_problem():
 
 def test_keys_without_a_table_are_refused_with_the_reason():
     found = problems({"user": 7, "candidates": [1, 2]}, ModelTables())
-    assert [each.pointer for each in found] == ["/user", "/candidates"]
+    assert [problem.pointer for problem in found] == ["/user", "/candidates"]
     assert "a key alone needs a table of users" in found[0].detail
     assert "to send keys only, the model needs a table of items" in found[1].detail
 
@@ -631,7 +631,9 @@ def test_keys_without_a_table_are_refused_with_the_reason():
     ids=repr,
 )
 def test_wrong_key_is_named(candidates, pointer):
-    assert pointer in [each.pointer for each in problems({"user": 7, "candidates": candidates})]
+    assert pointer in [
+        problem.pointer for problem in problems({"user": 7, "candidates": candidates})
+    ]
 
 
 def test_string_keys_must_be_strings():
@@ -689,7 +691,7 @@ def test_any_document_is_read_or_refused(keyed_by, unknown, user, candidates):
         features, _, _ = read_request(document, found)
         assert features.rows >= 0
     except InvalidRequest as error:
-        places = [each.pointer for each in error.problems]
+        places = [problem.pointer for problem in error.problems]
         assert len(set(places)) == len(places)  # nothing is wrong twice
 
 
@@ -746,7 +748,7 @@ def test_v2_user_key_may_have_a_row_for_each_candidate_or_none():
     made = [Sent("item", "INT64", (2,), [1, 2]), Sent("user_id", "INT64", (2,), [7, 7])]
 
     def parsed(*inputs: Sent) -> Any:
-        body = orjson.dumps({"inputs": [each.as_json() for each in inputs]})
+        body = orjson.dumps({"inputs": [tensor.as_json() for tensor in inputs]})
         return OpenInference().parse(body, context(tables(), key_feature="user_id"))
 
     single = {"user": {"user_id": 7}, "candidates": {"item": [1, 2]}}

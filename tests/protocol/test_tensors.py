@@ -47,7 +47,7 @@ def tensor_of(draw, feature, rows):
     elif isinstance(feature, DenseInput):
         width = feature.dim
     if not isinstance(feature, DenseInput) and feature.encoding.id_type is str:
-        return Tensor("/x", [each for row in rows for each in row], len(rows), width)
+        return Tensor("/x", [value for row in rows for value in row], len(rows), width)
     dtype = np.float32 if isinstance(feature, DenseInput) else np.int64
     array: Any = np.array(rows, dtype).reshape(len(rows), width)
     if draw(st.booleans()):  # as in a body: read-only and unaligned
@@ -98,7 +98,7 @@ def encoded(feature, values, rows, width, **changes):
     tensor = Tensor("/inputs/0", values, rows, width)
     described = manifest(inputs=(feature,))
     result = encode_tensors(described, {feature.name: tensor}, report, rows=3, **changes)
-    return result, [(each.pointer, each.detail) for each in report.problems]
+    return result, [(problem.pointer, problem.detail) for problem in report.problems]
 
 
 def test_every_nonfinite_number_is_reported():
@@ -148,7 +148,7 @@ def test_padding_of_a_measured_list_pads_at_one_end_only(width, side):
     for row in ends:
         result, found = encoded(feature.measured(), np.array([row]), 1, width)
         if row == wrong:
-            places = [place for place, each in enumerate(row) if not each]
+            places = [place for place, value in enumerate(row) if not value]
             assert found == [("/inputs/0", f"{rule}{place})") for place in places]
         else:
             assert found == []

@@ -62,7 +62,7 @@ KNOWN = frozenset(["age_bucket", "country", "user_id"])
 
 
 def details(report):
-    return [each.detail for each in report.problems]
+    return [problem.detail for problem in report.problems]
 
 
 def test_unknown_feature_is_reported_with_suggestion_and_known_names():
@@ -79,7 +79,7 @@ def test_unknown_feature_is_reported_with_suggestion_and_known_names():
 
 
 def test_message_lists_at_most_20_known_names():
-    known = frozenset(f"feature_{each:02}" for each in range(25))
+    known = frozenset(f"feature_{number:02}" for number in range(25))
     report = ValidationReport()
     report.unknown_members("", {"x" * 100: 1}, known)
     (detail,) = details(report)
@@ -99,7 +99,7 @@ def test_suggestions_compare_a_bounded_number_of_names(monkeypatch):
     for known, expected in ((frozenset(map(str, range(512))), 1), (KNOWN, MOST_PROBLEMS)):
         compared.clear()
         report = ValidationReport()
-        report.unknown_members("", {f"unknown {each}": 1 for each in range(100)}, known)
+        report.unknown_members("", {f"unknown {number}": 1 for number in range(100)}, known)
         assert len(report.problems) == MOST_PROBLEMS
         assert len(compared) == expected
     compared.clear()

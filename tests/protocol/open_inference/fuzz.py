@@ -140,7 +140,7 @@ async def requests_of(client: httpx.AsyncClient) -> list[tuple[Any, bytes]]:
     valid: list[tuple[Any, bytes]] = [
         (in_json(inputs), b""),
         (in_json(inputs, **more), b""),
-        ({"inputs": [each.as_json(nested=True) for each in inputs]}, b""),
+        ({"inputs": [tensor.as_json(nested=True) for tensor in inputs]}, b""),
     ]
     for members in ({}, more):
         body, headers = in_binary(inputs, **members)

@@ -42,10 +42,10 @@ class Sent:
 
 def to_bytes(datatype: str, flat: list[Any]) -> bytes:
     if datatype == "BYTES":
-        encoded = [each.encode() for each in flat]
-        return b"".join(struct.pack("<I", len(each)) + each for each in encoded)
+        encoded = [text.encode() for text in flat]
+        return b"".join(struct.pack("<I", len(text)) + text for text in encoded)
     if datatype == "BF16":  # the upper half of each float32
-        return b"".join(struct.pack("<f", each)[2:] for each in flat)
+        return b"".join(struct.pack("<f", number)[2:] for number in flat)
     return np.array(flat, STORED[datatype]).tobytes()
 
 
@@ -61,34 +61,34 @@ def inputs_of(features: list[dict[str, Any]], request: dict[str, Any]) -> list[S
         if feature["kind"] == "dense":
             datatype = "FP32"
             if feature["dim"] == 1:
-                values = [each if isinstance(each, list) else [each] for each in values]
+                values = [value if isinstance(value, list) else [value] for value in values]
             width = feature["dim"]
         else:
             ids = feature["encoding"].get("ids", "int64")
             datatype = "BYTES" if ids == "string" else "INT64"
             if feature["kind"] == "id":
-                values = [[each] for each in values]
+                values = [[value] for value in values]
                 width = 1
             else:
                 width = feature["max_length"]
                 padding = feature["padding"] if datatype == "INT64" else ""
-                pads = [[padding] * (width - len(each)) for each in values]
+                pads = [[padding] * (width - len(row)) for row in values]
                 is_right = feature["padding_side"] == "right"
                 values = [
-                    [*each, *pad] if is_right else [*pad, *each]
-                    for each, pad in zip(values, pads, strict=True)
+                    [*row, *pad] if is_right else [*pad, *row]
+                    for row, pad in zip(values, pads, strict=True)
                 ]
         inputs.append(Sent(name, datatype, (len(values), width), values))
     return inputs
 
 
 def in_json(inputs: list[Sent], **members: Any) -> dict[str, Any]:
-    return {"inputs": [each.as_json() for each in inputs], **members}
+    return {"inputs": [tensor.as_json() for tensor in inputs], **members}
 
 
 def in_binary(inputs: list[Sent], **members: Any) -> tuple[bytes, dict[str, str]]:
     """Return a body with every tensor in binary, and its headers."""
-    tensors = [each.as_binary() for each in inputs]
+    tensors = [tensor.as_binary() for tensor in inputs]
     return packed(
         {"inputs": [head for head, _ in tensors], **members},
         b"".join(content for _, content in tensors),

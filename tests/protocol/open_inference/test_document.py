@@ -47,8 +47,8 @@ def outcome(document, rows, width):
     problems: list[tuple[str, str]] = []
     (tensor,) = document["inputs"]
 
-    def add_problem(*each):
-        problems.append(each)
+    def add_problem(*problem):
+        problems.append(problem)
 
     found = elements_from_json(tensor["data"], tensor["datatype"], rows, width, add_problem)
     content = found.tobytes() if isinstance(found, np.ndarray) else found
@@ -115,6 +115,6 @@ def test_object_with_many_members_is_parsed_by_orjson(is_inside):
     """simdjson finds a member by scanning all before it."""
     tensor: dict[str, object] = {"name": "x", "datatype": "FP32", "data": [1.5]}
     document: dict[str, object] = {"inputs": [tensor]}
-    (tensor if is_inside else document).update({f"k{each}": 0 for each in range(1000)})
+    (tensor if is_inside else document).update({f"k{number}": 0 for number in range(1000)})
     body = orjson.dumps(document)
     assert read_arrays(body, counted(body)) is None

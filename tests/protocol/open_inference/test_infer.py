@@ -41,11 +41,11 @@ def native_outputs(answer):
 
 
 def named(inputs, name):
-    return next(each for each in inputs if each.name == name)
+    return next(tensor for tensor in inputs if tensor.name == name)
 
 
 def changed(inputs, name, **changes):
-    return [replace(each, **changes) if each.name == name else each for each in inputs]
+    return [replace(tensor, **changes) if tensor.name == name else tensor for tensor in inputs]
 
 
 def random_requests(example, count=12):
@@ -123,27 +123,29 @@ async def test_output_may_differ_from_the_default_form(client, inputs):
 
 async def test_data_may_be_nested_as_its_shape(client, inputs):
     flat = await post(client, inputs)
-    nested = {"inputs": [each.as_json(nested=True) for each in inputs]}
+    nested = {"inputs": [tensor.as_json(nested=True) for tensor in inputs]}
     assert (await client.post(INFER, json=nested)).content == flat.content
 
 
 async def test_feature_of_width_1_may_have_one_dimension(client, inputs):
     flat = [
-        replace(each, shape=each.shape[:1], values=each.flat) if each.shape[1] == 1 else each
-        for each in inputs
+        replace(tensor, shape=tensor.shape[:1], values=tensor.flat)
+        if tensor.shape[1] == 1
+        else tensor
+        for tensor in inputs
     ]
-    assert any(len(each.shape) == 1 for each in flat)
+    assert any(len(tensor.shape) == 1 for tensor in flat)
     assert (await post(client, flat)).content == (await post(client, inputs)).content
     assert (await post_binary(client, flat)).content == (await post(client, inputs)).content
 
 
 async def test_user_row_may_be_repeated_for_every_candidate(client, inputs, card):
-    users = {each["name"] for each in card["inputs"] if each["side"] == "user"}
+    users = {feature["name"] for feature in card["inputs"] if feature["side"] == "user"}
     tiled = [
-        replace(each, shape=(3, *each.shape[1:]), values=each.values * 3)
-        if each.name in users
-        else each
-        for each in inputs
+        replace(tensor, shape=(3, *tensor.shape[1:]), values=tensor.values * 3)
+        if tensor.name in users
+        else tensor
+        for tensor in inputs
     ]
     once = await post(client, inputs)
     assert (await post(client, tiled)).content == once.content
@@ -192,17 +194,17 @@ async def test_short_list_may_be_narrower_or_padded(client, inputs):
 
 
 async def test_no_candidates_give_empty_outputs(client, inputs, card):
-    users = {each["name"] for each in card["inputs"] if each["side"] == "user"}
+    users = {feature["name"] for feature in card["inputs"] if feature["side"] == "user"}
     empty = [
-        each if each.name in users else replace(each, shape=(0, each.shape[1]), values=[])
-        for each in inputs
+        tensor if tensor.name in users else replace(tensor, shape=(0, tensor.shape[1]), values=[])
+        for tensor in inputs
     ]
     for response in (await post(client, empty), await post_binary(client, empty)):
         assert response.status_code == 200
         assert outputs_of(response) == {name: [] for name in OUTPUTS}
     response = await post_binary(client, empty, parameters={"binary_data_output": True})
     assert outputs_of(response) == {name: [] for name in OUTPUTS}
-    no_user = [replace(each, shape=(0, each.shape[1]), values=[]) for each in inputs]
+    no_user = [replace(tensor, shape=(0, tensor.shape[1]), values=[]) for tensor in inputs]
     assert outputs_of(await post(client, no_user)) == {name: [] for name in OUTPUTS}
 
 
@@ -424,7 +426,7 @@ WRONG_INPUT: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", WRONG_INPUT)
 async def test_wrong_input_is_reported_with_place_and_rule(client, inputs, case):
     changes, expected = WRONG_INPUT[case]
-    document = in_json([each for each in inputs if each.name != "quality"])
+    document = in_json([tensor for tensor in inputs if tensor.name != "quality"])
     document["inputs"].append(QUALITY | changes)
     response = await client.post(INFER, json=document)
     assert response.status_code == 422
@@ -479,7 +481,7 @@ async def test_all_problems_are_reported_at_once(client, inputs):
     wrong = changed(inputs, "quality", datatype="BOOL")
     wrong = changed(wrong, "category", shape=(3, 9))
     response = await post(client, wrong, id=3, outputs=[{}], parameters={"priority": "high"})
-    pointers = [each.split(":")[0] for each in response.json()["error"].split("; /")]
+    pointers = [problem.split(":")[0] for problem in response.json()["error"].split("; /")]
     assert len(pointers) == 5
 
 
@@ -539,7 +541,7 @@ async def test_invalid_binary_data_size_is_400(client, inputs, size):
 
 
 async def test_binary_data_size_that_does_not_fit_the_shape_is_reported(client, inputs):
-    heads = [each.as_binary() for each in inputs]
+    heads = [tensor.as_binary() for tensor in inputs]
     head, content = heads[-1]
     heads[-1] = (head | {"parameters": {"binary_data_size": len(content) + 4}}, content + b"abcd")
     body, headers = packed(
@@ -582,8 +584,10 @@ async def test_too_many_candidates_are_413(client, card, example):
     request = example | {"candidates": {name: [] for name in example["candidates"]}}
     rows = 1001
     many = [
-        replace(each, shape=(rows, each.shape[1]), values=[]) if each.shape[0] == 0 else each
-        for each in inputs_of(card["inputs"], request)
+        replace(tensor, shape=(rows, tensor.shape[1]), values=[])
+        if tensor.shape[0] == 0
+        else tensor
+        for tensor in inputs_of(card["inputs"], request)
     ]
     response = await post(client, many)
     assert response.status_code == 413

@@ -63,7 +63,7 @@ async def test_string_ids_score_as_in_the_native_api(strings):
 
 
 async def test_an_input_with_a_default_may_be_left_out(strings):
-    sent = [each for each in SENT if each.name != "item"]
+    sent = [tensor for tensor in SENT if tensor.name != "item"]
     candidates = {"quality": NATIVE["candidates"]["quality"]}
     native = (await strings.post("/v1/score", json=NATIVE | {"candidates": candidates})).json()
     found = outputs_of(await strings.post(INFER, json=in_json(sent)))

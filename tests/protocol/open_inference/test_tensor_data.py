@@ -26,7 +26,7 @@ def test_binary_numbers_survive_a_round_trip(datatype, data):
     element = INTEGERS.get(datatype, st.floats(width=16 if datatype == "FP16" else 32))
     flat = data.draw(st.lists(element, min_size=rows * width, max_size=rows * width))
     if datatype == "BF16":  # only what it can hold
-        flat = [struct.unpack("<f", b"\0\0" + struct.pack("<f", each)[2:])[0] for each in flat]
+        flat = [struct.unpack("<f", b"\0\0" + struct.pack("<f", number)[2:])[0] for number in flat]
     before = data.draw(st.binary(max_size=3))  # a tensor may begin at any offset
     content = memoryview(before + to_bytes(datatype, flat))[len(before) :]
     found = numbers_from_bytes(datatype, content, rows, width)
@@ -108,7 +108,9 @@ VALUES = st.one_of(
 def read(data, datatype, rows, width):
     """Return what `elements_from_json` returns, and its problems."""
     problems: list[tuple[str, str]] = []
-    found = elements_from_json(data, datatype, rows, width, lambda *each: problems.append(each))
+    found = elements_from_json(
+        data, datatype, rows, width, lambda *problem: problems.append(problem)
+    )
     return found, problems
 
 
@@ -134,7 +136,7 @@ def test_every_json_value_is_read_or_reported(datatype, data):
     flat = data.draw(st.lists(VALUES, min_size=rows * width, max_size=rows * width))
     is_nested = bool(rows) and data.draw(st.booleans())
     # Rows of one value that is a list look like nested data.
-    if not is_nested and rows and width == 1 and all(isinstance(each, list) for each in flat):
+    if not is_nested and rows and width == 1 and all(isinstance(value, list) for value in flat):
         return
     document = (
         [flat[row * width : row * width + width] for row in range(rows)] if is_nested else flat
@@ -154,14 +156,14 @@ def test_every_json_value_is_read_or_reported(datatype, data):
         assert all(named[place] == rule_of(flat[place], datatype) for place in wrong)
     elif problems:  # a number that float32 cannot hold
         beyond = [flat[place] for place in named]
-        assert all(not abs(each) < 2**128 - 2**103 for each in beyond)
+        assert all(not abs(number) < 2**128 - 2**103 for number in beyond)
     elif datatype == "BYTES":
         assert found == flat
     else:
         assert found.shape == (rows, width)
         if datatype == "FP32":
             with np.errstate(over="ignore"):
-                expected = np.array([float(each) for each in flat]).astype(np.float32)
+                expected = np.array([float(number) for number in flat]).astype(np.float32)
             np.testing.assert_array_equal(found.ravel(), expected)
         else:
             assert found.ravel().tolist() == flat
