@@ -60,8 +60,8 @@ RETRIES = RetryBudget()  # one for all calls of a process to a service
 def tensors(metadata: dict[str, Any], request: dict[str, Any]) -> list[triton.InferInput]:
     """Return one input per feature: `[1, d]` for the user, `[n, d]` for candidates."""
     inputs: list[triton.InferInput] = []
-    for each in metadata["inputs"]:
-        name, datatype = each["name"], each["datatype"]
+    for feature in metadata["inputs"]:
+        name, datatype = feature["name"], feature["datatype"]
         if name in request["user"]:
             values = [request["user"][name]]
         elif name in request["candidates"]:
