@@ -102,8 +102,8 @@ def columns() -> dict[str, list[Any]]:
     like = random.integers(2, size=rows)
     return {
         "request": request.tolist(),
-        "user": [f"user-{users[each]}" for each in request],
-        "recent": [recent[each] for each in request],
+        "user": [f"user-{users[number]}" for number in request],
+        "recent": [recent[number] for number in request],
         "item": [f"item {i}" for i in random.integers(8, size=rows)],
         "price": random.random(rows).round(3).tolist(),
         "age": random.integers(30, size=rows).tolist(),
@@ -115,7 +115,7 @@ def columns() -> dict[str, list[Any]]:
 
 def table(**changes: Any) -> pa.Table:
     """The table, with columns changed; None leaves one out."""
-    kept = {name: each for name, each in (columns() | changes).items() if each is not None}
+    kept = {name: column for name, column in (columns() | changes).items() if column is not None}
     return pa.table(kept)
 
 
@@ -145,7 +145,7 @@ def folder(
     (path / "schema.toml").write_text(SCHEMA.replace(*schema) if schema[0] else SCHEMA + schema[1])
     text = EXPERIMENT.replace(*tasks) if tasks[0] else EXPERIMENT
     (path / "shop.toml").write_text(text)
-    (path / "items.jsonl").write_text("".join(f'"item {each}"\n' for each in items))
+    (path / "items.jsonl").write_text("".join(f'"item {digit}"\n' for digit in items))
     write_parquet(path / "rows.parquet", table(**changes))
     return path / "shop.toml"
 

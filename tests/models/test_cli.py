@@ -49,7 +49,7 @@ def test_tables_are_the_items_and_users_of_the_simulated_feed(tmp_path, capsys):
         lines = (folder / f"{kind}.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         side = "candidate" if kind == "items" else "user"
-        names = [each.name for each in found.features if each.side == side]
+        names = [feature.name for feature in found.features if feature.side == side]
         assert all(list(row) == names for row in rows)
         keys = [row[key] for row in rows]
         assert 0 not in keys
@@ -174,7 +174,9 @@ def test_help_names_every_command(capsys):
         cli.main(["--help"])
 
     shown = capsys.readouterr().out
-    listed = [each for each in COMMANDS if re.search(rf"^    {each}\s", shown, re.MULTILINE)]
+    listed = [
+        command for command in COMMANDS if re.search(rf"^    {command}\s", shown, re.MULTILINE)
+    ]
     assert listed == COMMANDS
 
 

@@ -63,8 +63,8 @@ def folder(tmp_path_factory):
 
 
 def test_every_command_is_of_a_kind_that_is_tested():
-    first = {" ".join(each.split()[:3]) for each in "\n".join(blocks("sh")).splitlines()}
-    commands = {each for each in first if re.match(r"\w", each) and not each.startswith("clip")}
+    first = {" ".join(line.split()[:3]) for line in "\n".join(blocks("sh")).splitlines()}
+    commands = {words for words in first if re.match(r"\w", words) and not words.startswith("clip")}
     assert commands == {
         "python -m models",
         "gatehouse check store",
@@ -88,8 +88,8 @@ def test_public_data_is_compared_in_tables(folder):
 def test_what_is_published_takes_the_strings_of_the_table(folder):
     (artifact,) = Store(folder / "store").artifacts()
     manifest = read_manifest(artifact)
-    inputs = {each.name: each.model_dump() for each in manifest.inputs}
-    assert {name: each.get("encoding", {}).get("kind") for name, each in inputs.items()} == {
+    inputs = {feature.name: feature.model_dump() for feature in manifest.inputs}
+    assert {name: feature.get("encoding", {}).get("kind") for name, feature in inputs.items()} == {
         "user_id": "hash",
         "recent_clips": "vocabulary",
         "clip_id": "vocabulary",
@@ -97,7 +97,7 @@ def test_what_is_published_takes_the_strings_of_the_table(folder):
     }
     assert "vocabulary.clip_id.jsonl" in manifest.files
     assert (manifest.evaluation["click"]["auc"] or 0) > 0.7  # what people click can be learnt
-    assert sorted(each.name for each in (folder / "store").iterdir()) == ["clips"]
+    assert sorted(path.name for path in (folder / "store").iterdir()) == ["clips"]
 
 
 @pytest.mark.slow
@@ -117,8 +117,8 @@ def test_the_items_of_the_guide_become_a_table(folder, tmp_path, monkeypatch, ca
 def test_the_service_answers_as_printed(folder):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    (curl,) = [each for each in blocks("sh") if each.startswith("curl")]
-    (printed,) = [json.loads(each) for each in blocks("json")]
+    (curl,) = [block for block in blocks("sh") if block.startswith("curl")]
+    (printed,) = [json.loads(block) for block in blocks("json")]
     with running_server(folder / "store", folder / "log") as server:
         here = curl.replace("http://127.0.0.1:8000", server.url)
         answer = ask(here)
@@ -132,11 +132,11 @@ def test_the_service_answers_as_printed(folder):
     assert answer["ranking"][0] == printed["ranking"][0]
     assert wrong["errors"] == [{"pointer": "/candidates/clip_id/0", "detail": "must be a string"}]
     assert 'gatehouse_unknown_id_total{feature="clip_id",model="clips"} 1.0' in metrics
-    encodings = {each["name"]: each.get("encoding") for each in shown["inputs"]}
+    encodings = {feature["name"]: feature.get("encoding") for feature in shown["inputs"]}
     assert encodings["user_id"] == {"kind": "hash", "ids": "string", "buckets": 500, "seed": 0}
     known = set((folder / "clips.jsonl").read_text().split())
     example = shown["example_request"]["candidates"]["clip_id"]
-    assert {f'"{each}"' for each in example} & known
+    assert {f'"{clip}"' for clip in example} & known
 
 
 def ask(command):

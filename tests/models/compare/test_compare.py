@@ -93,5 +93,5 @@ def test_every_network_is_run_with_every_seed_on_the_same_data(tmp_path):
     ]
     first, second = runs["MMoE"]
     assert first.evaluation["click"]["auc"] != second.evaluation["click"]["auc"]
-    oracles = {run.evaluation["click"]["oracle_auc"] for each in runs.values() for run in each}
+    oracles = {run.evaluation["click"]["oracle_auc"] for group in runs.values() for run in group}
     assert len(oracles) == 1

@@ -58,7 +58,7 @@ def test_gains_are_drawn_with_their_deviation(tmp_path):
 
 def test_tasks_of_one_unit_share_a_scale(tmp_path):
     same = {
-        name: [{"a": each["click"], "b": each["click"]} for each in evaluations]
+        name: [{"a": evaluation["click"], "b": evaluation["click"]} for evaluation in evaluations]
         for name, evaluations in FIGURES.items()
     }
 

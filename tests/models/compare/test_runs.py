@@ -71,7 +71,7 @@ def test_what_a_run_depends_on_is_in_its_digest_and_no_more(tiny):
         tiny.model_copy(update={"clamp": {}}),
     ]
 
-    assert len({digest(each) for each in [tiny, *others]}) == 5
+    assert len({digest(settings) for settings in [tiny, *others]}) == 5
     assert digest(experiment.read(TINY_EXPERIMENT)) == digest(tiny)
     assert digest(tiny.model_copy(update={"name": "other"})) == digest(tiny)
 

@@ -62,7 +62,8 @@ def test_run_records_seed_epochs_and_parameters(tiny, tmp_path, console):
 
     network = build(tiny.network, tiny.features, tiny.tasks)
     everything, embedded = (
-        sum(each.numel() for each in module.parameters()) for module in (network, network.columns)
+        sum(parameter.numel() for parameter in module.parameters())
+        for module in (network, network.columns)
     )
     assert (run.name, run.seed, run.epochs) == ("PLE", 4, 2)
     assert (run.parameters, run.embedding_parameters) == (everything - embedded, embedded)

@@ -19,11 +19,11 @@ def test_set():
 def test_every_network_is_timed_as_often_at_every_size(test_set):
     times = timing.forward_times({"a": TINY, "b": TINY}, test_set, rows=(1, 3), turns=4)
 
-    assert {name: {n: len(t) for n, t in each.items()} for name, each in times.items()} == {
+    assert {name: {n: len(t) for n, t in by_rows.items()} for name, by_rows in times.items()} == {
         "a": {1: 4, 3: 4},
         "b": {1: 4, 3: 4},
     }
-    assert min(t for each in times.values() for taken in each.values() for t in taken) > 0
+    assert min(t for by_rows in times.values() for taken in by_rows.values() for t in taken) > 0
 
 
 def test_networks_take_turns_in_one_thread(test_set, monkeypatch):

@@ -27,8 +27,8 @@ def nested_archive(path):
     """A zip with a tar inside, like the archive of UCI."""
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as tar:
-        for each in SAMPLE.glob("census-income.*"):
-            tar.add(each, f"deep/{each.name}")
+        for file in SAMPLE.glob("census-income.*"):
+            tar.add(file, f"deep/{file.name}")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("census.tar.gz", inner.getvalue())
         archive.writestr("index.txt", "")
@@ -72,7 +72,7 @@ def test_tables_hold_every_row_and_field_once(folder):
         expected = field.strip()
         assert value == expected or float(value) == float(expected), name
     held_out = [tables[name].select(["age", "instance_weight"]) for name in ("validation", "test")]
-    weights = np.concatenate([each["instance_weight"].to_numpy() for each in held_out])
+    weights = np.concatenate([part["instance_weight"].to_numpy() for part in held_out])
     lines = (SAMPLE / "census-income.test").read_text().splitlines()
     assert sorted(weights) == sorted(float(line.split(",")[24]) for line in lines)
 

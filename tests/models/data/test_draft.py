@@ -20,7 +20,7 @@ def drafted(path):
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "rows.parquet"
-    kept = {name: each for name, each in columns().items() if name != "request"}
+    kept = {name: column for name, column in columns().items() if name != "request"}
     kept["request_id"] = columns()["request"]
     kept["wage per hour"] = [row * 1.5 if row % 3 else None for row in range(len(kept["user"]))]
     parquet.write_table(pa.table(kept), path)
@@ -29,10 +29,10 @@ def table(tmp_path):
 
 def test_every_column_has_one_entry(table):
     schema = drafted(table)
-    features = {each["name"]: each for each in schema["features"]}
+    features = {feature["name"]: feature for feature in schema["features"]}
     assert schema["group"] == "request_id"
-    assert [each["name"] for each in schema["labels"]] == ["click", "like"]
-    assert {name: each["kind"] for name, each in features.items()} == {
+    assert [label["name"] for label in schema["labels"]] == ["click", "like"]
+    assert {name: feature["kind"] for name, feature in features.items()} == {
         "user": "id",
         "recent": "id_list",
         "item": "id",
@@ -58,8 +58,8 @@ def test_text_is_drafted_by_its_values(tmp_path):
     path = tmp_path / "people.tsv"
     path.write_text("name\tbought\tscore\nanna\tyes\t1.5\nb\u00f6rn\tno\tNA\n")
     schema = drafted(path)
-    assert [each["name"] for each in schema["labels"]] == ["bought"]
-    assert {each["name"]: each["kind"] for each in schema["features"]} == {
+    assert [label["name"] for label in schema["labels"]] == ["bought"]
+    assert {feature["name"]: feature["kind"] for feature in schema["features"]} == {
         "name": "id",
         "score": "dense",
     }
@@ -86,8 +86,8 @@ def test_schema_of_csv_is_that_of_parquet_except_for_lists(tmp_path):
     parquet.write_table(impressions.table(), tmp_path / "rows.parquet")
     a, b = (drafted(tmp_path / f"rows.{ending}") for ending in ("csv", "parquet"))
     kinds = [[(f["name"], f["kind"]) for f in schema["features"]] for schema in (a, b)]
-    assert [each for each in kinds[0] if each[0] != "recent"] == [
-        each for each in kinds[1] if each[0] != "recent"
+    assert [pair for pair in kinds[0] if pair[0] != "recent"] == [
+        pair for pair in kinds[1] if pair[0] != "recent"
     ]
 
 
@@ -107,10 +107,10 @@ def test_table_that_pandas_wrote_is_understood(tmp_path):
     path = written(tmp_path / "rows.csv", PANDAS)
     text = data.draft_schema(path)
     schema = tomllib.loads(text)
-    features = {each["name"]: each for each in schema["features"]}
+    features = {feature["name"]: feature for feature in schema["features"]}
     assert schema["decimal"] == ","
-    assert [each["column"] for each in schema["labels"]] == ["bought?"]
-    assert {name: each["kind"] for name, each in features.items()} == {
+    assert [label["column"] for label in schema["labels"]] == ["bought?"]
+    assert {name: feature["kind"] for name, feature in features.items()} == {
         "user_id": "id",
         "clip_id": "id",
         "price": "dense",
@@ -118,7 +118,9 @@ def test_table_that_pandas_wrote_is_understood(tmp_path):
         "genres": "id_list",
         "code": "id",
     }
-    ids = {name: each["encoding"]["ids"] for name, each in features.items() if name != "price"}
+    ids = {
+        name: feature["encoding"]["ids"] for name, feature in features.items() if name != "price"
+    }
     assert ids == {
         "user_id": "int64",
         "clip_id": "int64",
@@ -135,7 +137,7 @@ def test_text_file_without_a_header_gets_names(tmp_path):
     path = written(tmp_path / "rows.txt", "1\t5\t68fd1e64\n0\t\t68fd1e64\n0\t7\t80e26c9b\n")
     schema = drafted(path)
     assert schema["header"] == ["column_1", "column_2", "column_3"]
-    assert [each["name"] for each in schema["labels"]] == ["column_1"]
+    assert [label["name"] for label in schema["labels"]] == ["column_1"]
     assert schema["features"][1]["encoding"]["ids"] == "string"
     with pytest.raises(data.DataInvalid, match=r"two columns have the same name, '5'; if it has"):
         data.generate(
@@ -157,7 +159,7 @@ def test_columns_of_parquet_that_are_no_features_are_named(tmp_path):
         pa.table(
             {
                 "ts": moments,
-                "day": [each.date() for each in moments],
+                "day": [moment.date() for moment in moments],
                 "embedding": [[0.5, 1.0], None, [2.0, 3.5]],
                 "country": pa.array(["de", "fr", "de"]).dictionary_encode(),
                 "click": [True, False, None],
@@ -166,7 +168,7 @@ def test_columns_of_parquet_that_are_no_features_are_named(tmp_path):
         path,
     )
     text = data.draft_schema(path)
-    features = {each["name"]: each for each in tomllib.loads(text)["features"]}
+    features = {feature["name"]: feature for feature in tomllib.loads(text)["features"]}
     assert list(features) == ["embedding", "country"]
     assert (features["embedding"]["kind"], features["embedding"]["dim"]) == ("dense", 2)
     assert features["country"]["encoding"]["ids"] == "string"

@@ -88,14 +88,14 @@ def test_the_history_holds_earlier_clicks_newest_first(simulated):
     world, rounds = simulated
     clicked: dict[int, list[int]] = {user: [] for user in range(CONFIG.users)}
     lengths = set()
-    for each in rounds:
-        for v, user in enumerate(each.users.tolist()):
+    for one_round in rounds:
+        for v, user in enumerate(one_round.users.tolist()):
             expected = clicked[user][: CONFIG.history]
             padding = [PADDING] * (CONFIG.history - len(expected))
-            assert each.recent_items[v].tolist() == expected + padding
+            assert one_round.recent_items[v].tolist() == expected + padding
             lengths.add(len(expected))
-            ids = world.item_id[each.items[v]]
-            new = ids[(each.seen.click[v] == 1) & (ids != UNKNOWN)].tolist()
+            ids = world.item_id[one_round.items[v]]
+            new = ids[(one_round.seen.click[v] == 1) & (ids != UNKNOWN)].tolist()
             clicked[user] = new + clicked[user]
     assert lengths == set(range(CONFIG.history + 1))
 
@@ -113,4 +113,4 @@ def test_the_splits_are_the_rounds_in_time(splits, simulated):
 
     assert splits.test.users.tolist() == rounds[-1].users.tolist()
     assert splits.validation.users.tolist() == rounds[-2].users.tolist()
-    assert splits.train.requests == sum(len(each.users) for each in rounds[:-2])
+    assert splits.train.requests == sum(len(one_round.users) for one_round in rounds[:-2])

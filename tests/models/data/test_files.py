@@ -67,7 +67,7 @@ def expected():
     source = columns()
     hashed = Hashed(buckets=50)
     for row in range(ROWS):
-        recent = [int(each[-1]) + 1 for each in source["recent"][row][:2]]
+        recent = [int(item[-1]) + 1 for item in source["recent"][row][:2]]
         like = source["like"][row]
         yield repr(
             {
@@ -97,7 +97,7 @@ def test_csv_equals_parquet(tmp_path):
 
 
 def test_features_are_those_of_the_schema_user_first(tmp_path):
-    features = {each.name: each.model_dump() for each in read(tmp_path).features}
+    features = {feature.name: feature.model_dump() for feature in read(tmp_path).features}
     assert list(features) == ["user", "recent", "item", "quality"]
     assert features["user"]["vocabulary_size"] == 51
     assert features["item"]["vocabulary_size"] == features["recent"]["vocabulary_size"] == 9
@@ -143,7 +143,9 @@ def test_epoch_streams_every_row_once_whatever_it_holds_in_memory(tmp_path):
     one, two = (list(train.batches(10, shuffle)) for _ in range(2))
     again = list(train.batches(10, torch.Generator().manual_seed(5)))
     in_order = list(train.batches(10))
-    texts = [[repr(row) for batch in each for row in plain(batch)] for each in (one, two, in_order)]
+    texts = [
+        [repr(row) for batch in epoch for row in plain(batch)] for epoch in (one, two, in_order)
+    ]
     assert texts[0] != texts[1]
     assert sorted(texts[0]) == sorted(texts[1]) == sorted(texts[2])
     assert texts[0] == [repr(row) for batch in again for row in plain(batch)]
@@ -334,7 +336,7 @@ def test_task_without_a_single_label_is_refused(tmp_path):
 
 def test_task_whose_sample_space_is_never_entered_is_refused(tmp_path):
     clicks = columns()["click"]
-    like = [None if each else 1 for each in clicks]
+    like = [None if clicked else 1 for clicked in clicks]
     assert "no row of the training set has the label where click is 1" in refusal(
         tmp_path, like=like
     )
@@ -410,7 +412,7 @@ def test_vocabulary_is_made_of_the_training_set_most_frequent_first(tmp_path, ca
     path = folder(tmp_path, item=["item 7", "item 2", "item 7", "rare"] * REQUESTS)
     (tmp_path / "items.jsonl").unlink()
     assert cli.main(["vocabulary", "--config", str(path)]) == 0
-    listed = [json.loads(each) for each in (tmp_path / "items.jsonl").read_text().splitlines()]
+    listed = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     assert listed[0] == "item 7"
     assert set(listed[1:3]) == {"item 2", "rare"}
     assert len(set(listed)) == len(listed)  # with those that users had seen

@@ -31,11 +31,11 @@ def year(movie):
 def grouplens(folder):
     folder.mkdir()
     shuffled = sorted(RATINGS, key=hash)
-    text = "".join("\t".join(map(str, each)) + "\n" for each in shuffled)
+    text = "".join("\t".join(map(str, rating)) + "\n" for rating in shuffled)
     (folder / "u.data").write_text(text)
     lines = []
     for movie in range(1, MOVIES + 1):
-        flags = "|".join("1" if each in GENRES[movie] else "0" for each in movielens.GENRES)
+        flags = "|".join("1" if genre in GENRES[movie] else "0" for genre in movielens.GENRES)
         date = f"01-Jan-{year(movie)}" if year(movie) else ""
         lines.append(f"{movie}|Caf\xe9 {movie}|{date}||http://x|{flags}\n")
     (folder / "u.item").write_text("".join(lines), encoding="latin-1")
@@ -47,7 +47,7 @@ def grouplens(folder):
 def recbole(folder):
     folder.mkdir()
     header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
-    text = "".join("\t".join(map(str, each)) + "\n" for each in RATINGS)
+    text = "".join("\t".join(map(str, rating)) + "\n" for rating in RATINGS)
     (folder / "ml-100k.inter").write_text(header + text)
     header = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
     lines = [
@@ -100,19 +100,19 @@ def test_other_candidates_are_movies_that_the_user_never_rated(tables):
             assert row["rated"] == ((int(row["user_id"]), int(row["movie_id"])) in known)
         by_request = Counter(row["request_id"] for row in rows)
         rated = Counter(row["request_id"] for row in rows if row["rated"])
-        assert all(by_request[each] == 5 * rated[each] for each in by_request)
+        assert all(by_request[request] == 5 * rated[request] for request in by_request)
 
 
 def test_held_out_requests_are_later_and_histories_are_earlier(tables):
     time = {(user, movie): timestamp for user, movie, _, timestamp in RATINGS}
     times: dict[tuple[int, str], list[int]] = {}
     for part, rows in tables.items():
-        for row in (each for each in rows if each["rated"]):
+        for row in (candidate for candidate in rows if candidate["rated"]):
             user = int(row["user_id"])
             now = time[user, int(row["movie_id"])]
             recent = [time[user, int(movie)] for movie in row["recent_movies"]]
             assert recent == sorted(recent, reverse=True)
-            assert all(each < now for each in recent)
+            assert all(earlier < now for earlier in recent)
             times.setdefault((user, part), []).append(now)
     for user in range(1, USERS + 1):
         assert max(times[user, "train"]) < min(times[user, "validation"])
@@ -131,8 +131,8 @@ def test_configuration_trains_on_the_tables(tmp_path, tables, name, capsys):
     assert tables
     configs = tmp_path / "models" / "configs" / "movielens"
     configs.mkdir(parents=True)
-    for each in CONFIGS.glob("*.toml"):
-        (configs / each.name).write_text(each.read_text().replace("epochs = 10", "epochs = 1"))
+    for path in CONFIGS.glob("*.toml"):
+        (configs / path.name).write_text(path.read_text().replace("epochs = 10", "epochs = 1"))
     config = configs / f"{name}.toml"
     assert experiment.read(config).network.architecture == name
     status = cli.main(["train", "--config", str(config), "--store", str(tmp_path / "store")])
@@ -167,15 +167,15 @@ async def test_served_with_its_tables_a_request_by_keys_equals_the_full_one(tmp_
     movies = items.to_pydict()
     assert None in [year for year, _ in movies["movie"]]
     short = {"user": {"user_id": "3"}, "candidates": {"movie_id": movies["movie_id"]}}
-    user = next(each for each in users.to_pylist() if each["user_id"] == "3")
+    user = next(row for row in users.to_pylist() if row["user_id"] == "3")
     full = {"user": user, "candidates": movies}
     settings = Settings(store=store, lanes=1, request_timeout_ms=30_000)
     async with gatehouse(settings) as parts:
         await parts.deployment.refresh()
         async with client_of(parts) as client:
             by_key, whole = [
-                (await client.post("/v1/models/movielens/score", json=each)).json()
-                for each in (short, full)
+                (await client.post("/v1/models/movielens/score", json=request)).json()
+                for request in (short, full)
             ]
     assert by_key["tables"] == {"items": "1", "users": "1"}
     assert by_key["scores"] == whole["scores"]

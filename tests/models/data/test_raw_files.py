@@ -63,7 +63,7 @@ def test_a_file_is_received_whole_also_after_a_redirect(tmp_path, url, path):
     assert raw_files.download(f"{url}/{path}", target, digest) == target
     assert target.read_bytes() == CONTENT
     assert raw_files.download(f"{url}/absent", target) == target  # it is kept
-    assert [each.name for each in target.parent.iterdir()] == ["data.zip"]
+    assert [path.name for path in target.parent.iterdir()] == ["data.zip"]
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_missing_number_is_filled_by_the_network(tmp_path, word):
     text[1] = f"7,{word},1"
     settings, splits = simple(tmp_path, "\n".join(text))
     price = everything(splits).candidate["price"]
-    (feature,) = [each for each in settings.features if isinstance(each, DenseFeature)]
+    (feature,) = [feature for feature in settings.features if isinstance(feature, DenseFeature)]
     assert int(price.isnan().sum()) == 1
     assert feature.fills_missing
     assert feature.scaling == "auto"
@@ -154,7 +154,7 @@ def test_sample_for_the_scaling_is_uniform_and_bounded(monkeypatch):
 def test_whole_floats_are_ids_and_fractions_are_refused(tmp_path):
     text = lines().splitlines()
     expected = by_price(everything(simple(tmp_path, "\n".join(text))[1]))
-    floats = [text[0]] + [each.replace(",", ".0,", 1) for each in text[1:]]
+    floats = [text[0]] + [line.replace(",", ".0,", 1) for line in text[1:]]
     assert by_price(everything(simple(tmp_path, "\n".join(floats))[1])) == expected
     floats[3] = floats[3].replace(".0,", ".7,", 1)
     with pytest.raises(data.DataInvalid, match="line 4: feature 'item' is not an integer id"):
@@ -173,7 +173,9 @@ def test_float_column_of_parquet_holds_ids_and_missing_ids(tmp_path):
         ).data
     )
     found = everything(splits).candidate["item"]
-    assert sorted(found.tolist()) == sorted(0 if math.isnan(each) else int(each) for each in item)
+    assert sorted(found.tolist()) == sorted(
+        0 if math.isnan(value) else int(value) for value in item
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_json_lists_of_text_are_read_as_lists(tmp_path):
     path = folder(tmp_path / "b")
     (tmp_path / "b" / "rows.parquet").unlink()
     table = impressions.table()
-    recent = [str(each).replace("'", '"') for each in columns()["recent"]]
+    recent = [str(ids).replace("'", '"') for ids in columns()["recent"]]
     place = table.column_names.index("recent")
     pyarrow.csv.write_csv(table.set_column(place, "recent", [recent]), tmp_path / "b" / "rows.csv")
     read_back = everything(data.generate(experiment.read(path).data))
@@ -205,7 +207,7 @@ def test_json_lists_of_text_are_read_as_lists(tmp_path):
 
 def test_scattered_rows_of_a_request_are_reported(tmp_path):
     order = np.arange(ROWS).reshape(REQUESTS, CANDIDATES).T.flatten()
-    shuffled = {name: [each[row] for row in order] for name, each in columns().items()}
+    shuffled = {name: [column[row] for row in order] for name, column in columns().items()}
     notes = data.generate(read(tmp_path, **shuffled).data).notes
     assert notes == (
         "column 'request': the rows of some requests are not adjacent, so that they are split "

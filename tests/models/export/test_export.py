@@ -111,14 +111,14 @@ def test_few_held_out_rows_are_used_again(tiny, held_out):
 
 
 def test_inputs_say_how_lists_are_filled(tiny):
-    inputs = {each.name: each for each in description(tiny, {}).inputs}
+    inputs = {feature.name: feature for feature in description(tiny, {}).inputs}
 
     recent = inputs["recent_items"]
     assert isinstance(recent, IdListInput)
     assert (recent.max_length, recent.padding, recent.padding_side) == (4, -1, "right")
     assert recent.unknown == 0
     assert recent.vocabulary_size == inputs["item_id"].model_dump()["vocabulary_size"] == 51
-    assert [each.side for each in inputs.values()] == ["user"] * 4 + ["candidate"] * 3
+    assert [feature.side for feature in inputs.values()] == ["user"] * 4 + ["candidate"] * 3
 
 
 def test_tasks_say_how_their_columns_become_scores(tiny):
@@ -155,7 +155,7 @@ def test_dense_features_are_scaled_in_the_artifact(tmp_path):
 
     model = load(train.run(settings, Store(tmp_path / "store"), console=console), DEVICE)
 
-    (quality,) = [each for each in model.manifest.inputs if each.name == "quality"]
+    (quality,) = [feature for feature in model.manifest.inputs if feature.name == "quality"]
     assert quality.default is not None  # of a feature that had missing values in training
     held_out = data.generate(settings.data, settings.tasks).test
     raw = {name: column.numpy() for name, column in held_out.candidate.items()}
@@ -183,7 +183,7 @@ def test_artifact_has_the_distributions_of_held_out_rows(tiny, held_out, tmp_pat
     model = load(artifact, DEVICE)
     known = model.manifest.distributions
     assert known is not None
-    assert known.features.keys() == {each.name for each in tiny.features}
+    assert known.features.keys() == {feature.name for feature in tiny.features}
     assert known.scores.keys() == {task.name for task in tiny.tasks}
     columns = {**held_out.user, **held_out.candidate}
     for name, bins in known.features.items():
@@ -231,12 +231,12 @@ async def test_missing_values_of_requests_agree_with_the_table_bit_for_bit(tmp_p
     quality = batch.candidate["quality"].tolist()
     items = [names.get(row) for row in batch.candidate["item"].tolist()]
     assert None in items
-    numbers = [[None if each != each else each for each in row] for row in quality]
+    numbers = [[None if number != number else number for number in row] for row in quality]
     request = {
         "user": {"user": None, "recent": None},
         "candidates": {"item": items, "quality": numbers},
     }
-    required = {each.name: each.missing for each in model.manifest.inputs}
+    required = {feature.name: feature.missing for feature in model.manifest.inputs}
     assert required == dict.fromkeys(("user", "recent", "item"), "unknown") | {"quality": "nan"}
 
     serving = Settings(store=tmp_path / "store", lanes=1, request_timeout_ms=30_000)

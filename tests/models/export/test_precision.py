@@ -39,7 +39,7 @@ def network(tiny):
 def measured(tiny, held_out, network, other) -> Parity:
     outputs = task_outputs(tiny)
     full, less = (
-        Form(each, evaluate(each, held_out, tiny.tasks, outputs)) for each in (network, other)
+        Form(module, evaluate(module, held_out, tiny.tasks, outputs)) for module in (network, other)
     )
     return parity(full, less, held_out, outputs, tiny.ranking)
 

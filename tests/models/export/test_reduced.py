@@ -16,20 +16,20 @@ def network(architecture="mmoe"):
 def test_weights_are_held_in_half_and_logits_come_in_full(name, dtype):
     full = network()
     half = reduced(full, name)
-    assert {each.dtype for each in half.parameters()} == {dtype}
-    assert {each.dtype for each in full.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
     assert half(*values(2, 3)).dtype == torch.float32
 
 
 def test_int8_embeddings_leave_everything_else_as_it_is():
     full = network()
     small_tables = dict(reduced(full, "int8-embeddings").named_parameters())
-    kept = {name: each for name, each in full.named_parameters() if "tables" not in name}
+    kept = {name: parameter for name, parameter in full.named_parameters() if "tables" not in name}
     assert kept
     for name, parameter in kept.items():
         assert torch.equal(small_tables.pop(name), parameter)
     tables = list(small_tables.values())
-    assert [each.dtype for each in tables] == [torch.int8] * 2 + [torch.float32] * 2
+    assert [table.dtype for table in tables] == [torch.int8] * 2 + [torch.float32] * 2
     bytes_before = sum(t.numel() * t.element_size() for t in full.columns.tables)
     assert sum(t.numel() * t.element_size() for t in tables[:2]) * 4 == bytes_before
 
@@ -64,5 +64,5 @@ def test_reduced_network_is_a_copy_in_evaluation_mode():
     half = reduced(full, "fp32")
     assert not half.training
     assert full.training
-    assert not any(each.requires_grad for each in half.parameters())
-    assert all(each.requires_grad for each in full.parameters())
+    assert not any(parameter.requires_grad for parameter in half.parameters())
+    assert all(parameter.requires_grad for parameter in full.parameters())

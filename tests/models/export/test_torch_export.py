@@ -24,7 +24,7 @@ from tests.support.artifacts import corrupt
 
 pytestmark = pytest.mark.slow
 
-CASES = [(each, "fp32") for each in ARCHITECTURES]
+CASES = [(architecture, "fp32") for architecture in ARCHITECTURES]
 CASES += [("ple", "bf16"), ("mmoe", "int8-embeddings")]
 
 
@@ -51,7 +51,7 @@ def test_exported_program_equals_torchscript_for_any_requests_and_rows(architect
 
 
 def test_network_without_user_features_is_exported():
-    features = [each for each in FEATURES if each.side == "candidate"]
+    features = [feature for feature in FEATURES if feature.side == "candidate"]
     network = build(small("mmoe"), features, tasks(2), seed=1).eval()
     _, candidate, row_to_request = values(2, 7, features=features)
     columns = {name: column.numpy() for name, column in candidate.items()}
@@ -107,7 +107,7 @@ def test_artifact_holds_the_exported_program_where_it_is_asked_for(artifact):
     program = torch.export.load(artifact.folder / EXPORTED).module()
     golden = model.golden
     user = {name: torch.from_numpy(column) for name, column in golden.batch.user.items()}
-    candidate = {name: torch.from_numpy(each) for name, each in golden.batch.candidate.items()}
+    candidate = {name: torch.from_numpy(column) for name, column in golden.batch.candidate.items()}
     outputs = program(user, candidate, torch.from_numpy(golden.batch.row_to_request))
     np.testing.assert_allclose(outputs.detach().numpy(), golden.raw, rtol=1e-5, atol=1e-5)
 

@@ -46,7 +46,7 @@ class Operators(TorchDispatchMode):
     ) -> Any:
         name = func.overloadpacket.__name__
         if name in ("index", "index_put_") and any(
-            each is not None and each.dtype == torch.bool for each in args[1]
+            index is not None and index.dtype == torch.bool for index in args[1]
         ):
             name = "nonzero"
         self.names.add(name)
@@ -65,7 +65,7 @@ def waiting(module: torch.jit.ScriptModule, program: Program, requests: ModelInp
     asking = {
         node.kind().removeprefix("aten::")
         for node in nodes(module.inlined_graph)
-        if any(str(each.type()) == "Tensor" for each in node.inputs())
+        if any(str(value.type()) == "Tensor" for value in node.inputs())
     }
     with torch.jit.optimized_execution(False), Operators() as operators:  # type: ignore[attr-defined]
         program.run(requests)

@@ -53,8 +53,8 @@ def test_folded_candidates_have_the_same_scores(architecture, dtype):
 def test_the_width_is_that_of_all_first_layers(architecture, gate_hidden_units):
     config = small(architecture, gate_hidden_units=gate_hidden_units, gate_bias=False)
     module = build(config, FEATURES, tasks(3), seed=1).eval()
-    linears = [each for each in module.modules() if isinstance(each, InputLinear)]
-    assert module.folded_width == sum(each.weight[:, 0].numel() for each in linears)
+    linears = [layer for layer in module.modules() if isinstance(layer, InputLinear)]
+    assert module.folded_width == sum(linear.weight[:, 0].numel() for linear in linears)
     check(module, values(3, 20), TOLERANCE[torch.float32])
 
 

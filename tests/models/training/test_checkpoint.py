@@ -79,9 +79,9 @@ def fit(settings, splits, path, listener, *, resume=False):
 
 def test_resumed_run_equals_an_uninterrupted_run(tiny, splits, tmp_path):
     whole, epochs = fit(tiny, splits, None, counter := Stopper())
-    each = counter.seen // 3
+    third = counter.seen // 3
     for number, stop in enumerate(
-        (Stopper(batches=1), Stopper(batches=each), Stopper(batches=each + 2), Stopper(epochs=2))
+        (Stopper(batches=1), Stopper(batches=third), Stopper(batches=third + 2), Stopper(epochs=2))
     ):
         path = tmp_path / f"{number}.safetensors"
         with pytest.raises(train.Interrupted):
@@ -197,7 +197,7 @@ def test_checkpoint_is_tensors_and_json(tiny, splits, tmp_path):
             "progress": dict,
             "experiment": dict,
         }
-    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_published_run_deletes_its_checkpoint(tiny, tmp_path):
@@ -205,7 +205,7 @@ def test_published_run_deletes_its_checkpoint(tiny, tmp_path):
     console = Console(file=io.StringIO())
     artifact = train.run(tiny, Store(tmp_path), console=console, checkpoint=path)
     assert read_manifest(artifact).version == 1
-    assert [each.name for each in tmp_path.iterdir()] == ["tiny"]
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 def test_resumed_run_reports_its_epoch(tiny, splits, tmp_path):

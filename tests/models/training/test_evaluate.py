@@ -46,8 +46,8 @@ def test_auc_is_the_share_of_pairs_won_with_ties_half(rows):
 def test_user_auc_is_the_mean_over_users_that_have_both_classes(rows, random):
     labels, scores = np.array(rows, dtype=float).reshape(-1, 2).T
     users = np.array([random.randrange(3) * 7 for _ in rows], dtype=np.int64)
-    each = [pairwise_auc(labels[users == user], scores[users == user]) for user in (0, 7, 14)]
-    defined = [value for value in each if not math.isnan(value)]
+    aucs = [pairwise_auc(labels[users == user], scores[users == user]) for user in (0, 7, 14)]
+    defined = [value for value in aucs if not math.isnan(value)]
     expected = np.mean(defined) if defined else math.nan
 
     assert mean_group_auc(labels, scores, users) == pytest.approx(expected, nan_ok=True)

@@ -175,10 +175,12 @@ def test_every_configuration_trains_on_a_small_feed(path, tiny, tmp_path):
 
 def test_the_configurations_differ_in_the_network_only():
     read = {path.stem: experiment.read(path) for path in CONFIGS.glob("*.toml")}
-    rest = {name: each.model_dump_json(exclude={"network"}) for name, each in sorted(read.items())}
+    rest = {
+        name: config.model_dump_json(exclude={"network"}) for name, config in sorted(read.items())
+    }
 
     assert len(set(rest.values())) == 1
-    assert len({each.network.architecture for each in read.values()}) == len(read) == 7
+    assert len({config.network.architecture for config in read.values()}) == len(read) == 7
 
 
 def test_synthetic_regression_trains(tmp_path):
