@@ -12,8 +12,8 @@ Numbers = st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_s
 
 
 def naive_index(expected, actual):
-    floor = [max(each, 1e-4) for each in expected], [max(each, 1e-4) for each in actual]
-    pairs = zip(*([x / sum(each) for x in each] for each in floor), strict=True)
+    floor = [max(share, 1e-4) for share in expected], [max(share, 1e-4) for share in actual]
+    pairs = zip(*([x / sum(shares) for x in shares] for shares in floor), strict=True)
     return sum((a - e) * np.log(a / e) for e, a in pairs)
 
 
@@ -39,7 +39,7 @@ def test_every_number_is_in_one_bin_and_its_own_distribution_is_no_drift(values)
 def test_frequent_ids_and_the_unknown_one_have_bins_of_their_own(ids):
     column = np.array(ids, np.int64)
     bins = IdBins.of(column, unknown=0, padding=-1)
-    real = [each for each in ids if each != -1]
+    real = [row for row in ids if row != -1]
     if not real:
         assert bins is None
         return
@@ -52,7 +52,7 @@ def test_frequent_ids_and_the_unknown_one_have_bins_of_their_own(ids):
         assert count == real.count(row)
         assert share == pytest.approx(real.count(row) / len(real), abs=1e-5)
     others = set(real) - set(bins.rows)
-    assert all(real.count(each) <= max(map(real.count, bins.rows)) for each in others)
+    assert all(real.count(row) <= max(map(real.count, bins.rows)) for row in others)
 
 
 def test_index_is_that_of_its_definition_and_grows_with_a_shift():

@@ -82,8 +82,8 @@ class ListElement(nn.Module):
         self.kept = [torch.zeros(3), torch.zeros(3)]
 
     def forward(self, x: Tensor) -> Tensor:
-        for each in self.kept:
-            each.add_(1)
+        for tensor in self.kept:
+            tensor.add_(1)
         return x + self.kept[0]
 
 
@@ -211,7 +211,7 @@ class Statistics(nn.Module):
         (InLoop(), "room (aten::add_)"),
         (Statistics(), "aten::batch_norm in training mode"),
     ],
-    ids=lambda each: type(each).__name__ if isinstance(each, nn.Module) else "",
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_a_write_to_state_of_the_module_is_found(module, what):
     result = found(module)
@@ -285,7 +285,7 @@ class InputDictElement(nn.Module):
         *(InputColumn(), InputView(), InputAfterDropout(), InputInList()),
         *(InputDict(), InputDictElement()),
     ],
-    ids=lambda each: type(each).__name__,
+    ids=lambda module: type(module).__name__,
 )
 def test_write_to_an_input_is_found_and_accepted(module):
     assert found(module) == Effects(inputs=True)
@@ -320,7 +320,7 @@ class Dirichlet(nn.Module):
 @pytest.mark.parametrize(
     "module",
     [Noise(), NoiseInPlace(), AlwaysDropout(), NoiseOfAnInitializer(), Dirichlet()],
-    ids=lambda each: type(each).__name__,
+    ids=lambda module: type(module).__name__,
 )
 def test_random_numbers_are_found(module):
     result = found(module)
@@ -349,8 +349,8 @@ class Harmless(nn.Module):
         room[:, 0] = hidden[:, 0]
         made = [room]
         made.append(hidden)
-        for each in made:
-            each.mul_(2)
+        for tensor in made:
+            tensor.mul_(2)
         parts: list[Tensor] = []
         for scale in self.scales:
             parts.append(x)

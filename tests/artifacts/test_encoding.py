@@ -54,10 +54,10 @@ def test_another_seed_gives_other_rows():
 @given(st.lists(st.text()), st.integers(1, 2**31 - 1), st.integers(0, 2**63 - 1))
 def test_an_id_has_the_row_that_it_has_alone(ids, buckets, seed):
     encoding = Hashed(buckets=buckets, seed=seed)
-    alone = [int(rows_of(encoding, [each], {})[0]) for each in ids]
+    alone = [int(rows_of(encoding, [identifier], {})[0]) for identifier in ids]
     assert rows_of(encoding, ids, {}).tolist() == alone
     assert all(row == NOT_KNOWN or 1 <= row <= buckets for row in alone)
-    assert [row == NOT_KNOWN for row in alone] == [each == "" for each in ids]
+    assert [row == NOT_KNOWN for row in alone] == [identifier == "" for identifier in ids]
 
 
 def test_empty_list_of_ids_gives_no_rows():

@@ -42,18 +42,18 @@ from tests.support.model_tables import change_rows, publish_rows, random_rows
 
 def inputs():
     """Return the features of the networks of `tests.models.cases` for a manifest."""
-    for each in FEATURES:
-        if isinstance(each, DenseFeature):
-            yield DenseInput(name=each.name, side=each.side, dim=each.dim)
-        elif isinstance(each, IdFeature):
-            size = each.vocabulary_size
-            yield IdInput(name=each.name, side=each.side, vocabulary_size=size)
+    for feature in FEATURES:
+        if isinstance(feature, DenseFeature):
+            yield DenseInput(name=feature.name, side=feature.side, dim=feature.dim)
+        elif isinstance(feature, IdFeature):
+            size = feature.vocabulary_size
+            yield IdInput(name=feature.name, side=feature.side, vocabulary_size=size)
         else:
             yield IdListInput(
-                name=each.name,
-                side=each.side,
-                vocabulary_size=each.vocabulary_size,
-                max_length=each.max_length,
+                name=feature.name,
+                side=feature.side,
+                vocabulary_size=feature.vocabulary_size,
+                max_length=feature.max_length,
             )
 
 
@@ -91,7 +91,7 @@ def test_folded_rows_of_every_architecture_have_the_same_scores(architecture, tm
     positions = table.find(np.arange(50))[::-1]
     records, folded = table.take(positions), table.take_folded(positions)
     users = batch(tuple(inputs()), [25, 25], seed=3)
-    columns = {each.name: records[each.name].copy() for each in manifest.candidate_inputs}
+    columns = {feature.name: records[feature.name].copy() for feature in manifest.candidate_inputs}
     plain = program.run(ModelInputs(users.user, columns, users.row_to_request))
     got = program.run(ModelInputs(users.user, {}, users.row_to_request, folded))
     np.testing.assert_allclose(got, plain, rtol=1e-6, atol=1e-6)
@@ -157,7 +157,7 @@ def test_rows_are_folded_in_parts(tmp_path, monkeypatch):
     records = rows_of(model, 9)
     monkeypatch.setattr("app.artifacts.fold._AT_ONCE", 8)
     parts = list(fold_records(model.program, records))
-    assert [len(each) for each in parts] == [4, 4, 1]
+    assert [len(part) for part in parts] == [4, 4, 1]
     expected = np.stack([-0.1 * records["item"], records["quality"].sum(1)], 1)
     np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-6)
 
@@ -187,8 +187,8 @@ def test_the_manifest_is_compared_with_the_module(tmp_path):
                     "layout": "rows",
                     "style": "positional",
                     "arguments": [
-                        {"name": each, "pack": [each], "dtype": "float32"}
-                        for each in ("age", "recent", "item", "quality")
+                        {"name": name, "pack": [name], "dtype": "float32"}
+                        for name in ("age", "recent", "item", "quality")
                     ],
                 }
             },

@@ -115,8 +115,8 @@ def test_split_module_computes_equal_outputs(module, freeze):
     want, got = whole(content), loaded(content)
     assert torch.equal(got(X), want(X))
     if not freeze:
-        frozen = (torch.jit.freeze(each.eval()) for each in (want, got))
-        assert torch.equal(*(each(X) for each in frozen))
+        frozen = (torch.jit.freeze(program.eval()) for program in (want, got))
+        assert torch.equal(*(program(X) for program in frozen))
 
 
 @pytest.mark.parametrize("module", [Layers(), Types()], ids=["layers", "types"])

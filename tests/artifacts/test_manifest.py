@@ -41,8 +41,8 @@ def test_a_figure_that_could_not_be_measured_is_written_and_read_as_none():
 
 
 def test_the_sides_inputs_keep_their_order():
-    assert [each.name for each in manifest().user_inputs] == ["age", "recent"]
-    assert [each.name for each in manifest().candidate_inputs] == ["item", "quality"]
+    assert [feature.name for feature in manifest().user_inputs] == ["age", "recent"]
+    assert [feature.name for feature in manifest().candidate_inputs] == ["item", "quality"]
     assert manifest().task_names == ("click", "dwell")
 
 

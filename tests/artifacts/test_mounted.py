@@ -45,14 +45,14 @@ def copy(artifact: Artifact, target: Path, **changes: object) -> None:
 def test_store_is_served_as_it_is(mount, served, tiny):
     copy(tiny, mount / "tiny" / "1")
     copy(tiny, mount / "other" / "3", name="other", version=3)
-    assert [str(each) for each in served()] == ["other/3", "tiny/1"]
-    assert [each.folder.parents[1] for each in served("tiny")] == [mount, mount]
+    assert [str(artifact) for artifact in served()] == ["other/3", "tiny/1"]
+    assert [artifact.folder.parents[1] for artifact in served("tiny")] == [mount, mount]
 
 
 def test_version_beside_models_does_not_hide_them(mount, served, tiny):
     copy(tiny, mount / "tiny" / "1")
     copy(tiny, mount / "stray")
-    assert [str(each) for each in served()] == ["tiny/1"]
+    assert [str(artifact) for artifact in served()] == ["tiny/1"]
 
 
 @pytest.mark.parametrize("place", [".", "tiny", "any name"])
@@ -72,14 +72,14 @@ def test_folder_of_a_model_is_followed(mount, served, tiny):
     [first] = served()
     copy(tiny, mount / "2", version=2)
     store = Store(first.folder.parents[1])
-    assert [str(each) for each in store.artifacts()] == ["tiny/1", "tiny/2"]
+    assert [str(artifact) for artifact in store.artifacts()] == ["tiny/1", "tiny/2"]
 
 
 def test_versions_of_a_model_are_served_under_another_name(mount, served, tiny):
     copy(tiny, mount / "1")
     copy(tiny, mount / "2", version=2)
     artifacts = served("feed")
-    assert [str(each) for each in artifacts] == ["feed/1", "feed/2"]
+    assert [str(artifact) for artifact in artifacts] == ["feed/1", "feed/2"]
     assert load(artifacts[1], torch.device("cpu")).manifest.name == "feed"
 
 

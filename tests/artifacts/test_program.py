@@ -377,11 +377,11 @@ def test_lengths_and_masks_are_derived_from_a_list(side, at_least):
             ),
         ),
     )
-    left = [[0] * (3 - len(each)) for each in lists]
+    left = [[0] * (3 - len(ids)) for ids in lists]
     column = np.array(
         [
-            [*each, *pad] if side == "right" else [*pad, *each]
-            for each, pad in zip(lists, left, strict=True)
+            [*ids, *pad] if side == "right" else [*pad, *ids]
+            for ids, pad in zip(lists, left, strict=True)
         ]
     )
     rows = np.arange(6)
@@ -395,7 +395,7 @@ def test_lengths_and_masks_are_derived_from_a_list(side, at_least):
         assert row == [
             max(extent, at_least),
             *mask[::turn],
-            *[not each for each in mask[::turn]],
+            *[not is_real for is_real in mask[::turn]],
             max(extent, at_least),
             *filled[::turn],
             *ids,

@@ -52,7 +52,7 @@ def test_a_published_version_can_be_loaded(tmp_path):
 
 def test_the_manifest_states_size_and_hash_of_each_file(tmp_path):
     artifact = published(tmp_path)
-    assert {each.name for each in artifact.folder.iterdir()} == {MANIFEST, PROGRAM, GOLDEN}
+    assert {path.name for path in artifact.folder.iterdir()} == {MANIFEST, PROGRAM, GOLDEN}
     for name, digest in read_manifest(artifact).files.items():
         content = (artifact.folder / name).read_bytes()
         assert digest.size == len(content)
@@ -161,8 +161,8 @@ def test_what_a_killed_publisher_left_behind_is_removed_a_day_later(tmp_path, fi
         if file is not None:
             (left / file).write_bytes(b"half of it")
     yesterday = time.time() - 25 * 3600
-    for each in (old, *old.rglob("*")):
-        os.utime(each, (yesterday, yesterday))
+    for path in (old, *old.rglob("*")):
+        os.utime(path, (yesterday, yesterday))
     assert published(tmp_path).version == 2
     assert not old.exists()
     assert recent.exists()

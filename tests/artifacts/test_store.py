@@ -119,7 +119,7 @@ def test_what_cannot_be_read_is_ignored_with_a_reason_and_costs_the_others_nothi
     link_to_itself(tmp_path / "feed" / "2")
     version_without_access(tmp_path / "search" / "2")
     listing = Store(tmp_path).scan()
-    assert [str(each) for each in listing.artifacts] == ["feed/1", "search/1"]
+    assert [str(artifact) for artifact in listing.artifacts] == ["feed/1", "search/1"]
     assert listing.ignored == dict.fromkeys(
         ("other", "feed/2", "search/2"), "cannot be read: Too many levels of symbolic links"
     )
@@ -148,7 +148,7 @@ def test_a_manifest_that_is_not_a_regular_file_is_reported(tmp_path, make):
     (tmp_path / "feed" / "2").mkdir()
     make(tmp_path / "feed" / "2" / MANIFEST)
     listing = Store(tmp_path).scan()
-    assert [str(each) for each in listing.artifacts] == ["feed/1"]
+    assert [str(artifact) for artifact in listing.artifacts] == ["feed/1"]
     assert listing.ignored == {"feed/2": "model.json is not a regular file"}
 
 
@@ -165,7 +165,7 @@ def test_unreadable_model_folder_does_not_affect_the_others(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "scandir", refusing)
     listing = Store(tmp_path).scan()
-    assert [str(each) for each in listing.artifacts] == ["feed/1"]
+    assert [str(artifact) for artifact in listing.artifacts] == ["feed/1"]
     assert listing.ignored == {"secret": "cannot be read: Permission denied"}
 
 

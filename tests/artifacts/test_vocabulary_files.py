@@ -44,7 +44,7 @@ def published(folder, inputs=NAMED, content=CONTENT) -> Artifact:
 def test_a_written_vocabulary_reads_back_the_same(ids):
     id_type = type(ids[0]) if ids else str
     assert read_vocabulary(write_vocabulary(ids), id_type) == {
-        each: row for row, each in enumerate(ids, 1)
+        identifier: row for row, identifier in enumerate(ids, 1)
     }
 
 
@@ -76,7 +76,7 @@ def test_a_model_is_served_with_its_vocabulary(tmp_path):
 def test_the_example_shows_strings_that_give_the_golden_columns(tmp_path):
     model = load(published(tmp_path), CPU)
     sent = json.loads(json.dumps(example_request(model)))
-    assert {type(each) for each in sent["candidates"]["item"]} == {str}
+    assert {type(item) for item in sent["candidates"]["item"]} == {str}
     context = ParseContext(model, own_policies(model.manifest), {}, max_candidates=9)
     features, _, _ = read_request(sent, context)
     golden = model.golden.batch
@@ -92,7 +92,7 @@ def test_the_example_of_a_hashed_model_is_accepted(tmp_path, ids):
     context = ParseContext(model, own_policies(model.manifest), {}, max_candidates=9)
     features, _, _ = read_request(sent, context)
     assert features.unknown_ids == {}
-    assert {type(each) for each in sent["candidates"]["item"]} == {str if ids == "string" else int}
+    assert {type(item) for item in sent["candidates"]["item"]} == {str if ids == "string" else int}
 
 
 def test_a_changed_vocabulary_is_refused(tmp_path):

@@ -25,16 +25,16 @@ INPUTS = (
 def model(*inputs, digest="a" * 64):
     made = manifest(inputs=(USER, *inputs))
     files = {
-        name: FileDigest(sha256=digest, size=0) if "vocabulary" in name else each
-        for name, each in made.files.items()
+        name: FileDigest(sha256=digest, size=0) if "vocabulary" in name else file
+        for name, file in made.files.items()
     }
     return made.model_copy(update={"files": files})
 
 
 def table(*features, key=("item", "int64"), **changes):
     columns = tuple(
-        TableColumn(feature=each, vocabulary="a" * 64 if each.name == "brand" else None)
-        for each in features
+        TableColumn(feature=feature, vocabulary="a" * 64 if feature.name == "brand" else None)
+        for feature in features
     )
     fields = {
         "kind": "items",
@@ -89,7 +89,7 @@ def test_every_reason_is_told_at_once():
         'feature "price": dim is 3, the table was made with 2',
         'feature "price": default is [1.0,2.0,3.0], the table was made with null',
     ]
-    assert [each for each in found if "brand" in each] == [
+    assert [problem for problem in found if "brand" in problem] == [
         'feature "brand": vocabulary_size is 8, the table was made with 9',
         'feature "brand": unknown is 1, the table was made with 0',
         'feature "brand": encoding is {"kind":"hash","ids":"string","buckets":7,"seed":0}, '

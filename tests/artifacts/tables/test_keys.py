@@ -23,7 +23,7 @@ def parts_of(keys):
     middle = len(keys) // 2
     parts = [keys[:middle], keys[middle:]]
     is_text = bool(keys) and isinstance(keys[0], str)
-    return [pad(each) if is_text else np.array(each, np.int64) for each in parts]
+    return [pad(part) if is_text else np.array(part, np.int64) for part in parts]
 
 
 def built(keys):
@@ -40,14 +40,14 @@ def test_index_of_integers_finds_what_a_dict_finds(keys, others):
     asked = keys + others
     found = index.find(np.array(asked, np.int64))
     assert found.dtype == np.int64
-    assert found.tolist() == [twin.get(each, -1) for each in asked]
+    assert found.tolist() == [twin.get(key, -1) for key in asked]
 
 
 @given(st.lists(texts, unique=True, min_size=1), st.lists(texts))
 def test_index_of_strings_finds_what_a_dict_finds(keys, others):
     index, twin = built(keys)
     asked = keys + others
-    assert index.find(asked).tolist() == [twin.get(each, -1) for each in asked]
+    assert index.find(asked).tolist() == [twin.get(key, -1) for key in asked]
     assert sorted(index.keys_at(np.arange(len(keys)))) == sorted(keys)
 
 
@@ -63,19 +63,19 @@ def test_strings_with_equal_hashes_are_told_apart(keys, others, distinct):
         patch.setattr(tables_keys, "MOST_IN_BUCKET", 1000)
         index, twin = built(keys)
         asked = keys + others
-        assert index.find(asked).tolist() == [twin.get(each, -1) for each in asked]
+        assert index.find(asked).tolist() == [twin.get(key, -1) for key in asked]
         again = build(parts_of([*keys, *keys[::-1]]), np.arange(2 * len(keys), dtype=np.int32))
-        pairs = {tuple(each) for each in again.same.tolist()}
+        pairs = {tuple(pair) for pair in again.same.tolist()}
         assert pairs == {(i, 2 * len(keys) - 1 - i) for i in range(len(keys))}
 
 
 @given(st.lists(texts, min_size=1))
 def test_hash_of_strings_is_the_documented_sum(keys):
     seed = 7
-    factors = [int(each) | 1 for each in hash_integers(np.arange(256), seed)]
+    factors = [int(hashed) | 1 for hashed in hash_integers(np.arange(256), seed)]
     sums = []
-    for each in keys:
-        content = each.encode()
+    for key in keys:
+        content = key.encode()
         padded = content + b"\0" * (-len(content) % 4)
         words = [int.from_bytes(padded[i : i + 4], "little") for i in range(0, len(padded), 4)]
         total = sum(w * a for w, a in zip(words, factors, strict=False))
@@ -93,7 +93,7 @@ def test_keys_longer_than_any_in_the_index_are_unknown():
     keys = [f"{'é' * 200}{number}" for number in range(2000)]
     index, twin = built(keys)
     asked = [*keys, "x" * 70_000, "", *keys[::-1]]
-    assert index.find(asked).tolist() == [twin.get(each, -1) for each in asked]
+    assert index.find(asked).tolist() == [twin.get(key, -1) for key in asked]
 
 
 def test_a_lone_surrogate_is_an_unknown_key():

@@ -86,8 +86,8 @@ def test_table_and_deltas_equal_a_dict(tmp_path_factory, data, key_type):
                 views.append((view, twin))
         views.append((opened(store), twin))
         asked = data.draw(st.lists(keys))
-        for each, its_twin in views:  # old views stay as they were
-            check(each, the_plan, its_twin, [*its_twin, *asked])
+        for view, its_twin in views:  # old views stay as they were
+            check(view, the_plan, its_twin, [*its_twin, *asked])
         if views[-1][0].delta:
             assert compact(store / "feed", "items").version == 2
             check(opened(store), the_plan, twin, [*twin, *asked])
@@ -121,7 +121,7 @@ def test_table_says_what_it_is(tmp_path):
     assert table.keys(0, 3) == [11]
     assert opened(tmp_path, upto=0).keys(0, 2) == [11, 12]
     assert opened(tmp_path, upto=0).label == "1"
-    files = [each for each in (tmp_path / "feed" / "items").rglob("*") if each.is_file()]
+    files = [path for path in (tmp_path / "feed" / "items").rglob("*") if path.is_file()]
     assert table.size == sum(
         e.stat().st_size for e in files if e.name != "table.json" and e.name[0] != "."
     )
@@ -193,7 +193,7 @@ def test_every_damaged_file_is_refused(tmp_path, key_type):
     folder = publish(
         plan(tmp_path, key_type), {"a": 1, "b": 2} if key_type == "string" else {1: 1, 2: 2}
     ).folder
-    files = sorted(each.name for each in folder.iterdir() if each.name != "table.json")
+    files = sorted(path.name for path in folder.iterdir() if path.name != "table.json")
     assert len(files) == (6 if key_type == "string" else 4)
     for name in files:
         content = (folder / name).read_bytes()
@@ -247,8 +247,10 @@ def eight_rows(tmp_path_factory):
     """The folder of a table with the keys 0 to 7, and of one with the keys a to h."""
     keys = {"int64": range(8), "string": "abcdefgh"}
     return {
-        kind: publish(plan(tmp_path_factory.mktemp(kind), kind), dict.fromkeys(each, 1.0)).folder
-        for kind, each in keys.items()
+        kind: publish(
+            plan(tmp_path_factory.mktemp(kind), kind), dict.fromkeys(own_keys, 1.0)
+        ).folder
+        for kind, own_keys in keys.items()
     }
 
 
@@ -263,7 +265,7 @@ def test_forged_files_are_refused_or_harmless(tmp_path_factory, eight_rows, file
     store = tmp_path_factory.mktemp("store")
     folder = store / "feed" / "items" / "1"
     shutil.copytree(eight_rows[kind], folder)
-    names = sorted(each.name for each in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir())
     name = names[file % len(names)]
     content = bytearray((folder / name).read_bytes())
     for place, byte in damages:
@@ -320,8 +322,8 @@ def test_a_copy_that_is_under_way_is_incomplete(tmp_path):
         (target / "table.json").write_bytes(part)
         with pytest.raises(TableIncomplete):
             opened(tmp_path)
-    for each in source.iterdir():
-        shutil.copy(each, target)
+    for path in source.iterdir():
+        shutil.copy(path, target)
     before = find_table(tmp_path / "feed", "items").fingerprint()
     assert opened(tmp_path).rows == 1
     assert find_table(tmp_path / "feed", "items").fingerprint() == before
@@ -331,9 +333,9 @@ def test_links_are_followed_inside_a_folder_only(tmp_path):
     source = publish(plan(tmp_path / "source"), {1: 1}).folder
     mounted = tmp_path / "feed" / "items" / "1"  # as a Kubernetes volume is mounted
     (mounted / "..2026").mkdir(parents=True)
-    for each in source.iterdir():
-        shutil.copy(each, mounted / "..2026")
-        (mounted / each.name).symlink_to(f"..data/{each.name}")
+    for path in source.iterdir():
+        shutil.copy(path, mounted / "..2026")
+        (mounted / path.name).symlink_to(f"..data/{path.name}")
     (mounted / "..data").symlink_to("..2026")
     assert opened(tmp_path).rows == 1
     (mounted / "rows").unlink()
@@ -363,7 +365,7 @@ def test_a_removed_table_is_gone_with_its_deltas_and_its_number(tmp_path):
         change(plan(tmp_path), {2: number})
     table = opened(tmp_path, version=1)
     remove(find_table(tmp_path / "feed", "items", 1))
-    left = sorted(each.name for each in (tmp_path / "feed" / "items").iterdir())
+    left = sorted(path.name for path in (tmp_path / "feed" / "items").iterdir())
     assert left == [".2.delta.last", ".3.delta.last", ".lock", "2", "2.delta", "3", "3.delta"]
     check(table, plan(tmp_path), {1: 1, 2: 1}, [1, 2])
     shutil.rmtree(tmp_path / "feed" / "items" / "3")
@@ -380,7 +382,7 @@ def test_no_number_is_given_twice(tmp_path):
     shutil.rmtree(items)
     change(plan(tmp_path), {2: 2}, table=publish(plan(tmp_path), {1: 1}).version)
     assert compact(tmp_path / "feed", "items").version == 6
-    assert sorted(each.name for each in (tmp_path / "feed").iterdir()) == [".items.last", "items"]
+    assert sorted(path.name for path in (tmp_path / "feed").iterdir()) == [".items.last", "items"]
 
 
 @pytest.mark.parametrize("key_type", ["int64", "string"])
@@ -463,11 +465,11 @@ def test_a_publisher_that_is_killed_leaves_no_table(tmp_path):
     process.join(30)
     assert tables_of(tmp_path / "feed", "items") == []
     left = list((tmp_path / "feed" / "items").iterdir())
-    assert [each.name.startswith(".publishing-") for each in left] == [True]
+    assert [path.name.startswith(".publishing-") for path in left] == [True]
     assert publish(plan(tmp_path), {1: 1}).version == 1
     a_week_ago = time.time() - 7 * 86400
-    for each in (left[0], *left[0].rglob("*")):
-        os.utime(each, (a_week_ago, a_week_ago))
+    for path in (left[0], *left[0].rglob("*")):
+        os.utime(path, (a_week_ago, a_week_ago))
     publish(plan(tmp_path), {1: 1})
     assert not left[0].exists()
 
@@ -477,22 +479,22 @@ def test_publishers_at_once_get_different_numbers(tmp_path):
         publish(plan(tmp_path), {1: number})
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(8)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     listed = tables_of(tmp_path / "feed", "items")
-    assert [each.version for each in listed] == list(range(1, 9))
-    values = [open_table(each, "feed").take(np.array([0]))["price"][0, 0] for each in listed]
+    assert [table.version for table in listed] == list(range(1, 9))
+    values = [open_table(table, "feed").take(np.array([0]))["price"][0, 0] for table in listed]
     assert sorted(values) == list(range(8))
     threads = [
         threading.Thread(target=change, args=(plan(tmp_path), {2 + number: number}))
         for number in range(8)
     ]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert find_table(tmp_path / "feed", "items").deltas == tuple(range(1, 9))
     assert opened(tmp_path).rows == 9
 
@@ -511,13 +513,13 @@ def test_compaction_needs_deltas_and_keeps_settings(tmp_path):
 def test_a_read_only_store_can_be_read(tmp_path):
     folder = publish(plan(tmp_path), {1: 1}).folder
     change(plan(tmp_path), {2: 2})
-    for each in (folder, folder.parent, tmp_path / "feed"):
-        each.chmod(0o555)
+    for path in (folder, folder.parent, tmp_path / "feed"):
+        path.chmod(0o555)
     try:
         assert opened(tmp_path).rows == 2
     finally:
-        for each in (folder, folder.parent, tmp_path / "feed"):
-            each.chmod(0o755)
+        for path in (folder, folder.parent, tmp_path / "feed"):
+            path.chmod(0o755)
 
 
 def test_columns_must_be_of_one_side_and_distinct(tmp_path):
@@ -531,6 +533,8 @@ def test_columns_must_be_of_one_side_and_distinct(tmp_path):
         ((price, age), 'column "age" is not a candidate feature'),
         ((price, brand), 'column "brand": digest'),
     ):
-        defaults = np.zeros(1, descriptions.record_dtype([each.feature for each in columns[:1]]))
+        defaults = np.zeros(
+            1, descriptions.record_dtype([column.feature for column in columns[:1]])
+        )
         with pytest.raises(ValueError, match=message):
             publish_table(plan(tmp_path, columns=columns, defaults=defaults), lambda _: None)
