@@ -13,7 +13,10 @@ def active(parts):
 
 def roles(parts, model="tiny"):
     registry = parts.service.registry
-    return {each.manifest.version: str(registry.role(each)) for each in registry.versions(model)}
+    return {
+        version.manifest.version: str(registry.role(version))
+        for version in registry.versions(model)
+    }
 
 
 def gauge(parts, name, **labels):

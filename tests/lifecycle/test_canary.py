@@ -97,8 +97,8 @@ def test_a_canary_that_fails_is_ended_with_the_figures(status):
 def test_errors_that_the_active_version_has_too_do_not_end_a_canary():
     one = canary(error_ratio=0.001)
     for number in range(500):
-        for each in (one.active, one.model):
-            one.observe(each, 500 if number % 10 == 0 else 200, 0.01)
+        for version in (one.active, one.model):
+            one.observe(version, 500 if number % 10 == 0 else 200, 0.01)
     one.evaluate()
     assert one.state == "running"
 
@@ -136,7 +136,7 @@ def test_a_canary_that_is_over_lets_go_of_its_versions():
     versions = [weakref.ref(one.active), weakref.ref(one.model)]
     before = str(one.report())
     one.close()
-    assert [each() for each in versions] == [None, None]
+    assert [reference() for reference in versions] == [None, None]
     assert str(one.report()) == before
 
 
@@ -222,8 +222,8 @@ async def test_a_canary_gets_its_share_by_key_is_sticky_and_is_promoted(folder, 
                 assert document["role"] == {1: "active", 2: "canary"}[document["version"]]
                 return document["version"]
 
-            by_key = [await versions(**{"x-routing-key": f"u{each}"}) for each in range(300)]
-            again = [await versions(**{"x-routing-key": f"u{each}"}) for each in range(20)]
+            by_key = [await versions(**{"x-routing-key": f"u{user}"}) for user in range(300)]
+            again = [await versions(**{"x-routing-key": f"u{user}"}) for user in range(20)]
             assert again == by_key[:20]
             assert binomial_p_value(by_key.count(2), 300, 0.5) > 1e-4
             assert binomial_p_value(by_key.count(1), 300, 0.5) > 1e-4
@@ -231,15 +231,15 @@ async def test_a_canary_gets_its_share_by_key_is_sticky_and_is_promoted(folder, 
             assert named.json()["version"] == 1
             registry.canaries["tiny"]._began -= 1  # its second is over
             await parts.deployment.refresh()
-            assert [str(each) for each in registry.active_models()] == ["tiny/2"]
+            assert [str(version) for version in registry.active_models()] == ["tiny/2"]
             assert str(registry.role(registry.requested("tiny", 1))) == "previous"
             assert "canary tiny/2 is promoted: " in caplog.text
             await parts.deployment.refresh()  # and it stays so
-            assert [str(each) for each in registry.active_models()] == ["tiny/2"]
+            assert [str(version) for version in registry.active_models()] == ["tiny/2"]
             assert registry.canaries == {}
             write(folder, "active = 1")  # as `gatehouse rollback` does
             await parts.deployment.refresh()
-            assert [str(each) for each in registry.active_models()] == ["tiny/1"]
+            assert [str(version) for version in registry.active_models()] == ["tiny/1"]
             text = (await client.get("/metrics")).text
         assert 'gatehouse_canaries_total{model="tiny",result="promoted"} 1.0' in text
         assert 'gatehouse_requests_by_role_total{model="tiny",role="canary",status="200"}' in text
@@ -318,7 +318,7 @@ async def test_a_canary_that_fails_its_gate_is_ended_and_freed(folder, caplog):
         for _ in range(2):
             await parts.deployment.refresh()
         assert caplog.text.count("canary tiny/2 is ended: error_ratio: 0.2500") == 1
-        assert [str(each) for each in registry.loaded()] == ["tiny/1"]
+        assert [str(version) for version in registry.loaded()] == ["tiny/1"]
         assert registry.canaries == {}
 
 
@@ -333,7 +333,7 @@ async def test_a_canary_that_is_stopped_is_not_compared_any_more(folder):
         await parts.deployment.refresh()
         assert "version 99 is not in the store" in registry.unassigned["tiny"]
         assert registry.comparisons == {}
-        assert [str(each) for each in registry.loaded()] == ["tiny/1"]
+        assert [str(version) for version in registry.loaded()] == ["tiny/1"]
         gc.collect()
         assert canary() is None  # its memory is free
 
@@ -345,7 +345,7 @@ async def test_a_canary_that_its_file_makes_active_is_not_compared_while_others_
         registry = parts.service.registry
         write(folder, "active = 2")
         await parts.deployment._apply_changes("tiny")  # all that happens during a long load
-        assert [str(each) for each in registry.active_models()] == ["tiny/2"]
+        assert [str(version) for version in registry.active_models()] == ["tiny/2"]
         assert registry.comparisons == {}
 
 
@@ -355,7 +355,7 @@ async def test_a_shadow_that_is_stopped_is_not_compared_while_another_loads(fold
     async with gatehouse(Settings(store=folder, lanes=1)) as parts:
         await parts.deployment.refresh()
         registry = parts.service.registry
-        assert [str(each.other) for each in registry.comparisons.values()] == ["tiny/2"]
+        assert [str(comparison.other) for comparison in registry.comparisons.values()] == ["tiny/2"]
         write(folder, "active = 1\n[shadow]\nversion = 3\nshare = 1.0\n")
         during = []
         load = parts.deployment._loader.load
@@ -367,25 +367,25 @@ async def test_a_shadow_that_is_stopped_is_not_compared_while_another_loads(fold
         monkeypatch.setattr(parts.deployment._loader, "load", watched)
         await parts.deployment.refresh()
         assert during == [{}]
-        assert [str(each.other) for each in registry.comparisons.values()] == ["tiny/3"]
+        assert [str(comparison.other) for comparison in registry.comparisons.values()] == ["tiny/3"]
 
 
 def as_tensors(card):
     """The example request of a model as a V2 document."""
     example, inputs = card["example_request"], []
-    for each in card["inputs"]:
-        if each["side"] == "user":
-            rows = [example["user"][each["name"]]]
+    for feature in card["inputs"]:
+        if feature["side"] == "user":
+            rows = [example["user"][feature["name"]]]
         elif isinstance(example["candidates"], dict):
-            rows = example["candidates"][each["name"]]
+            rows = example["candidates"][feature["name"]]
         else:
-            rows = [candidate[each["name"]] for candidate in example["candidates"]]
+            rows = [candidate[feature["name"]] for candidate in example["candidates"]]
         rows = [row if isinstance(row, list) else [row] for row in rows]
         width = max(map(len, rows))
         data = [value for row in rows for value in row + [-1] * (width - len(row))]
-        datatype = "FP32" if each["kind"] == "dense" else "INT64"
+        datatype = "FP32" if feature["kind"] == "dense" else "INT64"
         shape = [len(rows), width]
-        inputs.append({"name": each["name"], "datatype": datatype, "shape": shape, "data": data})
+        inputs.append({"name": feature["name"], "datatype": datatype, "shape": shape, "data": data})
     return {"inputs": inputs}
 
 
@@ -418,7 +418,7 @@ async def test_a_canary_that_cannot_be_loaded_leaves_the_traffic_alone(folder):
     async with gatehouse(Settings(store=folder, lanes=1)) as parts:
         await parts.deployment.refresh()
         registry = parts.service.registry
-        assert [str(each) for each in registry.loaded()] == ["tiny/1"]
+        assert [str(version) for version in registry.loaded()] == ["tiny/1"]
         assert (
             "version 2 does not get its role: model.ts: its SHA-256" in registry.unassigned["tiny"]
         )

@@ -73,10 +73,10 @@ async def test_a_version_is_swapped_without_losing_a_request(folder):
                     versions.append(answer.json()["version"])
 
             async def all_have(version):
-                await until(lambda: all(version in each for each in versions_of))
+                await until(lambda: all(version in versions for versions in versions_of))
 
             versions_of: list[list[int]] = [[] for _ in range(4)]
-            callers = [asyncio.ensure_future(caller(each)) for each in versions_of]
+            callers = [asyncio.ensure_future(caller(versions)) for versions in versions_of]
             await all_have(1)
             add_version(folder, "tiny", 2)
             await parts.deployment.refresh()
@@ -221,12 +221,12 @@ async def test_every_loaded_version_answers_by_its_number_with_its_role(folder):
         await parts.deployment.refresh()
         async with client_of(parts) as client:
             card = (await client.get("/v1/models/tiny")).json()
-            assert [(each["version"], each["role"]) for each in card["versions"]] == [
+            assert [(entry["version"], entry["role"]) for entry in card["versions"]] == [
                 (2, "active"),
                 (1, "previous"),
             ]
             found = {}
-            for url in ("/v1/score", *(each["score_url"] for each in card["versions"])):
+            for url in ("/v1/score", *(entry["score_url"] for entry in card["versions"])):
                 answer = (await client.post(url, json=card["example_request"])).json()
                 found[url] = (answer["version"], answer["role"])
             assert found == {
@@ -240,7 +240,7 @@ async def test_every_loaded_version_answers_by_its_number_with_its_role(folder):
             assert missing.status_code == 404
             assert "loaded versions: 2 (active), 1 (previous)" in missing.json()["detail"]
             index = (await client.post("/v2/repository/index")).json()
-            assert [(each["version"], each["parameters"]) for each in index] == [
+            assert [(entry["version"], entry["parameters"]) for entry in index] == [
                 ("2", {"role": "active"}),
                 ("1", {"role": "previous"}),
             ]
@@ -582,7 +582,7 @@ async def test_the_service_is_ready_when_every_model_of_the_store_is_active_or_r
 
     def loading(artifact, device):
         registry = parts.service.registry
-        seen.append((artifact.model, [str(each) for each in registry.active_models()], ready()))
+        seen.append((artifact.model, [str(model) for model in registry.active_models()], ready()))
         return load(artifact, device)
 
     def ready() -> bool:

@@ -27,7 +27,7 @@ async def events(client):
 
 
 async def texts(client):
-    return [each["text"] for each in await events(client)]
+    return [event["text"] for event in await events(client)]
 
 
 async def test_versions_and_roles_are_events_with_their_times_latest_first(folder):
@@ -41,16 +41,16 @@ async def test_versions_and_roles_are_events_with_their_times_latest_first(folde
         (folder / "tiny" / "traffic.toml").write_text("active = 1\nkeep = 0\n")
         await parts.deployment.refresh()
         found = await events(client)
-    assert [each["text"] for each in reversed(found)][:2] == [
+    assert [event["text"] for event in reversed(found)][:2] == [
         "tiny/1 is active",
         "tiny/2 is active, after tiny/1",
     ]
-    refused = [each for each in found if each["text"].startswith("tiny/3 is refused: model.ts:")]
-    assert [each["is_problem"] for each in refused] == [True]
-    assert "tiny/1 is active, after tiny/2" in [each["text"] for each in found]
-    assert "tiny/2 is freed" in [each["text"] for each in found]
-    assert "tiny/traffic.toml: active = 1, keep = 0" in [each["text"] for each in found]
-    times = [datetime.fromisoformat(each["at"]).timestamp() for each in found]
+    refused = [event for event in found if event["text"].startswith("tiny/3 is refused: model.ts:")]
+    assert [event["is_problem"] for event in refused] == [True]
+    assert "tiny/1 is active, after tiny/2" in [event["text"] for event in found]
+    assert "tiny/2 is freed" in [event["text"] for event in found]
+    assert "tiny/traffic.toml: active = 1, keep = 0" in [event["text"] for event in found]
+    times = [datetime.fromisoformat(event["at"]).timestamp() for event in found]
     assert times == sorted(times, reverse=True)
     assert before - 1e-3 <= times[-1] <= times[0] <= time.time()
 
@@ -76,10 +76,10 @@ async def test_tables_are_events(folder, tiny):
         await parts.deployment.refresh()
         moved.rename(second.folder)
         await parts.deployment.refresh()
-        found = [each for each in reversed(await events(client)) if each["kind"] == "table"]
+        found = [event for event in reversed(await events(client)) if event["kind"] == "table"]
     assert first.version == 1
     digest = "rows: its SHA-256 differs from that in table.json"
-    assert [(each["text"], each["is_problem"]) for each in found] == [
+    assert [(event["text"], event["is_problem"]) for event in found] == [
         ("tiny/1 serves from items/1, 3 rows", False),
         ("tiny/1 serves from items/2, 3 rows, after 1", False),
         (f"tiny: items/2.2 is refused: delta 2: {digest}", True),
@@ -133,5 +133,5 @@ def test_old_events_are_forgotten():
     events = Events()
     for number in range(MOST + 5):
         events.add("file", str(number))
-    found = [each.text for each in events.latest()]
+    found = [event.text for event in events.latest()]
     assert found == [str(number) for number in reversed(range(5, MOST + 5))]

@@ -48,7 +48,10 @@ def traffic(folder, text):
 
 def roles(parts):
     registry = parts.service.registry
-    return {each.manifest.version: str(registry.role(each)) for each in registry.versions("feed")}
+    return {
+        version.manifest.version: str(registry.role(version))
+        for version in registry.versions("feed")
+    }
 
 
 def refused(parts):
@@ -139,7 +142,7 @@ async def test_version_whose_order_differs_on_recorded_traffic_is_refused(folder
             assert "Kendall tau 1.000" in card["versions"][0]["replay"]
             assert card["versions"][1]["replay"] is None
             listed = (await client.get("/v1/models")).json()["refused"]
-            assert [each["version"] for each in listed] == [2]
+            assert [entry["version"] for entry in listed] == [2]
         assert (
             parts.metrics.registry.get_sample_value(
                 "gatehouse_model_swaps_total", {"model": "feed", "result": "refused"}
@@ -210,7 +213,7 @@ async def test_without_recorded_traffic_a_version_serves_with_a_warning(
         published(folder, Reversed())
         await parts.deployment.refresh()
         assert roles(parts) == {2: "active", 1: "previous"}
-    (warning,) = [each for each in caplog.records if "not replayed: " in each.getMessage()]
+    (warning,) = [record for record in caplog.records if "not replayed: " in record.getMessage()]
     assert warning.levelname == "WARNING"
 
 
@@ -293,8 +296,8 @@ async def test_server_that_starts_serves_what_a_running_one_serves(
             assert roles(running)[expected] == "active"
             assert roles(started) == {expected: "active"}
             assert loaded == [expected]
-            newer = {each for each in refused(running) if int(each.split("/")[1]) > expected}
-            assert refused(started) == {each: refused(running)[each] for each in newer}
+            newer = {label for label in refused(running) if int(label.split("/")[1]) > expected}
+            assert refused(started) == {label: refused(running)[label] for label in newer}
             assert len(newer) == len(arriving) + 1 - expected
 
 
@@ -329,7 +332,9 @@ async def test_start_serves_a_version_that_running_servers_refuse_with_a_warning
         for _ in range(2):
             await parts.deployment.refresh()
         assert roles(parts) == {int(text[9]): "active"}
-        warnings = [each for each in caplog.records if "running servers refuse it" in each.message]
+        warnings = [
+            record for record in caplog.records if "running servers refuse it" in record.message
+        ]
         assert len(warnings) == warns
         problems = [event.text for event in parts.metrics.events.latest() if event.is_problem]
         assert len(problems) == warns
@@ -378,7 +383,8 @@ BRANDS = [f"brand-{row}" for row in range(1, 10)]
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"), [(BRANDS, 2), (BRANDS[::-1], 2), ([f"no-{each}" for each in BRANDS], 1)]
+    ("names", "expected"),
+    [(BRANDS, 2), (BRANDS[::-1], 2), ([f"no-{brand}" for brand in BRANDS], 1)],
 )
 async def test_ids_that_a_new_vocabulary_lacks_are_found_at_start(tmp_path, names, expected):
     file = "vocabulary.item.jsonl"

@@ -175,7 +175,7 @@ async def test_keys_of_the_v2_protocol_are_folded(folder, manifest, calls):
     user = user_of(manifest)
     tensors = [
         {"name": "item_id", "shape": [6], "datatype": "INT64", "data": KEYS[:6]},
-        *(_tensor(each, user[each.name]) for each in manifest.user_inputs),
+        *(_tensor(feature, user[feature.name]) for feature in manifest.user_inputs),
     ]
     async with running(folder) as parts, client_of(parts) as client:
         await parts.start()
@@ -215,7 +215,10 @@ async def test_a_batch_with_any_other_request_runs_from_features(folder, manifes
         unfolded = replace(whole.tables.candidate, folded_for=None)
         changed = replace(whole, tables=replace(whole.tables, candidate=unfolded))
         for others, is_folded in (([whole], True), ([plain], False), ([changed], False)):
-            chunks = [chunk_of(each, 0, each.rows, model=model) for each in (whole, *others, whole)]
+            chunks = [
+                chunk_of(request, 0, request.rows, model=model)
+                for request in (whole, *others, whole)
+            ]
             for batch in (collate(chunks), Staging().collate(chunks)):
                 assert (batch.folded is not None) == is_folded
                 got = model.program.run(batch)
@@ -381,8 +384,8 @@ async def test_wrong_folded_rows_are_refused_and_the_features_serve(
         assert "differs by" in folded["problem"]
         assert "on rows of the table, tolerance 1e-05" in folded["problem"]
         await parts.deployment.refresh()
-        messages = [each.getMessage() for each in caplog.records]
-        (message,) = (each for each in messages if "what is folded is refused" in each)
+        messages = [record.getMessage() for record in caplog.records]
+        (message,) = (text for text in messages if "what is folded is refused" in text)
         assert message.startswith("table items/1 of model tiny/1: ")
         events = (await client.get("/v1/events")).text
         assert "what is folded in items/1 is refused" in events

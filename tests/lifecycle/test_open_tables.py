@@ -29,7 +29,9 @@ async def test_a_damaged_table_is_refused_once_and_the_one_before_serves(folder,
         (reason,) = registry.refused_tables.values()
         assert "rows" in reason
         assert list(registry.refused_tables) == [("tiny", "items/2")]
-        messages = [each.getMessage() for each in caplog.records if "refused" in each.getMessage()]
+        messages = [
+            record.getMessage() for record in caplog.records if "refused" in record.getMessage()
+        ]
         assert messages == [f"table items/2 of model tiny is refused: {reason}"]
         labels = {"model": "tiny", "table": "items", "result": "refused"}
         value = parts.metrics.registry.get_sample_value
@@ -69,7 +71,7 @@ async def test_deltas_after_a_missing_one_are_refused_until_it_is_there(folder, 
         (reason,) = registry.refused_tables.values()
         assert reason.startswith("delta 2 is missing, so delta 3 will not be applied: restore ")
         assert list(registry.refused_tables) == [("tiny", "items/1.3")]
-        assert sum("delta 2 is missing" in each.getMessage() for each in caplog.records) == 1
+        assert sum("delta 2 is missing" in record.getMessage() for record in caplog.records) == 1
         moved.rename(listed.delta_folder(2))
         await parts.deployment.refresh()
         assert items_of(registry, registry.active("tiny")).label == "1.3"
@@ -126,8 +128,8 @@ async def test_a_delta_that_is_removed_or_replaced_is_undone(folder, manifest, k
         table = open_table(find_table(folder / "tiny", kind), "tiny", upto=0)
         of = {0: table, 9: table.extended(listed, 3)}
         found = [
-            of[each].take(of[each].find(np.array([key])))
-            for key, each in zip(keys, sources, strict=True)
+            of[seed].take(of[seed].find(np.array([key])))
+            for key, seed in zip(keys, sources, strict=True)
         ]
         return np.concatenate(found).tobytes()
 
@@ -206,7 +208,7 @@ async def test_a_removed_table_goes_on_serving_and_is_reported(folder, manifest,
             ("tiny", "items/2"): "was removed from the store; items/1, the newest there, does not "
             "replace it: its number is lower"
         }
-        assert sum("was removed" in each.getMessage() for each in caplog.records) == 1
+        assert sum("was removed" in record.getMessage() for record in caplog.records) == 1
         moved.rename(folder / "tiny" / "items" / "2")
         await parts.deployment.refresh()
         assert registry.table_problems == {}

@@ -104,12 +104,12 @@ async def test_an_answer_is_explained(client, example):
     ranking = {"policy": "search", "explain": True, "top_k": 2}
     answer = (await client.post(SCORE, json=example | {"ranking": ranking})).json()
     told = answer["explanation"]["candidates"]
-    assert [each["candidate"] for each in told] == answer["ranking"]
-    for each in told:
-        row = example["candidate_keys"].index(each["candidate"])
-        shares = {task: share["share"] for task, share in each["tasks"].items()}
-        assert sum(shares.values()) == pytest.approx(each["total"], rel=1e-5)
-        assert each["tasks"]["click"]["raw"] == answer["scores"]["click"][row]
+    assert [candidate["candidate"] for candidate in told] == answer["ranking"]
+    for candidate in told:
+        row = example["candidate_keys"].index(candidate["candidate"])
+        shares = {task: share["share"] for task, share in candidate["tasks"].items()}
+        assert sum(shares.values()) == pytest.approx(candidate["total"], rel=1e-5)
+        assert candidate["tasks"]["click"]["raw"] == answer["scores"]["click"][row]
     assert "explanation" not in (await client.post(SCORE, json=example)).json()
 
 
@@ -172,7 +172,7 @@ async def test_a_touched_file_without_changes_changes_nothing(parts, client, pat
 async def test_a_model_card_lists_its_policies(client):
     card = (await client.get("/v1/models/tiny")).json()
     assert card["default_policy"] == "home"
-    assert [each["name"] for each in card["policies"]] == ["default", "home", "search"]
+    assert [policy["name"] for policy in card["policies"]] == ["default", "home", "search"]
     assert card["policies"][1]["bounds"] == {"like": [0, 9]}
     assert card["ranking"]["name"] == "default"
 
@@ -227,7 +227,7 @@ async def test_a_later_model_that_does_not_fit_the_set_has_its_own_policy(
         await later.deployment.refresh()
         async with client_of(later) as asking:
             card = (await asking.get("/v1/models/other")).json()
-            assert [each["name"] for each in card["policies"]] == ["default"]
+            assert [policy["name"] for policy in card["policies"]] == ["default"]
             assert card["policy_problem"] == BUY
             assert (await asking.get("/v1/models/tiny")).json()["policy_problem"] is None
         with pytest.raises(ConfigurationInvalid, match=re.escape(BUY)):

@@ -50,7 +50,7 @@ def roles(metrics: Metrics) -> dict[str, str]:
         for s in family.samples
         if s.name == "gatehouse_version_info"
     ]
-    return {f"{each['model']}/{each['version']}": each["role"] for each in samples}
+    return {f"{sample['model']}/{sample['version']}": sample["role"] for sample in samples}
 
 
 def test_without_an_active_model_the_registry_is_not_ready(registry):
@@ -122,8 +122,8 @@ def test_a_newer_version_replaces_the_older(registry, metrics):
 
 def test_a_switch_back_makes_the_newer_version_a_previous_one(registry, metrics):
     older, newer = model(version=1), model(version=2)
-    for each in (older, newer):
-        activate(registry, each)
+    for version in (older, newer):
+        activate(registry, version)
     registry.switch(older)
     assert registry.active("feed") is older
     assert (registry.role(older), registry.role(newer)) == ("active", "previous")
@@ -132,12 +132,12 @@ def test_a_switch_back_makes_the_newer_version_a_previous_one(registry, metrics)
         ["feed/1"],
         {"feed/1": "active", "feed/2": "previous"},
     )
-    assert [str(each) for each in registry.versions("feed")] == ["feed/2", "feed/1"]
+    assert [str(version) for version in registry.versions("feed")] == ["feed/2", "feed/1"]
 
 
 def test_series_and_memory_of_freed_versions_go_away_over_100_swaps(registry, metrics):
     freed = []
-    registry.on_freed.append(lambda each: freed.append(weakref.ref(each)))
+    registry.on_freed.append(lambda loaded: freed.append(weakref.ref(loaded)))
     sizes = set()
     for version in range(1, 101):
         activate(registry, model(version=version))
@@ -150,9 +150,9 @@ def test_series_and_memory_of_freed_versions_go_away_over_100_swaps(registry, me
             assert set(roles(metrics)) == {f"feed/{version - 1}", f"feed/{version}"}
     assert len(sizes) == 1
     assert len(freed) == 98
-    assert all(each() is None for each in freed)
+    assert all(reference() is None for reference in freed)
     assert set(metrics.requests._versions) == {"feed/99", "feed/100"}
-    assert [len(each) for each in (registry._roles, registry._former["feed"])] == [2, 1]
+    assert [len(held) for held in (registry._roles, registry._former["feed"])] == [2, 1]
 
 
 def test_a_version_that_is_activated_twice_is_exported_once(registry, metrics):

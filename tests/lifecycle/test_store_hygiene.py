@@ -167,7 +167,7 @@ def test_command_on_a_store_that_is_read_only_says_so(folder, made, command, cap
         error = capsys.readouterr().err
         assert "Permission denied" in error
         assert error.count("\n") == 1
-        assert not [each for each in (store / "feed").iterdir() if each.name.startswith(".")]
+        assert not [path for path in (store / "feed").iterdir() if path.name.startswith(".")]
 
 
 _KILL_WRITERS = """
@@ -201,7 +201,7 @@ def test_killed_publishers_and_commands_leave_whole_versions_and_a_whole_traffic
     assert run.returncode == 0, run.stderr
     assert Traffic.read(folder / "feed").active in (1, 2, "latest")
     artifacts = list(Store(folder).artifacts())
-    assert [each.version for each in artifacts] == [*range(1, len(artifacts) + 1)]
+    assert [artifact.version for artifact in artifacts] == [*range(1, len(artifacts) + 1)]
     for artifact in artifacts:
         load(artifact, CPU)
     assert publish_copy(Store(folder), made).version == len(artifacts) + 1

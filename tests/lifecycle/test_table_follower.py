@@ -23,7 +23,7 @@ async def score(client, candidates=(1, 2, 3), user=1):
 
 async def full(client, manifest, seed, candidates=(1, 2, 3), user=1, user_seed=0):
     rows = random_rows(manifest, "items", list(KEYS), seed)
-    names = [each.name for each in manifest.candidate_inputs]
+    names = [feature.name for feature in manifest.candidate_inputs]
     sent = {
         "user": random_rows(manifest, "users", list(KEYS), user_seed)[user],
         "candidates": {name: [rows[key][name] for key in candidates] for name in names},
@@ -205,7 +205,7 @@ async def test_stale_table_makes_its_model_not_ready_and_no_other(folder, manife
 
     async def index(*, ready):
         sent = await client.post("/v2/repository/index", json={"ready": ready})
-        return {each["name"]: each["state"] for each in sent.json()}
+        return {entry["name"]: entry["state"] for entry in sent.json()}
 
     async with gatehouse(settings(folder)) as parts, client_of(parts) as client:
         await parts.start()
@@ -217,7 +217,7 @@ async def test_stale_table_makes_its_model_not_ready_and_no_other(folder, manife
             assert answer.status_code == 503
             assert "table items/1 of model tiny is 72" in answer.json()["error"]
         cards = (await client.get("/v1/models")).json()["models"]
-        reasons = {each["name"]: each["not_ready"] for each in cards}
+        reasons = {card["name"]: card["not_ready"] for card in cards}
         assert reasons["other"] is None
         assert "limit 3600 s" in reasons["tiny"]
         assert await index(ready=False) == {"tiny": "UNAVAILABLE", "other": "READY"}
@@ -268,7 +268,7 @@ async def test_freed_version_lets_go_of_its_tables(folder, manifest):
         for number in (2, 3):
             add_version(folder, "tiny", number)
             await parts.deployment.refresh()
-        assert sorted(str(each) for each in registry.tables) == ["tiny/2", "tiny/3"]
+        assert sorted(str(model) for model in registry.tables) == ["tiny/2", "tiny/3"]
 
 
 CANARY = """active = 1

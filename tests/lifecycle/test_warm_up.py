@@ -45,7 +45,7 @@ async def deployment_on(
 ):
     """A deployment on lanes of its own; yields it, its registry, and what it says of warm-up."""
     loop = asyncio.get_running_loop()
-    lanes = [Lane(f"lane-{i}", loop, executor=each) for i, each in enumerate(recorders)]
+    lanes = [Lane(f"lane-{i}", loop, executor=recorder) for i, recorder in enumerate(recorders)]
     registry = Registry(Metrics())
     told: list[tuple[str, list[int], bool]] = []
 
@@ -73,7 +73,7 @@ async def test_version_is_warmed_up_on_every_lane_before_it_is_active(store):
     recorders = [Recorder(), Recorder()]
     async with deployment_on(store, recorders) as (deployment, registry, told):
         await deployment.refresh()
-        assert [each.batches for each in recorders] == [[(1,), (1, 3)] * 3] * 2
+        assert [recorder.batches for recorder in recorders] == [[(1,), (1, 3)] * 3] * 2
         assert told == [("tiny/1", [1, 4], False)]
         assert [str(model) for model in registry.active_models()] == ["tiny/1"]
 
@@ -96,7 +96,7 @@ async def test_kernels_of_every_padded_size_are_compiled_before_a_version_serves
         monkeypatch.setattr(Program, "run", recording)
         await deployment.refresh()
         assert ran[-4:] == [(16, 1), (16, 16), (20, 1), (20, 20)]
-        assert [each.batches for each in recorders] == [sizes * 3] * 2
+        assert [recorder.batches for recorder in recorders] == [sizes * 3] * 2
         assert told == [("tiny/1", [1, 20], False)]
 
 
@@ -112,10 +112,10 @@ async def test_version_is_not_warmed_up_on_lanes_that_serve(folder):
     recorders = [Recorder(), Recorder()]
     async with deployment_on(Store(folder), recorders) as (deployment, registry, told):
         await deployment.refresh()
-        before = [len(each.batches) for each in recorders]
+        before = [len(recorder.batches) for recorder in recorders]
         add_version(folder, "tiny", 2)
         await deployment.refresh()
-        assert [len(each.batches) for each in recorders] == before
+        assert [len(recorder.batches) for recorder in recorders] == before
         assert told[1:] == [("tiny/2", [1, 4], True)]
         assert [str(model) for model in registry.active_models()] == ["tiny/2"]
 
