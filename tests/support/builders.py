@@ -126,7 +126,11 @@ def batch(
     random = np.random.default_rng(seed)
 
     def columns(side: str, rows: int) -> dict[str, Column]:
-        return {each.name: _column(random, each, rows) for each in inputs if each.side == side}
+        return {
+            feature.name: _column(random, feature, rows)
+            for feature in inputs
+            if feature.side == side
+        }
 
     row_to_request = np.repeat(np.arange(len(sizes)), sizes)
     return ModelInputs(

@@ -35,7 +35,7 @@ def _kind(annotation: Any) -> dict[str, Any]:
         return {"type": "integer"}
     if kinds == {float}:  # `helm --set` makes strings of them
         return {"type": ["number", "string"], "pattern": "^[0-9.]+$"}
-    if all(isinstance(each, str) for each in kinds):
+    if all(isinstance(kind, str) for kind in kinds):
         return {"enum": list(get_args(annotation))}
     return {"type": "boolean" if kinds == {bool} else "string"}
 

@@ -45,9 +45,9 @@ class Case:
     @property
     def vocabularies(self) -> dict[str, dict[Id, int]]:
         return {
-            each.name: listed(each.encoding, each.vocabulary_size)
-            for each in self.manifest.inputs
-            if not isinstance(each, DenseInput)
+            feature.name: listed(feature.encoding, feature.vocabulary_size)
+            for feature in self.manifest.inputs
+            if not isinstance(feature, DenseInput)
         }
 
 
@@ -66,7 +66,7 @@ def listed(encoding: Identity | Hashed | Listed, size: int) -> dict[Id, int]:
     """Return the content of a vocabulary file for `size` rows."""
     if not isinstance(encoding, Listed):
         return {}
-    return {each: row for row, each in enumerate(LISTED[encoding.ids][: size - 1], 1)}
+    return {identifier: row for row, identifier in enumerate(LISTED[encoding.ids][: size - 1], 1)}
 
 
 def any_ids(encoding: Identity | Hashed | Listed) -> st.SearchStrategy[Any]:
@@ -140,25 +140,25 @@ def values(feature: Input) -> st.SearchStrategy[Any]:
 def cases(draw: st.DrawFn, *, fewest_rows: int = 0) -> Case:
     drawn = draw(manifests())
     user = {
-        each.name: draw(values(each))
-        for each in drawn.user_inputs
-        if each.default is None or draw(st.booleans())
+        feature.name: draw(values(feature))
+        for feature in drawn.user_inputs
+        if feature.default is None or draw(st.booleans())
     }
     rows = draw(st.integers(fewest_rows, MOST_ROWS))
     if draw(st.booleans()):
         objects = [
             {
-                each.name: draw(values(each))
-                for each in drawn.candidate_inputs
-                if each.default is None or draw(st.booleans())
+                feature.name: draw(values(feature))
+                for feature in drawn.candidate_inputs
+                if feature.default is None or draw(st.booleans())
             }
             for _ in range(rows)
         ]
         return Case(drawn, user, objects, rows)
     columns = {
-        each.name: draw(st.lists(values(each), min_size=rows, max_size=rows))
-        for each in drawn.candidate_inputs
-        if each.default is None or draw(st.booleans())
+        feature.name: draw(st.lists(values(feature), min_size=rows, max_size=rows))
+        for feature in drawn.candidate_inputs
+        if feature.default is None or draw(st.booleans())
     }
     return Case(drawn, user, columns, rows if columns else 0)
 
@@ -171,7 +171,7 @@ def sent(case: Case, feature: Input) -> list[Any]:
     if isinstance(case.candidates, dict):
         column: list[Any] = case.candidates.get(feature.name, [default] * case.rows)
         return column
-    return [each.get(feature.name, default) for each in case.candidates]
+    return [candidate.get(feature.name, default) for candidate in case.candidates]
 
 
 def expected(case: Case, feature: Input) -> tuple[Column, int]:
@@ -196,7 +196,7 @@ def expected(case: Case, feature: Input) -> tuple[Column, int]:
         elif isinstance(feature, IdInput):
             rows.append(known(value))
         else:
-            ids = [known(each) for each in value]
+            ids = [known(identifier) for identifier in value]
             padding = [feature.padding] * (feature.max_length - len(ids))
             rows.append(ids + padding if feature.padding_side == "right" else padding + ids)
     shape = column_shape(feature, len(rows))
@@ -232,7 +232,7 @@ class Damage:
 
     @property
     def pointer(self) -> str:
-        return "".join(f"/{each}" for each in self.place)
+        return "".join(f"/{part}" for part in self.place)
 
 
 def wrong_values(feature: Input) -> list[tuple[tuple[int, ...], Any]]:
@@ -246,7 +246,7 @@ def wrong_values(feature: Input) -> list[tuple[tuple[int, ...], Any]]:
         return text + inside + ragged + scalar
     ids: list[Any] = [None, True, False, 1.0, float("nan"), [NUMBER]]
     if feature.encoding.id_type is str:
-        text = [each for each in text if each[1] != TEXT or isinstance(feature, IdListInput)]
+        text = [(place, x) for place, x in text if x != TEXT or isinstance(feature, IdListInput)]
         ids += [NUMBER]
         if isinstance(feature.encoding, Hashed):
             ids += ["\ud800" + TEXT]
@@ -255,14 +255,14 @@ def wrong_values(feature: Input) -> list[tuple[tuple[int, ...], Any]]:
     if feature.unknown == "reject" and not isinstance(feature.encoding, Hashed):
         ids += [TEXT] if feature.encoding.id_type is str else [NUMBER, -NUMBER]
     if isinstance(feature, IdInput):
-        return text + [((), each) for each in ids]
+        return text + [((), wrong) for wrong in ids]
     last = feature.max_length - 1
     good: Any = next(iter(listed(feature.encoding, feature.vocabulary_size)), None)
     if good is None:
         good = 0 if feature.encoding.id_type is int else "item"
     too_long = [good] * (feature.max_length + 1)
     return [*text, ((), too_long), ((), 7), ((), True)] + [
-        ((last,), [good] * last + [each]) for each in ids
+        ((last,), [good] * last + [wrong]) for wrong in ids
     ]
 
 

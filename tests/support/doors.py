@@ -200,9 +200,9 @@ class Listener:
         """
         address = writer.get_extra_info("sockname")
         [transport] = [
-            each.transport
-            for each in cast("set[Any]", self.state.connections)
-            if each.transport.get_extra_info("peername") == address
+            connection.transport
+            for connection in cast("set[Any]", self.state.connections)
+            if connection.transport.get_extra_info("peername") == address
         ]
 
         def is_gone() -> bool:
@@ -248,8 +248,8 @@ async def listening(
         yield Listener(server.sockets[0].getsockname()[1], state)
     finally:
         server.close()
-        for each in list(state.connections):
-            cast(Any, each).transport.abort()
+        for open_connection in list(state.connections):
+            cast(Any, open_connection).transport.abort()
         await until(lambda: not state.connections and not state.tasks)
 
 

@@ -86,10 +86,10 @@ class Named(nn.Module):
 def traced(module: nn.Module, *example: object, path: Path, seed: int = 0) -> Path:
     """Trace a module with random batch statistics, and save it."""
     torch.manual_seed(seed)
-    for each in module.modules():
-        if isinstance(each, nn.BatchNorm1d):
-            nn.init.normal_(each.running_mean)  # type: ignore[arg-type]
-            nn.init.uniform_(each.running_var, 0.5, 2)  # type: ignore[arg-type]
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm1d):
+            nn.init.normal_(layer.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(layer.running_var, 0.5, 2)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(module, example, strict=False, check_trace=False), path)

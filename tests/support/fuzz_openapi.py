@@ -74,8 +74,8 @@ def fuzz(url: str, *, cases: int, key: str | None = None, seed: int = 1) -> Fuzz
             for phases in found["valid_rates"].values()
             for phase in phases.values()
         ),
-        [f"{each['title']}: {', '.join(each['operations'])}" for each in found["failures"]]
-        + [str(each) for each in found["errors"]],
+        [f"{failure['title']}: {', '.join(failure['operations'])}" for failure in found["failures"]]
+        + [str(error) for error in found["errors"]],
         completed.stdout,
     )
 

@@ -158,7 +158,7 @@ def cases(seed: int) -> Iterator[Sent]:
 async def status_of(app: ASGIApp, sent: Sent) -> int:
     """Send a request, check the response, and return its status."""
     messages = await _exchange(app, sent)
-    start, answer = messages[0], b"".join(each.get("body", b"") for each in messages[1:])
+    start, answer = messages[0], b"".join(message.get("body", b"") for message in messages[1:])
     headers = dict(start["headers"])
     assert int(headers[b"content-length"]) == len(answer)
     if headers.get(b"content-encoding") == b"gzip":
@@ -213,12 +213,12 @@ def _text(rng: random.Random, document: Any) -> bytes:
 def _places(document: Any) -> Iterator[tuple[Any, Any]]:
     todo = [document]
     while todo:
-        each = todo.pop()
-        if isinstance(each, dict | list):
-            keys = list(each) if isinstance(each, dict) else range(len(each))
+        node = todo.pop()
+        if isinstance(node, dict | list):
+            keys = list(node) if isinstance(node, dict) else range(len(node))
             for key in list(keys)[:50]:
-                yield each, key
-                todo.append(each[key])
+                yield node, key
+                todo.append(node[key])
 
 
 def _nested(depth: int, value: Any) -> Any:

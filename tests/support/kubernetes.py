@@ -46,7 +46,7 @@ import json, sys
 from cloudcoil.models.keda import v1alpha1
 from cloudcoil.models.prometheus_operator import v1
 models = v1alpha1.ScaledObject, v1.ServiceMonitor, v1.PrometheusRule
-json.dump({each.__name__: each.model_json_schema() for each in models}, sys.stdout)
+json.dump({model.__name__: model.model_json_schema() for model in models}, sys.stdout)
 """
 
 Document = dict[str, Any]
@@ -71,12 +71,12 @@ def problems(document: Document, version: str) -> list[str]:
     else:
         schema = json.loads((_schema_folder(version) / _schema_file(document)).read_text())
     found = _validator(version, json.dumps(schema)).iter_errors(document)
-    return [f"{'/'.join(map(str, each.absolute_path))}: {each.message}" for each in found]
+    return [f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in found]
 
 
 def manifests(text: str) -> list[Document]:
     """Return the objects of a YAML file of several documents."""
-    return [each for each in yaml.safe_load_all(text) if each]
+    return [document for document in yaml.safe_load_all(text) if document]
 
 
 def _schema_file(document: Document) -> str:
@@ -112,16 +112,16 @@ def _custom_schemas() -> dict[str, Any]:
     """Return the schemas of KEDA's and prometheus-operator's objects, by kind."""
     found: dict[str, Any] = json.loads((_fetched() / "models.json").read_text())
     for schema in found.values():
-        for each in _objects(schema):
-            if "properties" in each:
-                each.setdefault("additionalProperties", False)
+        for node in _objects(schema):
+            if "properties" in node:
+                node.setdefault("additionalProperties", False)
     return found
 
 
 def _objects(node: Any) -> Iterator[dict[str, Any]]:
     children: Iterable[Any] = node.values() if isinstance(node, dict) else node
-    for each in children if isinstance(node, dict | list) else ():
-        yield from _objects(each)
+    for child in children if isinstance(node, dict | list) else ():
+        yield from _objects(child)
     if isinstance(node, dict):
         yield node
 
@@ -136,12 +136,12 @@ def _kserve_schema(name: str) -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     waiting = [name]
     while waiting:
-        each = waiting.pop()
-        if each in definitions or each not in _kserve_classes():
+        class_name = waiting.pop()
+        if class_name in definitions or class_name not in _kserve_classes():
             continue
-        types, names = _kserve_classes()[each]
+        types, names = _kserve_classes()[class_name]
         properties = {names[field]: _kserve_type(text) for field, text in types.items()}
-        definitions[each] = {
+        definitions[class_name] = {
             "type": "object",
             "properties": properties,
             "additionalProperties": False,
@@ -161,9 +161,10 @@ def _kserve_classes() -> dict[str, tuple[dict[str, str], dict[str, str]]]:
             for node in ast.parse(wheel.read(file)).body:
                 if isinstance(node, ast.ClassDef):
                     attributes = {
-                        each.targets[0].id: ast.literal_eval(each.value)
-                        for each in node.body
-                        if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name)
+                        statement.targets[0].id: ast.literal_eval(statement.value)
+                        for statement in node.body
+                        if isinstance(statement, ast.Assign)
+                        and isinstance(statement.targets[0], ast.Name)
                     }
                     found[node.name] = attributes["openapi_types"], attributes["attribute_map"]
     return found

@@ -49,7 +49,7 @@ class MemoryTable:
     def find(self, keys: Any) -> np.ndarray:
         places = {key: place for place, key in enumerate(self.keys_in_order)}
         listed = keys.tolist() if isinstance(keys, np.ndarray) else keys
-        return np.array([places.get(each, -1) for each in listed], np.int64)
+        return np.array([places.get(key, -1) for key in listed], np.int64)
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         self.takes.append(len(positions))
@@ -74,7 +74,7 @@ def memory_table(
 ) -> MemoryTable:
     """Return a table of JSON values, encoded as those of a request are."""
     features = manifest.user_inputs if kind == "users" else manifest.candidate_inputs
-    held = [each for each in features if all(each.name in row for row in rows.values())]
+    held = [feature for feature in features if all(feature.name in row for row in rows.values())]
     records = np.zeros(len(rows) + 1, _record(held))
     for feature in held:
         values = [row[feature.name] for row in rows.values()]
@@ -139,7 +139,7 @@ def change_rows(
 
 def _plan(store, of, kind, key, rows, removed, fold, changes):
     table = memory_table(of, kind, key, rows)
-    inputs = {each.name: each for each in of.inputs}
+    inputs = {feature.name: feature for feature in of.inputs}
     features = [inputs[name] for name in table.columns]
     records = np.zeros(len(table.records), record_dtype(features))
     for name in table.columns:
@@ -150,7 +150,8 @@ def _plan(store, of, kind, key, rows, removed, fold, changes):
         kind=kind,
         key=TableKey(name=key, type=key_type),
         columns=tuple(
-            TableColumn(feature=each, vocabulary=vocabulary_digest(each, of)) for each in features
+            TableColumn(feature=feature, vocabulary=vocabulary_digest(feature, of))
+            for feature in features
         ),
         defaults=records[-1:],
         **changes,
@@ -175,7 +176,9 @@ def random_rows(
     """Return a row for each key; an id feature that could be the key has it as its value."""
     random = np.random.default_rng(seed)
     features = of.user_inputs if kind == "users" else of.candidate_inputs
-    return {key: {each.name: _value(each, key, random) for each in features} for key in keys}
+    return {
+        key: {feature.name: _value(feature, key, random) for feature in features} for key in keys
+    }
 
 
 def _value(feature: Input, key: Any, random: np.random.Generator) -> Any:

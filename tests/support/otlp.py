@@ -37,18 +37,19 @@ class Collector:
 
     def calls(self) -> list[Any]:
         """Return the spans of calls, without those of stages."""
-        return [each for each in self.spans if each.kind == each.SPAN_KIND_SERVER]
+        return [span for span in self.spans if span.kind == span.SPAN_KIND_SERVER]
 
     def stages(self, call: Any) -> list[Any]:
         """Return the spans of a call's stages, in order of time."""
-        found = [each for each in self.spans if each.parent_span_id == call.span_id]
-        return sorted(found, key=lambda each: each.start_time_unix_nano)
+        found = [span for span in self.spans if span.parent_span_id == call.span_id]
+        return sorted(found, key=lambda span: span.start_time_unix_nano)
 
 
 def attributes(item: Any) -> dict[str, Any]:
     """Return the attributes of a span or a resource."""
     return {
-        each.key: getattr(each.value, each.value.WhichOneof("value")) for each in item.attributes
+        attribute.key: getattr(attribute.value, attribute.value.WhichOneof("value"))
+        for attribute in item.attributes
     }
 
 
@@ -68,9 +69,9 @@ def collector() -> Iterator[Collector]:
                 assert self.headers["content-type"] == "application/x-protobuf"
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
-                for each in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    received.resources.append(attributes(each.resource))
-                    for scope in each.scope_spans:
+                for resource_spans in ExportTraceServiceRequest.FromString(body).resource_spans:
+                    received.resources.append(attributes(resource_spans.resource))
+                    for scope in resource_spans.scope_spans:
                         received.spans.extend(scope.spans)
             self.send_response(received.status)
             self.send_header("content-length", "0")

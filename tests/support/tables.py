@@ -42,7 +42,7 @@ def plan(store: Path, key_type: str = "int64", **changes: Any) -> TablePlan:
         "model": store / "feed",
         "kind": "items",
         "key": TableKey(name="item_id", type=key_type),
-        "columns": tuple(TableColumn(feature=each) for each in FEATURES),
+        "columns": tuple(TableColumn(feature=feature) for feature in FEATURES),
         "defaults": DEFAULTS,
     }
     return TablePlan(**settings | changes)
