@@ -88,7 +88,7 @@ async def test_rest_of_a_large_request_is_not_computed_after_a_disconnect():
 
 
 def requests_in_memory() -> set[int]:
-    return {id(each) for each in gc.get_objects() if type(each) is QueuedRequest}
+    return {id(instance) for instance in gc.get_objects() if type(instance) is QueuedRequest}
 
 
 async def test_failed_request_is_freed_at_once():

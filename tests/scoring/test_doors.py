@@ -59,10 +59,10 @@ async def test_direct_and_asgi_responses_have_equal_bytes(tmp_path):
                 ("/v1/models/nobody/score", native()),
                 ("/v2/models/sums/versions/7/infer", tensors()),
             ]
-            responses = [await door.post(*each, x_request_id="7") for each in requests]
+            responses = [await door.post(*request, x_request_id="7") for request in requests]
             answers[kind] = [
-                (each.status_code, each.content, sorted(set(each.headers) - {"date"}))
-                for each in responses
+                (response.status_code, response.content, sorted(set(response.headers) - {"date"}))
+                for response in responses
             ]
     assert answers["direct"] == answers["asgi"]
     assert [status for status, *_ in answers["direct"]] == [200] * 5 + [400, 422, 422, 404, 404]
@@ -204,7 +204,7 @@ async def test_full_queue_refuses_with_retry_after(kind, tmp_path):
         assert int(response.headers["retry-after"]) >= 1
         assert door.value("shed_total", reason="overloaded") == 1
         door.gate.open()
-        assert [(await each).status_code for each in (running, queued)] == [200, 200]
+        assert [(await request).status_code for request in (running, queued)] == [200, 200]
 
 
 async def test_requests_are_refused_unread_after_a_refusal(kind, tmp_path):
@@ -242,7 +242,7 @@ async def test_disconnected_request_is_dropped_before_it_is_computed(door):
     await until(lambda: door.parts.service.batcher.queues.chunks == 2)
     await disconnect()
     door.gate.open()
-    assert [(await each).status_code for each in (running, other)] == [200, 200]
+    assert [(await request).status_code for request in (running, other)] == [200, 200]
     assert door.gate.batches == [5, 7]
     assert door.value("cancelled_total", stage="queue") == 1
     labels = {"route": "/v1/models/{model}/score", "model": "gate"}
@@ -277,7 +277,7 @@ async def test_request_id_is_repeated_or_generated(door):
 
 async def test_server_timing_has_every_stage(door):
     response = await door.post()
-    timings = [each.split(";dur=") for each in response.headers["server-timing"].split(", ")]
+    timings = [entry.split(";dur=") for entry in response.headers["server-timing"].split(", ")]
     assert [stage for stage, _ in timings] == [
         *("decode", "encode", "queue", "collate", "compute", "rank", "respond")
     ]
@@ -292,7 +292,7 @@ async def test_no_header_is_sent_twice(door):
 
 
 def log_lines(caplog) -> list[dict[str, object]]:
-    return [each.__dict__["fields"] for each in caplog.records if each.name == "app.access"]
+    return [record.__dict__["fields"] for record in caplog.records if record.name == "app.access"]
 
 
 async def test_each_call_is_one_log_line(door, caplog):
@@ -319,7 +319,9 @@ async def test_each_call_is_counted_once(door):
     for body in (native(), native([1] * 7), b"{", native(["x"])):
         await door.post(body=body)
     labels = {"route": "/v1/models/{model}/score", "model": "sums"}
-    counts = [door.value("requests_total", **labels, status=each) for each in ("200", "400", "422")]
+    counts = [
+        door.value("requests_total", **labels, status=status) for status in ("200", "400", "422")
+    ]
     assert counts == [2, 1, 1]
     assert door.value("request_duration_seconds_count", **labels) == 4
     assert door.value("request_candidates_count") == 2
@@ -374,9 +376,9 @@ async def test_very_large_response_is_compressed_on_a_thread(kind, tmp_path):
         plain = await door.post(body=body, accept_encoding="identity")
         assert len(plain.content) > 1 << 16
         responses = await asyncio.gather(*(door.post(body=body) for _ in range(5)))
-        for each in responses:
-            assert each.headers["content-encoding"] == "gzip"
-            assert each.content == plain.content
+        for response in responses:
+            assert response.headers["content-encoding"] == "gzip"
+            assert response.content == plain.content
 
 
 async def test_compressed_request_is_read_through_the_asgi_application(door):

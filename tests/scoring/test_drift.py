@@ -159,4 +159,4 @@ async def test_drift_of_a_served_model_is_exported(tmp_path, monkeypatch):
                 "gatehouse_feature_drift", {"model": "feed", "feature": "item"}
             )
             assert exported == drifted["features"]["item"]
-    assert {each.name for each in INPUTS} >= drifted["features"].keys()
+    assert {feature.name for feature in INPUTS} >= drifted["features"].keys()

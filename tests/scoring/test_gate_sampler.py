@@ -30,7 +30,7 @@ def shares(metrics):
     for sample in family.samples:
         cell = tuple(sample.labels[name] for name in ("level", "gate", "expert"))
         found.setdefault(cell, {})[sample.name.rpartition("_")[2]] = sample.value
-    return {cell: each["sum"] / each["count"] for cell, each in found.items()}
+    return {cell: values["sum"] / values["count"] for cell, values in found.items()}
 
 
 async def until_sampled(sampler):
@@ -53,7 +53,7 @@ def test_mean_weights_are_those_of_the_module_over_the_candidates(model):
     first, second = quality[:, 0], quality[:, 1]
     expected = [first * second, first * (1 - second), 1 - first, first, 1 - first]
     np.testing.assert_allclose(sampled(model, request), np.mean(expected, axis=1), rtol=1e-5)
-    assert [tuple(each) for each in gate_cells(model)] == [
+    assert [tuple(cell) for cell in gate_cells(model)] == [
         *(("1", "click", expert) for expert in "abc"),
         *(("1", "dwell", expert) for expert in "bc"),
     ]
@@ -90,7 +90,7 @@ async def test_module_that_raises_is_asked_no_more_and_scoring_goes_on(model, ca
     for now in (10.0, 20.0, 30.0):
         sampler.sample(now, chunk_of(model, features(rows=4)).request)
         await until_sampled(sampler)
-    assert [each.message for each in caplog.records] == [
+    assert [record.message for record in caplog.records] == [
         "model feed/1: its gates are not observed: broken"
     ]
     assert metrics.recent(model.label) == (0, None)
@@ -103,7 +103,7 @@ def test_series_of_a_version_that_is_freed_go_away(model):
     metrics.forget("feed/1")
     metrics.keep_only({"feed/2"})
     (family,) = metrics.collect()
-    assert {each.labels["version"] for each in family.samples} == {"2"}
+    assert {sample.labels["version"] for sample in family.samples} == {"2"}
 
 
 async def test_scored_request_shows_its_gates_in_metrics_and_at_the_model(client, example, service):
@@ -123,7 +123,7 @@ async def test_scored_request_shows_its_gates_in_metrics_and_at_the_model(client
     assert first["experts"] == ["click.1", "like.1", "dwell.1", "shared.1"]
     assert first["weights"][0][1] is None  # click's gate does not see like's expert
     for row in (*first["weights"], *last["weights"]):
-        assert sum(each for each in row if each is not None) == pytest.approx(1, abs=1e-5)
+        assert sum(weight for weight in row if weight is not None) == pytest.approx(1, abs=1e-5)
     text = (await client.get("/metrics")).text
     labels = 'expert="shared.1",gate="click",level="1",model="tiny",version="1"'
     count = re.search(rf"gatehouse_gate_weight_count{{{labels}}} (\S+)", text)

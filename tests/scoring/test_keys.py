@@ -191,10 +191,10 @@ async def test_log_and_metrics_show_the_name_of_a_key_and_no_secret(guarded, sen
     async def count() -> float:
         text = (await guarded.get("/metrics")).text
         assert ANNA not in text
-        families = {each.name: each for each in text_string_to_metric_families(text)}
+        families = {family.name: family for family in text_string_to_metric_families(text)}
         samples = families["gatehouse_requests_by_key"].samples
         labels = {"key": "anna", "status": "200"}
-        return sum(each.value for each in samples if each.labels == labels)
+        return sum(sample.value for sample in samples if sample.labels == labels)
 
     await guarded.post("/v1/score", json=sent, headers=bearer(ANNA))
     before = await count()
@@ -202,8 +202,8 @@ async def test_log_and_metrics_show_the_name_of_a_key_and_no_secret(guarded, sen
         await guarded.post("/v1/score", json=sent, headers=bearer(ANNA))
         await guarded.post("/v1/score", json=sent, headers=bearer(ANNA[1:]))
     assert await count() == before + 1
-    logged = [each.fields for each in caplog.records if hasattr(each, "fields")]
-    assert [each.get("key") for each in logged] == ["anna", None]
+    logged = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    assert [fields.get("key") for fields in logged] == ["anna", None]
     assert ANNA[1:] not in json.dumps(logged) + caplog.text
 
 

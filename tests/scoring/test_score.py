@@ -135,7 +135,7 @@ async def test_concurrent_requests_get_their_own_scores(client, example, tiny):
         }
         for size in rng.integers(1, 300, 60)
     ]
-    answers = await asyncio.gather(*(client.post(SCORE, json=each) for each in requests))
+    answers = await asyncio.gather(*(client.post(SCORE, json=request) for request in requests))
     for request, answer in zip(requests, answers, strict=True):
         assert answer.status_code == 200, answer.text
         expected = direct_scores(tiny, request)["dwell"]
@@ -346,7 +346,7 @@ async def test_large_response_is_compressed_if_the_client_accepts_it(client, exa
     assert "content-encoding" not in answers["identity"].headers
     length = int(answers["gzip"].headers["content-length"])
     assert length < int(answers["identity"].headers["content-length"]) / 1.5
-    gzipped, plain = (answers[each].json()["rank_score"] for each in ("gzip", "identity"))
+    gzipped, plain = (answers[coding].json()["rank_score"] for coding in ("gzip", "identity"))
     assert gzipped == pytest.approx(plain, rel=1e-5)
 
 

@@ -106,17 +106,17 @@ async def test_stages_are_children_in_order_within_the_call(store, receiver):
         receiver.wait_for(lambda: traced(client.metrics, "exported") == 1)
     [call] = receiver.calls()
     stages = receiver.stages(call)
-    assert [each.name for each in stages] == STAGES
-    assert {each.trace_id for each in stages} == {call.trace_id}
-    assert len({each.span_id for each in (call, *stages)}) == 8
+    assert [stage.name for stage in stages] == STAGES
+    assert {stage.trace_id for stage in stages} == {call.trace_id}
+    assert len({span.span_id for span in (call, *stages)}) == 8
     assert stages[0].start_time_unix_nano >= call.start_time_unix_nano
     assert stages[-1].end_time_unix_nano <= call.end_time_unix_nano
     for first, second in pairwise(stages):
         assert first.end_time_unix_nano <= second.start_time_unix_nano + 20_000  # ns
     timing = dict(re.findall(r"(\w+);dur=([0-9.]+)", response.headers["server-timing"]))
-    for each in stages:
-        took_ms = (each.end_time_unix_nano - each.start_time_unix_nano) / 1e6
-        assert took_ms == pytest.approx(float(timing[each.name]), abs=2e-3)
+    for stage in stages:
+        took_ms = (stage.end_time_unix_nano - stage.start_time_unix_nano) / 1e6
+        assert took_ms == pytest.approx(float(timing[stage.name]), abs=2e-3)
 
 
 async def test_stages_begin_when_the_body_has_arrived(store, receiver):
@@ -155,9 +155,9 @@ async def test_call_that_fails_has_no_stages_and_names_its_error(store, receiver
         many = client.example | {"candidates": [client.example["candidates"]] * 5000}
         await client.post("/v1/score", json=many, headers=late)
         receiver.wait_for(lambda: len(receiver.calls()) == 3)
-    found = [attributes(each) for each in receiver.calls()]
-    assert [each["http.response.status_code"] for each in found][:2] == [422, 404]
-    assert [each["error.type"] for each in found][:2] == ["invalid-request", "version-not-found"]
+    found = [attributes(call) for call in receiver.calls()]
+    assert [call["http.response.status_code"] for call in found][:2] == [422, 404]
+    assert [call["error.type"] for call in found][:2] == ["invalid-request", "version-not-found"]
     assert len(receiver.spans) == 3
 
 
@@ -417,4 +417,4 @@ def test_server_that_is_stopped_exports_its_last_spans(store, tmp_path):
             assert received.posts == 0
             assert server.terminate() == 0
     assert len(received.calls()) == 3
-    assert [each.name for each in received.stages(received.calls()[0])] == STAGES
+    assert [stage.name for stage in received.stages(received.calls()[0])] == STAGES

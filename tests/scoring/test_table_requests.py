@@ -69,10 +69,10 @@ def tables(store, name, version=1, seed=0):
     users = random_rows(manifest, "users", KEYS, seed)
     publish_rows(store, manifest, "users", "user_id", users)
     items |= changed
-    names = [each.name for each in manifest.candidate_inputs]
+    names = [feature.name for feature in manifest.candidate_inputs]
     return {
         "user": users[5],
-        "candidates": {each: [items[key][each] for key in KNOWN] for each in names},
+        "candidates": {name: [items[key][name] for key in KNOWN] for name in names},
         "candidate_keys": KNOWN,
     }
 
@@ -128,15 +128,16 @@ async def test_drift_and_scores_are_those_of_scored_candidates(trained, caplog):
             await observed(parts, client, request)
             drift = parts.service.drift
             version = drift._versions.pop("tiny")
-            counts = {name: each.counts for name, _, _, each in version.features}
-            counts |= {task: each.counts for task, each in version.scores.items()}
-            found.append({name: each.tolist() for name, each in counts.items()})
+            counts = {name: window.counts for name, _, _, window in version.features}
+            counts |= {task: window.counts for task, window in version.scores.items()}
+            found.append({name: bins.tolist() for name, bins in counts.items()})
         text = (await client.get("/metrics")).text
     assert found[0] == found[1]
     assert any(sum(counts) for counts in found[0].values())
     count = 'gatehouse_task_score_count{model="tiny",task="click"}'
     assert f"{count} {2 * len(KNOWN)}.0" in text
-    assert [each for each in caplog.records if each.name == "asyncio"] == []  # no callback failed
+    # No callback failed:
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def test_shadow_policy_multiplies_by_a_feature_of_the_table(folder, tmp_path, caplog):
@@ -155,7 +156,8 @@ async def test_shadow_policy_multiplies_by_a_feature_of_the_table(folder, tmp_pa
     by_keys, both = found
     assert by_keys[0] == 0 < by_keys[-1]  # they agree, but not fully
     np.testing.assert_array_equal(both, 2 * by_keys)
-    assert [each for each in caplog.records if each.name == "asyncio"] == []  # no callback failed
+    # No callback failed:
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def test_explanation_is_that_of_the_candidates_with_their_features(folder, tmp_path):

@@ -131,7 +131,7 @@ async def test_a_recorded_request_scores_as_the_original_did(
                 headers={"content-type": "application/json"},
             )
             for task, scores in again.json()["scores"].items():
-                assert scores == [float(str(each)) for each in recorded.scores[task]]
+                assert scores == [float(str(score)) for score in recorded.scores[task]]
             assert (
                 parts.metrics.registry.get_sample_value(
                     "gatehouse_recorded_requests_total", {"result": "written"}
@@ -185,7 +185,7 @@ async def test_a_request_of_keys_is_recorded_with_the_features_of_the_tables(tmp
             )
     for task, scores in again.json()["scores"].items():
         sent = first.json()["scores"][task]
-        assert scores == [each for each in sent if each is not None]
+        assert scores == [score for score in sent if score is not None]
         assert scores == [sent[position] for position in recorded.positions]
     assert re.fullmatch("[0-9a-f]{32}", recorded.id)
     assert first.headers["x-record-id"] == recorded.id
@@ -212,12 +212,12 @@ def test_the_oldest_files_are_removed_beyond_the_limit(tmp_path):
         recording.add(record)
         wait_until(lambda written=written: counts.get("written") == written)  # type: ignore[misc]
         files = log_files(tmp_path, "feed")
-        assert sum(each.stat().st_size for each in files) <= 100_000
+        assert sum(file.stat().st_size for file in files) <= 100_000
     recording.close()
     assert 1 <= len(files) < 12
     assert len(list(TrafficLog(tmp_path, "feed").requests())) == len(files)
     assert files[-1].name.endswith("000012.parquet")
-    assert [each for each in (tmp_path / "feed").iterdir() if each.name.startswith(".")] == []
+    assert [path for path in (tmp_path / "feed").iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_record_that_is_written_is_out_of_memory(tmp_path):
@@ -240,16 +240,16 @@ def test_a_folder_has_at_most_so_many_files(tmp_path, monkeypatch):
         recording.add(record_of(model="feed" if written % 2 else "other"))
         wait_until(lambda written=written: counts.get("written") == written)  # type: ignore[misc]
     recording.close()
-    assert [len(log_files(tmp_path, each)) for each in ("feed", "other")] == [2, 1]
+    assert [len(log_files(tmp_path, model)) for model in ("feed", "other")] == [2, 1]
 
 
 def test_two_processes_share_a_folder(tmp_path):
     counts = Counts()
     recordings = [recorder(tmp_path, counts) for _ in range(2)]
-    for each in recordings:
-        each.add(record_of())
-    for each in recordings:
-        each.close()
+    for recording in recordings:
+        recording.add(record_of())
+    for recording in recordings:
+        recording.close()
     assert len(log_files(tmp_path, "feed")) == 2
     assert len(list(TrafficLog(tmp_path, "feed").requests())) == 2
 

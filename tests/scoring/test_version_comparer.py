@@ -45,7 +45,7 @@ async def test_a_shadow_scores_after_the_answer_and_its_difference_is_shown(fold
         await parts.deployment.refresh()
         async with client_of(parts) as client:
             card = (await client.get("/v1/models/tiny")).json()
-            assert [(each["version"], each["role"]) for each in card["versions"]] == [
+            assert [(entry["version"], entry["role"]) for entry in card["versions"]] == [
                 (2, "shadow"),
                 (1, "active"),
             ]
@@ -54,7 +54,7 @@ async def test_a_shadow_scores_after_the_answer_and_its_difference_is_shown(fold
             state = await until(client, "compared")
             # Version 2 is a copy of version 1.
             assert (state["kendall_tau"], state["top_10_overlap"]) == (1.0, 1.0)
-            assert state["score_difference"] == {each["name"]: 0.0 for each in card["tasks"]}
+            assert state["score_difference"] == {task["name"]: 0.0 for task in card["tasks"]}
             text = (await client.get("/metrics")).text
             labels = 'model="tiny",result="compared",role="shadow"'
             assert f"gatehouse_version_comparisons_total{{{labels}}} 1.0" in text
@@ -122,7 +122,7 @@ async def test_a_shadow_that_is_ended_is_freed(folder):
             assert await shown(client) is None
             await client.post("/v1/score", json=example)
         assert registry.comparisons == {}
-        assert [str(each) for each in registry.loaded()] == ["tiny/1"]
+        assert [str(model) for model in registry.loaded()] == ["tiny/1"]
         assert shadow() is None
 
 
