@@ -99,7 +99,7 @@ async def test_a_bad_float_id_is_refused_before_the_batch(client, ids, pointer):
     request = MATRIX_REQUEST | {"candidates": candidates}
     response = await client.post("/v1/models/matrix/score", json=request)
     assert response.status_code == 422
-    assert [each["pointer"] for each in response.json()["errors"]] == [pointer]
+    assert [error["pointer"] for error in response.json()["errors"]] == [pointer]
 
 
 async def test_a_module_with_several_tensors_is_served(client, files):

@@ -62,7 +62,7 @@ def test_wrong_usage_is_one_line_on_standard_error(capsys, arguments, line):
 
 
 def test_exit_codes_are_those_that_scripts_expect():
-    codes = {each.name: each.value for each in ExitCode}
+    codes = {code.name: code.value for code in ExitCode}
     assert codes == {"OK": 0, "FAILED": 1, "USAGE": 2, "INTERRUPTED": 130, "PIPE_CLOSED": 141}
 
 
@@ -123,7 +123,9 @@ def test_the_help_of_serve_lists_every_setting_with_its_default(capsys):
     assert "--max-wait-ms MS" in text
 
 
-@pytest.mark.parametrize("arguments", [*([each, "--help"] for each in COMMANDS), ["serve", "--x"]])
+@pytest.mark.parametrize(
+    "arguments", [*([command, "--help"] for command in COMMANDS), ["serve", "--x"]]
+)
 def test_help_and_wrong_options_do_not_wait_for_torch(arguments):
     code = (
         "import sys; from app.cli.main import main\n"

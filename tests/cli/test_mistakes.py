@@ -49,7 +49,7 @@ def messages(log: Path) -> list[str]:
 def wait_for_message(server: Server, start: str) -> str:
     patience = time.monotonic() + START_S
     while time.monotonic() < patience:
-        if found := [each for each in messages(server.log) if each.startswith(start)]:
+        if found := [message for message in messages(server.log) if message.startswith(start)]:
             return found[0]
         time.sleep(0.02)
     raise AssertionError(server.log.read_text())

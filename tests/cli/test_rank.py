@@ -120,7 +120,7 @@ def test_an_explained_table_has_shares_that_add_up(capsys, folder, request_file,
     rows = [line.split("│")[1:-1] for line in out.splitlines() if line.startswith("│")]
     assert len(rows) == 3
     for row in rows:
-        _, _, rank_score, click, _, click_share, dwell_share = (each.strip() for each in row)
+        _, _, rank_score, click, _, click_share, dwell_share = (cell.strip() for cell in row)
         calibrated, share = click_share.split(" (")[0].split(": ")
         assert float(calibrated) != float(click)
         assert float(calibrated) == pytest.approx(float(share), abs=1e-3)
@@ -173,7 +173,7 @@ def test_line_i_is_the_response_to_request_i_even_if_refused(capsys, folder, tmp
     code, out, err = rank(capsys, many, "--store", folder)
     assert code == ExitCode.USAGE
     answers = [json.loads(line) for line in out.splitlines()]
-    assert [each.get("status", 200) for each in answers] == [200, 422, 400, 200]
+    assert [answer.get("status", 200) for answer in answers] == [200, 422, 400, 200]
     assert answers[0] == answers[3]
     assert f"{many}, line 2: /user" in err
     assert f"{many}, line 4: invalid JSON" in err

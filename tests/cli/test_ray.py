@@ -122,7 +122,7 @@ async def test_replica_serves_reports_its_demand_and_ends(store):
         await asyncio.wait(replica._tasks[:1])
         with pytest.raises(RuntimeError, match="no longer followed"):
             await replica.check_health()
-    assert not [each for each in threading.enumerate() if each.name.startswith("lane-")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-")]
 
 
 async def test_replica_without_a_model_does_not_start(tmp_path):

@@ -55,7 +55,9 @@ def log(tmp_path):
 
 
 def contender(store, version):
-    artifact = next(each for each in Store(store).artifacts() if each.version == version)
+    artifact = next(
+        artifact for artifact in Store(store).artifacts() if artifact.version == version
+    )
     model = load(artifact, CPU)
     return Contender(model, own_policies(model.manifest))
 
@@ -64,7 +66,7 @@ def test_figures_are_those_of_a_naive_comparison(store, log):
     before, after = contender(store, 1), contender(store, 2)
     report = replay(TrafficLog(log, "feed").requests(), before, after, most_requests=100)
     pairs = [
-        [each.answer(request.document).ranked for each in (before, after)]
+        [side.answer(request.document).ranked for side in (before, after)]
         for request in TrafficLog(log, "feed").requests()
     ]
     assert (report.requests, report.rows, report.refused) == (4, sum(ROWS), 0)
@@ -83,7 +85,7 @@ def test_figures_are_those_of_a_naive_comparison(store, log):
         for a, b in pairs
     ]
     assert report.rank_score.top_10_overlap == pytest.approx(np.mean(overlaps))
-    assert [each.kendall_tau is not None for each in report.tasks] == [True] * 3
+    assert [task.kendall_tau is not None for task in report.tasks] == [True] * 3
     assert (report.tasks[0].kendall_tau or 0) < 0.5 < (report.tasks[1].kendall_tau or 0)
     assert report.cpu_us > 0 < report.other_cpu_us
 
@@ -103,7 +105,7 @@ def test_each_gate_fails_alone(store, log, gates, failed):
     requests = TrafficLog(log, "feed").requests()
     report = replay(requests, contender(store, 1), contender(store, 2), most_requests=100)
     found = report.failures(ReplaySettings(**gates))
-    assert [each.split(":")[0] for each in found] == failed
+    assert [failure.split(":")[0] for failure in found] == failed
 
 
 @pytest.mark.usefixtures("store")
@@ -169,7 +171,7 @@ def test_a_policies_file_is_replayed_on_the_same_scores(log, tmp_path, capsys):
 @pytest.mark.usefixtures("store")
 def test_a_mistake_is_one_line(log, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    given = [str(log) if each == "LOG" else each for each in arguments]
+    given = [str(log) if argument == "LOG" else argument for argument in arguments]
     assert main(["replay", *given]) == ExitCode.USAGE
     error = capsys.readouterr().err
     assert message in error
@@ -232,7 +234,7 @@ def test_outcomes_are_joined_as_the_operators_guide_says(tmp_path, tiny, monkeyp
     publish_rows(store, manifest, "users", "user_id", random_rows(manifest, "users", [42]))
     guide = (REPOSITORY / "docker" / "VERSIONS.md").read_text(encoding="utf-8")
     caller, join = (
-        next(each for each in re.findall(r"```python\n(.*?)```", guide, re.S) if part in each)
+        next(block for block in re.findall(r"```python\n(.*?)```", guide, re.S) if part in block)
         for part in ("x-record-id", "rows.join")
     )
     random = np.random.default_rng(0)

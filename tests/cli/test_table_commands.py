@@ -76,7 +76,7 @@ def test_publish_list_show(store, capsys):
     assert found.take(found.find(np.array([2])))["quality"].tolist() == [
         np.array([0.3, 0.4], np.float32).tolist()
     ]
-    (line,) = (each for each in run(capsys, "list").splitlines() if "feed 1" in each)
+    (line,) = (line for line in run(capsys, "list").splitlines() if "feed 1" in line)
     for cell in ("3", "item (int64)", "unknown keys: error"):
         assert f"│ {cell}" in line
     assert run(capsys, "show", 3) == ("items/1 of feed, item 3\n  item: 3\n  quality: 0.5 0.6\n")
@@ -209,7 +209,7 @@ def test_deltas_change_rows_and_compaction_keeps_them(store, capsys):
     assert table(store).unknown == "drop"
     assert "items/2 has no deltas" in run(capsys, "compact", code=ExitCode.USAGE)
     run(capsys, "publish", change, "--delta", "--table", "1", "--deleted", "gone")
-    assert [each.deltas for each in tables_of(store / "feed", "items")] == [(1, 2), ()]
+    assert [listed.deltas for listed in tables_of(store / "feed", "items")] == [(1, 2), ()]
     message = run(capsys, "publish", items("item\n1\n"), "--delta", code=ExitCode.USAGE)
     assert 'feature "quality": a delta has every column of its table' in message
     message = run(capsys, "publish", change, "--delta", "--deleted", "gnoe", code=ExitCode.USAGE)
@@ -286,7 +286,7 @@ def test_a_table_that_would_break_most_requests_needs_force(store, capsys):
         "keys would fail; --force changes it",
         "nothing is published: 1 problem",
     ]
-    assert [each.version for each in tables_of(store / "feed", "items")] == [1]
+    assert [listed.version for listed in tables_of(store / "feed", "items")] == [1]
     run(capsys, "publish", items(header + "".join(rows[:2]), "most.csv"))
     run(capsys, "publish", skus, "--key", "sku", "--force")
     assert table(store).key == "sku"
@@ -302,7 +302,7 @@ def test_prune_keeps_what_a_version_needs(store, capsys):
     would = run(capsys, "prune", "--keep", "1", "--dry-run")
     assert would == "would remove items/2 of feed\nwould remove items/3 of feed\n"
     assert run(capsys, "prune", "--keep", "1") == would.replace("would remove", "removed")
-    assert [each.version for each in tables_of(store / "feed", "items")] == [1, 4]
+    assert [listed.version for listed in tables_of(store / "feed", "items")] == [1, 4]
     assert "--keep must be 1 or more" in run(capsys, "prune", "--keep", "0", code=ExitCode.USAGE)
 
 
@@ -468,7 +468,7 @@ def test_a_killed_publish_leaves_nothing_that_serves(store, capsys):
     )
     folder = store / "feed" / "items"
     deadline = time.monotonic() + 60
-    while not any(each.stat().st_size for each in folder.rglob("rows")):
+    while not any(file.stat().st_size for file in folder.rglob("rows")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -503,4 +503,4 @@ def test_publish_waits_until_a_server_serves_from_the_table_or_refuses_it(store,
         assert refused.startswith(f"{server.url} refuses items/3: does not fit feed/2: feature ")
     nobody = run(capsys, "publish", fruit, *soon, code=ExitCode.FAILED)
     assert "has not applied the change within 2 s: no response: " in nobody
-    assert [each.version for each in tables_of(store / "feed", "items")] == [1, 2, 3, 4]
+    assert [listed.version for listed in tables_of(store / "feed", "items")] == [1, 2, 3, 4]

@@ -29,8 +29,8 @@ def write(folder, form, columns):
     if form == "json":
         path = folder / "rows.jsonl"
         lines = [{name: column[row] for name, column in columns.items()} for row in range(rows)]
-        lines = [{n: v for n, v in each.items() if v is not None} for each in lines]
-        path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+        lines = [{n: v for n, v in line.items() if v is not None} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return path
     if form == "parquet":
         path = folder / "rows.parquet"
@@ -42,7 +42,7 @@ def write(folder, form, columns):
         return path
     path = folder / f"rows.{form}"
     cells = [[cell(column[row]) for column in columns.values()] for row in range(rows)]
-    if any("\n" in each or "\r" in each or each == '""' for row in cells for each in row):
+    if any("\n" in text or "\r" in text or text == '""' for row in cells for text in row):
         return None
     if any(value == "" for column in columns.values() for value in column):
         return None  # in CSV, an empty text is an empty cell
@@ -72,7 +72,7 @@ def is_json(value):
 
 
 def encoded(path, features, vocabularies=None, **more):
-    sources = [Source(each, (each.name,)) for each in features]
+    sources = [Source(feature, (feature.name,)) for feature in features]
     encoder = RowEncoder(sources, "KEY", "int64", vocabularies or {}, **more)
     file = open_file(path)
     (rows,) = [encoder.encode(file, chunk) for chunk in file.chunks(encoder.columns)]
@@ -91,19 +91,19 @@ def test_a_file_gives_the_columns_of_a_request(tmp_path_factory, case, form):
         if not features or not count:
             continue
         columns: dict[str, list[Any]] = {"KEY": list(range(5, 5 + count))}
-        for each in features:
-            given_values = sent(case, each)
-            columns[each.name] = [list(v) if isinstance(v, tuple) else v for v in given_values]
+        for feature in features:
+            given_values = sent(case, feature)
+            columns[feature.name] = [list(v) if isinstance(v, tuple) else v for v in given_values]
         path = write(folder, form, columns)
         if path is None:
             return
         encoder, rows = encoded(path, features, case.vocabularies)
         assert rows.bad == {}
         assert list(rows.keys) == columns["KEY"]
-        for each in features:
-            column, unknown = expected(case, each)
-            assert rows.records[each.name].tolist() == column.tolist()
-            assert encoder.unknown_ids.get(each.name, 0) == unknown
+        for feature in features:
+            column, unknown = expected(case, feature)
+            assert rows.records[feature.name].tolist() == column.tolist()
+            assert encoder.unknown_ids.get(feature.name, 0) == unknown
 
 
 @settings(max_examples=150)
@@ -125,8 +125,8 @@ def test_wrong_values_get_the_messages_of_a_request(tmp_path_factory, data):
     for row, value in enumerate(orjson.loads(line).get("f", MISSING) for line in text.splitlines()):
         report = ValidationReport()
         twin = column_by_value(feature, [value], Side({}, 1, "columns"), report, vocabulary)
-        found = [each.split(": ", 1)[1] for each in rows.bad.get(row + 1, [])]
-        assert found == [each.detail for each in report.problems]
+        found = [message.split(": ", 1)[1] for message in rows.bad.get(row + 1, [])]
+        assert found == [problem.detail for problem in report.problems]
         if not report.problems:
             good.append(twin[0].tolist())
     assert rows.records["f"].tolist() == good
@@ -328,7 +328,7 @@ def test_string_keys_and_removed_rows(tmp_path):
 )
 def test_a_key_of_csv_is_an_integer_if_it_is_written_as_one(tmp_path, text, kind):
     path = tmp_path / "items.csv"
-    path.write_text("sku,price\n" + "".join(f"{each},1\n" for each in text.split("\n")))
+    path.write_text("sku,price\n" + "".join(f"{key},1\n" for key in text.split("\n")))
     assert key_type_in(open_file(path), "sku") == kind
 
 
@@ -369,10 +369,10 @@ def test_large_files_are_read_in_chunks(tmp_path, monkeypatch):
         chunks = list(file.chunks(encoder.columns))
         assert len(chunks) > 3
         parts = [encoder.encode(file, chunk) for chunk in chunks]
-        assert np.concatenate([each.keys for each in parts]).tolist() == list(range(50))
-        found = np.concatenate([each.records["price"][:, 0] for each in parts])
+        assert np.concatenate([part.keys for part in parts]).tolist() == list(range(50))
+        found = np.concatenate([part.records["price"][:, 0] for part in parts])
         assert found.tolist() == [n / 2 for n in range(50)]
-        places = np.concatenate([each.numbers for each in parts])
+        places = np.concatenate([part.numbers for part in parts])
         assert places.tolist() == list(range(first, first + 50 * step, step))
         assert chunks[-1].read == file.size
 

@@ -46,7 +46,7 @@ def test_activate_names_a_version_and_remembers_the_former_one(store, capsys):
     assert main(["activate", "feed", "latest"]) == ExitCode.OK
     assert traffic(store) == {"active": "latest", "keep": 2}
     assert "traffic.toml: active = latest, keep = 2" in capsys.readouterr().out
-    assert [each.name for each in (store / "feed").iterdir() if each.name.startswith(".")] == []
+    assert [path.name for path in (store / "feed").iterdir() if path.name.startswith(".")] == []
 
 
 def test_rollback_returns_to_the_version_before(store):
@@ -197,7 +197,7 @@ def test_publish_refuses_a_damaged_folder_and_leaves_nothing(store, tmp_path, ca
     assert main(["publish", str(tmp_path)]) == ExitCode.USAGE
     assert "model.json: is missing" in capsys.readouterr().err
     assert Store(store).versions("feed") == [1, 2, 3]
-    assert [each.name for each in (store / "feed").iterdir() if each.name.startswith(".")] == []
+    assert [path.name for path in (store / "feed").iterdir() if path.name.startswith(".")] == []
 
 
 def test_publishers_at_once_get_different_versions(store, tmp_path):
@@ -210,11 +210,11 @@ def test_publishers_at_once_get_different_versions(store, tmp_path):
         threading.Thread(target=lambda: artifacts.append(publish_copy(Store(store), folder)))
         for _ in range(4)
     ]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    assert sorted(each.version for each in artifacts) == [4, 5, 6, 7]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(artifact.version for artifact in artifacts) == [4, 5, 6, 7]
 
 
 def test_a_publisher_that_is_killed_leaves_no_version(store, tmp_path):
@@ -234,7 +234,7 @@ def test_a_publisher_that_is_killed_leaves_no_version(store, tmp_path):
         check=False,
     )
     assert ended.returncode == -signal.SIGKILL
-    assert any(each.name.startswith(".publishing-") for each in (store / "feed").iterdir())
+    assert any(path.name.startswith(".publishing-") for path in (store / "feed").iterdir())
     assert Store(store).scan().ignored == {}
     assert Store(store).versions("feed") == [1, 2, 3]
     assert main(["publish", str(folder)]) == ExitCode.OK
@@ -333,7 +333,7 @@ def test_a_running_server_follows_a_rollback_and_keeps_to_it_after_a_restart(
         assert time.monotonic() - began < 30  # the poll is not waited for
         assert "version 1 of tiny is active" in capsys.readouterr().out
         card = httpx.get(f"{server.url}/v1/models/tiny").json()
-        assert [(each["version"], each["role"]) for each in card["versions"]] == [
+        assert [(entry["version"], entry["role"]) for entry in card["versions"]] == [
             (2, "previous"),
             (1, "active"),
         ]
@@ -348,7 +348,7 @@ def test_a_running_server_follows_a_rollback_and_keeps_to_it_after_a_restart(
             assert main([role, "tiny", "--end", *nudge]) == ExitCode.OK
             card = httpx.get(f"{server.url}/v1/models/tiny").json()
             assert card["traffic"][role] is None
-            assert {each["role"] for each in card["versions"]} == {"active", "previous"}
+            assert {entry["role"] for entry in card["versions"]} == {"active", "previous"}
         late = ["--wait", server.url, "--timeout", "0.3", "--store", str(store)]
         assert main(["activate", "tiny", "latest", *late]) == ExitCode.FAILED
         message = "has not applied the change within 0.3 s: version 1 is active"

@@ -172,12 +172,12 @@ def test_position_bias_needs_positions(run, log, tmp_path):
 def test_fit_calibration_writes_only_the_better_calibrations(run, log, tmp_path):
     code, out, err = run("fit-calibration", log, "--methods", "dwell=scale,like=platt")
     assert (code, err) == (ExitCode.OK, "")
-    rows = {each.split("│")[1].strip(): each for each in out.splitlines() if "│" in each}
+    rows = {row.split("│")[1].strip(): row for row in out.splitlines() if "│" in row}
     assert set(rows) == set(worlds.TASKS)
     written = policies(tmp_path).calibrations["feed"]
     assert "better" in rows["click"]
     assert written.keys() == {
-        each for each in rows if rows[each].split("│")[-2].strip() == "better"
+        name for name, row in rows.items() if row.split("│")[-2].strip() == "better"
     }
     assert written["dwell"].method == "scale"
 
@@ -315,7 +315,7 @@ def test_written_policies_rank_equally_on_the_server_and_offline(run, log, store
     ids=str,
 )
 def test_wrong_usage_is_one_line(run, log, tmp_path, arguments, line):
-    code, _, err = run(*[log if each == "LOG" else each for each in arguments])
+    code, _, err = run(*[log if argument == "LOG" else argument for argument in arguments])
     assert code == ExitCode.USAGE
     assert err.startswith("gatehouse: ")
     assert line in err
