@@ -46,8 +46,8 @@ def test_warm_up_of_a_cpu_runs_three_sizes_as_one_request_and_as_two():
 def test_warm_up_of_a_gpu_runs_every_bucket_and_the_largest_first():
     batches = warm_up_batches(torch.device("cuda"), min_chunk_rows=64, max_batch_rows=500)
     buckets = Buckets(500)
-    assert {buckets.fit(sum(each), len(each)) for each in batches} == set(buckets)
-    rows = [sum(each) for each in batches]
+    assert {buckets.fit(sum(sizes), len(sizes)) for sizes in batches} == set(buckets)
+    rows = [sum(sizes) for sizes in batches]
     assert rows == sorted(rows, reverse=True)
 
 

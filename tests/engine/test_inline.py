@@ -40,7 +40,7 @@ async def test_small_batch_runs_on_the_event_loop_while_nothing_else_runs():
     lane = cheap_lane()
     subject = with_known_cost(lane)
     scored = await asyncio.gather(submit(subject, 1, [2, 3]), submit(subject, 4, [5]))
-    assert [each.scores.tolist() for each in scored] == [expected(1, [2, 3]), expected(4, [5])]
+    assert [result.scores.tolist() for result in scored] == [expected(1, [2, 3]), expected(4, [5])]
     assert (lane.inline_rows, lane.batches) == ([3], [])
 
 

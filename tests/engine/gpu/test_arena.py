@@ -21,8 +21,10 @@ GARBAGE = 0xA5
 def chunks_of(sizes, cut=0) -> list[Chunk]:
     """Requests of so many candidates, each without its first `cut`."""
     whole = batch(INPUTS, [size + cut for size in sizes]).requests()
-    features = [RequestFeatures(each.user, each.candidate, each.rows, {}) for each in whole]
-    return [chunk_of(each, cut) for each in features]
+    features = [
+        RequestFeatures(request.user, request.candidate, request.rows, {}) for request in whole
+    ]
+    return [chunk_of(request, cut) for request in features]
 
 
 def filled(chunks, bucket=BUCKET):
@@ -39,16 +41,16 @@ def test_arena_equals_collated_chunks_followed_by_padding(sizes, cut):
     inputs, rows = filled(chunks)
     assert rows == expected.rows == sum(sizes)
     assert inputs.row_to_request.tolist() == [*expected.row_to_request.tolist(), *[0] * (24 - rows)]
-    for each in INPUTS:
+    for feature in INPUTS:
         own, other, count = (
             (inputs.user, expected.user, len(sizes))
-            if each.side == "user"
+            if feature.side == "user"
             else (inputs.candidate, expected.candidate, rows)
         )
-        column = own[each.name].numpy()
-        assert np.array_equal(column[:count], other[each.name])
-        assert (column[count:] == padding(each)).all()
-        assert column.dtype == other[each.name].dtype
+        column = own[feature.name].numpy()
+        assert np.array_equal(column[:count], other[feature.name])
+        assert (column[count:] == padding(feature)).all()
+        assert column.dtype == other[feature.name].dtype
 
 
 def test_rows_of_a_larger_batch_are_overwritten():
@@ -69,9 +71,9 @@ def test_padding_alone_can_be_written():
     inputs = layout.over(torch.full((layout.size,), GARBAGE, dtype=torch.uint8))
     Arena(description(), inputs).fill_with_padding()
     assert inputs.row_to_request.tolist() == [0] * 24
-    for each in INPUTS:
-        column = (inputs.user if each.side == "user" else inputs.candidate)[each.name]
-        assert (column == padding(each)).all()
+    for feature in INPUTS:
+        column = (inputs.user if feature.side == "user" else inputs.candidate)[feature.name]
+        assert (column == padding(feature)).all()
 
 
 def test_views_are_aligned_and_do_not_overlap():

@@ -107,10 +107,10 @@ def test_lanes_capture_and_replay_beside_each_other(tiny, metrics):
                 wrong.append(f"{seed}: {np.abs(got - want).max()}")
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert wrong == []
     assert fallbacks(metrics, "tiny") is None
 
@@ -134,9 +134,12 @@ def test_rows_of_a_table_on_the_gpu_give_the_scores_of_the_host(tmp_path, tiny, 
     tables = DeviceTables(CudaStream(GPU), 10**8)
     ours, twin = (
         GraphExecutor(
-            CudaStream(GPU), max_batch_rows=LIMIT, fallbacks=Fallbacks(metrics), tables=each
+            CudaStream(GPU),
+            max_batch_rows=LIMIT,
+            fallbacks=Fallbacks(metrics),
+            tables=device_tables,
         )
-        for each in (tables, None)
+        for device_tables in (tables, None)
     )
     base = opened(tmp_path, model.manifest)
     items = changed(base, tmp_path, model.manifest, [3, 4, 200])

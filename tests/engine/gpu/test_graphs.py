@@ -129,8 +129,8 @@ def served(request, tiny, tmp_path_factory) -> Model:
 def test_graph_gives_the_same_scores_for_rows_of_a_table(served, sizes, executor, metrics):
     chunks = golden_chunks(served, sizes)
     rng = np.random.default_rng(0)
-    some = [by_position(each, rng) if rng.random() < 0.7 else each for each in chunks]
-    every = [by_position(each, rng) for each in chunks]
+    some = [by_position(part, rng) if rng.random() < 0.7 else part for part in chunks]
+    every = [by_position(part, rng) for part in chunks]
     executor(served, chunks)  # captures
     for _ in range(2):
         expected = scores_of(executor(served, chunks))
@@ -185,9 +185,9 @@ def test_copies_are_timed_separately(executor):
 def test_model_that_cannot_be_captured_runs_without_graphs_and_is_logged_once(metrics, caplog):
     shared = Fallbacks(metrics)
     streams = [CpuStream(), CpuStream()]
-    for each in streams:
-        each.refusal = RuntimeError("operation not permitted when stream is capturing")
-        executor = GraphExecutor(each, max_batch_rows=LIMIT, fallbacks=shared)
+    for stand_in in streams:
+        stand_in.refusal = RuntimeError("operation not permitted when stream is capturing")
+        executor = GraphExecutor(stand_in, max_batch_rows=LIMIT, fallbacks=shared)
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
                 assert scores_of(executor(sums_model(), [chunk(1, [2])])).tolist() == [[3, 2]]
@@ -196,7 +196,7 @@ def test_model_that_cannot_be_captured_runs_without_graphs_and_is_logged_once(me
         "model sums/1 runs without CUDA graphs: operation not permitted when stream is capturing"
     )
     assert fallbacks(metrics, "sums") == 1
-    assert [each.asked for each in streams] == [1, 1]
+    assert [stand_in.asked for stand_in in streams] == [1, 1]
 
 
 def test_graph_that_gives_other_scores_is_not_used(executor, stream, metrics):

@@ -91,12 +91,12 @@ def changed(table: Table, folder, manifest, keys, seed=9) -> Table:
 def request_of(served, items, keys, sent=(), users=None, user=1) -> Chunk:
     """A request of keys; `sent` features come with it, as the golden rows have them."""
     (golden,) = golden_chunks(served, [len(keys)])
-    names = frozenset(each.name for each in served.manifest.candidate_inputs) - set(sent)
+    names = frozenset(feature.name for feature in served.manifest.candidate_inputs) - set(sent)
     candidate = {name: golden.features.candidate[name] for name in sent}
     rows = TableRows(items, items.find(np.array(keys, np.int64)), names)
     user_rows, user_columns = None, golden.features.user
     if users is not None:
-        names = frozenset(each.name for each in served.manifest.user_inputs)
+        names = frozenset(feature.name for feature in served.manifest.user_inputs)
         user_rows, user_columns = TableRows(users, users.find(np.array([user])), names), {}
     used = TableUse(user_rows, rows, {}, {}, None, len(keys))
     features = RequestFeatures(user_columns, candidate, len(keys), {}, used)
@@ -157,9 +157,9 @@ def test_every_input_is_the_same_as_on_the_host_with_its_padding(
     tmp_path, served, manifest, executor, twin, tables
 ):
     document = manifest.model_dump(mode="json")
-    for each in document["inputs"]:
-        if each["name"] == "quality":
-            each["default"] = [0.25] * each["dim"]
+    for feature in document["inputs"]:
+        if feature["name"] == "quality":
+            feature["default"] = [0.25] * feature["dim"]
     with_default = Manifest.model_validate(document)
     items = opened(tmp_path, with_default)
     items = changed(items, tmp_path, with_default, [3, 200])
@@ -184,8 +184,8 @@ def test_batches_of_several_tables_or_forms_are_gathered_on_the_host(
     old = opened(tmp_path, manifest)
     new = changed(old, tmp_path, manifest, [3])
     other = opened(tmp_path, manifest, seed=1)
-    for each in (old, new):
-        tables.place(each)
+    for table in (old, new):
+        tables.place(table)
     (plain,) = golden_chunks(served, [5])
     one = request_of(served, old, [1, 2, 3])
     for another in (
@@ -202,14 +202,14 @@ def test_batches_of_several_tables_or_forms_are_gathered_on_the_host(
 
 
 def test_tables_with_other_columns_take_turns(tmp_path, served, manifest, executor, twin, tables):
-    names = [each.name for each in manifest.candidate_inputs]
+    names = [feature.name for feature in manifest.candidate_inputs]
     rows = random_rows(manifest, "items", KEYS)
     fewer = {key: {name: row[name] for name in names[1:]} for key, row in rows.items()}
     all_columns = opened(tmp_path, manifest)
     listed = publish_rows(tmp_path, manifest, "items", "item_id", fewer)
     without = open_table(listed, manifest.name)
-    for each in (all_columns, without):
-        tables.place(each)
+    for table in (all_columns, without):
+        tables.place(table)
     for _ in range(2):
         for items, sent in ((all_columns, ()), (without, names[:1])):
             chunks = [request_of(served, items, [1, 2, 99], sent)]
@@ -274,7 +274,7 @@ def test_table_that_is_too_large_stays_on_the_host_until_there_is_room(
         for _ in range(3):
             tables.place(old)
             tables.place(new)
-    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             "INFO",
             f"table items/2 of model tiny is in the GPU's memory, {102 * record / 1e6:.1f} MB",
@@ -370,11 +370,11 @@ def on_stand_in(monkeypatch, memory):
                 f"lane-{i}",
                 loop,
                 executor=GraphExecutor(
-                    each, max_batch_rows=max_batch_rows, fallbacks=shared, tables=tables
+                    stand_in, max_batch_rows=max_batch_rows, fallbacks=shared, tables=tables
                 ),
                 on_lost=on_lost,
             )
-            for i, each in enumerate(streams)
+            for i, stand_in in enumerate(streams)
         ]
 
     monkeypatch.setattr(main, "start_lanes", lanes)
@@ -438,6 +438,7 @@ async def test_each_request_has_one_table_while_tables_on_the_device_are_swapped
     for label, scores in answers:
         for key, got in scores.items():
             assert got == pytest.approx(wanted.get(label, {}).get(key, got), rel=1e-5), label
-    assert any(each.replays > len(each.copied) for each in on_stand_in)  # some were gathered there
+    # Some were gathered there:
+    assert any(stand_in.replays > len(stand_in.copied) for stand_in in on_stand_in)
     held = 102 * items.table.base.records.dtype.itemsize
     assert f'gatehouse_device_memory_bytes{{kind="tables"}} {held:.1f}' in metrics
