@@ -26,7 +26,7 @@ async def test_console_is_one_page_with_a_strict_content_policy(client):
 async def test_policy_of_the_console_allows_its_own_script_and_style_only(client):
     response = await client.get("/console")
     [policy] = response.headers.get_list("content-security-policy")
-    allowed = dict(each.strip().split(" ", 1) for each in policy.split(";"))
+    allowed = dict(directive.strip().split(" ", 1) for directive in policy.split(";"))
     assert allowed.pop("connect-src") == "'self'"
     assert allowed.pop("img-src") == "data:"
     for tag in ("script", "style"):

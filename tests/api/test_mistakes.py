@@ -146,7 +146,7 @@ async def test_mistake_in_the_body_is_reported_by_place(client, example, mistake
     response = await client.post(SCORE, json=example)
     assert response.status_code == 422
     answer = response.json()
-    assert [(each["pointer"], each["detail"]) for each in answer["errors"]] == problems
+    assert [(error["pointer"], error["detail"]) for error in answer["errors"]] == problems
     pointer, detail = problems[0]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     assert answer["detail"] == f"{pointer}: {detail}{more}"

@@ -93,10 +93,10 @@ async def test_server_metadata_lists_extensions(client):
 async def test_model_metadata_lists_inputs_and_outputs(client, card):
     metadata = (await client.get("/v2/models/tiny")).json()
     assert (await client.get("/v2/models/tiny/versions/1")).json() == metadata
-    assert [each["name"] for each in metadata["inputs"]] == [
-        each["name"] for each in card["inputs"]
+    assert [tensor["name"] for tensor in metadata["inputs"]] == [
+        feature["name"] for feature in card["inputs"]
     ]
-    shapes = {each["name"]: each["shape"] for each in metadata["inputs"]}
+    shapes = {tensor["name"]: tensor["shape"] for tensor in metadata["inputs"]}
     assert shapes["quality"] == [-1, 2]
     assert shapes["recent_items"] == [-1, 4]
     assert shapes["item_id"] == [-1, 1]
@@ -130,7 +130,8 @@ def test_every_kind_of_feature_has_a_datatype_and_a_shape():
     )
     described = replace(sums_model(), manifest=manifest(inputs=inputs))
     tensors = [
-        (each.name, each.datatype, each.shape) for each in model_metadata(described, [1]).inputs
+        (tensor.name, tensor.datatype, tensor.shape)
+        for tensor in model_metadata(described, [1]).inputs
     ]
     assert tensors == [
         ("age", "FP32", [-1, 1]),
@@ -140,10 +141,10 @@ def test_every_kind_of_feature_has_a_datatype_and_a_shape():
     ]
     limits = Limits(max_candidates=7, max_body_bytes=1000, default_timeout_s=1.0)
     config = model_config(described, ServingSettings(limits, 512, 0.0, 2))
-    assert [each["data_type"] for each in config["input"]] == [
+    assert [tensor["data_type"] for tensor in config["input"]] == [
         *("TYPE_FP32", "TYPE_STRING", "TYPE_STRING", "TYPE_FP32")
     ]
-    assert [each["optional"] for each in config["input"]] == [False, True, False, False]
+    assert [tensor["optional"] for tensor in config["input"]] == [False, True, False, False]
 
 
 async def test_model_config_shows_limits_and_lanes(client):
@@ -169,7 +170,7 @@ async def test_index_lists_refused_versions_unless_ready_only(tmp_path):
         async with client_of(parts) as client:
             everything = (await client.post("/v2/repository/index")).json()
             ready = (await client.post("/v2/repository/index", json={"ready": True})).json()
-    assert [(each["version"], each["state"]) for each in everything] == [
+    assert [(entry["version"], entry["state"]) for entry in everything] == [
         ("1", "READY"),
         ("2", "UNAVAILABLE"),
     ]

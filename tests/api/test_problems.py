@@ -225,7 +225,7 @@ def test_every_error_has_a_case():
 async def test_error_is_reachable_and_is_a_problem_document(caller, slug):
     start, *rest = await CASES[slug](caller)
     headers = dict(start["headers"])
-    content = b"".join(each.get("body", b"") for each in rest)
+    content = b"".join(message.get("body", b"") for message in rest)
     error = ERRORS[slug]
     assert start["status"] == error.status
     assert int(headers[b"content-length"]) == len(content)

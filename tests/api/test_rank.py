@@ -150,8 +150,8 @@ async def test_wrong_request_names_the_place_and_the_rule(client, change, proble
     response = await client.post(RANK, json=GOOD | change)
     assert response.status_code == 422
     answer = response.json()
-    found = [f"{each['pointer']}: {each['detail']}" for each in answer["errors"]]
-    assert any(problem in each for each in found), found
+    found = [f"{error['pointer']}: {error['detail']}" for error in answer["errors"]]
+    assert any(problem in line for line in found), found
 
 
 async def test_body_that_is_no_object_or_too_large_is_refused(client):

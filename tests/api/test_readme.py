@@ -31,7 +31,7 @@ def test_first_request_and_its_answer_are_those_of_the_first_page():
 
 async def test_both_forms_of_candidates_get_the_same_response(client):
     columns, objects = [
-        await client.post("/v1/models/tiny/score", json=each) for each in (COLUMNS, OBJECTS)
+        await client.post("/v1/models/tiny/score", json=request) for request in (COLUMNS, OBJECTS)
     ]
     assert columns.status_code == 200
     assert columns.content == objects.content

@@ -68,16 +68,16 @@ async def test_openapi_has_the_short_request_and_accepts_every_form(served):
     body = document["paths"]["/v1/models/{model}/score"]["post"]["requestBody"]["content"]
     example = body["application/json"]["examples"]["tiny"]["value"]
     assert example["candidates"] == [7, 3, 11]
-    name = next(each for each in document["components"]["schemas"] if each.endswith("tiny"))
+    name = next(name for name in document["components"]["schemas"] if name.endswith("tiny"))
     schema = document["components"]["schemas"][name] | {"components": document["components"]}
     forms = [
         example,
         {"user": {"user_id": 42, "age_bucket": 1}, "candidates": {"item_id": [7], "category": [1]}},
         {"user": 42, "candidates": [{"item_id": 7, "category": 1}, 3]},
     ]
-    for each in forms:
-        jsonschema.validate(each, schema)
-        assert (await client.post("/v1/models/tiny/score", json=each)).status_code == 200
+    for form in forms:
+        jsonschema.validate(form, schema)
+        assert (await client.post("/v1/models/tiny/score", json=form)).status_code == 200
     for wrong in ({"candidates": ["7"]}, {"candidates": {"category": [1]}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({"user": 42} | wrong, schema)
@@ -90,11 +90,11 @@ async def test_v2_example_has_keys_only_and_is_answered(served):
     document = (await client.get("/openapi.json")).json()
     body = document["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]
     example = body["application/json"]["examples"]["tiny"]["value"]
-    assert [each["name"] for each in example["inputs"]] == ["user_id", "item_id"]
+    assert [tensor["name"] for tensor in example["inputs"]] == ["user_id", "item_id"]
     got = (await client.post("/v2/models/tiny/infer", json=example)).json()
     assert got["parameters"]["items_table"] == "1"
     config = (await client.get("/v2/models/tiny/config")).json()
-    assert all(each["optional"] for each in config["input"])
+    assert all(tensor["optional"] for tensor in config["input"])
 
 
 async def test_v2_metadata_lists_a_key_that_is_no_feature(folder, manifest):

@@ -44,7 +44,7 @@ async def test_every_operation_has_summary_tag_and_unique_id(document):
 
 
 async def test_scoring_operations_list_every_error_status(document):
-    statuses = {str(int(each.status)) for each in ERRORS.values() if each != MethodNotAllowed}
+    statuses = {str(int(error.status)) for error in ERRORS.values() if error != MethodNotAllowed}
     for operation in scoring(document):
         assert operation["responses"].keys() == statuses | {"200"}
 
@@ -62,15 +62,15 @@ async def test_every_example_matches_its_schema(document):
     def check(content) -> int:
         schema = {**content["schema"], "components": document["components"]}
         validator = jsonschema_rs.validator_for(schema)
-        examples = [each["value"] for each in content.get("examples", {}).values()]
+        examples = [example["value"] for example in content.get("examples", {}).values()]
         for example in examples:
             validator.validate(example)
         return len(examples)
 
     checked = 0
     for _, operation in operations(document):
-        for each in (operation.get("requestBody", {}), *operation["responses"].values()):
-            for content in each.get("content", {}).values():
+        for part in (operation.get("requestBody", {}), *operation["responses"].values()):
+            for content in part.get("content", {}).values():
                 checked += check(content) if "schema" in content else 0
     assert checked > 40
 
@@ -94,7 +94,7 @@ async def test_security_is_required_only_if_the_server_has_keys(document, store)
                 for name, _ in operations(guarded)
             }
     assert all("WWW-Authenticate" in answers[name].headers for name in needing)
-    assert {name for name, each in answers.items() if each.status_code == 401} == needing
+    assert {name for name, answer in answers.items() if answer.status_code == 401} == needing
     assert len(needing) > len(scoring(guarded)) > 0
     for operation in scoring(guarded):
         assert operation["security"] == [{"key": []}]

@@ -32,7 +32,7 @@ def test_schema_allows_what_the_encoder_accepts(case):
 
 def is_expressible(case: Case, name: str, value: Any) -> bool:
     """Return whether JSON can hold the value, and a schema can express that it is wrong."""
-    feature = next(each for each in case.manifest.inputs if each.name == name)
+    feature = next(feature for feature in case.manifest.inputs if feature.name == name)
     if isinstance(value, float) and not isinstance(feature, DenseInput):
         return False  # to JSON Schema, 1.0 is an integer
     if isinstance(value, float):
@@ -48,8 +48,8 @@ def is_expressible(case: Case, name: str, value: Any) -> bool:
 def test_schema_refuses_what_the_encoder_refuses(drawn):
     case, damages = drawn
     for damage in damages:
-        name = next(each for each in damage.place[1:] if isinstance(each, str))
-        feature = next(each for each in case.manifest.inputs if each.name == name)
+        name = next(part for part in damage.place[1:] if isinstance(part, str))
+        feature = next(feature for feature in case.manifest.inputs if feature.name == name)
         assume(is_expressible(case, name, damage.value))
         if not isinstance(feature, DenseInput) and feature.unknown == "reject":
             assume(isinstance(feature.encoding, Identity))  # the schema does not list a vocabulary
