@@ -14,14 +14,14 @@ sort_keys = st.integers(1, 40).flatmap(
 
 
 def by_pairs(before, after) -> float:
-    a, b = (np.sign(each[:, None] - each[None, :]) for each in (before, after))
+    a, b = (np.sign(keys[:, None] - keys[None, :]) for keys in (before, after))
     untied = math.sqrt(float((a != 0).sum()) * float((b != 0).sum()))
     return float((a * b).sum() / untied) if untied else 1.0
 
 
 @given(sort_keys)
 def test_kendalls_tau_equals_a_count_of_all_pairs(pair):
-    before, after = (np.array(each, np.float64) for each in pair)
+    before, after = (np.array(keys, np.float64) for keys in pair)
     assert kendall_tau(before, after) == pytest.approx(by_pairs(before, after), abs=1e-12)
 
 

@@ -75,7 +75,10 @@ def mixes(draw) -> tuple[list[int], list[RankingOptions], int]:
     options = [draw(any_options) for _ in sizes]
     if draw(st.booleans()):
         shared = options[0].ranker
-        options = [RankingOptions(shared, each.top_k, each.explain) for each in options]
+        options = [
+            RankingOptions(shared, own_options.top_k, own_options.explain)
+            for own_options in options
+        ]
     return sizes, options, draw(st.integers(0, 2**32 - 1))
 
 
@@ -106,7 +109,7 @@ def explanation_bits(explanation: Explanation | None) -> object:
         return None
     e = explanation
     arrays = (e.positions, e.sort_keys, e.raw, e.calibrated, e.shares, e.leads, e.remainders)
-    return id(e.ranker), [bits(each) for each in arrays]
+    return id(e.ranker), [bits(array) for array in arrays]
 
 
 def check_equal(together: RankedRequest, alone: RankedRequest) -> None:
@@ -123,11 +126,11 @@ def check_mix(sizes: Sequence[int], options: Sequence[RankingOptions], seed: int
         scores, bounds, options, lambda request, name: features[request][name][:, 0]
     )
     assert len(together) == len(sizes)
-    for request, each in enumerate(options):
+    for request, own_options in enumerate(options):
         own = scores[bounds[request] : bounds[request + 1]].copy()
-        name = each.ranker.policy.multiplier
+        name = own_options.ranker.policy.multiplier
         multiplier = None if name is None else features[request][name][:, 0]
-        check_equal(together[request], rank_alone(own, each, multiplier))
+        check_equal(together[request], rank_alone(own, own_options, multiplier))
 
 
 @given(mixes())
@@ -159,19 +162,19 @@ def test_ties_keep_the_order_of_the_candidates(sizes):
 def test_requests_with_different_policies_keep_their_places():
     first = ranker(0, is_calibrated=False, is_reweighted=False)
     second = Ranker.of(Policy(weights={"hide": -1.0}), TASKS)
-    options = [RankingOptions(each) for each in (first, second, first, second)]
+    options = [RankingOptions(chosen) for chosen in (first, second, first, second)]
     scores = np.zeros((8, len(TASKS)), np.float32)
     scores[:, 0] = [1, 2, 0, 0, 6, 5, 0, 0]
     scores[:, 3] = [0, 0, 3, 4, 0, 0, 8, 7]
     ranked = rank_batch(scores, [0, 2, 4, 6, 8], options, no_multiplier)
-    assert [each.sort_keys.tolist() for each in ranked] == [[1, 2], [-3, -4], [6, 5], [-8, -7]]
-    assert [each.ranking.tolist() for each in ranked] == [[1, 0], [0, 1], [0, 1], [1, 0]]
+    assert [result.sort_keys.tolist() for result in ranked] == [[1, 2], [-3, -4], [6, 5], [-8, -7]]
+    assert [result.ranking.tolist() for result in ranked] == [[1, 0], [0, 1], [0, 1], [1, 0]]
 
 
 def test_multiplier_is_that_of_the_request():
     """Also where requests with another policy lie between them."""
     boosted, plain = (ranker(p, is_calibrated=False, is_reweighted=False) for p in (2, 1))
-    options = [RankingOptions(each) for each in (boosted, plain, boosted)]
+    options = [RankingOptions(chosen) for chosen in (boosted, plain, boosted)]
     boosts = {0: [1.0, 2.0], 2: [4.0, 3.0]}
     ranked = rank_batch(
         np.full((6, len(TASKS)), 0.5, np.float32),
@@ -179,9 +182,11 @@ def test_multiplier_is_that_of_the_request():
         options,
         lambda request, _: np.array(boosts[request], np.float32),
     )
-    multipliers = [None if each.multiplier is None else list(each.multiplier) for each in ranked]
+    multipliers = [
+        None if result.multiplier is None else list(result.multiplier) for result in ranked
+    ]
     assert multipliers == [[1, 2], None, [4, 3]]
-    assert [each.ranking.tolist() for each in ranked] == [[1, 0], [0, 1], [0, 1]]
+    assert [result.ranking.tolist() for result in ranked] == [[1, 0], [0, 1], [0, 1]]
 
 
 def test_empty_request_has_an_empty_ranking():

@@ -87,7 +87,7 @@ def test_isotonic_is_linear_between_knots_and_constant_beyond():
         ({"method": "beta"}, "method"),
         ({}, "method"),
     ],
-    ids=lambda each: str(each)[:60],
+    ids=lambda value: str(value)[:60],
 )
 def test_a_calibration_that_breaks_a_rule_is_refused(fields, rule):
     with pytest.raises(ValidationError, match=rule):

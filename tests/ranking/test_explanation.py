@@ -40,7 +40,7 @@ def read(explanation: Explanation, keys: Any = None) -> dict[str, Any]:
     arrays.arrays(
         np.float32, st.tuples(st.integers(0, 5), st.just(3)), elements=st.floats(0, 1, width=32)
     ),
-    st.sampled_from([each for each in get_args(Formula) if each != "expression"]),
+    st.sampled_from([formula for formula in get_args(Formula) if formula != "expression"]),
     st.fixed_dictionaries({task: st.floats(-3, 3) for task in TASKS}),
 )
 def test_shares_add_up_to_the_sort_key(scores, formula, weights):
@@ -104,8 +104,10 @@ def test_shares_of_an_expression_are_finite_differences_with_a_remainder():
 def test_an_expression_that_overflows_is_explained_in_finite_numbers():
     policy = Policy(formula="expression", expression="log(click) + exp(dwell*99)", weights={})
     found = read(explained(policy, np.array([[0, 0, 600], [0, 0, 0]], np.float32)))
-    numbers = [each["total"] for each in found["candidates"]]
-    numbers += [share["share"] for each in found["candidates"] for share in each["tasks"].values()]
+    numbers = [candidate["total"] for candidate in found["candidates"]]
+    numbers += [
+        share["share"] for candidate in found["candidates"] for share in candidate["tasks"].values()
+    ]
     assert all(isinstance(number, float) for number in numbers)
 
 

@@ -102,7 +102,7 @@ def test_evaluation_does_not_change_the_scores():
         ("-" * (MAX_DEPTH + 1) + "click", f"is nested more than {MAX_DEPTH} levels deep"),
         ("+".join(["click"] * 80), f"has more than {MAX_NODES} operands and operators"),
     ],
-    ids=lambda each: each[:30],
+    ids=lambda value: value[:30],
 )
 def test_an_error_names_the_rule_and_the_column(text, message):
     with pytest.raises(ExpressionInvalid) as caught:

@@ -107,7 +107,9 @@ def test_a_higher_score_never_ranks_lower_if_its_weight_is_positive(
     better = given_scores.copy()
     better[row, column] += np.float32(rise)
     chosen = ranker(formula, weights)
-    before, after = (float(fuse(each, chosen)[row]) for each in (given_scores, better))
+    before, after = (
+        float(fuse(task_scores, chosen)[row]) for task_scores in (given_scores, better)
+    )
     slack = 1e-6 * max(1.0, abs(before))
     if weights[TASKS[column]] >= 0:
         assert after >= before - slack
@@ -163,7 +165,9 @@ def test_scaling_one_task_keeps_the_order_of_power_product(given_scores, weights
     chosen = ranker("power_product", weights)
     scaled = given_scores.copy()
     scaled[:, column] *= np.float32(factor)
-    before, after = (fuse(each, chosen).astype(float) for each in (given_scores, scaled))
+    before, after = (
+        fuse(task_scores, chosen).astype(float) for task_scores in (given_scores, scaled)
+    )
     for i, j in itertools.combinations(range(len(before)), 2):
         if not math.isclose(before[i], before[j], rel_tol=1e-5):
             assert (before[i] < before[j]) == (after[i] < after[j])

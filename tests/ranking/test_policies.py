@@ -224,7 +224,7 @@ def test_with_an_empty_file_a_model_has_its_own_policy_only():
             "calibration.feed.dwell: platt is for probabilities only",
         ),
     ],
-    ids=lambda each: each[:50],
+    ids=lambda value: value[:50],
 )
 def test_one_mistake_refuses_the_file_and_is_named_with_its_place(text, problem):
     (found,) = problems(f"{text}\n" if text.startswith("[") else text)
@@ -305,7 +305,7 @@ def test_a_key_cannot_forge_a_line_of_the_log():
             'policy.home.shadow: unknown policy "nxt"; did you mean "next"?',
         ),
     ],
-    ids=lambda each: each[:50],
+    ids=lambda value: value[:50],
 )
 def test_a_misspelt_name_is_named_with_the_nearest_known_one(text, problem):
     assert problems(text) == [problem]
@@ -335,7 +335,7 @@ def test_default_may_name_an_unknown_model_and_the_policy_that_every_model_has()
 
 
 def test_at_most_20_problems_are_listed():
-    text = "[default]\n" + "\n".join(f"m{each} = 'x'" for each in range(30))
+    text = "[default]\n" + "\n".join(f"m{number} = 'x'" for number in range(30))
     assert len(problems(text)) == MAX_PROBLEMS == 20
 
 
@@ -387,8 +387,8 @@ def test_only_dots_in_keys_are_counted():
     weights = {{ click = 1.5 }}
     [calibration.feed."click"]
     method = "isotonic"
-    scores = [{", ".join(f"{each}.5" for each in range(1000))}]
-    calibrated = [{", ".join(f"{each}.5" for each in range(1000))}]
+    scores = [{", ".join(f"{number}.5" for number in range(1000))}]
+    calibrated = [{", ".join(f"{number}.5" for number in range(1000))}]
     """
     assert policies_for(text).by_name["home"].calibrations[0].method == "isotonic"
     for quoted in (f'"{dots}"', f"'{dots}'", f'"""\n{dots}"""', f"'''{dots}'''"):
