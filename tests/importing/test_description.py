@@ -47,7 +47,7 @@ def test_the_meaning_of_an_output_sets_kind_link_and_unit(gives, kind, link, uni
 
 def test_an_id_outside_its_vocabulary_is_an_error_unless_a_row_is_named():
     user, recent, item, _ = ForeignModel.model_validate(tomllib.loads(TENSORS)).inputs
-    assert [each.unknown for each in (user, recent, item)] == [0, "reject", "reject"]  # type: ignore[union-attr]
+    assert [feature.unknown for feature in (user, recent, item)] == [0, "reject", "reject"]  # type: ignore[union-attr]
 
 
 def test_scores_are_multiplied_by_default_unless_one_is_a_plain_number():
@@ -170,7 +170,7 @@ def toml(tables: dict[str, Any]) -> str:
 
 def inline(value: object) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {inline(each)}" for name, each in value.items()) + "}"
+        return "{" + ", ".join(f"{name} = {inline(member)}" for name, member in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(inline, value)) + "]"
     return repr(value)

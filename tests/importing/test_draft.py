@@ -55,13 +55,13 @@ def drafts(files) -> dict[str, dict[str, Any]]:
 
 
 def inputs(drafted: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    return {each["name"]: (each["side"], each["kind"]) for each in drafted["inputs"]}
+    return {feature["name"]: (feature["side"], feature["kind"]) for feature in drafted["inputs"]}
 
 
 def packs(drafted: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     return {
-        each["name"]: (*each["pack"], each["dtype"], each.get("rank", 2))
-        for each in drafted["arguments"]
+        argument["name"]: (*argument["pack"], argument["dtype"], argument.get("rank", 2))
+        for argument in drafted["arguments"]
     }
 
 
@@ -80,11 +80,11 @@ def test_a_length_is_derived_from_its_list_and_is_no_input(drafts):
         "seq_length": ({"take": "length", "of": "hist_item", "at_least": 1}, "int64", 1),
         "dense": ("dense", "float32", 2),
     }
-    sizes = {each["name"]: each.get("vocabulary_size") for each in drafted["inputs"]}
+    sizes = {feature["name"]: feature.get("vocabulary_size") for feature in drafted["inputs"]}
     assert sizes == {"user": 20, "item": 30, "hist_item": 30, "dense": None}
-    (dense,) = (each for each in drafted["inputs"] if each["name"] == "dense")
+    (dense,) = (feature for feature in drafted["inputs"] if feature["name"] == "dense")
     assert dense["dim"] == 2
-    assert [(each["name"], each["gives"]) for each in drafted["tasks"]] == [
+    assert [(task["name"], task["gives"]) for task in drafted["tasks"]] == [
         ("score", "probability")
     ]
 
@@ -96,7 +96,7 @@ def test_a_padding_mask_is_told_from_a_mask_and_the_longest_list_is_found(drafts
         "bool",
         2,
     )
-    (history,) = (each for each in drafted["inputs"] if each["kind"] == "id_list")
+    (history,) = (feature for feature in drafted["inputs"] if feature["kind"] == "id_list")
     assert (history["max_length"], history["padding"]) == (6, 0)
 
 
@@ -125,7 +125,7 @@ def test_a_mask_by_another_name_is_told_from_a_padding_mask():
 def test_float64_modules_get_float64_and_named_tuples_are_read_by_field(drafts):
     drafted = drafts["double-fields"]
     assert packs(drafted)["context"] == ("context", "float64", 2)
-    assert [(each["name"], each["output"]) for each in drafted["tasks"]] == [
+    assert [(task["name"], task["output"]) for task in drafted["tasks"]] == [
         ("ctr", {"path": "ctr"}),
         ("watch_time", {"path": "watch_time"}),
     ]
@@ -139,7 +139,7 @@ def test_names_stay_as_they_are_except_those_of_tasks(drafts):
         "_item": ("candidate", "id"),
         "wage per hour": ("candidate", "dense"),
     }
-    assert [(each["name"], each["output"]["path"]) for each in drafted["tasks"]] == [
+    assert [(task["name"], task["output"]["path"]) for task in drafted["tasks"]] == [
         ("p_click", "p(click)"),
         ("task", "停留"),
     ]
@@ -209,7 +209,7 @@ def test_unused_arguments_and_outputs_of_like_names_import_as_drafted():
     assert "It imports as it is." in text
     drafted = tomllib.loads(text)
     assert drafted["unused"] == ["debug"]
-    names = [(each["name"], each["output"]["path"]) for each in drafted["tasks"]]
+    names = [(task["name"], task["output"]["path"]) for task in drafted["tasks"]]
     assert names == [("p_a", "p(a)"), ("p_a_2", "p a"), ("rank_score_2", "rank_score")]
 
 
@@ -226,7 +226,7 @@ def test_a_draft_names_what_it_leaves_out():
 
     text = draft(scripted(Rich()), "rich")
     assert "It imports as it is." in text
-    notes = [each for each in text.splitlines() if each.startswith("# Left out: ")]
+    notes = [line for line in text.splitlines() if line.startswith("# Left out: ")]
     assert notes == [
         '# Left out: argument "scale", which has a default. Requests cannot change it.',
         '# Left out: argument "bias", which has a default. Requests cannot change it.',
@@ -234,7 +234,7 @@ def test_a_draft_names_what_it_leaves_out():
         'output = { path = "other", column = 0 }.',
         '# Left out: output "all", which has 3 dimensions.',
     ]
-    assert [each["name"] for each in tomllib.loads(text)["tasks"]] == ["click"]
+    assert [task["name"] for task in tomllib.loads(text)["tasks"]] == ["click"]
 
 
 def test_a_draft_that_does_not_import_says_why():
@@ -334,7 +334,7 @@ async def test_padding_is_no_id_of_a_list_that_a_mask_is_derived_from(client, fi
     }
     response = await client.post("/v2/models/other-names/infer", json=padded)
     assert response.status_code == 200, response.text
-    outputs = {each["name"]: each["data"] for each in response.json()["outputs"]}
+    outputs = {output["name"]: output["data"] for output in response.json()["outputs"]}
     want = call(
         files["other-names"],
         {
@@ -397,7 +397,7 @@ async def test_other_names_work_in_both_dialects_and_in_policies(client, files):
     }
     response = await client.post("/v2/models/other-names/infer", json=body)
     assert response.status_code == 200, response.text
-    outputs = {each["name"]: each["data"] for each in response.json()["outputs"]}
+    outputs = {output["name"]: output["data"] for output in response.json()["outputs"]}
     np.testing.assert_allclose(outputs["p_click"], found["p_click"], rtol=1e-6)
     wrong = request | {"candidates": {"_item": [1, 2], "wage per hour": ["a", 1]}}
     response = await client.post("/v1/models/other-names/score", json=wrong)

@@ -26,7 +26,9 @@ from tests.support.foreign import MATRIX_FLAGS, Matrix, matrix_file, traced
 def model(*tasks: str, columns: tuple[str, ...] = ("age", "item@10")) -> ForeignModel:
     """A description of modules that may ignore inputs."""
     described = from_flags("ctr", columns, ["age"], tasks or ("click:number",))
-    return described.model_copy(update={"unused": tuple(each.name for each in described.inputs)})
+    return described.model_copy(
+        update={"unused": tuple(feature.name for feature in described.inputs)}
+    )
 
 
 def file(module: nn.Module, *example: object, script: bool = False) -> bytes:
@@ -176,7 +178,7 @@ class Logarithm(nn.Module):
         ),
         (Logarithm(), "task click gives nan for "),
     ],
-    ids=lambda each: type(each).__name__ if isinstance(each, nn.Module) else "",
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_a_module_that_cannot_serve_is_refused_with_the_reason(module, reason):
     assert reason in refusal(file(module))
@@ -190,7 +192,7 @@ def test_dropout_of_nothing_may_be_in_training_mode():
 
 def code(content: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return b"".join(archive.read(each) for each in archive.namelist() if each.endswith(".py"))
+        return b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".py"))
 
 
 def test_a_module_that_writes_to_all_its_memory_can_serve():
@@ -218,8 +220,8 @@ def test_a_scripted_module_with_a_gpu_constant_is_refused():
 
 def test_a_module_with_a_cpu_constant_serves_on_cpus_only():
     baked, free = (
-        examine(file(each, script=True), model()).description.precision.tolerance
-        for each in (OnCPU(), Logit())
+        examine(file(module, script=True), model()).description.precision.tolerance
+        for module in (OnCPU(), Logit())
     )
     assert set(baked) == {"cpu"}
     assert set(free) == {"cpu", "cuda"}
