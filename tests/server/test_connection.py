@@ -113,8 +113,8 @@ class Server:
         return self._clients[-1]
 
     async def close(self) -> None:
-        for each in self._clients:
-            await each.close()
+        for client in self._clients:
+            await client.close()
 
     def value(self, name: str, **labels: str) -> float:
         return self.parts.metrics.registry.get_sample_value(f"gatehouse_{name}", labels) or 0.0
@@ -207,7 +207,7 @@ async def test_pipelined_requests_without_a_body_are_answered_in_order(shared, c
 @pytest.mark.parametrize("size", [100, 2_000, *range(17_000, 32_000, 1_500)])
 async def test_requests_behind_an_upgrade_request_are_all_answered_in_order(shared, size):
     client = await shared.connect()
-    fields = [b"x%d:%b" % (each, b"v" * 340) for each in range(size // 350)]
+    fields = [b"x%d:%b" % (number, b"v" * 340) for number in range(size // 350)]
     lines = [b"GET /livez HTTP/1.1", b"host: x", b"connection: upgrade", b"upgrade: h2c", *fields]
     await client.send(LIVE + b"\r\n".join([*lines, b"", b""]), *map(mixed, range(150)))
     for _ in range(2):
@@ -355,7 +355,7 @@ async def test_interim_response_does_not_break_a_response_that_is_being_written(
         client.writer.write_eof()
         await asyncio.sleep(10 * PROBE_AFTER_S)  # until the server cannot write more
         responses = [await client.response() for _ in range(10)]
-        assert [len(own_scores(each)) for each in responses] == [4096] * 10
+        assert [len(own_scores(response)) for response in responses] == [4096] * 10
 
 
 async def test_pipelined_requests_of_a_half_closed_connection_are_answered(shared):
@@ -394,7 +394,7 @@ async def test_client_that_closes_is_dropped_before_its_batch(server, make, capl
     await until(lambda: server.value("cancelled_total", stage="queue") == 1)
     assert server.gate.batches == [5]
     await until(lambda: len(server.listener.state.connections) == 1)
-    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 @pytest.mark.parametrize("make", [post, post_chunked])
@@ -412,7 +412,7 @@ async def test_client_that_resets_is_dropped_before_its_batch(server, make, capl
     await until(lambda: server.value("cancelled_total", stage="queue") == 1)
     assert server.gate.batches == [5]
     await until(lambda: len(server.listener.state.connections) == 1)
-    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_pipelined_requests_of_a_client_that_resets_are_all_dropped(server, caplog):
@@ -429,7 +429,7 @@ async def test_pipelined_requests_of_a_client_that_resets_are_all_dropped(server
     await until(lambda: len(server.listener.state.connections) == 1)
     assert (await (await one_more(server)).response()).status == 200
     assert server.gate.batches == [5]
-    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def one_more(server: Server) -> Raw:
@@ -921,8 +921,8 @@ async def test_shutdown_waits_for_the_response(server, make):
     client, idle = await server.connect(), await server.connect()
     await client.send(make(native([1.0]), GATE))
     await server.gate.is_entered()
-    for each in list(server.listener.state.connections):
-        cast(Connection, each).shutdown()
+    for client_connection in list(server.listener.state.connections):
+        cast(Connection, client_connection).shutdown()
     assert await idle.rest() == b""
     server.gate.open()
     assert own_scores(await client.response()) == [1]

@@ -35,4 +35,4 @@ def test_a_lost_device_ends_the_process_with_exit_code_1_after_answering(store, 
         process.kill()
         process.wait()
     records = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [each["level"] for each in records].count("critical") == 1
+    assert [record["level"] for record in records].count("critical") == 1

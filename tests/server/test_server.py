@@ -48,11 +48,12 @@ def make_server(**changes: Any) -> tuple[DrainingServer, Readiness]:
 def signals():
     """The handlers of the signals as they were; the server ignores the signals after it."""
     before = {
-        each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     }
     yield
-    for each, handler in before.items():
-        signal.signal(each, handler)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def run(main: Any) -> None:
@@ -87,8 +88,8 @@ def test_connections_in_the_accept_queue_are_answered_at_sigterm():
             answers.append(answer)
             caller.close()
         await serving
-        assert all(each.startswith(b"HTTP/1.1 200") for each in answers)
-        assert all(each.endswith(b"hello") for each in answers)
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+        assert all(answer.endswith(b"hello") for answer in answers)
         assert readiness.is_draining
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address)

@@ -192,7 +192,7 @@ def scored(url: str) -> dict[str, float]:
 def private_mib(pid: int) -> float:
     """The memory that a process shares with no other."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(float(each.split()[1]) for each in lines if each.startswith("Private_")) / 1024
+    return sum(float(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def has_pending(pid: int, sent: signal.Signals) -> bool:
@@ -250,8 +250,8 @@ async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path)
         assert all(map(is_gone, pids))
         assert len(set(ids)) == len(ids)  # forks of one process draw different random numbers
     messages = [json.loads(line)["message"] for line in server.log.read_text().splitlines()]
-    assert sum(each.startswith("process 0 exited with code -9") for each in messages) == 1
-    assert sum(each.startswith("shutting down: finishing requests") for each in messages) == 2
+    assert sum(message.startswith("process 0 exited with code -9") for message in messages) == 1
+    assert sum(message.startswith("shutting down: finishing requests") for message in messages) == 2
 
 
 @pytest.mark.slow
@@ -270,7 +270,7 @@ def test_any_process_answers_a_scrape_for_all_even_if_one_does_not(store, tmp_pa
         # On a slow machine, a process may miss the time that a scrape waits for it.
         wait_until(lambda: samples(server.url, "gatehouse_ready") == everyone)
         starts = [samples(server.url, "process_start_time_seconds") for _ in range(10)]
-        seen = {each for start in starts for each in start.items()}
+        seen = {process for start in starts for process in start.items()}
         assert len(seen) == 3  # whichever process answered
         assert {number for number, _ in seen} == everyone.keys()
 
@@ -289,7 +289,7 @@ def test_any_process_answers_a_scrape_for_all_even_if_one_does_not(store, tmp_pa
         assert all(private_mib(pid) < 80 for pid in children(server))  # a server has twice that
         [folder] = Path(temporary).iterdir()
         assert folder.stat().st_mode & 0o777 == 0o700
-        assert {each.name for each in folder.iterdir()} == {"0.sock", "1.sock", "2.sock"}
+        assert {path.name for path in folder.iterdir()} == {"0.sock", "1.sock", "2.sock"}
         assert server.terminate() == 0
         assert list(Path(temporary).iterdir()) == []
 
