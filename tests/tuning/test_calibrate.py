@@ -173,8 +173,8 @@ def test_scores_that_order_backwards_are_refused():
 def test_isotonic_knots_equal_those_of_naive_pooling(rows):
     scores, outcomes = np.array(rows, float).T
     levels = np.unique(scores)
-    means = [outcomes[scores == each].mean() for each in levels]
-    counts = [(scores == each).sum() for each in levels]
+    means = [outcomes[scores == level].mean() for level in levels]
+    counts = [(scores == level).sum() for level in levels]
     pools = naive_pav(means, counts)
     assume(len(pools) > 1)
     found = fit_isotonic(scores, outcomes)

@@ -14,8 +14,8 @@ from tests.tuning import worlds
 def naive_ndcg(log, sort_keys, gains, k):
     """Mean NDCG by its definition, request by request, over requests with a gain."""
     found = []
-    for each in range(log.requests):
-        rows = np.flatnonzero(log.request == each)
+    for number in range(log.requests):
+        rows = np.flatnonzero(log.request == number)
         gain = {
             row: sum(
                 worth * (0 if math.isnan(log.outcomes[name][row]) else log.outcomes[name][row])

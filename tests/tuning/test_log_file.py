@@ -72,7 +72,9 @@ def test_every_bad_column_is_named_with_its_first_bad_row(tmp_path):
     }
     with pytest.raises(LogInvalid) as caught:
         read_log(worlds.write(tmp_path / "log.parquet", table), KINDS)
-    found = [each.removeprefix(f"{tmp_path / 'log.parquet'}: ") for each in caught.value.problems]
+    found = [
+        problem.removeprefix(f"{tmp_path / 'log.parquet'}: ") for problem in caught.value.problems
+    ]
     assert sorted(found) == [
         "column outcome_click, row 1: must be 0, 1 or empty (and 1 more)",
         "column outcome_dwell, row 2: must be 0 seconds or more, or empty",
@@ -101,7 +103,7 @@ def test_every_bad_column_is_named_with_its_first_bad_row(tmp_path):
 def test_a_missing_column_is_named(tmp_path, table, rule):
     with pytest.raises(LogInvalid) as caught:
         read_log(worlds.write(tmp_path / "log.parquet", table), KINDS)
-    assert any(each.endswith(rule) for each in caught.value.problems)
+    assert any(problem.endswith(rule) for problem in caught.value.problems)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_scores_of_binary_tasks_are_probabilities_and_all_fit_float32(tmp_path):
     }
     with pytest.raises(LogInvalid) as caught:
         read_log(worlds.write(tmp_path / "log.parquet", table), KINDS)
-    found = [each.partition("log.parquet: ")[2] for each in caught.value.problems]
+    found = [problem.partition("log.parquet: ")[2] for problem in caught.value.problems]
     assert found == [
         "column score_click, row 3: must be a probability, from 0 to 1",
         "column score_like, row 1: must be a probability, from 0 to 1",

@@ -11,7 +11,7 @@ SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
 def view(request) -> LogView:
     """A view of a log with these requests, without scores and outcomes."""
-    ids = [str(each) for each in range(request.max() + 1)]
+    ids = [str(number) for number in range(request.max() + 1)]
     scores = np.empty((len(request), 0), np.float32)
     return LogView(Log(tasks=(), request_ids=ids, request=request, scores=scores, outcomes={}))
 
@@ -24,10 +24,10 @@ def test_top_sums_equal_a_plain_loop(sizes, k, seed):
     values = random.normal(size=(len(request), 2))
     discounts = random.random(k)
     expected = np.zeros((len(sizes), 2))
-    for each in range(len(sizes)):
-        rows = np.flatnonzero(request == each)
+    for number in range(len(sizes)):
+        rows = np.flatnonzero(request == number)
         for position, row in enumerate(sorted(rows, key=lambda row: -sort_keys[row])[:k]):
-            expected[each] += discounts[position] * values[row]
+            expected[number] += discounts[position] * values[row]
     assert np.allclose(view(request).top_sums(sort_keys, values, discounts), expected)
 
 

@@ -29,8 +29,8 @@ def test_other_weights_order_each_request_as_a_server_would(changes):
     calibrations = {"click": Platt(method="platt", slope=0.5, intercept=0.3)}
     sort_keys = PolicyEvaluator(log, Ranker.of(policy, worlds.TASKS, calibrations)).sort_keys(OTHER)
     served = Ranker.of(policy.reweighted(OTHER), worlds.TASKS, calibrations)
-    for each in range(log.requests):
-        rows = np.flatnonzero(log.request == each)
+    for number in range(log.requests):
+        rows = np.flatnonzero(log.request == number)
         expected = served.sort_keys(log.scores[rows])
         assert np.allclose(sort_keys[rows], expected, rtol=1e-12, atol=1e-12)
         assert order(sort_keys[rows]).tolist() == order(expected).tolist()

@@ -35,7 +35,7 @@ def test_a_known_optimum_is_found_on_plateaus():
     def evaluate(weights):
         """Piecewise constant, best at like = 2 and dwell = -0.1."""
         away = (math.log(weights["like"] / 2), math.log(weights["dwell"] / -0.1))
-        return -float(sum(round(8 * abs(each)) for each in away))
+        return -float(sum(round(8 * abs(distance)) for distance in away))
 
     intervals = search_intervals(WEIGHTS, None, within=10, fix_largest=True)
     reported: list[Trial] = []
@@ -52,7 +52,7 @@ def test_a_known_optimum_is_found_on_plateaus():
 def test_weights_have_three_digits_and_an_interval_may_contain_0():
     tried = search(lambda w: -abs(w["a"] - 0.123456), {"a": 0.0}, {"a": (0.0, 1.0)}, tries=100)
     assert best(tried).weights["a"] == pytest.approx(0.123, abs=0.002)
-    assert all(float(f"{each.weights['a']:.3g}") == each.weights["a"] for each in tried)
+    assert all(float(f"{trial.weights['a']:.3g}") == trial.weights["a"] for trial in tried)
 
 
 def test_sampled_weights_lie_within_the_intervals():

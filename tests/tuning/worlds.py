@@ -29,7 +29,7 @@ def log(requests=400, *, candidates=12, exponents=(1.0, 3.0, 0.3), seed=0, posit
     like = np.where(click > 0, (random.random(len(request)) < 0.4).astype(np.float64), np.nan)
     return Log(
         tasks=TASKS,
-        request_ids=[f"r{each}" for each in range(requests)],
+        request_ids=[f"r{number}" for number in range(requests)],
         request=request,
         scores=np.clip(scores, 0.001, 0.999),
         outcomes={"click": click, "like": like, "dwell": click * random.gamma(2.0, 10.0, len(p))},
@@ -45,11 +45,13 @@ def ranker(formula="power_product", **changes) -> Ranker:
 
 def columns(log: Log) -> dict[str, list[Any]]:
     """The columns of a log's table; None is an empty cell."""
-    table: dict[str, list[Any]] = {"request_id": [log.request_ids[each] for each in log.request]}
+    table: dict[str, list[Any]] = {
+        "request_id": [log.request_ids[number] for number in log.request]
+    }
     for k, task in enumerate(log.tasks):
         table[f"score_{task}"] = log.scores[:, k].tolist()
     for name, outcome in log.outcomes.items():
-        table[f"outcome_{name}"] = [None if np.isnan(each) else each for each in outcome]
+        table[f"outcome_{name}"] = [None if np.isnan(value) else value for value in outcome]
     if log.positions is not None:
         table["position"] = log.positions.tolist()
     return table
