@@ -41,7 +41,7 @@ def test_samples_equal_those_of_the_client_library(observations):
             bulk.drain()
     assert text(ours) == text(theirs)
     for stage in {stage for stage, *_ in observations}:
-        sums = [each.get_sample_value("t_sum", {"stage": stage}) for each in (ours, theirs)]
+        sums = [registry.get_sample_value("t_sum", {"stage": stage}) for registry in (ours, theirs)]
         assert abs(sums[0] - sums[1]) <= 1e-9 * max(1, sums[1])
 
 

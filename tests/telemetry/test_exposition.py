@@ -87,8 +87,8 @@ def test_any_label_and_value_is_the_bytes_of_the_library(label, value, observed)
     for name, bounds in (("own", (0.5, 1e7)), ("negative", (-1.0, 2.0))):
         own = BulkHistogram(name, "Own.", bounds, ("name",))
         registry.register(own)
-        for each in observed:
-            own.observer(label)(each)
+        for observation in observed:
+            own.observer(label)(observation)
     assert TextRenderer().render(registry) == generate_latest(registry)
 
 

@@ -82,7 +82,7 @@ def test_a_process_logs_json_to_standard_error_from_its_level_up():
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert (done.returncode, done.stdout) == (0, "")
-    (written,) = [json.loads(each) for each in done.stderr.splitlines()]
+    (written,) = [json.loads(text) for text in done.stderr.splitlines()]
     assert (written["message"], written["level"], written["lane"]) == ("loud", "warning", "lane-0")
 
 
@@ -132,10 +132,10 @@ os._exit(0)
 def test_every_record_is_written_before_exit_if_the_log_is_read(kind):
     command = [sys.executable, "-c", CROWDED, kind, str(PATIENCE_S)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY)
-    messages = [json.loads(each)["message"] for each in done.stderr.splitlines()]
+    messages = [json.loads(text)["message"] for text in done.stderr.splitlines()]
     assert len(messages) == 3000 if kind == "threaded" else messages
-    assert [int(each.split()[1]) for each in messages] == sorted(
-        int(each.split()[1]) for each in messages
+    assert [int(message.split()[1]) for message in messages] == sorted(
+        int(message.split()[1]) for message in messages
     )
 
 
@@ -157,8 +157,8 @@ def test_process_exits_if_its_log_is_not_read(kind):
 def pipe() -> Iterator[tuple[int, int]]:
     ends = os.pipe()
     yield ends
-    for each in ends:
-        os.close(each)
+    for end in ends:
+        os.close(end)
 
 
 def test_records_are_dropped_and_counted_while_the_log_is_not_read(pipe):

@@ -122,8 +122,8 @@ def test_records_appended_by_one_thread_and_drained_by_others_are_all_counted(me
         draining = [pool.submit(lambda: [metrics.drain() for _ in range(500)]) for _ in range(4)]
         for _ in range(20_000):
             metrics.record(RequestRecord("/v1/score", "feed", 200, 0.001))
-        for each in draining:
-            each.result()
+        for future in draining:
+            future.result()
     route = {"route": "/v1/score", "model": "feed"}
     assert value(metrics, "requests_total", **route, status="200") == 20_000
     assert value(metrics, "request_duration_seconds_count", **route) == 20_000

@@ -24,8 +24,8 @@ def folder():
 
 def samples(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     families = text_string_to_metric_families(text.decode())
-    found = [each for family in families for each in family.samples]
-    by_name = {(each.name, frozenset(each.labels.items())): each.value for each in found}
+    found = [sample for family in families for sample in family.samples]
+    by_name = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in found}
     assert len(by_name) == len(found), "a series appears twice"
     return by_name
 
@@ -75,14 +75,14 @@ def of(text: bytes) -> Render:
 
 @asynccontextmanager
 async def answering(*members: tuple[Member, Render]) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(answer(*each)) for each in members]
+    tasks = [asyncio.create_task(answer(member, render)) for member, render in members]
     for member, _ in members:
         await until(member.socket_of(member.number).exists, "the member listens")
     try:
         yield
     finally:
-        for each in tasks:
-            each.cancel()
+        for task in tasks:
+            task.cancel()
         await asyncio.wait(tasks)
 
 
