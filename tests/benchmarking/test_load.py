@@ -190,8 +190,8 @@ async def test_server_that_goes_away_fails_the_requests_that_are_due():
         transport.write(OK)
         if answered == 20:
             server.close()
-            for each in transports:
-                each.abort()
+            for open_transport in transports:
+                open_transport.abort()
 
     server = await loop.create_server(lambda: Served(answer, transports), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

@@ -90,7 +90,7 @@ def test_capacity_is_below_every_limit_and_meets_the_objective():
 
 @pytest.mark.no_cover
 def test_slowest_part_is_the_limit():
-    assert min(REPLICA.limits, key=lambda each: REPLICA.limits[each]) == "cores"
+    assert min(REPLICA.limits, key=lambda part: REPLICA.limits[part]) == "cores"
     gpu = Replica(rows=50, front_s=3e-4, batch_s=2e-4, row_s=1e-7, lanes=2, cores=2, is_gpu=True)
     assert gpu.limits.keys() == {"event loop", "lanes"}
     found = capacity(gpu, 0.05)

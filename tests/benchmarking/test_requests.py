@@ -51,7 +51,7 @@ def test_keys_of_tables_become_columns():
     request = resized({"user": 42, "candidates": ["a", "b"]}, 3, tables=tables)
     assert request == {"user": {"user_id": 42}, "candidates": {"sku": ["a", "b", "a"]}}
     inputs = inputs_of({"inputs": INPUTS, "tables": tables})
-    assert [each["name"] for each in inputs] == [*(each["name"] for each in INPUTS), "sku"]
+    assert [tensor["name"] for tensor in inputs] == [*(tensor["name"] for tensor in INPUTS), "sku"]
     post = post_of("feed", None, "v2-json", request, inputs)
     assert json.loads(post.body)["inputs"] == [
         {"name": "user_id", "datatype": "INT64", "shape": [1, 1], "data": [42]},
@@ -69,7 +69,7 @@ def test_native_form_names_model_and_version():
 def test_v2_json_has_a_tensor_per_feature_with_padded_lists():
     post = post_of("feed", None, "v2-json", resized(EXAMPLE, 3), INPUTS)
     assert post.path == "/v2/models/feed/infer"
-    by_name = {each.pop("name"): each for each in json.loads(post.body)["inputs"]}
+    by_name = {tensor.pop("name"): tensor for tensor in json.loads(post.body)["inputs"]}
     assert by_name["user_id"] == {"datatype": "INT64", "shape": [1, 1], "data": [42]}
     assert by_name["recent"] == {"datatype": "INT64", "shape": [1, 2], "data": [4, 77]}
     assert by_name["item_id"] == {"datatype": "BYTES", "shape": [3, 1], "data": ["a", "b", "a"]}
@@ -89,10 +89,10 @@ def test_v2_binary_has_the_bytes_after_the_document():
     assert post.path == "/v2/models/feed/versions/2/infer"
     length = int(post.headers["inference-header-content-length"])
     head, content = json.loads(post.body[:length]), post.body[length:]
-    sizes = [each["parameters"]["binary_data_size"] for each in head["inputs"]]
+    sizes = [tensor["parameters"]["binary_data_size"] for tensor in head["inputs"]]
     assert sum(sizes) == len(content)
     assert content[: sizes[0]] == b"".join(
-        struct.pack("<I", 1) + each for each in (b"a", b"b", b"a")
+        struct.pack("<I", 1) + text for text in (b"a", b"b", b"a")
     )
     numbers = np.frombuffer(content[sizes[0] :], "<f4")
     np.testing.assert_array_equal(numbers, np.array([0.1, 0.5, 0.3, 1, 0.1, 0.5], np.float32))
