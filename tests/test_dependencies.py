@@ -28,15 +28,17 @@ def entries(file: str) -> Iterator[tuple[Requirement, int]]:
     text = re.sub(r"^#.*\n", "", (REPOSITORY / file).read_text(), flags=re.MULTILINE)
     for entry in re.split(r"\n(?=\S)", text.strip()):
         specification, *hashes = entry.split("\\\n")
-        for each in hashes:
-            assert re.fullmatch(r"\s+--hash=sha256:[0-9a-f]{64}\s*", each), each
+        for digest in hashes:
+            assert re.fullmatch(r"\s+--hash=sha256:[0-9a-f]{64}\s*", digest), digest
         yield Requirement(specification), len(hashes)
 
 
 def locked(files: tuple[str, ...]) -> dict[str, str]:
     """Return the version of each package in lock files."""
     found = [requirement for file in files for requirement, _ in entries(file)]
-    return {canonicalize_name(each.name): str(each.specifier)[2:] for each in found}
+    return {
+        canonicalize_name(requirement.name): str(requirement.specifier)[2:] for requirement in found
+    }
 
 
 def declared(*extras: str) -> list[Requirement]:
@@ -83,7 +85,7 @@ def test_lock_of_an_extra_has_only_what_it_adds(extra):
     added, runtime = locked((f"requirements-{extra}.lock",)), locked(LOCKS["runtime"])
     assert added
     assert not added.keys() & runtime.keys()
-    needed = [each.name for each in declared(extra)[len(declared()) :]]
+    needed = [requirement.name for requirement in declared(extra)[len(declared()) :]]
     while needed:  # what is left over is not needed
         for text in metadata.distribution(needed.pop()).requires or ():
             requirement = Requirement(text)
@@ -92,7 +94,7 @@ def test_lock_of_an_extra_has_only_what_it_adds(extra):
             if applies and name in added:
                 del added[name]
                 needed.append(name)
-    assert added.keys() <= {canonicalize_name(each.name) for each in declared(extra)}
+    assert added.keys() <= {canonicalize_name(requirement.name) for requirement in declared(extra)}
 
 
 @pytest.mark.parametrize("lock", LOCKS)

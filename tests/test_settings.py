@@ -72,7 +72,7 @@ LINK = {
 
 def of_service(name: str) -> dict[str, str]:
     """The variables that Kubernetes sets for a service of this name."""
-    return {each.replace("GATEHOUSE", name): value for each, value in LINK.items()}
+    return {key.replace("GATEHOUSE", name): value for key, value in LINK.items()}
 
 
 @pytest.mark.parametrize("service", ["GATEHOUSE", "GATEHOUSE_METRICS", "GATEHOUSE_CANARY"])
