@@ -258,7 +258,9 @@ class Scorer:
         status, headers, body = error_response(
             error, is_v2=is_v2_path(call.route.template), request_id=call.request_id
         )
-        head = b"".join([b"%b: %b\r\n" % each for each in headers if each[0] != b"content-length"])
+        head = b"".join(
+            [b"%b: %b\r\n" % header for header in headers if header[0] != b"content-length"]
+        )
         self._respond(call, status, head, body, problem=error.slug)
 
     def disconnect(self, call: ScoreCall, error: ClientDisconnected) -> None:
