@@ -101,15 +101,15 @@ def read(paths: Sequence[Path]) -> tuple[Entry, ...]:
                     f"{path}: [{field}] differs from {first_path}; compared networks must share it"
                 )
     order = list(TITLES)
-    experiments.sort(key=lambda each: order.index(each[1].network.architecture))
-    count = Counter(each.network.architecture for _, each in experiments)
+    experiments.sort(key=lambda pair: order.index(pair[1].network.architecture))
+    count = Counter(config.network.architecture for _, config in experiments)
     entries: dict[str, Entry] = {}
-    for path, each in experiments:
-        architecture = each.network.architecture
+    for path, config in experiments:
+        architecture = config.network.architecture
         name = TITLES[architecture] + (f" ({path.stem})" if count[architecture] > 1 else "")
         if name in entries:
             raise ExperimentInvalid(f"{path}: given twice, or another file has the same name")
-        entries[name] = Entry(name, each)
+        entries[name] = Entry(name, config)
     return tuple(entries.values())
 
 
@@ -130,8 +130,8 @@ def run(
     ]
     runs = train_missing(planned, RunStore(folder / RUNS), console, quiet=quiet)
     by_name: dict[str, list[Run]] = {entry.name: [] for entry in entries}
-    for each, run_of_it in zip(planned, runs, strict=True):
-        by_name[each.name].append(run_of_it)
+    for plan, run_of_it in zip(planned, runs, strict=True):
+        by_name[plan.name].append(run_of_it)
     return Comparison(tuple(entries), by_name)
 
 

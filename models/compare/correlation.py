@@ -76,8 +76,8 @@ def run(
     losses: dict[str, dict[float, list[float]]] = {
         entry.name: {p: [] for p in correlations} for entry in entries
     }
-    for (name, p, _), each in zip(planned, runs, strict=True):
-        losses[name][p].append(loss(each))
+    for (name, p, _), run_of_it in zip(planned, runs, strict=True):
+        losses[name][p].append(loss(run_of_it))
     return Sweep(losses)
 
 

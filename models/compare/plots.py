@@ -130,7 +130,7 @@ def _name(axes: "Axes", ends: Mapping[str, float], styles: Mapping[str, Style]) 
     """Write each name at the end of its line, at least one line of text apart."""
     bottom, top = axes.get_ylim()
     lowest = -math.inf
-    for name, end in sorted(ends.items(), key=lambda each: each[1]):
+    for name, end in sorted(ends.items(), key=lambda named_end: named_end[1]):
         lowest = max((end - bottom) / (top - bottom), lowest + LINE_OF_TEXT)
         axes.annotate(
             name,

@@ -48,7 +48,7 @@ def forward_times(
     Returns:
         By name and number of candidates, `turns` times; the same index is the same turn.
     """
-    programs = {name: served(each) for name, each in experiments.items()}
+    programs = {name: served(config) for name, config in experiments.items()}
     times: Times = {name: {count: [] for count in rows} for name in programs}
     with threads(1):
         for count in rows:

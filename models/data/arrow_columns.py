@@ -88,9 +88,9 @@ def integers(array: pa.Array) -> tuple[Integers, Flags, Flags]:
         whole = pc.cast(array.filter(pa.array(~null)), pa.int64())
         values[~null] = whole.to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
-        for row, each in enumerate(array.to_pylist()):
+        for row, value in enumerate(array.to_pylist()):
             try:
-                values[row] = 0 if null[row] else _integer(each)
+                values[row] = 0 if null[row] else _integer(value)
             except (ValueError, OverflowError):
                 wrong[row] = True
     return values, null, wrong
@@ -164,7 +164,11 @@ def distinct_ids(array: pa.Array, id_type: str) -> dict[Id, int]:
         array = pa.array(values, mask=null | wrong)
     index, distinct = _distinct(array)
     counts = np.bincount(index[index >= 0], minlength=len(distinct))
-    return {each: int(count) for each, count in zip(distinct, counts, strict=True) if each != ""}
+    return {
+        identifier: int(count)
+        for identifier, count in zip(distinct, counts, strict=True)
+        if identifier != ""
+    }
 
 
 def _distinct(array: pa.Array) -> tuple[Integers, list[Id]]:

@@ -56,8 +56,8 @@ def write(config: FilesConfig, folder: Path, keys: Mapping[str, str | None]) -> 
                 rows.add(chunk.table)
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
-    for name, each in last.items():
-        table = each.table()
+    for name, rows in last.items():
+        table = rows.table()
         written[folder / f"{name}.parquet"] = int(table.num_rows)
         parquet.write_table(table, folder / f"{name}.parquet")
     return written
@@ -66,7 +66,7 @@ def write(config: FilesConfig, folder: Path, keys: Mapping[str, str | None]) -> 
 def _key(config: FilesConfig, what: str, features: list[TableFeature], key: str | None) -> IdColumn:
     ids = {feature.name: feature for feature in features if isinstance(feature, IdColumn)}
     if key is None and what == "users":
-        key = next((name for name, each in ids.items() if each.column == config.user), None)
+        key = next((name for name, column in ids.items() if column.column == config.user), None)
     if key is None and len(ids) == 1:
         (key,) = ids
     known, option = ", ".join(ids) or "none", f"--{what.removesuffix('s')}-key"

@@ -308,8 +308,8 @@ def user_rows(world: World, memory: Memory) -> Iterator[dict[str, object]]:
 
 
 def _dataset(world: World, rounds: Sequence[Round]) -> Dataset:
-    users = np.concatenate([each.users for each in rounds])  # [R]
-    items = np.concatenate([each.items for each in rounds])  # [R, n]
+    users = np.concatenate([one_round.users for one_round in rounds])  # [R]
+    items = np.concatenate([one_round.items for one_round in rounds])  # [R, n]
     rows = items.reshape(-1)  # [R, n] → [B]
 
     def floats(arrays: list[Floats]) -> torch.Tensor:
@@ -319,8 +319,12 @@ def _dataset(world: World, rounds: Sequence[Round]) -> Dataset:
         user={
             "user_id": torch.from_numpy(world.user_id[users]),
             "age_bucket": torch.from_numpy(world.age_bucket[users]),
-            "recent_items": torch.from_numpy(np.concatenate([r.recent_items for r in rounds])),
-            "activity": torch.from_numpy(np.concatenate([r.activity for r in rounds])).float(),
+            "recent_items": torch.from_numpy(
+                np.concatenate([one_round.recent_items for one_round in rounds])
+            ),
+            "activity": torch.from_numpy(
+                np.concatenate([one_round.activity for one_round in rounds])
+            ).float(),
         },
         candidate={
             "item_id": torch.from_numpy(world.item_id[rows]),
@@ -329,14 +333,14 @@ def _dataset(world: World, rounds: Sequence[Round]) -> Dataset:
         },
         row_to_request=torch.arange(len(users)).repeat_interleave(items.shape[1]),  # [B]
         labels={
-            "click": floats([each.seen.click for each in rounds]),
-            "like": floats([each.seen.like for each in rounds]),
-            "dwell": floats([each.seen.dwell for each in rounds]),
+            "click": floats([one_round.seen.click for one_round in rounds]),
+            "like": floats([one_round.seen.like for one_round in rounds]),
+            "dwell": floats([one_round.seen.dwell for one_round in rounds]),
         },
         expected={
-            "click": floats([each.seen.p_click for each in rounds]),
-            "like": floats([each.seen.p_like for each in rounds]),
-            "dwell": floats([each.seen.mean_dwell for each in rounds]),
+            "click": floats([one_round.seen.p_click for one_round in rounds]),
+            "like": floats([one_round.seen.p_like for one_round in rounds]),
+            "dwell": floats([one_round.seen.mean_dwell for one_round in rounds]),
         },
         users=torch.from_numpy(users),
     )

@@ -142,7 +142,7 @@ def _ratings(name: str, content: bytes) -> dict[str, list[Rating]]:
     for user, movie, stars, timestamp in _lines(name, content):
         by_user.setdefault(user, []).append(Rating(movie, float(stars), float(timestamp)))
     for ratings in by_user.values():
-        ratings.sort(key=lambda each: (each.timestamp, int(each.movie)))
+        ratings.sort(key=lambda rating: (rating.timestamp, int(rating.movie)))
     return dict(sorted(by_user.items(), key=lambda entry: int(entry[0])))
 
 

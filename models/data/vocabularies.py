@@ -32,12 +32,12 @@ def make(config: FilesConfig) -> dict[Path, VocabularySize]:
     absent = {name: ids for name, ids in listed.items() if not config.path(ids.file).exists()}
     for name, counts in _count(config, absent).items():
         path, ids = config.path(absent[name].file), absent[name]
-        kept = [each for each, count in counts.items() if count >= ids.min_count]
+        kept = [identifier for identifier, count in counts.items() if count >= ids.min_count]
         if not kept:
             raise DataInvalid(
                 f"{path}: no id occurs {ids.min_count} times (min_count) in the training set"
             )
-        kept.sort(key=lambda each: (-counts[each], each))
+        kept.sort(key=lambda identifier: (-counts[identifier], identifier))
         path.write_bytes(write_vocabulary(kept))
         made[path] = VocabularySize(len(kept), len(counts) - len(kept))
     return made
