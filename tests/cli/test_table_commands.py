@@ -24,6 +24,7 @@ from app.artifacts.tables.table import open_table
 from app.cli.main import main
 from app.errors import ExitCode
 from tests import REPOSITORY
+from tests.cli.item_tables import ROWS, default_store, items, table
 from tests.support.artifacts import corrupt
 from tests.support.builders import Request, batch, description, published, scripted
 from tests.support.server import patient_environment, running_server
@@ -41,18 +42,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def store(models, tmp_path, monkeypatch):
-    """A copy of the store; it is the default one, and its folder the current one."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(models, tmp_path / "store")
-    return tmp_path / "store"
-
-
-def items(text, name="items.csv"):
-    Path(name).write_text(text, encoding="utf-8")
-    return name
-
-
-GOOD = "item,quality\n1,0.1 0.2\n2,0.3 0.4\n3,0.5 0.6\n"
+    return default_store(models, tmp_path, monkeypatch)
 
 
 def run(capsys, *arguments, code=ExitCode.OK):
@@ -62,12 +52,8 @@ def run(capsys, *arguments, code=ExitCode.OK):
     return out if code == ExitCode.OK else err.replace("gatehouse: ", "")
 
 
-def table(store, kind="items"):
-    return open_table(tables_of(store / "feed", kind)[-1], "feed")
-
-
 def test_publish_list_show(store, capsys):
-    out = run(capsys, "publish", items(GOOD))
+    out = run(capsys, "publish", items(ROWS))
     assert out.startswith(
         "published items/1 of feed: 3 rows, 2 features, key item (int64), 0.0 MB, encoded for "
         "version 1, in "
@@ -104,7 +90,7 @@ def test_users_are_published_by_a_key_that_is_no_feature(store, capsys):
 
 
 def test_bad_rows_are_listed_with_file_line_column_and_rule(store, capsys):
-    path = items(GOOD + "x,1 2\n5,1\n6,nan 1\n7\n")
+    path = items(ROWS + "x,1 2\n5,1\n6,nan 1\n7\n")
     assert run(capsys, "publish", path, code=ExitCode.USAGE).splitlines() == [
         'items.csv, line 5: column "item": must be an integer that fits in int64',
         'items.csv, line 6: column "quality": must have 2 numbers, has 1',
@@ -123,12 +109,12 @@ def test_bad_rows_are_listed_with_file_line_column_and_rule(store, capsys):
 
 @pytest.mark.usefixtures("store")
 def test_twenty_bad_rows_are_listed_and_all_are_counted(capsys):
-    path = items(GOOD + "9,z 1\n" * 1234)
+    path = items(ROWS + "9,z 1\n" * 1234)
     lines = run(capsys, "publish", path, code=ExitCode.USAGE).splitlines()
     assert len(lines) == 21
     assert lines[-1] == "nothing is published: 1,234 bad rows"
     for bad, total in ((20, []), (21, ["gatehouse: left out: 21 bad rows in all"])):
-        path = items(GOOD + "9,z 1\n" * bad)
+        path = items(ROWS + "9,z 1\n" * bad)
         assert main(["items", "publish", path, "--max-bad-rows", "21"]) == ExitCode.OK
         left_out = capsys.readouterr().err.splitlines()
         assert left_out[20:] == total
@@ -137,7 +123,7 @@ def test_twenty_bad_rows_are_listed_and_all_are_counted(capsys):
 
 def test_repeated_keys_are_named_by_their_places(store, capsys):
     other = items("item,quality\n7,1 2\n2,1 2\n", "more.csv")
-    lines = run(capsys, "publish", items(GOOD + "3,0 0\n"), other, code=ExitCode.USAGE).splitlines()
+    lines = run(capsys, "publish", items(ROWS + "3,0 0\n"), other, code=ExitCode.USAGE).splitlines()
     assert lines == [
         "items.csv, line 5: repeats the key of items.csv, line 4",
         "more.csv, line 3: repeats the key of items.csv, line 3",
@@ -196,7 +182,7 @@ def test_a_delta_of_rows_that_end_in_padding_bytes_is_published(store, capsys):
 
 
 def test_deltas_change_rows_and_compaction_keeps_them(store, capsys):
-    run(capsys, "publish", items(GOOD), "--unknown", "drop")
+    run(capsys, "publish", items(ROWS), "--unknown", "drop")
     change = items("item,quality,gone\n2,7 7,\n9,1 1,no\n2,8 8,\n1,,yes\n", "change.csv")
     out = run(capsys, "publish", change, "--delta", "--deleted", "gone")
     assert out.startswith("published items/1.1 of feed: 2 rows, 1 removed key, 2 features")
@@ -254,7 +240,7 @@ def test_a_table_belongs_to_the_vocabulary_of_a_version(store, capsys):
     assert 'feature "item": 1 unknown id' in out
     assert "encoded for version 2" in out
     run(capsys, "publish", fruit)
-    run(capsys, "publish", items(GOOD, "numbers.csv"), "--version", "1", "--key", "item")
+    run(capsys, "publish", items(ROWS, "numbers.csv"), "--version", "1", "--key", "item")
     first, second, third = (open_table(e, "feed") for e in tables_of(store / "feed", "items"))
     assert first.take(first.find(["apple", "pear", "kiwi"]))["item"].tolist() == [1, 2, 0]
     assert second.take(second.find(["apple", "pear", "kiwi"]))["item"].tolist() == [2, 3, 0]
@@ -270,11 +256,11 @@ def test_a_table_belongs_to_the_vocabulary_of_a_version(store, capsys):
 
 
 def test_a_table_that_would_break_most_requests_needs_force(store, capsys):
-    header, *rows = GOOD.splitlines(keepends=True)
+    header, *rows = ROWS.splitlines(keepends=True)
     empty = items(header, "empty.csv")
     nothing = "nothing is published: there is no row\n"
     assert run(capsys, "publish", empty, code=ExitCode.USAGE) == nothing
-    run(capsys, "publish", items(GOOD))
+    run(capsys, "publish", items(ROWS))
     assert run(capsys, "publish", empty, "--force", code=ExitCode.USAGE) == nothing
     small = items(header + rows[0], "small.csv")
     assert run(capsys, "publish", small, code=ExitCode.USAGE) == (
@@ -296,7 +282,7 @@ def test_a_table_that_would_break_most_requests_needs_force(store, capsys):
 
 def test_prune_keeps_what_a_version_needs(store, capsys):
     with_vocabulary(store, ["apple"])
-    run(capsys, "publish", items(GOOD), "--version", "1")
+    run(capsys, "publish", items(ROWS), "--version", "1")
     for _ in range(3):
         run(capsys, "publish", items("item,quality\napple,1 2\n"), "--key", "item")
     would = run(capsys, "prune", "--keep", "1", "--dry-run")
@@ -307,7 +293,7 @@ def test_prune_keeps_what_a_version_needs(store, capsys):
 
 
 def test_a_damaged_table_is_listed_with_the_reason(store, capsys):
-    run(capsys, "publish", items(GOOD))
+    run(capsys, "publish", items(ROWS))
     folder = tables_of(store / "feed", "items")[0].folder
     corrupt(folder / "rows")
     assert "rows: its SHA-256 differs" in run(capsys, "show", "1", code=ExitCode.USAGE)
@@ -318,7 +304,7 @@ def test_a_damaged_table_is_listed_with_the_reason(store, capsys):
 
 
 def test_a_delta_that_only_removes_keys_needs_no_features(store, capsys):
-    run(capsys, "publish", items(GOOD))
+    run(capsys, "publish", items(ROWS))
     path = items("item,gone\n2,yes\n9,yes\n", "gone.csv")
     out = run(capsys, "publish", path, "--delta", "--deleted", "gone")
     assert out.startswith("published items/1.1 of feed: 0 rows, 2 removed keys (1 unknown), ")
@@ -350,7 +336,7 @@ def test_a_delta_that_only_removes_keys_needs_no_features(store, capsys):
 
 
 def test_a_missing_delta_is_told_and_nothing_comes_before_those_after_it(store, capsys):
-    run(capsys, "publish", items(GOOD))
+    run(capsys, "publish", items(ROWS))
     for quality in (1, 2, 3):
         path = items(f"item,quality\n3,{quality} {quality}\n", "change.csv")
         run(capsys, "publish", path, "--delta")
@@ -369,9 +355,9 @@ def test_a_missing_delta_is_told_and_nothing_comes_before_those_after_it(store, 
 
 
 def test_check_verifies_tables_and_their_deltas(store, capsys):
-    run(capsys, "publish", items(GOOD))
-    run(capsys, "publish", items(GOOD), "--delta")
-    run(capsys, "publish", items(GOOD))
+    run(capsys, "publish", items(ROWS))
+    run(capsys, "publish", items(ROWS), "--delta")
+    run(capsys, "publish", items(ROWS))
     assert main(["check"]) == ExitCode.OK
     out = capsys.readouterr().out
     assert [c.strip() for c in re.findall("│([^│]*)", out) if "items" in c or "table" in c] == [
@@ -386,7 +372,7 @@ def test_check_verifies_tables_and_their_deltas(store, capsys):
 
 
 def test_an_active_version_without_a_table_is_a_problem(store, capsys):
-    run(capsys, "publish", items(GOOD))
+    run(capsys, "publish", items(ROWS))
     with_vocabulary(store, ["apple", "pear"])
     problem = "needs a table of items: items/1: "
     assert main(["check"]) == ExitCode.FAILED
@@ -437,7 +423,7 @@ def test_help_names_the_kind(capsys):
 @pytest.mark.usefixtures("store")
 def test_without_pyarrow_the_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    message = run(capsys, "publish", items(GOOD), code=ExitCode.USAGE)
+    message = run(capsys, "publish", items(ROWS), code=ExitCode.USAGE)
     assert message == (
         "reading tables needs pyarrow: pip install -e '.[data]'; an image has it if data is among "
         "the EXTRAS that it is built with\n"
@@ -475,7 +461,7 @@ def test_a_killed_publish_leaves_nothing_that_serves(store, capsys):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert tables_of(store / "feed", "items") == []
-    run(capsys, "publish", items(GOOD), "--key", "item")
+    run(capsys, "publish", items(ROWS), "--key", "item")
     assert table(store).rows == 3
 
 
@@ -485,7 +471,7 @@ def test_publish_waits_until_a_server_serves_from_the_table_or_refuses_it(store,
     (store / "feed" / "traffic.toml").write_text("accept_incompatible = 2")
     fruit = items("item,quality\napple,1 2\npear,3 4\n")
     delta = items("item,quality\npear,5 6\n", "delta.csv")
-    numbers = items(GOOD, "numbers.csv")
+    numbers = items(ROWS, "numbers.csv")
     flags = ("--store-poll-s", "60", "--lanes", "1")
     with running_server(store, tmp_path / "log", *flags) as server:
         wait = ["--wait", server.url]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +10,10 @@ import pytest
 from app.artifacts.store import Store
 from app.artifacts.tables.listing import tables_of
 from app.artifacts.tables.publish import publish_delta
-from app.artifacts.tables.table import open_table
 from app.cli.main import main
 from app.errors import ExitCode
+from tests.cli.item_tables import ROWS, default_store, items, table
 from tests.support.builders import Folding, Request, published
-
-ROWS = "item,quality\n1,0.1 0.2\n2,0.3 0.4\n3,0.5 0.6\n"
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +26,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def store(models, tmp_path, monkeypatch):
-    """A copy of the store; it is the default one, and its folder the current one."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(models, tmp_path / "store")
-    return tmp_path / "store"
-
-
-def items(text, name="items.csv"):
-    Path(name).write_text(text, encoding="utf-8")
-    return name
+    return default_store(models, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -49,10 +38,6 @@ def run(capsys):
         return (out + err).replace("gatehouse: ", "")
 
     return run_items
-
-
-def table(store):
-    return open_table(tables_of(store / "feed", "items")[-1], "feed")
 
 
 def folded(found, *keys):
