@@ -1,5 +1,6 @@
-"""Code and documentation use plain English: none of these phrases, which readers stumble over."""
+"""Code and documentation use plain English, and variables have names that say what they are."""
 
+import ast
 import re
 
 from tests import REPOSITORY
@@ -32,4 +33,16 @@ def test_code_and_documentation_avoid_unusual_phrases():
             for phrase, better in PHRASES.items():
                 if match := re.search(rf"\b{phrase}\b", line):
                     found.append(f"{name}:{number}: {match[0]!r}; better: {better}")
+    assert found == []
+
+
+def test_loop_variables_and_arguments_say_what_they_are():
+    """`for key in keys`, not `for each in keys`."""
+    found = []
+    for folder in ("app", "models", "tests"):
+        for file in (REPOSITORY / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                match node:
+                    case ast.Name(id="each", ctx=ast.Store()) | ast.arg(arg="each"):
+                        found.append(f"{file.relative_to(REPOSITORY)}:{node.lineno}")
     assert found == []
