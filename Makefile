@@ -11,7 +11,7 @@ TABLE_FILES := .venv/table-files.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test test-fast check soak bench bench-peers overload format lock clean
+.PHONY: help serve demo dev test test-fast check soak bench bench-peers overload format lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -25,6 +25,8 @@ demo: $(TABLE_FILES)  ## train the demo model; publish it and the tables of its 
 	$(BIN)/python -m models tables --config models/configs/demo.toml --out build/tables
 	$(BIN)/gatehouse items publish build/tables/items.jsonl --model feed --key item_id
 	$(BIN)/gatehouse users publish build/tables/users.jsonl --model feed --key user_id
+
+dev: $(DEVELOPMENT)  ## install what tests and benchmarks need
 
 # worksteal gives each worker a contiguous part of the tests, so most tests of a file run on one
 # worker and share its servers and models. A worker without tests takes some from the others.
