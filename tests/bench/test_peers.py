@@ -13,6 +13,7 @@ from tests.bench.peers.tables import (
     ALONE,
     OURS,
     PLAIN,
+    TWO,
     Result,
     between,
     costs,
@@ -86,6 +87,23 @@ def test_own_artifact_is_compared_with_the_fastest_peer():
     found = {what: (ratio, most) for what, ratio, most in goals(medians([*results(), own]))}
     what = "500 rows: 3 × the rate of the best peer / our own artifact's"
     assert found[what] == pytest.approx((3 * 0.8 * 16 / 48, 1.0))
+
+
+def test_two_processes_of_ours_are_no_peer():
+    two = [
+        Result(1, TWO, form, rows, connections, 1e6, 0.1, 0.1, 1)
+        for form in ("binary", "json")
+        for rows in tables.SIZES
+        for connections in (0, *tables.CONNECTIONS)
+    ]
+    cells = medians([*results(), *two])
+    assert list(ratios(cells)) == list(ratios(medians(results())))
+    assert list(goals(cells)) == list(goals(medians(results())))
+    assert [line.split(" | ")[0] for line in summary(cells)][4:7] == [
+        f"| **{OURS}, binary**",
+        f"| **{TWO}, binary**",
+        "| mosec, binary",
+    ]
 
 
 def test_summary_has_a_line_per_server_and_form():

@@ -49,7 +49,16 @@ from tests.bench.peers.peers import (
     items_file,
     running,
 )
-from tests.bench.peers.tables import ALONE, CONNECTIONS, PLAIN, SIZES, Result, write
+from tests.bench.peers.tables import (
+    ALONE,
+    CONNECTIONS,
+    OURS,
+    PLAIN,
+    SIZES,
+    TWO,
+    Result,
+    write,
+)
 from tests.bench.wrk import wrk
 
 GROUPS = (("binary", "ids", "own"), ("json",))
@@ -59,7 +68,7 @@ CHOSEN = FOLDER / "chosen.json"
 _SWEEP_AT = (50, 32)
 _OPEN_SHARE = 0.7
 _PATIENT = {"x-request-timeout-ms": "60000"}
-_OPEN_PEERS = ("Gatehouse", "Triton", "mosec")  # of the open loop: those with binary requests
+_OPEN_PEERS = (OURS, TWO, "Triton", "mosec")  # of the open loop: those with binary requests
 
 
 class _TimeIsOver(Exception):
@@ -255,7 +264,7 @@ def measure_group(bench: Bench, peers: Sequence[Peer], forms: Sequence[str], num
 
 def _started(bench: Bench, peer: Peer, form: str, stack: ExitStack) -> Running | None:
     """Start a server and compare its scores; show and keep the reason if that fails."""
-    failed = FOLDER / f"{peer.package or 'gatehouse'}.failed"
+    failed = FOLDER / f"{peer.package or peer.name}.failed"
     try:
         bench.in_time()
         chosen = best_settings(bench, peer)

@@ -25,6 +25,7 @@ from tests.bench import own_artifact
 from tests.bench.dialects import v2_binary, v2_json
 from tests.bench.http import COLUMNS, TASKS, candidates, native
 from tests.bench.peers.environments import FOLDER, python_of
+from tests.bench.peers.tables import OURS, TWO
 from tests.support.server import clean_environment, free_port
 
 Scores = npt.NDArray[np.float32]  # [rows, TASKS]
@@ -212,6 +213,7 @@ def _bentoml_command(port: int, _: Settings, __: Path) -> Sequence[str | Path]:
 
 
 def _gatehouse_command(port: int, _: Settings, folder: Path) -> Sequence[str | Path]:
+    """Return the command; its settings are those of Gatehouse, which it reads itself."""
     store = folder / "store"
     options = ("--store", str(store), "--default-model", "reference", "--port", str(port))
     return [sys.executable, "-m", "app", "serve", *options]
@@ -221,7 +223,7 @@ _MLSERVER = Form(v2_json, _read_v2)
 _FIT = (1, 2)  # processes that compute, on two cores
 PEERS = [
     Peer(
-        "Gatehouse",
+        OURS,
         {
             "binary": Form(v2_binary, _read_v2),
             "json": Form(native, _read_native),
@@ -229,6 +231,12 @@ PEERS = [
             "own": Form(own_artifact.request, _read_v2, own_artifact.MODEL),
         },
         [{}],
+        _gatehouse_command,
+    ),
+    Peer(
+        TWO,
+        {"binary": Form(v2_binary, _read_v2), "json": Form(native, _read_native)},
+        [{"GATEHOUSE_PROCESSES": "2"}],
         _gatehouse_command,
     ),
     Peer(
@@ -366,7 +374,7 @@ def running(
         "RAY_USAGE_STATS_ENABLED": "0",
         "BENTOML_DO_NOT_TRACK": "1",
     }
-    log = folder / f"{peer.package or 'gatehouse'}-{form}.log"
+    log = folder / f"{peer.package or peer.name}-{form}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             peer.command(port, chosen, folder),
