@@ -1,9 +1,12 @@
 """`gatehouse prune`: remove old versions of a model from a store."""
 
 import argparse
+from functools import cache
 from pathlib import Path
 
 from app.artifacts.store import Artifact
+from app.artifacts.tables.listing import missing_table
+from app.artifacts.tables.table import opening_problem
 from app.artifacts.unnamed_folder import remove_left_over, unnamed_folder
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage
@@ -15,8 +18,9 @@ from app.lifecycle.traffic import Traffic
 
 _DESCRIPTION = """\
 Remove the versions of a model except the newest N. The versions that traffic.toml names are never
-removed. While it says "latest", neither is the newest version that a server can load and does not
-refuse as incompatible; refused versions below that one do not count, and are removed."""
+removed. While it says "latest", neither is the newest version that a server can load, that has a
+table of each kind where the store has tables, and that is not refused as incompatible; versions
+refused as incompatible below that one do not count, and are removed."""
 _EPILOG = """\
 exit codes: 0 done; 2 wrong usage or files
 
@@ -83,17 +87,19 @@ def _incompatible(versions: list[Artifact], traffic: Traffic) -> set[int]:
 
 
 def _newest_good(versions: list[Artifact]) -> int:
-    """Return the newest version that can be loaded; 0 for none."""
+    """Return the newest version that can be loaded and has its tables; 0 for none."""
     with importing():
         import torch
 
         from app.artifacts.loader import load
+    problem_of = cache(opening_problem)
     for artifact in reversed(versions):
         try:
-            load(artifact, torch.device("cpu"))
+            manifest = load(artifact, torch.device("cpu")).manifest
         except (ArtifactInvalid, OSError):
             continue
-        return artifact.version
+        if not missing_table(artifact.folder.parent, manifest, problem_of):
+            return artifact.version
     return 0
 
 

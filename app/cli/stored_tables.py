@@ -2,7 +2,9 @@
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,8 @@ from app.artifacts.tables.listing import (
     unfolded_delta,
 )
 from app.artifacts.tables.publish import compact, remove
-from app.artifacts.tables.table import Table, open_table
+from app.artifacts.tables.segment import check_sizes
+from app.artifacts.tables.table import Table, open_table, opening_problem
 from app.artifacts.unnamed_folder import remove_left_over
 from app.cli.option_values import AGE_UNITS_S
 from app.cli.output import Output, counted
@@ -68,8 +71,10 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
             size += newest.size
     except (ArtifactInvalid, OSError) as error:
         return ["", "", "", "", "", "", escape(str(error))]
+    problem = _size_problem(listed.folder, table)
     reasons = {
-        version: incompatibilities(table, manifest) for version, manifest in manifests.items()
+        version: [problem] if problem else incompatibilities(table, manifest)
+        for version, manifest in manifests.items()
     }
     fits = [version for version, why in reasons.items() if not why]
     note = f"unknown keys: {table.unknown}"
@@ -80,6 +85,7 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
     if reasons and not fits:
         newest_version = max(reasons)
         note = f"version {newest_version}: {'; '.join(reasons[newest_version])}"
+    note = problem or "; ".join([*_delta_problems(listed), note])
     if listed.gap:
         note = f"{listed.gap}; {note}"
     return [
@@ -91,6 +97,24 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
         ", ".join(map(str, fits)) or "none",
         escape(note),
     ]
+
+
+def _size_problem(folder: Path, description: TableDescription) -> str:
+    """Return which file is missing or has another size; "" if none. None is read."""
+    try:
+        check_sizes(folder, description)
+    except (ArtifactInvalid, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _delta_problems(listed: ListedTable) -> Iterator[str]:
+    """Yield the first delta that lacks a file: servers apply the ones before it."""
+    for number in listed.deltas:
+        folder = listed.delta_folder(number)
+        if problem := _size_problem(folder, read_description(folder)):
+            yield f"delta {number}: {problem}"
+            return
 
 
 def _fold_note(listed: ListedTable, fold: Fold, manifests: Mapping[int, Manifest]) -> str:
@@ -191,7 +215,11 @@ def run_compact(options: argparse.Namespace, kind: TableKind) -> int:
 
 
 def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
-    """Remove the tables that are neither among the newest nor serve; return the exit code."""
+    """Remove the tables that are neither among the newest nor serve; return the exit code.
+
+    Raises:
+        ArtifactInvalid: it is not known which table a version needs.
+    """
     if options.keep < 1:
         raise WrongUsage("--keep must be 1 or more")
     versions = versions_of_model(options)
@@ -200,8 +228,9 @@ def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
         for folder in (model, model / kind):
             remove_left_over(folder)
     tables = tables_of(model, kind)
-    fitting = [newest_fitting(tables, manifest) for manifest in _manifests(versions).values()]
-    kept = [*tables[-options.keep :], *fitting]
+    kept = tables
+    if len(tables) > options.keep:
+        kept = _kept(tables, _all_manifests(versions), options.keep)
     for listed in tables:
         if listed not in kept:
             if not options.dry_run:
@@ -209,6 +238,47 @@ def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
             verb = "would remove" if options.dry_run else "removed"
             Output().print_line(f"{verb} {listed.label} of {model.name}")
     return ExitCode.OK
+
+
+def _kept(
+    tables: Sequence[ListedTable], manifests: Iterable[Manifest], newest: int
+) -> list[ListedTable]:
+    """Return the tables that stay: the newest ones, and what each version needs.
+
+    Tables are opened as a server opens them. One that it would refuse is not counted. It stays
+    if it is newer than those that are: it may be a copy that is under way.
+    """
+    problem_of = cache(opening_problem)
+    fitting = [newest_fitting(tables, manifest, problem_of) for manifest in manifests]
+    kept = [listed for listed in fitting if listed is not None]
+    counted = 0
+    for listed in reversed(tables):
+        if counted == newest:
+            break
+        kept.append(listed)
+        if problem := problem_of(listed):
+            complain(f"{listed.label} stays and is not counted; servers refuse it: {problem}")
+        else:
+            counted += 1
+    return kept
+
+
+def _all_manifests(versions: Sequence[Artifact]) -> list[Manifest]:
+    """Return the manifests of all versions.
+
+    Raises:
+        ArtifactInvalid: one of them cannot be read: nobody knows which table its version needs.
+    """
+    manifests = []
+    for artifact in versions:
+        try:
+            manifests.append(read_manifest(artifact))
+        except (ArtifactInvalid, OSError) as error:
+            raise ArtifactInvalid(
+                f"nothing is removed: {artifact} may need any of the tables: {error}; restore it, "
+                "or remove it with gatehouse prune or by hand"
+            ) from error
+    return manifests
 
 
 def _manifests(versions: Sequence[Artifact]) -> dict[int, Manifest]:

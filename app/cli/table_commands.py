@@ -54,6 +54,18 @@ _COMMANDS = {
     "compact": "write a table and its deltas as a new table",
     "prune": "remove old tables",
 }
+_DETAILS = {
+    "list": """\
+
+The note names a file that is missing or has another size; gatehouse check also reads the files.""",
+    "prune": """\
+
+The newest N tables stay, and for each version of the model in the store the one that serves it.
+Tables are read as a server reads them before it serves: one that it would refuse does not count,
+and stays only if it is newer than those. While the model.json of a version cannot be read, nothing
+is removed: nobody knows which table it needs.""",
+}
+"""What the help of a command says beside its line in `_COMMANDS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,8 @@ class TableCommands:
         _add_publish(parser.add_command("publish", _COMMANDS["publish"]), kind)
         for name in ("list", "show", "compact", "prune"):
             command = parser.add_command(name, _COMMANDS[name])
-            command.description = f"{_COMMANDS[name][0].upper()}{_COMMANDS[name][1:]}."
+            what = f"{_COMMANDS[name][0].upper()}{_COMMANDS[name][1:]}."
+            command.description = what + _DETAILS.get(name, "")
             _ARGUMENTS[name](command)
 
     def run(self, options: argparse.Namespace) -> int:

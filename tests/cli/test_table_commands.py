@@ -292,6 +292,84 @@ def test_prune_keeps_what_a_version_needs(store, capsys):
     assert "--keep must be 1 or more" in run(capsys, "prune", "--keep", "0", code=ExitCode.USAGE)
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, corrupt])
+def test_prune_does_not_count_a_table_that_servers_refuse(store, capsys, damage):
+    for _ in range(4):
+        run(capsys, "publish", items(ROWS))
+    folder = store / "feed" / "items"
+    damage(folder / "3" / "rows")
+    damage(folder / "4" / "rows")
+    assert main(["items", "prune", "--keep", "1"]) == ExitCode.OK
+    out, err = capsys.readouterr()
+    assert out == "removed items/1 of feed\n"
+    assert re.findall("(items/[0-9]) stays and is not counted; servers refuse it: rows: ", err) == [
+        "items/4",
+        "items/3",
+    ]
+    run(capsys, "publish", items(ROWS))
+    assert run(capsys, "prune", "--keep", "1").count("removed") == 3
+    assert [listed.version for listed in tables_of(store / "feed", "items")] == [5]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, corrupt])
+def test_prune_keeps_the_newest_good_table_of_each_version(store, capsys, damage):
+    with_vocabulary(store, ["apple"])
+    for _ in range(2):
+        run(capsys, "publish", items(ROWS), "--version", "1", "--key", "item")
+    for _ in range(2):
+        run(capsys, "publish", items("item,quality\napple,1 2\n"), "--key", "item")
+    damage(store / "feed" / "items" / "2" / "rows")
+    assert run(capsys, "prune", "--keep", "1") == (
+        "removed items/2 of feed\nremoved items/3 of feed\n"
+    )
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_prune_removes_nothing_while_a_version_cannot_be_read(store, capsys, more):
+    with_vocabulary(store, ["apple"])
+    run(capsys, "publish", items(ROWS), "--version", "1")
+    run(capsys, "publish", items("item,quality\napple,1 2\n"), "--key", "item")
+    manifest = store / "feed" / "1" / "model.json"
+    content = manifest.read_bytes()
+    manifest.write_bytes(content[:-9])
+    assert run(capsys, "prune", "--keep", "2", *more) == ""
+    message = run(capsys, "prune", "--keep", "1", *more, code=ExitCode.USAGE)
+    assert message.startswith("nothing is removed: feed/1 may need any of the tables: model.json: ")
+    assert message.endswith("; restore it, or remove it with gatehouse prune or by hand\n")
+    assert [listed.version for listed in tables_of(store / "feed", "items")] == [1, 2]
+    manifest.write_bytes(content)
+    assert run(capsys, "prune", "--keep", "1", *more) == ""
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, lambda folder: corrupt(folder / "rows")])
+def test_prune_of_versions_keeps_the_newest_that_has_its_tables(store, capsys, damage):
+    with_vocabulary(store, ["apple"])
+    (store / "feed" / "traffic.toml").write_text("accept_incompatible = 2")
+    run(capsys, "publish", items(ROWS), "--version", "1")
+    run(capsys, "publish", items("item,quality\napple,1 2\n"), "--key", "item")
+    damage(store / "feed" / "items" / "2")
+    assert main(["prune", "--keep", "1"]) == ExitCode.OK
+    assert Store(store).versions("feed") == [1, 2]
+    run(capsys, "publish", items("item,quality\napple,1 2\n"), "--key", "item")
+    assert main(["prune", "--keep", "1"]) == ExitCode.OK
+    assert Store(store).versions("feed") == [2]
+
+
+def test_list_names_files_that_are_missing_or_short(store, capsys):
+    for _ in range(2):
+        run(capsys, "publish", items(ROWS))
+    run(capsys, "publish", items(ROWS), "--delta")
+    (store / "feed" / "items" / "1" / "rows").unlink()
+    with (store / "feed" / "items" / "2.delta" / "1" / "keys").open("r+b") as file:
+        file.truncate(3)
+    lines = [line for line in run(capsys, "list").splitlines() if "feed" in line]
+    cells = [[cell.strip() for cell in line.split("│")] for line in lines]
+    assert [row[7:9] for row in cells] == [
+        ["none", "rows: is missing"],
+        ["1", "delta 1: keys: has 3 bytes, table.json says 24; unknown keys: error"],
+    ]
+
+
 def test_a_damaged_table_is_listed_with_the_reason(store, capsys):
     run(capsys, "publish", items(ROWS))
     folder = tables_of(store / "feed", "items")[0].folder

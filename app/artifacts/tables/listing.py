@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from app.artifacts.manifest import Manifest
 from app.artifacts.store import Fingerprint, fingerprint
 from app.artifacts.tables.compatibility import incompatibilities
 from app.artifacts.tables.description import TABLE, TABLE_KINDS, Fold, TableKind, read_description
+from app.artifacts.tables.segment import check_sizes
 from app.errors import ArtifactInvalid
 
 Stamp = tuple[int, int, int]
@@ -158,34 +159,43 @@ def unfolded_delta(listed: ListedTable, fold: Fold) -> int:
     return 0
 
 
-def newest_fitting(tables: Sequence[ListedTable], manifest: Manifest) -> ListedTable | None:
+def newest_fitting(
+    tables: Sequence[ListedTable],
+    manifest: Manifest,
+    problem_of: Callable[[ListedTable], str] = lambda _: "",
+) -> ListedTable | None:
     """Return the newest table that fits a version, which is the one that serves it; None if none.
 
     Args:
-        tables: of one model and kind, by version. One that cannot be read fits no version.
+        tables: of one model and kind, by version. One that lacks a file fits no version.
         manifest: of the version.
+        problem_of: returns why a server cannot open a table, as `table.opening_problem` does. By
+            default, files that have the right sizes are taken for good.
     """
     for listed in reversed(tables):
-        if not _misfit(listed, manifest):
+        if not (_misfit(listed, manifest) or problem_of(listed)):
             return listed
     return None
 
 
-def missing_table(model: Path, manifest: Manifest) -> str:
+def missing_table(
+    model: Path, manifest: Manifest, problem_of: Callable[[ListedTable], str] = lambda _: ""
+) -> str:
     """Return why servers refuse a version: the store has tables, and none fits it; else "".
 
     Args:
         model: the model's folder in the store.
         manifest: of the version.
+        problem_of: as in `newest_fitting`.
 
     Raises:
         OSError: the folder cannot be read.
     """
     for kind in TABLE_KINDS:
         tables = tables_of(model, kind)
-        if tables and newest_fitting(tables, manifest) is None:
+        if tables and newest_fitting(tables, manifest, problem_of) is None:
             newest = tables[-1]
-            why = _misfit(newest, manifest)
+            why = _misfit(newest, manifest) or problem_of(newest)
             return f"needs a table of {kind}: {newest.label}: {why}"
     return ""
 
@@ -193,6 +203,8 @@ def missing_table(model: Path, manifest: Manifest) -> str:
 def _misfit(listed: ListedTable, manifest: Manifest) -> str:
     """Return why a version cannot use a table; "" if it can."""
     try:
-        return "; ".join(incompatibilities(read_description(listed.folder), manifest))
+        description = read_description(listed.folder)
+        check_sizes(listed.folder, description)
+        return "; ".join(incompatibilities(description, manifest))
     except (ArtifactInvalid, OSError) as error:
         return str(error) or type(error).__name__

@@ -68,8 +68,7 @@ def open_segment(folder: Path) -> Segment:
         OSError: a file cannot be read now.
     """
     description = read_description(folder)
-    resolved = folder.resolve()
-    mapped = {name: _map(resolved, name, file.size) for name, file in description.files.items()}
+    mapped = _mapped(folder, description)
     _verify(mapped, description)
     records = np.frombuffer(mapped[ROWS], description.record)
     index = _index(mapped, description)
@@ -80,6 +79,23 @@ def open_segment(folder: Path) -> Segment:
         width = description.fold.width
         folded = np.frombuffer(mapped[FOLDED], "<f4").reshape(description.rows, width)
     return Segment(description, records, index, folded)
+
+
+def check_sizes(folder: Path, description: TableDescription) -> None:
+    """Check that the files of one table or delta are there; their content is not read.
+
+    Raises:
+        TableIncomplete: files are missing or short.
+        ArtifactInvalid: a file is too long, not regular, or elsewhere.
+        OSError: a file cannot be looked at now.
+    """
+    _mapped(folder, description)
+
+
+def _mapped(folder: Path, description: TableDescription) -> dict[FileName, memoryview]:
+    """Map the files of a folder; their content is read when it is used."""
+    resolved = folder.resolve()
+    return {name: _map(resolved, name, file.size) for name, file in description.files.items()}
 
 
 def _map(folder: Path, name: str, size: int) -> memoryview:

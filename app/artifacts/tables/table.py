@@ -387,6 +387,18 @@ def open_table(listed: ListedTable, model: str, upto: int | None = None) -> Tabl
     return _without_deltas(segment).extended(listed, upto)
 
 
+def opening_problem(listed: ListedTable) -> str:
+    """Return why a server cannot open a table; "" if it can. Every byte is hashed.
+
+    Its deltas do not count: where one of them is wrong, the table serves with those before it.
+    """
+    try:
+        open_table(listed, listed.folder.parent.parent.name, 0)
+    except (ArtifactInvalid, OSError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
 def _without_deltas(base: Segment) -> Table:
     return Table(base, created=base.description.created, size=base.description.size)
 
