@@ -28,7 +28,7 @@ EXACT = 2.0**53
 _SEPARATORS = re.compile(r"[\s,;|]+")
 _WHOLE = re.compile(r"([+-]?)([0-9]+)(?:\.0*)?")
 _MOST_DIGITS = 30  # a number with as many is beyond int64; `int` takes 4,300
-_TRUE_WORDS = ("true", "t", "yes", "y", "1")
+_BOOLEANS = {"true": 1, "t": 1, "yes": 1, "y": 1, "false": 0, "f": 0, "no": 0, "n": 0, "": 0}
 
 
 class Mixed:
@@ -329,10 +329,24 @@ def empty_cells(array: Array) -> Flags:
     return np.array(array.is_null().to_numpy(zero_copy_only=False), np.bool_)
 
 
-def true_cells(array: Array) -> Flags:
-    """Return which cells are true: `true`, `yes`, `1`, …; an empty one is not."""
-    words = [str(value).strip().lower() for value in values_of(array)]
-    return np.array([word in _TRUE_WORDS for word in words], np.bool_)
+def read_booleans(array: Array) -> tuple[Flags, Flags]:
+    """Return which cells are true, and which are neither true nor false. An empty one is false.
+
+    Booleans, 0 and 1 as any number, and words: true, t, yes, y, false, f, no, n.
+    """
+    read = [_boolean(value) for value in values_of(array)]
+    true = np.array([value is True for value in read], np.bool_)
+    return true, np.array([value is None for value in read], np.bool_)
+
+
+def _boolean(value: object) -> bool | None:
+    """Return what a cell says; None if it is neither true nor false."""
+    if value is None or value != value:  # pandas stores booleans with empty cells as floats
+        return False
+    if isinstance(value, str):
+        word = value.strip().lower()
+        value = _BOOLEANS.get(word, whole_number(word))
+    return bool(value) if value in (0, 1) else None
 
 
 def is_text(arrow_type: object) -> bool:

@@ -212,8 +212,9 @@ def _add_delta(parser: Parser) -> None:
     parser.add_argument(
         "--deleted",
         metavar="COLUMN",
-        help="with --delta: column that is true where the key is to be removed; a file that only "
-        "removes keys needs no column of a feature",
+        help="with --delta: column that is true where the key is to be removed: true, t, yes, y or "
+        "1; false, f, no, n, 0 or an empty cell keeps it, and anything else is a bad row; a file "
+        "that only removes keys needs no column of a feature",
     )
 
 

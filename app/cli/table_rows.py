@@ -27,10 +27,10 @@ from app.cli.table_columns import (
     is_list_type,
     is_text,
     list_elements,
+    read_booleans,
     read_column,
     read_integers,
     to_array,
-    true_cells,
     values_of,
     whole_number,
 )
@@ -38,6 +38,7 @@ from app.cli.table_files import Array, Chunk, TableFile
 from app.protocol.features import column_by_value, default_column
 from app.protocol.validation import MISSING, Side, ValidationReport
 
+_BOOLEAN_RULE = "must be true or false, t, f, yes, no, y, n, 1 or 0; an empty cell is false"
 _CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
@@ -145,8 +146,13 @@ class RowEncoder:
         keys, not_keys = self._keys(arrays[self.key], file, chunk, problems)
         wrong = not_keys.copy()
         removed = np.zeros(chunk.rows, np.bool_)
-        if self.deleted is not None:  # of a row that is removed, only the key counts
-            removed = true_cells(arrays[self.deleted])
+        # Of a row that is removed, or may be, only the key counts.
+        if self.deleted is not None:
+            removed, unclear = read_booleans(arrays[self.deleted])
+            for row in np.flatnonzero(unclear).tolist():
+                problems.add(row, f'column "{self.deleted}": {_BOOLEAN_RULE}')
+            wrong |= unclear
+            removed |= unclear
         records = self._records(chunk.rows)
         for source in self.sources:
             lacking = _lacking(source, file, chunk, removed, problems)

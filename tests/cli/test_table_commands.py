@@ -413,6 +413,37 @@ def test_a_delta_that_only_removes_keys_needs_no_features(store, capsys):
     assert 'no column "q" for feature "quality"' in message
 
 
+def test_deleted_is_read_as_pandas_writes_booleans_with_gaps(store, capsys):
+    run(capsys, "publish", items(ROWS))
+    quality = [[7.0, 7.0]] * 3
+    for gone in ([1.0, None, 0.0], [1.0, float("nan"), 0.0], [True, None, False]):
+        columns = {"item": [1, 2, 3], "quality": quality, "gone": gone}
+        parquet.write_table(pa.table(columns), "gone.parquet")
+        out = run(capsys, "publish", "gone.parquet", "--delta", "--deleted", "gone")
+        assert ": 2 rows, 1 removed key" in out
+        assert table(store).find(np.array([1, 2, 3])).tolist()[0] == -1
+
+
+def test_a_row_that_neither_keeps_nor_removes_its_key_is_bad(store, capsys):
+    run(capsys, "publish", items(ROWS))
+    cells = ["on", "deleted", "x", "2", "-1", "0.5", "null"]
+    text = "item,quality,gone\n" + "".join(f"1,7 7,{gone}\n" for gone in cells)
+    arguments = ["publish", items(text, "gone.csv"), "--delta", "--deleted", "gone"]
+    rule = "must be true or false, t, f, yes, no, y, n, 1 or 0; an empty cell is false"
+    assert run(capsys, *arguments, code=ExitCode.USAGE).splitlines() == [
+        *(f'gone.csv, line {line}: column "gone": {rule}' for line in range(2, 9)),
+        "nothing is published: 7 bad rows",
+    ]
+    assert table(store).label == "1"
+    path = items("item,gone\n1,x\n2,yes\n", "gone.csv")  # whether it needs features is unclear
+    message = run(capsys, "publish", path, *arguments[2:], code=ExitCode.USAGE)
+    assert message.splitlines()[0] == f'gone.csv, line 2: column "gone": {rule}'
+    assert ": 0 rows, 1 removed key" in run(
+        capsys, "publish", path, *arguments[2:], "--max-bad-rows", 1
+    )
+    assert table(store).find(np.array([1, 2])).tolist() == [0, -1]
+
+
 def test_a_missing_delta_is_told_and_nothing_comes_before_those_after_it(store, capsys):
     run(capsys, "publish", items(ROWS))
     for quality in (1, 2, 3):

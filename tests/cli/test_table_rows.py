@@ -71,6 +71,23 @@ def is_json(value):
     return True
 
 
+TRUE = [True, 1, 1.0, "true", "True", "TRUE", " t ", "yes", "Y", "1", "1.0"]
+FALSE = [False, 0, 0.0, "false", "F", "no", "N", "0", "0.0", None]
+UNCLEAR = ["on", "off", "deleted", "x", "-1", "2", "0.5", "nan", "01x", 2, -1, 0.5]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("values_", "is_removed"), [(TRUE, [True]), (FALSE, [False]), (UNCLEAR, [])]
+)
+def test_deleted_is_true_or_false_or_its_row_is_bad(tmp_path, form, values_, is_removed):
+    for value in values_:
+        path = write(tmp_path, form, {"KEY": [7], "gone": [value]})
+        _, rows = encoded(path, [], deleted="gone")
+        assert rows.removed.tolist() == is_removed, value
+        assert len(rows.bad) == 1 - len(is_removed), value
+
+
 def encoded(path, features, vocabularies=None, **more):
     sources = [Source(feature, (feature.name,)) for feature in features]
     encoder = RowEncoder(sources, "KEY", "int64", vocabularies or {}, **more)
