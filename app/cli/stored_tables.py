@@ -202,8 +202,14 @@ def _ids(
 
 def run_compact(options: argparse.Namespace, kind: TableKind) -> int:
     """Write a table and its deltas as a new table; return the exit code."""
-    model = versions_of_model(options)[0].folder.parent
-    listed = compact(model, kind, options.table)
+    versions = versions_of_model(options)
+    model = versions[0].folder.parent
+
+    def check(old: ListedTable) -> None:
+        if not options.force:
+            _check_replaces_none(old, tables_of(model, kind), versions)
+
+    listed = compact(model, kind, options.table, check)
     published = time.monotonic()
     table = read_description(listed.folder)
     folded = "" if table.fold is None else f", folded for version {table.fold.version}"
@@ -212,6 +218,30 @@ def run_compact(options: argparse.Namespace, kind: TableKind) -> int:
         f"{folded}"
     )
     return nudge_and_wait_for_table(model.name, listed, options, published)
+
+
+def _check_replaces_none(
+    old: ListedTable, tables: Sequence[ListedTable], versions: Sequence[Artifact]
+) -> None:
+    """Check that no version would get the rows of a table in place of those of a newer one.
+
+    A version of the model gets the newest table that fits it, so an older one may be compacted if
+    only other versions can use the newer ones.
+
+    Raises:
+        ArtifactInvalid: names the version and its table.
+    """
+    if tables[-1].version == old.version:
+        return
+    for manifest in _all_manifests(versions, "nothing is published"):
+        serving = newest_fitting(tables, manifest)
+        would_serve = newest_fitting([old], manifest) is not None
+        if would_serve and serving is not None and serving.version > old.version:
+            raise ArtifactInvalid(
+                f"nothing is published: version {manifest.version} serves from {serving.label}, "
+                f"which is newer than {old.label}, and would get the old rows; "
+                "--force publishes them"
+            )
 
 
 def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
@@ -230,7 +260,7 @@ def run_prune(options: argparse.Namespace, kind: TableKind) -> int:
     tables = tables_of(model, kind)
     kept = tables
     if len(tables) > options.keep:
-        kept = _kept(tables, _all_manifests(versions), options.keep)
+        kept = _kept(tables, _all_manifests(versions, "nothing is removed"), options.keep)
     for listed in tables:
         if listed not in kept:
             if not options.dry_run:
@@ -263,8 +293,12 @@ def _kept(
     return kept
 
 
-def _all_manifests(versions: Sequence[Artifact]) -> list[Manifest]:
+def _all_manifests(versions: Sequence[Artifact], consequence: str) -> list[Manifest]:
     """Return the manifests of all versions.
+
+    Args:
+        versions: of a model.
+        consequence: what does not happen without them, for the message.
 
     Raises:
         ArtifactInvalid: one of them cannot be read: nobody knows which table its version needs.
@@ -275,7 +309,7 @@ def _all_manifests(versions: Sequence[Artifact]) -> list[Manifest]:
             manifests.append(read_manifest(artifact))
         except (ArtifactInvalid, OSError) as error:
             raise ArtifactInvalid(
-                f"nothing is removed: {artifact} may need any of the tables: {error}; restore it, "
+                f"{consequence}: {artifact} may need any of the tables: {error}; restore it, "
                 "or remove it with gatehouse prune or by hand"
             ) from error
     return manifests

@@ -55,6 +55,10 @@ _COMMANDS = {
     "prune": "remove old tables",
 }
 _DETAILS = {
+    "compact": """\
+
+The new table has the next number, so it replaces the newest one. A table that is older than the one
+that a version serves from is refused, unless --force is given: its rows would come back.""",
     "list": """\
 
 The note names a file that is missing or has another size; gatehouse check also reads the files.""",
@@ -235,6 +239,11 @@ def _add_table(parser: Parser) -> None:
 
 def _add_compact(parser: Parser) -> None:
     _add_table(parser)
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="publish the table also if a version of the model serves from a newer one",
+    )
     add_waiting(parser)
 
 

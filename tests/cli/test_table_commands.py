@@ -209,6 +209,36 @@ def test_deltas_change_rows_and_compaction_keeps_them(store, capsys):
     assert "feed has no items/8 (tables: 1, 2)" in message
 
 
+def test_compaction_does_not_put_an_old_table_over_the_one_that_serves(store, capsys):
+    run(capsys, "publish", items(ROWS))
+    run(capsys, "publish", items("item,quality\n1,7 7\n"), "--delta")
+    skus = "item,quality,sku\n" + "".join(f"{n},1 2,s{n}\n" for n in range(3))
+    run(capsys, "publish", items(skus, "skus.csv"), "--key", "sku", "--force")
+    assert run(capsys, "compact", "--table", 1, code=ExitCode.USAGE) == (
+        "nothing is published: version 1 serves from items/2, which is newer than items/1, and "
+        "would get the old rows; --force publishes them\n"
+    )
+    assert [listed.version for listed in tables_of(store / "feed", "items")] == [1, 2]
+    (store / "feed" / "items" / "2" / "rows").unlink()  # nothing serves from it
+    assert "published items/3 of feed" in run(capsys, "compact", "--table", 1)
+    run(capsys, "publish", items(skus, "skus.csv"), "--key", "sku", "--force")
+    assert "published items/5 of feed" in run(capsys, "compact", "--table", 1, "--force")
+
+
+def test_a_table_that_other_versions_serve_from_may_be_compacted(store, capsys):
+    with_vocabulary(store, ["apple"])
+    run(capsys, "publish", items(ROWS), "--version", "1")
+    run(capsys, "publish", items("item,quality\n1,7 7\n"), "--delta")
+    run(capsys, "publish", items("item,quality\napple,1 2\n"), "--key", "item")
+    manifest = store / "feed" / "2" / "model.json"
+    content = manifest.read_bytes()
+    manifest.write_bytes(content[:-9])
+    message = run(capsys, "compact", "--table", 1, code=ExitCode.USAGE)
+    assert message.startswith("nothing is published: feed/2 may need any of the tables: model.json")
+    manifest.write_bytes(content)
+    assert "published items/3 of feed: items/1.1, 3 rows" in run(capsys, "compact", "--table", 1)
+
+
 @pytest.mark.usefixtures("store")
 def test_one_row_is_counted_as_one(capsys):
     path = items("item,quality\n1,1 1\n")

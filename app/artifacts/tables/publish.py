@@ -28,6 +28,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 Fill = Callable[[TableWriter], None]
 """Adds the rows of a table or a delta to its writer."""
+Check = Callable[[ListedTable], None]
+"""Raises an error if a table must not be compacted."""
 
 
 def publish_table(plan: TablePlan, fill: Fill) -> ListedTable:
@@ -168,10 +170,19 @@ def _check_gap(listed: ListedTable) -> None:
         raise ArtifactInvalid(f"{listed.label}: {listed.gap}")
 
 
-def compact(model: Path, kind: TableKind, version: int | None = None) -> ListedTable:
+def compact(
+    model: Path, kind: TableKind, version: int | None = None, check: Check | None = None
+) -> ListedTable:
     """Write a table and its deltas as a new table, and return that.
 
-    The new table is as old as its newest data. Deltas that others publish meanwhile wait.
+    The new table is as old as its newest data. Tables and deltas that others publish meanwhile
+    wait.
+
+    Args:
+        model: the model's folder in the store.
+        kind: `items` or `users`.
+        version: the number of the table (default: the newest).
+        check: is called with the table, while no other can be published.
 
     Raises:
         ArtifactInvalid: the table or a delta is wrong, a delta is missing, or there is none.
@@ -181,6 +192,8 @@ def compact(model: Path, kind: TableKind, version: int | None = None) -> ListedT
     with _locked(folder):
         listed = find_table(model, kind, version)
         _check_gap(listed)
+        if check is not None:
+            check(listed)
         if not listed.deltas:
             raise ArtifactInvalid(f"{listed.label} has no deltas")
         table = open_table(listed, model.name)
