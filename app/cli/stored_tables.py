@@ -32,7 +32,7 @@ from app.artifacts.tables.listing import (
 )
 from app.artifacts.tables.publish import compact, remove
 from app.artifacts.tables.segment import check_sizes
-from app.artifacts.tables.table import Table, open_table, opening_problem
+from app.artifacts.tables.table import Table, key_counts, open_table, opening_problem
 from app.artifacts.unnamed_folder import remove_left_over
 from app.cli.option_values import AGE_UNITS_S
 from app.cli.output import Output, counted
@@ -89,7 +89,7 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
     if listed.gap:
         note = f"{listed.gap}; {note}"
     return [
-        f"{table.rows:,}",
+        _rows(listed, table),
         str(len(listed.deltas)),
         f"{table.key.name} ({table.key.type})",
         f"{newest.created:%Y-%m-%d %H:%M}",
@@ -97,6 +97,16 @@ def _row(listed: ListedTable, manifests: Mapping[int, Manifest]) -> list[str]:
         ", ".join(map(str, fits)) or "none",
         escape(note),
     ]
+
+
+def _rows(listed: ListedTable, table: TableDescription) -> str:
+    """Return how many rows a table has with its deltas, if that can be read."""
+    if not listed.deltas:
+        return f"{table.rows:,}"
+    try:
+        return f"{key_counts(listed)[-1]:,}"
+    except (ArtifactInvalid, OSError):
+        return f"{table.rows:,} before deltas"
 
 
 def _size_problem(folder: Path, description: TableDescription) -> str:

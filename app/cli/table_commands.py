@@ -61,7 +61,8 @@ The new table has the next number, so it replaces the newest one. A table that i
 that a version serves from is refused, unless --force is given: its rows would come back.""",
     "list": """\
 
-The note names a file that is missing or has another size; gatehouse check also reads the files.""",
+Rows are those with all deltas. The note names a file that is missing or has another size; gatehouse
+check also reads the files.""",
     "prune": """\
 
 The newest N tables stay, and for each version of the model in the store the one that serves it.
@@ -159,7 +160,8 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="publish a table with another key than the newest has, or with under half of its rows",
+        help="publish a table with another key than the newest has, or with under half of its "
+        "rows; with --delta, remove more than half of the rows",
     )
     _add_delta(parser)
     add_waiting(parser)

@@ -27,6 +27,7 @@ from app.artifacts.tables.description import (
     side_of,
 )
 from app.artifacts.tables.listing import ListedTable, find_table, newest_fitting, tables_of
+from app.artifacts.tables.table import key_counts
 from app.artifacts.tables.writer import TablePlan
 from app.cli.output import counted, joined_names
 from app.cli.parser import WrongUsage, complain
@@ -58,8 +59,10 @@ class PublishPlan:
         files: the input.
         table: the plan of the table, or of the delta's table.
         former: the newest table that fits the version, if the new one must be like it.
+        former_rows: how many rows that has with its deltas; 0 without it.
         encoder: of the rows.
         changed: the table that rows change; None if they are a new one.
+        may_shrink: whether a delta may remove most rows of its table.
         fold: what folds the rows; None if the table is not folded.
         unused: columns that are not read.
         defaulted: features without a column, which have their default.
@@ -69,8 +72,10 @@ class PublishPlan:
     files: Sequence[TableFile]
     table: TablePlan
     former: TableDescription | None
+    former_rows: int
     encoder: RowEncoder
     changed: ListedTable | None
+    may_shrink: bool
     fold: "TableFold | None"
     unused: Sequence[str]
     defaulted: Sequence[str]
@@ -92,7 +97,8 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
     base = None if changed is None else read_description(changed.folder)
     artifact, manifest = _version(options, versions, base)
     draft = _Draft.of(options, model, kind, manifest, base)
-    former = None if options.force or base is not None else _former(model, kind, manifest)
+    listed = None if options.force or base is not None else _former(model, kind, manifest)
+    former = None if listed is None else read_description(listed.folder)
     if problems := list(draft.problems(former)):
         raise Refused(problems, nothing_published(len(problems), "problem"))
     fold = _fold(options, artifact) if changed is None else _delta_fold(changed, versions)
@@ -117,8 +123,10 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
         files=draft.files,
         table=table,
         former=former,
+        former_rows=0 if listed is None else _rows(listed),
         encoder=encoder,
         changed=changed,
+        may_shrink=options.force,
         fold=fold,
         unused=[name for name in names if name not in encoder.columns],
         defaulted=draft.defaulted,
@@ -165,10 +173,17 @@ def _version(
     raise Refused(reasons, f"nothing is published: {which} fits {base.label}")
 
 
-def _former(model: Path, kind: TableKind, manifest: Manifest) -> TableDescription | None:
+def _former(model: Path, kind: TableKind, manifest: Manifest) -> ListedTable | None:
     """Return the newest table that a new one replaces for a version; None if there is none."""
-    listed = newest_fitting(tables_of(model, kind), manifest)
-    return None if listed is None else read_description(listed.folder)
+    return newest_fitting(tables_of(model, kind), manifest)
+
+
+def _rows(listed: ListedTable) -> int:
+    """Return how many rows a table has with its deltas; without them, if they are damaged."""
+    try:
+        return key_counts(listed)[-1]
+    except (ArtifactInvalid, OSError):
+        return read_description(listed.folder).rows
 
 
 @dataclass(frozen=True, slots=True)

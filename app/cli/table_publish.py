@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.artifacts.tables.description import TableKind, read_description
-from app.artifacts.tables.keys import Int64
+from app.artifacts.tables.keys import Int64, KeyIndex
 from app.artifacts.tables.listing import ListedTable
 from app.artifacts.tables.publish import publish_delta, publish_table
 from app.artifacts.tables.segment import open_segment
-from app.artifacts.tables.table import open_table
+from app.artifacts.tables.table import key_counts, open_table
 from app.artifacts.tables.writer import DuplicateKeys, TableWriter
 from app.cli.output import Output, counted, joined_names
 from app.cli.parser import WrongUsage, complain
@@ -96,14 +96,14 @@ class _Rows:
             if self.bad <= self._most_bad:
                 writer.add(rows.keys, rows.records)
         self._check()
-        former = self._plan.former
+        former, former_rows = self._plan.former, self._plan.former_rows
         if writer.rows == 0:
             raise Refused([], "nothing is published: there is no row")
-        if former is not None and writer.rows < former.rows / 2:
+        if former is not None and writer.rows < former_rows / 2:
             raise Refused(
                 [],
                 f"nothing is published: {counted(writer.rows, 'row')}, under half of the "
-                f"{former.rows:,} of {former.label}; --force publishes them",
+                f"{former_rows:,} of {former.label}; --force publishes them",
             )
         if self._plan.fold is not None:
             try:
@@ -133,6 +133,24 @@ class _Rows:
             except ArtifactInvalid as error:
                 writer.give_up_fold()
                 complain(not_folded(str(error)))
+
+    def check_delta(self, listed: ListedTable, index: KeyIndex) -> None:
+        """Check that enough rows are left when a delta has removed its keys.
+
+        Raises:
+            Refused: there are too few, or none.
+        """
+        if not (index.rows < 0).any():
+            return
+        *_, before, after = key_counts(listed, index)
+        if after == 0:
+            raise Refused([], f"nothing is published: {listed.label} would have no row left")
+        if after < before / 2 and not self._plan.may_shrink:
+            raise Refused(
+                [],
+                f"nothing is published: {listed.label} would have {counted(after, 'row')}, under "
+                f"half of its {before:,}; --force publishes the delta",
+            )
 
     def _fold(self, writer: TableWriter, fold: "TableFold") -> None:
         """Say what folding takes, then fold the rows.
@@ -214,7 +232,7 @@ def _publish(plan: PublishPlan, rows: _Rows, table: int | None) -> ListedTable:
     try:
         if plan.changed is None:
             return publish_table(plan.table, rows.fill)
-        return publish_delta(plan.table, rows.fill_delta, table)
+        return publish_delta(plan.table, rows.fill_delta, table, rows.check_delta)
     except DuplicateKeys as error:
         raise rows.duplicates(error) from error
 

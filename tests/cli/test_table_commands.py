@@ -474,6 +474,47 @@ def test_a_row_that_neither_keeps_nor_removes_its_key_is_bad(store, capsys):
     assert table(store).find(np.array([1, 2])).tolist() == [0, -1]
 
 
+def test_a_delta_that_removes_most_rows_needs_force(store, capsys):
+    run(capsys, "publish", items(ROWS))
+    more = items("item,quality\n4,1 1\n5,1 1\n6,1 1\n7,1 1\n", "more.csv")
+    run(capsys, "publish", more, "--delta")
+
+    def gone(*numbers):
+        text = "item,gone\n" + "".join(f"{number},yes\n" for number in numbers)
+        return ["publish", items(text, "gone.csv"), "--delta", "--deleted", "gone"]
+
+    assert run(capsys, *gone(1, 2, 3, 4, 9), code=ExitCode.USAGE) == (
+        "nothing is published: items/1 would have 3 rows, under half of its 7; --force publishes "
+        "the delta\n"
+    )
+    assert table(store).label == "1.1"
+    run(capsys, *gone(1, 2, 3))  # 4 of 7 stay
+    run(capsys, *gone(1, 2, 3, 4, 5, 6), "--force")
+    assert table(store).rows == 1
+    for force in ([], ["--force"]):
+        assert run(capsys, *gone(7), *force, code=ExitCode.USAGE) == (
+            "nothing is published: items/1 would have no row left\n"
+        )
+    (line,) = (line for line in run(capsys, "list").splitlines() if "feed 1" in line)
+    assert [cell.strip() for cell in line.split("│")[2:4]] == ["1", "3"]
+    assert "published items/2 of feed: items/1.3, 1 row" in run(capsys, "compact")
+
+
+def test_a_table_of_half_the_rows_that_deltas_made_needs_force(store, capsys):
+    run(capsys, "publish", items(ROWS))
+    more = items("item,quality\n4,1 1\n5,1 1\n6,1 1\n7,1 1\n", "more.csv")
+    run(capsys, "publish", more, "--delta")
+    assert run(capsys, "publish", items(ROWS), code=ExitCode.USAGE) == (
+        "nothing is published: 3 rows, under half of the 7 of items/1; --force publishes them\n"
+    )
+    keys = store / "feed" / "items" / "1.delta" / "1" / "keys"
+    with keys.open("r+b") as file:
+        file.truncate(3)
+    (line,) = (line for line in run(capsys, "list").splitlines() if "feed 1" in line)
+    assert line.split("│")[2].strip() == "3 before deltas"
+    run(capsys, "publish", items(ROWS))  # of what cannot be read, servers have only the table
+
+
 def test_a_missing_delta_is_told_and_nothing_comes_before_those_after_it(store, capsys):
     run(capsys, "publish", items(ROWS))
     for quality in (1, 2, 3):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from app.artifacts.tables.description import Base, TableKind, read_description
+from app.artifacts.tables.keys import KeyIndex
 from app.artifacts.tables.listing import ListedTable, find_table
 from app.artifacts.tables.table import Table, open_table
 from app.artifacts.tables.writer import TablePlan, TableWriter
@@ -30,6 +31,8 @@ Fill = Callable[[TableWriter], None]
 """Adds the rows of a table or a delta to its writer."""
 Check = Callable[[ListedTable], None]
 """Raises an error if a table must not be compacted."""
+CheckDelta = Callable[[ListedTable, KeyIndex], None]
+"""Raises an error if a table must not get a delta with these keys."""
 
 
 def publish_table(plan: TablePlan, fill: Fill) -> ListedTable:
@@ -87,13 +90,16 @@ def _keep_number(file: Path, number: int, temporary: Path) -> None:
         written.replace(file)
 
 
-def publish_delta(plan: TablePlan, fill: Fill, table: int | None = None) -> ListedTable:
+def publish_delta(
+    plan: TablePlan, fill: Fill, table: int | None = None, check: CheckDelta | None = None
+) -> ListedTable:
     """Write a delta of a table, and return the table with its deltas.
 
     Args:
         plan: as that of the table.
         fill: adds the rows to the writer, and the keys to remove.
         table: the number of the table (default: the newest when the delta is complete).
+        check: is called with the table, while it can get no other delta.
 
     Raises:
         DuplicateKeys: a key is there twice.
@@ -109,6 +115,8 @@ def publish_delta(plan: TablePlan, fill: Fill, table: int | None = None) -> List
             description = read_description(listed.folder)
             if (description.columns, description.key) != (plan.columns, plan.key):
                 raise ArtifactInvalid(f"{description.label} has other columns than the delta")
+            if check is not None:
+                check(listed, writer.index)
             base = Base(version=description.version, id=description.id)
             last = _last_delta(listed)
             number = max(len(listed.deltas), _last_number(last)) + 1
@@ -197,6 +205,8 @@ def compact(
         if not listed.deltas:
             raise ArtifactInvalid(f"{listed.label} has no deltas")
         table = open_table(listed, model.name)
+        if table.rows == 0:
+            raise ArtifactInvalid(f"{listed.label} has no rows: its deltas remove every key")
         former = table.description
         plan = TablePlan(
             model=model,

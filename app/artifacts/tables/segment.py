@@ -81,6 +81,24 @@ def open_segment(folder: Path) -> Segment:
     return Segment(description, records, index, folded)
 
 
+def open_index(folder: Path) -> tuple[TableDescription, KeyIndex]:
+    """Map the keys of one table or delta, without its rows; return what it is, and the keys.
+
+    Nothing is hashed, but lookups in damaged keys are safe.
+
+    Raises:
+        TableIncomplete: files are missing or short.
+        ArtifactInvalid: names the file and the rule that it breaks.
+        OSError: a file cannot be read now.
+    """
+    description = read_description(folder)
+    mapped = _mapped(folder, description)
+    index = _index(mapped, description)
+    index.check()
+    _check_rows(index.rows, description)
+    return description, index
+
+
 def check_sizes(folder: Path, description: TableDescription) -> None:
     """Check that the files of one table or delta are there; their content is not read.
 

@@ -17,9 +17,9 @@ from app.artifacts.tables.description import (
     TableKind,
     UnknownPolicy,
 )
-from app.artifacts.tables.keys import Int64
+from app.artifacts.tables.keys import Int64, KeyIndex
 from app.artifacts.tables.listing import ListedTable
-from app.artifacts.tables.segment import Folded, Records, Segment, open_segment
+from app.artifacts.tables.segment import Folded, Records, Segment, open_index, open_segment
 from app.errors import ArtifactInvalid, TableIncomplete
 
 _Key = int | str
@@ -279,7 +279,7 @@ class Table:
 
     def as_keys(self, keys: Sequence[_Key]) -> Int64 | list[str]:
         """Return keys of this table as `find` takes them."""
-        return np.array(keys, np.int64) if self.key_type is int else [*map(str, keys)]
+        return _as_keys(keys, self.description)
 
     def without_deltas(self) -> "Table":
         """Return the table as it was published; its files are not read again."""
@@ -397,6 +397,45 @@ def opening_problem(listed: ListedTable) -> str:
     except (ArtifactInvalid, OSError) as error:
         return str(error) or type(error).__name__
     return ""
+
+
+def _as_keys(keys: Sequence[_Key], description: TableDescription) -> Int64 | list[str]:
+    if description.key.type == "int64":
+        return np.array(keys, np.int64)
+    return [*map(str, keys)]
+
+
+def key_counts(listed: ListedTable, *further: KeyIndex) -> list[int]:
+    """Return how many keys a table has without deltas, with its first one, and so on.
+
+    Only keys are read, and none is hashed, so a table of a million rows takes milliseconds.
+
+    Args:
+        listed: from `tables_of`.
+        further: the keys of deltas that come after those that are listed.
+
+    Raises:
+        TableIncomplete: files are missing or short.
+        ArtifactInvalid: the keys or a description are wrong.
+        OSError: a file cannot be read now.
+    """
+    description, base = open_index(listed.folder)
+    deltas = []
+    for number in listed.deltas:
+        delta, index = open_index(listed.delta_folder(number))
+        _check_delta(delta, description, number)
+        deltas.append(index)
+    counts = [len(base.rows)]
+    is_there: dict[_Key, bool] = {}  # each changed key
+    for index in (*deltas, *further):
+        keys: Sequence[_Key] = index.keys_at(np.arange(len(index.rows)))
+        in_base = base.find(_as_keys(keys, description)) >= 0
+        count = counts[-1]
+        for key, row, was in zip(keys, index.rows.tolist(), in_base.tolist(), strict=True):
+            count += (row >= 0) - is_there.get(key, was)
+            is_there[key] = row >= 0
+        counts.append(count)
+    return counts
 
 
 def _without_deltas(base: Segment) -> Table:

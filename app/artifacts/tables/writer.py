@@ -41,6 +41,7 @@ from app.artifacts.tables.keys import (
     LONGEST_KEY,
     Int64,
     Int64Index,
+    KeyIndex,
     PaddedStrings,
     StringIndex,
     build,
@@ -174,6 +175,11 @@ class TableWriter:
             return np.zeros(0, dtype)
         self._file.flush()
         return np.memmap(self.folder / ROWS, dtype, "r", shape=(self.rows,))
+
+    @property
+    def index(self) -> KeyIndex:
+        """The keys of the rows, and those that are removed, once the table is finished."""
+        return self._index
 
     def remove(self, keys: Int64 | Sequence[str]) -> None:
         """Remove keys, in a delta.

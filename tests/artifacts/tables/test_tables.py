@@ -19,7 +19,7 @@ from app.artifacts.tables import description as descriptions, segment, writer
 from app.artifacts.tables.description import TableColumn
 from app.artifacts.tables.listing import find_table, tables_of
 from app.artifacts.tables.publish import compact, publish_table, remove
-from app.artifacts.tables.table import open_table
+from app.artifacts.tables.table import key_counts, open_table
 from app.artifacts.tables.writer import DuplicateKeys
 from app.errors import ArtifactInvalid, TableIncomplete
 from tests.support.artifacts import corrupt
@@ -88,7 +88,13 @@ def test_table_and_deltas_equal_a_dict(tmp_path_factory, data, key_type):
         asked = data.draw(st.lists(keys))
         for view, its_twin in views:  # old views stay as they were
             check(view, the_plan, its_twin, [*its_twin, *asked])
-        if views[-1][0].delta:
+        listed = find_table(store / "feed", "items")
+        counts = [opened(store, upto=delta).rows for delta in range(len(listed.deltas) + 1)]
+        assert key_counts(listed) == counts
+        if views[-1][0].delta and not twin:
+            with pytest.raises(ArtifactInvalid, match="items/1 has no rows: its deltas remove"):
+                compact(store / "feed", "items")
+        elif views[-1][0].delta:
             assert compact(store / "feed", "items").version == 2
             check(opened(store), the_plan, twin, [*twin, *asked])
             assert opened(store).created == views[-1][0].created
