@@ -222,6 +222,12 @@ def _add_delta(parser: Parser) -> None:
         "1; false, f, no, n, 0 or an empty cell keeps it, and anything else is a bad row; a file "
         "that only removes keys needs no column of a feature",
     )
+    parser.add_argument(
+        "--allow-empty",
+        action="store_true",
+        help="with --delta: publish also if no file has a row; the delta changes nothing, but the "
+        "table counts as fresh (--max-age): for jobs that often have no change",
+    )
 
 
 def _add_model(parser: Parser) -> None:

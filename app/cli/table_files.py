@@ -127,6 +127,18 @@ def open_file(path: Path) -> TableFile:
     return file
 
 
+def has_no_line(path: Path) -> bool:
+    """Return whether a file is JSON lines and all of its lines are blank, or it has none.
+
+    Raises:
+        FileUnreadable: it cannot be read.
+    """
+    if Path(path.name.removesuffix(".gz")).suffix not in _JSON:
+        return False
+    with _readable(path), _Lines(path) as lines:
+        return not any(content for content, _ in lines.blocks())
+
+
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Turn the errors of reading a file into `FileUnreadable`, which is one line."""

@@ -33,7 +33,7 @@ from app.cli.output import counted, joined_names
 from app.cli.parser import WrongUsage, complain
 from app.cli.signals import importing
 from app.cli.stored_versions import check_version, versions_of_model
-from app.cli.table_files import TableFile, open_file
+from app.cli.table_files import TableFile, has_no_line, open_file
 from app.cli.table_rows import RowEncoder, Source, column_problem, key_type_in
 from app.errors import ArtifactInvalid, did_you_mean
 
@@ -63,6 +63,7 @@ class PublishPlan:
         encoder: of the rows.
         changed: the table that rows change; None if they are a new one.
         may_shrink: whether a delta may remove most rows of its table.
+        may_be_empty: whether a delta may change nothing.
         fold: what folds the rows; None if the table is not folded.
         unused: columns that are not read.
         defaulted: features without a column, which have their default.
@@ -76,6 +77,7 @@ class PublishPlan:
     encoder: RowEncoder
     changed: ListedTable | None
     may_shrink: bool
+    may_be_empty: bool
     fold: "TableFold | None"
     unused: Sequence[str]
     defaulted: Sequence[str]
@@ -127,6 +129,7 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
         encoder=encoder,
         changed=changed,
         may_shrink=options.force,
+        may_be_empty=options.allow_empty,
         fold=fold,
         unused=[name for name in names if name not in encoder.columns],
         defaulted=draft.defaulted,
@@ -140,9 +143,10 @@ def _column(feature: Input, manifest: Manifest) -> TableColumn:
 def _changed(options: argparse.Namespace, model: Path, kind: TableKind) -> ListedTable | None:
     """Return the table that a delta changes; None for a new table."""
     if not options.delta:
-        for name in ("table", "deleted"):
-            if getattr(options, name) is not None:
-                raise WrongUsage(f"--{name} is for deltas; add --delta")
+        for name in ("table", "deleted", "allow_empty"):
+            if getattr(options, name) not in (None, False):
+                option = name.replace("_", "-")
+                raise WrongUsage(f"--{option} is for deltas; add --delta")
         return None
     for name in ("key", "unknown", "max_age"):
         if getattr(options, name) is not None:
@@ -230,7 +234,12 @@ class _Draft:
             FileUnreadable: a file is not a table.
         """
         side = side_of(kind)
-        files = [open_file(path) for path in options.files]
+        # JSON lines have no header, so a file without a line is their form of no rows.
+        files = [
+            open_file(path)
+            for path in options.files
+            if not (options.allow_empty and has_no_line(path))
+        ]
         inputs = {feature.name: feature for feature in manifest.inputs if feature.side == side}
         name = _key_name(options, tables_of(model, kind), list(inputs.values()), base, files)
         mapped: dict[str, tuple[str, ...]] = dict(options.column)

@@ -115,10 +115,12 @@ class _Rows:
         """Add the rows to a delta; the last row of a key counts.
 
         Raises:
-            Refused: there are too many bad rows.
+            Refused: there are too many bad rows, or there is no good one.
         """
         parts = list(self._encoded())
         self._check()
+        if not any(len(part.keys) for part in parts):
+            self._check_empty()
         keys = [key for part in parts for key in part.keys]
         last = {key: row for row, key in enumerate(keys)}
         kept = np.array(sorted(last.values()), np.int64)
@@ -133,6 +135,21 @@ class _Rows:
             except ArtifactInvalid as error:
                 writer.give_up_fold()
                 complain(not_folded(str(error)))
+
+    def _check_empty(self) -> None:
+        """Check that a delta may be without a row: its table would count as fresh.
+
+        Raises:
+            Refused: nobody has said so, or all rows are bad.
+        """
+        if self.bad:
+            raise Refused([], "nothing is published: there is no good row")
+        if not self._plan.may_be_empty:
+            raise Refused(
+                [],
+                "nothing is published: there is no row; with --allow-empty the delta would change "
+                "nothing, and the table would count as fresh",
+            )
 
     def check_delta(self, listed: ListedTable, index: KeyIndex) -> None:
         """Check that enough rows are left when a delta has removed its keys.

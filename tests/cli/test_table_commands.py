@@ -1,5 +1,6 @@
 """`gatehouse items` and `gatehouse users` on a store."""
 
+import gzip
 import json
 import re
 import shlex
@@ -513,6 +514,53 @@ def test_a_table_of_half_the_rows_that_deltas_made_needs_force(store, capsys):
     (line,) = (line for line in run(capsys, "list").splitlines() if "feed 1" in line)
     assert line.split("│")[2].strip() == "3 before deltas"
     run(capsys, "publish", items(ROWS))  # of what cannot be read, servers have only the table
+
+
+def test_a_delta_without_rows_does_not_make_a_table_fresh(store, capsys):
+    run(capsys, "publish", items(ROWS), "--max-age", "1h")
+    header = items("item,quality\n", "empty.csv")
+    none = items("", "empty.jsonl")
+    schema = pa.schema({"item": pa.int64(), "quality": pa.list_(pa.float64())})
+    parquet.write_table(schema.empty_table(), "empty.parquet")
+    for path in (header, "empty.parquet"):
+        assert run(capsys, "publish", path, "--delta", code=ExitCode.USAGE) == (
+            "nothing is published: there is no row; with --allow-empty the delta would change "
+            "nothing, and the table would count as fresh\n"
+        )
+    message = run(capsys, "publish", none, "--delta", code=ExitCode.USAGE)
+    assert message == "empty.jsonl: is empty\n"
+    bad = items("item,quality\nx,1 2\n", "bad.csv")
+    arguments = ["publish", bad, header, "--delta", "--allow-empty", "--max-bad-rows", 1]
+    message = run(capsys, *arguments, code=ExitCode.USAGE)
+    assert message.endswith("nothing is published: there is no good row\n")
+    assert table(store).label == "1"
+
+
+def test_a_job_without_changes_may_say_so(store, capsys):
+    run(capsys, "publish", items(ROWS), "--max-age", "1h")
+    described = store / "feed" / "items" / "1" / "table.json"
+    described.write_text(re.sub('"created": "[0-9]{4}', '"created": "2001', described.read_text()))
+    assert table(store).created.year == 2001
+    with gzip.open("blank.jsonl.gz", "wt") as file:
+        file.write("\n \n")
+    schema = pa.schema({"item": pa.int64(), "quality": pa.list_(pa.float64())})
+    parquet.write_table(schema.empty_table(), "empty.parquet")
+    csv, lines = items("item,quality\n", "empty.csv"), items("", "empty.jsonl")
+    files = [csv, lines, "blank.jsonl.gz", "empty.parquet"]
+    for number, path in enumerate(files, 1):
+        out = run(capsys, "publish", path, "--delta", "--allow-empty")
+        assert out.startswith(f"published items/1.{number} of feed: 0 rows, 2 features")
+    found = table(store)
+    assert (found.label, found.rows) == ("1.4", 3)
+    assert found.created.year > 2001
+    change = items("item,quality\n1,7 7\n", "change.csv")
+    run(capsys, "publish", change, *files, "--delta", "--allow-empty")
+    assert table(store).take(np.array([4]))["quality"].tolist() == [[7, 7]]
+    zero = items("", "zero.csv")
+    message = run(capsys, "publish", zero, "--delta", "--allow-empty", code=ExitCode.USAGE)
+    assert message == "zero.csv: is empty\n"
+    message = run(capsys, "publish", change, "--allow-empty", code=ExitCode.USAGE)
+    assert message == "--allow-empty is for deltas; add --delta\n"
 
 
 def test_a_missing_delta_is_told_and_nothing_comes_before_those_after_it(store, capsys):
