@@ -32,7 +32,7 @@ from app.artifacts.tables.listing import (
 )
 from app.artifacts.tables.publish import compact, remove
 from app.artifacts.tables.segment import check_sizes
-from app.artifacts.tables.table import Table, key_counts, open_table, opening_problem
+from app.artifacts.tables.table import Table, TableKeys, open_table, opening_problem
 from app.artifacts.unnamed_folder import remove_left_over
 from app.cli.option_values import AGE_UNITS_S
 from app.cli.output import Output, counted
@@ -104,7 +104,7 @@ def _rows(listed: ListedTable, table: TableDescription) -> str:
     if not listed.deltas:
         return f"{table.rows:,}"
     try:
-        return f"{key_counts(listed)[-1]:,}"
+        return f"{TableKeys.of(listed).count:,}"
     except (ArtifactInvalid, OSError):
         return f"{table.rows:,} before deltas"
 

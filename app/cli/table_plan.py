@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from app.artifacts.tables.description import (
     side_of,
 )
 from app.artifacts.tables.listing import ListedTable, find_table, newest_fitting, tables_of
-from app.artifacts.tables.table import key_counts
+from app.artifacts.tables.table import TableKeys
 from app.artifacts.tables.writer import TablePlan
 from app.cli.output import counted, joined_names
 from app.cli.parser import WrongUsage, complain
@@ -185,7 +186,7 @@ def _former(model: Path, kind: TableKind, manifest: Manifest) -> ListedTable | N
 def _rows(listed: ListedTable) -> int:
     """Return how many rows a table has with its deltas; without them, if they are damaged."""
     try:
-        return key_counts(listed)[-1]
+        return TableKeys.of(listed).count
     except (ArtifactInvalid, OSError):
         return read_description(listed.folder).rows
 
@@ -353,8 +354,9 @@ def _key_name(
     if options.key is not None:
         named: str = options.key
         return named
-    if tables:
-        return read_description(tables[-1].folder).key.name
+    for listed in reversed(tables):
+        with suppress(ArtifactInvalid):  # servers refuse it: a new table may replace it
+            return read_description(listed.folder).key.name
     ids = [feature.name for feature in features if isinstance(feature, IdInput)]
     if len(ids) == 1:
         return ids[0]

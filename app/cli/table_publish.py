@@ -16,8 +16,8 @@ from app.artifacts.tables.description import TableKind, read_description
 from app.artifacts.tables.keys import Int64, KeyIndex
 from app.artifacts.tables.listing import ListedTable
 from app.artifacts.tables.publish import publish_delta, publish_table
-from app.artifacts.tables.segment import open_segment
-from app.artifacts.tables.table import key_counts, open_table
+from app.artifacts.tables.segment import check_sizes
+from app.artifacts.tables.table import TableKeys
 from app.artifacts.tables.writer import DuplicateKeys, TableWriter
 from app.cli.output import Output, counted, joined_names
 from app.cli.parser import WrongUsage, complain
@@ -55,7 +55,7 @@ def run_publish(options: argparse.Namespace, kind: TableKind) -> int:
     except ArtifactInvalid as error:
         raise WrongUsage(str(error)) from None
     published = time.monotonic()
-    _report(plan, listed, published - began)
+    _report(plan, listed, published - began, rows.unknown_removed)
     if plan.changed is not None and listed.version != plan.changed.version:
         _check_fold(listed)
     if rows.folded:
@@ -75,12 +75,14 @@ class _Rows:
         progress: the bar that shows how far it is; None to show nothing.
         bad: how many rows are bad.
         folded: what folding did, in one line; "" if the table is not folded.
+        unknown_removed: how many of the keys that a delta removes its table did not have.
     """
 
     def __init__(self, plan: PublishPlan, most_bad: int) -> None:
         self.progress: Progress | None = None
         self.bad = 0
         self.folded = ""
+        self.unknown_removed = 0
         self._plan = plan
         self._most_bad = most_bad
         self._problems: list[str] = []
@@ -152,14 +154,22 @@ class _Rows:
             )
 
     def check_delta(self, listed: ListedTable, index: KeyIndex) -> None:
-        """Check that enough rows are left when a delta has removed its keys.
+        """Check that servers can open the table, and that a delta leaves enough of its rows.
 
         Raises:
             Refused: there are too few, or none.
+            ArtifactInvalid: files of the table are missing or damaged.
         """
-        if not (index.rows < 0).any():
-            return
-        *_, before, after = key_counts(listed, index)
+        try:
+            check_sizes(listed.folder, read_description(listed.folder))
+            if not (index.rows < 0).any():
+                return
+            keys = TableKeys.of(listed)
+        except ArtifactInvalid as error:
+            raise ArtifactInvalid(f"nothing is published: {listed.label}: {error}") from error
+        before = keys.count
+        self.unknown_removed = keys.change(index)
+        after = keys.count
         if after == 0:
             raise Refused([], f"nothing is published: {listed.label} would have no row left")
         if after < before / 2 and not self._plan.may_shrink:
@@ -254,16 +264,15 @@ def _publish(plan: PublishPlan, rows: _Rows, table: int | None) -> ListedTable:
         raise rows.duplicates(error) from error
 
 
-def _report(plan: PublishPlan, listed: ListedTable, took_s: float) -> None:
+def _report(plan: PublishPlan, listed: ListedTable, took_s: float, unknown_removed: int) -> None:
     """Print what has been published, and what a careful reader should know."""
     folder = listed.folder if plan.changed is None else listed.delta_folder(len(listed.deltas))
     table = read_description(folder)
     output = Output()
     removed = ""
     if table.removed:
-        unknown = _removed_in_vain(listed)
         removed = f", {counted(table.removed, 'removed key')}"
-        removed += f" ({unknown:,} unknown)" if unknown else ""
+        removed += f" ({unknown_removed:,} unknown)" if unknown_removed else ""
     output.print_line(
         f"published {table.label} of {table.model}: {counted(table.rows, 'row')}{removed}, "
         f"{len(table.columns)} features, key {table.key.name} ({table.key.type}), "
@@ -290,15 +299,6 @@ def _check_fold(listed: ListedTable) -> None:
                 f"{table.label} was published meanwhile, folded for version {table.fold.version}"
             )
         )
-
-
-def _removed_in_vain(listed: ListedTable) -> int:
-    """Return how many keys the last delta removes that its table did not have."""
-    last = len(listed.deltas)
-    before = open_table(listed, listed.folder.parent.parent.name, last - 1)
-    index = open_segment(listed.delta_folder(last)).index
-    removed = index.keys_at(np.flatnonzero(index.rows < 0))
-    return int(np.count_nonzero(before.find(before.as_keys(removed)) < 0))
 
 
 @contextmanager

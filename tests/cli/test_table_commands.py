@@ -412,6 +412,34 @@ def test_a_damaged_table_is_listed_with_the_reason(store, capsys):
     assert 'store "store" has no items' in run(capsys, "list", code=ExitCode.FAILED)
 
 
+def test_a_table_that_cannot_be_read_is_replaced_by_one_with_the_same_key(store, capsys):
+    skus = "item,quality,sku\n" + "".join(f"{n},1 2,s{n}\n" for n in range(3))
+    for _ in range(2):
+        run(capsys, "publish", items(skus, "skus.csv"), "--key", "sku", "--force")
+    (store / "feed" / "items" / "2" / "table.json").write_text("{}")
+    run(capsys, "publish", items(skus, "skus.csv"))
+    assert table(store).key == "sku"
+
+
+def test_a_delta_of_a_damaged_table_is_not_published(store, capsys):
+    run(capsys, "publish", items(ROWS))
+    folder = store / "feed" / "items" / "1"
+    added = ["publish", items("item,quality\n2,7 7\n", "added.csv"), "--delta"]
+    gone = items("item,gone\n2,yes\n", "gone.csv")
+    removed = ["publish", gone, "--delta", "--deleted", "gone"]
+    run(capsys, *added)
+    (folder.with_name("1.delta") / "1" / "keys").unlink()
+    assert run(capsys, *removed, code=ExitCode.USAGE) == (
+        "nothing is published: items/1: delta 1: keys: is missing\n"
+    )
+    (folder / "rows").unlink()
+    for arguments in (added, removed):
+        assert run(capsys, *arguments, code=ExitCode.USAGE) == (
+            "nothing is published: items/1: rows: is missing\n"
+        )
+    assert tables_of(store / "feed", "items")[0].deltas == (1,)
+
+
 def test_a_delta_that_only_removes_keys_needs_no_features(store, capsys):
     run(capsys, "publish", items(ROWS))
     path = items("item,gone\n2,yes\n9,yes\n", "gone.csv")

@@ -405,37 +405,54 @@ def _as_keys(keys: Sequence[_Key], description: TableDescription) -> Int64 | lis
     return [*map(str, keys)]
 
 
-def key_counts(listed: ListedTable, *further: KeyIndex) -> list[int]:
-    """Return how many keys a table has without deltas, with its first one, and so on.
+class TableKeys:
+    """The keys of a table with its deltas, without its rows.
 
-    Only keys are read, and none is hashed, so a table of a million rows takes milliseconds.
+    No file is hashed, so a table of a million rows takes milliseconds.
 
-    Args:
-        listed: from `tables_of`.
-        further: the keys of deltas that come after those that are listed.
-
-    Raises:
-        TableIncomplete: files are missing or short.
-        ArtifactInvalid: the keys or a description are wrong.
-        OSError: a file cannot be read now.
+    Attributes:
+        count: how many keys there are.
     """
-    description, base = open_index(listed.folder)
-    deltas = []
-    for number in listed.deltas:
-        delta, index = open_index(listed.delta_folder(number))
-        _check_delta(delta, description, number)
-        deltas.append(index)
-    counts = [len(base.rows)]
-    is_there: dict[_Key, bool] = {}  # each changed key
-    for index in (*deltas, *further):
-        keys: Sequence[_Key] = index.keys_at(np.arange(len(index.rows)))
-        in_base = base.find(_as_keys(keys, description)) >= 0
-        count = counts[-1]
-        for key, row, was in zip(keys, index.rows.tolist(), in_base.tolist(), strict=True):
-            count += (row >= 0) - is_there.get(key, was)
-            is_there[key] = row >= 0
-        counts.append(count)
-    return counts
+
+    def __init__(self, description: TableDescription, base: KeyIndex) -> None:
+        """Take the keys of a table without deltas."""
+        self.count = len(base.rows)
+        self._description = description
+        self._base = base
+        self._is_there: dict[_Key, bool] = {}  # each changed key
+
+    @classmethod
+    def of(cls, listed: ListedTable) -> "TableKeys":
+        """Read the keys of a table and of its deltas.
+
+        Raises:
+            ArtifactInvalid: files are missing or short, or the keys or a description are wrong.
+            OSError: a file cannot be read now.
+        """
+        description, base = open_index(listed.folder)
+        keys = cls(description, base)
+        for number in listed.deltas:
+            try:
+                delta, index = open_index(listed.delta_folder(number))
+                _check_delta(delta, description, number)
+            except ArtifactInvalid as error:
+                raise ArtifactInvalid(f"delta {number}: {error}") from error
+            keys.change(index)
+        return keys
+
+    def change(self, index: KeyIndex) -> int:
+        """Apply a delta with these keys; return how many of those that it removes are unknown."""
+        changed: Sequence[_Key] = index.keys_at(np.arange(len(index.rows)))
+        in_base = self._base.find(_as_keys(changed, self._description)) >= 0
+        unknown = 0
+        for key, row, is_in_base in zip(
+            changed, index.rows.tolist(), in_base.tolist(), strict=True
+        ):
+            was_there = self._is_there.get(key, is_in_base)
+            self.count += (row >= 0) - was_there
+            unknown += row < 0 and not was_there
+            self._is_there[key] = row >= 0
+        return unknown
 
 
 def _without_deltas(base: Segment) -> Table:
