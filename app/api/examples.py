@@ -46,7 +46,7 @@ def example_request(
     key: tuple[int | str, ...] = (
         candidates,
         shows_users,
-        *(f"{bound.kind}/{bound.table.label}" for bound in tables.all),
+        *("/".join((bound.kind, *bound.table.ids)) for bound in tables.all),
     )
     if key not in examples:
         if len(examples) >= _MOST_MADE:  # deltas come and go
@@ -60,10 +60,10 @@ def _make(model: Interface, candidates: int, tables: ModelTables, *, shows_users
     request = _full(model, candidates)
     if tables.users is not None and not shows_users:
         _hide_user(tables.users, request["user"])
-    elif tables.users is not None and (keys := tables.users.table.keys(0, 1)):
+    elif tables.users is not None and (keys := tables.users.table.first_keys(1)):
         request["user"] = _by_key(tables.users, keys[0], request["user"])
-    if tables.items is not None and (keys := tables.items.table.keys(0, candidates)):
-        rows = min(len(keys), candidates)
+    if tables.items is not None and (keys := tables.items.table.first_keys(candidates)):
+        rows = len(keys)
         if not tables.items.is_complete:  # the golden request has the other features
             rows = min(rows, len(request["candidate_keys"]))
         request["candidates"] = _by_key(tables.items, keys[:rows], request["candidates"])

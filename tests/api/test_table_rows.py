@@ -57,6 +57,39 @@ async def test_example_request_is_the_short_one_and_is_answered(served):
     assert more["candidates"] == KEYS
 
 
+async def test_examples_have_keys_of_a_table_whose_first_rows_deltas_change(
+    served, folder, manifest
+):
+    """A delta that touches the first rows must not change what callers copy, or `bench` sends."""
+    parts, client = served
+    change_rows(folder, manifest, "users", "user_id", random_rows(manifest, "users", [42]))
+    for removed in ([], [3]):
+        changed = random_rows(manifest, "items", [7, 11, 20])
+        change_rows(folder, manifest, "items", "item_id", changed, removed)
+        await parts.deployment.refresh()
+        shown = (await client.get("/v1/models/tiny/example?candidates=9")).json()
+        left = [key for key in KEYS if key not in removed]
+        assert (shown["user"], shown["candidates"]) == (42, [*left, 20])
+        assert (await client.post("/v1/models/tiny/score", json=shown)).status_code == 200
+        document = (await client.get("/openapi.json")).json()
+        body = document["paths"]["/v1/models/{model}/score"]["post"]["requestBody"]["content"]
+        example = body["application/json"]["examples"]["tiny"]["value"]
+        assert (example["user"], example["candidates"]) == (42, left[:3])
+    assert '{"user": 42, "candidates": [7, 11, 5]' in (await client.get("/")).text
+
+
+async def test_example_follows_a_delta_that_another_one_replaced(served, folder, manifest):
+    parts, client = served
+    for added in (20, 21):
+        shutil.rmtree(folder / "tiny" / "items" / "1.delta", ignore_errors=True)
+        (folder / "tiny" / "items" / ".1.delta.last").unlink(missing_ok=True)
+        rows = random_rows(manifest, "items", [added])
+        change_rows(folder, manifest, "items", "item_id", rows, removed=KEYS)
+        await parts.deployment.refresh()
+        shown = (await client.get("/v1/models/tiny/example")).json()
+        assert shown["candidates"] == [added]
+
+
 async def test_home_page_shows_the_short_request(served):
     _, client = served
     assert '{"user": 42, "candidates": [7, 3, 11]' in (await client.get("/")).text

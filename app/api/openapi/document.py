@@ -42,10 +42,8 @@ def install(app: FastAPI, registry: Registry, keys: Keys) -> None:
         versions = tuple(
             (manifest.name, manifest.version, manifest.created) for manifest in manifests
         )
-        bases = tuple(
-            (bound.kind, bound.table.version) for _, tables in models for bound in tables.all
-        )
-        state = (versions, bases, keys.are_required)
+        contents = tuple(bound.table.ids for _, tables in models for bound in tables.all)
+        state = (versions, contents, keys.are_required)  # examples have keys of the tables
         content = cache.get(state)
         if content is None:
             content = await asyncio.to_thread(_document, app, models, needs_key=keys.are_required)

@@ -111,6 +111,11 @@ class Table:
         return f"{self.version}.{self.delta}" if self.delta else str(self.version)
 
     @property
+    def ids(self) -> tuple[str, ...]:
+        """The `id` of the table and of each delta; a label may come back with other rows."""
+        return self.description.id, *self.delta_ids
+
+    @property
     def key(self) -> str:
         """The name of the key in requests; it need not be a feature of the model."""
         return self.description.key.name
@@ -242,18 +247,24 @@ class Table:
         out[...] = column
         return out
 
-    def keys(self, start: int, stop: int) -> list[int] | list[str]:
-        """Return the keys of the table's rows from `start` to below `stop`, in their order.
+    def first_keys(self, count: int) -> list[int] | list[str]:
+        """Return up to `count` keys that the table has, fewer only if it has fewer.
 
-        Keys that deltas change or remove are left out. It takes milliseconds.
+        Keys of the table come first, in the order of its rows, whether deltas change their rows or
+        not; then keys that deltas add. It takes milliseconds.
         """
-        rows = self.base.index.rows
-        entries = np.flatnonzero((rows >= start) & (rows < stop))
-        keys = self.base.index.keys_at(entries[np.argsort(rows[entries])])
-        if self._changes is None:
-            return keys
-        changed = self._changes.positions
-        return [key for key in keys if key not in changed]  # type: ignore[return-value]
+        index, changed = self.base.index, {} if self._changes is None else self._changes.positions
+        found: list[Any] = []
+        begin, step = 0, count
+        while len(found) < count and begin < self.description.rows:
+            entries = np.flatnonzero((index.rows >= begin) & (index.rows < begin + step))
+            keys: Sequence[_Key] = index.keys_at(entries[np.argsort(index.rows[entries])])
+            found += [key for key in keys if changed.get(key, 0) >= 0]
+            begin, step = begin + step, 2 * step  # each step reads the whole index
+        if len(found) < count:  # so it has all keys of the table
+            known = set(found)
+            found += [key for key, row in changed.items() if row >= 0 and key not in known]
+        return found[:count]
 
     def batches(self, rows: int) -> Iterator[tuple[Int64 | list[str], Int64]]:
         """Yield all keys and their positions, at most `rows` at a time.

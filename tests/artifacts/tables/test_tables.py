@@ -53,6 +53,10 @@ def check(table, the_plan, twin, asked):
     assert table.rows == len(twin)
     everything = [list(keys) for keys, _ in table.batches(5)]
     assert sorted(key for part in everything for key in part) == sorted(twin)
+    for count in (0, 1, 3, 99):
+        first = table.first_keys(count)
+        assert len(set(first)) == len(first) == min(count, len(twin))
+        assert set(first) <= set(twin)
 
 
 @pytest.fixture
@@ -126,13 +130,22 @@ def test_table_says_what_it_is(tmp_path):
     assert set(table.columns) == {"price", "vector", "brand", "tags"}
     assert table.max_age_s == 60.0
     assert (datetime.now(UTC) - table.created).total_seconds() < 60
-    assert table.keys(0, 3) == [11]
-    assert opened(tmp_path, upto=0).keys(0, 2) == [11, 12]
     assert opened(tmp_path, upto=0).label == "1"
     files = [path for path in (tmp_path / "feed" / "items").rglob("*") if path.is_file()]
     assert table.size == sum(
         e.stat().st_size for e in files if e.name != "table.json" and e.name[0] != "."
     )
+
+
+def test_first_keys_are_those_of_the_table_then_those_that_deltas_add(tmp_path):
+    publish(plan(tmp_path), {11: 1, 12: 2, 13: 3, 14: 4})
+    change(plan(tmp_path), {11: 5, 20: 6, 21: 7}, [12, 13])
+    change(plan(tmp_path), {22: 8}, [21])
+    table = opened(tmp_path)
+    assert table.first_keys(1) == [11]
+    assert table.first_keys(2) == [11, 14]
+    assert table.first_keys(3) == [11, 14, 20]
+    assert table.first_keys(9) == [11, 14, 20, 22]
 
 
 def test_repeated_keys_are_refused_and_leave_nothing(tmp_path):
@@ -292,7 +305,7 @@ def test_forged_files_are_refused_or_harmless(tmp_path_factory, eight_rows, file
     positions = table.find(asked)
     assert ((positions >= -1) & (positions < 8)).all()
     assert len(table.take(positions)) == len(asked)
-    assert len(table.keys(0, 100)) == 8
+    assert len(table.first_keys(100)) == 8
 
 
 @pytest.mark.parametrize(
