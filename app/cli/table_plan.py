@@ -1,15 +1,24 @@
 """Compare files with a model: the plan of a table or a delta, or every reason against it."""
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter, ValidationError
+
 from app.artifacts.artifact_files import load_vocabularies, read_manifest
-from app.artifacts.inputs import DenseInput, IdInput, Input
-from app.artifacts.manifest import Manifest
+from app.artifacts.inputs import (
+    FEATURE_NAME_PATTERN,
+    DenseInput,
+    FeatureName,
+    IdInput,
+    Input,
+)
+from app.artifacts.manifest import PATTERNS, Manifest
 from app.artifacts.store import Artifact
 from app.artifacts.tables.compatibility import (
     fold_problems,
@@ -118,7 +127,7 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
         sent=tuple(dict.fromkeys(options.sent)) if base is None else base.sent,
         unknown=options.unknown or "error",
         max_age_s=options.max_age,
-        source=", ".join(file.path.name for file in draft.files)[:1024],
+        source=_shown_names(draft.files),
     )
     names = dict.fromkeys(name for file in draft.files for name in file.names)
     return PublishPlan(
@@ -135,6 +144,12 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
         unused=[name for name in names if name not in encoder.columns],
         defaulted=draft.defaulted,
     )
+
+
+def _shown_names(files: Sequence[TableFile]) -> str:
+    """Return the names of files as text; bytes that are not UTF-8 are replaced."""
+    names = ", ".join(file.path.name for file in files)
+    return names.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:1024]
 
 
 def _column(feature: Input, manifest: Manifest) -> TableColumn:
@@ -347,13 +362,12 @@ def _key_name(
     """Return the name of the key: `--key`, else that of the newest table, else the only id.
 
     Raises:
-        WrongUsage: the features have no id, or several.
+        WrongUsage: `--key` cannot be a name, or the features have no id, or several.
     """
     if base is not None:
         return base.key.name
     if options.key is not None:
-        named: str = options.key
-        return named
+        return _checked_key(options.key)
     for listed in reversed(tables):
         with suppress(ArtifactInvalid):  # servers refuse it: a new table may replace it
             return read_description(listed.folder).key.name
@@ -365,6 +379,30 @@ def _key_name(
         f"choose the key with --key (id features: {joined_names(ids)}; "
         f"columns of the file: {columns})"
     )
+
+
+def _checked_key(name: str) -> str:
+    """Return the name of `--key` if requests can have it.
+
+    Raises:
+        WrongUsage: they cannot; it proposes a name that they can have.
+    """
+    if _is_name(name):
+        return name
+    near = re.sub(r"[\s/\\]+", "-", name).strip("-").lstrip(".")[:64]
+    hint = ""
+    if name.isprintable() and _is_name(near):
+        hint = f'; to read that column, use --key {near} --column "{near}={name}"'
+    raise WrongUsage(f'--key "{name}": {PATTERNS[FEATURE_NAME_PATTERN]}{hint}')
+
+
+def _is_name(text: str) -> bool:
+    """Whether text may be the name of a key or a feature."""
+    try:
+        TypeAdapter(FeatureName).validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def _key_type(

@@ -130,16 +130,27 @@ async def test_v2_example_has_keys_only_and_is_answered(served):
     assert all(tensor["optional"] for tensor in config["input"])
 
 
-async def test_v2_metadata_lists_a_key_that_is_no_feature(folder, manifest):
+@pytest.mark.parametrize("name", ["sku", "_id of ключ"])
+async def test_v2_metadata_lists_a_key_that_is_no_feature(folder, manifest, name):
     rows = random_rows(manifest, "items", KEYS)
     named = {f"sku-{key}": row for key, row in rows.items()}
     named |= {"a/b": rows[7], "/a//": rows[11], "%2F": rows[5]}
-    publish_rows(folder, manifest, "items", "sku", named)
+    publish_rows(folder, manifest, "items", name, named)
     async with gatehouse(Settings(store=folder, lanes=1, request_timeout_ms=30_000)) as parts:
         await parts.start()
         async with client_of(parts) as client:
             inputs = (await client.get("/v2/models/tiny")).json()["inputs"]
-            assert inputs[-1] == {"name": "sku", "datatype": "BYTES", "shape": [-1, 1]}
+            assert inputs[-1] == {"name": name, "datatype": "BYTES", "shape": [-1, 1]}
+            scored = (await client.get("/v1/models/tiny/example")).json()
+            scored["candidates"] = {name: ["sku-7", "a/b"]}
+            got = await client.post("/v1/models/tiny/score", json=scored | {"ranking": None})
+            assert sorted(got.json()["ranking"]) == [0, 1]
+            shown = (await client.get("/openapi.json")).json()
+            body = shown["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]
+            example = body["application/json"]["examples"]["tiny"]["value"]
+            assert example["inputs"][-1]["name"] == name
+            got = await client.post("/v2/models/tiny/infer", json=example)
+            assert got.json()["parameters"]["items_table"] == "1"
             row = (await client.get("/v1/models/tiny/items/sku-7")).json()
             assert row["key"] == "sku-7"
             assert row["features"]["item_id"] == 7

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import shlex
 import shutil
@@ -15,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import torch
+from torch import Tensor, nn
 
 from app.artifacts.encoding import Listed, write_vocabulary
 from app.artifacts.inputs import DenseInput, IdInput, IdListInput
@@ -88,6 +91,54 @@ def test_users_are_published_by_a_key_that_is_no_feature(store, capsys):
     assert main(["users", "list"]) == ExitCode.OK
     assert "at most 36h old" in capsys.readouterr().out
     assert main(["users", "publish", path, "--unknown", "drop"]) == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("name", ["_id", "item id", "ключ", "a.b", "$id"])
+def test_a_key_may_have_the_name_of_any_column(store, capsys, name):
+    path = items(f"{name},quality,item\nx,1 2,1\ny,3 4,2\n")
+    run(capsys, "publish", path, "--key", name)
+    run(capsys, "publish", path, "--delta")
+    assert table(store).key == name
+    assert run(capsys, "show", "y").startswith(f"items/1.1 of feed, {name} y\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("", ""),
+        ("a\tb", ""),
+        ("a/b", '; to read that column, use --key a-b --column "a-b=a/b"'),
+        (".id", '; to read that column, use --key id --column "id=.id"'),
+    ],
+)
+def test_a_name_that_no_key_can_have_is_told_with_the_nearest(store, capsys, name, hint):
+    path = items(f"{name},quality,item\nx,1 2,1\n")
+    message = run(capsys, "publish", path, "--key", name, code=ExitCode.USAGE)
+    assert "must have 1 to 64 characters, no slash or control character among them" in message
+    assert message.endswith(f"no space at either end{hint}\n")
+    if hint:
+        run(capsys, "publish", path, *shlex.split(hint.partition(" use ")[2]))
+        assert table(store).find(["x"]) == [0]
+
+
+def test_features_of_any_name_may_be_sent_or_be_the_key(store, capsys):
+    inputs = (
+        DenseInput(name="age", side="user"),
+        IdInput(name="_артикул id", side="candidate", vocabulary_size=10),
+        DenseInput(name="цена", side="candidate"),
+        DenseInput(name="size", side="candidate"),
+    )
+    publish(Store(store), description(inputs=inputs), scripted(Sized()), batch(inputs))
+    run(capsys, "publish", items("_артикул id,size\n1,2\n"), "--sent", "цена")
+    found = table(store)
+    assert (found.key, found.description.sent) == ("_артикул id", ("цена",))
+
+
+def test_a_file_whose_name_is_not_utf8_is_published(store, capsys):
+    name = os.fsdecode(b"items\xff.csv")
+    Path(name).write_text(ROWS, encoding="utf-8")
+    run(capsys, "publish", name)
+    assert table(store).description.source == "items\ufffd.csv"
 
 
 def test_bad_rows_are_listed_with_file_line_column_and_rule(store, capsys):
@@ -246,6 +297,16 @@ def test_one_row_is_counted_as_one(capsys):
     assert ": 1 row, 2 features" in run(capsys, "publish", path)
     run(capsys, "publish", path, "--delta")
     assert run(capsys, "compact").endswith(", 1 row\n")
+
+
+class Sized(nn.Module):
+    """[B, 2]: the user's age plus the candidate's size, twice."""
+
+    def forward(
+        self, user: dict[str, Tensor], candidate: dict[str, Tensor], row_to_request: Tensor
+    ) -> Tensor:
+        total = user["age"][row_to_request] + candidate["size"]  # [B, 1]
+        return torch.cat([total, total], dim=1)  # [B, 2]
 
 
 def with_vocabulary(store, words):

@@ -39,7 +39,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from app.artifacts.columns import column_dtype, column_shape
 from app.artifacts.encoding import Listed
-from app.artifacts.inputs import DenseInput, IdListInput, Input
+from app.artifacts.inputs import DenseInput, FeatureName, IdListInput, Input
 from app.artifacts.manifest import MOST_FOLDED, Manifest, Name, first_problem
 from app.artifacts.store import LARGEST_VERSION
 from app.artifacts.value import Value
@@ -109,9 +109,9 @@ class TableColumn(Value):
 
 
 class TableKey(Value):
-    """The feature, or other name, by which requests name a row."""
+    """The feature, or other name, by which requests name a row; an input of V2 has it, too."""
 
-    name: Name
+    name: FeatureName
     type: KeyType
 
 
@@ -178,7 +178,7 @@ class TableDescription(Value):
     bits: int = Field(ge=1, le=32)
     seed: int = Field(ge=0, lt=2**32)
     columns: tuple[TableColumn, ...] = Field(min_length=1)
-    sent: tuple[Name, ...] = ()
+    sent: tuple[FeatureName, ...] = ()
     unknown: UnknownPolicy = "error"
     max_age_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     fold: Fold | None = None
