@@ -1,8 +1,9 @@
 """`gatehouse check`: verify every artifact of a store, and its item and user tables."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from app.artifacts.store import Artifact, Store, by_model
 from app.artifacts.tables.description import TABLE_KINDS
 from app.artifacts.tables.listing import ListedTable, missing_table, tables_of
 from app.artifacts.tables.table import Table as ItemTable, open_table
+from app.artifacts.unnamed_folder import unnamed_folders
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain, not_empty
 from app.cli.settings_options import add_store, existing_store, store_of
@@ -26,7 +28,7 @@ Check = Callable[[], tuple[str, str]]
 _DESCRIPTION = """\
 Load every artifact in a store, run its golden examples, verify the item and user tables, and print
 a table. A broken artifact or a folder that cannot be read is a row of the table; the others are
-checked all the same."""
+checked all the same. Then the folders that killed commands have left are listed."""
 _EPILOG = """\
 exit codes: 0 all artifacts are valid; 1 some are not, or there are none; 2 there is no such store
 
@@ -89,9 +91,32 @@ def run(options: argparse.Namespace) -> int:
             table.add_row(escape(name), escape(network), escape(tasks), "[green]ok")
     if not table.row_count:
         complain(f'store "{store}" has no artifacts')
-        return ExitCode.FAILED
-    Output().print(table)
+        failures += 1
+    else:
+        Output().print(table)
+    for line in _unnamed(store):
+        Output().print_line(line)
     return ExitCode.FAILED if failures else ExitCode.OK
+
+
+def _unnamed(store: Path) -> Iterator[str]:
+    """Yield what killed commands have left in a store; it takes space, and nothing serves it."""
+    models = sorted(path for path in store.iterdir() if path.is_dir() and path.name[0] != ".")
+    for folder in [folder for model in models for folder in (model, *_table_folders(model))]:
+        for unnamed in unnamed_folders(folder):
+            size = f"{unnamed.path.relative_to(store)}: {unnamed.size / 1e6:.1f} MB"
+            if unnamed.is_left_over:
+                yield f"{size} of a command that was killed; the next publish or prune removes it"
+            else:
+                since = f"{datetime.fromtimestamp(unnamed.changed, UTC):%Y-%m-%d %H:%M} UTC"
+                yield (
+                    f"{size}, last written {since}, of a command that was killed, or runs on "
+                    "another host; a publish or prune removes it a day after that"
+                )
+
+
+def _table_folders(model: Path) -> list[Path]:
+    return [model / kind for kind in TABLE_KINDS]
 
 
 def _table_checks(versions: Sequence[Artifact]) -> list[tuple[str, Check]]:

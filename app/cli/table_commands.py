@@ -40,7 +40,8 @@ with others serves, publish a table for it (--version); servers give each versio
 that fits it.
 
 exit codes: 0 published; 1 published, but the server of --wait refuses it, or has not applied it in
-time; 2 wrong usage, or the file cannot be published: the first 20 reasons are listed
+time; 2 wrong usage, or the file cannot be published: the first 20 reasons are listed; 130 or 143:
+ended by Ctrl-C or SIGTERM, without leaving a part
 
 examples:
   gatehouse {kind} publish {kind}.parquet --model feed

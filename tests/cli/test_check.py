@@ -53,6 +53,18 @@ def test_broken_artifacts_have_their_reason_and_the_rest_is_checked(capsys, tmp_
     assert " ok " in fourth
 
 
+def test_folders_of_other_hosts_and_of_models_without_versions_are_listed(capsys, tmp_path):
+    left = tmp_path / "feed" / "users" / ".publishing-x"
+    left.mkdir(parents=True)
+    (left / "rows").write_bytes(bytes(3_000_000))
+    os.utime(left / "rows", (1e9, 1e9))
+    assert main(["check", str(tmp_path)]) == ExitCode.FAILED
+    shown = capsys.readouterr()
+    assert "has no artifacts" in shown.err
+    assert shown.out.startswith("feed/users/.publishing-x: 3.0 MB, last written 20")
+    assert "of a command that was killed, or runs on another host" in shown.out
+
+
 def test_an_unexpected_error_is_a_row_and_the_rest_is_checked(capsys, tmp_path, monkeypatch):
     published(tmp_path)
     published(tmp_path, name="search")

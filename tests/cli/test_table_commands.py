@@ -782,6 +782,51 @@ def test_a_killed_publish_leaves_nothing_that_serves(store, capsys):
     assert table(store).rows == 3
 
 
+STOPPING = """
+import sys, time
+from app.artifacts import publish
+from app.artifacts.tables.writer import TableWriter
+from app.cli.main import main
+
+def stop(*_):
+    print("stopped", flush=True)
+    time.sleep(600)
+
+publish.load = TableWriter.finish = stop
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("command", [["items", "publish", "items.csv"], ["publish", "built"]])
+def test_a_publish_that_is_ended_leaves_nothing_for_long(store, tmp_path, capsys, command, number):
+    items(ROWS)
+    shutil.copytree(store / "feed" / "1", tmp_path / "built")
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPING, *command],
+        env=patient_environment() | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout.readline() == "stopped\n"
+    process.send_signal(number)
+    process.communicate()
+    is_killed = number == signal.SIGKILL
+    assert process.returncode == (-number if is_killed else 128 + number)
+    folder = store / "feed" / "items" if command[0] == "items" else store / "feed"
+    left = [path.name for path in folder.iterdir() if path.name.startswith(".publishing-")]
+    assert len(left) == is_killed
+    assert main(["check"]) == ExitCode.OK
+    lines = [line for line in capsys.readouterr().out.splitlines() if ".publishing-" in line]
+    assert len(lines) == is_killed
+    for line in lines:
+        place = (folder / left[0]).relative_to(store)
+        assert re.match(rf"{re.escape(str(place))}: [0-9.]+ MB of a command that was killed", line)
+    assert main(command) == ExitCode.OK
+    assert not any(path.name.startswith(".publishing-") for path in folder.iterdir())
+
+
 @pytest.mark.slow
 def test_publish_waits_until_a_server_serves_from_the_table_or_refuses_it(store, tmp_path, capsys):
     with_vocabulary(store, ["apple", "pear"])
