@@ -156,7 +156,7 @@ def _open_parquet(path: Path) -> TableFile:
 
     with parquet.ParquetFile(path) as file:
         names, types = file.schema_arrow.names, file.schema_arrow.types
-        kinds = dict(zip(names, types, strict=True))
+        kinds = {name: _without_views(kind) for name, kind in zip(names, types, strict=True)}
         return TableFile(path, "parquet", names, file.metadata.num_rows, kinds)
 
 
@@ -169,8 +169,23 @@ def _parquet(file: TableFile, columns: Sequence[str]) -> Iterator[Chunk]:
         for batch in opened.iter_batches(READ_ROWS, columns=list(columns), use_threads=False):
             numbers = np.arange(read + 1, read + batch.num_rows + 1)
             read += batch.num_rows
-            arrays = {name: batch.column(name) for name in columns}
+            arrays = {name: _cast(batch.column(name), file.types[name]) for name in columns}
             yield Chunk(arrays, batch.num_rows, numbers, (), read)
+
+
+def _without_views(arrow_type: Any) -> Any:  # noqa: ANN401  (pyarrow has no types)
+    """Return a type with plain text in place of string views, which few functions of Arrow take."""
+    import pyarrow as pa
+
+    if pa.types.is_string_view(arrow_type):
+        return pa.large_string()
+    if pa.types.is_list(arrow_type) and pa.types.is_string_view(arrow_type.value_type):
+        return pa.list_(pa.large_string())
+    return arrow_type
+
+
+def _cast(array: Array, arrow_type: object) -> Array:
+    return array if array.type == arrow_type else array.cast(arrow_type)
 
 
 def _open_csv(path: Path) -> TableFile:

@@ -44,7 +44,13 @@ from app.cli.parser import WrongUsage, complain
 from app.cli.signals import importing
 from app.cli.stored_versions import check_version, versions_of_model
 from app.cli.table_files import TableFile, has_no_line, open_file
-from app.cli.table_rows import RowEncoder, Source, column_problem, key_type_in
+from app.cli.table_rows import (
+    RowEncoder,
+    Source,
+    column_problem,
+    key_column_problem,
+    key_type_in,
+)
 from app.errors import ArtifactInvalid, did_you_mean
 
 if TYPE_CHECKING:  # it imports torch
@@ -326,8 +332,16 @@ class _Draft:
             if column not in file.names:
                 hint, known = did_you_mean(column, file.names), joined_names(file.names)
                 yield f'{file.path}: no column "{column}", the key{hint} (columns: {known})'
+            elif feature is None and (reason := key_column_problem(file, column, self._key_needs)):
+                yield reason
         if self.base is None and feature is not None and (reason := key_problem(feature)):
             yield f"--key {name}: {reason}"
+
+    @property
+    def _key_needs(self) -> KeyType | None:
+        """The type that the key must have; None if its values need not be integers."""
+        is_guessed = self.base is None and self.key.type == "int64"
+        return None if is_guessed else self.key.type
 
     def _sent_problems(self) -> Iterator[str]:
         """Yield why requests cannot send the features that `--sent` names."""

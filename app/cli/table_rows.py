@@ -179,12 +179,18 @@ class RowEncoder:
     ) -> tuple[Int64 | list[str], Flags]:
         """Return the keys, and which rows have none."""
         keys: Int64 | list[str]
+        inexact: dict[int, str] = {}
         if self.key_type == "int64":
             keys, empty, wrong = read_integers(array, file)
-            for row in np.flatnonzero(wrong).tolist() if file.kind == "json" else ():
-                value = chunk.columns[self.key][row]
-                if type(value) is int and -(2**63) <= value < 2**63:  # beside other types
+            if file.kind == "parquet" and _is_float(array):
+                wrong |= ~empty & (np.abs(keys) > _exact_up_to(array))
+            rows = np.flatnonzero(wrong & (not file.is_text))
+            cells = _cells(chunk.columns[self.key], rows)
+            for row, value in zip(rows.tolist(), cells, strict=True):
+                if type(value) is int and -(2**63) <= value < 2**63:  # beside other values
                     keys[row], wrong[row] = value, False
+                elif file.kind == "parquet" and _is_inexact(value, _exact_up_to(array)):
+                    inexact[row] = _inexact_rule(_exact_up_to(array))
             rule = "must be an integer that fits in int64"
         else:
             values = values_of(array)
@@ -194,7 +200,7 @@ class RowEncoder:
             keys = [value if isinstance(value, str) else "" for value in values]
             rule = f"must be a string of at most {LONGEST_KEY} characters"
         for row in np.flatnonzero(wrong | empty).tolist():
-            why = "is empty, but it is the key" if empty[row] else rule
+            why = "is empty, but it is the key" if empty[row] else inexact.get(row, rule)
             problems.add(row, f'column "{self.key}": {why}')
         return keys, wrong | empty
 
@@ -283,6 +289,9 @@ def _by_value(
         value = [] if is_list else MISSING  # which is the default, or a problem
     elif file.kind != "json":
         value = _from_text(feature, value)
+        elements = value if isinstance(value, list) else [value]
+        if _has_integer_ids(feature) and any(_is_inexact(element) for element in elements):
+            return np.zeros(0), [f'column "{source.columns[0]}": {_inexact_rule()}']
     of_value = ValidationReport()
     read = column_by_value(feature, [value], Side({}, 1, "columns"), of_value, vocabulary)
     _count(of_value.unknown_ids, report.unknown_ids)
@@ -312,6 +321,37 @@ def _from_text(feature: Input, value: object) -> object:
             return value
         return [_from_scalar(feature, element) for element in elements]
     return _from_scalar(feature, value)
+
+
+def _has_integer_ids(feature: Input) -> bool:
+    return not isinstance(feature, DenseInput) and feature.encoding.id_type is int
+
+
+def _is_inexact(value: object, limit: float = EXACT) -> bool:
+    """Return whether a float is an integer that fits in int64, but may have been another one."""
+    return isinstance(value, float) and value.is_integer() and limit < abs(value) < 2.0**63
+
+
+def _inexact_rule(limit: float = EXACT) -> str:
+    power = int(limit).bit_length() - 1
+    return f"is a float beyond 2^{power}, where floats are not exact: store it as an integer"
+
+
+def _is_float(array: Array) -> bool:
+    import pyarrow as pa
+
+    return not isinstance(array, Mixed) and bool(pa.types.is_floating(array.type))
+
+
+def _exact_up_to(array: Array) -> float:
+    """Return up to where floats of a column's type hold every integer."""
+    import pyarrow as pa
+
+    if isinstance(array, Mixed):
+        return EXACT
+    if pa.types.is_float16(array.type):
+        return 2.0**11
+    return 2.0**24 if pa.types.is_float32(array.type) else EXACT
 
 
 def _may_be_list(feature: Input, cell: str) -> bool:
@@ -361,6 +401,27 @@ def _is_integer(key: object, file: TableFile) -> bool:
     if file.is_text:
         return isinstance(key, str) and _CANONICAL.fullmatch(key) is not None
     return isinstance(key, int) and not isinstance(key, bool)
+
+
+def key_column_problem(file: TableFile, column: str, needed: KeyType | None) -> str:
+    """Return why a column of Parquet cannot be a key that is not a feature; "" if it may.
+
+    Args:
+        file: that has the column.
+        column: of the key.
+        needed: the type of the key; None if either will do.
+    """
+    import pyarrow as pa
+
+    if file.kind != "parquet":
+        return ""
+    arrow_type = _value_type(file, column)
+    is_number = pa.types.is_integer(arrow_type) or pa.types.is_floating(arrow_type)
+    fits = {"int64": is_number, "string": is_text(arrow_type)}
+    if pa.types.is_null(arrow_type) or (any(fits.values()) if needed is None else fits[needed]):
+        return ""
+    what = {"int64": "integers", "string": "strings", None: "integers or strings"}[needed]
+    return f'{file.path}: column "{column}" is {file.types[column]}, the key needs {what}'
 
 
 def column_problem(source: Source, file: TableFile) -> str:

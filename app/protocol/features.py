@@ -39,6 +39,7 @@ from app.protocol.validation import (
     TableKey,
     ValidationReport,
     candidate_side,
+    is_huge_integer,
     user_side,
 )
 
@@ -514,6 +515,9 @@ def _row(
         if not isinstance(value, str):
             add_problem(element, "must be a string")
             return None
+    elif is_huge_integer(value):
+        add_problem(element, "must fit in int64")
+        return None
     elif not isinstance(value, int) or isinstance(value, bool):
         add_problem(element, "must be an integer")
         return None

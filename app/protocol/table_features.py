@@ -42,6 +42,7 @@ from app.protocol.validation import (
     ValidationReport,
     candidate_side,
     check_count,
+    is_huge_integer,
     join,
     user_side,
 )
@@ -172,7 +173,7 @@ def _encode_candidates(
         if isinstance(candidates, list):
             key = bound.table.key
             candidates = [
-                {key: candidate} if isinstance(candidate, Id) else candidate
+                {key: candidate} if _may_be_key(candidate) else candidate
                 for candidate in candidates
             ]
         side = candidate_side(
@@ -363,14 +364,21 @@ def _look_up(
             break
         if (rule := key_rule(key, kind)) is not None:
             detail = f"{rule}, a key of the {bound.kind} table"
-            if side.written_as == "user_key" and not isinstance(key, Id):
+            if side.written_as == "user_key" and not _may_be_key(key):
                 detail = f"must be a key of the {bound.kind} table, or an object of user features"
             report.add(side.pointer(bound.table.key, row), detail)
     return None
 
 
+def _may_be_key(value: object) -> bool:
+    """Return whether a value was sent as a key, right or wrong."""
+    return isinstance(value, Id) or is_huge_integer(value)
+
+
 def key_rule(key: object, kind: type[Id]) -> str | None:
     """Return the rule that a key breaks, if it breaks one."""
+    if kind is int and is_huge_integer(key):
+        return "must fit in int64"
     if type(key) is not kind:
         return "must be a string" if kind is str else "must be an integer"
     if isinstance(key, int):

@@ -7,6 +7,7 @@ Candidates come as an object of columns (`{"item_id": [11, 12]}`) or as a list o
 Messages may repeat names (keys of objects), cut to 64 characters. They never repeat a value.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -382,7 +383,9 @@ def _report_keys(
         pointer = f"{place}/{position}"
         if position in refused or pointer in reported:
             continue
-        if not isinstance(key, str | int) or isinstance(key, bool):
+        if is_huge_integer(key):
+            report.add(pointer, "must be a string, or an integer of 64 bits")
+        elif not isinstance(key, str | int) or isinstance(key, bool):
             report.add(pointer, "must be a string or an integer")
         elif isinstance(key, str) and len(key) > LONGEST_KEY:
             detail = f"must have at most {LONGEST_KEY} characters, has {len(key)}"
@@ -391,6 +394,11 @@ def _report_keys(
             report.add(pointer, f"duplicate key at position {position}, first at position {other}")
         if report.full:
             return
+
+
+def is_huge_integer(value: object) -> bool:
+    """Return whether a value may be an integer beyond 64 bits: JSON's reader makes it a float."""
+    return type(value) is float and 2.0**63 <= abs(value) < math.inf
 
 
 def _or_key(key: TableKey | None, missing: str) -> str:

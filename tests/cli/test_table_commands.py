@@ -121,6 +121,24 @@ def test_a_name_that_no_key_can_have_is_told_with_the_nearest(store, capsys, nam
         assert table(store).find(["x"]) == [0]
 
 
+@pytest.mark.usefixtures("store")
+def test_a_column_of_parquet_that_cannot_be_the_key_is_one_problem(capsys):
+    quality = pa.array([[1.0, 2.0]] * 2)
+    skus = {"b.parquet": [b"x", b"y"], "n.parquet": [1, 2], "s.parquet": ["x", "y"]}
+    for name, sku in skus.items():
+        parquet.write_table(pa.table({"sku": sku, "item": [1, 2], "quality": quality}), name)
+    key = ("--key", "sku")
+    assert run(capsys, "publish", "b.parquet", *key, code=ExitCode.USAGE).splitlines() == [
+        'b.parquet: column "sku" is binary, the key needs integers or strings',
+        "nothing is published: 1 problem",
+    ]
+    message = run(capsys, "publish", "n.parquet", "s.parquet", *key, code=ExitCode.USAGE)
+    assert message.startswith('n.parquet: column "sku" is int64, the key needs strings\n')
+    run(capsys, "publish", "n.parquet", *key)
+    message = run(capsys, "publish", "s.parquet", "--delta", code=ExitCode.USAGE)
+    assert message.startswith('s.parquet: column "sku" is string, the key needs integers\n')
+
+
 def test_features_of_any_name_may_be_sent_or_be_the_key(store, capsys):
     inputs = (
         DenseInput(name="age", side="user"),

@@ -15,7 +15,13 @@ from hypothesis import given, settings, strategies as st
 from app.artifacts.encoding import Hashed, Identity
 from app.artifacts.inputs import DenseInput, IdInput, IdListInput
 from app.cli.table_files import FileUnreadable, open_file
-from app.cli.table_rows import RowEncoder, Source, column_problem, key_type_in
+from app.cli.table_rows import (
+    RowEncoder,
+    Source,
+    column_problem,
+    key_column_problem,
+    key_type_in,
+)
 from app.protocol.features import column_by_value
 from app.protocol.validation import MISSING, Side, ValidationReport
 from tests.support.documents import cases, expected, inputs, listed, sent, values, wrong_values
@@ -417,6 +423,105 @@ def test_a_file_that_is_no_table_is_told_in_one_line(tmp_path, name, content, me
         list(open_file(path).chunks(["KEY", "price"]))
     assert "\n" not in str(refused.value)
     assert str(path) in str(refused.value)
+
+
+FIT = 'column "KEY": must be an integer that fits in int64'
+INEXACT = 'column "KEY": is a float beyond 2^{}, where floats are not exact: store it as an integer'
+
+
+@pytest.mark.parametrize(
+    ("keys", "good", "bad"),
+    [
+        (pa.array([1, 2**63, 2**63 - 1], pa.uint64()), [1, 2**63 - 1], {2: FIT}),
+        (
+            pa.array([1.0, 2.0**53, 2.0**53 + 2, -(2.0**60), 2.5, 2.0**63]),
+            [1, 2**53],
+            {3: INEXACT.format(53), 4: INEXACT.format(53), 5: FIT, 6: FIT},
+        ),
+        (pa.array([2.0**24, 2.0**24 + 2], pa.float32()), [2**24], {2: INEXACT.format(24)}),
+        (pa.array([2048, 2050], pa.float16()), [2048], {2: INEXACT.format(11)}),
+    ],
+)
+def test_only_the_keys_that_are_wrong_are_refused_with_the_reason(tmp_path, keys, good, bad):
+    path = tmp_path / "items.parquet"
+    parquet.write_table(pa.table({"KEY": keys}), path)
+    _, rows = encoded(path, [])
+    assert list(rows.keys) == good
+    assert dict(rows.bad) == {number: [why] for number, why in bad.items()}
+
+
+def test_floats_that_are_no_exact_ids_are_told(tmp_path):
+    hashed = Hashed(ids="int64", buckets=8)
+    shop = IdInput(name="shop", side="candidate", vocabulary_size=9, encoding=hashed)
+    tags = IdListInput(
+        name="tags", side="candidate", vocabulary_size=9, encoding=hashed, max_length=2
+    )
+    path = tmp_path / "items.parquet"
+    large = 2.0**53 + 2
+    columns = {"KEY": [1, 2, 3], "shop": [1.0, large, 2.0], "tags": [[1.0], [1.0], [1.0, large]]}
+    parquet.write_table(pa.table(columns), path)
+    _, rows = encoded(path, [shop, tags])
+    assert dict(rows.bad) == {
+        2: [INEXACT.format(53).replace("KEY", "shop")],
+        3: [INEXACT.format(53).replace("KEY", "tags")],
+    }
+
+
+def test_string_views_are_strings(tmp_path):
+    path = tmp_path / "items.parquet"
+    tags = IdListInput(
+        name="tags",
+        side="candidate",
+        vocabulary_size=9,
+        encoding=Hashed(buckets=8),
+        max_length=2,
+    )
+    texts, lists = ["a", None, "long " * 9], [["a"], ["b", "a"], []]
+    for view, plain in ((pa.string_view(), pa.string()), (pa.large_string(), pa.string())):
+        records = []
+        for kind in (view, plain):
+            table = pa.table(
+                {
+                    "KEY": [1, 2, 3],
+                    "sku": pa.array(texts, kind),
+                    "shop": pa.array(["a", "b", "a"], kind),
+                    "tags": pa.array(lists, pa.list_(kind)),
+                }
+            )
+            parquet.write_table(table, path)
+            file = open_file(path)
+            assert key_type_in(file, "sku") == "string"
+            assert not any(
+                column_problem(Source(feature, (feature.name,)), file) for feature in (SHOP, tags)
+            )
+            _, rows = encoded(path, [SHOP, tags])
+            assert not rows.bad
+            records.append(rows.records.tobytes())
+            encoder = RowEncoder([], "sku", "string", {})
+            (chunk,) = file.chunks(encoder.columns)
+            assert encoder.encode(file, chunk).keys == [texts[0], texts[2]]
+        assert records[0] == records[1]
+
+
+@pytest.mark.parametrize(
+    ("column", "needed", "what"),
+    [
+        (pa.array([b"a"]), None, "binary, the key needs integers or strings"),
+        (pa.array([b"a"]), "string", "binary, the key needs strings"),
+        (pa.array([True]), None, "bool, the key needs integers or strings"),
+        (pa.array([1]), "string", "int64, the key needs strings"),
+        (pa.array(["a"]), "int64", "string, the key needs integers"),
+        (pa.array(["a"]).dictionary_encode(), "string", None),
+        (pa.array([1.0]), "int64", None),
+        (pa.array([None]), "int64", None),
+        (pa.array([1], pa.uint8()), None, None),
+    ],
+)
+def test_a_column_that_cannot_be_the_key_is_named_at_once(tmp_path, column, needed, what):
+    path = tmp_path / "items.parquet"
+    parquet.write_table(pa.table({"sku": column}), path)
+    problem = "" if what is None else f'{path}: column "sku" is {what}'
+    assert key_column_problem(open_file(path), "sku", needed) == problem
 
 
 def test_identity_ids_and_int64_hashes_of_parquet(tmp_path):

@@ -1,5 +1,6 @@
 """The encoder: features become columns, and wrong values are reported at their place."""
 
+import math
 import tracemalloc
 from typing import Any
 
@@ -219,9 +220,13 @@ def test_id_of_a_wrong_type_is_reported_with_the_expected_type():
         FieldError("/candidates/brand/2", "must be a string"),
         FieldError("/candidates/clip/2", "must be a string"),
     ]
-    assert problems((wide,), {"clip": [2**63 - 1, 2**63, "7"]}) == [
+    huge = float(10**20)  # what orjson makes of 99999999999999999999
+    assert problems((wide,), {"clip": [2**63 - 1, 2**63, "7", huge, 1.5, math.inf]}) == [
         FieldError("/candidates/clip/1", "must fit in int64"),
         FieldError("/candidates/clip/2", "must be an integer"),
+        FieldError("/candidates/clip/3", "must fit in int64"),
+        FieldError("/candidates/clip/4", "must be an integer"),
+        FieldError("/candidates/clip/5", "must be an integer"),
     ]
 
 

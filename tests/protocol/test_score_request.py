@@ -153,6 +153,7 @@ def test_key_of_a_wrong_type_is_reported_at_its_place(key):
             "/candidate_keys/1",
             "must have at most 256 characters, has 257",
         ),
+        ([1, 1e20, 2], "/candidate_keys/1", "must be a string, or an integer of 64 bits"),
         ([1, "x" * 300, 2], "/candidate_keys/1", "must have at most 256 characters, has 300"),
     ],
 )

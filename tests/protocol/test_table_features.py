@@ -1,5 +1,6 @@
 """A request by keys equals, to the last bit, the request that has every feature."""
 
+import json
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -501,6 +502,18 @@ WRONG: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
             ("/candidates/2", "must be an integer, a key of the items table"),
         ],
     ),
+    "keys beyond 64 bits": (
+        {"user": -(10**20), "candidates": [1, 10**20, 2**63]},
+        [
+            ("/user", "must fit in int64, a key of the users table"),
+            ("/candidates/1", "must fit in int64, a key of the items table"),
+            ("/candidates/2", "must fit in int64, a key of the items table"),
+        ],
+    ),
+    "a key beyond 64 bits beside candidates": (
+        {"candidates": [{"item": 1, "distance": 2}, 10**20]},
+        [("/candidates/1/item", "must fit in int64, a key of the items table")],
+    ),
     "keys that are unknown and equal": (
         {"candidates": [99, 99]},
         [
@@ -552,7 +565,7 @@ def test_one_mistake_about_a_key_is_one_problem(case):
     changes, expected = WRONG[case]
     sent = {name: value for name, value in (RIGHT | changes).items() if value is not MISSING}
     with pytest.raises(InvalidRequest) as caught:
-        Native().parse(orjson.dumps(sent), context(strict(), STRICT))
+        Native().parse(json.dumps(sent).encode(), context(strict(), STRICT))
     assert [(problem.pointer, problem.detail) for problem in caught.value.problems] == expected
 
 

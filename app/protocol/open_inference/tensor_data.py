@@ -12,7 +12,7 @@ import numpy.typing as npt
 from app.artifacts.inputs import DenseInput, Input
 from app.protocol.features import BEYOND_FLOAT32, NOT_FINITE
 from app.protocol.tensors import Numbers
-from app.protocol.validation import MOST_PROBLEMS
+from app.protocol.validation import MOST_PROBLEMS, is_huge_integer
 
 FLOATS = ("FP32", "FP16", "BF16")
 INTEGERS = ("INT64", "INT32")
@@ -182,6 +182,8 @@ def _rule(value: object, datatype: str) -> str | None:
         if not isinstance(value, int | float):
             return "must be a number"
         return None if abs(value) < BEYOND_FLOAT32 else NOT_FINITE  # NaN is not less
+    if is_huge_integer(value):
+        return f"must fit in {datatype}"
     if not isinstance(value, int) or isinstance(value, bool):
         return "must be an integer"
     bits = 31 if datatype == "INT32" else 63

@@ -122,6 +122,8 @@ def rule_of(value, datatype):
         if not isinstance(value, int | float):
             return "must be a number"
         return None
+    if isinstance(value, float) and math.isfinite(value) and abs(value) >= 2**63:
+        return f"must fit in {datatype}"  # JSON's reader makes floats of such integers
     if not isinstance(value, int) or isinstance(value, bool):
         return "must be an integer"
     limit = 2**31 if datatype == "INT32" else 2**63
