@@ -138,8 +138,8 @@ def _add_publish(parser: Parser, kind: TableKind) -> None:
         "--key",
         metavar="NAME",
         help="name of the key in requests and column of the file (default: that of the newest "
-        "table, else the only id feature); it need not be a feature of the model; 1 to 64 "
-        "characters without slashes, see --column for other columns",
+        "table, else the only id feature, with a warning if it has few values); it need not be a "
+        "feature of the model; 1 to 64 characters without slashes, see --column for other columns",
     )
     parser.add_argument(
         "--column",

@@ -83,6 +83,8 @@ class PublishPlan:
         fold: what folds the rows; None if the table is not folded.
         unused: columns that are not read.
         defaulted: features without a column, which have their default.
+        guessed_key: the feature that is the key because it is the only id; None if the key is that
+            of `--key` or of another table.
     """
 
     artifact: Artifact
@@ -97,6 +99,7 @@ class PublishPlan:
     fold: "TableFold | None"
     unused: Sequence[str]
     defaulted: Sequence[str]
+    guessed_key: IdInput | None
 
 
 def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
@@ -149,6 +152,7 @@ def plan_of(options: argparse.Namespace, kind: TableKind) -> PublishPlan:
         fold=fold,
         unused=[name for name in names if name not in encoder.columns],
         defaulted=draft.defaulted,
+        guessed_key=draft.guessed_key,
     )
 
 
@@ -227,6 +231,7 @@ class _Draft:
         sources: the features that have columns.
         defaulted: the features that have none, and a default.
         missing: why the others cannot be read.
+        guessed_key: as in `PublishPlan`.
     """
 
     options: argparse.Namespace
@@ -239,6 +244,7 @@ class _Draft:
     sources: Sequence[Source]
     defaulted: Sequence[str]
     missing: Sequence[str]
+    guessed_key: IdInput | None
 
     @classmethod
     def of(
@@ -263,7 +269,11 @@ class _Draft:
             if not (options.allow_empty and has_no_line(path))
         ]
         inputs = {feature.name: feature for feature in manifest.inputs if feature.side == side}
-        name = _key_name(options, tables_of(model, kind), list(inputs.values()), base, files)
+        name = _chosen_key(options, tables_of(model, kind), base)
+        guessed = None
+        if name is None:
+            guessed = _only_id(list(inputs.values()), files)
+            name = guessed.name
         mapped: dict[str, tuple[str, ...]] = dict(options.column)
         column = mapped.get(name, (name,))[0]
         key = TableKey(name=name, type=_key_type(inputs.get(name), column, files, base))
@@ -275,7 +285,19 @@ class _Draft:
         sources, defaulted, missing = _sources(
             features, name, mapped, files, is_delta=base is not None, may_lack=may_lack
         )
-        return cls(options, manifest, base, files, inputs, mapped, key, sources, defaulted, missing)
+        return cls(
+            options=options,
+            manifest=manifest,
+            base=base,
+            files=files,
+            inputs=inputs,
+            mapped=mapped,
+            key=key,
+            sources=sources,
+            defaulted=defaulted,
+            missing=missing,
+            guessed_key=guessed,
+        )
 
     @property
     def key_column(self) -> str:
@@ -366,17 +388,13 @@ class _Draft:
                 yield f'{file.path}: no column "{deleted}" for --deleted{hint}'
 
 
-def _key_name(
-    options: argparse.Namespace,
-    tables: Sequence[ListedTable],
-    features: Sequence[Input],
-    base: TableDescription | None,
-    files: Sequence[TableFile],
-) -> str:
-    """Return the name of the key: `--key`, else that of the newest table, else the only id.
+def _chosen_key(
+    options: argparse.Namespace, tables: Sequence[ListedTable], base: TableDescription | None
+) -> str | None:
+    """Return the name of the key: `--key`, else that of the newest table; None without both.
 
     Raises:
-        WrongUsage: `--key` cannot be a name, or the features have no id, or several.
+        WrongUsage: `--key` cannot be a name.
     """
     if base is not None:
         return base.key.name
@@ -385,12 +403,21 @@ def _key_name(
     for listed in reversed(tables):
         with suppress(ArtifactInvalid):  # servers refuse it: a new table may replace it
             return read_description(listed.folder).key.name
-    ids = [feature.name for feature in features if isinstance(feature, IdInput)]
+    return None
+
+
+def _only_id(features: Sequence[Input], files: Sequence[TableFile]) -> IdInput:
+    """Return the only id feature.
+
+    Raises:
+        WrongUsage: the features have no id, or several.
+    """
+    ids = [feature for feature in features if isinstance(feature, IdInput)]
     if len(ids) == 1:
         return ids[0]
     columns = joined_names(files[0].names)
     raise WrongUsage(
-        f"choose the key with --key (id features: {joined_names(ids)}; "
+        f"choose the key with --key (id features: {joined_names([id_.name for id_ in ids])}; "
         f"columns of the file: {columns})"
     )
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # it imports torch
     from app.cli.table_fold import TableFold
 
 _MOST_PROBLEMS = 20
+_MOST_CATEGORIES = 1000
+"""An id feature with more values than these is taken for the key without a warning."""
 
 
 def run_publish(options: argparse.Namespace, kind: TableKind) -> int:
@@ -243,7 +245,10 @@ class _Rows:
             f"{self._place(again)}: repeats the key of {self._place(first)}"
             for first, again in pairs[:_MOST_PROBLEMS].tolist()
         ]
-        return Refused(problems, nothing_published(len(pairs), "repeated key"))
+        total = nothing_published(len(pairs), "repeated key")
+        if (guessed := self._plan.guessed_key) is not None:
+            total += f"; the key is {guessed.name}, the only id feature: --key names another"
+        return Refused(problems, total)
 
     def _place(self, row: int) -> str:
         """Return the file and the line of a row; `row` counts all good rows from 0."""
@@ -280,6 +285,7 @@ def _report(plan: PublishPlan, listed: ListedTable, took_s: float, unknown_remov
     )
     for name, count in plan.encoder.unknown_ids.items():
         output.print_line(f'feature "{name}": {counted(count, "unknown id")}')
+    _doubt_key(plan)
     if plan.defaulted:
         output.print_line(
             f"without a column, so always the default: {joined_names(plan.defaulted)}"
@@ -287,6 +293,19 @@ def _report(plan: PublishPlan, listed: ListedTable, took_s: float, unknown_remov
     if plan.unused:
         hints = "".join(did_you_mean(name, plan.defaulted) for name in plan.unused[:1])
         output.print_line(f"columns not used: {joined_names(plan.unused)}{hints}")
+
+
+def _doubt_key(plan: PublishPlan) -> None:
+    """Warn if the key was guessed and looks like a category, such as a country, not like a name."""
+    key, kind = plan.guessed_key, plan.table.kind
+    if key is None or key.vocabulary_size > _MOST_CATEGORIES:
+        return
+    columns = f" (columns not used: {joined_names(plan.unused)})" if plan.unused else ""
+    complain(
+        f"warning: the key is {key.name}, the only id feature, which has {key.vocabulary_size:,} "
+        f"values at most: if {kind} have another key, publish again with --key and "
+        f"--force{columns}; --key {key.name} omits this warning"
+    )
 
 
 def _check_fold(listed: ListedTable) -> None:

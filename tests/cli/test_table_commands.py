@@ -185,10 +185,39 @@ def test_twenty_bad_rows_are_listed_and_all_are_counted(capsys):
     assert lines[-1] == "nothing is published: 1,234 bad rows"
     for bad, total in ((20, []), (21, ["gatehouse: left out: 21 bad rows in all"])):
         path = items(ROWS + "9,z 1\n" * bad)
-        assert main(["items", "publish", path, "--max-bad-rows", "21"]) == ExitCode.OK
+        options = ["--key", "item", "--max-bad-rows", "21"]
+        assert main(["items", "publish", path, *options]) == ExitCode.OK
         left_out = capsys.readouterr().err.splitlines()
         assert left_out[20:] == total
         assert all(line.startswith("gatehouse: left out: items.csv, ") for line in left_out[:20])
+
+
+def test_a_guessed_key_of_few_values_is_doubted(store, capsys):
+    inputs = (
+        DenseInput(name="age", side="user"),
+        IdInput(name="gender", side="user", vocabulary_size=3),
+        IdInput(name="item", side="candidate", vocabulary_size=1001),
+        DenseInput(name="size", side="candidate"),
+    )
+    publish(Store(store), description(inputs=inputs), scripted(Sized()), batch(inputs))
+    repeated = items("user_id,gender,age\n7,1,30\n8,1,40\n", "users.csv")
+    assert main(["users", "publish", repeated]) == ExitCode.USAGE
+    assert capsys.readouterr().err.endswith(
+        "nothing is published: 1 repeated key; the key is gender, the only id feature: "
+        "--key names another\n"
+    )
+    path = items("user_id,gender,age\n7,1,30\n8,2,40\n", "users.csv")
+    assert main(["users", "publish", path]) == ExitCode.OK
+    assert capsys.readouterr().err == (
+        "gatehouse: warning: the key is gender, the only id feature, which has 3 values at most: "
+        "if users have another key, publish again with --key and --force (columns not used: "
+        "user_id); --key gender omits this warning\n"
+    )
+    for arguments in ([], ["--key", "gender"], ["--delta"], ["--key", "user_id", "--force"]):
+        assert main(["users", "publish", path, *arguments]) == ExitCode.OK
+        assert capsys.readouterr().err == ""
+    assert main(["items", "publish", items("item,size\n1,2\n")]) == ExitCode.OK
+    assert capsys.readouterr().err == ""
 
 
 def test_repeated_keys_are_named_by_their_places(store, capsys):
@@ -197,7 +226,8 @@ def test_repeated_keys_are_named_by_their_places(store, capsys):
     assert lines == [
         "items.csv, line 5: repeats the key of items.csv, line 4",
         "more.csv, line 3: repeats the key of items.csv, line 3",
-        "nothing is published: 2 repeated keys",
+        "nothing is published: 2 repeated keys; the key is item, the only id feature: --key names "
+        "another",
     ]
     assert tables_of(store / "feed", "items") == []
 

@@ -56,7 +56,7 @@ def test_what_it_takes_is_said_before_it_is_done(store, run, monkeypatch):
         return SimpleNamespace(free=10**9)
 
     monkeypatch.setattr("shutil.disk_usage", usage)
-    first, second, third = run("publish", items(ROWS), "--fold").splitlines()
+    first, second, third = run("publish", items(ROWS), "--key", "item", "--fold").splitlines()
     assert first == (
         "folding for version 1: 8 bytes per item beside 16 of its features; 0.0 kB for 3 items "
         "beside 0.0 kB"
