@@ -9,7 +9,7 @@ So batches grow with the load by themselves, which no closed formula for queues 
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -262,17 +262,28 @@ class Fleet:
     replicas: int
 
 
-def fleet(replica: Replica, rate: float, p99_s: float, headroom: float) -> Fleet | None:
+def fleet(
+    process: Replica, rate: float, p99_s: float, headroom: float, processes: int = 1
+) -> Fleet | None:
     """Return the replicas that a rate needs, or None if no rate meets the objective.
 
+    Each process of a replica has an event loop and lanes of its own, and the kernel distributes the
+    connections, so that it does what a replica of one process does with its part of the cores.
+
     Args:
-        replica: the costs of one.
+        process: the costs of one process.
         rate: of all (1/s).
         p99_s: the most that the 99th percentile of the latency may be.
         headroom: share of each replica's capacity that stays free, 0 to below 1.
+        processes: of a replica.
     """
-    limit = capacity(replica, p99_s)
+    limit = capacity(process, p99_s)
     if limit is None:
         return None
-    replicas = math.ceil(rate / (limit.rate * (1 - headroom)))
-    return Fleet(limit, forecast(replica, rate / replicas), replicas)
+    replicas = math.ceil(rate / (limit.rate * processes * (1 - headroom)))
+    planned = forecast(process, rate / (replicas * processes))
+    return Fleet(
+        replace(limit, rate=limit.rate * processes),
+        replace(planned, rate=planned.rate * processes),
+        replicas,
+    )

@@ -11,10 +11,11 @@ from app.cli import scaling
 from app.cli.load_target import add_request
 from app.cli.option_values import count, duration, headroom, large_positive, server_url
 from app.cli.output import Output, counted
-from app.cli.parser import Parser, complain
-from app.cli.replica_costs import CannotMeasure, Measured, measure, server_of
+from app.cli.parser import Parser, WrongUsage, complain
+from app.cli.replica_costs import CannotMeasure, Measured, measure
 from app.cli.settings_options import add_store, existing_store, store_of
 from app.cli.signals import importing
+from app.cli.started_server import server_of
 from app.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ _EPILOG = """\
 exit codes: 0 success; 1 no number of replicas meets the objective, or the server cannot be reached;
 2 wrong usage
 
+The server that is started on the store has one process, and takes the GATEHOUSE_ variables that
+change what a request costs (lanes, batches, limits, policies, logs), not those of its address, keys
+and TLS, nor recording or tracing. A server at --url may have several processes (--processes): each
+is planned with an event loop and lanes of its own, and a replica has as many as the server. If it
+requires an API key, the environment variable GATEHOUSE_KEY must have it.
+
 examples:
   gatehouse plan --store store --rows 500 --rate 2000 --p99 50ms --price 0.04
   gatehouse plan --url http://127.0.0.1:8000 --rows 500 --rate 2000 --p99 50ms --scaler hpa
@@ -43,6 +50,12 @@ def add_arguments(parser: Parser) -> None:
     add_store(parser)
     parser.add_argument(
         "--url", type=server_url, metavar="URL", help="measure this server, not one of the store"
+    )
+    parser.add_argument(
+        "--metrics-url",
+        type=server_url,
+        metavar="URL",
+        help="where that server has /metrics, if it has GATEHOUSE_METRICS_PORT (default: --url)",
     )
     objective = parser.add_argument_group("objective")
     objective.add_argument(
@@ -72,10 +85,16 @@ def _add_replica(parser: Parser) -> None:
     """Add what a replica is, and what it costs."""
     replica = parser.add_argument_group("replica")
     replica.add_argument(
-        "--cores", type=large_positive, metavar="N", help="of a replica (default: one per lane)"
+        "--cores",
+        type=large_positive,
+        metavar="N",
+        help="of a replica (default: one per lane of its processes)",
     )
     replica.add_argument(
-        "--lanes", type=count, metavar="N", help="of a replica (default: those of the server)"
+        "--lanes",
+        type=count,
+        metavar="N",
+        help="of each process of a replica (default: those of the server)",
     )
     replica.add_argument(
         "--price",
@@ -118,7 +137,13 @@ def _label(text: str) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, compute and print; return the exit code."""
+    """Measure, compute and print; return the exit code.
+
+    Raises:
+        WrongUsage: the options do not fit together, or there is no such store, model or feature.
+    """
+    if options.metrics_url is not None and options.url is None:
+        raise WrongUsage("--metrics-url is of a running server: it needs --url")
     with importing():
         from app.benchmarking.load import CannotConnect
         from app.benchmarking.replica import fleet
@@ -132,7 +157,7 @@ def run(options: argparse.Namespace) -> int:
     except (CannotConnect, CannotMeasure) as error:
         complain(str(error))
         return ExitCode.FAILED
-    plan = fleet(measured.replica, options.rate, options.p99, options.headroom)
+    plan = fleet(measured.replica, options.rate, options.p99, options.headroom, measured.processes)
     if plan is None:
         fastest_ms = _alone_s(measured.replica) * 1e3
         complain(
@@ -179,32 +204,42 @@ def _document(measured: Measured, plan: "Fleet", options: argparse.Namespace) ->
         "model": measured.name,
         "objective": {"rate": options.rate, "p99_ms": options.p99 * 1e3, "rows": replica.rows},
         "measured": asdict(measured),
-        "limits": replica.limits,
+        "limits": _limits(measured),
         "capacity": asdict(plan.limit),
         "planned": asdict(plan.planned),
         "replicas": plan.replicas,
-        "cores": plan.replicas * replica.cores,
+        "cores": _cores(measured, plan),
         "memory_bytes": plan.replicas * measured.memory_bytes,
         "network_bits_per_s": {
             "in": options.rate * measured.request_bytes * 8,
             "out": options.rate * measured.response_bytes * 8,
         },
-        "cost_per_million_candidates": _cost(plan, replica, options),
+        "cost_per_million_candidates": _cost(measured, plan, options),
         "busy_share": _busy_share(plan),
     }
 
 
-def _cost(plan: "Fleet", replica: "Replica", options: argparse.Namespace) -> float | None:
+def _limits(measured: Measured) -> dict[str, float]:
+    """Return what the event loops, the lanes and the cores of a replica allow (1/s)."""
+    limits = measured.replica.limits
+    return {name: rate * measured.processes for name, rate in limits.items()}
+
+
+def _cores(measured: Measured, plan: "Fleet") -> float:
+    return plan.replicas * measured.processes * measured.replica.cores
+
+
+def _cost(measured: Measured, plan: "Fleet", options: argparse.Namespace) -> float | None:
     if options.price is None:
         return None
-    per_hour = plan.replicas * replica.cores * options.price
-    return float(per_hour / (options.rate * replica.rows * 3600) * 1e6)
+    per_hour = _cores(measured, plan) * options.price
+    return float(per_hour / (options.rate * measured.replica.rows * 3600) * 1e6)
 
 
 def _lines(measured: Measured, plan: "Fleet", options: argparse.Namespace) -> Sequence[str]:
     """Return the plan as text."""
     replica, limit, planned = measured.replica, plan.limit, plan.planned
-    limits = replica.limits
+    limits = _limits(measured)
     lowest = min(limits, key=lambda name: limits[name])
     net_in, net_out = (
         options.rate * size * 8 / 1e9 for size in (measured.request_bytes, measured.response_bytes)
@@ -224,11 +259,15 @@ def _lines(measured: Measured, plan: "Fleet", options: argparse.Namespace) -> Se
         f"event loop {planned.front_share:.0%}",
         f"for {options.rate:,.0f} requests/s ({options.rate * replica.rows:,.0f} candidates/s)",
         f"  replicas     {plan.replicas:,}, headroom {options.headroom:.0%}",
-        f"  cores        {plan.replicas * replica.cores:,g}",
+        f"  cores        {_cores(measured, plan):,g}",
         f"  memory       {plan.replicas * measured.memory_bytes / 1e9:,.1f} GB",
         f"  network      {net_in:.2f} Gbit/s in, {net_out:.2f} Gbit/s out",
     ]
-    cost = _cost(plan, replica, options)
+    if measured.processes > 1:
+        lines.insert(
+            4, f"  processes    {measured.processes}, each with such a loop and such lanes"
+        )
+    cost = _cost(measured, plan, options)
     if cost is not None:
         lines.append(f"  cost         {cost:.4g} per million candidates")
     return lines

@@ -1,24 +1,18 @@
-"""Measure what requests cost one replica: a running server, or one that is started for it."""
+"""Measure what requests cost one replica, which is a running server of one or more processes."""
 
 import argparse
 import json
 import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from app.cli.load_target import KEY, Target, target_of
 from app.cli.running_server import ask
+from app.telemetry.siblings import UP
 
 if TYPE_CHECKING:
     from app.benchmarking.load import Plan
@@ -26,7 +20,7 @@ if TYPE_CHECKING:
 
 _QUIET_S, _BUSY_S = 1.0, 2.0
 _BUSY_CONNECTIONS = 32
-_START_S = 60.0
+_ASKS_A_PROCESS = 8  # the kernel chooses the process: after so many, nearly all have responded
 
 
 class CannotMeasure(Exception):
@@ -39,10 +33,11 @@ class Measured:
 
     Attributes:
         name: model and version.
-        replica: the costs.
+        replica: the costs of one of its processes.
         request_bytes: of a request's body.
         response_bytes: of its response's body.
-        memory_bytes: what the process holds in memory.
+        memory_bytes: what its processes hold in memory; what they share is counted for each.
+        processes: how many it has; each has an event loop and lanes of its own.
     """
 
     name: str
@@ -50,6 +45,7 @@ class Measured:
     request_bytes: int
     response_bytes: int
     memory_bytes: int
+    processes: int = 1
 
 
 def measure(options: argparse.Namespace) -> Measured:
@@ -68,21 +64,30 @@ def measure(options: argparse.Namespace) -> Measured:
 
     target = target_of(options)
     response_bytes = _response_bytes(target, options.url)
+    metrics_url = (options.metrics_url or options.url).removesuffix("/metrics")
+    processes = _usage(metrics_url).processes  # before the load: the metrics may be elsewhere
+    is_gpu = target.device.startswith("cuda")
+    if is_gpu and processes > 1:
+        raise CannotMeasure(
+            f"{options.url} has {processes} processes that share a GPU, which a plan cannot "
+            "divide: measure a server of one process"
+        )
     fire(_closed(target, 1, _QUIET_S))
-    engine = _asked(f"{options.url}/v1/engine")
-    costs = {queue["model"]: queue for queue in engine["queues"]}
-    cost = costs.get(target.name)
-    if cost is None or not cost["batches"]:
-        raise CannotMeasure(f"{options.url} has no batch costs of {target.name}")
-    before = _usage(options.url)
+    engine, cost = _engine_of(target.name, options.url, processes)
+    before = _usage(metrics_url)
     report = fire(_closed(target, _BUSY_CONNECTIONS, _BUSY_S))
-    after = _usage(options.url)
+    after = _usage(metrics_url)
     served = report.statuses.get(200, 0)
     if not served or report.error_ratio > 0:
         raise CannotMeasure(f"{options.url} responds with status {max(report.statuses)}")
+    used = after - before
+    if used.processes != processes or used.rows < served * options.rows / 2:
+        raise CannotMeasure(
+            f"the metrics of {metrics_url} do not show the requests that {options.url} served: "
+            "measure one server that stays up, not several behind one address"
+        )
     lanes = options.lanes or len(engine["lanes"])
     batch_s, row_s = cost["batch_ms"] / 1e3, cost["row_us"] / 1e6
-    used, is_gpu = after - before, target.device.startswith("cuda")
     front_s, scale = used.loop_s, 1.0
     if not is_gpu and batch_s + row_s * options.rows <= INLINE_S:
         front_s = used.without_batches_s(batch_s, row_s)  # the event loop has run some of them
@@ -94,14 +99,34 @@ def measure(options: argparse.Namespace) -> Measured:
         batch_s=batch_s * scale,
         row_s=row_s * scale,
         lanes=lanes,
-        cores=options.cores or lanes,
+        cores=options.cores / processes if options.cores else lanes,
         is_gpu=is_gpu,
         max_batch_rows=cost["max_batch_rows"],
         min_chunk_rows=engine["min_chunk_rows"],
         max_wait_s=engine["max_wait_ms"] / 1e3,
     )
     size = len(target.post.body)
-    return Measured(target.name, replica, size, response_bytes, after.memory_bytes)
+    return Measured(target.name, replica, size, response_bytes, after.memory_bytes, processes)
+
+
+def _engine_of(model: str, url: str, processes: int) -> tuple[Any, Any]:
+    """Return the state of the engine that has run most batches of a model, and what they cost.
+
+    Each process has an engine of its own, and any of them responds.
+
+    Raises:
+        CannotMeasure: none has run one.
+    """
+    asks = 1 if processes == 1 else _ASKS_A_PROCESS * processes
+    found = [
+        (engine, queue)
+        for engine in (_asked(f"{url}/v1/engine") for _ in range(asks))
+        for queue in engine["queues"]
+        if queue["model"] == model and queue["batches"]
+    ]
+    if not found:
+        raise CannotMeasure(f"{url} has no batch costs of {model}")
+    return max(found, key=lambda engine_and_queue: engine_and_queue[1]["batches"])
 
 
 def _closed(target: Target, connections: int, duration_s: float) -> "Plan":
@@ -155,14 +180,15 @@ def _asked(url: str) -> Any:  # noqa: ANN401  (JSON)
 
 @dataclass(frozen=True, slots=True)
 class _Usage:
-    """What a process has used so far, from its metrics.
+    """What the processes of a server have used so far, from its metrics; sums over all of them.
 
     Attributes:
-        loop_s: CPU time of the event loop (s).
+        loop_s: CPU time of the event loops (s).
         process_s: CPU time of all threads (s).
-        batches: how many batches it has run.
-        rows: how many rows they had.
-        memory_bytes: what it holds in memory.
+        batches: how many batches they have run.
+        rows: how many rows those had.
+        memory_bytes: what they hold in memory.
+        processes: how many there are.
     """
 
     loop_s: float
@@ -170,6 +196,7 @@ class _Usage:
     batches: float
     rows: float
     memory_bytes: int
+    processes: int = 1
 
     def __sub__(self, other: "_Usage") -> "_Usage":
         """Return what was used between two moments."""
@@ -179,6 +206,7 @@ class _Usage:
             self.batches - other.batches,
             self.rows - other.rows,
             self.memory_bytes,
+            self.processes,
         )
 
     def without_batches_s(self, batch_s: float, row_s: float) -> float:
@@ -212,60 +240,36 @@ def _usage(url: str) -> _Usage:
     """Read what a server has used from its metrics.
 
     Raises:
-        CannotMeasure: it does not show them, or lacks one.
+        CannotMeasure: it does not show them, lacks one, or they are not of all of its processes.
     """
+    place = f"{url}/metrics"
     try:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:  # noqa: S310
+        with urllib.request.urlopen(place, timeout=10) as response:  # noqa: S310
             metrics = response.read().decode()
+    except urllib.error.HTTPError as error:
+        detail = _detail(error.read())
+        if error.code == HTTPStatus.NOT_FOUND:
+            detail += "; if the server has GATEHOUSE_METRICS_PORT, give --metrics-url"
+        raise CannotMeasure(f"{place} responds with status {error.code}{detail}") from None
     except OSError as error:
-        raise CannotMeasure(f"no usable response from {url}/metrics: {error}") from None
-    values = []
-    for name in _SERIES:
-        sample = re.search(rf"^{name} (\S+)$", metrics, re.MULTILINE)
-        if sample is None:
-            raise CannotMeasure(f"{url}/metrics has no series {name}")
-        values.append(float(sample[1]))
-    loop_s, process_s, batches, rows, memory = values
-    return _Usage(loop_s, process_s, batches, rows, int(memory))
+        raise CannotMeasure(f"no usable response from {place}: {error}") from None
+    return _usage_in(metrics, place)
 
 
-@contextmanager
-def server_of(store: Path) -> Iterator[str]:
-    """Run a server of a store on this machine, and yield its URL.
+def _usage_in(metrics: str, place: str) -> _Usage:
+    """Add up what metrics say; with several processes, each sample has the number of one.
 
     Raises:
-        CannotMeasure: it does not become ready.
+        CannotMeasure: a series is missing, or the samples of a process are.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    # The server must not outlive this command.
-    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    where = ["--store", str(store), "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(  # noqa: S603  (the path of a store is one argument)
-        [sys.executable, "-m", "app", "serve", *where],
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        patience = time.monotonic() + _START_S
-        while not _is_ready(url):
-            if process.poll() is not None or time.monotonic() > patience:
-                raise CannotMeasure(f'cannot serve the store "{store}": try gatehouse check')
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-        signal.signal(signal.SIGTERM, former)
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5):  # noqa: S310
-            return True
-    except OSError:
-        return False
+    if missing := re.findall(rf'^{UP}{{process="(\d+)"}} 0$', metrics, re.MULTILINE):
+        raise CannotMeasure(f"{place} lacks the metrics of process {missing[0]}: try again")
+    sums, processes = [], 1
+    for name in _SERIES:
+        samples = re.findall(rf'^{name}(?:{{process="\d+"}})? (\S+)$', metrics, re.MULTILINE)
+        if not samples:
+            raise CannotMeasure(f"{place} has no series {name}")
+        sums.append(sum(map(float, samples)))
+        processes = max(processes, len(samples))
+    loop_s, process_s, batches, rows, memory = sums
+    return _Usage(loop_s, process_s, batches, rows, int(memory), processes)

@@ -11,18 +11,38 @@ from app.benchmarking.replica import Replica, fleet
 from app.cli import plan as command, replica_costs
 from app.cli.main import main
 from app.cli.plan import _lines, _scaler
-from app.cli.replica_costs import Measured, _Usage
+from app.cli.replica_costs import CannotMeasure, Measured, _Usage, _usage_in
+from app.cli.started_server import environment_of_server
 from app.errors import ExitCode
 from tests.support.builders import published
+from tests.support.server import free_port, running_server
 
 OBJECTIVE = ("--rate", "100000", "--p99", "2s", "--rows", "20")
 
 
-@pytest.mark.slow
-def test_plan_of_a_store_adds_up(tmp_path, capsys, monkeypatch):
-    published(tmp_path / "store")
+KEY = "a-key-that-is-long-enough-for-this-test"
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Measure for less than a second."""
     monkeypatch.setattr(replica_costs, "_QUIET_S", 0.3)
     monkeypatch.setattr(replica_costs, "_BUSY_S", 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("brief")
+def test_plan_of_a_store_adds_up(tmp_path, capsys, monkeypatch):
+    published(tmp_path / "store")
+    for name, value in (  # for servers, but not for the one that is started
+        ("PROCESSES", "2"),
+        ("METRICS_PORT", str(free_port())),
+        ("KEYS", f"load:{KEY}"),
+        ("RECORD", str(tmp_path / "recorded")),
+        ("RECORD_SHARE", "1"),
+        ("DRAIN_DELAY_S", "600"),
+    ):
+        monkeypatch.setenv(f"GATEHOUSE_{name}", value)
     monkeypatch.setenv("GATEHOUSE_MIN_CHUNK_ROWS", "7")  # for the server that is started
     monkeypatch.setenv("GATEHOUSE_MAX_BATCH_ROWS", "200")
     monkeypatch.setenv("GATEHOUSE_MAX_WAIT_MS", "1.5")
@@ -45,6 +65,71 @@ def test_plan_of_a_store_adds_up(tmp_path, capsys, monkeypatch):
     per_hour = plan["cores"] * 0.05
     assert plan["cost_per_million_candidates"] == pytest.approx(per_hour / (2e6 * 3600) * 1e6)
     assert plan["network_bits_per_s"]["in"] == 100_000 * 8 * plan["measured"]["request_bytes"]
+    assert plan["measured"]["processes"] == 1
+    assert not (tmp_path / "recorded").exists()
+
+
+def test_started_server_has_the_settings_that_change_costs_and_no_others():
+    kept = {"GATEHOUSE_LANES": "3", "GATEHOUSE_POLICIES": "p.toml", "HOME": "/root"}
+    others = ("KEYS", "processes", "METRICS_PORT", "TLS_CERT", "HOST", "RECORD")
+    given = {f"GATEHOUSE_{name}": "2" for name in others}
+    given |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector", "gatehouse_port": "1"}
+    taken = environment_of_server(kept | given | {"PYTHONPATH": "/mine"})
+    assert taken.pop("PYTHONPATH").endswith(":/mine")
+    assert taken == kept
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("brief")
+def test_server_of_two_processes_with_a_port_for_metrics_is_planned(tmp_path, capsys, monkeypatch):
+    published(tmp_path / "store")
+    metrics = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("GATEHOUSE_KEY", KEY)
+    flags = ("--processes", "2", "--lanes", "1", "--metrics-port", metrics.rpartition(":")[2])
+    environment = {"GATEHOUSE_KEYS": f"load:{KEY}"}
+    log = tmp_path / "log"
+    with running_server(tmp_path / "store", log, *flags, environment=environment) as server:
+        arguments = ["plan", "--url", server.url, *OBJECTIVE, "--json"]
+        assert main(arguments) == ExitCode.FAILED
+        assert f"{server.url}/metrics responds with status 404: " in (
+            err := capsys.readouterr().err
+        )
+        assert "GATEHOUSE_METRICS_PORT, give --metrics-url" in err
+        for place in (metrics, f"{metrics}/metrics"):
+            assert main([*arguments, "--metrics-url", place]) == ExitCode.OK
+            plan = json.loads(capsys.readouterr().out)
+    assert plan["measured"]["processes"] == 2
+    assert plan["measured"]["replica"]["lanes"] == plan["measured"]["replica"]["cores"] == 1
+    assert plan["cores"] == 2 * plan["replicas"]
+    assert plan["limits"]["event loop"] == pytest.approx(2 / plan["measured"]["replica"]["front_s"])
+    assert plan["planned"]["rate"] <= 0.7 * plan["capacity"]["rate"]
+
+
+METRICS = """\
+# TYPE gatehouse_event_loop_cpu_seconds_total counter
+gatehouse_event_loop_cpu_seconds_total{process="0"} 1.5
+gatehouse_event_loop_cpu_seconds_total{process="1"} 2.0
+process_cpu_seconds_total{process="0"} 3.0
+process_cpu_seconds_total{process="1"} 4.0
+gatehouse_batch_rows_count{process="0"} 10.0
+gatehouse_batch_rows_count{process="1"} 20.0
+gatehouse_batch_rows_sum{process="0"} 1e+03
+gatehouse_batch_rows_sum{process="1"} 500.0
+process_resident_memory_bytes{process="0"} 2.5e+08
+process_resident_memory_bytes{process="1"} 2.5e+08
+gatehouse_process_up{process="0"} 1
+gatehouse_process_up{process="1"} 1
+"""
+
+
+def test_usage_is_the_sum_of_all_processes():
+    assert _usage_in(METRICS, "here") == _Usage(3.5, 7.0, 30, 1500, 500_000_000, 2)
+    alone = METRICS.replace('{process="0"}', "").replace('{process="1"}', '{other="1"}')
+    assert _usage_in(alone, "here") == _Usage(1.5, 3.0, 10, 1000, 250_000_000, 1)
+    with pytest.raises(CannotMeasure, match="here lacks the metrics of process 1: try again"):
+        _usage_in(METRICS.replace('up{process="1"} 1', 'up{process="1"} 0'), "here")
+    with pytest.raises(CannotMeasure, match="here has no series gatehouse_batch_rows_sum"):
+        _usage_in(METRICS.replace("rows_sum", "rows"), "here")
 
 
 def test_plan_renders_the_autoscaler_and_names_the_limit():
@@ -83,6 +168,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         ([*OBJECTIVE, "--url", "http://127.0.0.1:1"], ExitCode.FAILED, NOT_THERE),
         ([*OBJECTIVE, "--scaler", "vpa"], ExitCode.USAGE, "vpa"),
         ([*OBJECTIVE, "--name", "Bad_Name"], ExitCode.USAGE, "must be 1 to 63 lowercase letters"),
+        ([*OBJECTIVE, "--metrics-url", "http://here:9"], ExitCode.USAGE, "it needs --url"),
         (["--rate", "1e12", "--p99", "9ms"], ExitCode.USAGE, "above 0 and below 10000000"),
     ):
         assert main(["plan", *arguments]) == code
@@ -96,9 +182,9 @@ REPLICA = Replica(rows=50, front_s=3e-4, batch_s=2e-4, row_s=1e-5, lanes=2, core
 FLEETS = functools.cache(fleet)  # it takes seconds
 
 
-def planned(monkeypatch, capsys, *arguments):
+def planned(monkeypatch, capsys, *arguments, processes=1):
     """Run the command on made-up costs; return its exit code and its output."""
-    measured = Measured("feed/7", REPLICA, 20_000, 1_000, 300_000_000)
+    measured = Measured("feed/7", REPLICA, 20_000, 1_000, 300_000_000, processes)
     monkeypatch.setattr(command, "measure", lambda _: measured)
     monkeypatch.setattr("app.benchmarking.replica.fleet", FLEETS)
     code = main(["plan", "--url", "http://here", "--rate", "9000", *arguments])
@@ -114,6 +200,23 @@ def test_plan_is_text_json_or_an_object(monkeypatch, capsys):
     assert f"replicas     {replicas}, " in text
     _, rendered, _ = planned(monkeypatch, capsys, "--p99", "50ms", "--scaler", "keda")
     assert yaml.safe_load(rendered)["spec"]["maxReplicaCount"] == 2 * replicas
+
+
+def test_replica_of_two_processes_has_twice_the_lanes_and_event_loops(monkeypatch, capsys):
+    def plan(processes):
+        *_, out = planned(
+            monkeypatch, capsys, "--p99", "50ms", "--json", "--price", "1", processes=processes
+        )[:2]
+        return json.loads(out)
+
+    one, two = plan(1), plan(2)
+    assert two["capacity"]["rate"] == 2 * one["capacity"]["rate"]
+    assert two["limits"] == {name: 2 * rate for name, rate in one["limits"].items()}
+    assert two["replicas"] == -(-one["replicas"] // 2)
+    assert two["replicas"] * two["planned"]["rate"] == pytest.approx(9000)
+    assert two["cores"] == two["replicas"] * 2 * REPLICA.cores
+    _, text, _ = planned(monkeypatch, capsys, "--p99", "50ms", processes=2)
+    assert "  processes    2, each with such a loop and such lanes\n" in text
 
 
 def test_objective_that_one_request_misses_is_an_error(monkeypatch, capsys):
