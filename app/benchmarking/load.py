@@ -97,6 +97,33 @@ class Progress:
     latencies_s: Sequence[float] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A response with another status than 200.
+
+    Attributes:
+        status: of the response.
+        reason: what its document says; empty if it is no document of the service.
+    """
+
+    status: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}" if self.reason else f"{self.status}"
+
+
+def reason_of(body: bytes) -> str:
+    """Return what an error document of the service says is wrong, or nothing."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return ""
+    if not isinstance(document, dict):
+        return ""
+    return str(document.get("detail") or document.get("error") or "")
+
+
 @dataclass(frozen=True)
 class Report:
     """The results of all requests, one element per request.
@@ -113,6 +140,7 @@ class Report:
         due_s: when it was due, from the start.
         lag_s: how much later than due the generator noticed it; 0 in a closed loop.
         busiest: the largest share of a core that a process of the generator used, 0 to 1.
+        refusal: the first response with another status than 200; None if there is none.
     """
 
     seconds: float
@@ -125,10 +153,15 @@ class Report:
     due_s: npt.NDArray[np.float64]
     lag_s: npt.NDArray[np.float64]
     busiest: float
+    refusal: Refusal | None = None
 
     @classmethod
     def of_rows(
-        cls, plan: Plan, rows: Sequence[Row] | npt.NDArray[np.float64], busiest: float = 0.0
+        cls,
+        plan: Plan,
+        rows: Sequence[Row] | npt.NDArray[np.float64],
+        busiest: float = 0.0,
+        refusal: Refusal | None = None,
     ) -> "Report":
         """Convert rows to columns."""
         table = np.array(rows, np.float64).reshape(-1, 7)
@@ -146,6 +179,7 @@ class Report:
             due_s,
             lag_s,
             busiest,
+            refusal,
         )
 
     def of(self, kinds: Sequence[int]) -> "Report":
@@ -241,8 +275,19 @@ def fire(
                 for child in children:
                     child.kill()
                 raise
-    rows = np.concatenate([rows for rows, _ in results])
-    return Report.of_rows(plan, rows, max(busy for _, busy in results))
+    rows = np.concatenate([result.rows for result in results])
+    refusals = [result.refusal for result in results if result.refusal is not None]
+    busiest = max(result.busy for result in results)
+    return Report.of_rows(plan, rows, busiest, next(iter(refusals), None))
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What one process has measured: its rows, the share of a core it used, the first refusal."""
+
+    rows: npt.NDArray[np.float64]
+    busy: float
+    refusal: Refusal | None
 
 
 def _child() -> subprocess.Popen[bytes]:
@@ -261,8 +306,8 @@ def _follow(
     plan: Plan,
     number: int,
     note: Callable[[int, Progress], None],
-) -> tuple[npt.NDArray[np.float64], float]:
-    """Send a child its plan; read its lines, then its rows and the share of a core it used."""
+) -> _Result:
+    """Send a child its plan; read its lines, then its rows."""
     assert child.stdin is not None
     assert child.stdout is not None
     child.stdin.write(plan.to_bytes())
@@ -275,7 +320,9 @@ def _follow(
             raise CannotConnect(f"cannot connect to {plan.host}:{plan.port}: {reason}")
         else:
             content = child.stdout.read()
-            return np.frombuffer(content, np.float64).reshape(line["rows"], 7), line["busy"]
+            rows = np.frombuffer(content, np.float64).reshape(line["rows"], 7)
+            refusal = line["refusal"]
+            return _Result(rows, line["busy"], None if refusal is None else Refusal(**refusal))
     raise RuntimeError(f"the load generator ended with exit code {child.wait()}")
 
 

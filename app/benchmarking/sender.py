@@ -21,7 +21,15 @@ from typing import BinaryIO, cast
 import numpy as np
 import uvloop
 
-from app.benchmarking.load import UNANSWERED, CannotConnect, Plan, Progress, Row
+from app.benchmarking.load import (
+    UNANSWERED,
+    CannotConnect,
+    Plan,
+    Progress,
+    Refusal,
+    Row,
+    reason_of,
+)
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"content-length:"
@@ -108,10 +116,13 @@ class Connection(asyncio.Protocol):
         elif len(self._received) < self._whole:
             return
         status = int(self._received[9:12])
+        now = time.perf_counter()
+        row = self.row(status, now)
+        if status != 200:
+            self._sender.refused(row, self._received[self._body :])
         self._received.clear()
         self.is_busy = False
-        now = time.perf_counter()
-        self._sender.answered(self.row(status, now), now)
+        self._sender.answered(row, now)
         if self.is_closing:
             self._transport.close()
         else:
@@ -160,7 +171,11 @@ def _is_last_chunk(received: bytearray, start: int) -> bool:
 
 
 class Sender:
-    """Send due requests over idle connections and record the results."""
+    """Send due requests over idle connections and record the results.
+
+    Attributes:
+        refusal: the first response with another status than 200, after the warm-up.
+    """
 
     def __init__(self, plan: Plan, on_progress: Callable[[Progress], None] | None = None) -> None:
         self._plan = plan
@@ -182,6 +197,7 @@ class Sender:
         self._end = 0.0
         self._due: deque[float] = deque()  # times of future arrivals
         self._kinds: list[int] = []
+        self.refusal: Refusal | None = None
         self._alarm = Alarm(self._arrive)
 
     async def connect(self) -> None:
@@ -241,6 +257,11 @@ class Sender:
         self._failed += row[1] != 200
         if now >= self._end:
             self._end_when_all_are_answered()
+
+    def refused(self, row: Row, body: bytes | bytearray) -> None:
+        """Keep the reason of the first response with another status than 200."""
+        if self.refusal is None and row[5] >= 0:
+            self.refusal = Refusal(int(row[1]), reason_of(bytes(body)))
 
     def lose(self, connection: Connection) -> None:
         """Remove a connection that the server closed; open another one if requests wait."""
@@ -339,8 +360,10 @@ class Sender:
         self._loop.call_later(_PROGRESS_S, self._report_progress)
 
 
-async def carry_out(plan: Plan, on_progress: Callable[[Progress], None] | None = None) -> list[Row]:
-    """Run a plan on the running loop and return its results.
+async def carry_out(
+    plan: Plan, on_progress: Callable[[Progress], None] | None = None
+) -> tuple[list[Row], Refusal | None]:
+    """Run a plan on the running loop; return its results and the first refusal.
 
     Raises:
         CannotConnect: the server does not accept connections.
@@ -348,7 +371,7 @@ async def carry_out(plan: Plan, on_progress: Callable[[Progress], None] | None =
     sender = Sender(plan, on_progress)
     await sender.connect()
     await sender.run()
-    return sender.rows()
+    return sender.rows(), sender.refusal
 
 
 def main() -> None:
@@ -371,12 +394,13 @@ def run(plan: Plan, output: BinaryIO) -> None:
 
     began, used_s = time.perf_counter(), time.process_time()
     try:
-        rows = uvloop.run(carry_out(plan, show))
+        rows, refusal = uvloop.run(carry_out(plan, show))
     except CannotConnect as error:
         _write_line(output, {"cannot_connect": str(error)})
         return
     busy = (time.process_time() - used_s) / (time.perf_counter() - began)
-    _write_line(output, {"rows": len(rows), "busy": min(1.0, busy)})
+    reason = None if refusal is None else asdict(refusal)
+    _write_line(output, {"rows": len(rows), "busy": min(1.0, busy), "refusal": reason})
     output.write(np.array(rows, np.float64).tobytes())
     output.flush()
 

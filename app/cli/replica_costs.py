@@ -1,7 +1,6 @@
 """Measure what requests cost one replica, which is a running server of one or more processes."""
 
 import argparse
-import json
 import os
 import re
 import urllib.error
@@ -15,7 +14,7 @@ from app.cli.running_server import ask
 from app.telemetry.siblings import UP
 
 if TYPE_CHECKING:
-    from app.benchmarking.load import Plan
+    from app.benchmarking.load import Plan, Refusal, Report
     from app.benchmarking.replica import Replica
 
 _QUIET_S, _BUSY_S = 1.0, 2.0
@@ -74,13 +73,9 @@ def measure(options: argparse.Namespace) -> Measured:
         )
     fire(_closed(target, 1, _QUIET_S))
     engine, cost = _engine_of(target.name, options.url, processes)
-    before = _usage(metrics_url)
-    report = fire(_closed(target, _BUSY_CONNECTIONS, _BUSY_S))
-    after = _usage(metrics_url)
-    served = report.statuses.get(200, 0)
-    if not served or report.error_ratio > 0:
-        raise CannotMeasure(f"{options.url} responds with status {max(report.statuses)}")
-    used = after - before
+    fitting = engine["max_queue_rows"] // options.rows
+    report, used = _busy(target, options.url, metrics_url, min(_BUSY_CONNECTIONS, fitting))
+    served = report.statuses[200]
     if used.processes != processes or used.rows < served * options.rows / 2:
         raise CannotMeasure(
             f"the metrics of {metrics_url} do not show the requests that {options.url} served: "
@@ -106,7 +101,32 @@ def measure(options: argparse.Namespace) -> Measured:
         max_wait_s=engine["max_wait_ms"] / 1e3,
     )
     size = len(target.post.body)
-    return Measured(target.name, replica, size, response_bytes, after.memory_bytes, processes)
+    return Measured(target.name, replica, size, response_bytes, used.memory_bytes, processes)
+
+
+def _busy(target: Target, url: str, metrics_url: str, connections: int) -> "tuple[Report, _Usage]":
+    """Send requests over many connections; return the report, and what the server has used.
+
+    Where so many do not fit into the limits of the server, half as many are tried.
+
+    Raises:
+        CannotMeasure: some are refused for another reason, or have no response.
+    """
+    from app.benchmarking.load import fire
+
+    while True:
+        before = _usage(metrics_url)
+        report = fire(_closed(target, connections, _BUSY_S))
+        after = _usage(metrics_url)
+        refusal = report.refusal
+        if refusal is None:
+            break
+        if refusal.status != HTTPStatus.TOO_MANY_REQUESTS or connections == 1:
+            raise CannotMeasure(f"{url} responds with status {refusal}")
+        connections //= 2
+    if not report.statuses.get(HTTPStatus.OK) or report.error_ratio > 0:
+        raise CannotMeasure(f"{url} has left requests without a response")
+    return report, after - before
 
 
 def _engine_of(model: str, url: str, processes: int) -> tuple[Any, Any]:
@@ -150,20 +170,15 @@ def _response_bytes(target: Target, url: str) -> int:
         with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
             return len(response.read())
     except urllib.error.HTTPError as error:
-        detail = _detail(error.read())
-        raise CannotMeasure(f"{url} responds with status {error.code}{detail}") from None
+        raise CannotMeasure(f"{url} responds with status {_refusal(error)}") from None
     except OSError as error:
         raise CannotMeasure(f"no usable response from {url}: {error}") from None
 
 
-def _detail(body: bytes) -> str:
-    """Return what an error response of the service says, after a colon; else nothing."""
-    try:
-        document = json.loads(body)
-    except ValueError:
-        return ""
-    detail = document.get("detail") or document.get("error") if isinstance(document, dict) else None
-    return f": {detail}" if detail else ""
+def _refusal(error: urllib.error.HTTPError) -> "Refusal":
+    from app.benchmarking.load import Refusal, reason_of
+
+    return Refusal(error.code, reason_of(error.read()))
 
 
 def _asked(url: str) -> Any:  # noqa: ANN401  (JSON)
@@ -247,10 +262,10 @@ def _usage(url: str) -> _Usage:
         with urllib.request.urlopen(place, timeout=10) as response:  # noqa: S310
             metrics = response.read().decode()
     except urllib.error.HTTPError as error:
-        detail = _detail(error.read())
+        hint = ""
         if error.code == HTTPStatus.NOT_FOUND:
-            detail += "; if the server has GATEHOUSE_METRICS_PORT, give --metrics-url"
-        raise CannotMeasure(f"{place} responds with status {error.code}{detail}") from None
+            hint = "; if the server has GATEHOUSE_METRICS_PORT, give --metrics-url"
+        raise CannotMeasure(f"{place} responds with status {_refusal(error)}{hint}") from None
     except OSError as error:
         raise CannotMeasure(f"no usable response from {place}: {error}") from None
     return _usage_in(metrics, place)

@@ -99,7 +99,7 @@ class Batcher:
         """
         self.min_chunk_rows: Final = min_chunk_rows
         self.max_wait_s: Final = max_wait_s
-        self._max_queue_rows = max_queue_rows
+        self.max_queue_rows: Final = max_queue_rows
         self._metrics = metrics
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -164,7 +164,7 @@ class Batcher:
         """
         queue = self._queues.of(request.model)
         rows = request.features.rows
-        if rows > queue.max_batch_rows or queue.rows + rows > self._max_queue_rows:
+        if rows > queue.max_batch_rows or queue.rows + rows > self.max_queue_rows:
             return False
         work_s = queue.cost.of(max(rows, queue.cost.typical_rows))
         for running in self._running.values():
@@ -189,12 +189,12 @@ class Batcher:
             self._queues.timeouts.add(deadline - now, now)
         if self._idle and not self._queues:
             return
-        if queue.rows_as_urgent(priority) + rows > self._max_queue_rows:
+        if queue.rows_as_urgent(priority) + rows > self.max_queue_rows:
             self._queues.drop_finished(now)
         waiting = queue.rows_as_urgent(priority)
         wait_s = self.wait_s(model, rows, priority, now)
         try:
-            check_space(rows, waiting, self._max_queue_rows, drain_s=wait_s)
+            check_space(rows, waiting, self.max_queue_rows, drain_s=wait_s)
             check_deadline(deadline, now, wait_s + queue.cost.margin_s(wait_s))
         except GatehouseError as error:
             self._refused_at = now

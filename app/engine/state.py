@@ -67,6 +67,7 @@ class EngineState:
         idle_lanes: lanes that run no batch.
         min_chunk_rows: requests are not split into smaller chunks (a setting).
         max_wait_ms: how long rows may wait for more rows while a lane is idle (a setting).
+        max_queue_rows: the most rows of one model that may wait (a setting).
         queues: one for each version that has one.
         lanes: all of them.
     """
@@ -75,6 +76,7 @@ class EngineState:
     idle_lanes: int
     min_chunk_rows: int
     max_wait_ms: float
+    max_queue_rows: int
     queues: list[QueueState]
     lanes: list[LaneState]
 
@@ -103,6 +105,7 @@ def engine_state(batcher: Batcher, lanes: Iterable[Lane], *, hang_s: float) -> E
         idle,
         batcher.min_chunk_rows,
         batcher.max_wait_s * 1e3,
+        batcher.max_queue_rows,
         queues,
         states,
     )

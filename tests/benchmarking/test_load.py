@@ -41,7 +41,8 @@ async def report_of(answer, **changes) -> Report:
     async with server:
         port = server.sockets[0].getsockname()[1]
         plan = Plan(port, REQUESTS, **changes)
-        report = Report.of_rows(plan, await carry_out(plan))
+        rows, refusal = await carry_out(plan)
+        report = Report.of_rows(plan, rows, refusal=refusal)
     for transport in transports:
         transport.abort()
     await asyncio.sleep(0)  # aborted transports are closed in the next iteration of the loop
@@ -136,6 +137,55 @@ async def test_response_in_chunks_is_read_to_its_end():
     assert report.latency_s.min() > 0.045
 
 
+def refusing(status, body):
+    head = b"HTTP/1.1 %d Refused\r\ncontent-length: %d\r\n\r\n" % (status, len(body))
+    return head + body
+
+
+@pytest.mark.parametrize(
+    ("response", "shown"),
+    [
+        (refusing(429, b'{"detail": "queue full", "title": "Overloaded"}'), "429: queue full"),
+        (refusing(404, b'{"error": "no such model"}'), "404: no such model"),
+        (refusing(502, b"<html>Bad gateway</html>"), "502"),
+        (refusing(500, b"[]"), "500"),
+    ],
+)
+async def test_first_refusal_is_kept_with_its_reason(response, shown):
+    sent = iter([OK, response])
+
+    def answer(_, transport):
+        transport.write(next(sent, BUSY))
+
+    report = await report_of(answer, seconds=0.1, connections=1)
+    assert report.statuses.keys() >= {200, 503}
+    assert str(report.refusal) == shown
+
+
+async def test_refusals_of_the_warm_up_are_not_kept():
+    sent = iter([BUSY])
+    report = await report_of(
+        lambda _, transport: transport.write(next(sent, OK)), rate=100, seconds=0.1, warm_up_s=0.1
+    )
+    assert next(sent, None) is None
+    assert report.refusal is None
+
+
+@pytest.mark.slow
+async def test_refusal_comes_from_the_processes_of_the_generator():
+    response = refusing(429, b'{"detail": "queue full"}')
+    transports: list[asyncio.Transport] = []
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Served(lambda _, transport: transport.write(response), transports), "127.0.0.1", 0
+    )
+    async with server:
+        plan = Plan(server.sockets[0].getsockname()[1], REQUESTS, seconds=0.2, rate=50)
+        report = await asyncio.to_thread(fire, plan, 2)
+    assert report.statuses == {429: 10}
+    assert str(report.refusal) == "429: queue full"
+
+
 async def test_connection_that_the_server_closes_after_a_response_is_not_used_again():
     def answer(_, transport):
         transport.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
@@ -176,6 +226,7 @@ def test_process_of_the_generator_writes_progress_and_rows(is_there):
         first, _, rest = rest.partition(b"\n")
     assert 0 < answered[-1] <= 120
     assert head["rows"] == 120
+    assert head["refusal"] is None
     assert len(rest) == 120 * 7 * 8
 
 
@@ -196,7 +247,9 @@ async def test_server_that_goes_away_fails_the_requests_that_are_due():
     server = await loop.create_server(lambda: Served(answer, transports), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     plan = Plan(port, REQUESTS, rate=200, seconds=0.3, patience_s=1)
-    report = Report.of_rows(plan, await carry_out(plan))
+    rows, refusal = await carry_out(plan)
+    report = Report.of_rows(plan, rows)
+    assert refusal is None  # nobody has refused them
     assert sum(report.statuses.values()) == 60
     assert 0 < report.statuses[200] <= 20
     assert report.statuses[UNANSWERED] >= 40

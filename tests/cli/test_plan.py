@@ -7,11 +7,14 @@ import json
 import pytest
 import yaml
 
+from app.benchmarking.load import Plan, Refusal, Report
 from app.benchmarking.replica import Replica, fleet
+from app.benchmarking.requests import Post
 from app.cli import plan as command, replica_costs
+from app.cli.load_target import Target
 from app.cli.main import main
 from app.cli.plan import _lines, _scaler
-from app.cli.replica_costs import CannotMeasure, Measured, _Usage, _usage_in
+from app.cli.replica_costs import CannotMeasure, Measured, _busy, _Usage, _usage_in
 from app.cli.started_server import environment_of_server
 from app.errors import ExitCode
 from tests.support.builders import published
@@ -85,7 +88,8 @@ def test_server_of_two_processes_with_a_port_for_metrics_is_planned(tmp_path, ca
     published(tmp_path / "store")
     metrics = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("GATEHOUSE_KEY", KEY)
-    flags = ("--processes", "2", "--lanes", "1", "--metrics-port", metrics.rpartition(":")[2])
+    flags = ["--processes", "2", "--lanes", "1", "--metrics-port", metrics.rpartition(":")[2]]
+    flags += ["--max-candidates", "50", "--max-queue-rows", "50"]  # two requests fill the queue
     environment = {"GATEHOUSE_KEYS": f"load:{KEY}"}
     log = tmp_path / "log"
     with running_server(tmp_path / "store", log, *flags, environment=environment) as server:
@@ -103,6 +107,47 @@ def test_server_of_two_processes_with_a_port_for_metrics_is_planned(tmp_path, ca
     assert plan["cores"] == 2 * plan["replicas"]
     assert plan["limits"]["event loop"] == pytest.approx(2 / plan["measured"]["replica"]["front_s"])
     assert plan["planned"]["rate"] <= 0.7 * plan["capacity"]["rate"]
+
+
+@pytest.fixture
+def fired(monkeypatch):
+    """Return a function that lets the load be refused from some number of connections on."""
+
+    def install(limit, refusal):
+        tried = []
+
+        def fire(plan):
+            tried.append(plan.connections)
+            is_refused = plan.connections >= limit
+            rows = [(0, refusal.status if is_refused else 200, 0.1, False, 0.0, 0.0, 0.0)]
+            return Report.of_rows(plan, rows, refusal=refusal if is_refused else None)
+
+        monkeypatch.setattr("app.benchmarking.load.fire", fire)
+        used = iter(_Usage(n, n, n, 20 * n, 1) for n in range(100))
+        monkeypatch.setattr(replica_costs, "_usage", lambda _: next(used))
+        return tried
+
+    return install
+
+
+TARGET = Target("feed/1", Plan(1, [b""]), Post("/v1/score", b"{}", {}), "cpu")
+
+
+def test_load_that_does_not_fit_into_the_limits_is_halved(fired):
+    tried = fired(10, Refusal(429, "request bodies together"))
+    report, used = _busy(TARGET, "http://here", "http://here", 32)
+    assert tried == [32, 16, 8]
+    assert report.statuses == {200: 1}
+    assert used.batches == 1  # of the load that fitted
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(429, [4, 2, 1]), (503, [4])])
+def test_refused_load_is_shown_with_its_reason(fired, status, attempts):
+    tried = fired(1, Refusal(status, "too much"))
+    message = f"http://here responds with status {status}: too much"
+    with pytest.raises(CannotMeasure, match=message):
+        _busy(TARGET, "http://here", "http://here", 4)
+    assert tried == attempts
 
 
 METRICS = """\
