@@ -37,6 +37,7 @@ async def test_draining_server_answers_and_closes_connections(service, client, e
         service.service.readiness.is_draining = False
 
 
+PLANNED_BY = ("min_chunk_rows", "max_wait_ms", "max_queue_rows")
 PATHS = (
     *("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems/draining"),
     *(
@@ -61,6 +62,12 @@ async def test_head_is_answered_as_get_without_a_body(client, path):
     )
     for name in get.headers.keys() - changing:
         assert head.headers[name] == get.headers[name]
+
+
+async def test_engine_shows_the_settings_that_a_plan_needs(client):
+    engine = (await client.get("/v1/engine")).json()
+    defaults = {name: Settings.model_fields[name].default for name in PLANNED_BY}
+    assert {name: engine[name] for name in PLANNED_BY} == defaults
 
 
 async def test_head_requests_are_counted_by_route(client):

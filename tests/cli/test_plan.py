@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import io
 import json
 
 import pytest
@@ -15,7 +16,7 @@ from app.cli.load_target import Target
 from app.cli.main import main
 from app.cli.plan import _lines, _scaler
 from app.cli.replica_costs import CannotMeasure, Measured, _busy, _Usage, _usage_in
-from app.cli.started_server import environment_of_server
+from app.cli.started_server import _last_reason, environment_of_server
 from app.errors import ExitCode
 from tests.support.builders import published
 from tests.support.server import free_port, running_server
@@ -80,6 +81,40 @@ def test_started_server_has_the_settings_that_change_costs_and_no_others():
     taken = environment_of_server(kept | given | {"PYTHONPATH": "/mine"})
     assert taken.pop("PYTHONPATH").endswith(":/mine")
     assert taken == kept
+
+
+def test_store_without_artifacts_is_refused_at_once(tmp_path, capsys):
+    store = tmp_path / "store"
+    store.mkdir()
+    assert main(["plan", "--store", str(store), *OBJECTIVE]) == ExitCode.FAILED
+    assert capsys.readouterr().err == f'gatehouse: store "{store}" has no artifacts\n'
+    published(store).folder.rename(store / "feed" / "one")
+    assert main(["plan", "--store", str(store), *OBJECTIVE]) == ExitCode.FAILED
+    assert f'store "{store}" has no artifacts; feed/one: ' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_reason_of_a_server_that_does_not_start_is_shown(tmp_path, capsys):
+    published(tmp_path / "store")
+    policies = tmp_path / "policies.toml"
+    policies.write_text("[polices]")
+    assert main(["plan", "--store", str(tmp_path / "store"), *OBJECTIVE]) == ExitCode.FAILED
+    err = capsys.readouterr().err
+    assert err.startswith(f"gatehouse: the server of the store has ended: {policies}: ")
+    assert "polices" in err.removeprefix(str(policies))
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        (b'gatehouse: port: taken\n{"level": "info", "message": "bye"}\n', "port: taken"),
+        (b'{"level": "error", "message": "bad"}\n{"level": "info", "message": "bye"}\n', "bad"),
+        (b"Traceback (most recent call last):\nMemoryError\n", "MemoryError"),
+        (b"", ""),
+    ],
+)
+def test_last_reason_is_the_error_in_what_a_server_wrote(written, reason):
+    assert _last_reason(io.BytesIO(written)) == reason
 
 
 @pytest.mark.slow
