@@ -1,4 +1,4 @@
-"""`gatehouse check`: verify every artifact of a store, and its item and user tables."""
+"""`gatehouse check`: verify a store: every artifact, item and user tables, the policies file."""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from app.artifacts.artifact_files import read_manifest
 from app.artifacts.store import Artifact, Store, by_model
 from app.artifacts.tables.description import TABLE_KINDS
 from app.artifacts.tables.listing import ListedTable, missing_table, tables_of
@@ -17,20 +18,30 @@ from app.artifacts.tables.table import Table as ItemTable, open_table
 from app.artifacts.unnamed_folder import unnamed_folders
 from app.cli.output import Output
 from app.cli.parser import Parser, WrongUsage, complain, not_empty
-from app.cli.settings_options import add_store, existing_store, store_of
+from app.cli.settings_options import (
+    add_store,
+    existing_store,
+    policies_followed,
+    store_of,
+)
 from app.cli.signals import importing
 from app.cli.traffic_changes import active_of, traffic_of
-from app.errors import ArtifactInvalid, ExitCode
+from app.errors import ArtifactInvalid, ConfigurationInvalid, ExitCode, PoliciesInvalid
+from app.files import read_small_file
+from app.ranking.policies import LARGEST_FILE, PolicySet
 
 Check = Callable[[], tuple[str, str]]
 """Returns what is shown of something that is valid."""
 
 _DESCRIPTION = """\
-Load every artifact in a store, run its golden examples, verify the item and user tables, and print
-a table. A broken artifact or a folder that cannot be read is a row of the table; the others are
-checked all the same. Then the folders that killed commands have left are listed."""
+Load every artifact in a store, run its golden examples, verify the item and user tables and the
+policies file, and print a table. A broken artifact or a folder that cannot be read is a row of the
+table; the others are checked all the same. The policies file is the one that serve would follow:
+GATEHOUSE_POLICIES, else policies.toml beside the store; it must fit the active versions. Then the
+folders that killed commands have left are listed."""
 _EPILOG = """\
-exit codes: 0 all artifacts are valid; 1 some are not, or there are none; 2 there is no such store
+exit codes: 0 all of them are valid; 1 some are not, or there is no artifact; 2 there is no such
+store
 
 example:
   gatehouse check store
@@ -77,10 +88,13 @@ def run(options: argparse.Namespace) -> int:
     ]
     for versions in by_model(listing.artifacts):
         checks += _table_checks(versions)
+    policies = policies_followed(store)
+    if policies is not None and (checks or failures):
+        checks.append((str(policies), partial(_check_policies, policies, active)))
     for name, load in checks:
         try:
             network, tasks = load()
-        except ArtifactInvalid as error:
+        except (ArtifactInvalid, ConfigurationInvalid) as error:
             refuse(name, str(error))
         except OSError as error:
             file = "" if error.filename is None else f"{Path(str(error.filename)).name}: "
@@ -97,6 +111,27 @@ def run(options: argparse.Namespace) -> int:
     for line in _unnamed(store):
         Output().print_line(line)
     return ExitCode.FAILED if failures else ExitCode.OK
+
+
+def _check_policies(file: Path, active: Sequence[Artifact]) -> tuple[str, str]:
+    """Compile a file's policies for the active versions; return what it is, and their names.
+
+    Raises:
+        ConfigurationInvalid: the file is wrong, or does not fit one of them.
+        OSError: it cannot be read.
+    """
+    policies = PolicySet.parse(read_small_file(file, max_bytes=LARGEST_FILE))
+    problems: list[str] = []
+    for artifact in active:
+        with suppress(ArtifactInvalid, OSError):  # it has a row of its own
+            manifest = read_manifest(artifact)
+            try:
+                policies.policies_for(manifest.traits)
+            except PoliciesInvalid as error:
+                problems += error.problems
+    if problems:
+        raise PoliciesInvalid(problems)
+    return "policies", ", ".join(policies.policies)
 
 
 def _unnamed(store: Path) -> Iterator[str]:

@@ -93,6 +93,15 @@ def policies_of(options: argparse.Namespace) -> Path:
     return policies_beside(store_of(options)) if named is None else Path(named)
 
 
+def policies_followed(store: Path) -> Path | None:
+    """Return the policies file that serve would follow with a store; None if there is none."""
+    named = variable("policies")
+    if named is not None:
+        return Path(named)
+    beside = policies_beside(store)
+    return beside if beside.is_file() else None
+
+
 def policies_beside(store: Path) -> Path:
     """Return the default path of a store's policies file."""
     return store.absolute().parent / POLICIES

@@ -147,3 +147,51 @@ def test_a_table_in_a_pipe_is_not_truncated(capsys, tmp_path, monkeypatch):
     published(tmp_path, name="a-name-that-is-longer-than-the-terminal")
     assert main(["check", str(tmp_path)]) == ExitCode.OK
     assert "a-name-that-is-longer-than-the-terminal/1" in capsys.readouterr().out
+
+
+POLICIES = """
+[default]
+feed = "clicks"
+
+[policy.clicks]
+formula = "weighted_sum"
+weights = { click = 1.0 }
+"""
+
+
+def row_of_policies(capsys):
+    """Return the only row of a policies file."""
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "policies.toml" in line]
+    return row
+
+
+def test_policies_beside_the_store_are_checked_as_serve_takes_them(capsys, tmp_path):
+    published(tmp_path / "store")
+    file = tmp_path / "policies.toml"
+    for content, code, shown in (
+        (POLICIES, ExitCode.OK, ("policies", "clicks", " ok ")),
+        (POLICIES.replace("click =", "clik ="), ExitCode.FAILED, ("clik",)),  # no task of feed
+        ("[policy", ExitCode.FAILED, ("policies.toml",)),
+        ("[polices]", ExitCode.FAILED, ("polices",)),
+    ):
+        file.write_text(content)
+        assert main(["check", str(tmp_path / "store")]) == code
+        row = row_of_policies(capsys)
+        assert all(text in row for text in shown)
+        assert (" ok " in row) == (code == ExitCode.OK)
+
+
+def test_policies_that_the_environment_names_are_checked(capsys, tmp_path, monkeypatch):
+    published(tmp_path / "store")
+    (tmp_path / "policies.toml").write_text(POLICIES)
+    elsewhere = tmp_path / "other" / "policies.toml"
+    monkeypatch.setenv("GATEHOUSE_POLICIES", str(elsewhere))
+    assert main(["check", str(tmp_path / "store")]) == ExitCode.FAILED
+    assert "cannot be read now: policies.toml: No such file" in row_of_policies(capsys)
+
+
+def test_policies_alone_are_no_store(capsys, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "policies.toml").write_text(POLICIES)
+    assert main(["check", str(tmp_path / "store")]) == ExitCode.FAILED
+    assert capsys.readouterr().err.endswith("has no artifacts\n")
