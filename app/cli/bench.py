@@ -29,8 +29,9 @@ Send a server score requests at Poisson times, whether or not earlier ones have 
 print latencies, counted from when each request was due. With --sweep, find the highest rate that
 meets the objective. The requests are the model's own example, with --rows candidates."""
 _EPILOG = """\
-exit codes: 0 the objective is met (or none is given); 1 it is not, the server cannot be reached, or
-the load generator could not keep up; 2 wrong usage
+exit codes: 0 the objective is met, or none is given and a response has status 200; 1 it is not, the
+server cannot be reached or has no model, or the load generator could not keep up; 2 wrong usage,
+such as a model, a version or a file of requests that does not exist
 
 If the server requires an API key, the environment variable GATEHOUSE_KEY must have it. Send load
 only to servers that you may load. The generator uses up to one core for 4,000 requests/s.
@@ -231,4 +232,6 @@ def _report_file(text: str) -> Path:
     path = Path(text)
     if path.suffix not in (".html", ".png", ".svg"):
         raise argparse.ArgumentTypeError("must end in .html, .png or .svg")
+    if not path.parent.is_dir():  # before the load, not after it
+        raise argparse.ArgumentTypeError("must be in a folder that exists")
     return path

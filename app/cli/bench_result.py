@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from app.cli.load_target import Target
@@ -64,10 +65,13 @@ def print_table(target: Target, steps: "Sequence[Step]", options: argparse.Names
         table.add_row(*cells(step, options))
     output.print(table)
     output.print_line(UNITS)
+    last = steps[-1]
+    if last.is_met and last.report.refusal is not None:
+        output.print_line(f"first refused response: {last.report.refusal}")
 
 
 def verdict(steps: "list[Step]", objective: "Objective", options: argparse.Namespace) -> int:
-    """Say what came out where an objective is given; return the exit code."""
+    """Say what came out of a sweep, or what went wrong; return the exit code."""
     from app.benchmarking.objective import highest
 
     output = Output(stderr=options.json)
@@ -84,15 +88,22 @@ def verdict(steps: "list[Step]", objective: "Objective", options: argparse.Names
         return ExitCode.OK
     last = steps[-1]
     if options.sweep:
-        complain(f"no rate meets the objective: {last.unfit or last.broken}")
+        complain(f"no rate meets the objective: {last.unfit or _broken(last)}")
         return ExitCode.FAILED
     if last.unfit is not None:
         complain(f"the result says nothing about the server: the {last.unfit}")
         return ExitCode.FAILED
     if last.broken is not None:
-        complain(f"the objective is not met: {last.broken}")
+        has_objective = (objective.p99_ms, objective.errors) != (None, None)
+        complain(f"{'the objective is not met: ' if has_objective else ''}{_broken(last)}")
         return ExitCode.FAILED
     return ExitCode.OK
+
+
+def _broken(step: "Step") -> str:
+    """Return what breaks the objective, and the first response that was refused."""
+    refusal = step.report.refusal
+    return f"{step.broken}" + ("" if refusal is None else f"; first refused response: {refusal}")
 
 
 def document(
@@ -129,6 +140,7 @@ def _step_document(step: "Step", options: argparse.Namespace) -> dict[str, objec
             for share in QUANTILES
         },
         "statuses": {_status(status): n for status, n in report.statuses.items()},
+        "refusal": None if report.refusal is None else asdict(report.refusal),
         "late": None if options.deadline is None else report.late(options.deadline),
         "generator": {"lag_p99_ms": report.lag_ms(0.99), "busiest_core": report.busiest},
         "met": step.is_met,

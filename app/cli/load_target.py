@@ -2,7 +2,9 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.parse import quote, urlsplit
@@ -67,8 +69,8 @@ def target_of(options: argparse.Namespace) -> Target:
     """Ask the server for a model's example, and make the requests of it.
 
     Raises:
-        WrongUsage: there is no such model or feature, or the file has no request.
-        CannotConnect: the server cannot be reached, or its response is of no use.
+        WrongUsage: there is no such model, version or feature, or the file has no request.
+        CannotConnect: the server cannot be reached, its response is of no use, or it has no model.
     """
     from app.benchmarking.load import Plan, http
 
@@ -100,8 +102,9 @@ def _card(options: argparse.Namespace) -> Any:  # noqa: ANN401  (JSON)
     """Return a model's card with an example request of many candidates.
 
     Raises:
-        WrongUsage: there is no such model, or there are several and none is named.
-        CannotConnect: the server cannot be reached, or its response is of no use.
+        WrongUsage: there is no such model or version, or there are several models and none is
+            named.
+        CannotConnect: the server cannot be reached, its response is of no use, or it has no model.
     """
     from app.benchmarking.load import CannotConnect
     from app.benchmarking.requests import EXAMPLE_CANDIDATES
@@ -109,22 +112,52 @@ def _card(options: argparse.Namespace) -> Any:  # noqa: ANN401  (JSON)
     models = f"{options.url}/v1/models"
     try:
         names = [model["name"] for model in ask(models)["models"]]
-        known = f"(models: {', '.join(names) or 'none'})"
-        name = options.model
-        if name is None:
-            if len(names) != 1:
-                raise WrongUsage(f"name a model with --model: there are {len(names)} {known}")
-            (name,) = names
-        elif name not in names:
-            raise WrongUsage(f'no model "{name}"{did_you_mean(name, names)} {known}')
-        card = ask(f"{models}/{quote(name)}")
-        example = f"{models}/{quote(name)}/example?candidates={EXAMPLE_CANDIDATES}"
-        request = ask(example, os.environ.get(KEY))  # with a key it has the key of a user
+        if names:
+            name = _chosen(options.model, names)
+            card = ask(f"{models}/{quote(name)}")
+            example = f"{models}/{quote(name)}/example?candidates={EXAMPLE_CANDIDATES}"
+            request = ask(example, os.environ.get(KEY))  # with a key it has the key of a user
     except URLError as error:
         raise CannotConnect(f"cannot connect to {options.url}: {error.reason}") from None
     except OSError as error:
         raise CannotConnect(f"no usable response from {options.url}: {error}") from None
+    if not names:
+        raise CannotConnect(f"{options.url}: no model is active yet")
+    loaded = {version["version"]: version["role"] for version in card["versions"]}
+    if options.version is not None and options.version not in loaded:
+        roles = ", ".join(f"{version} ({role})" for version, role in loaded.items())
+        raise WrongUsage(
+            f'version {options.version} of model "{name}" is not loaded; loaded versions: {roles}'
+        )
     return {**card, "example_request": request}
+
+
+def _chosen(name: str | None, names: Sequence[str]) -> str:
+    """Return the name of the model to use: the given one, or the only one.
+
+    Raises:
+        WrongUsage: there is no such model, or there are several and none is named.
+    """
+    known = f"(models: {', '.join(names)})"
+    if name is None:
+        if len(names) > 1:
+            raise WrongUsage(f"name a model with --model: there are {len(names)} {known}")
+        return names[0]
+    if name not in names:
+        raise WrongUsage(f'no model "{name}"{did_you_mean(name, names)} {known}')
+    return name
+
+
+def _content(file: Path) -> bytes:
+    """Return the content of a file of requests.
+
+    Raises:
+        WrongUsage: it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise WrongUsage(f"{file}: {error.strerror}") from None
 
 
 def _posts(card: Any, options: argparse.Namespace) -> "list[Post]":  # noqa: ANN401
@@ -140,7 +173,7 @@ def _posts(card: Any, options: argparse.Namespace) -> "list[Post]":  # noqa: ANN
             if options.form != "json" or options.only:
                 raise ValueError("its requests are sent as they are: omit --form and --only")
             path = post_of(card["name"], options.version, "json", {}, []).path
-            bodies = file_bodies(options.request.read_bytes())
+            bodies = file_bodies(_content(options.request))
             return [Post(path, body, {"content-type": "application/json"}) for body in bodies]
     except ValueError as error:
         raise WrongUsage(f"{options.request}: {error}") from None

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from app.benchmarking.load import Plan, Progress, Report
+from app.benchmarking.load import Plan, Progress, Refusal, Report
 from app.benchmarking.requests import Post
 from app.cli import bench as command
 from app.cli.bench import Live
@@ -123,7 +123,27 @@ def test_requests_of_a_file_are_sent_as_they_are(server, capsys, tmp_path):
         capsys, server.url, "--rate", 100, "--request", file, *SHORT, "--errors", "0.5"
     )
     assert code == ExitCode.FAILED
-    assert "no response has status 200" in err or "the generator lagged" in err
+    assert "the objective is not met: no response has status 200; first refused resp" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "arguments", "refusal"),
+    [
+        (KEY, ("--rows", 4097), "413: too many candidates: 4097, limit 4096"),
+        ("", (), "401: "),
+    ],
+)
+def test_first_refusal_is_shown(server, capsys, monkeypatch, key, arguments, refusal):
+    monkeypatch.setenv("GATEHOUSE_KEY", key)
+    arguments = (server.url, "--rate", 20, *SHORT, *arguments)
+    code, out, err = bench(capsys, *arguments, "--json")
+    assert code == ExitCode.FAILED
+    shown = f"no response has status 200; first refused response: {refusal}"
+    assert err.startswith(f"gatehouse: {shown}")
+    (step,) = json.loads(out)["steps"]
+    assert f"{step['refusal']['status']}: {step['refusal']['reason']}".startswith(refusal)
+    assert bench(capsys, *arguments, "--errors", "0.5")[2].endswith(f"is not met: {err[11:]}")
 
 
 @pytest.mark.slow
@@ -131,6 +151,9 @@ def test_requests_of_a_file_are_sent_as_they_are(server, capsys, tmp_path):
     ("arguments", "message"),
     [
         (["--rate", "1", "--model", "fed"], 'no model "fed"; did you mean "feed"? (models: feed)'),
+        (["--rate", "1", "--version", "9"], 'version 9 of model "feed" is not loaded; loaded vers'),
+        (["--rate", "1", "--request", "nofile"], "nofile: No such file or directory"),
+        (["--rate", "1", "--report", "nowhere/x.html"], "must be in a folder that exists"),
         (["--rate", "1", "--only", "x"], "--only: unknown feature x (known: "),
         (["--sweep"], "--sweep needs an objective, such as --p99 20ms"),
         (["--rate", "1", "--p99", "20"], "must be a time above 0, such as 20ms, 10s or 2m"),
@@ -166,6 +189,15 @@ def test_response_that_is_of_no_use_is_told_from_none(capsys, body, status, reas
     err = capsys.readouterr().err
     assert err.startswith(f"gatehouse: no usable response from {url}: {reason}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [("bench", "{}", "--rate", "1"), PLAN_OF])
+@pytest.mark.parametrize("model", [(), ("--model", "feed")])
+def test_server_without_a_model_is_no_wrong_usage(capsys, arguments, model):
+    with responding(200, b'{"models": []}') as url:
+        code = main([*(argument.format(url) for argument in arguments), *model])
+    assert code == ExitCode.FAILED
+    assert capsys.readouterr().err == f"gatehouse: {url}: no model is active yet\n"
 
 
 def test_url_with_a_path_is_refused(capsys):
@@ -232,6 +264,14 @@ def test_single_rate_that_the_generator_could_not_send_is_no_result(fake, capsys
     code, _, err = bench(capsys, "http://here", "--rate", 10, "--p99", "20ms")
     assert code == ExitCode.FAILED
     assert "the result says nothing about the server: the generator used 99% of a core" in err
+
+
+def test_refusals_that_the_objective_allows_are_shown(fake, capsys):
+    fake(reports(lambda _: 5, refusal=Refusal(429, "queue full")))
+    arguments = ("--rate", 10, "--p99", "20ms", "--errors", "0.5")
+    code, out, _ = bench(capsys, "http://here", *arguments)
+    assert code == ExitCode.OK
+    assert out.endswith("\nfirst refused response: 429: queue full\n")
 
 
 def test_progress_is_a_line_that_changes_on_a_terminal(monkeypatch, capsys):
