@@ -8,7 +8,6 @@ of them alike. Each figure is the median of the rounds. The model and the reques
 """
 
 import argparse
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from app.artifacts.store import Store
 from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from tests.bench.http import COLUMNS, candidates, native, reference_artifact
-from tests.bench.wrk import ClosedLoop, wrk
+from tests.bench.wrk import ClosedLoop, require_wrk, wrk
 from tests.support.server import standalone_server
 
 PATH = "/v2/models/reference/infer"
@@ -65,8 +64,7 @@ def main() -> None:
         "--rounds", type=int, default=3, help="measurements per format (default: 3)"
     )
     arguments = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is not installed")
+    require_wrk()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         reference_artifact(Store(folder / "store"))

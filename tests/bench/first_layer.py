@@ -17,8 +17,6 @@ The scores of both are compared first. Needs wrk; without it, the last part is l
 """
 
 import argparse
-import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -54,7 +52,7 @@ from models.networks.build import RankingNetwork, build
 from models.networks.config import DenseFeature, Feature, IdFeature, NetworkConfig, Task
 from models.networks.show import parts
 from tests.bench.hot_path import cpu_s, settled
-from tests.bench.wrk import wrk
+from tests.bench.wrk import require_wrk, wrk
 from tests.support.server import Server, standalone_server
 
 CANDIDATES = 500
@@ -354,8 +352,7 @@ def main() -> None:
         print("| --- | ---: | ---: | ---: | ---: |")
         for pair in pairs:
             print(pair.row(arguments.items, arguments.turns))
-        if shutil.which("wrk") is None:
-            sys.exit("wrk is not installed")
+        require_wrk()
         print(f"\nover HTTP, {arguments.connections} connections\n")
         print("| network | requests/s: features, folded | | CPU time of a request | |")
         print("| --- | ---: | ---: | ---: | ---: |")

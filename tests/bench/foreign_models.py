@@ -6,6 +6,7 @@ torch-rechub and deepctr-torch, perhaps in a folder of their own (`pip install -
 torch-rechub deepctr-torch`, then `PYTHONPATH=.:DIR`).
 """
 
+import argparse
 import io
 import tomllib
 import warnings
@@ -19,6 +20,7 @@ from app.errors import ArtifactInvalid
 from app.importing.description import validated
 from app.importing.draft import draft
 from app.importing.trial import examine
+from tests.bench.prerequisites import require_packages
 
 Example = tuple[Any, ...]
 ROWS, LENGTH = 4, 10
@@ -122,6 +124,10 @@ MODELS: dict[str, Callable[[str], tuple[nn.Module, Example]]] = {
 
 def main() -> None:
     """Print a table of all models in Markdown."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    require_packages("torch_rechub", "deepctr_torch")
     warnings.simplefilter("ignore")
     print("| model | features found | imported from its draft |\n| --- | --- | --- |", flush=True)
     for name, make in MODELS.items():

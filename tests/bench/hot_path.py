@@ -13,7 +13,6 @@ this one; with `--mosec`, mosec with the same TorchScript file, run by that Pyth
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,7 @@ from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from tests.bench.dialects import v2_binary
 from tests.bench.http import candidates, in_process, native, reference_artifact
-from tests.bench.wrk import wrk
+from tests.bench.wrk import require_wrk, wrk
 from tests.support.server import Server, clean_environment, free_port, python_of, standalone_server
 
 _PUBLISH = """
@@ -331,8 +330,7 @@ def main() -> None:
     parser.add_argument("--checkout", type=Path, help="another working tree, measured beside this")
     parser.add_argument("--mosec", type=Path, help="the Python of an environment that has mosec")
     arguments = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is not installed")
+    require_wrk()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         artifact = reference_artifact(Store(folder / "store"))

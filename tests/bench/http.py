@@ -8,8 +8,6 @@ or 500 candidates of 100 numbers, as JSON. Needs `wrk` (Debian package `wrk`).
 """
 
 import argparse
-import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -40,7 +38,7 @@ from app.engine.hardware import usable_cores
 from app.ranking.policy import Policy
 from models.networks.build import build
 from models.networks.config import DenseFeature, NetworkConfig, Task
-from tests.bench.wrk import wrk
+from tests.bench.wrk import require_wrk, wrk
 from tests.support.server import standalone_server
 
 COLUMNS = 100
@@ -147,8 +145,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=5, help="duration of each measurement (s)")
     arguments = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is not installed")
+    require_wrk()
     cores = usable_cores()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -16,8 +16,6 @@ its keys. Needs wrk.
 
 import argparse
 import re
-import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +40,7 @@ from app.benchmarking.requests import Post
 from app.engine.hardware import usable_cores
 from tests.bench.hot_path import Sample, cpu_s, in_process_cpu_us, settled
 from tests.bench.http import COLUMNS, candidates, reference_artifact
-from tests.bench.wrk import wrk
+from tests.bench.wrk import require_wrk, wrk
 from tests.support.server import Server, free_port, standalone_server
 
 ROWS = 500
@@ -289,8 +287,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=8, help="(default: 8)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the large table")
     arguments = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is not installed")
+    require_wrk()
     print(f"{usable_cores()} cores, torch {torch.__version__}, {arguments.connections} connections")
     goals: list[tuple[str, float, float]] = []
     with tempfile.TemporaryDirectory() as temporary:

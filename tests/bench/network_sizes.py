@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from models import data
 from models.data.dataset import Dataset, Splits
 from models.networks.build import build
 from models.training import experiment
 from models.training.experiment import Experiment
 from models.training.report import Epoch
 from models.training.train import fit, threads
+from tests.bench.prerequisites import public_data
 
 CONFIGS = Path("models/configs/census_income")
 NETWORKS = ("single_task", "shared_bottom", "moe", "mmoe", "cgc", "ple")
@@ -47,10 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=40_000, help="training rows")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     arguments = parser.parse_args()
-    base = experiment.read(CONFIGS / "mmoe.toml")
-    splits = data.generate(base.data, base.tasks)
+    _, splits = public_data(CONFIGS / "mmoe.toml", "census-income")
     assert isinstance(splits.train, Dataset)
     small = Splits(
         train=splits.train.take(torch.arange(arguments.rows)),

@@ -15,7 +15,6 @@ measured.
 
 import argparse
 import math
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from app.engine.hardware import usable_cores
 from tests import REPOSITORY
 from tests.bench.dialects import v2_binary
 from tests.bench.http import in_process, native, reference_artifact
-from tests.bench.wrk import wrk
+from tests.bench.wrk import require_wrk, wrk
 from tests.support.server import Server, python_of, standalone_server
 
 SIZES = (1, 50, 500)
@@ -128,8 +127,7 @@ def main() -> None:
         "--checkout", type=Path, default=REPOSITORY, help="working tree of the server"
     )
     options = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is not installed")
+    require_wrk()
     checkout = options.checkout.resolve()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

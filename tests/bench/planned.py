@@ -26,7 +26,7 @@ from tests import REPOSITORY
 from tests.bench.dialects import v2_binary, v2_json
 from tests.bench.hot_path import cpu_s, settled
 from tests.bench.http import native, reference_artifact
-from tests.bench.wrk import wrk
+from tests.bench.wrk import require_wrk, wrk
 from tests.support.server import Server, clean_environment, standalone_server
 
 FORMS = {"json": native, "v2-json": v2_json, "v2-binary": v2_binary}
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cpu-only", action="store_true", help="for a busy machine: no sweep")
     options = parser.parse_args()
+    require_wrk()
     if len(os.sched_getaffinity(0)) < 2:
         sys.exit("needs two cores")
     with tempfile.TemporaryDirectory() as temporary:

@@ -9,6 +9,7 @@ Implementations that are not installed are skipped. They may be in a folder of t
 `pip install --target DIR --no-deps torch-rechub deepctr-torch`, then `PYTHONPATH=.:DIR`.
 """
 
+import argparse
 import contextlib
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -399,6 +400,9 @@ def verdict(proof: Callable[[Make], None], make: Make) -> str:
 
 def main() -> None:
     """Print the table in Markdown."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     names = ["Gatehouse", "torch-rechub", "DeepCTR-Torch"]
     print(f"| property | {' | '.join(names)} |\n| --- |{' --- |' * len(names)}")
     for name, proof in PROOFS.items():

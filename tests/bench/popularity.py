@@ -4,12 +4,12 @@ Every candidate is scored by its number of training ratings, the same for all us
 (`python -m models fetch movielens-100k`).
 """
 
+import argparse
 from pathlib import Path
 
-from models import data
-from models.training import experiment
 from models.training.evaluate import figures
 from models.training.losses import target
+from tests.bench.prerequisites import public_data
 
 CONFIG = Path("models/configs/movielens/mmoe.toml")
 POPULARITY = 1  # the column of the dense feature `movie`
@@ -17,8 +17,9 @@ POPULARITY = 1  # the column of the dense feature `movie`
 
 def main() -> None:
     """Print the metrics of both tasks on the test set, in Markdown."""
-    settings = experiment.read(CONFIG)
-    test = data.generate(settings.data, settings.tasks).test
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    settings, splits = public_data(CONFIG, "movielens-100k")
+    test = splits.test
     scores = test.candidate["movie"][:, POPULARITY].double().numpy()
     requests = test.row_to_request.numpy()
     users = test.users.numpy()[requests]

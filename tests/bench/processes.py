@@ -10,6 +10,7 @@ Prints for each the private memory of a copy and of everything together, and wha
 replace a copy that is killed: the time until the new one serves, and its CPU time until then.
 """
 
+import argparse
 import os
 import signal
 import subprocess
@@ -158,6 +159,9 @@ def measure(copies: Copies) -> list[str]:
 
 def main() -> int:
     """Print the table."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     serve = ("app", "serve", "--processes", str(COPIES))
     uvicorn = ("uvicorn", "--workers", str(COPIES), "--factory", f"{__spec__.name}:application")
     with tempfile.TemporaryDirectory() as temporary:

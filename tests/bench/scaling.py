@@ -30,7 +30,7 @@ from tests.bench.dialects import v2_binary
 from tests.bench.hot_path import cpu_s, in_process_cpu_us, settled
 from tests.bench.http import COLUMNS, reference_artifact
 from tests.bench.item_tables import publish_random
-from tests.bench.wrk import wrk
+from tests.bench.wrk import require_wrk, wrk
 from tests.support.server import Server, standalone_server
 
 _PATIENT = {"x-request-timeout-ms": "60000"}
@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--seconds", type=float, default=2, help="of a measurement (default: 2)")
     options = parser.parse_args()
+    require_wrk()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         for part in options.parts:

@@ -23,7 +23,7 @@ from tests.bench.dialects import v2_binary
 from tests.bench.hot_path import Sample, cpu_s, settled
 from tests.bench.http import reference_artifact
 from tests.bench.switch_interval import until_ready
-from tests.bench.wrk import wrk
+from tests.bench.wrk import require_wrk, wrk
 from tests.support.server import clean_environment, free_port
 
 RULES = ("lanes", "alone")
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1], help="(default: 1)")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8])
     options = parser.parse_args()
+    require_wrk()
     loads = [(rows, connections) for rows in options.rows for connections in options.connections]
     samples: dict[tuple[str, tuple[int, int]], list[Sample]] = {}
     with tempfile.TemporaryDirectory() as temporary:

@@ -14,7 +14,6 @@ text format is written by this service and by prometheus_client. Needs wrk.
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from app.telemetry.metrics import Metrics
 from tests import REPOSITORY
 from tests.bench.hot_path import Subject, cpu_s, measure, server_of
 from tests.bench.http import native, reference_artifact
+from tests.bench.wrk import require_wrk
 from tests.support.otlp import collector
 from tests.support.series import fill
 from tests.support.server import Server, clean_environment, free_port, standalone_server, wait_for
@@ -59,8 +59,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=(1, 50), help="of a request")
     parser.add_argument("--checkout", type=Path, help="another working tree, measured beside this")
     arguments = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is not installed")
+    require_wrk()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         reference_artifact(Store(folder / "store"))

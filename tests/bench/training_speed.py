@@ -21,15 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from models import data
 from models.data import Dataset
 from models.networks.build import build
 from models.networks.config import IdFeature
-from models.training import experiment
 from models.training.checkpoint import TrainingState
 from models.training.experiment import Experiment
 from models.training.report import Epoch
 from models.training.train import _learn, threads
+from tests.bench.prerequisites import public_data, require_packages
 
 CONFIG = Path("models/configs/census_income/mmoe.toml")
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
@@ -174,8 +173,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=25_600, help="rows per round")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    settings = experiment.read(CONFIG)
-    splits = data.generate(settings.data, settings.tasks)
+    require_packages("torch_rechub")
+    settings, splits = public_data(CONFIG, "census-income")
     assert isinstance(splits.train, Dataset)
     rows = splits.train.take(torch.arange(arguments.rows))
     sample = dict(splits.dense_sample)

@@ -1,7 +1,9 @@
 """Load a server in a closed loop with wrk (Debian package `wrk`)."""
 
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,12 @@ class ClosedLoop:
     rate: float
     p50_ms: float
     p99_ms: float
+
+
+def require_wrk() -> None:
+    """End the program if wrk is missing."""
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is not installed")
 
 
 def wrk(

@@ -16,7 +16,6 @@ rounds. CPU time is that of all processes of a server, from /proc.
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -59,7 +58,7 @@ from tests.bench.peers.tables import (
     Result,
     write,
 )
-from tests.bench.wrk import wrk
+from tests.bench.wrk import require_wrk, wrk
 
 GROUPS = (("binary", "ids", "own"), ("json",))
 """Forms whose servers run at the same time."""
@@ -314,8 +313,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is not installed")
+    require_wrk()
     FOLDER.mkdir(parents=True, exist_ok=True)
     if arguments.fresh:
         RESULTS.unlink(missing_ok=True)

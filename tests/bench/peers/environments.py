@@ -7,6 +7,7 @@ pins change is installed again. A peer that cannot be installed is left out with
 is kept in `build/peers/<name>.failed` and shown in the report.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -70,10 +71,17 @@ def python_of(peer: str) -> Path:
     return python
 
 
-def main(peers: Sequence[str]) -> int:
+def main() -> int:
     """Install the given peers, or all, one after the other."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("peers", nargs="*", metavar="PEER", help=", ".join(REQUIREMENTS))
+    peers = parser.parse_args().peers or list(REQUIREMENTS)
+    if unknown := [peer for peer in peers if peer not in REQUIREMENTS]:
+        parser.error(f"unknown peer {unknown[0]} (known: {', '.join(REQUIREMENTS)})")
     code = 0
-    for peer in peers or list(REQUIREMENTS):
+    for peer in peers:
         try:
             print(f"{peer}: {python_of(peer)}", flush=True)
         except CannotInstall as error:
@@ -83,4 +91,4 @@ def main(peers: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
