@@ -4,6 +4,7 @@ import argparse
 import functools
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -183,6 +184,47 @@ def test_refused_load_is_shown_with_its_reason(fired, status, attempts):
     with pytest.raises(CannotMeasure, match=message):
         _busy(TARGET, "http://here", "http://here", 4)
     assert tried == attempts
+
+
+@pytest.fixture
+def measured_as(monkeypatch):
+    """Return a function that measures a stand-in for a server on a device."""
+
+    def measured(device, processes, busy):
+        usage = _Usage(0, 0, 0, 0, 1, processes)
+        monkeypatch.setattr(replica_costs, "target_of", lambda _: replace(TARGET, device=device))
+        monkeypatch.setattr(replica_costs, "_response_bytes", lambda *_: 100)
+        monkeypatch.setattr(replica_costs, "_usage", lambda _: usage)
+        monkeypatch.setattr("app.benchmarking.load.fire", lambda _: None)
+        cost = {"batch_ms": 1.0, "row_us": 1.0, "max_batch_rows": 512}
+        engine = {"lanes": [1], "min_chunk_rows": 64, "max_wait_ms": 0.0, "max_queue_rows": 1000}
+        monkeypatch.setattr(replica_costs, "_engine_of", lambda *_: (engine, cost))
+        report = Report.of_rows(TARGET.plan, [(0, 200, 0.1, False, 0.0, 0.0, 0.0)] * 10)
+        monkeypatch.setattr(replica_costs, "_busy", lambda *_: (report, busy))
+        options = argparse.Namespace(
+            url="http://here", metrics_url=None, rows=20, lanes=None, cores=3
+        )
+        return replica_costs.measure(options)
+
+    return measured
+
+
+def test_cores_are_divided_between_processes(measured_as):
+    measured = measured_as("cpu", 2, _Usage(1, 2, 10, 200, 9, 2))
+    assert (measured.processes, measured.replica.cores, measured.memory_bytes) == (2, 1.5, 9)
+
+
+def test_processes_that_share_a_gpu_are_not_planned(measured_as):
+    busy = _Usage(1, 2, 10, 200, 9, 2)
+    with pytest.raises(CannotMeasure, match="http://here has 2 processes that share a GPU"):
+        measured_as("cuda:0", 2, busy)
+
+
+@pytest.mark.parametrize("busy", [_Usage(1, 2, 4, 80, 9, 2), _Usage(1, 2, 10, 200, 9, 1)])
+def test_metrics_of_another_server_are_told(measured_as, busy):
+    """Ten requests of twenty rows were served by two processes."""
+    with pytest.raises(CannotMeasure, match="do not show the requests that http://here served"):
+        measured_as("cpu", 2, busy)
 
 
 METRICS = """\
