@@ -36,6 +36,7 @@ def publisher(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None
     assert process.stdout.readline().strip() == str(next(tmp_path.iterdir()))
     yield process
     process.kill()

@@ -857,6 +857,7 @@ def test_a_publish_that_is_ended_leaves_nothing_for_long(store, tmp_path, capsys
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    assert process.stdout is not None
     assert process.stdout.readline() == "stopped\n"
     process.send_signal(number)
     process.communicate()
