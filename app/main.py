@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,15 @@ import torch
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import models, open_inference as v2, operations, problems, rank, table_rows
+from app.api import (
+    models,
+    open_inference as v2,
+    operations,
+    problems,
+    processes,
+    rank,
+    table_rows,
+)
 from app.api.browsers import SecurityHeadersMiddleware, parse_origins, with_cors
 from app.api.console import page as console
 from app.api.examples import example_request
@@ -44,7 +52,7 @@ from app.scoring.version_examiner import VersionExaminer
 from app.settings import Settings
 from app.telemetry.event_loop import EventLoopMonitor
 from app.telemetry.metrics import Metrics
-from app.telemetry.siblings import Member, Render, render_all
+from app.telemetry.siblings import METRICS, Member, Render, render_all
 
 if TYPE_CHECKING:  # it needs the extra `otel`
     from app.scoring.spans import SpanRecorder
@@ -70,8 +78,8 @@ class Gatehouse:
     keys: Keys
     policy_file: PolicyFile
     metrics: Metrics
-    render_metrics: Render
-    """Returns the metrics of this process in the Prometheus format, off the event loop."""
+    texts: Mapping[str, Render]
+    """What this process tells its siblings, by name."""
     lost: asyncio.Event
     """Set when a lane's device will never compute again: the process should end."""
 
@@ -128,9 +136,13 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
         bodies = _bodies(settings, metrics)
         render = partial(asyncio.to_thread, metrics.render)
         scrape = render if member is None else partial(render_all, member, render)
+        texts = {
+            METRICS: render,
+            processes.STATE: partial(processes.render_state, registry, member),
+        }
         stack.enter_context(closing(EventLoopMonitor(metrics)))
         yield Gatehouse(
-            create_app(settings, service, scorer, bodies, log, metrics, keys, scrape),
+            create_app(settings, service, scorer, bodies, log, metrics, keys, scrape, member),
             scorer,
             bodies,
             service,
@@ -138,7 +150,7 @@ async def gatehouse(settings: Settings, member: Member | None = None) -> AsyncIt
             keys,
             PolicyFile(settings.policies, service.policies, registry, metrics.ranking),
             metrics,
-            render,
+            texts,
             lost,
         )
 
@@ -290,6 +302,7 @@ def create_app(
     metrics: Metrics,
     keys: Keys,
     scrape: Render,
+    member: Member | None,
 ) -> ASGIApp:
     """Return the whole HTTP interface: access log, CORS, score calls, then FastAPI's router."""
     fastapi = FastAPIOffline(
@@ -310,6 +323,7 @@ def create_app(
         operations.routes(
             service, scrape, keys, lane_hang_s=lane_hang_s, metrics_port=settings.metrics_port
         ),
+        processes.routes(service.registry, member),
         console.routes(),
         problems.router,
         v2.routes(service, bodies, metrics, serving, lane_hang_s=lane_hang_s),

@@ -71,10 +71,7 @@ def routes(service: Service, gates: GateMetrics, keys: Keys) -> APIRouter:
                 IgnoredFolder(folder=folder, reason=reason)
                 for folder, reason in registry.ignored.items()
             ],
-            refused_tables=[
-                RefusedTable(model=model, table=place, reason=reason)
-                for (model, place), reason in registry.refused_tables.items()
-            ],
+            refused_tables=refused_tables(registry),
             policies=PolicyState(
                 version=service.policies.active.version or None,
                 refused=list(service.policies.refused),
@@ -108,6 +105,14 @@ def routes(service: Service, gates: GateMetrics, keys: Keys) -> APIRouter:
     return router
 
 
+def refused_tables(registry: Registry) -> list[RefusedTable]:
+    """Return the tables and deltas in the store that do not serve, with the reasons."""
+    return [
+        RefusedTable(model=model, table=place, reason=reason)
+        for (model, place), reason in registry.refused_tables.items()
+    ]
+
+
 def _candidates(parameter: str | None) -> int:
     if parameter is None:
         return DEFAULT_CANDIDATES
@@ -128,7 +133,7 @@ def _card(model: Model, service: Service, gates: GateMetrics, keys: Keys) -> Mod
         version=manifest.version,
         not_ready=service.readiness.why_not_ready(model) or None,
         versions=[_loaded(loaded, registry, gates) for loaded in registry.versions(manifest.name)],
-        traffic=_traffic(manifest.name, registry),
+        traffic=traffic_state(manifest.name, registry),
         architecture=manifest.architecture,
         created=manifest.created,
         device=str(model.program.device),
@@ -189,7 +194,8 @@ def _gate_use(model: Model, gates: GateMetrics) -> GateUse | None:
     return GateUse(requests=requests, levels=levels)
 
 
-def _traffic(name: str, registry: Registry) -> TrafficState:
+def traffic_state(name: str, registry: Registry) -> TrafficState:
+    """Return what the traffic file of a model says, and how its canary and shadow go."""
     traffic = registry.traffic.get(name) or Traffic()
     reasons = (registry.traffic_problems.get(name), registry.unassigned.get(name))
     canary = registry.last_canaries.get(name)

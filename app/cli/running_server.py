@@ -1,17 +1,18 @@
-"""Ask a running server, and wait until it has applied a change of the store."""
+"""Ask a running server, and wait until all of its processes have applied a change of the store."""
 
 import argparse
+import http.client
 import json
 import os
 import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import quote
 
 from app.artifacts.tables.listing import ListedTable
 from app.cli.option_values import seconds, server_url
@@ -19,8 +20,7 @@ from app.cli.output import Output
 from app.cli.parser import Parser, complain
 from app.errors import ExitCode
 
-_ASK_EVERY_S = 0.02
-_ASK_ABOUT_TABLES_EVERY_S = 0.2  # the list of all models is some work for a server
+_ASK_EVERY_S = 0.1
 _ASK_TIMEOUT_S = 5.0
 
 
@@ -30,7 +30,7 @@ def add_waiting(parser: Parser) -> None:
         "--wait",
         type=server_url,
         metavar="URL",
-        help="wait until the server at URL has applied the change",
+        help="wait until every process of the server at URL has applied the change",
     )
     parser.add_argument(
         "--timeout",
@@ -43,7 +43,8 @@ def add_waiting(parser: Parser) -> None:
         "--hup",
         type=int,
         metavar="PID",
-        help="send SIGHUP to the server's process, so that it polls the store now",
+        help="send SIGHUP to the server's process, so that it polls the store now; with several "
+        "processes, to the parent, which passes it on to all",
     )
 
 
@@ -69,8 +70,10 @@ def nudge_and_wait(
     if version is None and active != "latest":
         version = int(active)
 
-    def look(url: str) -> _Sight:
-        card = ask(f"{url}/v1/models/{quote(model)}")
+    def look(process: Any) -> _Sight:  # noqa: ANN401  (JSON)
+        card = next((card for card in process["models"] if card["name"] == model), None)
+        if card is None:
+            return _Sight(f'model "{model}" is not active')
         traffic = card["traffic"]
         is_applied = traffic["active"] == active and all(
             (traffic[role] or {"version": None})["version"] == wanted
@@ -80,7 +83,7 @@ def nudge_and_wait(
             return _Sight(f"version {card['version']} of {model} is active", has_applied=True)
         return _Sight("; ".join([f"version {card['version']} is active", *traffic["problems"]]))
 
-    return _wait(options, began, look, _ASK_EVERY_S)
+    return _wait(options, began, look)
 
 
 def nudge_and_wait_for_table(
@@ -100,11 +103,10 @@ def nudge_and_wait_for_table(
     names = [listed.label]
     names += [f"{names[0]}.{number}" for number in listed.deltas]
 
-    def look(url: str) -> _Sight:
-        document = ask(f"{url}/v1/models")
+    def look(process: Any) -> _Sight:  # noqa: ANN401  (JSON)
         tables = [
             served["version"]
-            for card in document["models"]
+            for card in process["models"]
             for served in card["tables"]
             if card["name"] == model and served["table"] == kind
         ]
@@ -114,39 +116,40 @@ def nudge_and_wait_for_table(
                 return _Sight(f"{model} serves from {kind}/{tables[0]}", has_applied=True)
         reasons = [
             f"{refused['table']}: {refused['reason']}"
-            for refused in document["refused_tables"]
+            for refused in process["refused_tables"]
             if refused["model"] == model and refused["table"] in names
         ]
         if reasons:
             return _Sight(f"refuses {'; '.join(reasons)}", has_refused=True)
         if tables:
             return _Sight(f"{model} serves from {kind}/{tables[0]}")
-        if any(card["name"] == model for card in document["models"]):
+        if any(card["name"] == model for card in process["models"]):
             return _Sight(f"{model} has no table of {kind}")
         return _Sight(f'model "{model}" is not active')
 
-    return _wait(options, began, look, _ASK_ABOUT_TABLES_EVERY_S)
+    return _wait(options, began, look)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """What a server does now: it has applied a change, has refused it, or neither yet."""
+    """What a process or a server does now: has applied a change, has refused it, or neither yet."""
 
     state: str
     has_applied: bool = False
     has_refused: bool = False
 
 
-def _wait(
-    options: argparse.Namespace, began: float, look: Callable[[str], _Sight], every_s: float
-) -> int:
+_Look = Callable[[Any], _Sight]
+"""Finds out what a process does from what `/v1/processes` says about it, a JSON object."""
+
+
+def _wait(options: argparse.Namespace, began: float, look: _Look) -> int:
     """Send SIGHUP and wait until a server has applied a change, if asked to; return the exit code.
 
     Args:
         options: of the command.
         began: when the change was made (`time.monotonic`, s).
-        look: asks the server at a URL; may raise OSError.
-        every_s: how often.
+        look: at one process of the server.
     """
     if options.hup is not None:
         try:
@@ -159,7 +162,7 @@ def _wait(
     state = "no response"
     while time.monotonic() < began + options.timeout:
         try:
-            sight = look(options.wait)
+            sight = _look_at_all(_processes(options.wait), look)
         except OSError as error:
             state = f"no response: {error}"
         else:
@@ -171,9 +174,56 @@ def _wait(
             if sight.has_refused:
                 complain(f"{options.wait} {state}")
                 return ExitCode.FAILED
-        time.sleep(every_s)
+        time.sleep(_ASK_EVERY_S)
     complain(f"{options.wait} has not applied the change within {options.timeout:g} s: {state}")
     return ExitCode.FAILED
+
+
+def _processes(url: str) -> Sequence[Any]:
+    """Return what each process of the server at a URL serves, as JSON objects.
+
+    A server of an earlier release does not know `/v1/processes`: the process that answers then
+    counts as the only one.
+
+    Raises:
+        OSError: there is no response, or it is an error.
+    """
+    try:
+        processes: Sequence[Any] = ask(f"{url}/v1/processes")["processes"]
+    except ErrorStatus as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        return [ask(f"{url}/v1/models")]
+    return processes
+
+
+def _look_at_all(processes: Sequence[Any], look: _Look) -> _Sight:
+    """Return what a server does: it has applied a change once every process has.
+
+    One that does not respond may still serve what was before, or load it from what it has read.
+    """
+    if len(processes) == 1:
+        return look(processes[0])
+    sights = {
+        process["process"]: look(process) if process["responds"] else _Sight("does not respond")
+        for process in processes
+    }
+    states = {sight.state for sight in sights.values()}
+    has_applied = all(sight.has_applied for sight in sights.values())
+    if has_applied and len(states) == 1:
+        return _Sight(f"{states.pop()} in all {len(sights)} processes", has_applied=True)
+    refusing = {number: sight for number, sight in sights.items() if sight.has_refused}
+    shown = refusing or sights
+    state = "; ".join(f"process {number}: {sight.state}" for number, sight in shown.items())
+    return _Sight(state, has_applied=has_applied, has_refused=bool(refusing))
+
+
+class ErrorStatus(OSError):
+    """A response with an error status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
 
 
 def ask(url: str, key: str | None = None) -> Any:  # noqa: ANN401  (JSON)
@@ -189,6 +239,8 @@ def ask(url: str, key: str | None = None) -> Any:  # noqa: ANN401  (JSON)
             return json.loads(response.read())
     except urllib.error.HTTPError as error:
         error.close()
-        raise OSError(f"status {error.code}") from None
+        raise ErrorStatus(error.code) from None
+    except http.client.HTTPException as error:  # the server was killed while it responded, say
+        raise OSError(f"not HTTP, or cut short: {error!r}") from None
     except ValueError as error:
         raise OSError(f"not JSON: {error}") from None

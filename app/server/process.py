@@ -114,7 +114,7 @@ class _Process:
                 *(tasks.create_task(watcher.follow(timer)) for watcher, timer in self._watchers),
             ]
             if self._member is not None:
-                answering = siblings.answer(self._member, self._parts.render_metrics)
+                answering = siblings.answer(self._member, self._parts.texts)
                 background += [
                     tasks.create_task(answering),
                     tasks.create_task(self._end_when_stuck()),

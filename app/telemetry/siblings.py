@@ -1,9 +1,12 @@
-"""One scrape for all processes of a service: each sample gets the label `process`.
+"""One response for all processes of a service: metrics with the label `process`, and other texts.
 
 A scrape reaches any of the processes, and the next scrape another one. Whichever it is collects the
 metrics of the others over Unix sockets in a private folder. The series of different processes stay
 apart, so a counter never jumps back because another process answered. A restarted process resets
 its own counters only, which `rate()` expects. A process that does not answer in time is left out.
+
+A process that connects to another one's socket sends the name of a text and a line end. It gets the
+text and a last line that shows that the text is complete.
 """
 
 import asyncio
@@ -21,6 +24,9 @@ UP_HELP = "1 if the metrics of the process are in this scrape, 0 if it did not r
 _END = b"# EOF\n"  # as in OpenMetrics: the text is complete
 _LABELLED = re.compile(rb"^(\w+)\{", re.MULTILINE)
 _UNLABELLED = re.compile(rb"^(\w+) ", re.MULTILINE)
+
+METRICS = "metrics"
+"""The name of the text that has a process's metrics."""
 
 Render = Callable[[], Awaitable[bytes]]
 
@@ -44,13 +50,15 @@ class Member:
         return self.folder / f"{number}.sock"
 
 
-async def answer(member: Member, render: Render) -> None:
-    """Send this process's metrics to each sibling that connects, until cancelled."""
+async def answer(member: Member, texts: Mapping[str, Render]) -> None:
+    """Send each sibling that connects the text that it asks for by name, until cancelled."""
 
-    async def send(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):  # the sibling did not wait
-            writer.write(await render() + _END)
-            await writer.drain()
+            name = (await reader.readline()).decode().rstrip("\n")
+            if name in texts:
+                writer.write(await texts[name]() + _END)
+                await writer.drain()
         writer.close()
 
     path = member.socket_of(member.number)
@@ -61,22 +69,34 @@ async def answer(member: Member, render: Render) -> None:
 
 async def render_all(member: Member, render: Render) -> bytes:
     """Return the metrics of all processes that answer within `TIMEOUT_S`, as one text."""
+    texts = await texts_of_all(member, METRICS, render)
+    return await asyncio.to_thread(merge, texts)
+
+
+async def texts_of_all(member: Member, name: str, render: Render) -> Mapping[int, bytes | None]:
+    """Return the text of a name of every process, by its number; None if it does not answer.
+
+    Args:
+        member: this process.
+        name: of the text.
+        render: returns this process's own text.
+    """
 
     async def text_of(number: int) -> bytes | None:
         if number == member.number:
             return await render()
-        return await _ask(member.socket_of(number))
+        return await _ask(member.socket_of(number), name)
 
-    texts = await asyncio.gather(*map(text_of, range(member.count)))
-    return await asyncio.to_thread(merge, dict(enumerate(texts)))
+    return dict(enumerate(await asyncio.gather(*map(text_of, range(member.count)))))
 
 
-async def _ask(path: Path) -> bytes | None:
-    """Return the metrics of the process that listens on a socket, or None."""
+async def _ask(path: Path, name: str) -> bytes | None:
+    """Return a text of the process that listens on a socket, or None."""
     try:
         async with asyncio.timeout(TIMEOUT_S):
             reader, writer = await asyncio.open_unix_connection(path)
             try:
+                writer.write(f"{name}\n".encode())
                 text = await reader.read()
             finally:
                 writer.close()

@@ -43,6 +43,7 @@ PATHS = (
     *(
         "/v1/models",
         "/v1/models/tiny",
+        "/v1/processes",
         "/v1/engine",
         "/v1/events",
         "/v2",

@@ -201,11 +201,6 @@ def has_pending(pid: int, sent: signal.Signals) -> bool:
     return bool(int(pending, 16) >> (sent - 1) & 1)
 
 
-def children(server: Server) -> list[int]:
-    task = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    return [int(pid) for pid in task.read_text().split()]
-
-
 @pytest.mark.slow
 async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path):
     flags = ("--processes", "2", "--metrics-port", "0", "--request-timeout-ms", "30000")
@@ -233,7 +228,7 @@ async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path)
         assert all(shares.values()), "one process had every connection"
         assert get(f"{server.url}/metrics").status_code == 404
 
-        os.kill(children(server)[0], signal.SIGKILL)
+        os.kill(server.children()[0], signal.SIGKILL)
         answers = [await call() for _ in range(40)]
         assert answers.count(False) <= 1  # it may have been accepted by the one that was killed
         await asyncio.to_thread(wait_until_shared, server, 3)
@@ -244,7 +239,7 @@ async def test_two_processes_share_a_port_and_one_can_be_killed(store, tmp_path)
 
         calls = [asyncio.create_task(call()) for _ in range(20)]
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-        pids = children(server)
+        pids = server.children()
         assert await asyncio.to_thread(server.terminate) == 0
         await asyncio.gather(*calls)
         assert all(map(is_gone, pids))
@@ -274,7 +269,7 @@ def test_any_process_answers_a_scrape_for_all_even_if_one_does_not(store, tmp_pa
         assert len(seen) == 3  # whichever process answered
         assert {number for number, _ in seen} == everyone.keys()
 
-        one = children(server)[0]
+        one = server.children()[0]
         os.kill(one, signal.SIGSTOP)
         text, took_s = first_scrape(server.url)
         os.kill(one, signal.SIGCONT)
@@ -286,7 +281,7 @@ def test_any_process_answers_a_scrape_for_all_even_if_one_does_not(store, tmp_pa
 
         # The processes share what the supervisor has imported, and the supervisor has no threads.
         assert len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) == 1
-        assert all(private_mib(pid) < 80 for pid in children(server))  # a server has twice that
+        assert all(private_mib(pid) < 80 for pid in server.children())  # a server has twice that
         [folder] = Path(temporary).iterdir()
         assert folder.stat().st_mode & 0o777 == 0o700
         assert {path.name for path in folder.iterdir()} == {"0.sock", "1.sock", "2.sock"}
@@ -332,14 +327,14 @@ def test_a_process_whose_event_loop_is_stuck_ends_and_is_restarted(store, tmp_pa
     flags = ("--processes", "2", "--lane-hang-s", "4")  # longer than a slow machine stops
     with running_server(store.folder, tmp_path / "log", *flags) as server:
         wait_until_shared(server, 2)
-        stuck, other = children(server)
+        stuck, other = server.children()
         os.kill(stuck, signal.SIGSTOP)
         wait_until(lambda: has_pending(stuck, signal.SIGALRM))
         os.kill(stuck, signal.SIGCONT)
         wait_until_shared(server, 3)
         assert f"exited with code {-signal.SIGALRM}" in server.log.read_text()
         assert is_gone(stuck)
-        assert other in children(server)
+        assert other in server.children()
 
 
 def served(*flags: str) -> subprocess.CompletedProcess[str]:

@@ -36,6 +36,11 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(START_S)
 
+    def children(self) -> list[int]:
+        """Return the PIDs of its processes, if it has several."""
+        task = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in task.read_text().split()]
+
 
 def free_port() -> int:
     """Return a port that is free at the moment."""

@@ -12,7 +12,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.telemetry import siblings
 from app.telemetry.metrics import Metrics
-from app.telemetry.siblings import UP, Member, Render, answer, merge, render_all
+from app.telemetry.siblings import (
+    METRICS,
+    UP,
+    Member,
+    Render,
+    answer,
+    merge,
+    render_all,
+)
 from tests.support.waiting import until
 
 
@@ -75,7 +83,7 @@ def of(text: bytes) -> Render:
 
 @asynccontextmanager
 async def answering(*members: tuple[Member, Render]) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(answer(member, render)) for member, render in members]
+    tasks = [asyncio.create_task(answer(member, {METRICS: render})) for member, render in members]
     for member, _ in members:
         await until(member.socket_of(member.number).exists, "the member listens")
     try:

@@ -1,0 +1,146 @@
+"""`--wait`: a change counts as applied only when every process of the server has applied it."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import httpx
+import pytest
+
+from app.cli.main import main
+from app.errors import ExitCode
+from tests.support.artifacts import add_version
+from tests.support.builders import published
+from tests.support.server import Server, running_server
+from tests.support.waiting import wait_until
+
+
+@contextmanager
+def responding(documents: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the URL of a server with these JSON documents by path, and 404 for other paths."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps(documents.get(self.path)).encode()
+            self.send_response(200 if self.path in documents else 404)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def serving(version: int, process: int = 0) -> dict[str, Any]:
+    """What a process shows in which a version of `feed` is active, as traffic.toml says."""
+    traffic = {"active": version, "canary": None, "shadow": None, "problems": []}
+    card = {"name": "feed", "version": version, "traffic": traffic, "tables": []}
+    return {"process": process, "responds": True, "models": [card], "refused_tables": []}
+
+
+def silent(process: int) -> dict[str, Any]:
+    return {"process": process, "responds": False, "models": [], "refused_tables": []}
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A store with the versions 1 and 2 of `feed`; it is the default one."""
+    for _ in range(2):
+        published(tmp_path / "store")
+    monkeypatch.setenv("GATEHOUSE_STORE", str(tmp_path / "store"))
+
+
+ACTIVATE_1 = ("activate", "feed", "1", "--timeout", "0.5", "--wait")
+
+
+@pytest.mark.parametrize(
+    ("other", "state"),
+    [
+        (serving(2, 1), "version 2 is active"),
+        (silent(1), "does not respond"),
+        (serving(1, 1) | {"models": []}, 'model "feed" is not active'),
+    ],
+)
+@pytest.mark.usefixtures("store")
+def test_one_process_that_has_not_applied_a_change_is_waited_for(capsys, other, state):
+    processes = {"process": 0, "processes": [serving(1), other]}
+    with responding({"/v1/processes": processes, "/v1/models": serving(1)}) as url:
+        assert main([*ACTIVATE_1, url]) == ExitCode.FAILED
+    assert capsys.readouterr().err == (
+        f"gatehouse: {url} has not applied the change within 0.5 s: "
+        f"process 0: version 1 of feed is active; process 1: {state}\n"
+    )
+
+
+@pytest.mark.usefixtures("store")
+def test_all_processes_have_applied_a_change(capsys):
+    with responding({"/v1/processes": {"processes": [serving(1), serving(1, 1)]}}) as url:
+        assert main([*ACTIVATE_1, url]) == ExitCode.OK
+    assert f"{url}: version 1 of feed is active in all 2 processes (" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("store")
+def test_a_server_of_an_earlier_release_counts_as_one_process(capsys):
+    with responding({"/v1/models": serving(1)}) as url:
+        assert main([*ACTIVATE_1, url]) == ExitCode.OK
+    assert f"{url}: version 1 of feed is active (" in capsys.readouterr().out
+
+
+def processes(url: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{url}/v1/processes").json()["processes"]
+    return found
+
+
+def versions(url: str) -> list[int]:
+    """The version of the only model that each process has active."""
+    return [card["version"] for process in processes(url) for card in process["models"]]
+
+
+def wait_until_all_serve(server: Server, count: int) -> None:
+    wait_until(lambda: len(versions(server.url)) == count, "all processes serve", patience_s=60)
+
+
+@pytest.mark.slow
+def test_wait_ends_when_both_processes_have_applied_a_rollback(tmp_path, tiny, capsys):
+    store = tmp_path / "store"
+    shutil.copytree(tiny.folder, store / "tiny" / "1")
+    add_version(store, "tiny", 2)
+    flags = ("--processes", "2", "--metrics-port", "0", "--store-poll-s", "60", "--lanes", "1")
+    with running_server(store, tmp_path / "log", *flags) as server:
+        wait_until_all_serve(server, 2)
+        states = processes(server.url)
+        assert [(state["process"], state["responds"]) for state in states] == [(0, True), (1, True)]
+        wait = ["--store", str(store), "--wait", server.url]
+        # One process polls now, the other one in a minute.
+        one_polls = [*wait, "--hup", str(server.children()[0]), "--timeout", "3"]
+        assert main(["rollback", "tiny", *one_polls]) == ExitCode.FAILED
+        assert sorted(versions(server.url)) == [1, 2]
+        out, err = capsys.readouterr()
+        assert server.url not in out
+        assert ": version 1 of tiny is active" in err
+        assert ": version 2 is active" in err
+
+        all_poll = [*wait, "--hup", str(server.process.pid)]
+        assert main(["activate", "tiny", "1", *all_poll]) == ExitCode.OK
+        assert "version 1 of tiny is active in all 2 processes (" in capsys.readouterr().out
+        assert versions(server.url) == [1, 1]
+
+        os.kill(server.children()[0], signal.SIGKILL)  # the one that is started loads the newest
+        assert main(["activate", "tiny", "2", *all_poll]) == ExitCode.OK
+        assert "version 2 of tiny is active in all 2 processes (" in capsys.readouterr().out
+        assert versions(server.url) == [2, 2]
