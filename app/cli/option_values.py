@@ -7,11 +7,16 @@ text breaks; the parser puts the option and the text before it.
 import argparse
 import math
 import re
+from urllib.parse import urlsplit
 
 AGE_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 """The units of an age, in seconds."""
 
 _DURATION_UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0}
+
+
+class UnrepeatableValue(argparse.ArgumentTypeError):
+    """A value breaks a rule, and messages must not repeat it: it may contain a secret."""
 
 
 def positive(text: str, *, below: float = 1e6) -> float:
@@ -116,10 +121,53 @@ def age(text: str) -> float:
 
 
 def server_url(text: str) -> str:
-    """Convert the URL of a server."""
-    if not text.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError("must begin with http:// or https://")
-    return text.rstrip("/")
+    """Convert the URL of a server.
+
+    A text with an @ may contain a password, so no message repeats any of it.
+    """
+    wrong = _wrong_url(text)
+    if wrong is None:
+        return text.rstrip("/?#")
+    if "@" in text:
+        rule = "must have no user name or password; an API key is given as GATEHOUSE_KEY"
+        raise UnrepeatableValue(rule)
+    rule, nearest = wrong
+    if nearest and _wrong_url(nearest) is None:
+        raise argparse.ArgumentTypeError(f"{rule}; did you mean {nearest}?")
+    raise argparse.ArgumentTypeError(f"{rule}, as in http://127.0.0.1:8000")
+
+
+def _wrong_url(text: str) -> tuple[str, str] | None:
+    """Return the rule that a URL breaks, and what may have been meant; None if it is right.
+
+    The parser of the standard library drops some characters without a word, so they come first.
+    """
+    if not text.isprintable() or " " in text:
+        return "must have no spaces", "".join(text.split())
+    try:
+        url = urlsplit(text)
+        host = (url.hostname or "").encode("idna").decode()
+    except ValueError:
+        return "must have a host name or an address; an IPv6 address is in brackets", ""
+    if url.scheme not in ("http", "https") or not url.netloc:
+        rest = url.path if url.scheme in ("http", "https") else text.rpartition("://")[2]
+        return "must begin with http:// or https://", f"http://{rest.lstrip('/')}"
+    if "@" in url.netloc:
+        return "must have no user name or password", ""
+    if not host:
+        return "must have a host name or an address", ""
+    if not text.isascii():
+        return "must be ASCII", text.replace(url.hostname or "", host)
+    try:
+        has_port = url.port != 0
+    except ValueError:
+        has_port = False
+    if not has_port:
+        bracketed = f"[{host}]" if ":" in host else host
+        return "the port must be a number from 1 to 65535", f"{url.scheme}://{bracketed}:8000"
+    if url.query or url.fragment:
+        return "must have no query and no fragment", url._replace(query="", fragment="").geturl()
+    return None
 
 
 def pairs(text: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from app.cli.option_values import UnrepeatableValue
 from app.errors import did_you_mean, nearest
 
 _LONGEST_VALUE = 60  # characters of a value that a message repeats
@@ -90,6 +91,8 @@ class Parser(argparse.ArgumentParser):
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError as error:
             name = action.option_strings[0] if action.option_strings else action.metavar
+            if isinstance(error.__context__, UnrepeatableValue):
+                raise WrongUsage(f"{name}: {error.message}") from None
             raise WrongUsage(f"{name} {quoted(arg_string)}: {error.message}") from None
 
 

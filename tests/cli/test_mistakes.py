@@ -69,6 +69,67 @@ def test_a_variable_that_is_not_a_number(capsys, monkeypatch):
     assert answered(capsys, "serve") == (ExitCode.USAGE, line)
 
 
+TAKE_A_URL = {
+    ("bench", "--rate", "10"): "URL",
+    ("plan", "--rate", "10", "--p99", "9ms", "--url"): "--url",
+    ("versions", "--url"): "--url",
+    ("activate", "feed", "1", "--wait"): "--wait",
+    ("rollback", "feed", "--wait"): "--wait",
+    ("publish", "build", "--wait"): "--wait",
+    ("items", "publish", "items.csv", "--wait"): "--wait",
+    ("users", "compact", "--wait"): "--wait",
+}
+
+
+@pytest.mark.parametrize("command", TAKE_A_URL, ids=" ".join)
+def test_a_url_is_checked_before_anything_is_done(capsys, command):
+    rule = "the port must be a number from 1 to 65535; did you mean http://127.0.0.1:8000?"
+    line = f"gatehouse: {TAKE_A_URL[command]} http://127.0.0.1:abc: {rule}\n"
+    assert answered(capsys, *command, "http://127.0.0.1:abc") == (ExitCode.USAGE, line)
+
+
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [
+        ("127.0.0.1:8000", "must begin with http:// or https://; did you mean {right}?"),
+        ("ftp://127.0.0.1:8000", "must begin with http:// or https://; did you mean {right}?"),
+        ("'http://127.0.0.1 :8000'", "must have no spaces; did you mean {right}?"),
+        ("'http://127.0.0.1:80\\t00'", "must have no spaces; did you mean {right}?"),
+        (
+            "'http://127.0.0.1:8000?x=1'",
+            "must have no query and no fragment; did you mean {right}?",
+        ),
+        ("http://:8000", "must have a host name or an address, as in {right}"),
+        (
+            "'http://[::1'",
+            "must have a host name or an address; an IPv6 address is in brackets, as in {right}",
+        ),
+        (
+            "'http://[::1]:x'",
+            "the port must be a number from 1 to 65535; did you mean http://[::1]:8000?",
+        ),
+        ("'http://ü:8000'", "must be ASCII; did you mean http://xn--tda:8000?"),
+    ],
+)
+def test_a_wrong_url_and_the_nearest_right_one(capsys, url, rule):
+    given = url.strip("'").replace("\\t", "\t")
+    code, err = answered(capsys, "versions", "--url", given)
+    right = "http://127.0.0.1:8000"
+    assert (code, err) == (ExitCode.USAGE, f"gatehouse: --url {url}: {rule.format(right=right)}\n")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://me:hidden@host", "me:hidden@host:80", "http://hidden@[::1", "http://me:hid/den@host"],
+)
+def test_a_password_in_a_url_is_never_repeated(capsys, url):
+    rule = "must have no user name or password; an API key is given as GATEHOUSE_KEY"
+    assert answered(capsys, "bench", url, "--rate", 1) == (
+        ExitCode.USAGE,
+        f"gatehouse: URL: {rule}\n",
+    )
+
+
 def test_an_option_that_is_not_a_number(capsys):
     line = "gatehouse: --port abc: must be an integer between 0 and 65535\n"
     assert answered(capsys, "serve", "--port", "abc") == (ExitCode.USAGE, line)
