@@ -86,6 +86,13 @@ def count_or_zero(text: str) -> int:
     return int(text)
 
 
+def process_id(text: str) -> int:
+    """Convert the id of one process: a signal to 0 or a negative number goes to many."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) >= 1):
+        raise argparse.ArgumentTypeError("must be the id of a process, a whole number of 1 or more")
+    return int(text)
+
+
 def version_number(text: str) -> int:
     """Convert the number of a version or a table."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 16 and int(text) >= 1):

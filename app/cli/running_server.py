@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from app.artifacts.tables.listing import ListedTable
-from app.cli.option_values import seconds, server_url
+from app.cli.option_values import process_id, seconds, server_url
 from app.cli.output import Output
 from app.cli.parser import Parser, complain
 from app.errors import ExitCode
@@ -41,7 +41,7 @@ def add_waiting(parser: Parser) -> None:
     )
     parser.add_argument(
         "--hup",
-        type=int,
+        type=process_id,
         metavar="PID",
         help="send SIGHUP to the server's process, so that it polls the store now; with several "
         "processes, to the parent, which passes it on to all",

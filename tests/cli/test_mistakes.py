@@ -88,6 +88,14 @@ def test_a_url_is_checked_before_anything_is_done(capsys, command):
     assert answered(capsys, *command, "http://127.0.0.1:abc") == (ExitCode.USAGE, line)
 
 
+@pytest.mark.parametrize("pid", ["0", "-1"])
+def test_a_process_id_that_stands_for_many_processes(capsys, pid):
+    rule = "must be the id of a process, a whole number of 1 or more"
+    line = f"gatehouse: --hup {pid}: {rule}\n"
+    command = ("activate", "feed", "1", "--store", "/nonexistent", "--hup", pid)
+    assert answered(capsys, *command) == (ExitCode.USAGE, line)
+
+
 @pytest.mark.parametrize(
     ("url", "rule"),
     [
