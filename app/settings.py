@@ -140,10 +140,14 @@ class Settings(BaseSettings):
         30.0, gt=0, description="a lane that runs one batch for longer fails /livez (s)"
     )
     keys_file: Path | None = Field(
-        None, description="file of API keys, one name:secret a line; reloaded when it changes"
+        None,
+        description="file of API keys, one name:secret a line, a secret of 20 to 256 characters; "
+        "reloaded when it changes",
     )
     keys: SecretStr | None = Field(
-        None, description="API keys, name:secret, separated by commas; a variable only, no option"
+        None,
+        description="API keys, name:secret, separated by commas, a secret of 20 to 256 characters; "
+        "a variable only, no option",
     )
     tls_cert: Path | None = Field(
         None, description="PEM file of a certificate chain: serve HTTPS; reloaded when it changes"

@@ -54,11 +54,14 @@ async def _serve(settings: Settings, member: siblings.Member | None) -> ExitCode
     ports = [settings.port] if member is None else []
     ports += [] if settings.metrics_port is None else [settings.metrics_port]
     shared = member is not None
-    listeners = listen(settings.host, ports, scheme=settings.scheme, shared=shared)
+    listeners = listen(settings.host, ports, shared=shared)
     if settings.metrics_port == 0:
         taken = listeners[-1].getsockname()[1]
         settings = settings.model_copy(update={"metrics_port": taken})
     async with gatehouse(settings, member) as parts:
+        parts.policy_file.load()
+        for listener in listeners:  # every setting, and every file that one names, can be used
+            log_address(listener, settings.scheme)
         return await _Process(settings, parts, certificate, member).serve(listeners)
 
 

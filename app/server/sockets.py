@@ -16,9 +16,7 @@ logger = logging.getLogger("app")
 _BACKLOG = 2048
 
 
-def listen(
-    host: str, ports: Sequence[int], *, scheme: str = "http", shared: bool = False
-) -> list[socket.socket]:
+def listen(host: str, ports: Sequence[int], *, shared: bool = False) -> list[socket.socket]:
     """Return one listening socket for each port; port 0 takes a free one.
 
     Several processes can listen on a `shared` one.
@@ -35,7 +33,6 @@ def listen(
             reason = f"cannot listen on {host} port {port}: {error.strerror}"
             raise ConfigurationInvalid(reason) from error
         listeners.append(listener)
-        log_address(listener, scheme)
     return listeners
 
 

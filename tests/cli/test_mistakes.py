@@ -196,6 +196,28 @@ def test_a_missing_store(capsys, tmp_path, monkeypatch, arguments):
 # The port
 
 
+WRONG_SETTINGS = {
+    "keys": ({"GATEHOUSE_KEYS": "anna:short"}, "GATEHOUSE_KEYS: key 1: a secret has 20 to 256 "),
+    "origins": ({"GATEHOUSE_CORS_ORIGINS": "example.org"}, "cors_origins: must be scheme://host"),
+    "traces": ({"OTEL_TRACES_EXPORTER": "otpl"}, "OTEL_TRACES_EXPORTER=otpl: must be otlp or none"),
+    "policies": ({"GATEHOUSE_POLICIES": "none.toml"}, "none.toml: "),
+    "record": ({"GATEHOUSE_RECORD": "/dev/null/x"}, "/dev/null"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("setting", WRONG_SETTINGS)
+def test_a_server_with_a_wrong_setting_never_says_that_it_listens(tmp_path, setting, processes):
+    variables, reason = WRONG_SETTINGS[setting]
+    arguments = ("--store", str(tmp_path), "--port", "0", "--processes", processes)
+    code, lines = started(*arguments, "--metrics-port", "0", environment=variables)
+    assert code == ExitCode.USAGE
+    assert lines[-1].startswith("gatehouse: ")
+    assert reason in lines[-1]
+    assert not [line for line in lines if "listening on" in line]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [(), ("--processes", "2", "--metrics-port", "0")], ids=len)
 def test_a_port_in_use(tmp_path, processes):

@@ -48,7 +48,7 @@ def responding(documents: Mapping[str, Any]) -> Iterator[str]:
 
 def serving(version: int, process: int = 0) -> dict[str, Any]:
     """What a process shows in which a version of `feed` is active, as traffic.toml says."""
-    traffic = {"active": version, "canary": None, "shadow": None, "problems": []}
+    traffic: dict[str, Any] = {"active": version, "canary": None, "shadow": None, "problems": []}
     card = {"name": "feed", "version": version, "traffic": traffic, "tables": []}
     return {"process": process, "responds": True, "models": [card], "refused_tables": []}
 
