@@ -196,10 +196,16 @@ class UnsupportedMediaType(GatehouseError):
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One problem of a request: its place (RFC 6901 JSON pointer) and what is wrong there."""
+    """One problem of a request: its place (RFC 6901 JSON pointer) and what is wrong there.
+
+    The pointer is empty if the problem is one of the whole body, or of a header or a parameter.
+    """
 
     pointer: str
     detail: str
+
+    def __str__(self) -> str:
+        return f"{self.pointer}: {self.detail}" if self.pointer else self.detail
 
 
 class InvalidRequest(GatehouseError):
@@ -213,9 +219,8 @@ class InvalidRequest(GatehouseError):
         self, problems: list[FieldError], *, unknown_keys: Mapping[str, int] = NOTHING_UNKNOWN
     ) -> None:
         """List the problems; `unknown_keys` are those that a table lacks, for metrics."""
-        first = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        super().__init__(f"{first.pointer or '/'}: {first.detail}{more}")
+        super().__init__(f"{problems[0]}{more}")
         self.problems = problems
         self.unknown_keys = unknown_keys
 

@@ -103,7 +103,7 @@ def ranked_document(document: object, policies: ModelPolicies) -> dict[str, obje
     """
     report = ValidationReport()
     if not isinstance(document, dict):
-        report.add("", "must be an object")
+        report.add("", "the body must be an object")
         raise InvalidRequest(report.problems)
     report.unknown_members("", document, _MEMBERS)
     tasks = policies.default.tasks

@@ -84,7 +84,7 @@ def read_request(
         InvalidRequest, PayloadTooLarge: see `Dialect.parse`.
     """
     if not isinstance(document, dict):
-        raise InvalidRequest([FieldError("", "must be an object")])
+        raise InvalidRequest([FieldError("", "the body must be an object")])
     report = ValidationReport()
     report.unknown_members("", document, _MEMBERS)
     model = context.model

@@ -63,7 +63,7 @@ def _problem_body(error: GatehouseError, request_id: str) -> bytes:
 def _v2_body(error: GatehouseError) -> bytes:
     message = str(error)
     if isinstance(error, InvalidRequest):
-        message = "; ".join(f"{problem.pointer}: {problem.detail}" for problem in error.problems)
+        message = "; ".join(map(str, error.problems))
     return orjson.dumps({"error": message})
 
 

@@ -283,3 +283,22 @@ TEMPLATES = ("/v1/score", "/v1/models/{model}/score", "/v2/models/{model}/infer"
 )
 def test_nearest_path_takes_the_callers_own_model(path, nearest):
     assert nearest_path(path, TEMPLATES) == nearest
+
+
+@pytest.mark.parametrize(
+    ("path", "member"),
+    [
+        ("/v1/score", "detail"),
+        ("/v1/models/tiny/rank", "detail"),
+        ("/v2/models/tiny/infer", "error"),
+    ],
+)
+async def test_a_body_that_is_a_list_is_called_the_body(client, path, member):
+    response = await client.post(path, json=[])
+    assert response.status_code == 422
+    assert response.json()[member] == "the body must be an object"
+
+
+async def test_a_wrong_query_parameter_has_no_place_in_the_body(client):
+    response = await client.get("/v1/models/tiny/example?candidates=0")
+    assert response.json()["detail"].startswith("query parameter candidates must be ")

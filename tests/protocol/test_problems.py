@@ -65,7 +65,7 @@ def test_problem_document_lists_every_field_error():
 
 def test_v2_error_is_one_message_with_every_field_error():
     _, _, body = error_response(WRONG, is_v2=True, request_id="the-id")
-    assert json.loads(body) == {"error": "/user/age: must be a number; : is wrong"}
+    assert json.loads(body) == {"error": "/user/age: must be a number; is wrong"}
     _, _, body = error_response(ModelNotFound("no such"), is_v2=True, request_id="the-id")
     assert json.loads(body) == {"error": "no such"}
 

@@ -73,7 +73,7 @@ def test_request_with_features_only_uses_the_default_policy_and_positions():
 
 @pytest.mark.parametrize("sent", [None, [], 1, TEXT, True], ids=str)
 def test_document_that_is_not_an_object_is_refused(sent):
-    assert problems(sent) == [FieldError("", "must be an object")]
+    assert problems(sent) == [FieldError("", "the body must be an object")]
 
 
 def test_unknown_member_is_reported_with_a_suggestion():

@@ -288,7 +288,7 @@ async def test_body_that_is_not_json_is_malformed(client, body):
 async def test_json_that_is_not_an_object_is_refused(client, body):
     response = await client.post(SCORE, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 422
-    assert response.json()["errors"] == [{"pointer": "", "detail": "must be an object"}]
+    assert response.json()["errors"] == [{"pointer": "", "detail": "the body must be an object"}]
 
 
 async def test_other_content_types_are_refused(client):

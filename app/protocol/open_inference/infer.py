@@ -189,7 +189,7 @@ def _read_document(
     manifest = context.model.manifest
     document = decode_document(text, manifest, max_candidates=context.max_candidates)
     if not isinstance(document, dict):
-        raise InvalidRequest([FieldError("", "must be an object")])
+        raise InvalidRequest([FieldError("", "the body must be an object")])
     report.unknown_members("", document, _MEMBERS)
     request_id = document.get("id")
     if request_id is not None and not isinstance(request_id, str):
