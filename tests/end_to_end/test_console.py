@@ -1,5 +1,6 @@
 """The console in a real, headless Chromium, against a real server."""
 
+import itertools
 import re
 import shutil
 import time
@@ -345,6 +346,43 @@ def test_charts_move_under_load(page, server, example):
     page.hover("#latency svg")
     assert "compute" in page.inner_text("#stages")
     assert page.get_attribute("#latency svg", "aria-label").startswith("Latency: p50 ")
+
+
+# Draws cards of a model with one, two and three tasks; returns where histograms and labels are.
+HISTOGRAMS = """async () => {
+  const model = (await read('/v1/models').then(response => response.json())).models[0];
+  const {metrics} = snapshot(await read('/metrics').then(response => response.text()));
+  const edges = [0, .001, .002, .005, .01, .02, .05, .1, .2, .3, .4, .5, .6, .7, .8, .9, 1, 2];
+  // Scores of the first task begin at 0.005, and those of the second one end at 0.2.
+  const upTo = [edge => edge < .005 ? 0 : edge, edge => Math.min(edge, .2), edge => edge];
+  metrics.gatehouse_task_score_bucket = model.tasks.flatMap((task, index) => edges.map(edge => {
+    const le = edge === 2 ? '+Inf' : String(edge);
+    return [{model: model.name, task: task.name, le}, upTo[index](edge)];
+  }));
+  const tasks = [1, 2, 3].map(count => model.tasks.slice(0, count));
+  show('cards', ...tasks.map(tasks => card({...model, tasks}, [], metrics)));
+  const box = node => { const {left, right} = node.getBoundingClientRect(); return [left, right]; };
+  return [...document.querySelectorAll('#cards .grid.fit svg')].map(svg =>
+    ({chart: box(svg), labels: [...svg.querySelectorAll('text')].map(box)}));
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 700, 1280, 1920])
+def test_labels_of_histograms_stay_in_their_chart_and_apart(browser, server, width):
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    page = open_console(context, server.url)
+    page.wait_for_selector("#cards .card")
+    histograms = page.evaluate(HISTOGRAMS)
+    assert len(histograms) == 1 + 2 + 3
+    for histogram in histograms:
+        (left, right), labels = histogram["chart"], histogram["labels"]
+        assert right - left <= 420  # 320 units: labels have at most 1.3 times their size
+        assert len(labels) >= 3
+        assert left <= labels[0][0]
+        assert labels[-1][1] <= right
+        assert all(before[1] + 2 < after[0] for before, after in itertools.pairwise(labels))
+    assert page.errors == []
+    context.close()
 
 
 def test_request_that_is_wrong_shows_the_problems_of_the_api(page):

@@ -96,9 +96,13 @@ function histogram(edges, counts, fill, label) {
     const tall = (height - 20) * n / most, edge = edges[from + i], low = from + i ? edges[from + i - 1] : '−∞';
     svg.append(h('rect', {x: i * step + 1, y: height - 16 - tall, width: Math.max(1, step - 2), height: tall, fill, rx: 1.5},
       h('title', {}, `${low} to ${edge}: ${percent(n / total)}`)));
-    if (i % Math.ceil(shown.length / 7) === 0 || i === shown.length - 1 && shown.length < 8)
-      svg.append(h('text', {x: (i + 1) * step - 2, y: height - 3, 'text-anchor': 'end'}, edge === '+Inf' ? '∞' : short(+edge)));
   });
+  // Labels end at the right edge of their bar. As many as fit beside each other, from the first that does not begin left of the chart.
+  const texts = shown.map((_, i) => edges[from + i] === '+Inf' ? '∞' : short(+edges[from + i]));
+  const wide = text => 6.5 * text.length, right = i => (i + 1) * step - 2;
+  const every = Math.ceil(Math.max(shown.length / 7, (Math.max(...texts.map(wide)) + 8) / step));
+  for (let i = texts.findIndex((text, i) => right(i) >= wide(text)); i >= 0 && i < texts.length; i += every)
+    svg.append(h('text', {x: right(i), y: height - 3, 'text-anchor': 'end'}, texts[i]));
   return svg;
 }
 // The share of each expert, as the alert computes it: its largest weight of any gate, of an even one.
