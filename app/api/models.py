@@ -63,10 +63,7 @@ def routes(service: Service, gates: GateMetrics, keys: Keys) -> APIRouter:
         registry = service.registry
         return ModelList(
             models=[_card(model, service, gates, keys) for model in registry.active_models()],
-            refused=[
-                RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
-                for artifact, reason in registry.refused.items()
-            ],
+            refused=refused_versions(registry),
             ignored=[
                 IgnoredFolder(folder=folder, reason=reason)
                 for folder, reason in registry.ignored.items()
@@ -103,6 +100,14 @@ def routes(service: Service, gates: GateMetrics, keys: Keys) -> APIRouter:
         return example_request(active, candidates, tables, shows_users=shows_users)
 
     return router
+
+
+def refused_versions(registry: Registry) -> list[RefusedArtifact]:
+    """Return the versions in the store that do not serve, with the reasons."""
+    return [
+        RefusedArtifact(model=artifact.model, version=artifact.version, reason=reason)
+        for artifact, reason in registry.refused.items()
+    ]
 
 
 def refused_tables(registry: Registry) -> list[RefusedTable]:

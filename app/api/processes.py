@@ -7,8 +7,8 @@ tables. A client that waits for a change waits until all of them have applied it
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from app.api.models import refused_tables, traffic_state
-from app.api.openapi.model_schemas import RefusedTable, TrafficState
+from app.api.models import refused_tables, refused_versions, traffic_state
+from app.api.openapi.model_schemas import RefusedArtifact, RefusedTable, TrafficState
 from app.artifacts.model_tables import NO_TABLES
 from app.lifecycle.registry import Registry
 from app.telemetry.siblings import Member, texts_of_all
@@ -34,11 +34,12 @@ class ServedModel(BaseModel):
 
 
 class ProcessState(BaseModel):
-    """What one process serves. A process that does not respond has neither models nor tables."""
+    """What one process serves. It is empty for one that does not respond."""
 
     process: int = Field(description="its number, from 0, as in the label process of /metrics")
     responds: bool = Field(description="false while it starts, if it hangs, and after its end")
     models: list[ServedModel]
+    refused: list[RefusedArtifact]
     refused_tables: list[RefusedTable]
 
 
@@ -74,7 +75,9 @@ async def render_state(registry: Registry, member: Member | None) -> bytes:
 
 def _read(number: int, text: bytes | None) -> ProcessState:
     if text is None:
-        return ProcessState(process=number, responds=False, models=[], refused_tables=[])
+        return ProcessState(
+            process=number, responds=False, models=[], refused=[], refused_tables=[]
+        )
     return ProcessState.model_validate_json(text)
 
 
@@ -92,5 +95,9 @@ def _state(registry: Registry, number: int) -> ProcessState:
         for model in registry.active_models()
     ]
     return ProcessState(
-        process=number, responds=True, models=models, refused_tables=refused_tables(registry)
+        process=number,
+        responds=True,
+        models=models,
+        refused=refused_versions(registry),
+        refused_tables=refused_tables(registry),
     )

@@ -55,6 +55,7 @@ def nudge_and_wait(
     began: float,
     *,
     version: int | None = None,
+    candidates: Sequence[int] = (),
     trial: Mapping[str, int | None] = MappingProxyType({}),
 ) -> int:
     """Send SIGHUP and wait until a server has applied a change, if asked to; return the exit code.
@@ -64,7 +65,9 @@ def nudge_and_wait(
         active: what its traffic file says.
         options: of the command.
         began: when the change was made (`time.monotonic`, s).
-        version: the version that must be active; any, if it is None and `active` is "latest".
+        version: the version that must be active; if it is None and `active` is "latest", the newest
+            of `candidates` that the server does not refuse.
+        candidates: the versions that "latest" may mean.
         trial: the version that must have the role `canary` or `shadow`; None if none may have it.
     """
     if version is None and active != "latest":
@@ -79,7 +82,10 @@ def nudge_and_wait(
             (traffic[role] or {"version": None})["version"] == wanted
             for role, wanted in trial.items()
         )
-        if is_applied and version in (None, card["version"]):
+        refused = {entry["version"] for entry in process["refused"] if entry["model"] == model}
+        newest = max((number for number in candidates if number not in refused), default=0)
+        is_wanted = card["version"] >= newest if version is None else card["version"] == version
+        if is_applied and is_wanted:
             return _Sight(f"version {card['version']} of {model} is active", has_applied=True)
         return _Sight("; ".join([f"version {card['version']} is active", *traffic["problems"]]))
 

@@ -67,7 +67,10 @@ def apply(versions: Sequence[Artifact], traffic: Traffic, options: argparse.Name
     model, folder = versions[0].model, versions[0].folder.parent
     traffic.write(folder)
     Output().print_line(f"{folder / TRAFFIC}: active = {traffic.active}, keep = {traffic.keep}")
-    return nudge_and_wait(model, traffic.active, options, began)
+    tried = [role.version for role in (traffic.canary, traffic.shadow) if role is not None]
+    candidates = [artifact.version for artifact in versions if artifact.version not in tried]
+    trial = {"canary": None} if traffic.canary is None else {}
+    return nudge_and_wait(model, traffic.active, options, began, candidates=candidates, trial=trial)
 
 
 def put_on_trial(

@@ -50,11 +50,23 @@ def serving(version: int, process: int = 0) -> dict[str, Any]:
     """What a process shows in which a version of `feed` is active, as traffic.toml says."""
     traffic: dict[str, Any] = {"active": version, "canary": None, "shadow": None, "problems": []}
     card = {"name": "feed", "version": version, "traffic": traffic, "tables": []}
-    return {"process": process, "responds": True, "models": [card], "refused_tables": []}
+    return {
+        "process": process,
+        "responds": True,
+        "models": [card],
+        "refused": [],
+        "refused_tables": [],
+    }
 
 
 def silent(process: int) -> dict[str, Any]:
-    return {"process": process, "responds": False, "models": [], "refused_tables": []}
+    return {
+        "process": process,
+        "responds": False,
+        "models": [],
+        "refused": [],
+        "refused_tables": [],
+    }
 
 
 @pytest.fixture
@@ -99,6 +111,29 @@ def test_a_server_of_an_earlier_release_counts_as_one_process(capsys):
     with responding({"/v1/models": serving(1)}) as url:
         assert main([*ACTIVATE_1, url]) == ExitCode.OK
     assert f"{url}: version 1 of feed is active (" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("store")
+def test_activate_latest_waits_for_the_newest_version_that_is_not_refused(capsys):
+    process = serving(1)
+    process["models"][0]["traffic"]["active"] = "latest"
+    latest = ("activate", "feed", "latest", "--timeout", "0.5", "--wait")
+    with responding({"/v1/processes": {"processes": [process]}}) as url:
+        assert main([*latest, url]) == ExitCode.FAILED
+        assert "has not applied the change within 0.5 s: version 1 is" in capsys.readouterr().err
+        process["refused"] = [{"model": "feed", "version": 2, "reason": "damaged"}]
+        assert main([*latest, url]) == ExitCode.OK
+
+
+@pytest.mark.usefixtures("store")
+def test_activate_waits_for_the_end_of_a_canary(capsys):
+    process = serving(1)
+    process["models"][0]["traffic"]["canary"] = {"version": 2}
+    with responding({"/v1/processes": {"processes": [process]}}) as url:
+        assert main([*ACTIVATE_1, url]) == ExitCode.FAILED
+        assert "has not applied the change within 0.5 s: version 1 is" in capsys.readouterr().err
+        process["models"][0]["traffic"]["canary"] = None
+        assert main([*ACTIVATE_1, url]) == ExitCode.OK
 
 
 def processes(url: str) -> list[dict[str, Any]]:
