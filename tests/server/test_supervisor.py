@@ -294,10 +294,10 @@ def first_scrape(url: str) -> tuple[str, float]:
 
     The kernel also accepts connections for the process that is stopped.
     """
-    for _ in range(30):
+    for _ in range(60):
         began = time.monotonic()
         try:
-            text = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S + 4).text
+            text = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S + 1).text
         except httpx.TimeoutException:
             continue
         return text, time.monotonic() - began
