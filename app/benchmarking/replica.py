@@ -1,9 +1,9 @@
 """What one replica can serve, computed from its measured costs by a simulation of its queues.
 
 Requests of equal size arrive at Poisson times. The event loop handles one after the other; a lane
-that is idle takes a batch of what waits, `a + b · rows` seconds long; a short batch that is alone
-runs on the event loop; large requests are shared between idle lanes; an idle lane waits for more
-rows only if a setting says so; and all share the cores.
+that is idle takes a batch of what waits, `a + b · rows` seconds long; a short batch runs on the
+event loop; large requests are shared between idle lanes; an idle lane waits for more rows only if a
+setting says so; and all share the cores.
 So batches grow with the load by themselves, which no closed formula for queues says.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-INLINE_S = 250e-6
-"""`app.engine.batcher.INLINE_S`, which is not imported: torch takes seconds."""
+from app.engine.inline import longest_inline_s
+
 _REQUESTS = 6000  # of one simulation
 _WARM_UP = 0.1  # share of them that is not counted
 _PRECISION = 1.02
@@ -37,7 +37,7 @@ class Replica:
         max_batch_rows: the most rows of a batch.
         min_chunk_rows: requests are not split into smaller chunks.
         max_wait_s: how long the oldest row may wait for more rows while a lane is idle (s).
-        inline_s: a batch that is alone and at most so long (s) runs on the event loop.
+        runs_inline: whether short batches run on the event loop; those of a GPU do not.
     """
 
     rows: int
@@ -50,7 +50,7 @@ class Replica:
     max_batch_rows: int = 512
     min_chunk_rows: int = 64
     max_wait_s: float = 0.0
-    inline_s: float = INLINE_S
+    runs_inline: bool = True
 
     @property
     def limits(self) -> dict[str, float]:
@@ -203,15 +203,15 @@ class _Simulation:
         replica = self._replica
         if self._inline or self._waits(now):
             return
+        idle = [lane for lane, batch in enumerate(self._lanes) if not batch]
         cost_s = replica.batch_s + replica.row_s * self._waiting_rows
-        is_alone = self._waiting and not any(self._lanes)
-        if is_alone and not replica.is_gpu and cost_s <= replica.inline_s:
+        is_short = self._waiting and cost_s <= longest_inline_s(len(self._waiting))
+        if idle and is_short and replica.runs_inline and not replica.is_gpu:
             self._inline = tuple(request for request, _ in self._waiting)
             self._inline_left_s = cost_s
             self._waiting.clear()
             self._waiting_rows = 0
             return
-        idle = [lane for lane, batch in enumerate(self._lanes) if not batch]
         for position, lane in enumerate(idle):
             if not self._waiting:
                 return

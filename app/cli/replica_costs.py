@@ -59,7 +59,8 @@ def measure(options: argparse.Namespace) -> Measured:
         WrongUsage: there is no such model or feature.
     """
     from app.benchmarking.load import fire
-    from app.benchmarking.replica import INLINE_S, Replica
+    from app.benchmarking.replica import Replica
+    from app.engine.inline import INLINE_S
 
     target = target_of(options)
     response_bytes = _response_bytes(target, options.url)

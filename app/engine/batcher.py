@@ -22,6 +22,7 @@ from app.engine.admission import Forecast, RunningBatch, check_deadline, check_s
 from app.engine.batch import Batch, Chunk, bisect
 from app.engine.cost import MAX_MARGIN
 from app.engine.deadlines import Deadlines
+from app.engine.inline import longest_inline_s
 from app.engine.lanes import BatchResult, OnResult, multiplier_of
 from app.engine.queue import ModelQueue, Queues
 from app.engine.request import Priority, QueuedRequest
@@ -34,13 +35,6 @@ logger = logging.getLogger(__name__)
 
 _REFUSING_S = 0.1
 """For this long after a refusal, requests are checked before their bodies are read."""
-
-INLINE_S = 250e-6
-"""A batch may run on the event loop if it is expected to take at most this long. Handing it to a
-lane and the result back wakes two threads: up to 100 µs, by the machine
-(`python -m tests.bench.small_batches`). Requests that arrive meanwhile wait, but not as long as for
-a large body that is parsed. A model whose cost depends on values never runs
-there: one request could stop the server."""
 
 
 class BatchLane(Protocol):
@@ -67,7 +61,7 @@ class Batcher:
 
     - a request is submitted: its rows join its model's queue;
     - the event loop turns: every idle lane takes a batch from the front of a queue; a short batch
-      that is alone runs on the event loop, because handing it over would take longer;
+      runs on the event loop, because handing it over would take longer (`engine/inline.py`);
     - a lane finishes: it is idle again, and its requests have their results or errors;
     - a deadline passes: the request fails, wherever it is.
     """
@@ -137,7 +131,9 @@ class Batcher:
 
     def learn(self, model: Model, observed: Sequence[tuple[int, float]]) -> None:
         """Start with the costs of a model's warm-up batches, `(rows, seconds)` each."""
-        self._queues.of(model).cost.fit(observed)
+        queue = self._queues.of(model)
+        queue.cost.fit(observed)
+        queue.cpu_cost.fit(observed)
 
     def submit(self, request: QueuedRequest) -> None:
         """Queue a request of one row or more; its `on_done` is called when it has ended.
@@ -236,19 +232,25 @@ class Batcher:
 
     def _start(self, batch: Batch, now: float) -> None:
         lane = self._idle.pop()
-        cost_s = self._queues.of(batch.model).cost.of(batch.rows)
-        runs_inline = (
-            lane.runs_inline
-            and 0 < cost_s <= INLINE_S
-            and batch.model.program.has_steady_cost
-            and not self._running
-            and not self._queues
+        self._running[lane.name] = RunningBatch(
+            batch, now, self._queues.of(batch.model).cost.of(batch.rows)
         )
-        self._running[lane.name] = RunningBatch(batch, now, cost_s)
-        if runs_inline:
+        if lane.runs_inline and self._is_short(batch):
             self._finish(lane, batch, lane.run_inline(batch))
         else:
             lane.submit(batch, lambda result: self._finish(lane, batch, result))
+
+    def _is_short(self, batch: Batch) -> bool:
+        """Whether a batch may run on the event loop: nothing else waits, and it surely ends soon.
+
+        The cost of some models depends on values: one request could stop the server.
+        """
+        cpu_s = self._queues.of(batch.model).cpu_cost.of(batch.rows)
+        return (
+            0 < cpu_s <= longest_inline_s(len(batch.chunks))
+            and batch.model.program.has_steady_cost
+            and not self._queues
+        )
 
     def _finish(self, lane: BatchLane, batch: Batch, result: BatchResult) -> None:
         self._idle.append(lane)
@@ -268,7 +270,7 @@ class Batcher:
         if isinstance(result.scores, Exception):
             self._retry_or_fail(batch, result.scores, queue)
             return
-        if queue.observe(batch.rows, busy_s):
+        if queue.observe(batch.rows, result.timing):
             self._metrics.batch_limit(str(batch.model), queue.memory_limit_rows)
         row = 0
         for chunk, whole in zip(batch.chunks, result.ranked, strict=True):

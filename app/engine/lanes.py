@@ -121,8 +121,13 @@ class Lane:
 
     def run_inline(self, batch: Batch) -> BatchResult:
         """Run a batch in the calling thread, the event loop's, while the lane is idle."""
+        return self._execute(batch)
+
+    def _execute(self, batch: Batch) -> BatchResult:
+        began = time.thread_time()
         result = self._run(batch.model, batch.chunks)
         rank(batch.chunks, result)
+        result.timing.cpu_s = time.thread_time() - began
         return result
 
     def is_alive(self, hang_s: float) -> bool:
@@ -139,8 +144,7 @@ class Lane:
         use_threads(self._threads)
         while (work := self._inbox.get()) is not None:
             batch, on_result = work
-            result = self._run(batch.model, batch.chunks)
-            rank(batch.chunks, result)
+            result = self._execute(batch)
             self._loop.call_soon_threadsafe(self._report, on_result, result)
             del work, batch, on_result, result  # an idle lane keeps nothing of a request
 

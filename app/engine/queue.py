@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 from app.artifacts.loader import Model
 from app.engine.batch import Batch, Chunk
 from app.engine.cost import Cost
-from app.engine.request import Priority, QueuedRequest
+from app.engine.request import BatchTiming, Priority, QueuedRequest
 from app.errors import ClientDisconnected
 
 AGEING_S = 0.25
@@ -76,7 +76,8 @@ class ModelQueue:
 
     Attributes:
         rows: how many rows wait.
-        cost: what a batch costs.
+        cost: how long a batch keeps a lane busy.
+        cpu_cost: the CPU time of a batch.
         memory_limit_rows: the most rows of a batch that fit into memory.
     """
 
@@ -86,6 +87,7 @@ class ModelQueue:
         """Start empty; see `Batcher` for the limits."""
         self.rows = 0
         self.cost = Cost()
+        self.cpu_cost = Cost()
         self._timeouts = timeouts
         self.memory_limit_rows = max_batch_rows
         self._turn_rows = max_batch_rows
@@ -158,9 +160,10 @@ class ModelQueue:
             [*retries, *(level.urgency(aged_at)[0] for level in self._levels if level.chunks)]
         )
 
-    def observe(self, rows: int, duration_s: float) -> bool:
+    def observe(self, rows: int, timing: BatchTiming) -> bool:
         """Learn from a batch that ran; return whether the batch limit was raised again."""
-        self.cost.observe(rows, duration_s)
+        self.cost.observe(rows, timing.busy_s)
+        self.cpu_cost.observe(rows, timing.cpu_s)
         self._batches_since_halved += 1
         if (
             self.memory_limit_rows == self._turn_rows

@@ -123,13 +123,18 @@ class RequestFeatures:
 
 @dataclass(slots=True)
 class BatchTiming:
-    """How long the stages of one batch took (s)."""
+    """How long the stages of one batch took (s).
+
+    `cpu_s` is the CPU time of the thread that ran it: without what it waited for a core or for the
+    interpreter's lock.
+    """
 
     collate_s: float = 0.0
     compute_s: float = 0.0
     rank_s: float = 0.0
     copy_in_s: float = 0.0
     copy_out_s: float = 0.0
+    cpu_s: float = 0.0
     _server_timing: bytes = b""
 
     @property

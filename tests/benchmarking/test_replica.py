@@ -5,9 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from app.benchmarking import replica
 from app.benchmarking.replica import Replica, _Simulation, capacity, fleet, forecast
-from app.engine.batcher import INLINE_S
 
 FREE = 1e-9  # costs nothing
 ONE_BY_ONE = Replica(
@@ -56,11 +54,10 @@ def test_waiting_for_more_rows_makes_batches_larger_and_lanes_less_busy():
     assert forecast(patient, 1000).lane_share < 0.8 * forecast(eager, 1000).lane_share
 
 
-def test_short_batch_that_is_alone_runs_on_the_event_loop():
-    assert replica.INLINE_S == INLINE_S
+def test_short_batch_runs_on_the_event_loop():
     short = Replica(rows=1, front_s=5e-5, batch_s=1e-4, row_s=1e-5, lanes=2, cores=9)
     found = forecast(short, 5000)
-    on_lanes = forecast(replace(short, inline_s=0), 5000)
+    on_lanes = forecast(replace(short, runs_inline=False), 5000)
     assert found.p50_s < 1e-3
     # Requests queue behind the batch on the loop; on a lane they would not.
     assert found.p99_s > on_lanes.p99_s

@@ -9,8 +9,8 @@ import torch
 
 from app.artifacts.program import Program
 from app.engine.batch import Batch
-from app.engine.batcher import INLINE_S
 from app.engine.hardware import start_lanes
+from app.engine.inline import INLINE_S, longest_inline_s
 from app.engine.lanes import Lane, run
 from app.errors import InferenceFailed
 from app.telemetry.metrics import Metrics
@@ -67,14 +67,44 @@ async def test_model_whose_cost_depends_on_values_runs_on_a_lane():
     assert (lane.inline_rows, lane.rows) == ([], [1])
 
 
-async def test_small_batch_does_not_hold_up_the_event_loop_while_a_lane_runs():
+async def test_small_batch_runs_on_the_event_loop_while_a_lane_runs():
     lanes = [cheap_lane("lane-0"), cheap_lane("lane-1")]
     subject = with_known_cost(*lanes)
     large = submit(subject, 1, range(1, 9))
     await asyncio.sleep(0)
-    small = submit(subject, 2, [1])
-    await asyncio.gather(large, small)
-    assert [lane.inline_rows for lane in lanes] == [[], []]
+    scored = await submit(subject, 2, [1])
+    assert scored.scores.tolist() == expected(2, [1])
+    assert sorted(lane.inline_rows for lane in lanes) == [[], [1]]
+    assert (await large).scores.tolist() == expected(1, range(1, 9))
+
+
+async def test_batch_that_a_lane_was_slow_with_still_runs_on_the_event_loop():
+    """A lane that waits for a core or for the interpreter's lock says nothing of the batch."""
+    lane = FakeLane(a_s=0.0, b_s=100 * ROW_S, cpu_share=0.01, runs_inline=True)
+    subject = batcher([lane])
+    for number in range(3):
+        await submit(subject, number, [1])
+    assert (lane.rows, lane.inline_rows) == ([1], [1, 1])
+
+
+def test_limit_grows_with_the_requests_of_a_batch_up_to_a_millisecond():
+    assert longest_inline_s(1) == longest_inline_s(5) == INLINE_S
+    assert longest_inline_s(6) > INLINE_S
+    assert longest_inline_s(12) == 2 * longest_inline_s(6)
+    assert longest_inline_s(13) == longest_inline_s(1000) == 1e-3
+
+
+async def test_batch_of_many_small_requests_runs_on_the_event_loop():
+    """Five rows are too long for one request, but not for five and more."""
+    lane = cheap_lane()
+    subject = with_known_cost(lane)
+    await asyncio.gather(*(submit(subject, number, [number]) for number in range(8)))
+    assert (lane.inline_rows, lane.rows) == ([], [8])
+    lane = FakeLane(a_s=0.0, b_s=ROW_S / 2, runs_inline=True)
+    subject = batcher([lane])
+    subject.learn(sums_model(), [(1, ROW_S / 2), (8, 4 * ROW_S)])
+    await asyncio.gather(*(submit(subject, number, [number]) for number in range(12)))
+    assert (lane.inline_rows, lane.rows) == ([12], [])
 
 
 async def test_lane_that_needs_its_own_thread_never_runs_inline():
@@ -98,13 +128,13 @@ async def test_bad_request_in_an_inline_batch_fails_alone():
     assert lane.inline_rows[0] == 3
 
 
-async def test_rows_of_two_models_run_on_lanes():
+async def test_batch_runs_on_a_lane_while_rows_of_another_model_wait():
     lanes = [cheap_lane("lane-0"), cheap_lane("lane-1")]
     other = sums_model("other")
     subject = with_known_cost(*lanes)
     subject.learn(other, [(1, ROW_S), (8, 8 * ROW_S)])
     await asyncio.gather(submit(subject, 1, [1]), submit(subject, 2, [1], model=other))
-    assert [lane.inline_rows for lane in lanes] == [[], []]
+    assert sorted((lane.rows, lane.inline_rows) for lane in lanes) == [([], [1]), ([1], [])]
 
 
 class TestLane:

@@ -121,7 +121,8 @@ class FakeLane:
 
     Batches of more than `memory_rows` rows fail with an out-of-memory error. `batches` records the
     start time (loop clock) and the rows of each chunk for every batch. `inline_rows` records the
-    rows of batches that ran on the event loop, in no time.
+    rows of batches that ran on the event loop, in no time. A batch is a part of its time,
+    `cpu_share`, on a core.
     """
 
     def __init__(
@@ -132,8 +133,10 @@ class FakeLane:
         b_s: float = 0.0,
         memory_rows: int | None = None,
         runs_inline: bool = False,
+        cpu_share: float = 1.0,
     ) -> None:
         self.name = name
+        self._cpu_share = cpu_share
         self.runs_inline = runs_inline
         self.inline_rows: list[int] = []
         self.batches: list[tuple[float, list[int]]] = []
@@ -151,7 +154,7 @@ class FakeLane:
         duration_s = self._a_s + self._b_s * sum(rows)
         result = run(batch.model, batch.chunks)
         rank(batch.chunks, result)
-        result.timing = BatchTiming(compute_s=duration_s)
+        result.timing = self._timing(duration_s)
         if self._memory_rows is not None and sum(rows) > self._memory_rows:
             result = BatchResult(torch.OutOfMemoryError("no memory"))
         loop.call_later(duration_s, self._report, on_result, result)
@@ -161,8 +164,11 @@ class FakeLane:
         self.inline_rows.append(batch.rows)
         result = run(batch.model, batch.chunks)
         rank(batch.chunks, result)
-        result.timing = BatchTiming(compute_s=self._a_s + self._b_s * batch.rows)
+        result.timing = self._timing(self._a_s + self._b_s * batch.rows)
         return result
+
+    def _timing(self, duration_s: float) -> BatchTiming:
+        return BatchTiming(compute_s=duration_s, cpu_s=self._cpu_share * duration_s)
 
     def _report(self, on_result: OnResult, result: BatchResult) -> None:
         self.busy = False
