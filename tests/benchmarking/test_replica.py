@@ -5,7 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from app.benchmarking.replica import Replica, _Simulation, capacity, fleet, forecast
+from app.benchmarking.replica import (
+    Replica,
+    _Simulation,
+    capacity,
+    fleet,
+    forecast,
+    longest_inline_s,
+)
+from app.engine import inline
 
 FREE = 1e-9  # costs nothing
 ONE_BY_ONE = Replica(
@@ -52,6 +60,11 @@ def test_waiting_for_more_rows_makes_batches_larger_and_lanes_less_busy():
     patient = replace(REPLICA, rows=10, max_wait_s=5e-3)
     eager = replace(patient, max_wait_s=0.0)
     assert forecast(patient, 1000).lane_share < 0.8 * forecast(eager, 1000).lane_share
+
+
+def test_short_batches_are_those_of_the_server():
+    for requests in range(1, 100):
+        assert longest_inline_s(requests) == inline.longest_inline_s(requests)
 
 
 def test_short_batch_runs_on_the_event_loop():
