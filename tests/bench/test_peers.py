@@ -71,6 +71,7 @@ def test_goals_are_met_or_not():
     assert not any("Triton" in goal for goal in found)  # it was not measured
     table = list(tables.goal_table(medians(results())))
     assert sum("| not met |" in line for line in table) == 1
+    assert all(line.endswith("| not measured |  |") for line in table[2:])  # of two processes
 
 
 def test_open_loop_compares_p99():
@@ -99,6 +100,7 @@ def test_two_processes_of_ours_are_no_peer():
     cells = medians([*results(), *two])
     assert list(ratios(cells)) == list(ratios(medians(results())))
     assert list(goals(cells)) == list(goals(medians(results())))
+    assert ("50 rows, binary: CPU / mosec", 1 / 650, 1.0) in list(goals(cells, TWO))
     assert [line.split(" | ")[0] for line in summary(cells)][4:7] == [
         f"| **{OURS}, binary**",
         f"| **{TWO}, binary**",
