@@ -54,10 +54,13 @@ default.create_ssl_context = functools.cache(  # type: ignore[attr-defined]
     default.create_ssl_context  # type: ignore[attr-defined]
 )
 
-# A shell starts background commands with SIGINT ignored, and child processes inherit that. Tests
-# that press Ctrl-C in a child process need the default.
+# A shell starts background commands with SIGINT ignored, nohup ignores SIGHUP, and child processes
+# inherit that. Tests that end a child process by a signal need the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+for _ending in (signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(_ending) is signal.SIG_IGN:
+        signal.signal(_ending, signal.SIG_DFL)
 
 MOST_WORKERS = 8  # each one holds torch, about 0.5 GB
 
