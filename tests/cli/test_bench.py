@@ -3,9 +3,6 @@
 import json
 import re
 import sys
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -17,6 +14,7 @@ from app.cli.load_target import Target
 from app.cli.main import main
 from app.errors import ExitCode
 from tests.support.builders import published
+from tests.support.fixed_responses import responding
 from tests.support.server import running_server
 
 KEY = "a-key-that-is-long-enough-for-this-test"
@@ -39,30 +37,6 @@ def key(monkeypatch):
     """The caller's key is in the environment."""
     monkeypatch.setenv("GATEHOUSE_KEY", KEY)
     monkeypatch.setenv("COLUMNS", "200")
-
-
-@contextmanager
-def responding(status, body):
-    """Yield the URL of a server that gives every request the same response."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def bench(capsys, *arguments):
@@ -183,7 +157,7 @@ def test_server_that_is_not_there_is_named(capsys):
 )
 @pytest.mark.parametrize("arguments", [("bench", "{}", "--rate", "1"), PLAN_OF])
 def test_response_that_is_of_no_use_is_told_from_none(capsys, body, status, reason, arguments):
-    with responding(status, body) as url:
+    with responding(lambda _: (status, body)) as url:
         code = main([argument.format(url) for argument in arguments])
     assert code == ExitCode.FAILED
     err = capsys.readouterr().err
@@ -194,7 +168,7 @@ def test_response_that_is_of_no_use_is_told_from_none(capsys, body, status, reas
 @pytest.mark.parametrize("arguments", [("bench", "{}", "--rate", "1"), PLAN_OF])
 @pytest.mark.parametrize("model", [(), ("--model", "feed")])
 def test_server_without_a_model_is_no_wrong_usage(capsys, arguments, model):
-    with responding(200, b'{"models": []}') as url:
+    with responding(lambda _: (200, b'{"models": []}')) as url:
         code = main([*(argument.format(url) for argument in arguments), *model])
     assert code == ExitCode.FAILED
     assert capsys.readouterr().err == f"gatehouse: {url}: no model is active yet\n"

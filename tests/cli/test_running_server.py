@@ -4,10 +4,8 @@ import json
 import os
 import shutil
 import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
@@ -17,33 +15,18 @@ from app.cli.main import main
 from app.errors import ExitCode
 from tests.support.artifacts import add_version
 from tests.support.builders import published
+from tests.support.fixed_responses import responding
 from tests.support.server import Server, running_server
 from tests.support.waiting import wait_until
 
 
-@contextmanager
-def responding(documents: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the URL of a server with these JSON documents by path, and 404 for other paths."""
+def showing(documents: Mapping[str, Any]) -> AbstractContextManager[str]:
+    """A server with these JSON documents by path, and 404 for other paths."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = json.dumps(documents.get(self.path)).encode()
-            self.send_response(200 if self.path in documents else 404)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def respond(path: str) -> tuple[int, bytes]:
+        return 200 if path in documents else 404, json.dumps(documents.get(path)).encode()
 
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    return responding(respond)
 
 
 def serving(version: int, process: int = 0) -> dict[str, Any]:
@@ -91,7 +74,7 @@ ACTIVATE_1 = ("activate", "feed", "1", "--timeout", "0.5", "--wait")
 @pytest.mark.usefixtures("store")
 def test_one_process_that_has_not_applied_a_change_is_waited_for(capsys, other, state):
     processes = {"process": 0, "processes": [serving(1), other]}
-    with responding({"/v1/processes": processes, "/v1/models": serving(1)}) as url:
+    with showing({"/v1/processes": processes, "/v1/models": serving(1)}) as url:
         assert main([*ACTIVATE_1, url]) == ExitCode.FAILED
     assert capsys.readouterr().err == (
         f"gatehouse: {url} has not applied the change within 0.5 s: "
@@ -101,14 +84,14 @@ def test_one_process_that_has_not_applied_a_change_is_waited_for(capsys, other, 
 
 @pytest.mark.usefixtures("store")
 def test_all_processes_have_applied_a_change(capsys):
-    with responding({"/v1/processes": {"processes": [serving(1), serving(1, 1)]}}) as url:
+    with showing({"/v1/processes": {"processes": [serving(1), serving(1, 1)]}}) as url:
         assert main([*ACTIVATE_1, url]) == ExitCode.OK
     assert f"{url}: version 1 of feed is active in all 2 processes (" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("store")
 def test_a_server_of_an_earlier_release_counts_as_one_process(capsys):
-    with responding({"/v1/models": serving(1)}) as url:
+    with showing({"/v1/models": serving(1)}) as url:
         assert main([*ACTIVATE_1, url]) == ExitCode.OK
     assert f"{url}: version 1 of feed is active (" in capsys.readouterr().out
 
@@ -118,7 +101,7 @@ def test_activate_latest_waits_for_the_newest_version_that_is_not_refused(capsys
     process = serving(1)
     process["models"][0]["traffic"]["active"] = "latest"
     latest = ("activate", "feed", "latest", "--timeout", "0.5", "--wait")
-    with responding({"/v1/processes": {"processes": [process]}}) as url:
+    with showing({"/v1/processes": {"processes": [process]}}) as url:
         assert main([*latest, url]) == ExitCode.FAILED
         assert "has not applied the change within 0.5 s: version 1 is" in capsys.readouterr().err
         process["refused"] = [{"model": "feed", "version": 2, "reason": "damaged"}]
@@ -129,7 +112,7 @@ def test_activate_latest_waits_for_the_newest_version_that_is_not_refused(capsys
 def test_activate_waits_for_the_end_of_a_canary(capsys):
     process = serving(1)
     process["models"][0]["traffic"]["canary"] = {"version": 2}
-    with responding({"/v1/processes": {"processes": [process]}}) as url:
+    with showing({"/v1/processes": {"processes": [process]}}) as url:
         assert main([*ACTIVATE_1, url]) == ExitCode.FAILED
         assert "has not applied the change within 0.5 s: version 1 is" in capsys.readouterr().err
         process["models"][0]["traffic"]["canary"] = None

@@ -72,8 +72,6 @@ def open_segment(folder: Path) -> Segment:
     _verify(mapped, description)
     records = np.frombuffer(mapped[ROWS], description.record)
     index = _index(mapped, description)
-    index.check()
-    _check_rows(index.rows, description)
     folded = None
     if description.fold is not None:
         width = description.fold.width
@@ -94,8 +92,6 @@ def open_index(folder: Path) -> tuple[TableDescription, KeyIndex]:
     description = read_description(folder)
     mapped = _mapped(folder, description)
     index = _index(mapped, description)
-    index.check()
-    _check_rows(index.rows, description)
     return description, index
 
 
@@ -173,6 +169,16 @@ def _verify(mapped: Mapping[FileName, memoryview], description: TableDescription
 
 
 def _index(mapped: Mapping[FileName, memoryview], description: TableDescription) -> KeyIndex:
+    """Return the index of the keys, after checking it."""
+    index = _unchecked_index(mapped, description)
+    index.check()
+    _check_rows(index.rows, description)
+    return index
+
+
+def _unchecked_index(
+    mapped: Mapping[FileName, memoryview], description: TableDescription
+) -> KeyIndex:
     seed, bits = description.seed, description.bits
     rows = np.frombuffer(mapped[KEY_ROWS], "<i4")
     starts = np.frombuffer(mapped[KEY_STARTS], "<u4")
